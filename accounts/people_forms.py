@@ -15,7 +15,7 @@ from django import forms
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
-from django.db.models import Q, QuerySet
+from django.db.models import Max, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
 from accounts.asking import MOST_OPEN, open_requests
@@ -25,7 +25,7 @@ from accounts.models.users import INVITATION
 from accounts.rules import RequiredSignIn, missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
-from ui.forms import ListFilter, holds
+from ui.forms import IDLE_DAYS, ListFilter, holds, unused_for
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
@@ -57,10 +57,22 @@ def matching_words(words: str) -> Q:
     return holds("email", words) | holds("display_name", words)
 
 
+def with_last_call(people: QuerySet[User]) -> QuerySet[User]:
+    """Annotate people with the time of the last call through any of their connections."""
+    last = User.objects.filter(pk=OuterRef("pk")).order_by().annotate(at=Max("connections__last_used_at")).values("at")
+    return people.annotate(last_call_at=Subquery(last))
+
+
 class PeopleFilter(ListFilter):
+    """The filters of the list of people, who need `with_last_call`."""
+
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
     asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
+    idle = forms.ChoiceField(
+        required=False, label="No call", choices=[(days, f"For {days} days") for days in IDLE_DAYS]
+    )
+    radios = ("idle",)
 
     def narrow(self, rows: QuerySet[User]) -> QuerySet[User]:
         if words := self.values.get("q"):
@@ -71,6 +83,8 @@ class PeopleFilter(ListFilter):
             rows = rows.filter(pk__in=[person.pk for person, _, _ in open_requests(MOST_OPEN)])
         if statuses := self.values.get("status"):
             rows = rows.filter(reduce(or_, map(of_status, statuses)))
+        if days := self.values.get("idle"):
+            rows = rows.filter(unused_for(int(days), "last_call_at", "date_joined"))
         return rows
 
 

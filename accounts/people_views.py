@@ -17,7 +17,15 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts import password_links, second_factor
 from accounts.models import User
-from accounts.people_forms import InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
+from accounts.people_forms import (
+    InviteForm,
+    PeopleFilter,
+    PersonForm,
+    ResendInvitationForm,
+    RoleChoice,
+    with_last_call,
+)
+from accounts.person_access import access_of
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm, ask_again
@@ -29,6 +37,8 @@ from connections.impact import cuts
 from ui.pages import (
     AppRequest,
     Undo,
+    confirm,
+    first_names,
     leave,
     posted,
     refuse,
@@ -37,18 +47,39 @@ from ui.pages import (
     show,
 )
 from ui.tables import Column, Table
-from ui.viewset import confirmed, form_page, list_page
+from ui.viewset import Picked, confirmed, form_page, list_page
 
 PEOPLE = Table(
     "people",
     "People",
     (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.PEOPLE_MANAGE),
         Column("name", "Name", sorts=(Lower("display_name"), "email")),
         Column("email", "E-mail", 14, priority=2, sorts=("email",), on_phone=True),
-        Column("role", "Role", 8, priority=3),
-        Column("teams", "Teams", 10, priority=4),
+        Column("role", "Role", 8, priority=3, value="role.name"),
+        Column("teams", "Teams", 10, priority=4, value=lambda person: list(person.teams.all())),
         Column("status", "Status", 10, on_phone=True),
-        Column("signed_in", "Last sign-in", 7, priority=3, sorts=("last_login",), most_first=True, on_phone=True),
+        Column("created", "Created", 7, sorts=("date_joined",), most_first=True, is_extra=True, value="date_joined"),
+        Column(
+            "signed_in",
+            "Last sign-in",
+            7,
+            priority=3,
+            sorts=("last_login",),
+            most_first=True,
+            on_phone=True,
+            value="last_login",
+        ),
+        Column(
+            "called",
+            "Last call",
+            7,
+            priority=4,
+            sorts=("last_call_at",),
+            most_first=True,
+            is_extra=True,
+            value="last_call_at",
+        ),
         Column("acts", "Invitation", 11, kind="acts", said=False),
     ),
     order="email",
@@ -76,8 +107,46 @@ def _acted(
 @require_GET
 @requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    people, filters = User.objects.select_related("role").prefetch_related("teams"), PeopleFilter(request.GET)
+    people = with_last_call(User.objects.select_related("role").prefetch_related("teams"))
+    filters = PeopleFilter(request.GET)
     return list_page(request, "accounts/people.html", people, table=PEOPLE, filters=filters, tab="users")
+
+
+@require_POST
+@requires(Capability.PEOPLE_MANAGE)
+def deactivate_picked(request: AppRequest) -> HttpResponse:
+    """Deactivate the selected people once confirmed, or with `act=reactivate` undo that."""
+    back = request.POST.get("act") == "reactivate"
+    done = "reactivated" if back else "deactivated"
+
+    def refused(person: User) -> str:
+        return "" if person.is_active is not back else f"already {'active' if back else 'deactivated'}"
+
+    people = Picked(request, User.objects.all(), ("person", "people"), back=reverse("accounts:people"), refused=refused)
+    if not people.open:
+        return people.leave(people.left_alone or "Nobody was selected")
+    if not back and not request.POST.get("sure"):
+        return confirm(
+            request,
+            title=f"Deactivate {people.number(people.open)}",
+            text=f"Deactivate {first_names([person.email for person in people.open])}? All sessions end and every "
+            "connection acting as them stops on its next request.",
+            more=sentences("Nothing is revoked: after reactivation, everything works as before.", people.left_alone),
+            kind="primary",
+            icon="pause",
+            hidden=[("sure", "1"), *people.fields(people.open)],
+            back=people.back,
+        )
+    changed = []
+    for person in people.open:
+        try:
+            if person.reactivate(by=request.user) if back else person.deactivate(by=request.user):
+                changed.append(person)
+        except PeopleError as reason:
+            people.apart.append((person, str(reason)))
+    undo = None if back or not changed else Undo(request.path, [("act", "reactivate"), *people.fields(changed)])
+    toast = f"{people.number(changed)} {done}" if changed else ""
+    return people.leave(". ".join(filter(None, (toast, people.left_alone))), undo)
 
 
 @require_GET
@@ -92,6 +161,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": bool(settings.MAIL_SERVER),
         "requests": person.open_requests(),
+        "access": access_of(person, request.user),
     }
     if request.user.has_perm(Capability.LOGS_READ):
         context["call_plots"] = CallPlots.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})

@@ -27,8 +27,15 @@ ROLES = Table(
     "Roles",
     (
         Column("name", "Name"),
-        Column("users", "Users", 5, kind="number", on_phone=True),
-        Column("capabilities", "Capabilities", 8, kind="number", on_phone=True),
+        Column("users", "Users", 5, kind="number", on_phone=True, value="user_count"),
+        Column(
+            "capabilities",
+            "Capabilities",
+            8,
+            kind="number",
+            on_phone=True,
+            value=lambda role: sorted(capability.slug for capability in role.capabilities),
+        ),
         Column("acts", "Actions", 6, kind="acts", said=False),
     ),
 )

@@ -9,6 +9,7 @@ urlpatterns = [
     path("accounts/join/<str:key>/", joining.open_invitation, name="invitation"),
     path("accounts/required/", required_sign_in.required, name="required"),
     path("people/", people_views.listing, name="people"),
+    path("people/deactivate/", people_views.deactivate_picked, name="deactivate_picked"),
     path("people/invite/", people_views.invite, name="invite"),
     path("people/<uuid:pk>/", people_views.detail, name="person"),
     path("people/<uuid:pk>/edit/", people_views.edit, name="edit_person"),

@@ -235,6 +235,8 @@ class Action(StrEnum):
         "{actor} regenerated the key of the connection {target}.",
     )
 
+    LIST_EXPORTED = "list.exported", "{actor} exported the list {list}.", "{actor} exported a list."
+
     LOGS_EXPORTED = "logs.exported", "{actor} exported the log."
 
     OAUTH_APP_REGISTERED = "oauth.app_registered", "The OAuth client {target} was registered."
@@ -243,6 +245,8 @@ class Action(StrEnum):
         "The sign-in of {host} at the gateway {gateway} as {user} was ended.",
         "The sign-in of the connection {target} was ended.",
     )
+
+    PROOF_EXPORTED = "proof.exported", "{actor} exported the log with its proof."
 
     PROVISIONING_KEY_CREATED = "provisioning_key.created", "{actor} created the provisioning key {target}."
     PROVISIONING_KEY_PREVIOUS_ENDED = (

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.export import TYPES, Export, file_response
+from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
 from auditlog.models import Call, Event, Via
@@ -33,6 +33,7 @@ from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from connections import subjects
 from connections.subjects import by_person
+from ui.export import TYPES, file_response
 from ui.operations import File, Query, operation
 from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
@@ -415,7 +416,7 @@ class CallResource(Log):
         kind = self.query_data["format"]
         changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         pieces = replica.read_from_replica(
-            request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me)
+            request, lambda: LogExport(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me)
         )
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)

@@ -25,7 +25,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import Role, Team, User
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
+from auditlog.export import LogExport
 from auditlog.fields import EVENT_EXPORT_COLUMNS
 from auditlog.filters import RANGES
 from auditlog.models import Event, Via, masked
@@ -39,6 +39,7 @@ from hosts.models import Host
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from tokens.models import Token
+from ui.export import TYPES, TooManyExports, file_response, too_many_response
 from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 
 # Names of kinds of objects in events.
@@ -422,7 +423,7 @@ def export_events(request: AppRequest) -> HttpResponse:
     changes = {name: [None, value] for name, value in event_filter.asked.items()}
     try:
         pieces = replica.read_from_replica(
-            request, lambda: Export(event_filter.narrow(), kind, EVENT_EXPORT_COLUMNS, by=request.user)
+            request, lambda: LogExport(event_filter.narrow(), kind, EVENT_EXPORT_COLUMNS, by=request.user)
         )
     except TooManyExports as refused:
         return too_many_response(refused)

@@ -33,6 +33,7 @@ STATED = {
     "partition": "name",
     "to": "person",
     "email": "person",
+    "list": "",
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import charts, events, own_calls, saved_views, views, waterfall, what_if
+from auditlog import charts, events, own_calls, proof, saved_views, views, waterfall, what_if
 
 app_name = "auditlog"
 
@@ -14,6 +14,10 @@ urlpatterns = [
     path("logs/look/", views.keep_look, name="keep_look"),
     path("logs/views/", saved_views.save, name="save_view"),
     path("logs/views/<uuid:pk>/", saved_views.saved_view, name="view"),
+    path("logs/proof/", proof.proof, name="proof"),
+    path("logs/proof/export/", proof.export_proof, name="export_proof"),
+    path("logs/proof/verify_export.py", proof.verifier, name="verifier"),
+    path("logs/proof/checkpoint-key.pem", proof.public_key, name="public_key"),
     path("logs/what-if/", what_if.what_if, name="what_if"),
     path("logs/remedy/", what_if.remedy, name="remedy"),
     path("logs/sessions/<uuid:pk>/", waterfall.session, name="session"),

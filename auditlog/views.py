@@ -21,7 +21,7 @@ from accounts.models import WorkspaceSettings
 from auditlog import columns, facets, filters, replica, saved_views
 from auditlog.actions import Action
 from auditlog.charts import histogram
-from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
+from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS
 from auditlog.filters import RANGES, CallFilter, ListOptions
 from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
@@ -35,6 +35,7 @@ from auditlog.what_if import trail_of, what_if_url
 from auditlog.why import Detail, curl, current_decision, near_tools, payloads, question_of
 from capabilities import Capability, requires
 from connections.models import Connection
+from ui.export import TYPES, TooManyExports, as_csv, file_response, too_many_response
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
 ROWS_BESIDE = 25  # Rows of the list beside an open call.
@@ -200,7 +201,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
     narrowed_by = {name: [None, value] for name, value in call_filter.asked.items()}
     try:
         pieces = replica.read_from_replica(
-            request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS, by=request.user)
+            request, lambda: LogExport(call_filter.search(), kind, EXPORT_COLUMNS, by=request.user)
         )
     except TooManyExports as refused:
         return too_many_response(refused)

@@ -33,14 +33,26 @@ TABLE = Table(
     "hosts-of-gateway",
     "Apps and agents of this gateway",
     (
-        Column("name", "App or agent", sorts=(Lower("name"),)),
-        Column("type", "Type", 8, priority=3, on_phone=True),
+        Column("name", "App or agent", sorts=(Lower("name"),), value="host.name"),
+        Column("type", "Type", 8, priority=3, on_phone=True, value=lambda row: row.host.get_kind_display()),
         Column("state", "State", 9, on_phone=True),
-        Column("users", "People", 6, priority=2, kind="number", hint=LIVE, needs=Capability.MCP_CONNECTIONS_READ),
-        Column("limit", "Tools", 9, priority=3, hint="The set it is limited to on this gateway."),
+        Column(
+            "users",
+            "People",
+            6,
+            priority=2,
+            kind="number",
+            hint=LIVE,
+            needs=Capability.MCP_CONNECTIONS_READ,
+            value="host.user_count",
+        ),
+        Column(
+            "limit", "Tools", 9, priority=3, hint="The set it is limited to on this gateway.", value="host.limited_to"
+        ),
         Column("acts", "Actions", 11, kind="acts", said=False),
     ),
     order="name",
+    row_id="host.pk",
 )
 EXPLAINED = {
     HostsAllowed.ALL: "Includes new ones. Blocked ones are refused.",

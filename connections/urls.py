@@ -1,6 +1,15 @@
 from django.urls import path
 
-from connections import carried_identities, gateway_hosts, sessions, tool_matrix, tool_picker, tool_sets, views
+from connections import (
+    carried_identities,
+    gateway_hosts,
+    sessions,
+    tool_grants,
+    tool_matrix,
+    tool_picker,
+    tool_sets,
+    views,
+)
 
 app_name = "connections"
 
@@ -27,6 +36,8 @@ urlpatterns = [
     path("tool-sets/<uuid:pk>/copy/", tool_picker.copy, name="copy_tool_set"),
     path("tool-sets/<uuid:pk>/archive/", tool_sets.archive, name="archive_tool_set"),
     path("tool-sets/<uuid:pk>/give/", tool_sets.give, name="give_tools"),
+    path("tool-grants/", tool_grants.listing, name="grants"),
+    path("tool-grants/end/", tool_grants.end_selected, name="end_grants"),
     path("tool-grants/<uuid:pk>/end/", tool_sets.end_grant, name="end_grant"),
     path("switch/connections/", views.switch, name="switch"),
     path("revoke/connections/", views.revoke_picked, name="revoke_picked"),

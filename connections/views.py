@@ -47,48 +47,72 @@ from ui.pages import (
     show,
     wants_fragment,
 )
-from ui.tables import WEEK, Column, Table
+from ui.states import status_text
+from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
 LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
+STATUS = Column("status", "Status", 9, on_phone=True, value=lambda row: status_text(row.status_text, row.blocked))
+CONNECTED = Column(
+    "connected",
+    "Connected date",
+    7.5,
+    priority=3,
+    sorts=("connected_at",),
+    most_first=True,
+    value="connection.connected_at",
+)
+USED = Column(
+    "used",
+    "Last used",
+    5.5,
+    priority=2,
+    kind="moment",
+    sorts=("last_used_at",),
+    most_first=True,
+    on_phone=True,
+    value="connection.last_used_at",
+)
 
 MCP = Table(
     "connections",
     "MCP connections",
     (
         PICK,
-        Column("name", "Client name"),
-        Column("status", "Status", 9, on_phone=True),
-        Column("user", "User email", 8.75, on_phone=True),
-        Column("gateway", "Gateway", 6, priority=2, on_phone=True),
+        Column("name", "Client name", value="connection.host.name"),
+        STATUS,
+        Column("user", "User email", 8.75, on_phone=True, value="connection.user.email"),
+        Column("gateway", "Gateway", 6, priority=2, on_phone=True, value="connection.gateway.name"),
         Column("prefix", "API key prefix", 7.5, priority=3),
-        Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
-        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
-        Column("token", "Last token", 5.5, priority=5, hint=LAST_TOKEN),
-        Column("used", "Last used", 5.5, priority=2, kind="moment", on_phone=True),
+        CONNECTED,
+        CALLS,
+        Column("token", "Last token", 5.5, priority=5, hint=LAST_TOKEN, value="connection.last_token_at"),
+        USED,
         Column("acts", "Actions", 8, kind="acts", said=False),
     ),
+    row_id="connection.pk",
 )
 
 
-def _tab(key: str, name: str, *by: str, acts: int) -> Table:
+def _tab(key: str, name: str, by: str, acts: int) -> Table:
     return Table(
         key,
         "Connections",
         (
             PICK,
-            Column("name", name, sorts=(Lower(by[0]),)),
-            Column("user", "User email", 8.75, sorts=("user__email",), on_phone=True),
-            Column("status", "Status", 9, on_phone=True),
+            Column("name", name, sorts=(Lower(by),), value=f"connection.{by.replace('__', '.')}"),
+            Column("user", "User email", 8.75, sorts=("user__email",), on_phone=True, value="connection.user.email"),
+            STATUS,
             Column("prefix", "API key prefix", 7.5, priority=3),
-            Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
-            Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
-            Column("used", "Last used", 5.5, priority=3, kind="moment", on_phone=True),
+            CONNECTED,
+            Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN, value="connection.last_token_at"),
+            USED,
             Column("enabled", "Enabled", 5, kind="switch"),
             Column("acts", "Actions", acts, kind="acts", said=False),
         ),
         fit="spanned",
+        row_id="connection.pk",
     )
 
 

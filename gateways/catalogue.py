@@ -129,6 +129,13 @@ class CatalogueEntry:
         return next(waiting, None)
 
     @property
+    def state(self) -> str:
+        """The state for exports: `waiting`, `quarantined`, `disabled`, `new` or empty."""
+        if self.undecided or self.quarantined:
+            return "waiting" if self.undecided else "quarantined"
+        return "disabled" if not self.gateways else "new" if self.is_new else ""
+
+    @property
     def is_new(self) -> bool:
         return is_new(self.feature)
 

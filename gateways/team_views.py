@@ -27,7 +27,6 @@ from ui.pages import (
     leave,
     number_of,
     own_path,
-    page_of,
     posted,
     seen_version,
     sentences,
@@ -41,8 +40,8 @@ TEAMS = Table(
     "Teams",
     (
         Column("name", "Name"),
-        Column("people", "People", 6, kind="number", on_phone=True),
-        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True),
+        Column("people", "People", 6, kind="number", on_phone=True, value="user_count"),
+        Column("gateways", "Gateways for teams", 10, kind="number", on_phone=True, value="gateway_count"),
     ),
 )
 MEMBERS = Table(
@@ -51,7 +50,7 @@ MEMBERS = Table(
     (
         Column("name", "Name"),
         Column("email", "E-mail", 16, priority=2, on_phone=True),
-        Column("role", "Role", 8, priority=3),
+        Column("role", "Role", 8, priority=3, value="role.name"),
         Column("status", "Status", 10, on_phone=True),
         Column("acts", "Actions", 4, kind="acts", said=False),
     ),
@@ -136,8 +135,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     people = User.objects.filter(teams=team).select_related("role").order_by("email")
-    context = {"team": team, "page": page_of(request, people), "gateways": _live(team)}
-    return show(request, "gateways/team.html", context)
+    return list_page(request, "gateways/team.html", people, table=MEMBERS, team=team, gateways=_live(team))
 
 
 @require_http_methods(["GET", "POST"])

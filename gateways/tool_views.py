@@ -38,6 +38,7 @@ from gateways.views import (
     offered_by_kind,
 )
 from servers.models import Server
+from ui.export import list_export
 from ui.pages import (
     NOTHING_IS_DELETED,
     PAGE_SIZE,
@@ -60,11 +61,11 @@ CATALOGUE = Table(
     "catalogue",
     "Tools of all servers",
     (
-        Column("name", "Tool", sorts=("name",)),
-        Column("server", "Server", 9, priority=2, sorts=("server",), on_phone=True),
+        Column("name", "Tool", sorts=("name",), value="feature.name"),
+        Column("server", "Server", 9, priority=2, sorts=("server",), on_phone=True, value="server.name"),
         Column("effect", "Effect", 7, priority=3, sorts=("effect",), on_phone=True),
         Column("state", "State", 9, on_phone=True),
-        Column("gateways", "Gateways", 9, priority=3, sorts=("gateways",)),
+        Column("gateways", "Gateways", 9, priority=3, sorts=("gateways",), value="gateway_names"),
         Column(
             "calls",
             f"Calls {SPAN.label}",
@@ -74,9 +75,19 @@ CATALOGUE = Table(
             most_first=True,
             needs=Capability.LOGS_READ,
         ),
-        Column("last", "Last use", 7, priority=3, sorts=("last",), most_first=True, needs=Capability.LOGS_READ),
+        Column(
+            "last",
+            "Last use",
+            7,
+            priority=3,
+            sorts=("last",),
+            most_first=True,
+            needs=Capability.LOGS_READ,
+            value="last_used_at",
+        ),
     ),
     order="name",
+    row_id="feature.pk",
 )
 
 
@@ -87,6 +98,8 @@ def catalogue(request: AppRequest) -> HttpResponse:
     filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
     table = CATALOGUE.seen(request)
     tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"))
+    if file := list_export(request, table, tools):
+        return file
     context: dict[str, Any] = {
         "page": Paginator(tools, PAGE_SIZE).get_page(request.GET.get("page")),
         "table": table,

@@ -67,7 +67,7 @@ from ui.pages import (
     switch_target,
     text_of,
 )
-from ui.tables import LIVE, WEEK, Column, Table
+from ui.tables import CALLS, LIVE, Column, Table
 from ui.viewset import Picked, archive_page, confirmed, form_page, list_page, switch_off, switch_on, switch_picked
 
 GATEWAYS = Table(
@@ -77,12 +77,13 @@ GATEWAYS = Table(
         Column("pick", "Pick", 2, kind="pick", needs=Capability.GATEWAYS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("url", "Gateway URL", 20, priority=2),
-        Column("servers", "Servers", 5, priority=3, kind="number"),
-        Column("tools", "Tools", 4, priority=3, kind="number"),
-        Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE),
-        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
+        Column("servers", "Servers", 5, priority=3, kind="number", value="server_count"),
+        Column("tools", "Tools", 4, priority=3, kind="number", value="tool_count"),
+        Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE, value="connection_count"),
+        CALLS,
+        Column("created", "Created", 7, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"),
         Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True),
-        Column("enabled", "Enabled", 5, kind="switch"),
+        Column("enabled", "Enabled", 5, kind="switch", value="enabled"),
         Column("acts", "Actions", 4, kind="acts", said=False),
     ),
     order="name",

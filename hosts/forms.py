@@ -9,7 +9,7 @@ from django import forms
 from django.db.models import Q
 
 from hosts.models import PLAYGROUND, HostKind, HostQuerySet
-from ui.forms import ListFilter
+from ui.forms import IDLE_DAYS, ListFilter, unused_for
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
@@ -45,6 +45,8 @@ class NameAgentForm(forms.Form):
 class HostFilter(ListFilter):
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in (*TYPES, "built-in")])
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
+    idle = forms.ChoiceField(required=False, label="Idle", choices=[(days, f"{days} days") for days in IDLE_DAYS])
+    radios = ("idle",)
 
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
         """Return the matching hosts. Includes the playground only if searched for by name or with type `built-in`."""
@@ -57,4 +59,6 @@ class HostFilter(ListFilter):
             hosts = hosts.filter(kind=kind)
         if statuses := self.values.get("status"):
             hosts = hosts.filter(reduce(or_, (STATUSES[status] for status in statuses)))
+        if days := self.values.get("idle"):
+            hosts = hosts.filter(unused_for(int(days), "last_seen_at", "created_at"))
         return hosts

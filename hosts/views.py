@@ -38,7 +38,7 @@ from ui.pages import (
     show,
     switch_target,
 )
-from ui.tables import LIVE, WEEK, Column, Table
+from ui.tables import CALLS, LIVE, Column, Table
 from ui.viewset import (
     Picked,
     archive_page,
@@ -57,14 +57,26 @@ HOSTS = Table(
     (
         Column("pick", "Pick", 2, kind="pick", needs=Capability.HOSTS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
-        Column("type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True),
-        Column("connections", "Connections", 7, priority=2, kind="number", hint=LIVE),
-        Column("users", "Users", 5, priority=3, kind="number"),
-        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column(
-            "seen", "Last seen", 7, priority=2, kind="moment", sorts=("last_seen_at",), most_first=True, on_phone=True
+            "type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True, value=Host.get_kind_display
         ),
-        Column("added", "Added", 7, priority=4, sorts=("created_at",), most_first=True, is_extra=True),
+        Column("connections", "Connections", 7, priority=2, kind="number", hint=LIVE, value="connection_count"),
+        Column("users", "Users", 5, priority=3, kind="number", value="user_count"),
+        CALLS,
+        Column(
+            "seen",
+            "Last seen",
+            7,
+            priority=2,
+            kind="moment",
+            sorts=("last_seen_at",),
+            most_first=True,
+            on_phone=True,
+            value="last_seen_at",
+        ),
+        Column(
+            "added", "Created", 7, priority=4, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"
+        ),
         Column("status", "Status", 11, on_phone=True),
         Column("acts", "Enabled", 7, kind="acts"),
     ),

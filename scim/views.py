@@ -32,8 +32,9 @@ from scim.models import (
     ProvisioningKeyAlreadyRevoked,
 )
 from tokens.forms import OverlapForm
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
-from ui.tables import Column, Table, show_list
+from ui.pages import AppRequest, confirm, leave, posted, refuse, show
+from ui.tables import Column, Table
+from ui.viewset import list_page
 
 # The columns of the list of provisioning keys.
 
@@ -43,7 +44,7 @@ KEYS = Table(
     (
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("prefix", "Prefix", 8, priority=2),
-        Column("role", "Role of new people", 11, priority=3),
+        Column("role", "Role of new people", 11, priority=3, value="role.name"),
         Column("acts_on", "Acts on", 14, priority=4),
         Column(
             "used",
@@ -54,6 +55,7 @@ KEYS = Table(
             sorts=("last_used_at",),
             most_first=True,
             on_phone=True,
+            value="last_used_at",
         ),
         Column("status", "Status", 7, on_phone=True),
     ),
@@ -110,10 +112,8 @@ def page_url(key: ProvisioningKey) -> str:
 @require_GET
 @requires(Capability.PROVISIONING_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    table = KEYS.seen(request)
     keys = ProvisioningKey.objects.select_related("role")
-    context = {"page": page_of(request, table.ordered(keys)), "table": table, "is_installed": IS_INSTALLED}
-    return show_list(request, "scim/list.html", context)
+    return list_page(request, "scim/list.html", keys, table=KEYS, is_installed=IS_INSTALLED)
 
 
 @require_GET

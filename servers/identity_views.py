@@ -31,6 +31,7 @@ from servers.models import (
     ServerError,
 )
 from servers.oauth_client.flow import SignInRefused, begin_server_sign_in
+from servers.views import IDENTITIES
 from servers.views import server_or_404 as find_server
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -40,14 +41,12 @@ from ui.pages import (
     answer,
     leave,
     open_page,
-    page_of,
     posted,
     refuse,
     sentences,
-    show,
     wants_fragment,
 )
-from ui.viewset import confirmed, form_page, switch_off, switch_on
+from ui.viewset import confirmed, form_page, list_page, switch_off, switch_on
 
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
 
@@ -170,10 +169,15 @@ def page_url(viewer: User, identity: Identity) -> str:
 @requires(Capability.SERVERS_READ)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
-    page = page_of(request, visible(server, request.user))
-    rows = [IdentityRow(identity, request.user) for identity in page]
-    context = {"server": server, "tab": "identities", "page": page, "rows": rows}
-    return show(request, "servers/identities.html", context)
+    return list_page(
+        request,
+        "servers/identities.html",
+        visible(server, request.user),
+        table=IDENTITIES,
+        wrap=lambda identity: IdentityRow(identity, request.user),
+        server=server,
+        tab="identities",
+    )
 
 
 @require_http_methods(["GET", "POST"])

@@ -39,7 +39,7 @@ from ui.pages import (
     text_of,
     wants_fragment,
 )
-from ui.tables import WEEK, Column, Table
+from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, archive_page, form_page, list_page, switch_off, switch_on, switch_picked
 from wire.oauth_client import place_of
 
@@ -50,9 +50,10 @@ SERVERS = Table(
         Column("pick", "Pick", 2, kind="pick", needs=Capability.SERVERS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("url", "URL", 16, priority=2),
-        Column("auth", "Auth", 8, priority=3, sorts=("auth_type", Lower("name")), on_phone=True),
-        Column("gateways", "Gateways", 6, priority=3, kind="number"),
-        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
+        Column("auth", "Auth", 8, priority=3, sorts=("auth_type", Lower("name")), on_phone=True, value="auth_type"),
+        Column("gateways", "Gateways", 6, priority=3, kind="number", value="gateway_count"),
+        CALLS,
+        Column("created", "Created", 7, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"),
         Column("health", "Health", 14, sorts=("health", Lower("name")), on_phone=True),
         Column("acts", "Enabled", 6, kind="acts"),
     ),
@@ -73,15 +74,34 @@ IDENTITIES = Table(
     "identities",
     "Credentials of this server",
     (
-        Column("name", "Label"),
+        Column("name", "Label", sorts=(Lower("label"),), value="identity.label"),
         Column("owner", "Owner", 11, priority=2, on_phone=True),
-        Column("kind", "Kind", 7, priority=4),
-        Column("hint", "Hint", 5, priority=3),
-        Column("used", "Last used", 7, priority=3),
-        Column("status", "Status", 11, on_phone=True),
+        Column("kind", "Kind", 7, priority=4, value="identity.kind"),
+        Column("hint", "Hint", 5, priority=3, value=None),  # Part of the secret.
+        Column(
+            "created",
+            "Created",
+            7,
+            priority=4,
+            sorts=("created_at",),
+            most_first=True,
+            is_extra=True,
+            value="identity.created_at",
+        ),
+        Column(
+            "used",
+            "Last used",
+            7,
+            priority=3,
+            sorts=("last_used_at",),
+            most_first=True,
+            value="identity.last_used_at",
+        ),
+        Column("status", "Status", 11, on_phone=True, value="identity.status"),
         Column("enabled", "Enabled", 5, kind="switch"),
         Column("acts", "Actions", 8, kind="acts", said=False),
     ),
+    row_id="identity.pk",
 )
 
 

@@ -31,14 +31,13 @@ from ui.pages import (
     is_for,
     leave,
     moment_of,
-    page_of,
     posted,
     refuse,
     seen_version,
     show,
 )
-from ui.tables import Column, Table, show_list
-from ui.viewset import confirmed
+from ui.tables import Column, Table
+from ui.viewset import confirmed, list_page
 
 # The columns of the list of sinks.
 
@@ -50,7 +49,15 @@ SINKS = Table(
         Column("place", "Where", 16, priority=2),
         Column("sends", "Gets", 11, priority=3),
         Column("status", "Status", 12, on_phone=True),
-        Column("delivered", "Last delivered", 7, priority=3, sorts=("last_delivered_at",), most_first=True),
+        Column(
+            "delivered",
+            "Last delivered",
+            7,
+            priority=3,
+            sorts=("last_delivered_at",),
+            most_first=True,
+            value="last_delivered_at",
+        ),
         Column("acts", "Actions", 6, kind="acts", said=False),
     ),
     order="name",
@@ -118,11 +125,9 @@ def page_url(sink: Sink) -> str:
 @require_GET
 @requires(Capability.SINKS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    table = SINKS.seen(request)
     late = request.GET.get("late") == "1"
     rows = Sink.objects.late() if late else Sink.objects.all()
-    context = {"page": page_of(request, table.ordered(rows)), "table": table, "late": late, "narrowed": late}
-    return show_list(request, "sinks/list.html", context)
+    return list_page(request, "sinks/list.html", rows, table=SINKS, late=late, narrowed=late)
 
 
 @require_http_methods(["GET", "POST"])

@@ -22,7 +22,6 @@ from httpx._transports import default as httpx_transports
 from pytest_django import Settings
 
 from accounts.models import Role, User
-from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
 from tests import cases, cluster, emptying, groups, make, secrecy, upstreams, workspace
@@ -155,7 +154,7 @@ def sam(db: None) -> User:
 @pytest.fixture(autouse=True)
 def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free all export slots before each test; unread responses of earlier tests would still occupy slots."""
-    monkeypatch.setattr(export, "_running", {})
+    monkeypatch.setattr("ui.export._running", {})
 
 
 @pytest.fixture

@@ -334,6 +334,11 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return "waiting" if self.digest is None else "active"
 
     @property
+    def secret_since(self) -> datetime:
+        """The time of the present secret."""
+        return self.rotated_at or self.created_at
+
+    @property
     def blocked_reason(self) -> str:
         """The reason why calls of an active token are refused, as in the log; empty if they are allowed."""
         return self.connection.refused_for() if self.status == "active" else ""

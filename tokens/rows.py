@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Count, F, Prefetch, Q
+from django.db.models.functions import Coalesce
 from django.http import QueryDict
 from django.utils import timezone
 
@@ -23,6 +24,7 @@ from hosts.models import Host, HostKind, HostQuerySet
 from servers.models import Server
 from tokens.models import Token, TokenKind, TokenQuerySet, TokenScope, sought
 from ui.forms import ListFilter
+from ui.states import status_text
 from ui.tables import Column, Table
 
 # The tokens a person may see and change, and the servers a token reaches; shared by pages and REST.
@@ -104,22 +106,44 @@ def servers_of(token: Token) -> list[Server]:
 
 # The columns of the lists of tokens and API keys.
 
+SECRET_SINCE = Coalesce("rotated_at", "created_at")
+
 TOKENS = Table(
     "tokens",
     "API tokens",
     (
         Column("pick", "Pick", 2, kind="pick"),
-        Column("name", "Name"),
-        Column("prefix", "Prefix", 7, priority=2, on_phone=True),
-        Column("host", "Host", 6.5, on_phone=True),
-        Column("gateway", "Gateway", 5.5, priority=3),
+        Column("name", "Name", value="token.name"),
+        Column("owner", "Owner", 8, is_extra=True, value="token.connection.user.email"),
+        Column("prefix", "Prefix", 7, priority=2, on_phone=True, value="token.prefix"),
+        Column("host", "Host", 6.5, on_phone=True, value="token.connection.host.name"),
+        Column("gateway", "Gateway", 5.5, priority=3, value="token.connection.gateway.name"),
         Column("servers", "Servers", 5, priority=3),
-        Column("created", "Created", 6.5, sorts=("created_at",), most_first=True, is_extra=True),
-        Column("expires", "Expiration date", 7.5, sorts=("expires_at",), on_phone=True),
-        Column("used", "Last used date", 6.5, priority=3),
-        Column("status", "Status", 7.5, on_phone=True),
+        Column(
+            "created",
+            "Created",
+            6.5,
+            sorts=("created_at",),
+            most_first=True,
+            is_extra=True,
+            hint="Regenerating a token changes its secret, not this date.",
+            value="token.created_at",
+        ),
+        Column("secret", "Secret since", 6.5, sorts=(SECRET_SINCE,), is_extra=True, value="token.secret_since"),
+        Column("expires", "Expiration date", 7.5, sorts=("expires_at",), on_phone=True, value="token.expires_at"),
+        Column(
+            "used",
+            "Last used date",
+            6.5,
+            priority=3,
+            sorts=("last_used_at",),
+            most_first=True,
+            value="token.last_used_at",
+        ),
+        Column("status", "Status", 7.5, on_phone=True, value=lambda row: status_text(row.token.status, row.blocked)),
         Column("acts", "Actions", 7, kind="acts", said=False),
     ),
+    row_id="token.pk",
 )
 API_KEYS = Table(
     "api-keys",
@@ -127,10 +151,19 @@ API_KEYS = Table(
     (
         Column("name", "Name"),
         Column("prefix", "Prefix", 7.5, priority=2, on_phone=True),
+        Column("owner", "Owner", 8, is_extra=True, value="user.email"),
         Column("capabilities", "Capabilities", 14, priority=3),
-        Column("expires", "Expires", 7.5, on_phone=True),
-        Column("used", "Last used", 6.5, priority=3),
-        Column("status", "Status", 10, priority=2, on_phone=True),
+        Column("created", "Created", 6.5, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"),
+        Column("expires", "Expires", 7.5, on_phone=True, value="expires_at"),
+        Column("used", "Last used", 6.5, priority=3, sorts=("last_used_at",), most_first=True, value="last_used_at"),
+        Column(
+            "status",
+            "Status",
+            10,
+            priority=2,
+            on_phone=True,
+            value=lambda key: status_text(key.status, key.blocked),
+        ),
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )
@@ -248,6 +281,7 @@ CARES = {
     "unused": Care("Never used", "check or revoke"),
     "idle": Care("Idle for 90 days", "likely not needed"),
     "unlimited": Care("No expiry", "until revoked"),
+    "old": Care("Older than 90 days", "regenerate or revoke"),
     "expiring": Care("Expiring within 14 days", "replace or extend"),
 }
 
@@ -270,6 +304,7 @@ def _means() -> dict[str, Q]:
         "unused": Q(last_used_at=None),
         "idle": Q(last_used_at__lte=now - IDLE),
         "unlimited": Q(expires_at=None),
+        "old": Q(rotated_at__lte=now - IDLE) | Q(rotated_at=None, created_at__lte=now - IDLE),
         "expiring": Q(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON),
     }
 

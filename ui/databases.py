@@ -95,8 +95,19 @@ def direct() -> Iterator[None]:
     if not _direct or present.in_atomic_block:
         yield
         return
-    settings = {**_direct, "OPTIONS": {name: value for name, value in _direct["OPTIONS"].items() if name != "pool"}}
-    with swapped(wrapper(settings)):
+    with apart():
+        yield
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Use a new direct connection in the block, outside the pool of pages. In a transaction, use the current one."""
+    if connections[DEFAULT_DB_ALIAS].in_atomic_block:
+        yield
+        return
+    settings = direct_settings()
+    options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
+    with swapped(wrapper({**settings, "OPTIONS": options})):
         yield
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from django import forms
 from django.db.models import Q
 from django.db.models.functions import Collate, Upper
 from django.db.models.lookups import Contains
+from django.utils import timezone
 from rest_framework import serializers
 
 # Form widgets that Django does not have.
@@ -95,6 +97,17 @@ class ListFilter(forms.Form):
 
     def narrow(self, rows: Any) -> Any:
         raise NotImplementedError
+
+
+# Filters by use.
+
+IDLE_DAYS = ("30", "60", "90")
+
+
+def unused_for(days: int, used: str, created: str) -> Q:
+    """Match rows that were not used for so many days; rows that were never used count from their creation."""
+    limit = timezone.now() - timedelta(days=days)
+    return Q(**{f"{used}__lt": limit}) | Q(**{used: None, f"{created}__lt": limit})
 
 
 # Case-insensitive text search.

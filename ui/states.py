@@ -9,6 +9,11 @@ WORDS = {
 }
 
 
+def status_text(status: str, blocked: str) -> str:
+    """Return a status for exports; `blocked` is the reason that prevents the use, if any."""
+    return f"blocked: {blocked}" if blocked else status
+
+
 def state_label(state: str, kind: str) -> str:
     """Return the display text of a state; `kind` is `host`, `identity`, `sink`, `token` or `user`."""
     return WORDS[kind].get(state, state)

@@ -3,23 +3,31 @@
 A `Table` describes a list. A `TableView` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the
 columns (`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from
 `ui/table_head.html`, each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` inside the form of the
-filters.
+filters. Each list is also a file with all its columns (`?format=csv`, `?format=jsonl`, see ui.export).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.db.models import F, Model, QuerySet
 from django.db.models.expressions import Expression, OrderBy
 from django.http import HttpRequest, HttpResponse, QueryDict
+from django.template.loader import render_to_string
+from django.utils.text import slugify
 
+from capabilities import Capability
 from ui.pages import AppRequest, show, wants_fragment
 
 YEAR = 365 * 86_400
 WEEK = "In the last seven days"
 LIVE = "Without revoked connections"
+CONTROLS = ("acts", "pick", "switch")
 
 
 # eq=False: hash by identity. Columns are cache keys, and hashing all fields is slow.
@@ -35,6 +43,9 @@ class Column:
     `on_phone` shows the column in the second line of a row on phones. An `is_extra` column is shown only if chosen; a
     column that `stays` is always shown. Without `said`, the label is for screen readers only. `needs` are capabilities,
     of which the viewer needs one to see the column.
+
+    `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function; by default the
+    attribute called `name`. Columns of controls are exported only with a `value`, columns with None never.
     """
 
     name: str
@@ -50,6 +61,27 @@ class Column:
     hint: str = ""
     said: bool = True
     needs: str | tuple[str, ...] = ()
+    value: str | Callable[[Any], Any] | None = ""
+
+    @property
+    def is_exported(self) -> bool:
+        return bool(self.value) or (self.value is not None and self.kind not in CONTROLS)
+
+    @property
+    def field(self) -> str:
+        """The name in exports: the label, such as `last_used`."""
+        return slugify(self.label).replace("-", "_")
+
+    def value_of(self, row: Any) -> Any:
+        """Return the cell of `row` for an export; None if an object on the way to it is missing."""
+        if callable(self.value):
+            return _plain(self.value(row))
+        try:
+            return _plain(attrgetter(self.value or self.name)(row))
+        except AttributeError:
+            if "." not in (self.value or ""):
+                raise
+            return None
 
     def is_for(self, user: Any) -> bool:
         """Return whether the user has a capability that shows the column."""
@@ -58,12 +90,26 @@ class Column:
     @property
     def chosen_by_nobody(self) -> bool:
         """True if users cannot show or hide the column."""
-        return self.stays or self.width is None or self.kind in ("acts", "pick", "switch")
+        return self.stays or self.width is None or self.kind in CONTROLS
 
     @property
     def width_text(self) -> str:
         """The width for the style sheet."""
         return f"{self.width:g}" if self.width else ""
+
+
+# Calls of a week, which `{% week %}` counts. Not exported: the log counts calls of any time, and exports them.
+CALLS = Column(
+    "calls",
+    "Calls",
+    6,
+    priority=3,
+    kind="number",
+    hint=WEEK,
+    needs=Capability.LOGS_READ,
+    is_extra=True,
+    value=None,
+)
 
 
 class Head(NamedTuple):
@@ -87,9 +133,9 @@ _TABLES: dict[str, Table] = {}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A list: its name in cookies, caption, columns and default order.
+    """A list: its name in cookies and files, caption, columns and default order.
 
-    Without `order`, rows keep the order of the query.
+    Without `order`, rows keep the order of the query. `row_id` is the attribute with the row's id in exports.
     """
 
     key: str
@@ -97,6 +143,7 @@ class Table:
     columns: tuple[Column, ...]
     order: str = ""
     fit: str = "fixed"
+    row_id: str = "pk"
 
     def __post_init__(self) -> None:
         _TABLES[self.key] = self
@@ -164,6 +211,12 @@ class TableView:
         return [column for column in self.columns if self.shows(column.name)]
 
     @property
+    def exported(self) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The names of the fields of an export, and the functions that return their values."""
+        columns = (column for column in self.columns if column.is_exported)
+        return [("id", attrgetter(self.table.row_id)), *((column.field, column.value_of) for column in columns)]
+
+    @property
     def heads(self) -> list[Head]:
         """The heads of the shown columns. The link of the sorted column reverses the order."""
         return [self._head(column) for column in self.shown]
@@ -226,13 +279,26 @@ class TableView:
             response.set_cookie(self.table.cookie, names, max_age=YEAR, httponly=True, samesite="Lax")
 
 
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON can have it; other objects as their text."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | datetime | UUID):
+        return value
+    return str(value)
+
+
 def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
     """Return the ordering. NULLS LAST is used only for nullable fields, because it prevents the use of an index."""
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
-    has_empty = isinstance(field, str) and "__" not in field and rows.model._meta.get_field(field).null
+    has_empty = isinstance(field, str) and "__" not in field and _may_be_empty(rows, field)
     return by.desc(nulls_last=True) if has_empty else by.desc()
+
+
+def _may_be_empty(rows: QuerySet[Any], field: str) -> bool:
+    return field in rows.query.annotations or bool(rows.model._meta.get_field(field).null)
 
 
 def _asked(request: HttpRequest) -> QueryDict:
@@ -255,7 +321,11 @@ def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> Ht
     request.GET = QueryDict(short)
     response = show(request, template, context)
     view.remember(response)
-    if is_long and wants_fragment(request):
+    if not wants_fragment(request):
+        return response
+    if context["page"].object_list or context.get("narrowed"):
+        response.write(render_to_string("ui/export_links.html", {"request": request, "fragment": True}))
+    if is_long:
         response["HX-Push-Url"] = f"{request.path}?{short}" if short else request.path
     return response
 

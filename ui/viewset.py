@@ -12,6 +12,7 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 from django.http import HttpResponse
 
+from ui.export import list_export
 from ui.forms import ListFilter
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -67,10 +68,13 @@ def list_page(
 ) -> HttpResponse:
     """Render one page of `rows`, narrowed by `filters`, in the order of the table; see `page_of` for `detail`.
 
-    `wrap` converts each row for the template, which gets them as `rows`.
+    `wrap` converts each row for the template, which gets them as `rows`. With `?format=`, all rows come as a file.
     """
     view = table.seen(request)
-    page = page_of(request, view.ordered(filters.narrow(rows) if filters else rows), detail=detail, count=count)
+    listed = view.ordered(filters.narrow(rows) if filters else rows)
+    if file := list_export(request, view, listed, detail, wrap):
+        return file
+    page = page_of(request, listed, detail=detail, count=count)
     shown = {"rows": [wrap(row) for row in page]} if wrap else {}
     narrowing = {"filter_form": filters, "filters": filters.values, "narrowed": filters.is_narrow} if filters else {}
     return show_list(request, template, {"page": page, "table": view, **shown, **narrowing, **context})

@@ -112,7 +112,7 @@ WRITERS_S = 1.0
 TABLE = Call._meta.db_table
 
 
-def _texts(model: type[Model]) -> set[str]:
+def texts(model: type[Model]) -> set[str]:
     """Return the columns to select as text.
 
     They are AS_TEXT and all columns with UUIDs. JSON writes UUIDs as text, and parsing them first would be slow.
@@ -124,13 +124,13 @@ def _texts(model: type[Model]) -> set[str]:
     }
 
 
-TEXTS = _texts(Call)
+TEXTS = texts(Call)
 _ROWS = f"""
 SELECT {columns_of(NEWEST, TEXTS)} FROM {TABLE}
 WHERE created_at >= %s AND created_at < %s AND id > %s AND id <= %s ORDER BY id
 """  # noqa: S608  (constants)
 _EVENTS = f"""
-SELECT {columns_of(NEWEST_OF_EVENTS, _texts(Event), EVENT_COLUMNS)} FROM auditlog_event
+SELECT {columns_of(NEWEST_OF_EVENTS, texts(Event), EVENT_COLUMNS)} FROM auditlog_event
 WHERE id > %s AND id <= %s ORDER BY id LIMIT %s
 """  # noqa: S608  (constants)
 END = datetime(9999, 1, 1, tzinfo=UTC)

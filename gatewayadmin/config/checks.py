@@ -238,7 +238,7 @@ def look_at_distance(report: DatabaseReport, direct: psycopg.Connection[Any]) ->
 
 
 def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], planned: Budget) -> None:
-    from auditlog.export import READERS  # noqa: PLC0415
+    from ui.export import READERS  # noqa: PLC0415
 
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)

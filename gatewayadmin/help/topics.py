@@ -27,6 +27,8 @@ _TOPICS = {
     "auditlog:": "how-to/read-the-log",
     "auditlog:events": "how-to/answer-an-auditor",
     "auditlog:event": "how-to/answer-an-auditor",
+    "auditlog:proof": "how-to/answer-an-auditor",
+    "connections:grants": "how-to/tools",
     "connections:": "how-to/agents-and-tokens",
     "connections:mine": "how-to/credentials",
     "connections:identity": "how-to/credentials",

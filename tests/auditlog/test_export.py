@@ -14,7 +14,7 @@ from django.test import AsyncClient
 
 from accounts.models import User
 from auditlog import export
-from auditlog.export import Export, IncompleteExport, TooManyExports, stream_export
+from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS
 from auditlog.models import Call, Event
 from auditlog.search import Search
@@ -27,6 +27,7 @@ from tests.eventually import eventually
 from tests.exported import rows_of
 from tests.rest import Rest
 from ui import databases
+from ui.export import MAX_EXPORTS, Export, IncompleteExport, TooManyExports, stream_export
 
 NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
 READER = (
@@ -37,8 +38,8 @@ READER = (
 ANYBODY = User(email="anybody@example.com")
 
 
-def all_calls(*, since: datetime | None = None, until: datetime | None = None, by: User = ANYBODY) -> Export:
-    return Export(Search([], since, until), "jsonl", EXPORT_COLUMNS, by=by)
+def all_calls(*, since: datetime | None = None, until: datetime | None = None, by: User = ANYBODY) -> LogExport:
+    return LogExport(Search([], since, until), "jsonl", EXPORT_COLUMNS, by=by)
 
 
 def readers() -> int:
@@ -78,7 +79,7 @@ def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
 def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None, kind: str) -> None:
     call(NOON, request_payload={"a": 10**30})
 
-    told = "".join(Export(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}, by=ANYBODY))
+    told = "".join(LogExport(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}, by=ANYBODY))
 
     assert str(10**30) in told
     assert "complete" in told.splitlines()[-1]
@@ -122,7 +123,7 @@ def test_time_limit_of_pages_does_not_cut_an_export(transactional_db: None, monk
     def limit(session: psycopg.Connection[Any]) -> str:
         return str((session.execute("SHOW statement_timeout").fetchone() or [""])[0])
 
-    with databases.connect_direct() as ordinary, all_calls()._reader() as reader:
+    with databases.connect_direct() as ordinary, all_calls().reader() as reader:
         assert (limit(ordinary), limit(reader)) == ("2s", "0")
 
 
@@ -161,7 +162,7 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
-    whole = Export(Search([]), "csv", EXPORT_COLUMNS, by=ANYBODY)
+    whole = LogExport(Search([]), "csv", EXPORT_COLUMNS, by=ANYBODY)
     pieces = [next(whole), next(whole)]
     with monkeypatch.context() as broken:
         broken.setitem(connections.settings["default"]["OPTIONS"], "options", "-c no_such_setting=1")
@@ -177,7 +178,7 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
 def test_an_export_that_gets_no_session_takes_no_place(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setitem(connections.settings["default"]["OPTIONS"], "options", "-c no_such_setting=1")
-        for _ in range(export.MAX_EXPORTS + 1):
+        for _ in range(MAX_EXPORTS + 1):
             with pytest.raises(psycopg.OperationalError):
                 all_calls()
 
@@ -221,7 +222,7 @@ def test_so_many_exports_of_a_person_run_at_once_and_the_next_is_told_when_to_co
 ) -> None:
     user = make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
     client, rest = sign_in(user), Rest.of(user)
-    running = [all_calls(by=user) for _ in range(export.MAX_EXPORTS)]
+    running = [all_calls(by=user) for _ in range(MAX_EXPORTS)]
     with pytest.raises(TooManyExports):
         all_calls(by=user)
     for path in ("/logs/export/?format=csv", "/settings/admin-events/export/?format=csv"):

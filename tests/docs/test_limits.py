@@ -9,7 +9,6 @@ from accounts import password_links
 from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
-from auditlog.export import MAX_EXPORTS
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
@@ -22,6 +21,7 @@ from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
+from ui.export import MAX_EXPORTS
 from ui.pages import PAGE_SIZE
 from wire import client, definitions, fair_queue, jsonrpc, sse, trace_context
 

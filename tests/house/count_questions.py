@@ -20,12 +20,12 @@ from django.utils import timezone
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.facets import AT_FIRST
 from auditlog.fields import FIELDS
-from auditlog.models import Call, Event
+from auditlog.models import Call, Checkpoint, Event
 from auditlog.outcomes import REASONS, Step
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
-from gateways.models import AccessRequest, Assignment, Feature, Gateway, Listing, ToolPolicy, ToolSet
+from gateways.models import AccessRequest, Assignment, Feature, Gateway, Listing, ToolGrant, ToolPolicy, ToolSet
 from hosts.models import Host
 from oauth.models import Registration
 from proxy.models import Session
@@ -860,6 +860,14 @@ def _first_steps(ask: Ask) -> tuple[float, ...]:
 
 # ---- The table.
 
+GATEWAY_LIVE = Q(gateway__archived_at=None)
+
+
+def _is_old() -> Q:
+    limit = timezone.now() - 90 * DAY
+    return Q(rotated_at__lt=limit) | Q(rotated_at=None, created_at__lt=limit)
+
+
 QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "ask": _asked,
     "act.ends": _act_ends,
@@ -1023,6 +1031,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tokens.unused": lambda ask: _lasting(_tokens(ask)).filter(last_used_at=None).count(),
     "tokens.idle": lambda ask: _lasting(_tokens(ask)).filter(last_used_at__lt=timezone.now() - 90 * DAY).count(),
     "tokens.unlimited": lambda ask: _lasting(_tokens(ask)).filter(expires_at=None).count(),
+    "tokens.old": lambda ask: _lasting(_tokens(ask)).filter(_is_old()).count(),
     "tokens.expiring": lambda ask: _expiring(ask, _tokens(ask) if ask.view == "tokens:list" else None),
     "keys.active": lambda ask: _key_states(ask).count("active") + _key_states(ask).count("blocked"),
     "keys.blocked": lambda ask: _key_states(ask).count("blocked"),
@@ -1041,6 +1050,14 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.sessions": lambda ask: UserSession.objects.filter(user=ask.pk).count(),
+    "person.gateways": lambda ask: Gateway.objects.reachable_by(User.objects.get(pk=ask.pk)).count(),
+    "person.grants": lambda ask: ToolGrant.objects.to(User.objects.get(pk=ask.pk)).filter(GATEWAY_LIVE).count(),
+    "person.tokens": lambda ask: Token.objects.filter(connection__user=ask.pk, kind="access", revoked_at=None).count(),
+    "person.identities": lambda ask: Identity.objects.filter(owner=ask.pk, revoked_at=None).count(),
+    "grants.listed": lambda ask: (
+        ToolGrant.objects.live().filter(gateway__in=Gateway.objects.visible_to(ask.viewer)).count()
+    ),
+    "checkpoints.all": lambda ask: Checkpoint.objects.count(),
     "person.connections": lambda ask: Connection.objects.filter(user=ask.pk, **LIVE).count(),
     "team.people": lambda ask: User.objects.filter(teams=ask.pk).count(),
     "team.gateways": lambda ask: Team.objects.get(pk=ask.pk).gateways.filter(**STILL).count(),
@@ -1083,7 +1100,7 @@ NOT_STORED = {
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
-    r"|1Password|SAML 2\.0|fail with 401|get 403|get 429|±10 %"
+    r"|1Password|SAML 2\.0|Python 3\.9|Exit code 1|fail with 401|get 403|get 429|±10 %"
     r"|24 random bytes|https://93\.184\.216\.34"  # The address of the channel in the world.
     r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” to 7, 30 and 90 days"
 )

@@ -15,7 +15,7 @@ from tests.house.page_numbers import VOID
 SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
 EACH = 1  # The number of links followed to each kind of page.
 # Files, and links that sign out or start something elsewhere.
-NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")
+NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/|[?&]format=|^/logs/proof/.+")
 
 
 @dataclass

@@ -48,6 +48,7 @@ VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that starts elsewhere.
 NOT_PAGES = re.compile(
     r"export|live|slug|find|authenticate|callback|^go$|^gateways:tool$|^oauth:(?!registered|help|client)"
+    r"|^auditlog:(verifier|public_key)$"
 )
 # Pages visited for every object; for dialogs, one or two objects are enough.
 OF_ALL = {
@@ -342,12 +343,16 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
 
-# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation. Checkboxes of filters
-# name the value that the number beside them counts.
+# Keys built by the page from parts: a kind of feature, a list of tokens or keys, a confirmation, a person's access.
+# Checkboxes of filters name the value that the number beside them counts.
 MADE = {
     "ask",
     "facet.calls",
-    *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.", "rail."))),
+    *(
+        key
+        for key in QUESTIONS
+        if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.", "rail.", "person."))
+    ),
     *(key for key in QUESTIONS if key.endswith(".listed")),
 }
 

@@ -100,7 +100,7 @@ def test_columns_are_chosen_in_the_address_and_kept_until_the_usual_ones_are_ask
     usual = heads(client.get("/hosts/"))
 
     chosen = heads(client.get("/hosts/?columns=&columns=added&columns=status"))
-    assert chosen == ["Name", "Added", "Status", "Enabled"]
+    assert chosen == ["Name", "Created", "Status", "Enabled"]
     assert heads(client.get("/hosts/")) == chosen, "it is remembered"
     assert heads(client.get("/servers/"))[0] == "Name", "of each list apart"
     assert heads(client.get("/hosts/?columns=")) == usual

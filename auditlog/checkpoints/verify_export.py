@@ -1,0 +1,363 @@
+#!/usr/bin/env python3
+"""Verify a signed export of the log offline: python3 -I verify_export.py export.jsonl --public-key checkpoint-key.pem
+
+Needs Python 3.9 or newer and nothing else: no network, no installation, no code of the gateway. It checks that
+
+- each checkpoint is signed with the key, and that none is missing between the first and the last,
+- each row is the one that its checkpoint has, and each checkpoint has all its rows here,
+- the file is as it was downloaded, to its last line.
+
+Get the public key from somebody else than the file, best from a copy that was stored when the log was new. Exit codes:
+0 if everything matches, 1 with findings, 2 if the file is not a signed export. What a match proves:
+docs/how-to/answer-an-auditor.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256, sha512
+from typing import IO, Any
+from uuid import UUID
+
+VERSION = 1
+# For each kind of checkpoint, the field of the previous one with the last id covered so far.
+ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
+NOUNS = {"call": "Call", "event": "Admin event"}
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Ed25519 (RFC 8032, section 5.1.7), for verification only: nothing here is secret, so nothing needs constant time.
+
+P = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, P) % P
+ROOT = pow(2, (P - 1) // 4, P)  # A square root of -1.
+Point = tuple[int, int, int, int]
+IDENTITY: Point = (0, 1, 1, 0)
+
+
+def added(a: Point, b: Point) -> Point:
+    """Return the sum of two points in extended coordinates."""
+    r, s = (a[1] - a[0]) * (b[1] - b[0]) % P, (a[1] + a[0]) * (b[1] + b[0]) % P
+    t, u = 2 * a[3] * b[3] * D % P, 2 * a[2] * b[2] % P
+    e, f, g, h = s - r, u - t, u + t, s + r
+    return (e * f % P, g * h % P, f * g % P, e * h % P)
+
+
+@lru_cache(8)
+def table(encoded: bytes) -> list[list[Point]] | None:
+    """Return 0 to 15 times 16^n of the point, for each n, because the same two points are multiplied all the time."""
+    point, rows = decoded(encoded), []
+    for _ in range(64 if point else 0):
+        row = [IDENTITY]
+        for _ in range(15):
+            row.append(added(row[-1], point or IDENTITY))
+        rows.append(row)
+        point = added(row[-1], row[1])
+    return rows or None
+
+
+def times(factor: int, rows: list[list[Point]]) -> Point:
+    """Return the multiple of a point, of which `rows` is the table."""
+    total = IDENTITY
+    for row in rows:
+        if factor & 15:
+            total = added(total, row[factor & 15])
+        factor >>= 4
+    return total
+
+
+def decoded(data: bytes) -> Point | None:
+    """Return the point that 32 bytes encode; None if they encode none."""
+    y = int.from_bytes(data, "little")
+    sign, y = y >> 255, y & ((1 << 255) - 1)
+    if y >= P:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * ROOT % P
+    if (x * x - square) % P or (x == 0 and sign):
+        return None
+    x = P - x if x & 1 != sign else x
+    return (x, y, 1, x * y % P)
+
+
+BASE = (4 * pow(5, -1, P) % P).to_bytes(32, "little")
+
+
+def is_signed(message: bytes, signature: bytes, key: bytes) -> bool:
+    """Return whether `signature` is the signature of `message` with this public key."""
+    if len(signature) != 64 or len(key) != 32:
+        return False
+    base, point, nonce = table(BASE), table(key), decoded(signature[:32])
+    scalar = int.from_bytes(signature[32:], "little")
+    if base is None or point is None or nonce is None or scalar >= ORDER:
+        return False
+    challenge = int.from_bytes(sha512(signature[:32] + key + message).digest(), "little") % ORDER
+    left, right = times(scalar, base), added(nonce, times(challenge, point))
+    return (left[0] * right[2] - right[0] * left[2]) % P == 0 and (left[1] * right[2] - right[1] * left[2]) % P == 0
+
+
+# Merkle trees (RFC 9162, section 2.1.1).
+
+
+def root_of(leaves: list[bytes]) -> bytes:
+    """Return the root of the tree over these leaves."""
+    if not leaves:
+        return sha256().digest()
+    level = [sha256(b"\x00" + leaf).digest() for leaf in leaves]
+    while len(level) > 1:
+        pairs = [sha256(b"\x01" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+        level = pairs + level[len(pairs) * 2 :]
+    return level[0]
+
+
+# The file.
+
+
+class NotAnExport(Exception):
+    """The file is not a signed export."""
+
+
+class CheckpointLine:
+    """A checkpoint, and the digests of its rows that are still to come in the file."""
+
+    def __init__(self, line: dict[str, Any]) -> None:
+        self.text = str(line["body"])
+        self.body: dict[str, Any] = json.loads(self.text)
+        self.number = int(self.body["number"])
+        self.name = f"Checkpoint {self.number}"
+        self.key, self.signature = bytes.fromhex(line["public_key"]), bytes.fromhex(line["signature"])
+        packed = None if line.get("leaves") is None else base64.b64decode(line["leaves"])
+        self.packed = None if packed is None else [packed[at : at + 48] for at in range(0, len(packed), 48)]
+        self.open = {UUID(bytes=leaf[:16]): leaf[16:] for leaf in self.packed or ()}
+        self.log = "event" if self.body["kind"] == "events" else "call"
+
+    def is_signed(self, keys: list[bytes] | None) -> bool:
+        trusted = keys is None or self.key in keys
+        return trusted and is_signed(self.text.encode(), self.signature, self.key)
+
+
+class Verification:
+    """Reads the file once, from the first line to the last, and collects the findings."""
+
+    def __init__(self, keys: list[bytes] | None, rows: IO[str] | None = None) -> None:
+        self.keys, self.rows_file = keys, rows
+        self.findings: list[str] = []
+        self.matched = {"call": 0, "event": 0}
+        self.checkpoints = self.rows = self.present = self.dropped = 0
+        self.head: dict[str, Any] = {}
+        self.kept_from = BEGINNING
+        self.now: CheckpointLine | None = None
+        self.first: CheckpointLine | None = None
+        self.used_keys: set[bytes] = set()
+
+    def read(self, lines: Any) -> None:
+        """Verify the lines (bytes). Raises NotAnExport."""
+        digest, ended = sha256(), False
+        for number, line in enumerate(lines):
+            if ended:
+                self.found(f"Line {number + 1} and the lines after it were added to the file.")
+                return
+            told = self.parsed(line, number)
+            if told.get("log") == "end":
+                self.close_checkpoint()
+                self.end(told, digest.hexdigest())
+                ended = True
+            else:
+                digest.update(line)
+                self.take(told, number)
+        if not self.head:
+            raise NotAnExport("The file is empty.")
+        if not ended:
+            self.close_checkpoint()
+            self.found("The file is cut: its last line, which is signed, is missing.")
+
+    def parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            told = json.loads(line)
+        except ValueError:
+            told = None
+        if isinstance(told, dict):
+            return told
+        if not number:
+            raise NotAnExport("The first line is no JSON object.")
+        self.found(f"Line {number + 1} cannot be read.")
+        return {}
+
+    def take(self, told: dict[str, Any], number: int) -> None:
+        try:
+            if not number:
+                self.begin(told)
+            elif told.get("log") == "checkpoint":
+                self.close_checkpoint()
+                self.checkpoint(CheckpointLine(told))
+            elif told.get("log") in NOUNS:
+                self.row(told)
+            elif told:
+                self.found(f"Line {number + 1} does not belong to an export.")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if not number:
+                raise NotAnExport(f"The first line lacks what a signed export has: {error}.") from None
+            self.found(f"Line {number + 1} was changed: it cannot be read.")
+
+    def begin(self, told: dict[str, Any]) -> None:
+        if told.get("log") != "export" or told.get("version") != VERSION:
+            raise NotAnExport(f"The first line is not that of a signed export of version {VERSION}.")
+        self.head, newest = told, CheckpointLine(told["newest"])
+        if newest.is_signed(self.keys):
+            self.kept_from = moment(newest.body["kept_from"])
+        else:
+            self.found("The newest checkpoint, in the first line, is not signed with the key.")
+
+    def checkpoint(self, one: CheckpointLine) -> None:
+        self.checkpoints += 1
+        if one.is_signed(self.keys):
+            self.used_keys.add(one.key)
+        else:
+            self.found(f"{one.name} is not signed with the key, or was changed.")
+        before, self.now = self.now, one
+        self.first = self.first or one
+        self.follow(before, one)
+        if one.packed is None:
+            if one.body["rows"] and one.log in self.head["logs"] and not self.is_dropped(one):
+                self.found(f"{one.name} has no digests of its rows, although the rows still exist.")
+        elif len(one.packed) != one.body["rows"] or root_of(one.packed).hex() != one.body["root"]:
+            self.found(f"{one.name}: the digests of its rows were changed.")
+
+    def follow(self, before: CheckpointLine | None, one: CheckpointLine) -> None:
+        expected = before.number + 1 if before else int(self.head["first"])
+        if one.number != expected:
+            self.found(f"Checkpoint {expected} is missing: the next one is {one.number}.")
+        elif before and one.body["previous"] != sha256(before.text.encode()).hexdigest():
+            self.found(f"{one.name} does not continue the one before it, which was changed.")
+        elif before:
+            end = before.body.get(ENDS.get(one.body["kind"], ""))
+            if end is not None and one.body["after_id"] != end:
+                self.found(f"{one.name} does not start where the one before it ends.")
+
+    def is_dropped(self, one: CheckpointLine) -> bool:
+        """Return whether retention removed all rows of the checkpoint, as a later checkpoint says."""
+        newest = one.body["newest_at"]
+        return newest is None or (one.log == "call" and moment(newest) < self.kept_from)
+
+    def row(self, told: dict[str, Any]) -> None:
+        self.rows += 1
+        text, now = str(told["row"]), self.now
+        row = json.loads(text)
+        uid = UUID(row["uid"])
+        name = f"{NOUNS[told['log']]} {uid} of {row['created_at'][:19]}"
+        if self.rows_file:
+            self.rows_file.write(text + "\n")
+        if now is None or told["log"] != now.log:
+            self.found(f"{name} was added: it belongs to no checkpoint.")
+            return
+        digest = now.open.pop(uid, None)
+        if digest is None:
+            self.found(f"{name} was added: checkpoint {now.number} does not have it.")
+        elif told.get("without"):
+            self.present += 1
+        elif sha256(text.encode()).digest() != digest:
+            self.found(f"{name} was changed since checkpoint {now.number}.")
+        else:
+            self.matched[now.log] += 1
+
+    def close_checkpoint(self) -> None:
+        """Report the rows of the checkpoint that did not come."""
+        for uid, digest in self.now.open.items() if self.now else ():
+            at = BEGINNING + timedelta(milliseconds=uid.int >> 80)
+            if self.now and self.now.log == "call" and at < self.kept_from:
+                self.dropped += 1
+            elif self.now and self.now.log in self.head["logs"]:
+                name = f"{NOUNS[self.now.log]} {uid}"
+                self.found(f"{name} was removed; {self.now.name.lower()} has its digest, {digest.hex()[:16]}...")
+        if self.now:
+            self.now.open = {}
+
+    def end(self, told: dict[str, Any], digest: str) -> None:
+        try:
+            text, signature = str(told["body"]), bytes.fromhex(told["signature"])
+            key, body = bytes.fromhex(self.head["public_key"]), json.loads(text)
+            is_good = (self.keys is None or key in self.keys) and is_signed(text.encode(), signature, key)
+            counts = (body["kind"], body["checkpoints"], body["rows"])
+        except (KeyError, TypeError, ValueError):
+            self.found("The last line was changed: it cannot be read.")
+            return
+        self.used_keys.add(key)
+        if not is_good:
+            self.found("The signature of the file is invalid, or made with another key.")
+        if body["sha256"] != digest:
+            self.found("The file was changed after it was signed.")
+        if counts != ("export", self.checkpoints, self.rows):
+            self.found("Checkpoints or rows were removed from the file, or added to it.")
+
+    def found(self, sentence: str) -> None:
+        self.findings.append(sentence)
+
+    def summary(self) -> list[str]:
+        calls, events = self.matched["call"], self.matched["event"]
+        said = [f"{calls} calls and {events} admin events match {self.checkpoints} signed checkpoints."]
+        if self.first and self.now:
+            span = f"{self.first.body['sealed_at'][:19]}Z to {self.now.body['sealed_at'][:19]}Z"
+            said.append(f"Checkpoints {self.first.number} to {self.now.number}, signed {span}.")
+        if self.present:
+            said.append(
+                f"{self.present} calls have recorded payloads, which exports leave out. Checkpoints prove that these "
+                "calls are here; their other values are proved by the signature of the file."
+            )
+        if self.dropped:
+            said.append(f"{self.dropped} calls were removed by retention.")
+        if self.keys is None and self.used_keys:
+            names = ", ".join(sorted(fingerprint(key) for key in self.used_keys))
+            said.append(f"The key is that of the file: {names}. Compare it with a copy of your own: --public-key FILE.")
+        return said
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # noqa: FURB162  (for Python 3.9)
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the first half of the SHA-256 of a public key, as the page shows it."""
+    digits = sha256(key).hexdigest()[:32]
+    return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
+
+
+def public_key(path: str) -> bytes:
+    """Read an Ed25519 public key in PEM. Raises ValueError."""
+    with open(path, encoding="ascii") as file:  # noqa: PTH123  (one file that runs anywhere)
+        lines = [line for line in file.read().splitlines() if line and not line.startswith("-----")]
+    data = base64.b64decode("".join(lines))
+    if len(data) != 44 or not data.startswith(bytes.fromhex("302a300506032b6570032100")):
+        raise ValueError("no Ed25519 public key in PEM")
+    return data[12:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Verify a signed export of the log, offline.")
+    parser.add_argument("export", help="the downloaded file")
+    parser.add_argument("--public-key", dest="keys", action="append", help="a PEM file; other keys are not accepted")
+    parser.add_argument("--rows", help="write the rows to this file, as JSON lines")
+    asked = parser.parse_args()
+    try:
+        keys = [public_key(path) for path in asked.keys] if asked.keys else None
+        rows = open(asked.rows, "w", encoding="utf-8") if asked.rows else None  # noqa: PTH123, SIM115
+        verification = Verification(keys, rows)
+        with open(asked.export, "rb") as lines:  # noqa: PTH123
+            verification.read(lines)
+    except (OSError, ValueError, NotAnExport) as error:
+        print(f"Cannot verify: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    for sentence in verification.findings:
+        print(sentence)  # noqa: T201
+    print("NOT OK:" if verification.findings else "OK:", *verification.summary(), sep="\n")  # noqa: T201
+    return 1 if verification.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
