@@ -57,7 +57,8 @@ def access_of(person: User, viewer: User) -> list[Part]:
     if any(map(viewer.has_perm, token_rows.SEES)):
         tokens = Token.objects.filter(kind=TokenKind.ACCESS, connection__user=person, revoked_at=None)
         tokens = tokens.order_by(F("last_used_at").desc(nulls_last=True), "pk")
-        url = f"{reverse('tokens:list')}?owner=all&status=all&{word}" if viewer.has_perm(token_rows.EDITING) else ""
+        sees_list = viewer.has_perm(Capability.API_TOKENS_READ)
+        url = f"{reverse('tokens:list')}?owner=all&status=all&{word}" if sees_list else ""
         parts.append(
             _part(
                 "tokens",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Verify a signed export of the log offline: python3 -I verify_export.py export.jsonl --public-key checkpoint-key.pem
 
-Needs Python 3.9 or newer and nothing else: no network, no installation, no code of the gateway. It checks that
+Needs Python 3.11 or newer and nothing else: no network, no installation, no code of the gateway. It checks that
 
 - each checkpoint is signed with the key, and that none is missing between the first and the last,
 - each row is the one that its checkpoint has, and each checkpoint has all its rows here,
@@ -319,7 +319,7 @@ class Verification:
 
 
 def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # noqa: FURB162  (for Python 3.9)
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # noqa: FURB162  (the file must run alone)
 
 
 def fingerprint(key: bytes) -> str:

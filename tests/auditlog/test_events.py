@@ -199,7 +199,7 @@ def test_the_page_costs_the_same_for_few_and_for_many(
         event(name=["a", "b"])
     client = sign_in(auditor)
 
-    with django_assert_num_queries(5):  # session, user, permissions, rows, count
+    with django_assert_num_queries(6):  # session, user, permissions, rows, count, rail
         client.get(PATH)
 
 
