@@ -22,13 +22,13 @@ class Action(StrEnum):
         "access_request.approved",
         "{actor} approved the request of {user} for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
         "{actor} approved the request of {user} for the gateway {gateway}, for {days} days.",
-        "{actor} approved the request of {user} for {target}.",
+        "{actor} approved the access request {target}.",
     )
     ACCESS_REQUEST_DECLINED = (
         "access_request.declined",
         "{actor} declined the request of {user} for the tool set {tool_set} on the gateway {gateway}, for {days} days.",
         "{actor} declined the request of {user} for the gateway {gateway}, for {days} days.",
-        "{actor} declined the request of {user} for {target}.",
+        "{actor} declined the access request {target}.",
     )
     ACCESS_REQUEST_MADE = (
         "access_request.made",

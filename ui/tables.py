@@ -69,8 +69,8 @@ class Column:
 
     @property
     def field(self) -> str:
-        """The name in exports: the label, such as `last_used`."""
-        return slugify(self.label).replace("-", "_")
+        """The name in exports: the label, such as `last_used`; `email` as in REST."""
+        return slugify(self.label.replace("E-mail", "email")).replace("-", "_")
 
     def value_of(self, row: Any) -> Any:
         """Return the cell of `row` for an export; None if an object on the way to it is missing."""

@@ -51,7 +51,7 @@ def test_without_any_gateway_the_page_says_whom_to_ask(sign_in: SignIn) -> None:
 
     page = text(client.get(begin(client, make.agent(by=person))))
 
-    assert "There is no gateway you can reach. Ask a workspace administrator for one." in page
+    assert "Request access</a>, or ask a workspace administrator." in page
 
 
 @pytest.mark.full

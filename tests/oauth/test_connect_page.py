@@ -101,7 +101,9 @@ def test_no_token_is_ever_in_the_page_or_its_addresses(max: User, sign_in: SignI
 
 
 def test_without_a_gateway_it_says_whom_to_ask(ann: User, sign_in: SignIn) -> None:
-    assert "No gateway is open to you yet. Ask a workspace administrator" in text(sign_in(ann).get(PAGE))
+    assert "No gateway is open to you yet. Request access to one, or ask a workspace administrator." in text(
+        sign_in(ann).get(PAGE)
+    )
 
 
 def test_a_client_that_can_is_added_by_one_click(max: User, sign_in: SignIn) -> None:
