@@ -175,6 +175,12 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
 
 
+def must_use_gateways(by: Grantor | None) -> None:
+    """Raise BeyondYours for people whose role only looks, because they may not let anybody use gateways."""
+    if not getattr(acting_now(by), "uses_gateways", True):
+        raise BeyondYours(f"{BeyondYours.__doc__} Your role only looks and uses no gateway.")
+
+
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """Return the labels of `capabilities` that `by` lacks, in the order of Capability, without included ones."""
     missing = {one for one in capabilities if by is not None and not by.has_perm(one)}

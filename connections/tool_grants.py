@@ -43,6 +43,7 @@ GRANTS = Table(
             on_phone=True,
             hint=USED,
             value="used_at",
+            needs=Capability.MCP_CONNECTIONS_READ,
         ),
         Column("acts", "Actions", 5, kind="acts", said=False),
     ),
@@ -89,7 +90,10 @@ def _visible(request: AppRequest) -> QuerySet[ToolGrant]:
 @require_GET
 @requires(Capability.GATEWAYS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    filters = GrantFilter(request.GET)
+    asked = request.GET.copy()
+    if not request.user.has_perm(Capability.MCP_CONNECTIONS_READ):
+        asked.pop("idle", None)  # It says when others last connected.
+    filters = GrantFilter(asked)
     rows = with_use(_visible(request))
     return list_page(
         request, "connections/grants.html", rows, table=GRANTS, filters=filters, rail_entry="gateways:list"

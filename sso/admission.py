@@ -213,7 +213,8 @@ class Admission(models.Model):
         fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
         role = next(fitting, self.default_role)
         if person is not None and person.role is not None and role is not None and not who.says_groups:
-            return role if role.granted <= person.role.granted else person.role
+            is_no_more = role.granted <= person.role.granted and (person.role.uses_gateways or not role.uses_gateways)
+            return role if is_no_more else person.role
         return role
 
     def _made(self, who: Claims, role: Role | None) -> User:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import logging
+import re
 import threading
 import unicodedata
 import weakref
@@ -45,6 +46,8 @@ MAX_EXPORTS = 2  # Per person and process.
 READERS = 4  # Exports in one process that may query the database at once, each over a separate connection.
 
 _FORMULA = frozenset("=+-@")
+# A separator inside a cell, where some spreadsheets begin a new cell, before a formula sign.
+_NEW_CELL = re.compile(r"([;\t\r\n][\s\"']*)(?=[=+\-@])")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
 _lock = threading.Lock()
@@ -253,7 +256,7 @@ def list_export(
         pieces = ListExport(view, rows, kind, by=request.user, detail=detail, wrap=wrap)
     except TooManyExports as refused:
         return too_many_response(refused)
-    changes = {"list": [None, view.table.caption], "filters": [None, request.GET.urlencode()]}
+    changes = {"list": [None, view.table.caption], "filters": [None, request.GET.urlencode()[:500]]}
     event: Any = apps.get_model("auditlog", "Event")  # By name, because ui must not import auditlog.
     event.objects.record("list.exported", request.user, by=request.user, changes=changes)
     return file_response(request, view.table.key, kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
@@ -276,6 +279,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 def _cell(value: Any) -> Any:
     """Escape formulas, so that spreadsheets do not run them: tool names and addresses are untrusted."""
     if isinstance(value, str):
+        value = _NEW_CELL.sub(r"\1'", value)
         return f"'{value}" if _is_formula(value) else value
     if isinstance(value, datetime):
         return stamp(value)

@@ -20,6 +20,7 @@ from accounts.rules import (
     must_hold,
     must_keep_a_manager,
     must_match,
+    must_use_gateways,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -64,6 +65,8 @@ class RoleManager(models.Manager["Role"]):
         """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours for capabilities that `by` lacks."""
         capabilities = frozenset(capabilities)
         must_hold(by, capabilities)
+        if uses_gateways:
+            must_use_gateways(by)
         must_be_possible(required_sign_in)
         try:
             with transaction.atomic():
@@ -167,6 +170,8 @@ class Role(Versioned, models.Model):
                     changes["name"] = [row.name, name.strip()]
                 uses = row.uses_gateways if uses_gateways is None else uses_gateways
                 if row.uses_gateways != uses:
+                    if uses:
+                        must_use_gateways(by)
                     changes["uses_gateways"] = [row.uses_gateways, uses]
                 if changes:
                     row._must_be_open()  # noqa: SLF001  (its own kind)

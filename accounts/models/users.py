@@ -39,6 +39,7 @@ from accounts.rules import (
     must_keep_break_glass,
     must_match,
     must_not_be_last_owner,
+    must_use_gateways,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -312,6 +313,8 @@ class User(Versioned, AbstractBaseUser):
             before = present.role
             present.must_be(seen, {"role"} if before != role else ())
             must_hold(by, role.capabilities)
+            if role.uses_gateways and before != role:
+                must_use_gateways(by)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]

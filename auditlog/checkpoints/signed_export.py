@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import islice
@@ -111,14 +111,15 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
     spans = [span_of_uid(leaf.uid) for leaf in unpacked(packed)] if log == "call" else []
     dates = [min(spans)[0] - ROUGHLY, min(max(spans)[1], LAST_MOMENT) + ROUGHLY] if spans else []
     statement, after = (_CALLS if log == "call" else _EVENTS).format(columns=columns), body["after_id"]
-    covered = {packed[at : at + UID] for at in range(0, len(packed), UID + sealing.DIGEST)}
+    size = UID + sealing.DIGEST
+    covered = {packed[at : at + UID]: packed[at + UID : at + size] for at in range(0, len(packed), size)}
     while after is not None:
         with connection.cursor() as cursor:
             cursor.execute(statement, [*dates, after, body["upto_id"], CHUNK])
             names = [column.name for column in cursor.description]
             rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         after = rows[-1]["id"] if len(rows) == CHUNK else None
-        yield from (_row(log, row) for row in rows if _is_of(row, body, covered))
+        yield from (_row(log, row, covered) for row in rows if _is_of(row, body, covered))
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[bytes]) -> bool:
@@ -133,12 +134,15 @@ def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[bytes]
     return is_after and (before is None or row["created_at"] < datetime.fromisoformat(before))
 
 
-def _row(log: str, row: dict[str, Any]) -> dict[str, Any]:
+def _row(log: str, row: dict[str, Any], digests: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the line of a row. Payloads are left out, so this function compares such a row with its digest."""
     without = [name for name in ("request_payload", "response_payload") if row.get(name) is not None]
-    if without:
-        row = {name: value for name, value in row.items() if name not in _LEFT_OUT}
-    told = {"log": log, "row": orjson.dumps(row, option=CANONICAL).decode()}
-    return told | ({"without": without} if without else {})
+    if not without:
+        return {"log": log, "row": orjson.dumps(row, option=CANONICAL).decode()}
+    digest = sha256(orjson.dumps(row, option=CANONICAL)).digest()
+    shown = {name: value for name, value in row.items() if name not in _LEFT_OUT}
+    matches = digests.get(UUID(row["uid"]).bytes) == digest
+    return {"log": log, "row": orjson.dumps(shown, option=CANONICAL).decode(), "without": without, "matches": matches}
 
 
 def _line(one: Checkpoint) -> dict[str, Any]:
