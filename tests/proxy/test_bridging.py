@@ -320,7 +320,7 @@ def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(wor
     assert (first["resultType"], second["resultType"], done["resultType"]) == ("input_required",) * 2 + ("complete",)
     assert [[*wanted["inputRequests"].values()] for wanted in (first, second)] == [[FORM], [SAMPLE]]
     assert [answer["result"] for answer in answers_of({"result": done})] == [GIVEN, {"model": "m"}]
-    assert not SuspendedCall.objects.exists()
+    eventually(lambda: not SuspendedCall.objects.exists())  # Deleted after the answer.
     eventually(lambda: not PendingRequest.objects.exists())
     rows = Call.objects.filter(method="elicitation/create")
     assert [row.correlation_id for row in rows] == [Call.objects.filter(method="tools/call").order_by("id")[0].uid]
