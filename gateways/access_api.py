@@ -23,6 +23,7 @@ from gateways.access_views import CatalogueRow, request_or_404, visible_request_
 from gateways.api import GatewayReference
 from gateways.models import (
     AccessRequest,
+    AccessRequestQuerySet,
     AlreadyDecided,
     AlreadyGiven,
     AlreadyRequested,
@@ -219,5 +220,5 @@ class AccessRequestResource(Resource):
         return self.changed(asked, asked.withdraw)
 
 
-def _loaded(rows: Any) -> Any:
-    return rows.select_related("gateway", "tool_set", "user", "decided_by").prefetch_related("gateway__approvers")
+def _loaded(rows: AccessRequestQuerySet) -> AccessRequestQuerySet:
+    return rows.with_details().prefetch_related("gateway__approvers")

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Lower
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -30,6 +30,7 @@ from gateways.access_forms import (
 )
 from gateways.models import (
     AccessRequest,
+    AccessRequestQuerySet,
     Feature,
     Gateway,
     GatewayError,
@@ -210,16 +211,12 @@ def ask(request: AppRequest, slug: str) -> HttpResponse:
 
 def request_or_404(viewer: User, pk: UUID) -> AccessRequest:
     """Return a request of `viewer`, or one on which they may decide. Raises Http404."""
-    return get_object_or_404(_whole(AccessRequest.objects.concerning(viewer)), pk=pk)
+    return get_object_or_404(AccessRequest.objects.concerning(viewer).with_details(), pk=pk)
 
 
 def visible_request_or_404(viewer: User, pk: UUID) -> AccessRequest:
     """Return a request that `viewer` may read. Raises Http404."""
-    return get_object_or_404(_whole(AccessRequest.objects.visible_to(viewer)), pk=pk)
-
-
-def _whole(rows: QuerySet[AccessRequest]) -> QuerySet[AccessRequest]:
-    return rows.select_related("gateway", "tool_set", "user", "decided_by")
+    return get_object_or_404(AccessRequest.objects.visible_to(viewer).with_details(), pk=pk)
 
 
 def deciding(asked: AccessRequest, reader: User) -> str:
@@ -239,12 +236,8 @@ def requests(request: AppRequest) -> HttpResponse:
         AccessRequest.objects.visible_to(request.user),
         table=REQUESTS,
         filters=RequestFilter(request.GET, viewer=request.user),
-        detail=_loaded,
+        detail=AccessRequestQuerySet.with_details,
     )
-
-
-def _loaded(rows: QuerySet[Any]) -> QuerySet[Any]:
-    return rows.select_related("gateway", "tool_set", "user")
 
 
 @require_GET

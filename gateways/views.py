@@ -67,7 +67,7 @@ from ui.pages import (
     switch_target,
     text_of,
 )
-from ui.tables import CALLS, LIVE, Column, Table
+from ui.tables import CALLS, CREATED, LIVE, Column, Table
 from ui.viewset import Picked, archive_page, confirmed, form_page, list_page, switch_off, switch_on, switch_picked
 
 GATEWAYS = Table(
@@ -81,7 +81,7 @@ GATEWAYS = Table(
         Column("tools", "Tools", 4, priority=3, kind="number", value="tool_count"),
         Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE, value="connection_count"),
         CALLS,
-        Column("created", "Created", 7, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"),
+        CREATED,
         Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch", value="enabled"),
         Column("acts", "Actions", 4, kind="acts", said=False),

@@ -39,7 +39,7 @@ from ui.pages import (
     text_of,
     wants_fragment,
 )
-from ui.tables import CALLS, Column, Table
+from ui.tables import CALLS, CREATED, Column, Table
 from ui.viewset import Picked, archive_page, form_page, list_page, switch_off, switch_on, switch_picked
 from wire.oauth_client import place_of
 
@@ -53,7 +53,7 @@ SERVERS = Table(
         Column("auth", "Auth", 8, priority=3, sorts=("auth_type", Lower("name")), on_phone=True, value="auth_type"),
         Column("gateways", "Gateways", 6, priority=3, kind="number", value="gateway_count"),
         CALLS,
-        Column("created", "Created", 7, sorts=("created_at",), most_first=True, is_extra=True, value="created_at"),
+        CREATED,
         Column("health", "Health", 14, sorts=("health", Lower("name")), on_phone=True),
         Column("acts", "Enabled", 6, kind="acts"),
     ),

@@ -110,6 +110,7 @@ CALLS = Column(
     is_extra=True,
     value=None,
 )
+CREATED = Column("created", "Created", 7, sorts=("created_at",), most_first=True, is_extra=True, value="created_at")
 
 
 class Head(NamedTuple):

@@ -63,6 +63,10 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         """Return the requests that wait, of people who are still active and gateways that are still there."""
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
+    def with_details(self) -> "AccessRequestQuerySet":
+        """Load everything that a page or answer shows of a request."""
+        return self.select_related("gateway", "tool_set", "user", "decided_by")
+
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
         """Return the requests that `viewer` may read: all with GATEWAYS_READ, otherwise those that concern them."""
         return self if viewer.has_perm(Capability.GATEWAYS_READ) else self.concerning(viewer)
@@ -117,6 +121,10 @@ def _refuse_unless_well_formed(gateway: Gateway, reason: str, days: int) -> None
         raise RequestRefused("This gateway takes no requests. Ask a workspace administrator.")
     if not reason.strip():
         raise RequestRefused("Say what you need it for.")
+    _refuse_too_long(gateway, days)
+
+
+def _refuse_too_long(gateway: Gateway, days: int) -> None:
     if not 1 <= days <= gateway.most_request_days:
         raise TooLong(f"Choose at most {gateway.most_request_days} days.")
 
@@ -227,8 +235,7 @@ class AccessRequest(Versioned, models.Model):
                 raise RequestRefused("This person is inactive.")
             if gateway.archived_at or (row.tool_set and row.tool_set.archived_at):
                 raise RequestRefused("What was asked for is gone. Decline the request.")
-            if not 1 <= days <= gateway.most_request_days:
-                raise TooLong(f"Choose at most {gateway.most_request_days} days.")
+            _refuse_too_long(gateway, days)
             self._give(row, gateway, timezone.now() + timedelta(days=days), by)
             row.days = days
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
