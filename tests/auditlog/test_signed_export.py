@@ -286,6 +286,7 @@ def test_the_page_says_what_is_sealed_and_refuses_wrong_days(auditor: Client, si
     assert event.changes["logs"] == [None, []]
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("clients")
 def test_an_export_of_a_running_workspace_is_verified(live: workspace.Serve, tmp_path: Path) -> None:
     # The first checkpoint covers no calls made before it.

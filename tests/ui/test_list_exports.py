@@ -56,6 +56,7 @@ def file(client: Client, path: str, kind: str = "jsonl") -> list[dict[str, Any]]
     return rows_of(text_of(client, f"{path}{'&' if '?' in path else '?'}format={kind}"))
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_each_list_is_a_file_with_all_its_columns_and_no_secret() -> None:
     """Walks all pages, so a new list is checked without an entry here."""
