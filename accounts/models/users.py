@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
-from django.contrib.auth import get_backends
+from django.contrib.auth import HASH_SESSION_KEY, get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Permission
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
@@ -481,12 +482,15 @@ class User(Versioned, AbstractBaseUser):
                 Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
             self.refresh_from_db(fields=["password", "session_epoch", *ended])
 
-    def end_sessions(self, *, by: Grantor | None) -> None:
-        """Sign this person out everywhere by invalidating all sessions. Raises Outranked."""
+    def end_sessions(self, *, by: Grantor | None, but: SessionBase | None = None) -> None:
+        """Sign this person out everywhere by invalidating all sessions, or all `but` this one. Raises Outranked."""
         with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
-            Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
+            action = Action.USER_SIGNED_OUT_EVERYWHERE if but is None else Action.USER_SIGNED_OUT_ELSEWHERE
+            Event.objects.record(action, self, by=by)
+        if but is not None:
+            but[HASH_SESSION_KEY] = self.get_session_auth_hash()
 
     def keep_log_look(self, look: dict[str, Any]) -> None:
         """Save the display options of this person's list of calls, as query values."""
