@@ -34,13 +34,12 @@ from accounts.rules import (
     NotOwner,
     NotStaff,
     acting_now,
-    must_hold,
+    must_give,
     must_keep_a_manager,
     must_keep_an_owner,
     must_keep_break_glass,
     must_match,
     must_not_be_last_owner,
-    must_use_gateways,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -70,14 +69,14 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person without a password, in these teams; the invitation link lets them set one.
 
-        Raises EmailTaken, AlreadyInvited, BeyondYours if the role has more capabilities than `by`, or InvitesOthers if
-        `by` acts through an API key and the role could invite people.
+        Raises EmailTaken, AlreadyInvited, BeyondYours if `by` cannot give the role, or InvitesOthers if `by` acts
+        through an API key and the role could invite people.
         """
         email = email.strip().lower()
         with transaction.atomic():
             rows = [team.lock() for team in sorted(teams, key=lambda team: team.pk)]
             one_at_a_time()
-            must_hold(by, role.capabilities)
+            must_give(by, role)
             if getattr(by, "narrowed_to", None) is not None and Capability.PEOPLE_MANAGE in role.capabilities:
                 raise InvitesOthers(InvitesOthers.__doc__)
             if present := self.filter(email=email).first():
@@ -101,12 +100,12 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person at the request of a directory (SCIM), without a password and without an invitation.
 
-        Raises EmailTaken, or BeyondYours if the role has more capabilities than `by`.
+        Raises EmailTaken, or BeyondYours if `by` cannot give the role.
         """
         email = email.strip().lower()
         with transaction.atomic():
             one_at_a_time()
-            must_hold(by, role.capabilities)
+            must_give(by, role)
             if self.filter(email=email).exists():
                 raise EmailTaken(EmailTaken.__doc__)
             user = self.create_user(
@@ -313,9 +312,8 @@ class User(Versioned, AbstractBaseUser):
         with self.changed_by(by) as present:
             before = present.role
             present.must_be(seen, {"role"} if before != role else ())
-            must_hold(by, role.capabilities)
-            if role.uses_gateways and before != role:
-                must_use_gateways(by)
+            if before != role:
+                must_give(by, role)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
