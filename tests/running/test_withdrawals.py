@@ -18,7 +18,11 @@ import httpx
 import pytest
 
 from tests.api.browser import signed_in
-from tests.running.replicas import Replicas, call, replicas
+from tests.eventually import PATIENCE
+from tests.proxy.conftest import Agent
+from tests.proxy.listening import listening
+from tests.proxy.test_endpoint import modern
+from tests.running.replicas import Replicas, call, in_session, replicas
 from tests.workspace import OWNER
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
@@ -170,6 +174,24 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
         accepted[name] = load.accepted
 
     assert set(accepted.values()) == {0}, accepted
+
+
+def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> None:
+    """In both eras, at either replica, although nobody changes a row when the date comes."""
+    [things] = json.loads(both.shell(STAGE.format(url=both.upstream_url, kinds={"one": "grant"}))).values()
+    agent = Agent(f"{both.url}/mcp/{things['slug']}", things["secret"], HEADERS)
+    body, headers = modern("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    with (
+        listening(both.at(0, in_session(agent)), "GET") as stream,
+        listening(both.at(1, agent), "POST", body, **headers) as subscription,
+    ):
+        for one in (stream, subscription):
+            assert one.begun.wait(PATIENCE)
+            assert (one.status, one.over.is_set()) == (200, False)
+        both.serves[0].rows(BY_DATE.format(table="gateways_gatewaygrant"), things["gateway"])
+        for one in (stream, subscription):
+            assert one.over.wait(PATIENCE)
+            assert one.events[-1]["error"]["data"]["reason"] == "gateway_not_reachable"
 
 
 def withdrawal(both: Replicas, replica: int, kind: Kind, things: dict[str, str]) -> Callable[[], float]:
