@@ -65,7 +65,7 @@ def _of_connections(subject: Subject, assignments: Sequence[Assignment], offered
         is_overlapping = row.status == "expired" and any(one.previous_works_until for one in row.tokens)
         works = row.status == "active" or (is_overlapping and not connection.blocked_by)
         mine = [one for one in assignments if one.gateway_id == connection.gateway_id and works]
-        usable = _by_assignment(grants.usable(offered, connection)) if mine and grants.narrow(connection) else tools
+        usable = _by_assignment(grants.usable(offered, connection)) if mine and grants.narrows(connection) else tools
         number = sum(usable[one.pk] for one in mine)
         names = [one.server.name for one in mine]
         found.append(Reached(row, connection.gateway, names, number, grants.behind(connection)))
@@ -97,8 +97,8 @@ class Grants:
             {*limits.values_list("gateway_id", "host_id")},
         )
 
-    def narrow(self, connection: Connection) -> bool:
-        """True if the connection may not use all tools of its gateway."""
+    def narrows(self, connection: Connection) -> bool:
+        """True if the connection may use only some tools of its gateway."""
         is_limited = (connection.gateway_id, connection.host_id) in self.limited
         return is_limited or connection.gateway.tools_given != ToolsGiven.ALL
 
