@@ -269,18 +269,19 @@ class User(Versioned, AbstractBaseUser):
         return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
     @contextmanager
-    def changed_by(self, by: Grantor | None) -> Iterator["User"]:
+    def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
         Checks whether `by` may make the change. Raises Outranked unless `by` has at least this
-        person's capabilities (people may always change themselves). Raises LastOwner, LastManager or LastBreakGlass if
-        the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a directory changes
-        the last owner.
+        person's capabilities (people may always change themselves); if the change lets somebody act as this person
+        (`gives_access`), also if this person uses gateways and `by` only looks. Raises LastOwner, LastManager or
+        LastBreakGlass if the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a
+        directory changes the last owner.
         """
         with transaction.atomic():
             one_at_a_time()
             present = self.lock()
-            must_match(by, present.granted)
+            must_match(by, present.granted, uses_gateways=gives_access and present.uses_gateways)
             if present.is_owner and getattr(by, "is_directory", False):
                 must_not_be_last_owner(present)
             # must_keep_an_owner() counts only owners with a password.
@@ -372,7 +373,8 @@ class User(Versioned, AbstractBaseUser):
 
         Raises AlreadyJoined, or Outranked, because the new link gives access as this person.
         """
-        self._change_invitation(Action.USER_INVITATION_RENEWED, by, is_active=True, invited_at=timezone.now())
+        renewed = {"is_active": True, "invited_at": timezone.now()}
+        self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
 
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Revoke the invitation: its links stop working. A new invitation can be sent later.
@@ -382,8 +384,10 @@ class User(Versioned, AbstractBaseUser):
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
 
-    def _change_invitation(self, action: Action, by: Grantor | None, **fields: Any) -> None:
-        with self.changed_by(by) as present:
+    def _change_invitation(
+        self, action: Action, by: Grantor | None, *, gives_access: bool = False, **fields: Any
+    ) -> None:
+        with self.changed_by(by, gives_access=gives_access) as present:
             if present.has_joined:
                 raise AlreadyJoined(AlreadyJoined.__doc__)
             if present.provisioned_at and not present.is_active:
@@ -410,7 +414,7 @@ class User(Versioned, AbstractBaseUser):
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
         """Raise NotActive unless this person is active, or Outranked if `by` may not change them."""
-        with self.changed_by(by) as present:
+        with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
 
@@ -419,7 +423,7 @@ class User(Versioned, AbstractBaseUser):
 
         Raises NotActive for a deactivated person, or Outranked, because the link gives access as this person.
         """
-        with self.changed_by(by) as present:
+        with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
                 raise NotActive("Only active people can choose a password.")
             joined = present.has_joined
@@ -556,7 +560,7 @@ class User(Versioned, AbstractBaseUser):
             name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
         }
         try:
-            with self.changed_by(by) as present:
+            with self.changed_by(by, gives_access="email" in changes) as present:
                 present.must_be(seen, changes)
                 User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:

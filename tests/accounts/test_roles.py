@@ -331,8 +331,13 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
         lambda: key.roll(by=looker),
         lambda: looking.edit(name=looking.name, capabilities=(), uses_gateways=True, by=looker),
         lambda: Provider.edit(by=looker, default_role=using),
+        # Whoever has the mailbox or the link could act as a person who uses gateways.
+        lambda: make.user().edit(email="mine@example.com", display_name="", by=looker),
+        lambda: make.user().note_password_link(by=looker),
+        lambda: make.invited().renew_invitation(by=looker),
     ):
         with pytest.raises(BeyondYours, match="Your role only looks"):
             refused()
+    assert make.user().deactivate(by=looker)
     assert not User.objects.filter(role=using).exists()
     assert 'title="Your role only looks and uses no gateway."' in text(client.get("/people/invite/"))
