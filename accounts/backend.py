@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth.backends import BaseBackend
-from django.db.models import Subquery
+from django.db.models import Exists, OuterRef, Subquery
 from django.http import HttpRequest
 
 from accounts.models import User, WorkspaceSettings
@@ -32,8 +32,11 @@ class RoleBackend(BaseBackend):
 
     def get_user(self, user_id: Any) -> User | None:
         people = User.objects.select_related("role").filter(pk=user_id, is_active=True)
-        # With the person, so that no request needs another query for it (accounts.required_sign_in).
-        return people.annotate(required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in"))).first()
+        # With the person, so that no request needs another query for it (accounts.required_sign_in, the menu).
+        return people.annotate(
+            required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
+            is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),  # type: ignore[attr-defined]
+        ).first()
 
     def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
         if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:

@@ -22,7 +22,7 @@ from accounts.asking import MOST_OPEN, open_requests
 from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
-from accounts.rules import RequiredSignIn, missing_capabilities
+from accounts.rules import RequiredSignIn, why_withheld
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
 from ui.forms import IDLE_DAYS, ListFilter, holds, unused_for
@@ -119,9 +119,9 @@ class RoleChoice(forms.Form):
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
     """Return, by role id, the reason why a role cannot be given; roles that can be given are left out."""
     return {
-        str(role.pk): f"You lack: {', '.join(beyond)}."
+        str(role.pk): reason
         for role in roles
-        if (beyond := missing_capabilities(grantor, role.capabilities))
+        if (reason := why_withheld(grantor, role.capabilities, uses_gateways=role.uses_gateways))
     }
 
 

@@ -37,8 +37,6 @@ from connections.impact import cuts
 from ui.pages import (
     AppRequest,
     Undo,
-    confirm,
-    first_names,
     leave,
     posted,
     refuse,
@@ -47,8 +45,9 @@ from ui.pages import (
     show,
 )
 from ui.tables import Column, Table
-from ui.viewset import Picked, confirmed, form_page, list_page
+from ui.viewset import Picked, confirmed, end_picked, form_page, list_page
 
+REACTIVATE = "reactivate"  # The act that undoes a deactivation.
 PEOPLE = Table(
     "people",
     "People",
@@ -116,37 +115,26 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 def deactivate_picked(request: AppRequest) -> HttpResponse:
     """Deactivate the selected people once confirmed, or with `act=reactivate` undo that."""
-    back = request.POST.get("act") == "reactivate"
-    done = "reactivated" if back else "deactivated"
+    back = request.POST.get("act") == REACTIVATE
 
     def refused(person: User) -> str:
         return "" if person.is_active is not back else f"already {'active' if back else 'deactivated'}"
 
     people = Picked(request, User.objects.all(), ("person", "people"), back=reverse("accounts:people"), refused=refused)
-    if not people.open:
-        return people.leave(people.left_alone or "Nobody was selected")
-    if not back and not request.POST.get("sure"):
-        return confirm(
-            request,
-            title=f"Deactivate {people.number(people.open)}",
-            text=f"Deactivate {first_names([person.email for person in people.open])}? All sessions end and every "
-            "connection acting as them stops on its next request.",
-            more=sentences("Nothing is revoked: after reactivation, everything works as before.", people.left_alone),
-            kind="primary",
-            icon="pause",
-            hidden=[("sure", "1"), *people.fields(people.open)],
-            back=people.back,
-        )
-    changed = []
-    for person in people.open:
-        try:
-            if person.reactivate(by=request.user) if back else person.deactivate(by=request.user):
-                changed.append(person)
-        except PeopleError as reason:
-            people.apart.append((person, str(reason)))
-    undo = None if back or not changed else Undo(request.path, [("act", "reactivate"), *people.fields(changed)])
-    toast = f"{people.number(changed)} {done}" if changed else ""
-    return people.leave(". ".join(filter(None, (toast, people.left_alone))), undo)
+    if back:
+        return people.each(lambda person: person.reactivate(by=request.user), PeopleError, "reactivated")
+    return end_picked(
+        people,
+        ("Deactivate", "deactivated"),
+        lambda person: person.deactivate(by=request.user),
+        PeopleError,
+        lambda _: (
+            "All sessions end and every connection acting as them stops on its next request. Nothing is revoked: "
+            "after reactivation, everything works as before."
+        ),
+        icon="pause",
+        undo=REACTIVATE,
+    )
 
 
 @require_GET

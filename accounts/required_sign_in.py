@@ -1,6 +1,7 @@
 """The sign-in that a role or the workspace requires: people without it set it up before they do anything else.
 
 Pages redirect to `required`, REST requests with a session get 403. Tokens, connections and API keys are not asked.
+A person's first second factor ends their other sessions, so that no session goes on with the password alone.
 """
 
 from __future__ import annotations

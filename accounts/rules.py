@@ -161,24 +161,33 @@ def acting_now(by: Grantor | None) -> Any:
     return actor
 
 
-def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
+def must_match(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
     """Raise Outranked unless `by` has all of `capabilities`, which the person or role to be changed has."""
-    missing = missing_capabilities(acting_now(by), capabilities)
-    if missing:
-        raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
+    if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
+        raise Outranked(f"{Outranked.__doc__} {reason}")
 
 
-def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
-    """Raise BeyondYours unless `by` has all of `capabilities`; None means the system, which has all."""
-    missing = missing_capabilities(acting_now(by), capabilities)
-    if missing:
-        raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
+def must_hold(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
+    """Raise BeyondYours if `by` cannot grant `capabilities` (`why_withheld`); None means the system, which can."""
+    if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
+        raise BeyondYours(f"{BeyondYours.__doc__} {reason}")
 
 
-def must_use_gateways(by: Grantor | None) -> None:
-    """Raise BeyondYours for people whose role only looks, because they may not let anybody use gateways."""
-    if not getattr(acting_now(by), "uses_gateways", True):
-        raise BeyondYours(f"{BeyondYours.__doc__} Your role only looks and uses no gateway.")
+def must_give(by: Grantor | None, role: Any) -> None:
+    """Raise BeyondYours if `by` cannot give anybody this role. Call it wherever a person gets a role."""
+    must_hold(by, role.capabilities, uses_gateways=role.uses_gateways)
+
+
+def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
+    """Return why `by` cannot give a role with these capabilities, or an empty string.
+
+    They lack one of them, or the role uses gateways and theirs only looks.
+    """
+    if missing := missing_capabilities(by, capabilities):
+        return f"You lack: {', '.join(missing)}."
+    if uses_gateways and not getattr(by, "uses_gateways", True):
+        return "Your role only looks and uses no gateway."
+    return ""
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:

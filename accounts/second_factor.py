@@ -145,7 +145,7 @@ def remove(person: User, *, by: Grantor | None) -> None:
 
     Raises Outranked, because this weakens the protection of the person's account.
     """
-    with person.changed_by(by):
+    with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()
         if removed:
             Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by)

@@ -60,6 +60,13 @@ def _left(codes: Any) -> int:
         return 0
 
 
+def _added(request: Any, *, is_first: bool, **changes: Any) -> None:
+    """Record the new factor. The first one ends the person's other sessions, which began without it."""
+    _record(request, Action.SECOND_FACTOR_ADDED, **changes)
+    if is_first:
+        request.user.end_sessions(by=request.user, but=request.session)
+
+
 def _codes(request: HttpRequest) -> HttpResponse:
     """Show the recovery codes once: they appear only in this response to a POST."""
     authenticator = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
@@ -90,15 +97,16 @@ class Confirmed:
 
 @method_decorator(never_cache, name="dispatch")
 class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
-    """Adds the authenticator app; the response shows new recovery codes."""
+    """Adds the authenticator app; the response of the first factor shows new recovery codes."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
+            is_first = not second_factor.has_second_factor(self.request.user.lock())
             response: HttpResponse = super().form_valid(form)
-            _record(self.request, Action.SECOND_FACTOR_ADDED)
+            _added(self.request, is_first=is_first)
         # A person who already has a security key has seen their recovery codes before.
         return _codes(self.request) if self.did_generate_recovery_codes else response
 
@@ -161,8 +169,9 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
             if form.errors:
                 response: HttpResponse = self.form_invalid(form)
                 return response
+            is_first = not second_factor.has_second_factor(person)
             response = super().form_valid(form)
-            _record(self.request, Action.SECOND_FACTOR_ADDED, security_key=form.cleaned_data["name"])
+            _added(self.request, is_first=is_first, security_key=form.cleaned_data["name"])
         return _codes(self.request) if self.did_generate_recovery_codes else response
 
 

@@ -485,6 +485,11 @@ class Action(StrEnum):
         "{self} signed out of one of their browsers.",
         "{actor} signed {target} out of one browser.",
     )
+    USER_SIGNED_OUT_ELSEWHERE = (
+        "user.signed_out_elsewhere",
+        "{self} was signed out of their other browsers.",
+        "{actor} signed {target} out of other browsers.",
+    )
     USER_SIGNED_OUT_EVERYWHERE = (
         "user.signed_out_everywhere",
         "{self} signed out everywhere.",

@@ -388,7 +388,8 @@ class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
     MOST_WAITING further requests of the sender wait, for at most LONGEST_WAIT_S; all others get 429. Paths below `free`
-    are not counted. If `heavy` matches the path, the sender may have only one such request in `app`.
+    are not counted. If `heavy` matches the path, or the request asks for a list as a file (`?format=`), the sender may
+    have only one such request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -410,7 +411,7 @@ class FairShares:
         async with AsyncExitStack() as places:
             try:
                 for sender in senders:
-                    if self._heavy.fullmatch(scope["path"]):
+                    if self._heavy.fullmatch(scope["path"]) or b"format=" in scope.get("query_string", b""):
                         await places.enter_async_context(self._place(f"{sender} heavy", 1))
                     await places.enter_async_context(self._place(sender, self._most))
             except SenderBusy:

@@ -121,6 +121,7 @@ LISTS = (
     ),
     Offer("Tokens idle for 90 days", "tokens:list", "key", SEES_TOKENS, "unused agents stale", "owner=all&care=idle"),
     Offer("Tokens never used", "tokens:list", "key", SEES_TOKENS, "unused idle agents", "owner=all&care=unused"),
+    Offer("Tokens older than 90 days", "tokens:list", "key", SEES_TOKENS, "old rotate audit", "owner=all&care=old"),
     Offer("Tokens without expiry", "tokens:list", "key", SEES_TOKENS, "never expire", "owner=all&care=unlimited"),
     Offer("Tokens that expire soon", "tokens:list", "key", SEES_TOKENS, "expiring ending", "owner=all&care=expiring"),
     Offer("Invited people", "accounts:people", "people", Capability.PEOPLE_READ, "pending", "status=invited"),

@@ -120,7 +120,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         """Create a key. People created with it get `role`.
 
         The key can change only people who have no other capabilities than `capabilities`. Its secret is not stored.
-        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have.
+        Raises ProvisioningError, or BeyondYours if `by` lacks a capability, or cannot give the role.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
@@ -135,7 +135,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         try:
             with transaction.atomic():
                 one_at_a_time()  # Locks, so that nobody loses a capability or creates another key meanwhile.
-                must_hold(by, capabilities)
+                must_hold(by, capabilities, uses_gateways=role.uses_gateways)
                 if self.live().count() >= MOST_KEYS:
                     raise TooManyProvisioningKeys(TooManyProvisioningKeys.__doc__)
                 key.save(force_insert=True)
@@ -241,15 +241,15 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
         """Replace the secret; the old one works for another `overlap_hours`, one of OVERLAP_HOURS.
 
-        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if `by` lacks a capability of the key: `by`
-        sees the secret, and could do with it everything that the key may do.
+        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if `by` lacks a capability of the key or
+        cannot give its role: `by` sees the secret, and could do with it everything that the key may do.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadKeyOverlap(BadKeyOverlap.__doc__)
         secret = token_text.mint(token_text.DIRECTORY)
         with transaction.atomic():
             row = self._locked()
-            must_hold(by, row.granted)
+            must_hold(by, row.granted, uses_gateways=bool(row.role and row.role.uses_gateways))
             before = row.prefix
             row.keep_as_previous(row, timedelta(hours=overlap_hours), row.last_used_at)
             row.set_secret(secret)

@@ -225,7 +225,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             present.must_be(seen, {*changes, "decryption_key"} if pair else changes)
             # Replacing the key twice would break sign-in for everybody, so it needs the same rights.
             if TERMS & changes.keys() or (pair and before["decryption_key"]):
-                must_match(by, Capability)
+                must_match(by, Capability, uses_gateways=True)
             if not secret and row.has_secret and row.ends_secret(changes.keys()):
                 row.secret_ciphertext, row.key_id = None, ""
                 changes["secret_removed"] = True

@@ -218,6 +218,22 @@ class Picked:
         """Redirect to the list."""
         return leave(self.request, self.back, toast, undo)
 
+    def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
+        """Act on each row, and redirect to the list; `undo` is the `act` that reverses it, if there is one.
+
+        Rows that `act` refuses with one of `faults` are named. Those that it returns False for had the state already.
+        """
+        changed = []
+        for row in self.open:
+            try:
+                if act(row) is not False:
+                    changed.append(row)
+            except faults as reason:
+                self.apart.append((row, str(reason)))
+        toast = f"{self.number(changed)} {done}" if changed or not self.apart else ""
+        offered = Undo(self.request.path, [("act", undo), *self.fields(changed)]) if undo and changed else None
+        return self.leave(". ".join(filter(None, (toast, self.left_alone))), offered)
+
     def fields(self, rows: Sequence[Any]) -> list[tuple[str, str]]:
         return [("back", self.back), *(("pick", str(row.pk)) for row in rows)]
 
@@ -258,35 +274,36 @@ def end_picked(
     faults: Fault,
     ends: Callable[[list[Any]], str],
     icon: str = "revoke",
+    undo: str = "",
 ) -> HttpResponse:
     """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence.
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. If `undo` is the `act`
+    that reverses it, nothing is typed, and the toast offers it.
     """
     act, done = verb
     ending = picked.open
     if not ending:
         return picked.leave(picked.left_alone or "Nothing was selected")
-    if not was_typed(picked.request, number := picked.number(ending)):
+    number, said = picked.number(ending), picked.request.POST
+    if not (said.get("sure") if undo else was_typed(picked.request, number)):
         return confirm(
             picked.request,
             title=f"{act} {number}",
-            text=f"{act} {first_names([str(row) for row in ending])}? {ends(ending)} This cannot be undone.",
+            text=sentences(
+                f"{act} {first_names([str(row) for row in ending])}?",
+                ends(ending),
+                "" if undo else "This cannot be undone.",
+            ),
             more=picked.left_alone,
             icon=icon,
-            hidden=picked.fields(ending),
-            typed=number,
-            is_asked_first="typed" not in picked.request.POST,
+            kind="primary" if undo else "danger",
+            hidden=[*([("sure", "1")] if undo else []), *picked.fields(ending)],
+            typed="" if undo else number,
+            is_asked_first="typed" not in said,
             back=picked.back,
         )
-    ended = []
-    for row in ending:
-        try:
-            end(row)
-            ended.append(row)
-        except faults as reason:
-            picked.apart.append((row, str(reason)))
-    return picked.leave(". ".join(filter(None, (f"{picked.number(ended)} {done}", picked.left_alone))))
+    return picked.each(end, faults, done, undo)
 
 
 def _picked_keys(request: AppRequest) -> list[UUID]:

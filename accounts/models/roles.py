@@ -20,7 +20,6 @@ from accounts.rules import (
     must_hold,
     must_keep_a_manager,
     must_match,
-    must_use_gateways,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -62,11 +61,9 @@ class RoleManager(models.Manager["Role"]):
         required_sign_in: str = RequiredSignIn.NONE,
         uses_gateways: bool = True,
     ) -> "Role":
-        """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours for capabilities that `by` lacks."""
+        """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours if `by` cannot give such a role."""
         capabilities = frozenset(capabilities)
-        must_hold(by, capabilities)
-        if uses_gateways:
-            must_use_gateways(by)
+        must_hold(by, capabilities, uses_gateways=uses_gateways)
         must_be_possible(required_sign_in)
         try:
             with transaction.atomic():
@@ -170,8 +167,6 @@ class Role(Versioned, models.Model):
                     changes["name"] = [row.name, name.strip()]
                 uses = row.uses_gateways if uses_gateways is None else uses_gateways
                 if row.uses_gateways != uses:
-                    if uses:
-                        must_use_gateways(by)
                     changes["uses_gateways"] = [row.uses_gateways, uses]
                 if changes:
                     row._must_be_open()  # noqa: SLF001  (its own kind)
@@ -180,7 +175,7 @@ class Role(Versioned, models.Model):
                     must_be_possible(required)
                     changes["required_sign_in"] = [row.required_sign_in, required]
                 row.must_be(seen, changes)
-                must_hold(by, requested - before)
+                must_hold(by, requested - before, uses_gateways=uses and not row.uses_gateways)
                 self.name, self.required_sign_in, self.uses_gateways = name.strip(), required, uses
                 self.save(update_fields=["name", "required_sign_in", "uses_gateways"])
                 self.permissions.remove(*permissions_of(before - requested))

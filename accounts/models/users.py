@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
-from django.contrib.auth import get_backends
+from django.contrib.auth import HASH_SESSION_KEY, get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Permission
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
@@ -33,13 +34,12 @@ from accounts.rules import (
     NotOwner,
     NotStaff,
     acting_now,
-    must_hold,
+    must_give,
     must_keep_a_manager,
     must_keep_an_owner,
     must_keep_break_glass,
     must_match,
     must_not_be_last_owner,
-    must_use_gateways,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -69,14 +69,14 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person without a password, in these teams; the invitation link lets them set one.
 
-        Raises EmailTaken, AlreadyInvited, BeyondYours if the role has more capabilities than `by`, or InvitesOthers if
-        `by` acts through an API key and the role could invite people.
+        Raises EmailTaken, AlreadyInvited, BeyondYours if `by` cannot give the role, or InvitesOthers if `by` acts
+        through an API key and the role could invite people.
         """
         email = email.strip().lower()
         with transaction.atomic():
             rows = [team.lock() for team in sorted(teams, key=lambda team: team.pk)]
             one_at_a_time()
-            must_hold(by, role.capabilities)
+            must_give(by, role)
             if getattr(by, "narrowed_to", None) is not None and Capability.PEOPLE_MANAGE in role.capabilities:
                 raise InvitesOthers(InvitesOthers.__doc__)
             if present := self.filter(email=email).first():
@@ -100,12 +100,12 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person at the request of a directory (SCIM), without a password and without an invitation.
 
-        Raises EmailTaken, or BeyondYours if the role has more capabilities than `by`.
+        Raises EmailTaken, or BeyondYours if `by` cannot give the role.
         """
         email = email.strip().lower()
         with transaction.atomic():
             one_at_a_time()
-            must_hold(by, role.capabilities)
+            must_give(by, role)
             if self.filter(email=email).exists():
                 raise EmailTaken(EmailTaken.__doc__)
             user = self.create_user(
@@ -269,18 +269,19 @@ class User(Versioned, AbstractBaseUser):
         return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
     @contextmanager
-    def changed_by(self, by: Grantor | None) -> Iterator["User"]:
+    def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
         Checks whether `by` may make the change. Raises Outranked unless `by` has at least this
-        person's capabilities (people may always change themselves). Raises LastOwner, LastManager or LastBreakGlass if
-        the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a directory changes
-        the last owner.
+        person's capabilities (people may always change themselves); if the change lets somebody act as this person
+        (`gives_access`), also if this person uses gateways and `by` only looks. Raises LastOwner, LastManager or
+        LastBreakGlass if the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a
+        directory changes the last owner.
         """
         with transaction.atomic():
             one_at_a_time()
             present = self.lock()
-            must_match(by, present.granted)
+            must_match(by, present.granted, uses_gateways=gives_access and present.uses_gateways)
             if present.is_owner and getattr(by, "is_directory", False):
                 must_not_be_last_owner(present)
             # must_keep_an_owner() counts only owners with a password.
@@ -312,9 +313,8 @@ class User(Versioned, AbstractBaseUser):
         with self.changed_by(by) as present:
             before = present.role
             present.must_be(seen, {"role"} if before != role else ())
-            must_hold(by, role.capabilities)
-            if role.uses_gateways and before != role:
-                must_use_gateways(by)
+            if before != role:
+                must_give(by, role)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
@@ -373,7 +373,8 @@ class User(Versioned, AbstractBaseUser):
 
         Raises AlreadyJoined, or Outranked, because the new link gives access as this person.
         """
-        self._change_invitation(Action.USER_INVITATION_RENEWED, by, is_active=True, invited_at=timezone.now())
+        renewed = {"is_active": True, "invited_at": timezone.now()}
+        self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
 
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Revoke the invitation: its links stop working. A new invitation can be sent later.
@@ -383,8 +384,10 @@ class User(Versioned, AbstractBaseUser):
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
 
-    def _change_invitation(self, action: Action, by: Grantor | None, **fields: Any) -> None:
-        with self.changed_by(by) as present:
+    def _change_invitation(
+        self, action: Action, by: Grantor | None, *, gives_access: bool = False, **fields: Any
+    ) -> None:
+        with self.changed_by(by, gives_access=gives_access) as present:
             if present.has_joined:
                 raise AlreadyJoined(AlreadyJoined.__doc__)
             if present.provisioned_at and not present.is_active:
@@ -411,7 +414,7 @@ class User(Versioned, AbstractBaseUser):
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
         """Raise NotActive unless this person is active, or Outranked if `by` may not change them."""
-        with self.changed_by(by) as present:
+        with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
 
@@ -420,7 +423,7 @@ class User(Versioned, AbstractBaseUser):
 
         Raises NotActive for a deactivated person, or Outranked, because the link gives access as this person.
         """
-        with self.changed_by(by) as present:
+        with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
                 raise NotActive("Only active people can choose a password.")
             joined = present.has_joined
@@ -481,12 +484,15 @@ class User(Versioned, AbstractBaseUser):
                 Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
             self.refresh_from_db(fields=["password", "session_epoch", *ended])
 
-    def end_sessions(self, *, by: Grantor | None) -> None:
-        """Sign this person out everywhere by invalidating all sessions. Raises Outranked."""
+    def end_sessions(self, *, by: Grantor | None, but: SessionBase | None = None) -> None:
+        """Sign this person out everywhere by invalidating all sessions, or all `but` this one. Raises Outranked."""
         with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
-            Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
+            action = Action.USER_SIGNED_OUT_EVERYWHERE if but is None else Action.USER_SIGNED_OUT_ELSEWHERE
+            Event.objects.record(action, self, by=by)
+        if but is not None:
+            but[HASH_SESSION_KEY] = self.get_session_auth_hash()
 
     def keep_log_look(self, look: dict[str, Any]) -> None:
         """Save the display options of this person's list of calls, as query values."""
@@ -554,7 +560,7 @@ class User(Versioned, AbstractBaseUser):
             name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
         }
         try:
-            with self.changed_by(by) as present:
+            with self.changed_by(by, gives_access="email" in changes) as present:
                 present.must_be(seen, changes)
                 User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:

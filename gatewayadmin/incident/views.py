@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
-from django.db.models import Count
 from django.http import HttpResponse
 from django.utils import timezone
 from django.utils.text import slugify
@@ -21,10 +19,9 @@ from auditlog.models import LONGEST_REASON, Event, giving_reason
 from auditlog.sentences import sentence
 from capabilities import Capability, requires
 from connections.models import Connection
-from connections.rows import ConnectionRow
 from gatewayadmin.incident.activity import SHOWN, Activity
+from gatewayadmin.incident.remaining import Reached, remaining
 from gatewayadmin.incident.subjects import Subject
-from gateways.models import Feature
 from servers.identity_views import IdentityRow
 from ui.pages import AppRequest, Undo, leave, sentences, show, text_of
 from ui.viewset import confirmed
@@ -33,38 +30,6 @@ EVENTS = 10
 MOST_SHOWN = 20  # Largest number of connections, and of credentials; the export has all.
 
 type View = Callable[..., HttpResponse]
-
-
-class Reached(NamedTuple):
-    """Access to tools that remains: through a connection, or to a server through a gateway."""
-
-    row: ConnectionRow | None
-    gateway: Any
-    servers: list[str]
-    tools: int
-
-
-def _reached(subject: Subject) -> list[Reached]:
-    """Return the access that remains. Blocked connections are included, without tools."""
-    assignments = subject.assignments
-    offered = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
-    tools = Counter(dict(offered.order_by().values_list("assignment").annotate(Count("pk"))))
-    if subject.kind == "server":
-        by_gateway = {one.gateway: [each for each in assignments if each.gateway == one.gateway] for one in assignments}
-        return [
-            Reached(None, gateway, [each[0].server.name], sum(tools[one.pk] for one in each))
-            for gateway, each in by_gateway.items()
-        ]
-    found = []
-    for connection in subject.live:
-        row = ConnectionRow(connection, subject.viewer)
-        # The old token may still work while its owner has not collected the new token.
-        is_overlapping = row.status == "expired" and any(one.previous_works_until for one in row.tokens)
-        works = row.status == "active" or (is_overlapping and not connection.blocked_by)
-        mine = [one for one in assignments if one.gateway_id == connection.gateway_id and works]
-        names = [one.server.name for one in mine]
-        found.append(Reached(row, connection.gateway, names, sum(tools[one.pk] for one in mine)))
-    return found
 
 
 def _events(subject: Subject) -> list[Event]:
@@ -82,7 +47,7 @@ def page(kind: type[Subject]) -> View:
     def incident(request: AppRequest, pk: UUID) -> HttpResponse:
         subject = kind(kind.find(request.user, pk), request.user)
         activity = replica.read_from_replica(request, lambda: Activity.of(subject.calls))
-        reached, events = _reached(subject), _events(subject)
+        reached, events = remaining(subject), _events(subject)
         if request.GET.get("format") == "json":
             return _export(subject, activity, reached, events)
         places = target_urls(events, request.user)
@@ -160,7 +125,8 @@ def _access(one: Reached) -> dict[str, Any]:
             "person": connection.user.email,
             "status": one.row.status,
         }
-    return of_connection | {"gateway": one.gateway.name, "servers": one.servers, "tools": one.tools}
+    grants = [{"name": given.name, "ends_at": given.until and given.until.isoformat()} for given in one.grants]
+    return of_connection | {"gateway": one.gateway.name, "servers": one.servers, "tools": one.tools, "grants": grants}
 
 
 def stop(kind: type[Subject]) -> View:

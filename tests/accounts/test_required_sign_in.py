@@ -13,6 +13,7 @@ from django.test import Client
 from accounts.models import Role, User, WorkspaceSettings
 from accounts.rules import LastBreakGlass, NoOrganisation, RoleLocked
 from auditlog.models import Event
+from auditlog.sentences import sentence
 from capabilities import Capability
 from sso.models import Provider
 from tests import make
@@ -80,6 +81,21 @@ def test_the_codes_lead_to_the_page_that_was_wanted(sign_in: SignIn) -> None:
     done = text(turn_on_page(client))
 
     assert 'href="/logs/?range=7d">I have stored them' in done
+
+
+def test_setting_it_up_ends_sessions_that_began_without_it(sign_in: SignIn) -> None:
+    ann = make.user(Capability.LOGS_READ)
+    require(ann.role)
+    here, there, unrelated = sign_in(ann), sign_in(ann), sign_in(make.user(Capability.LOGS_READ))
+
+    turn_on(here)
+
+    assert here.get("/logs/").status_code == 200
+    assert there.get("/logs/")["Location"] == "/accounts/login/?next=/logs/"
+    assert Rest(there).get("/logs").status_code == 401
+    assert unrelated.get("/logs/").status_code == 200
+    event = Event.objects.get(action="user.signed_out_elsewhere")
+    assert sentence(event) == f"{ann.email} was signed out of their other browsers."
 
 
 def confirmed_while_required(client: Client) -> Client:

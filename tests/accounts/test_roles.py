@@ -8,12 +8,16 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.capability_groups import CAPABILITY_GROUPS
 from accounts.models import Role, User
+from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
 from capabilities.catalogue import including
+from scim.models import ProvisioningKey
+from sso.models import Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -291,3 +295,49 @@ def test_the_reference_costs_the_same_however_many_roles_there_are(
 
     with django_assert_num_queries(6):  # session, user, roles, their permissions, the viewer's permissions, rail
         client.get("/people/capabilities/")
+
+
+# --- Roles that only look -------------------------------------------------------------------------------------------
+
+
+def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: SignIn) -> None:
+    """Through no page, no REST operation, and not with a key of a directory or the rules of single sign-on."""
+    looker, bo = make.user(*Capability), make.user()
+    Role.objects.filter(pk=looker.role_id).update(uses_gateways=False)
+    using, looking = make.role(), make.role()
+    Role.objects.filter(pk=looking.pk).update(uses_gateways=False)
+    client, rest = confirmed(sign_in(looker)), Rest.of(looker)
+
+    def given(role: Role) -> list[int]:
+        """Return the status codes of all requests that give this role, or make one like it."""
+        pk, name = str(role.pk), make.unique("made")
+        invited = {"emails": f"{name}@example.com", "role": pk}
+        directory = {"name": name, "role_id": pk, "capabilities": []}
+        answers = [
+            client.post("/people/invite/", invited),
+            client.post(f"/people/{bo.pk}/role/", {"role": pk}),
+            client.post("/people/roles/add/", {"name": name} | ({} if role == using else {"only_looks": "on"})),
+            rest.post("/users", {"email": f"{name}@example.org", "role_id": pk}),
+            rest.patch(f"/users/{bo.pk}", {"role_id": pk}),
+            rest.post("/roles", {"name": f"{name}2", "capabilities": [], "uses_gateways": role == using}),
+            rest.post("/provisioning-keys", directory),
+        ]
+        return [answer.status_code for answer in answers]
+
+    assert given(using) == [422, 422, 422, 403, 403, 403, 403]
+    assert given(looking) == [200, 302, 302, 201, 200, 201, 201]
+    key = ProvisioningKey.objects.issue(name="Okta", role=using, capabilities=(), by=make.user(*Capability)).key
+    for refused in (
+        lambda: key.roll(by=looker),
+        lambda: looking.edit(name=looking.name, capabilities=(), uses_gateways=True, by=looker),
+        lambda: Provider.edit(by=looker, default_role=using),
+        # Whoever has the mailbox or the link could act as a person who uses gateways.
+        lambda: make.user().edit(email="mine@example.com", display_name="", by=looker),
+        lambda: make.user().note_password_link(by=looker),
+        lambda: make.invited().renew_invitation(by=looker),
+    ):
+        with pytest.raises(BeyondYours, match="Your role only looks"):
+            refused()
+    assert make.user().deactivate(by=looker)
+    assert not User.objects.filter(role=using).exists()
+    assert 'title="Your role only looks and uses no gateway."' in text(client.get("/people/invite/"))

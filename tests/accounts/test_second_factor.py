@@ -205,7 +205,7 @@ def test_turned_off_the_password_is_enough_again(sign_in: SignIn) -> None:
 def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) -> None:
     person = make.user()
     secret, _ = turn_on(sign_in(person))
-    client = sign_in(person)
+    client = sign_in(User.objects.get(pk=person.pk))
 
     asked = client.get("/accounts/second-factor/again/?next=/settings/second-factor/deactivate/")
     done = client.post(

@@ -75,12 +75,16 @@ def test_the_first_key_shows_the_recovery_codes_and_is_listed_by_its_name(person
 
 
 @pytest.mark.full
-def test_the_second_thing_of_a_second_factor_shows_no_codes_again(client_of: Client) -> None:
+def test_the_second_thing_of_a_second_factor_shows_no_codes_again(
+    person: User, client_of: Client, sign_in: SignIn
+) -> None:
     turn_on(client_of)
+    there = sign_in(User.objects.get(pk=person.pk))
 
     added = add(client_of, SoftKey())
 
     assert added["Location"] == INDEX
+    assert there.get(INDEX).status_code == 200  # Only the first one ends other sessions.
 
 
 @pytest.mark.full

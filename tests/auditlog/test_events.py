@@ -335,6 +335,16 @@ def test_no_cell_is_a_formula(sign: str, auditor: User, sign_in: SignIn) -> None
     assert rows[0]["target"] == f"'{sign}HYPERLINK(1)"
 
 
+def test_a_formula_after_a_separator_is_text_too(auditor: User, sign_in: SignIn) -> None:
+    """Some spreadsheets begin a new cell at a semicolon or a tab."""
+    for label in ("a;=1", "a\t+1", 'a; "@1', "a\r\n -1", "a;b=1"):
+        event(label=label)
+
+    rows = rows_of(body(export(sign_in(auditor), "csv", "action=host.disabled")))
+
+    assert [row["target"] for row in rows] == ["a;b=1", "a\r\n '-1", "a; \"'@1", "a\t'+1", "a;'=1"]
+
+
 @pytest.mark.parametrize("word", ["", "a=1", "x -1", "\u201cquoted\u201d", " a", "größe", "日本", "#1", "1", "'", '"'])
 def test_a_cell_that_is_no_formula_stays_as_it_is(word: str, auditor: User, sign_in: SignIn) -> None:
     event(label=word)

@@ -50,7 +50,8 @@ class Browser:
                 told = {name.decode(): value.decode() for name, value in message["headers"]}
                 self.answered[path] = message["status"], told
 
-        scope = {"type": "http", "method": "GET", "path": path, "headers": pairs}
+        where, _, query = path.partition("?")
+        scope = {"type": "http", "method": "GET", "path": where, "query_string": query.encode(), "headers": pairs}
         await self._served(scope, _nothing, send)
 
 
@@ -101,11 +102,11 @@ def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons
     serving(test)
 
 
-def test_searches_of_the_log_wait_for_each_other_and_other_pages_of_the_same_person_pass() -> None:
+def test_searches_and_exports_wait_for_each_other_and_other_pages_of_the_same_person_pass() -> None:
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         async with asyncio.TaskGroup() as asking:
-            for number in range(3):
-                asking.create_task(browser.ask(f"/logs/{number}", **ANN))
+            for heavy in ("/logs/0", "/logs/1", "/people/?q=a&format=csv"):
+                asking.create_task(browser.ask(heavy, **ANN))
             asking.create_task(browser.ask("/logs/of-ben", **BEN))
             await settled()
             asking.create_task(browser.ask("/hosts/", **ANN))

@@ -12,7 +12,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.incident import activity as reading
-from gateways.models import Feature
+from gateways.models import Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import text
@@ -229,6 +229,32 @@ def test_what_access_is_left_is_listed_with_its_tools(link: Connection, boss: Us
 
     assert "of Docs" not in blocked
     assert "blocked" in blocked
+
+
+def test_access_left_by_grants_is_named_with_its_end_and_counts_the_given_tools_only(
+    link: Connection, boss: User, ann: User, sign_in: SignIn
+) -> None:
+    client, page, gateway = sign_in(boss), places(link)["host"], link.gateway
+    Feature.objects.learn(gateway.assignments.get(), [{"name": "search"}, {"name": "erase"}])
+    Gateway.objects.filter(pk=gateway.pk).update(reach="teams", tools_given="granted")
+    until = timezone.now() + timedelta(days=3)
+    GatewayGrant.objects.give(gateway, ann, ends_at=until, by=boss)
+    searches = ToolSet.objects.add(gateway=gateway, name="Searches", patterns=["search"], by=boss)
+    grant = ToolGrant.objects.give(searches, user=ann, by=boss)
+    others = ToolSet.objects.add(gateway=gateway, name="Everything", patterns=["*"], by=boss)
+    ToolGrant.objects.give(others, user=boss, by=boss)
+
+    shown = text(client.get(page))
+    assert "1 tool</span> of Docs; by grants: the gateway until" in shown
+    assert "Searches" in shown
+    assert "Everything" not in shown
+    [left] = client.get(f"{page}?format=json").json()["remaining_access"]
+    assert left["grants"] == [
+        {"name": "the gateway", "ends_at": until.isoformat()},
+        {"name": "Searches", "ends_at": None},
+    ]
+    grant.end(by=boss)
+    assert "0 tools</span>" in text(client.get(page))
 
 
 def test_the_page_is_exported_as_a_file_and_that_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:

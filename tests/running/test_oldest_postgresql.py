@@ -63,6 +63,7 @@ PROOFS = {
     "auditlog/facets.py": "tests/auditlog/test_search.py",
     "auditlog/indexes.py": "tests/auditlog/test_indexes.py",
     "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
+    "auditlog/checkpoints/signed_export.py": "tests/auditlog/test_signed_export.py",
     "auditlog/checkpoints/verifying.py": "tests/auditlog/test_checkpoints.py",
     "sinks/archive.py": "tests/sinks/test_archive.py",
     "sinks/reading.py": "tests/sinks/test_sending.py",
@@ -81,7 +82,10 @@ ON_THE_OLDEST = {
     "tests/running/test_scale_out.py",
 }
 # Tests of a running workspace, which this module would run on the workspace of `served`.
-LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
+LEFT_OUT = [
+    "tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says",
+    "tests/auditlog/test_signed_export.py::test_an_export_of_a_running_workspace_is_verified",
+]
 RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
 RUN_FOR_OTHERS = {"gatewayadmin/management/base.py"}  # Runs the SQL of Django's own commands.
 

@@ -303,6 +303,15 @@ def test_nobody_gets_more_by_groups_that_are_left_out(
     assert noted.count() == (0 if says_groups else 1)
 
 
+def test_a_sign_in_without_groups_gives_no_role_that_uses_gateways(provider: Provider) -> None:
+    looking = make.role(name="Guest")
+    Role.objects.filter(pk=looking.pk).update(uses_gateways=False)
+    changed = Provider.edit(by=None, default_role=make.role(name="Least"), rules=[GroupRule("guests", looking)])
+    changed.admit(claims_of_mia(provider, "guests"))
+
+    assert changed.admit(claims_of_mia(provider, says_groups=False)).role == looking
+
+
 def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provider: Provider) -> None:
     changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     changed.admit(claims_of_mia(provider, "guests"))

@@ -111,6 +111,29 @@ def test_a_file_has_only_what_its_reader_may_see(ana: User, sign_in: SignIn) -> 
 
 
 @pytest.mark.django_db
+def test_when_others_last_called_takes_the_permission_to_see_connections(boss: User, sign_in: SignIn) -> None:
+    gateway, ann = make.gateway(), make.user()
+    tools = ToolSet.objects.add(gateway=gateway, name="All", patterns=["*"], by=boss)
+    aged(ToolGrant.objects.give(tools, user=ann, by=boss), given_at=100)
+    aged(make.connection(make.agent(by=boss), gateway, ann), last_used_at=2)
+    few = sign_in(make.user(Capability.GATEWAYS_READ))
+
+    (row,) = file(few, "/tool-grants/?idle=30&sort=-used")
+    assert "last_used" not in row
+    assert b"Last used" not in few.get("/tool-grants/").content
+    assert "last_used" in file(sign_in(boss), "/tool-grants/")[0]
+    assert file(sign_in(boss), "/tool-grants/?idle=30") == []
+
+
+@pytest.mark.django_db
+def test_the_event_of_an_export_has_the_first_500_characters_of_its_filters(ana: User, sign_in: SignIn) -> None:
+    text_of(sign_in(ana), f"/hosts/?q={'a' * 600}&format=csv")
+
+    before, filters = Event.objects.get(action=Action.LIST_EXPORTED).changes["filters"]
+    assert (before, len(filters), filters[:4]) == (None, 500, "q=aa")
+
+
+@pytest.mark.django_db
 def test_each_row_comes_once_in_pieces_and_a_person_runs_two_exports(
     ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
