@@ -12,7 +12,7 @@ from accounts.models import User, WorkspaceSettings
 
 
 class RoleBackend(BaseBackend):
-    """Authenticates active users by e-mail and password. Users get permissions only through their role."""
+    """Authenticates active users by e-mail and password. Their permissions: `User.has_perm`."""
 
     def authenticate(
         self,
@@ -37,10 +37,3 @@ class RoleBackend(BaseBackend):
             required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
             is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),  # type: ignore[attr-defined]
         ).first()
-
-    def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
-        if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:
-            return False
-        if user_obj.narrowed_to is not None and perm not in user_obj.narrowed_to:
-            return False
-        return user_obj.is_superuser or perm in user_obj.permissions

@@ -2,7 +2,8 @@
 
 The workspace was made by `python -m bench.full_size` in that folder. An owner and a member request, in this process,
 every page that links lead to, the log with its filters, groups, searches and ranges, exports up to their first byte,
-the palette and the lists of the API.
+the palette and the lists of the API. With `--named`, the owner requests only the lists, and all pages and dialogs that
+have a name in the URLs.
 
 Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
 machine lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the
@@ -33,6 +34,7 @@ from bench.full_size import workspace
 from bench.lists import lists
 from bench.log_pages import roll_up, signed_in
 from bench.many import pk
+from bench.named_pages import named_pages
 from tests.browser.links import LINK, is_page, kind_of
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=20, help="requests per address (default: %(default)s)")
     parser.add_argument("--again", type=int, default=3, help="repetitions for marked addresses (default: %(default)s)")
     parser.add_argument("--only", default="", help="only addresses that this regular expression finds")
+    parser.add_argument("--named", action="store_true", help="only named pages and lists, for the owner")
     parser.add_argument("--why", action="store_true", help="also print the slowest statement of slow addresses")
     return parser.parse_args()
 
@@ -149,7 +152,7 @@ def measure(options: argparse.Namespace) -> list[str]:
     settings.DATABASES["default"]["OPTIONS"]["options"] += " -c max_parallel_workers_per_gather=0"
     print(f"{'':4}{'p50':>7}{'p95':>8}{'slower':>8}{'python':>8}{'sql':>8}{'statements':>11}{'KB':>7}")
     pace = Pace()
-    marked = [*too_much(asked(options.only), pace, options)]
+    marked = [*too_much(asked(options.only, named=options.named), pace, options)]
     for _ in range(options.again):
         if marked:
             print("\nagain", flush=True)
@@ -158,10 +161,19 @@ def measure(options: argparse.Namespace) -> list[str]:
     return [f"{one.who} {one.path}" for one in marked]
 
 
-def asked(only: str) -> Iterator[Asked]:
+def asked(only: str, *, named: bool) -> Iterator[Asked]:
     """Yield the addresses that match `only`, first for the owner, then for the member."""
-    for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
-        yield from (Asked(who, client, path) for path in addresses(client, who == "owner") if re.search(only, path))
+    everyone = (("owner", signed_in()), ("member", signed_in_as(MEMBER)))
+    for who, client in everyone[:1] if named else everyone:
+        paths = named_addresses(client) if named else addresses(client, who == "owner")
+        yield from (Asked(who, client, path) for path in paths if re.search(only, path))
+
+
+def named_addresses(client: "Client") -> Iterator[str]:
+    """Yield the lists and the named pages that the client may open; the API, the Django admin and files have others."""
+    paths = {*named_pages(), *lists(), *large()}
+    pages = sorted(path for path in paths if not path.startswith(("/api/", "/admin/")))
+    yield from (path for path in pages if client.get(path).status_code == 200)
 
 
 def too_much(pages: Iterable[Asked], pace: Pace, options: argparse.Namespace) -> Iterator[Asked]:

@@ -93,7 +93,7 @@ class ConnectionRow:
         """The number of credentials that can be used."""
         return sum(token.status == "active" for token in self.tokens)
 
-    @property
+    @cached_property
     def status(self) -> str:
         """`revoked`, `disabled`, `expired`, `blocked` or `active`, in that order of precedence."""
         if not self.connection.is_live:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
-from django.contrib.auth import HASH_SESSION_KEY, get_backends
+from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Permission
@@ -577,7 +577,10 @@ class User(Versioned, AbstractBaseUser):
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
     def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:
-        return any(backend.has_perm(self, perm, obj) for backend in get_backends())
+        """Return whether the role of this active user grants `perm`; no role grants it for a single object."""
+        if not self.is_active or obj is not None or (self.narrowed_to is not None and perm not in self.narrowed_to):
+            return False
+        return self.is_superuser or perm in self.permissions
 
     def has_perms(self, perm_list: Iterable[str], obj: models.Model | None = None) -> bool:
         return all(self.has_perm(perm, obj) for perm in perm_list)

@@ -15,7 +15,7 @@ from django import template
 from django.contrib.messages.storage.base import Message
 from django.forms import BoundField, CheckboxInput, CheckboxSelectMultiple, RadioSelect, Select
 from django.http import HttpRequest
-from django.template.context import RequestContext
+from django.template.context import Context, RequestContext
 from django.template.defaultfilters import stringfilter
 from django.templatetags.static import static
 from django.urls import reverse
@@ -373,15 +373,28 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
     }
 
 
-@register.simple_block_tag(takes_context=True)
-def cell(context: RequestContext, content: str, name: str) -> SafeString:
-    """Render a cell of the column `name` of the list `table`; empty if that column is not shown."""
-    view: TableView = context["table"]
-    column = view.column(name)
-    if column is None or not view.shows(name):
-        return SafeString("")
-    tag, attributes = _of_cell(column)
-    return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The template has escaped the content.
+class TableCell(template.Node):
+    """A cell of one column; its content is rendered only if the column is shown."""
+
+    def __init__(self, name: str, nodelist: template.NodeList) -> None:
+        self._name, self.nodelist = name, nodelist
+
+    def render(self, context: Context) -> SafeString:
+        view: TableView = context["table"]
+        column = view.column(self._name)
+        if column is None or not view.shows(self._name):
+            return SafeString("")
+        tag, attributes = _of_cell(column)
+        return SafeString(f"<{tag}{attributes}>{self.nodelist.render(context).strip()}</{tag}>")
+
+
+@register.tag
+def cell(parser: template.base.Parser, token: template.base.Token) -> TableCell:
+    """Render a cell of a column of the list `table`, as in {% cell "name" %}; empty if the column is not shown."""
+    _, name = token.split_contents()
+    content = parser.parse(("endcell",))
+    parser.delete_first_token()
+    return TableCell(name.strip('"'), content)
 
 
 @register.filter
