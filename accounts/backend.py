@@ -35,5 +35,5 @@ class RoleBackend(BaseBackend):
         # With the person, so that no request needs another query for it (accounts.required_sign_in, the menu).
         return people.annotate(
             required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
-            is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),  # type: ignore[attr-defined]
+            is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),
         ).first()
