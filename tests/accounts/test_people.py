@@ -234,8 +234,8 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
         Team.objects.add(name=make.unique("team"), users=[bo], by=chief)
     client = sign_in(chief)
 
-    # Session, user, person, teams, second factor, sessions, two permissions, requests, roll-up state.
-    with django_assert_num_queries(11):
+    # Session, user, person, teams, second factor, sessions, two permissions, requests, roll-up state; eight of Access.
+    with django_assert_num_queries(19):
         client.get(f"/people/{bo.pk}/")
 
 

@@ -293,7 +293,7 @@ def test_the_reference_costs_the_same_however_many_roles_there_are(
         make.role(*Capability)
     client = sign_in(make.user())
 
-    with django_assert_num_queries(6):  # session, user, roles, their permissions, the viewer's permissions, rail
+    with django_assert_num_queries(5):  # session, user, roles, their permissions, the viewer's permissions
         client.get("/people/capabilities/")
 
 

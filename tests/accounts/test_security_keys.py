@@ -50,10 +50,11 @@ def client_of(person: User, sign_in: SignIn) -> Client:
 
 
 @pytest.fixture
-def key(client_of: Client) -> SoftKey:
+def key(person: User, client_of: Client) -> SoftKey:
     """Add a security key as the only second factor of a person."""
     key = SoftKey()
     add(client_of, key)
+    person.refresh_from_db()  # Other sessions ended.
     return key
 
 
@@ -384,7 +385,7 @@ def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
 ) -> None:
     passkey, again = SoftKey(counts=0), "/accounts/second-factor/key/"
     add(client_of, passkey)
-    client = sign_in(person)
+    client = sign_in(User.objects.get(pk=person.pk))
     said = passkey.get(text(client.get(again)))
     assert client.post(again, {"credential": said, "next": ADD})["Location"] == ADD
 

@@ -112,7 +112,7 @@ def test_noting_the_last_use_costs_a_write_every_five_minutes_only(
         client = signed_in(make.user())
         is_in(client)
         clock.shift(timedelta(minutes=4))
-        with django_assert_num_queries(6):  # session, user, second factor, sign-in provider, permissions, rail
+        with django_assert_num_queries(5):  # session, user, second factor, sign-in provider, permissions
             is_in(client)
         clock.shift(timedelta(minutes=2))
         is_in(client)
@@ -178,7 +178,7 @@ def test_the_page_costs_the_same_for_one_session_and_for_many(
     for _ in range(4):
         signed_in(person)
 
-    with django_assert_num_queries(6):  # session, user, known sessions, stored sessions, permissions, rail
+    with django_assert_num_queries(5):  # session, user, known sessions, stored sessions, permissions
         here.get("/settings/sessions")
 
 

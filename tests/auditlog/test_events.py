@@ -199,7 +199,7 @@ def test_the_page_costs_the_same_for_few_and_for_many(
         event(name=["a", "b"])
     client = sign_in(auditor)
 
-    with django_assert_num_queries(6):  # session, user, permissions, rows, count, rail
+    with django_assert_num_queries(5):  # session, user, permissions, rows, count
         client.get(PATH)
 
 
@@ -319,7 +319,7 @@ def test_the_csv_holds_what_is_filtered(chief: User, auditor: User, sign_in: Sig
 
 
 FORMULAS = [
-    *("=", "+", "-", "@", "\t", "\r", "\n", "\r\n="),
+    *("=", "+", "-", "@", "\t", "\r", "\n"),
     *("\uff1d", "\uff0b", "\uff0d", "\uff20", "\u2212", "\ufe66"),  # Full-width forms, minus, small equals sign.
     *(" =", "\u00a0=", "\u3000\uff1d", "\ufeff=", "\u200b=", "\u202e=", "\x0b=", "\u2028="),
     *("'=", '"=', ' "=', "\u201c=", "`="),
@@ -337,12 +337,12 @@ def test_no_cell_is_a_formula(sign: str, auditor: User, sign_in: SignIn) -> None
 
 def test_a_formula_after_a_separator_is_text_too(auditor: User, sign_in: SignIn) -> None:
     """Some spreadsheets begin a new cell at a semicolon or a tab."""
-    for label in ("a;=1", "a\t+1", 'a; "@1', "a\r\n -1", "a;b=1"):
+    for label in ("a;=1", "a\t+1", 'a; "@1', "a\r\n -1", "\r\n=1", "a;b=1"):
         event(label=label)
 
     rows = rows_of(body(export(sign_in(auditor), "csv", "action=host.disabled")))
 
-    assert [row["target"] for row in rows] == ["a;b=1", "a\r\n '-1", "a; \"'@1", "a\t'+1", "a;'=1"]
+    assert [row["target"] for row in rows] == ["a;b=1", "'\r\n'=1", "a\r\n '-1", "a; \"'@1", "a\t'+1", "a;'=1"]
 
 
 @pytest.mark.parametrize("word", ["", "a=1", "x -1", "\u201cquoted\u201d", " a", "größe", "日本", "#1", "1", "'", '"'])

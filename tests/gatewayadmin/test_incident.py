@@ -239,7 +239,7 @@ def test_access_left_by_grants_is_named_with_its_end_and_counts_the_given_tools_
     Gateway.objects.filter(pk=gateway.pk).update(reach="teams", tools_given="granted")
     until = timezone.now() + timedelta(days=3)
     GatewayGrant.objects.give(gateway, ann, ends_at=until, by=boss)
-    searches = ToolSet.objects.add(gateway=gateway, name="Searches", patterns=["search"], by=boss)
+    searches = ToolSet.objects.add(gateway=gateway, name="Searches", patterns=["*search"], by=boss)
     grant = ToolGrant.objects.give(searches, user=ann, by=boss)
     others = ToolSet.objects.add(gateway=gateway, name="Everything", patterns=["*"], by=boss)
     ToolGrant.objects.give(others, user=boss, by=boss)
