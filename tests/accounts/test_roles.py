@@ -303,7 +303,7 @@ def test_the_reference_costs_the_same_however_many_roles_there_are(
 def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: SignIn) -> None:
     """Through no page, no REST operation, and not with a key of a directory or the rules of single sign-on."""
     looker, bo = make.user(*Capability), make.user()
-    Role.objects.filter(pk=looker.role_id).update(uses_gateways=False)
+    Role.objects.filter(users=looker).update(uses_gateways=False)
     using, looking = make.role(), make.role()
     Role.objects.filter(pk=looking.pk).update(uses_gateways=False)
     client, rest = confirmed(sign_in(looker)), Rest.of(looker)

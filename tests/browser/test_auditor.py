@@ -141,7 +141,7 @@ def is_the_log_whole(one: Mouse, files: Files) -> None:
     key = files.take(one, page.get_by_role("region", name="Public key").get_by_role("link", name="Download"))
     verifier = files.take(one, page.get_by_role("link", name="Verifier"))
     export = files.take(one, page.get_by_role("button", name="Signed export"))
-    command = [sys.executable, "-I", verifier, export, "--public-key", key]
+    command: list[str | Path] = [sys.executable, "-I", verifier, export, "--public-key", key]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "OK:"), done.stdout + done.stderr
     assert '"feature_name":"echo"' in export.read_text().replace("\\", "")
