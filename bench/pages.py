@@ -226,7 +226,8 @@ def large() -> Iterator[str]:
     """Yield the pages of the objects with the most rows, even if no link leads there."""
     host, app, gateway, server = pk("Host", 0), pk("Host", 1), "gateway-0", "server-0"
     for one in (host, app):
-        yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "logs/", "?range=30d"))
+        yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "enrolled/", "logs/", "?range=30d"))
+        yield from (f"/hosts/{one}/{tab}/" for tab in ("least-privilege", "archive", "disable"))
     yield from (
         f"/gateways/{gateway}/{tab}"
         for tab in ("", "connections/", "servers/", "tools/", "tokens/", "usage/", "logs/", "?range=30d")
@@ -235,6 +236,7 @@ def large() -> Iterator[str]:
     for length in ("1h", "24h", "7d", "30d", "90d"):
         yield from (f"/?range={length}", f"/logs/busiest/?range={length}")
     yield from (f"/{room}/?page=3" for room in ("hosts", "gateways", "people", "tools"))
+    yield from (f"/incident/{kind}/{key}/" for kind, key in (("hosts", app), ("people", pk("User", 0))))
     yield from (f"/people/{pk('User', 0)}/", f"/people/teams/{pk('Team', 0)}/")
 
 
