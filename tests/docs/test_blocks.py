@@ -254,7 +254,6 @@ PARSED = (
     ("README.md", "flowchart", "a picture"),
     ("docs/concepts.md", "flowchart", "a picture"),
     ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
-    ("docs/explanation/architecture.md", "POST /mcp/<gateway>", "a picture"),
     ("docs/explanation/architecture.md", "GET /logs/", "a picture"),
     (
         "docs/how-to/deploy.md",

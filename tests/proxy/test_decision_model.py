@@ -344,7 +344,7 @@ class Brush:
         return {"revoked_at": self._at(told["revoked"]), "revoke_reason": "manual" if told["revoked"] else ""}
 
     def ties(self, drawn: Drawn) -> Iterator[Model]:
-        """Yield the rows that are made anew for each world: members, grants, and identities of connections."""
+        """Yield the rows that each world has of its own: members, grants, and identities of connections."""
         yield from self._of_teams(drawn)
         for number, (assignment, told) in enumerate(zip(self.rows["Assignment"], drawn["Assignment"], strict=True)):
             if told["allowed"]:
