@@ -42,7 +42,8 @@ def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
     Blocked connections are included, without tools.
     """
     if subject.kind == "server":
-        return _of_server(subject.assignments, _by_assignment(_offered(subject.assignments)))
+        assignments = list(subject.assignments)
+        return _of_server(assignments, _by_assignment(_offered(assignments)))
     return _of_connections(subject, list(subject.live[:most]))
 
 
@@ -63,8 +64,7 @@ def _of_server(assignments: Sequence[Assignment], tools: Counter[UUID]) -> list[
 
 
 def _of_connections(subject: Subject, connections: Sequence[Connection]) -> list[Reached]:
-    gateways = {one.gateway_id for one in connections}
-    assignments = [one for one in subject.assignments if one.gateway_id in gateways]
+    assignments = list(subject.assignments.filter(gateway__in={one.gateway_id for one in connections}))
     offered = _offered(assignments)
     tools, grants, found = _by_assignment(offered), Grants.of(connections), []
     for connection in connections:

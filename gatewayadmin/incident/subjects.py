@@ -19,7 +19,7 @@ from accounts.rules import PeopleError, missing_capabilities
 from auditlog.over_time import would_refuse
 from capabilities import Capability
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
-from connections.rows import visible
+from connections.rows import connections_visible_to, visible
 from gateways.models import Assignment
 from hosts.views import host_or_404
 from proxy.models import Session
@@ -119,19 +119,20 @@ class Subject:
     @property
     def live(self) -> ConnectionQuerySet:
         """The unrevoked connections through which the subject acts, newest use first."""
-        return self.connections.live().order_by(F("last_used_at").desc(nulls_last=True), "pk")
+        newest = F("last_used_at").desc(nulls_last=True)
+        return self.connections.live().with_details().order_by(newest, "pk")
 
     @cached_property
     def live_count(self) -> int:
-        return self.live.count()
+        return self.connections.live().count()
 
     @property
     def _live_keys(self) -> QuerySet[Any, Any]:
-        return self.live.order_by().values("pk")
+        return self.connections.live().order_by().values("pk")
 
     @property
     def connections(self) -> ConnectionQuerySet:
-        return visible(self.viewer).filter(**{self.kind: self.row})
+        return connections_visible_to(self.viewer).filter(**{self.kind: self.row})
 
     @cached_property
     def tokens(self) -> int:
@@ -183,18 +184,18 @@ class Subject:
     def undo_operation(self) -> str:
         return reverse(self.undone_by_api, args=[self.key])
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
         """The assignments of the enabled servers that the subject's live connections reach."""
-        gateways = self.live.filter(gateway__enabled=True).order_by().values("gateway")
+        gateways = self.connections.live().filter(gateway__enabled=True).order_by().values("gateway")
         on = Assignment.objects.on().filter(gateway__in=gateways)
-        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name", "alias", "pk"))
+        return on.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
 
     @property
     def identities(self) -> QuerySet[Identity]:
         """The credentials that are sent with the subject's calls."""
         carried = Identity.objects.live().filter(connection_identities__connection__in=self._live_keys)
-        shared = Identity.objects.live().filter(assignments__in=[one.pk for one in self.assignments])
+        shared = Identity.objects.live().filter(assignments__in=self.assignments.order_by().values("pk"))
         sent = Q(pk__in=carried.order_by().values("pk")) | Q(pk__in=shared.order_by().values("pk"))
         seen = self._seen(Identity.objects.filter(sent))
         return seen.select_related("server", "owner").order_by("server__name", "label")
@@ -333,7 +334,7 @@ class ConnectionSubject(Subject):
 
     @property
     def connections(self) -> ConnectionQuerySet:
-        return visible(self.viewer).filter(pk=self.row.pk)
+        return connections_visible_to(self.viewer).filter(pk=self.row.pk)
 
     @property
     def act(self) -> str:
@@ -379,18 +380,18 @@ class TokenSubject(Subject):
 
     @property
     def connections(self) -> ConnectionQuerySet:
-        return visible(self.viewer, *SEES_TOKENS).filter(pk=self.row.connection_id)
+        return connections_visible_to(self.viewer, *SEES_TOKENS).filter(pk=self.row.connection_id)
 
     @cached_property
     def tokens(self) -> int:
         return int(self.row.status in ("active", "waiting"))
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
         if not self.tokens:
-            return []
-        scope = {one.assignment_id for one in self.row.scopes.all()}
-        return [one for one in super().assignments if self.row.scope_all or one.pk in scope]
+            return Assignment.objects.none()
+        every = super().assignments
+        return every if self.row.scope_all else every.filter(pk__in=self.row.scopes.values("assignment"))
 
     @property
     def act(self) -> str:
@@ -428,14 +429,14 @@ class ServerSubject(Subject):
     def connections(self) -> ConnectionQuerySet:
         return Connection.objects.none()  # Disabling a server ends no connection.
 
-    @cached_property
-    def placed(self) -> list[Assignment]:
-        on = Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
-        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name"))
+    @property
+    def placed(self) -> QuerySet[Assignment]:
+        return Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
-        return [one for one in self.placed if one.enabled and one.gateway.enabled] if self.row.enabled else []
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
+        on = self.placed.filter(enabled=True, gateway__enabled=True, server__enabled=True)
+        return on.select_related("server", "gateway").order_by("gateway__name")
 
     @property
     def identities(self) -> QuerySet[Identity]:
@@ -447,8 +448,8 @@ class ServerSubject(Subject):
 
     @property
     def effect(self) -> str:
-        gateways = {one.gateway_id for one in self.placed}
-        return f"Refuses its calls on {number_of(len(gateways), 'gateway')} {NEXT_REQUEST}. Undo at any time."
+        gateways = self.placed.order_by().values("gateway").distinct().count()
+        return f"Refuses its calls on {number_of(gateways, 'gateway')} {NEXT_REQUEST}. Undo at any time."
 
     def stop(self) -> Stopped:
         changed = self.row.disable(by=self.viewer)
