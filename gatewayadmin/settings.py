@@ -137,6 +137,7 @@ INSTALLED_APPS = [
     "oauth",
     "sinks",
     "attention",
+    "access",
     "scim",
     "sso",
     "proxy",
