@@ -44,7 +44,7 @@ def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
     if subject.kind == "server":
         assignments = list(subject.assignments)
         return _of_server(assignments, _by_assignment(_offered(assignments)))
-    return _of_connections(subject, list(subject.live[:most]))
+    return _of_connections(subject, subject.live(most))
 
 
 def _offered(assignments: Sequence[Assignment]) -> FeatureQuerySet:

@@ -116,11 +116,13 @@ class Subject:
         words = self.log_query.get("q", "")
         return self.log_url(q=f"{words} and refused" if words else "refused")
 
-    @property
-    def live(self) -> ConnectionQuerySet:
-        """The unrevoked connections through which the subject acts, newest use first."""
-        newest = F("last_used_at").desc(nulls_last=True)
-        return self.connections.live().with_details().order_by(newest, "pk")
+    def live(self, most: int | None = None) -> list[Connection]:
+        """Return the first `most` unrevoked connections through which the subject acts, newest use first."""
+        newest = self.connections.live().order_by(F("last_used_at").desc(nulls_last=True), "pk")
+        # By key: the database would compute the details of all connections to sort them.
+        keys = list(newest.values_list("pk", flat=True)[:most])
+        rows = Connection.objects.with_details().in_bulk(keys)
+        return [rows[key] for key in keys if key in rows]
 
     @cached_property
     def live_count(self) -> int:
