@@ -243,7 +243,7 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
 # What a capability allows only together with others. A test compares this with the rules of pages and operations.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
-    C.GATEWAYS_READ: (("see who may use which tool", (C.PEOPLE_READ,)),),
+    C.GATEWAYS_READ: (("see the access report and who may use which tool", (C.PEOPLE_READ,)),),
     C.GATEWAYS_MANAGE: (
         ("archive gateways", (C.MCP_CONNECTIONS_REVOKE,)),
         ("enable only the tools in use", (C.LOGS_READ,)),

@@ -54,6 +54,13 @@ PAGES = (
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
     Offer("Servers", "servers:list", "server", Capability.SERVERS_READ, "upstream mcp health", key="s"),
     Offer("Access", "gateways:access", "lock", words="request ask permission gateway approve"),
+    Offer(
+        "Access report",
+        "access:report",
+        "lock",
+        frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ}),
+        "who has access audit review permissions entitlements",
+    ),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
     Offer("Playground", "playground", "play", words="test try", key="y"),
     Offer(

@@ -138,6 +138,7 @@ INSTALLED_APPS = [
     "oauth",
     "sinks",
     "attention",
+    "access",
     "scim",
     "sso",
     "configuration",

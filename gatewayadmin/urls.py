@@ -28,6 +28,7 @@ _ROOMS = (
     "auditlog",
     "sinks",
     "attention",
+    "access",
     "scim",
     "sso",
 )

@@ -19,6 +19,7 @@ _TOPICS = {
     "mfa_index": "how-to/people-and-roles",
     "account_login": "how-to/for-an-invited-developer",
     "account_reset_password": "how-to/people-and-roles",
+    "access:": "how-to/answer-an-auditor",
     "accounts:": "how-to/people-and-roles",
     "accounts:settings": "concepts",
     "accounts:workspace": "reference/settings",

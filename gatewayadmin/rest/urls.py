@@ -13,6 +13,7 @@ from django.views.defaults import bad_request, server_error
 from psycopg.errors import OperationalError, QueryCanceled
 from rest_framework.routers import SimpleRouter
 
+from access.api import AccessResource
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
 from attention.api import ChannelResource
@@ -41,6 +42,7 @@ from ui.rest import Resource
 app_name = "api"
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
+router.register("access", AccessResource, "access")
 router.register("access-requests", AccessRequestResource, "accessrequest")
 router.register("admin-events", EventResource, "event")
 router.register("api-keys", ApiKeyResource, "apikey")

@@ -48,6 +48,7 @@ NOBODY: set[Capability] = set()  # No single capability is enough.
 
 # By method and route name: the capabilities that each suffice for an operation.
 OPENS: dict[str, set[Capability]] = {
+    "GET access-list": NOBODY,
     "GET accessrequest-list": EVERYBODY,
     "POST accessrequest-list": EVERYBODY,
     "GET accessrequest-detail": GATEWAYS,

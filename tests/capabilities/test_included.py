@@ -36,11 +36,7 @@ def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
     named = {least(frozenset({one, *others})) for one, beside in BESIDE.items() for _, others in beside}
 
     assert together - named == set()
-    # Payloads are part of a call's page; people who manage gateways see who may use which tool, too.
-    assert named - together == {
-        frozenset({Capability.LOGS_PAYLOADS, Capability.LOGS_READ}),
-        frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ}),
-    }
+    assert named - together == {frozenset({Capability.LOGS_PAYLOADS, Capability.LOGS_READ})}  # Part of a call's page.
 
 
 def least(capabilities: frozenset[Capability]) -> frozenset[Capability]:

@@ -45,5 +45,14 @@ def test_a_key_file_that_is_not_as_it_was_made_is_refused(folder: Path, name: st
     assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
 
 
+def test_generated_keys_are_for_the_owner_only(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        "secret_key": 0o600,
+        "token_keys": 0o600,
+        "encryption_keys": 0o600,
+    }
+
+
 def test_keys_that_are_as_they_were_made_are_used(folder: Path) -> None:
     assert keys.kept_in(folder) == keys.kept_in(folder, begun=True)

@@ -22,7 +22,6 @@ from accounts.models import Role, User
 from capabilities import Capability
 from tests import make
 from tests.api import test_matrix as rest
-from tests.cases import first
 from tests.house import test_page_matrix as pages
 from tests.house.doors import Site, browser, session_of
 from tests.rest import Rest
@@ -82,7 +81,8 @@ def opened(site: Site, person: User) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("permission", first(1, PERMISSIONS))
+@pytest.mark.full
+@pytest.mark.parametrize("permission", PERMISSIONS)
 def test_a_role_with_one_permission_opens_what_it_opened(permission: str, site: Site) -> None:
     doors = opened(site, earlier([permission])) & set(EARLIER["doors"])
     more = MORE if permission in INCLUDING_VIEW else set[str]()

@@ -20,10 +20,6 @@ from wire.versions import with_commit
 pytestmark = pytest.mark.xdist_group("starts")
 
 
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
 @pytest.mark.full
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
     printed = password_of(first.greeting)
@@ -33,6 +29,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
     assert first.logged == []  # No log line pushes the greeting away.
     assert first.code == 0
     assert first.postmaster is None
+    assert stat.S_IMODE((home / "postgres").stat().st_mode) == 0o700
 
     with serving(home) as second:
         assert password_of(second.greeting()) is None
@@ -50,18 +47,6 @@ def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(first: F
     assert first.code == 0
     assert first.postmaster is None
     assert manage(home, "keys", **FOREIGN).returncode == 0
-
-
-def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
-    keys = home / "keys"
-
-    assert mode(keys) == 0o700
-    assert {path.name: mode(path) for path in keys.iterdir()} == {
-        "secret_key": 0o600,
-        "token_keys": 0o600,
-        "encryption_keys": 0o600,
-    }
-    assert mode(home / "postgres") == 0o700
 
 
 @pytest.mark.full

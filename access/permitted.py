@@ -1,0 +1,124 @@
+"""The gateways or tools that each person may use, as bits of an integer.
+
+Thousands of people times hundreds of gateways are counted in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection
+
+from access.in_force import Facts, Pair
+from gateways.models import FeatureQuerySet
+
+NO_TEAMS = frozenset[UUID]()
+# The function decides calls, too.
+_IN_SETS = """
+SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s WHERE s.feature_id = ANY (%s::uuid[])
+"""
+
+
+class AccessUnit(NamedTuple):
+    """The second part of a line, beside its person: a gateway or, in a report about tools, one tool there."""
+
+    gateway: UUID
+    feature: UUID | None = None
+
+
+@dataclass
+class GivenUnits:
+    """The units given to everybody, to teams and to people, as bits."""
+
+    everyone: int = 0
+    teams: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
+    people: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
+    _of_teams: dict[frozenset[UUID], int] = field(default_factory=dict)
+
+    def to(self, person: UUID, teams: frozenset[UUID]) -> int:
+        """Return the units of a person who is in `teams`."""
+        if teams not in self._of_teams:
+            self._of_teams[teams] = reduce(or_, (self.teams.get(team, 0) for team in teams), self.everyone)
+        return self._of_teams[teams] | self.people.get(person, 0)
+
+
+class PermittedUnits:
+    """The units that each person may use: gateways, or the tools among `features`."""
+
+    def __init__(self, facts: Facts, features: FeatureQuerySet | None = None) -> None:
+        self.facts = facts
+        self.units = _units(facts, features)
+        self._at = defaultdict[UUID, int](int)  # The bits of each gateway.
+        for number, unit in enumerate(self.units):
+            self._at[unit.gateway] |= 1 << number
+        self._gateways = self._given_gateways()
+        self._tools = None if features is None else self._given_tools()
+
+    def of(self, person: UUID) -> int:
+        """Return the bits of one of the people of the facts."""
+        teams = self.facts.teams_of.get(person, NO_TEAMS)
+        bits = self._gateways.to(person, teams)
+        return bits if self._tools is None else bits & self._tools.to(person, teams)
+
+    def at(self, gateways: Iterable[UUID]) -> int:
+        """Return the bits of these gateways."""
+        return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
+
+    def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
+        """Return the bits of pairs of person and gateway, by person."""
+        found = defaultdict[UUID, int](int)
+        for person, gateway in pairs:
+            found[person] |= self._at.get(gateway, 0)
+        return found
+
+    def in_bits(self, bits: int) -> Iterator[AccessUnit]:
+        """Yield the units of these bits, in order."""
+        for number, bit in enumerate(reversed(f"{bits:b}")):
+            if bit == "1":
+                yield self.units[number]
+
+    def _given_gateways(self) -> GivenUnits:
+        facts, given = self.facts, GivenUnits(self.at(each.pk for each in self.facts.gateways if each.for_everyone))
+        for gateway, teams in facts.open_to.items():
+            for team in teams:
+                given.teams[team] |= self._at.get(gateway, 0)
+        given.people.update(self.by_person(facts.opened))
+        given.people.update(dict.fromkeys(facts.use_all, (1 << len(self.units)) - 1))
+        return given
+
+    def _given_tools(self) -> GivenUnits:
+        facts, given = self.facts, GivenUnits(self.at(each.pk for each in self.facts.gateways if each.gives_all))
+        bits = self._bits_of_sets({tool_set for tool_set, _, _ in facts.tool_grants})
+        for tool_set, team, person in facts.tool_grants:
+            if team:
+                given.teams[team] |= bits.get(tool_set, 0)
+            elif person:
+                given.people[person] |= bits.get(tool_set, 0)
+            else:
+                given.everyone |= bits.get(tool_set, 0)
+        return given
+
+    def _bits_of_sets(self, sets: Iterable[UUID]) -> dict[UUID, int]:
+        number = {unit.feature: n for n, unit in enumerate(self.units)}
+        found = defaultdict[UUID, int](int)
+        with connection.cursor() as cursor:
+            cursor.execute(_IN_SETS, [[*sets], [*number]])
+            for tool_set, feature in cursor.fetchall():
+                found[tool_set] |= 1 << number[feature]
+        return found
+
+
+def _units(facts: Facts, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
+    """Return the gateways by name, or the tools by the name of their gateway and their own."""
+    if features is None:
+        return [AccessUnit(each.pk) for each in facts.gateways]
+    place = {each.pk: number for number, each in enumerate(facts.gateways)}
+    rows = features.order_by().values_list("assignment__gateway", "pk", "exposed_name")
+    found = sorted((place[gateway], name, pk, gateway) for gateway, pk, name in rows if gateway in place)
+    return [AccessUnit(gateway, pk) for _, _, pk, gateway in found]

@@ -1,0 +1,191 @@
+"""The access report: who may use which gateways and tools, narrowed, counted and sorted.
+
+`lines_of` is for other pages and chores: all lines of some people, teams and gateways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import batched
+from typing import Any
+from uuid import UUID
+
+from django.utils import timezone
+
+from access.in_force import Facts, Pair, facts_now
+from access.lines import AccessLine, Key, LineLoader
+from access.permitted import PermittedUnits
+from accounts.models import Team, User
+from accounts.people_forms import matching_words
+from connections.models import Connection
+from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayGrant, Reach
+from ui.forms import holds
+
+MOST_SORTED = 1_000  # Lines that can be sorted by a value that only loaded lines have.
+LOADED_AT_ONCE = 500
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+SORTS = {"since": "since", "used": "last_used_at"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The filters of a report; an empty list of ids does not narrow it.
+
+    `q` is text in a person's name or address or the gateway's name, `tool` text in the exposed name of tools.
+    `feature` is one tool of a server, on all gateways. `unused` is a number of days.
+    """
+
+    q: str = ""
+    people: Sequence[UUID] = ()
+    teams: Sequence[UUID] = ()
+    gateways: Sequence[UUID] = ()
+    servers: Sequence[UUID] = ()
+    hosts: Sequence[UUID] | None = None  # An empty list matches nothing: the name of an agent that does not exist.
+    tool: str = ""
+    feature: Feature | None = None
+    unused: int = 0
+
+
+@dataclass
+class AccessReport:
+    """The lines that `asked` matches: a lazy sequence that supports slices, by person, then gateway, then tool.
+
+    `sort` may be `-person`, or one of SORTS with or without `-`; more than MOST_SORTED lines stay sorted by person.
+    """
+
+    asked: Asked = field(default_factory=Asked)
+    sort: str = ""
+    ordered = True
+
+    @cached_property
+    def facts(self) -> Facts:
+        return facts_now(self._people())
+
+    @cached_property
+    def units(self) -> PermittedUnits:
+        return PermittedUnits(self.facts, self._features())
+
+    def count(self) -> int:
+        return sum(bits.bit_count() for _, bits in self._found)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __getitem__(self, asked: slice) -> list[AccessLine]:
+        start, stop = asked.start or 0, self.count() if asked.stop is None else asked.stop
+        if self.is_sortable and self.sort.removeprefix("-") in SORTS:
+            return self._sorted[start:stop]
+        return LineLoader(self.facts, [*self._keys(start, stop)]).lines()
+
+    def __iter__(self) -> Iterator[AccessLine]:
+        for keys in batched(self._keys(0, self.count()), LOADED_AT_ONCE):
+            yield from LineLoader(self.facts, keys).lines()
+
+    @property
+    def is_sortable(self) -> bool:
+        """True if there are few enough lines to sort them by start and use."""
+        return self.count() <= MOST_SORTED
+
+    @cached_property
+    def _sorted(self) -> list[AccessLine]:
+        name, is_descending = SORTS[self.sort.removeprefix("-")], self.sort.startswith("-")
+        return sorted(self, key=lambda line: getattr(line, name) or LONG_AGO, reverse=is_descending)
+
+    def _keys(self, start: int, stop: int) -> Iterator[Key]:
+        """Yield the keys of the lines from `start` to `stop`, without those before."""
+        at = 0
+        for person, bits in self._found:
+            if (after := at + bits.bit_count()) > start:
+                for number, unit in enumerate(self.units.in_bits(bits), at):
+                    if start <= number < stop:
+                        yield person, unit.gateway, unit.feature
+            if (at := after) >= stop:
+                return
+
+    @cached_property
+    def _found(self) -> list[tuple[UUID, int]]:
+        """The people with the bits of their lines, in order."""
+        where, used = self._where(), self._unused()
+        found = []
+        for person in self.facts.people:
+            asked = where(person)
+            bits = self.units.of(person) & asked if asked else 0
+            if bits and (bits := used(person, bits)):
+                found.append((person, bits))
+        return found[::-1] if self.sort == "-person" else found
+
+    # The filters.
+
+    def _people(self) -> Any:
+        """Return the people who are asked for; None for all."""
+        if not (self.asked.people or self.asked.teams):
+            return None
+        people: Any = User.objects.all()
+        if self.asked.people:
+            people = people.filter(pk__in=self.asked.people)
+        if self.asked.teams:
+            people = people.filter(pk__in=Team.users.through.objects.filter(team__in=self.asked.teams).values("user"))
+        return people
+
+    def _features(self) -> FeatureQuerySet | None:
+        if not (self.asked.tool or self.asked.feature):
+            return None
+        tools = Feature.objects.tools().callable()
+        if self.asked.tool:
+            tools = tools.filter(holds("exposed_name", self.asked.tool))
+        if one := self.asked.feature:
+            tools = tools.filter(assignment__server=one.assignment.server_id, name=one.name)
+        if self.asked.servers:
+            tools = tools.filter(assignment__server__in=self.asked.servers)
+        return tools
+
+    def _where(self) -> Any:
+        """Return the function that narrows the bits of a person to those that the filters match."""
+        asked, units = self.asked, self.units
+        everywhere = units.at(each.pk for each in self.facts.gateways)
+        allowed = units.at(asked.gateways) if asked.gateways else everywhere
+        if asked.servers:
+            placed = Assignment.objects.placed().filter(server__in=asked.servers)
+            allowed &= units.at(placed.order_by().values_list("gateway", flat=True))
+        by_agent = None if asked.hosts is None else units.by_person(_connected(host__in=asked.hosts, revoked_at=None))
+        named = units.at(each.pk for each in self.facts.gateways if asked.q.casefold() in each.name.casefold())
+        known = {*User.objects.filter(matching_words(asked.q)).values_list("pk", flat=True)} if asked.q else set()
+
+        def narrowed(person: UUID) -> int:
+            bits = allowed if by_agent is None else allowed & by_agent.get(person, 0)
+            return bits if not asked.q or person in known else bits & named
+
+        return narrowed
+
+    def _unused(self) -> Any:
+        """Return the function that leaves the units a person has not used; access counts from its start."""
+        if not self.asked.unused:
+            return lambda _, bits: bits
+        limit = timezone.now() - timedelta(days=self.asked.unused)
+        lately = self.units.by_person(_connected(last_used_at__gte=limit))
+        before = self.units.by_person(_connected(last_used_at__lt=limit))
+        new = GatewayGrant.objects.live().filter(given_at__gte=limit, gateway__reach=Reach.TEAMS)
+        newly = self.units.by_person(new.order_by().values_list("user_id", "gateway_id"))
+        young = self.units.at(Gateway.objects.filter(created_at__gte=limit).values_list("pk", flat=True))
+        joined = {*User.objects.filter(date_joined__gte=limit).values_list("pk", flat=True)}
+
+        def left(person: UUID, bits: int) -> int:
+            recent = -1 if person in joined else young | newly.get(person, 0)
+            return bits & ~lately.get(person, 0) & (~recent | before.get(person, 0))
+
+        return left
+
+
+def _connected(**where: Any) -> Iterable[Pair]:
+    return Connection.objects.filter(**where).order_by().values_list("user_id", "gateway_id")
+
+
+def lines_of(
+    *, people: Iterable[User] = (), teams: Iterable[Team] = (), gateways: Iterable[Gateway] = ()
+) -> Iterator[AccessLine]:
+    """Yield every line of these people, of the members of these teams, and of these gateways; all if none is given."""
+    pks = [[row.pk for row in rows] for rows in (people, teams, gateways)]
+    yield from AccessReport(Asked(people=pks[0], teams=pks[1], gateways=pks[2]))

@@ -1,0 +1,179 @@
+"""The page Access report: who may use which gateways and tools, since when and through what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.core.paginator import Paginator
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.views.decorators.http import require_GET
+
+from access.report import MOST_SORTED, AccessReport, Asked
+from accounts.models import Team, User
+from capabilities import Capability, requires
+from gateways.models import Feature, Gateway
+from hosts.models import Host
+from servers.models import Server
+from tokens.rows import SEES as SEES_TOKENS
+from ui.export import list_export
+from ui.forms import IDLE_DAYS, ListFilter
+from ui.pages import PAGE_SIZE, AppRequest, uuid_param
+from ui.tables import Column, Table, show_list
+
+SEES_USE = Capability.MCP_CONNECTIONS_READ
+NEEDS_USE = ("agent", "unused")  # Filters that say who connected what, and when.
+USED = "The last call of this person on the gateway, with any tool."
+
+
+def _table(key: str, what: Column) -> Table:
+    return Table(
+        key,
+        "Access",
+        (
+            Column("name", "Person", sorts=("name",), value="person.email"),
+            Column("display", "Name", 9, is_extra=True, value="person.display_name"),
+            Column("gateway", "Gateway", 10, on_phone=True, value="gateway.name"),
+            Column("through", "Through", 13, priority=2, on_phone=True),
+            what,
+            Column("sets", "Tool sets", 10, is_extra=True),
+            Column("agents", "Agents", 9, priority=4, needs=SEES_USE),
+            Column(
+                "connections",
+                "Connections",
+                7,
+                kind="number",
+                is_extra=True,
+                needs=SEES_USE,
+                value=lambda line: len(line.connections),
+            ),
+            Column(
+                "tokens",
+                "Tokens",
+                4.5,
+                kind="number",
+                priority=5,
+                needs=SEES_TOKENS,
+                value=lambda line: len(line.tokens),
+            ),
+            Column(
+                "identities",
+                "Credentials",
+                6,
+                kind="number",
+                priority=5,
+                needs=Capability.IDENTITIES_READ,
+                value=lambda line: len(line.identities),
+            ),
+            Column("since", "Since", 7, priority=3, sorts=("since",), most_first=True),
+            Column("until", "Until", 7, is_extra=True),
+            Column(
+                "used",
+                "Last used",
+                6.5,
+                priority=2,
+                kind="moment",
+                sorts=("used",),
+                most_first=True,
+                on_phone=True,
+                hint=USED,
+                needs=SEES_USE,
+                value="last_used_at",
+            ),
+        ),
+        order="name",
+        row_id="key",
+    )
+
+
+ACCESS = _table("access-report", Column("tools", "Tools", 5.5, on_phone=True))
+TOOLS = _table(
+    "access-report-tools", Column("tools", "Tool", 11, on_phone=True, value=lambda line: line.feature.exposed_name)
+)
+
+
+class ReportFilter(ListFilter):
+    """The filters of the report. Those of NEEDS_USE are ignored unless `sees_use`."""
+
+    radios = ("team", "server", "unused")
+
+    tool = forms.CharField(required=False)
+    agent = forms.CharField(required=False)
+    team = forms.ChoiceField(required=False)
+    server = forms.ChoiceField(required=False)
+    unused = forms.ChoiceField(required=False, label="Unused", choices=[(days, f"{days} days") for days in IDLE_DAYS])
+
+    def __init__(self, data: Mapping[str, Any], *, sees_use: bool) -> None:
+        super().__init__(data)
+        teams = Team.objects.order_by("name").values_list("pk", "name")
+        servers = Server.objects.live().order_by("name").values_list("pk", "name")
+        self.fields["team"].choices = [(str(pk), name) for pk, name in teams]  # type: ignore[attr-defined]
+        self.fields["server"].choices = [(str(pk), name) for pk, name in servers]  # type: ignore[attr-defined]
+        for name in () if sees_use else NEEDS_USE:
+            del self.fields[name]
+
+    def asked(self, side: Side) -> Asked:
+        values = self.values
+        agent = values.get("agent", "")
+        return Asked(
+            q=values.get("q", ""),
+            people=[side.person.pk] if side.person else (),
+            gateways=[side.gateway.pk] if side.gateway else (),
+            feature=side.feature,
+            teams=[UUID(values["team"])] if values.get("team") else (),
+            servers=[UUID(values["server"])] if values.get("server") else (),
+            hosts=[*Host.objects.live().matching(agent).values_list("pk", flat=True)] if agent else None,
+            tool=values.get("tool", ""),
+            unused=int(values.get("unused") or 0),
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """The person, gateway or tool whose page leads to the report."""
+
+    person: User | None = None
+    gateway: Gateway | None = None
+    feature: Feature | None = None
+
+    @classmethod
+    def of(cls, request: AppRequest) -> Side:
+        """Return what the query names. Raises Http404."""
+        rows: dict[str, Any] = {
+            "person": User.objects.all(),
+            "gateway": Gateway.objects.live(),
+            "feature": Feature.objects.select_related("assignment__server"),
+        }
+        asked = {name: uuid_param(request.GET, name) for name in rows}
+        return cls(**{name: get_object_or_404(rows[name], pk=pk) for name, pk in asked.items() if pk})
+
+    @property
+    def fields(self) -> dict[str, UUID]:
+        """The hidden fields that keep it in the form."""
+        return {name: row.pk for name, row in vars(self).items() if row}
+
+
+@require_GET
+@requires(Capability.GATEWAYS_READ)
+@requires(Capability.PEOPLE_READ)
+def report(request: AppRequest) -> HttpResponse:
+    side, filters = Side.of(request), ReportFilter(request.GET, sees_use=request.user.has_perm(SEES_USE))
+    asked = filters.asked(side)
+    table = (TOOLS if asked.tool or asked.feature else ACCESS).seen(request)
+    lines: Any = AccessReport(asked, table.sort.replace("name", "person"))
+    if file := list_export(request, table, lines):
+        return file
+    context = {
+        "page": Paginator(lines, PAGE_SIZE).get_page(request.GET.get("page")),
+        "table": table,
+        "side": side,
+        "filter_form": filters,
+        "filters": filters.values,
+        "narrowed": filters.is_narrow or bool(side.fields),
+        "unsorted": MOST_SORTED if table.sort.removeprefix("-") != "name" and not lines.is_sortable else 0,
+    }
+    return show_list(request, "access/report.html", context)

@@ -1,0 +1,62 @@
+"""The access report agrees with the deciding statement in random worlds."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from access.report import AccessReport, Asked, lines_of
+from auditlog.why import Question, current_decision
+from gateways.models import Gateway
+from hosts.models import Host
+from proxy.access.features import Named
+from tests import make
+from tests.cases import full
+from tests.proxy.test_decision_model import Painter, Skeleton, skeleton
+from wire.mcp import TOOL
+
+# Reasons that concern neither the person nor the tool: the agent, the credential, and switches of gateways.
+OTHERS = {"not_connected", "gateway_disabled", "host_not_allowed_here"}
+IDENTITY = "identity_"
+
+
+def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
+    """Return the checks that the statement refuses for this person, all at once."""
+    decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
+    found = {each.reason for each in decision.verdict.obstacles} - OTHERS
+    return {reason for reason in found if not reason.startswith(IDENTITY)}
+
+
+def decided(bones: Skeleton, host: Host) -> tuple[set[str], set[str]]:
+    """Return the keys of the lines that the report must have: of gateways, and of tools."""
+    gateways, tools = set(), set()
+    for user, gateway in product(bones.rows["User"], bones.rows["Gateway"]):
+        if not reasons(host, user, gateway):
+            gateways.add(f"{user.pk}:{gateway.pk}")
+    for user, tool in product(bones.rows["User"], bones.rows["Tool"]):
+        gateway = tool.assignment.gateway
+        if f"{user.pk}:{gateway.pk}" in gateways and not reasons(host, user, gateway, tool.exposed_name):
+            tools.add(f"{user.pk}:{gateway.pk}:{tool.pk}")
+    return gateways, tools
+
+
+@pytest.mark.parametrize("worlds", [20, full(200)])
+def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: None, worlds: int) -> None:
+    bones = skeleton()
+    painter, host, seen = Painter(bones), make.agent(by=make.user()), [0, 0]
+
+    for seed in range(worlds):
+        painter.paint(bones.world(seed))
+        gateways, tools = decided(bones, host)
+        report = [*lines_of(people=bones.rows["User"], gateways=bones.rows["Gateway"])]
+        by_tool = AccessReport(Asked(people=[user.pk for user in bones.rows["User"]], tool="known"))
+
+        assert {line.key for line in report} == gateways, seed
+        assert {line.key for line in by_tool} == tools, seed
+        assert len(by_tool) == len(tools)
+        assert all(line.sources for line in report), seed
+        for line in report:
+            assert line.tools == sum(key.startswith(line.key) for key in tools), (seed, line.key)
+        seen = [seen[0] + len(gateways), seen[1] + len(tools)]
+
+    assert min(seen) > worlds // 4
