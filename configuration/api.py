@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from configuration import document
-from configuration.apply import AnotherPlan, Lacking, apply
+from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError
 from configuration.export import export
 from configuration.kinds import KINDS
@@ -111,6 +111,7 @@ class ConfigurationResource(Resource):
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ConfigurationError: Problem(HTTPStatus.BAD_REQUEST, "invalid", "files"),
         AnotherPlan: Problem(HTTPStatus.CONFLICT, "another_plan"),
+        StillDiffers: Problem(HTTPStatus.CONFLICT, "still_differs"),
         Lacking: Problem(HTTPStatus.FORBIDDEN, "capabilities_required"),
     }
     serializer_class = PlanSerializer

@@ -46,6 +46,10 @@ class AnotherPlan(ApplyRefused):
     """The workspace has changed since the plan, so applying would do something else. Make a new plan."""
 
 
+class StillDiffers(ApplyRefused):
+    """Nothing was changed. Use the new names everywhere in the file if it renames objects; otherwise try again."""
+
+
 class Lacking(ApplyRefused):
     """The person or API key lacks capabilities that the changes take. `missing` has them by object."""
 
@@ -80,8 +84,8 @@ def apply(
             _make(change, made, by)
         if document.source:
             _claim(made, commit)
-        if made.changes and plan(document, by, secrets=secrets, prune=prune, cuts=False).changes:
-            raise AnotherPlan(AnotherPlan.__doc__)  # Somebody changed an object at the same moment.
+        if made.changes:
+            must_be_done(plan(document, by, secrets=secrets, prune=prune, cuts=False))
     return made
 
 
@@ -90,6 +94,13 @@ def must_be_allowed(made: Plan, by: User) -> None:
     by_key = [change.title for change in made.changes if change.kind.refuses_keys] if by.narrowed_to is not None else []
     if made.missing or by_key:
         raise Lacking(made.missing, by_key)
+
+
+def must_be_done(after: Plan) -> None:
+    """Raise StillDiffers if the plan after the changes is not empty."""
+    if after.changes:
+        titles = ", ".join(change.title for change in after.changes[:5])
+        raise StillDiffers(f"After these changes the file would still change: {titles}. {StillDiffers.__doc__}")
 
 
 def _claim(made: Plan, commit: str) -> None:

@@ -183,10 +183,22 @@ class AssignmentKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         values = change.values
+        yield from self._check_rename(change, world)
         if change.gives("enabled_tools") and change.gives("disabled_tools"):
             yield "disabled_tools", "Write enabled_tools or disabled_tools, not both."
         if change.act is Act.ADD or change.gives("identity_scheme", "shared_identity"):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
+
+    def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        """Refuse a new alias of a server whose present alias is left out: people's connections would lose it."""
+        if change.act is not Act.ADD:
+            return
+        gateway, alias = change.key
+        for key in world.children(self.id, (gateway,)):
+            now = world.of(self.id)[key].values
+            if now["server"] == change.values["server"] and (self.id, key) not in world.entries:
+                moved = f"Write “moved: {{from: {key[-1] or '“”'}, to: {alias or '“”'}}}” to keep its connections"
+                yield "server", f"Server {now['server']} is on this gateway as {key[-1] or 'the sole one'}. {moved}."
 
     def _check_credential(
         self, scheme: str, label: str, values: dict[str, Any], world: World

@@ -9,8 +9,8 @@ from accounts.models import Team, User
 from capabilities import Capability
 from configuration.fields import Field, flag, names, several, text
 from configuration.kinds.base import Change, Key, Kind, World
-from connections.tool_sets import MOST_PATTERNS, features_named
-from gateways.models import STATED_EFFECTS, Assignment, Feature, Gateway, ToolGrant, ToolSet
+from connections.tool_sets import MOST_PATTERNS
+from gateways.models import STATED_EFFECTS, Assignment, Feature, Gateway, GatewayError, ToolGrant, ToolSet
 from ui.pages import number_of
 from wire.definitions import SEPARATOR
 
@@ -63,7 +63,7 @@ class ToolSetKind(Kind):
 
     def add(self, change: Change, world: World, by: User) -> Any:
         gateway, values = world.row("gateways", change.key[0]), change.values
-        members = _members(gateway, values["tools"], None)
+        members = _members(gateway, values["tools"])
         rule = {name: values[name] for name in ("name", "patterns", "effects")}
         row = ToolSet.objects.add(gateway=gateway, **rule, members=members, by=by)
         _give(row, values, world, by)
@@ -73,7 +73,7 @@ class ToolSetKind(Kind):
         row, values = change.row, change.values
         if change.gives("name", "patterns", "effects", "tools"):
             rule = {name: values[name] for name in ("name", "patterns", "effects")}
-            row.edit(**rule, members=_members(row.gateway, values["tools"], row), by=by)
+            row.edit(**rule, members=_members(row.gateway, values["tools"]), by=by)
         if change.gives("everyone", "teams"):
             _give(row, values, world, by)
 
@@ -99,16 +99,21 @@ def _grants(row: ToolSet) -> list[ToolGrant]:
     return list(ToolGrant.objects.live().filter(tool_set=row).select_related("team", "user", "tool_set", "gateway"))
 
 
-def _members(gateway: Gateway, wanted: list[str], tool_set: ToolSet | None) -> list[Feature]:
-    """Return the features of these names; tools that their server has not listed yet are created."""
-    known = {*Feature.objects.placed().filter(assignment__gateway=gateway).values_list("exposed_name", flat=True)}
-    aliases = {assignment.prefix: assignment for assignment in Assignment.objects.placed().filter(gateway=gateway)}
-    for name in wanted:
+def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
+    """Return the features of these names; tools that their server has not listed yet are created.
+
+    Raises GatewayError.
+    """
+    features = Feature.objects.placed().filter(assignment__gateway=gateway)
+    known = {*features.filter(exposed_name__in=wanted).values_list("exposed_name", flat=True)}
+    places = {assignment.prefix: assignment for assignment in Assignment.objects.placed().filter(gateway=gateway)}
+    for name in sorted({*wanted} - known):
         alias, separator, tool = name.partition(SEPARATOR)
-        place = aliases.get(f"{alias}{separator}") or aliases.get("")
-        if name not in known and place:
-            Feature.objects.expect(place, [tool if place.alias else name])
-    return features_named(gateway, wanted, tool_set)
+        place = places.get(f"{alias}{separator}") or places.get("")
+        if place is None:
+            raise GatewayError(f"This gateway has no {name}. Begin the name with the alias of a server.")
+        Feature.objects.expect(place, [tool if place.alias else name])
+    return list(features.filter(exposed_name__in=wanted))
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
