@@ -19,6 +19,15 @@ def export(viewer: User) -> str:
     return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})
 
 
+def export_one(name: str, key: str, viewer: User) -> str | None:
+    """Return one object as a file has it, or None if there is none that files can have."""
+    world = World(KINDS)
+    found = world.of(name).get((key,))
+    if found is None or not found.values:
+        return None
+    return write({name: [_written(world.kinds[name], (key,), world, viewer)]})
+
+
 def may_see(kind: Kind, viewer: User) -> bool:
     return all(viewer.has_perm(capability) for capability in kind.sees)
 
