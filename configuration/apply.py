@@ -21,6 +21,7 @@ from gateways.models import GatewayError
 from hosts.models import HostError
 from servers.models import ServerError
 from sinks.models import SinkError
+from sso.errors import ProviderError
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -30,6 +31,7 @@ REFUSALS = (
     GatewayError,
     HostError,
     PeopleError,
+    ProviderError,
     ServerError,
     SinkError,
     IntegrityError,
@@ -55,7 +57,7 @@ class Lacking(ApplyRefused):
 
     def __init__(self, missing: Sequence[tuple[str, Capability]], by_key: Sequence[str] = ()) -> None:
         rows = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in missing]
-        rows += [f"- {title}: API keys cannot change roles. Apply the file as a person." for title in by_key]
+        rows += [f"- {title}: API keys cannot change it. Apply the file as a person." for title in by_key]
         super().__init__("\n".join(["You lack permissions. Nothing was changed.", *rows]))
         self.missing = missing
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
-from configuration.entries import Listed
+from configuration.entries import ListedEntries
 from configuration.fields import REFERENCE_FORM
 from configuration.kinds import KINDS, Act, Change, Key, Kind, World
 from configuration.models import ManagedObject
@@ -23,7 +23,7 @@ def must_be_right(mistakes: Iterable[Mistake]) -> None:
         raise ConfigurationError(found)
 
 
-def not_visible(listed: Listed, viewer: User, document: ConfigDocument) -> Iterator[Mistake]:
+def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -> Iterator[Mistake]:
     """Yield a mistake for each list that the person may not see."""
     for kind in KINDS:
         if kind.id in listed.lists and (missing := [one for one in kind.sees if not viewer.has_perm(one)]):

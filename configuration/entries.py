@@ -10,13 +10,13 @@ from configuration.document import ConfigDocument, Mistake, Path
 from configuration.kinds import KINDS, Entry, Key, Kind, World
 
 
-def read_entries(document: ConfigDocument, world: World) -> tuple[Listed, list[Mistake]]:
+def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
     """Return the objects of a valid document, which are put into `world`, and its mistakes."""
     return _EntryReader(document, world).read()
 
 
 @dataclass
-class Listed:
+class ListedEntries:
     """The entries of a document, and the lists that it gives, by kind and key of the parent."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
@@ -28,9 +28,9 @@ class _EntryReader:
 
     def __init__(self, document: ConfigDocument, world: World) -> None:
         self._document, self._world = document, world
-        self._found, self._mistakes = Listed(), list[Mistake]()
+        self._found, self._mistakes = ListedEntries(), list[Mistake]()
 
-    def read(self) -> tuple[Listed, list[Mistake]]:
+    def read(self) -> tuple[ListedEntries, list[Mistake]]:
         for kind in KINDS:
             if not kind.parent and kind.name in self._document.data:
                 self._read_list(kind, self._document.data[kind.name], (), (kind.name,))

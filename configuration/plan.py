@@ -13,7 +13,7 @@ from django.utils.crypto import constant_time_compare
 from capabilities import Capability
 from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, reference, refused, sources
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
-from configuration.entries import Listed, read_entries
+from configuration.entries import ListedEntries, read_entries
 from configuration.fields import REFERENCE_FORM
 from configuration.kinds import KINDS, Act, Change, Entry, Found, Kind, World
 from configuration.schema import mistakes_of
@@ -69,12 +69,12 @@ def plan(
     return made
 
 
-def _all_changes(listed: Listed, world: World) -> list[Change]:
+def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
     changes = [change for kind in KINDS for change in _changes(kind, listed, world)]
     return sorted(changes, key=lambda change: change.act is Act.REMOVE and change.kind.is_removed_last)
 
 
-def _changes(kind: Kind, listed: Listed, world: World) -> Iterator[Change]:
+def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
     """Yield the changes of one kind: what is removed first, as another object may get its name."""
     entries = sorted(listed.entries.get(kind.id, ()), key=lambda entry: entry.key)
     if kind.parent and kind.id in listed.lists:
@@ -127,7 +127,7 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
     return changed
 
 
-def _pruned(document: ConfigDocument, listed: Listed, world: World) -> Iterator[Change]:
+def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> Iterator[Change]:
     """Yield the disabling of each enabled object of the document's source that its lists lack."""
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
@@ -141,7 +141,7 @@ def _pruned(document: ConfigDocument, listed: Listed, world: World) -> Iterator[
                 yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
 
 
-def _not_in_file(listed: Listed, world: World) -> Iterator[str]:
+def _not_in_file(listed: ListedEntries, world: World) -> Iterator[str]:
     """Yield the objects that the document's lists do not have."""
     for kind in (one for one in KINDS if one.id in listed.lists and not one.parent and not one.is_single):
         for key, found in sorted(world.of(kind.id).items()):

@@ -3,6 +3,7 @@
 from configuration.kinds.agents import AgentGatewayKind, AgentKind
 from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World, switch
 from configuration.kinds.gateways import AssignmentKind, GatewayKind
+from configuration.kinds.organisation import OrganisationKind
 from configuration.kinds.people import RoleKind, TeamKind, WorkspaceKind
 from configuration.kinds.servers import ServerKind
 from configuration.kinds.sinks import SinkKind
@@ -20,6 +21,7 @@ KINDS: tuple[Kind, ...] = (
     AgentKind(),
     AgentGatewayKind(),
     SinkKind(),
+    OrganisationKind(),
 )
 
 __all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World", "switch"]

@@ -16,6 +16,7 @@ from connections.models import HostAtGateway
 from gateways.models import Assignment, Gateway, ToolGrant, ToolSet
 from hosts.models import Host
 from sinks.models import Sink
+from sso.models import Provider
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -184,3 +185,42 @@ def test_a_pruned_gateway_is_an_event_with_the_file(owner: User) -> None:
     applied("version: 1\nsource: platform-team\ngateways: []\n", owner, prune=True, commit="1a2b3c")
 
     assert Event.objects.get(action="gateway.disabled").changes["file"] == "gateway.yaml, commit 1a2b3c"
+
+
+def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> None:
+    file = document.read({"gateway.yaml": SIGN_IN})
+
+    apply(file, by=owner, secrets={"env:IDP": "s3cret of the client"})
+
+    provider = Provider.load()
+    assert (provider.issuer, provider.secret, provider.domains) == (ISSUER, "s3cret of the client", ["example.com"])
+    assert [(rule.group, str(rule.role), str(rule.team)) for rule in provider.rules] == [
+        ("dev", "Developer", "Engineering")
+    ]
+    assert plan(file, owner).changes == []
+    assert plan(document.read({"gateway.yaml": export(owner)}), owner).changes == []
+
+
+def test_another_issuer_needs_its_secret_again(owner: User) -> None:
+    apply(document.read({"gateway.yaml": SIGN_IN}), by=owner, secrets={"env:IDP": "s3cret of the client"})
+
+    said = refusal(SIGN_IN.replace(ISSUER, "https://93.184.216.35"), owner)
+
+    assert "Set env:IDP: another issuer needs its secret again." in said
+    assert Provider.load().issuer == ISSUER
+
+
+ISSUER = "https://93.184.216.34"
+SIGN_IN = f"""
+version: 1
+teams: [{{name: Engineering}}]
+roles: [{{name: Developer}}]
+organisation:
+  name: Example
+  issuer: {ISSUER}
+  client_id: gateway
+  client_secret: env:IDP
+  domains: [example.com]
+  default_role: Developer
+  rules: [{{group: dev, role: Developer, team: Engineering}}]
+"""

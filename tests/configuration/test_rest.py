@@ -73,7 +73,7 @@ def test_an_api_key_changes_no_role() -> None:
     answer = Rest.bearing(key.secret).post("/config/apply", files("version: 1\nroles: [{name: Support}]\n"))
 
     assert problem(answer) == (403, "capabilities_required")
-    assert "API keys cannot change roles" in answer.json()["detail"]
+    assert "API keys cannot change it" in answer.json()["detail"]
 
 
 @pytest.mark.django_db
