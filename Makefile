@@ -19,7 +19,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup install test test-all coverage bench compat matrix contract readme check release format lock
+.PHONY: help run setup install test test-all coverage bench compat matrix contract lists readme check release format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
+
+lists: setup ## the reference and the JSON Schema of configuration files
+	@$(BIN)/python -m tests.configuration.published
 
 readme: setup ## the names of clients in README.md and connect-a-client.md
 	@$(BIN)/python -m tests.docs.client_section

@@ -318,7 +318,8 @@ class Via(models.TextChoices):
 class EventContext:
     """The interface (`via`), client address and correlation id of the current request.
 
-    `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes.
+    `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes;
+    `file` names the configuration file that made the changes, with its commit.
     """
 
     via: Via = Via.SYSTEM
@@ -326,6 +327,7 @@ class EventContext:
     correlation_id: UUID = field(default_factory=uuid4)
     through: str = ""
     reason: str = ""
+    file: str = ""
 
 
 _context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
@@ -399,7 +401,7 @@ class EventManager(models.Manager["Event"]):
         SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
         """
         context = current_context()
-        aside = {"through": context.through, "because": context.reason}
+        aside = {"through": context.through, "because": context.reason, "file": context.file}
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),

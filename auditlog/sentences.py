@@ -16,7 +16,7 @@ from capabilities import Capability
 
 MOST_NAMED = 3
 LONGEST_LABEL = 200  # A label of this length may be truncated.
-ASIDE = frozenset({"through", "owner", "note", "because"})  # Keys of `changes` that are not changed fields.
+ASIDE = frozenset({"through", "owner", "note", "because", "file"})  # Keys of `changes` that are not changed fields.
 # Keys of `changes` whose values appear in sentences, each with the kind of name ("" if the value is no name).
 STATED = {
     "role": "name",
@@ -103,6 +103,9 @@ def parts(event: Event) -> list[SentencePart]:
     if through := _plain(event.changes.get("through")):
         pieces[-2] = SentencePart(pieces[-2].text.removesuffix("."))
         pieces += [SentencePart(" with the API key "), SentencePart(through, "name"), SentencePart(".")]
+    if file := _plain(event.changes.get("file")):
+        pieces[-1 if through else -2] = SentencePart(pieces[-1 if through else -2].text.removesuffix("."))
+        pieces += [SentencePart(" by the file "), SentencePart(file, "name"), SentencePart(".")]
     return [piece for piece in pieces if piece.text]
 
 

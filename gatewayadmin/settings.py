@@ -66,6 +66,7 @@ TRACES = outbound.tracing_settings(OUTBOUND_PROXY)
 OTEL_RESOURCE = outbound.resource()
 ARCHIVE = environment.path_or_url("GATEWAY_ARCHIVE")
 ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
+API_KEY = secret("GATEWAY_API_KEY")  # Of the commands with --url, for another installation.
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch_value("GATEWAY_FAST_HTTP", default=True)
@@ -141,6 +142,7 @@ INSTALLED_APPS = [
     "access",
     "scim",
     "sso",
+    "configuration",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

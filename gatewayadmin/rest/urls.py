@@ -20,6 +20,7 @@ from attention.api import ChannelResource
 from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
 from capabilities import own_resource
+from configuration.api import ConfigurationResource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections, GatewayHosts
 from connections.tool_set_api import GatewayGrants, GatewayToolSets
 from gatewayadmin.incident.api import Stops
@@ -97,6 +98,9 @@ _below = [
     at("me/calls", "own-call-list", OwnCalls, get="list"),
     at("me/gateways", "own-gateway-list", OwnGateways, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
+    at("config/export", "config-export", ConfigurationResource, get="export"),
+    at("config/plan", "config-plan", ConfigurationResource, post="plan"),
+    at("config/apply", "config-apply", ConfigurationResource, post="apply"),
     at("organisation", "organisation", OrganisationResource, get="retrieve", patch="partial_update"),
     at("organisation/test", "organisation-test", OrganisationResource, post="test"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),

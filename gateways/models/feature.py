@@ -159,6 +159,21 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         said = definitions.rows(kind, assignment.alias, read)
         self._learn(assignment, kind, identity, said=Jsonb(said), fault="")
 
+    def expect(self, assignment: Assignment, names: Iterable[str]) -> None:
+        """Create rows for the tools in `names` that are not known yet, so that they can be switched.
+
+        The server's first list with such a tool keeps its switch; until then the tool is missing.
+        """
+        known = {*self.filter(assignment=assignment, kind=FeatureKind.TOOL).values_list("name", flat=True)}
+        rows = [
+            Feature(assignment=assignment, name=name, state=FeatureState.NEW, missing_since=timezone.now())
+            for name in sorted({*names} - known)
+        ]
+        for row in rows:
+            row.enabled = assignment.tool_policy != ToolPolicy.SELECTED
+            row.expose(assignment.alias)
+        self.bulk_create(rows, ignore_conflicts=True)
+
     def note_fault(self, assignment: Assignment, fault: str, kind: str, identity: Identity | None = None) -> None:
         """Record that asking a server for its list failed with the error code `fault`. Known features are unchanged."""
         self._learn(assignment, kind, identity, said=None, fault=fault)

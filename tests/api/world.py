@@ -143,6 +143,8 @@ def build() -> World:
             },
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
             ("channel-list", "post"): {"kind": "mail"},
+            ("config-apply", "post"): {"files": [{"name": "gateway.yaml", "content": "version: 1"}]},
+            ("config-plan", "post"): {"files": [{"name": "gateway.yaml", "content": "version: 1"}]},
             ("connection-identity", "put"): {"identity_id": str(identity.pk)},
             ("gatewayhost-detail", "put"): {"allowed": True},
             ("gateway-list", "post"): {"name": "Made"},

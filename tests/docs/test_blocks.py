@@ -61,6 +61,16 @@ RUN_BY = (
         ("docs/how-to/back-up.md", begin, "running/test_key_rotation.py::test_the_keys_are_rotated_under_load")
         for begin in ("encryption=$(cat", "for file in", ".venv/bin/python manage.py reencrypt", "IFS=, read")
     ),
+    *(
+        ("docs/how-to/configuration-as-code.md", begin, f"configuration/test_commands.py::{test}")
+        for begin, test in (
+            (".venv/bin/python manage.py export", "test_a_workspace_is_exported_planned_and_applied_as_printed"),
+            (".venv/bin/python manage.py plan", "test_a_workspace_is_exported_planned_and_applied_as_printed"),
+            (".venv/bin/python manage.py apply", "test_a_workspace_is_exported_planned_and_applied_as_printed"),
+            ("# yaml-language-server", "test_the_printed_files_are_right"),
+            ("teams:", "test_the_printed_files_are_right"),
+        )
+    ),
     (
         "docs/how-to/connect-a-client.md",
         ".venv/bin/python manage.py doctor",
@@ -260,6 +270,8 @@ PARSED = (
         "useradd",
         "it makes an account and a service of the machine; the unit is started elsewhere",
     ),
+    ("docs/how-to/configuration-as-code.md", "name: gateway", "it needs GitHub"),
+    ("docs/how-to/configuration-as-code.md", "gateway:\n  image", "it needs GitLab"),
     ("docs/how-to/send-the-logs.md", "[sources.gateway]", "it needs Vector and Kafka"),
     ("docs/how-to/monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    authorization", "it needs a cluster"),
 )

@@ -1,0 +1,152 @@
+"""/api/config: the configuration as a file, the plan of files, and applying them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.http import HttpResponse
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from configuration import document
+from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
+from configuration.document import ConfigDocument, ConfigurationError
+from configuration.export import export
+from configuration.kinds import KINDS
+from configuration.plan import plan
+from configuration.words import as_json
+from ui.operations import File, RequestBody, operation
+from ui.rest import Problem, Resource
+
+SEEING = tuple(sorted({min(kind.sees) for kind in KINDS}))
+CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
+YAML = "application/yaml"
+MOST_FILES, LONGEST_NAME, LONGEST_SECRET = 200, 200, 4000
+
+
+class ConfigFile(RequestBody):
+    """A configuration file."""
+
+    name = serializers.CharField(max_length=LONGEST_NAME, help_text="Name of the file, for messages and events.")
+    content = serializers.CharField(
+        allow_blank=True,
+        trim_whitespace=False,
+        max_length=document.MOST_CHARACTERS,
+        help_text="Text of the file (YAML).",
+    )
+
+
+class ConfigFiles(RequestBody):
+    """Configuration files, which are read as one."""
+
+    files = serializers.ListField(child=ConfigFile(), allow_empty=False, max_length=MOST_FILES, help_text="The files.")
+    secrets = serializers.DictField(
+        child=serializers.CharField(max_length=LONGEST_SECRET, trim_whitespace=False),
+        default=dict,
+        write_only=True,
+        help_text="Secrets by reference, such as `env:SIEM_TOKEN`. Nothing is read from the server.",
+    )
+    prune = serializers.BooleanField(
+        default=False, help_text="Whether objects of the same `source` that the files lack are disabled."
+    )
+
+
+class ConfigApply(ConfigFiles):
+    """Configuration files to apply."""
+
+    digest = serializers.CharField(
+        required=False, max_length=64, help_text="Digest of the plan; another plan is refused. Without it, any is made."
+    )
+    commit = serializers.CharField(
+        required=False, max_length=100, help_text="Version of the files, for the admin events."
+    )
+
+
+class FieldChangeSerializer(serializers.Serializer[Any]):
+    """A changed field."""
+
+    name = serializers.CharField(help_text="Name of the field.")
+    now = serializers.JSONField(allow_null=True, help_text="Value before; null for a new object.")
+    then = serializers.JSONField(allow_null=True, help_text="Value after.")
+
+
+class ObjectChangeSerializer(serializers.Serializer[Any]):
+    """A change of one object."""
+
+    act = serializers.CharField(help_text="`add`, `change`, `remove` or `disable`.")
+    kind = serializers.CharField(help_text="Kind of object, such as `gateways.servers`.")
+    object = serializers.CharField(help_text="The object in words.")
+    key = serializers.ListField(child=serializers.CharField(), help_text="Name or slug, after that of its parent.")
+    fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
+    cuts = serializers.CharField(help_text="Who and what is cut off, in words; empty if nothing.")
+
+
+class MissingSerializer(serializers.Serializer[Any]):
+    """A capability that a change takes, and that the caller lacks."""
+
+    object = serializers.CharField(help_text="The object in words.")
+    capability = serializers.CharField(help_text="Slug of the capability.")
+
+
+class PlanSerializer(serializers.Serializer[Any]):
+    """The changes of configuration files."""
+
+    files = serializers.ListField(child=serializers.CharField(), help_text="Names of the files.")
+    digest = serializers.CharField(help_text="Digest of the changes, for `apply`.")
+    changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
+    not_in_file = serializers.ListField(
+        child=serializers.CharField(), help_text="Objects that the lists of the files lack; they stay as they are."
+    )
+    missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
+    summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
+    text = serializers.CharField(help_text="The plan in words.")
+
+
+class ConfigurationResource(Resource):
+    """The configuration of the workspace as files (YAML)."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        ConfigurationError: Problem(HTTPStatus.BAD_REQUEST, "invalid", "files"),
+        AnotherPlan: Problem(HTTPStatus.CONFLICT, "another_plan"),
+        StillDiffers: Problem(HTTPStatus.CONFLICT, "still_differs"),
+        Lacking: Problem(HTTPStatus.FORBIDDEN, "capabilities_required"),
+    }
+    serializer_class = PlanSerializer
+
+    @operation(needs=SEEING, answer=File((YAML,)))
+    def export(self, request: Request) -> HttpResponse:
+        """Export the configuration.
+
+        Only what you may see. It has no people, tokens and secrets.
+        """
+        return HttpResponse(export(self.me), content_type=f"{YAML}; charset=utf-8")
+
+    @operation(needs=SEEING, body=ConfigFiles)
+    def plan(self, request: Request) -> Response:
+        """Plan configuration files.
+
+        Compares them with the workspace and changes nothing.
+        """
+        body = self.body()
+        return Response(as_json(plan(self._read(body), self.me, secrets=body["secrets"], prune=body["prune"])))
+
+    @operation(needs=CHANGING, body=ConfigApply, reauth=True, conflicts=True)
+    def apply(self, request: Request) -> Response:
+        """Apply configuration files.
+
+        Makes all changes of the plan, or none.
+        """
+        body = self.body()
+        terms = {
+            "secrets": body["secrets"],
+            "prune": body["prune"],
+            "digest": body.get("digest"),
+            "commit": body.get("commit", ""),
+        }
+        return Response(as_json(apply(self._read(body), by=self.me, **terms)))
+
+    def _read(self, body: Mapping[str, Any]) -> ConfigDocument:
+        return document.read({one["name"]: one["content"] for one in body["files"]})

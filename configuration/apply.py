@@ -1,0 +1,150 @@
+"""Apply a document: all its changes or none, through the methods that pages and REST use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import IntegrityError, connection, transaction
+
+from accounts.rules import PeopleError
+from auditlog.models import current_context, use_context
+from capabilities import Capability
+from configuration.document import ConfigDocument, ConfigurationError, Mistake
+from configuration.kinds import Act, Change
+from configuration.models import ManagedObject
+from configuration.plan import Plan, plan
+from gateways.models import GatewayError
+from hosts.models import HostError
+from servers.models import ServerError
+from sinks.models import SinkError
+from sso.errors import ProviderError
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+APPLY_LOCK = 0x636F_6E66  # An arbitrary key for pg_advisory_xact_lock.
+REFUSALS = (
+    GatewayError,
+    HostError,
+    PeopleError,
+    ProviderError,
+    ServerError,
+    SinkError,
+    IntegrityError,
+    ValidationError,
+    PermissionDenied,
+)
+
+
+class ApplyRefused(Exception):
+    """The document was not applied. Nothing was changed."""
+
+
+class AnotherPlan(ApplyRefused):
+    """The workspace has changed since the plan, so applying would do something else. Make a new plan."""
+
+
+class StillDiffers(ApplyRefused):
+    """Nothing was changed. Use the new names everywhere in the file if it renames objects; otherwise try again."""
+
+
+class Lacking(ApplyRefused):
+    """The person or API key lacks capabilities that the changes take. `missing` has them by object."""
+
+    def __init__(self, missing: Sequence[tuple[str, Capability]], by_key: Sequence[str] = ()) -> None:
+        rows = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in missing]
+        rows += [f"- {title}: API keys cannot change it. Apply the file as a person." for title in by_key]
+        super().__init__("\n".join(["You lack permissions. Nothing was changed.", *rows]))
+        self.missing = missing
+
+
+def apply(
+    document: ConfigDocument,
+    *,
+    by: User,
+    secrets: Mapping[str, str] | None = None,
+    digest: str | None = None,
+    commit: str = "",
+    prune: bool = False,
+) -> Plan:
+    """Make all changes of the document's plan, or none, and return the plan.
+
+    `digest` is that of the plan that somebody reviewed, `commit` the version of the files for the events. Raises
+    ConfigurationError, AnotherPlan and Lacking.
+    """
+    with transaction.atomic(), _naming(document, commit):
+        _one_at_a_time()
+        made = plan(document, by, secrets=secrets, prune=prune, cuts=False)
+        if digest is not None and digest != made.digest:
+            raise AnotherPlan(AnotherPlan.__doc__)
+        must_be_allowed(made, by)
+        for change in made.changes:
+            _make(change, made, by)
+        if document.source:
+            _claim(made, commit)
+        if made.changes:
+            must_be_done(plan(document, by, secrets=secrets, prune=prune, cuts=False))
+    return made
+
+
+def must_be_allowed(made: Plan, by: User) -> None:
+    """Raise Lacking unless the person, or API key, has all capabilities that the changes take."""
+    by_key = [change.title for change in made.changes if change.kind.refuses_keys] if by.narrowed_to is not None else []
+    if made.missing or by_key:
+        raise Lacking(made.missing, by_key)
+
+
+def must_be_done(after: Plan) -> None:
+    """Raise StillDiffers if the plan after the changes is not empty."""
+    if after.changes:
+        titles = ", ".join(change.title for change in after.changes[:5])
+        raise StillDiffers(f"After these changes the file would still change: {titles}. {StillDiffers.__doc__}")
+
+
+def _claim(made: Plan, commit: str) -> None:
+    """Note the source of all objects in the document."""
+    rows = [made.world.row(kind, *key) for kind, key in made.world.entries]
+    terms = {"source": made.document.source, "file": made.document.name, "commit": commit}
+    ManagedObject.objects.claim([row for row in rows if row is not None], **terms)
+
+
+def _one_at_a_time() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [APPLY_LOCK])
+
+
+@contextmanager
+def _naming(document: ConfigDocument, commit: str) -> Iterator[None]:
+    """Name the files in the events of the block."""
+    name = f"{document.name}, commit {commit}" if commit else document.name
+    with use_context(replace(current_context(), file=name[:300])):
+        yield
+
+
+def _make(change: Change, made: Plan, by: User) -> None:
+    kind, world = change.kind, made.world
+    try:
+        with transaction.atomic():
+            match change.act:
+                case Act.ADD:
+                    world.put(kind.id, change.key, kind.add(change, world, by))
+                case Act.CHANGE:
+                    kind.edit(change, world, by)
+                    world.put(kind.id, change.key, change.row)
+                case Act.REMOVE:
+                    kind.remove(change, world, by)
+                case Act.DISABLE:
+                    change.row.disable(by=by)
+    except REFUSALS as refusal:
+        message = f"{change.title}: {_words(refusal)}"
+        raise ConfigurationError([Mistake(made.document.at(change.path), message)]) from refusal
+
+
+def _words(refusal: Exception) -> str:
+    if isinstance(refusal, IntegrityError):
+        return "Another object has this name. Choose another, or apply the file in two steps."
+    return " ".join(refusal.messages) if isinstance(refusal, ValidationError) else str(refusal)

@@ -1,0 +1,126 @@
+"""Checks of a document and its changes before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from capabilities import Capability
+from configuration.document import ConfigDocument, ConfigurationError, Mistake
+from configuration.entries import ListedEntries
+from configuration.fields import REFERENCE_FORM
+from configuration.kinds import KINDS, Act, Change, Key, Kind, World
+from configuration.models import ManagedObject
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+
+def must_be_right(mistakes: Iterable[Mistake]) -> None:
+    """Raise ConfigurationError if there are mistakes."""
+    if found := [*mistakes]:
+        raise ConfigurationError(found)
+
+
+def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -> Iterator[Mistake]:
+    """Yield a mistake for each list that the person may not see."""
+    for kind in KINDS:
+        if kind.id in listed.lists and (missing := [one for one in kind.sees if not viewer.has_perm(one)]):
+            path = next(path for path in document.key_marks if path and path[-1] == kind.name)
+            labels = ", ".join(f"“{one.label}” ({one.slug})" for one in sorted(missing))
+            yield Mistake(document.at_key(path), f"You may not see {kind.name}: {labels} is required. Remove the list.")
+
+
+def sources() -> dict[tuple[str, str], str]:
+    """Return the source of each managed object, by its model's name and its id."""
+    rows = ManagedObject.objects.values_list("target_type", "target_id", "source")
+    return {(target_type, target_id): source for target_type, target_id, source in rows}
+
+
+def reference(row: Any) -> tuple[str, str]:
+    """Return the model's name and the id of a row."""
+    return row._meta.model_name, str(row.pk)
+
+
+def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake]:
+    """Yield a mistake for each object of the document that another source governs."""
+    known = sources() if document.source else {}
+    for (kind, key), entry in world.entries.items() if known else ():
+        found = world.of(kind).get(entry.was or key)
+        source = known.get(reference(found.row)) if found else None
+        if source not in (None, document.source):
+            title = entry.kind.title(key)
+            yield Mistake(
+                document.at(entry.path), f"{title} has the source “{source}”. Remove it here, or there first."
+            )
+
+
+def refused(changes: Iterable[Change], document: ConfigDocument, world: World) -> Iterator[Mistake]:
+    """Yield the reasons why changes would be refused."""
+    taken = _Names(world)
+    for change in changes:
+        if change.act in (Act.ADD, Act.CHANGE):
+            checks = (_fixed(change), taken.check(change), _unresolved(change, world), change.kind.check(change, world))
+            for name, message in chain(*checks):
+                yield Mistake(document.at((*change.path, name)), message)
+
+
+def _fixed(change: Change) -> Iterator[tuple[str, str]]:
+    for one in change.kind.fields:
+        if one.is_fixed and change.act is Act.CHANGE and one.name in change.fields:
+            before = change.fields[one.name][0]
+            yield (
+                one.name,
+                f"“{one.name}” cannot change, and is {before} now. Write {before}, or another {change.kind.key}.",
+            )
+
+
+class _Names:
+    """The names of all objects after the plan, which are unique without regard to case."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._names: dict[str, dict[str, Key]] = {}
+
+    def check(self, change: Change) -> Iterator[tuple[str, str]]:
+        kind = change.kind
+        if kind.field("name") is None or not kind.key or kind.parent or not change.gives("name"):
+            return
+        name = str(change.values["name"])
+        names = self._names.setdefault(kind.id, self._read(kind))
+        other = names.setdefault(name.lower(), change.key)
+        if other != change.key and kind.key == "slug":
+            yield (
+                "slug",
+                f"“{name}” is the name of {kind.title(other)}. A slug never changes: write “slug: {other[-1]}”.",
+            )
+        elif other != change.key:
+            yield "name", f"There is {kind.title(other)}, and names differ in more than case. Write another name."
+
+    def _read(self, kind: Kind) -> dict[str, Key]:
+        planned = {key: self._world.planned(kind.id, *key) for key in self._world.of(kind.id)}
+        return {
+            str(values.get("name", found_name(self._world, kind, key))).lower(): key for key, values in planned.items()
+        }
+
+
+def found_name(world: World, kind: Kind, key: Key) -> str:
+    return str(world.of(kind.id)[key].row.name)
+
+
+def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:
+    """Yield each object whose change takes a capability that the person lacks, with the capability."""
+    for change in changes:
+        for capability in sorted(change.kind.needs(change)):
+            if not viewer.has_perm(capability):
+                yield change.title, capability
+
+
+def _unresolved(change: Change, world: World) -> Iterator[tuple[str, str]]:
+    """Yield each reference without a secret, unless the object has one already."""
+    for one in change.kind.fields:
+        reference = change.values.get(one.name)
+        is_unknown = one.is_secret and reference and REFERENCE_FORM(reference) and reference not in world.secrets
+        if is_unknown and (change.row is None or not change.kind.secret_of(change.row, one.name)):
+            yield one.name, f"{reference} is empty where this runs. Set it, or name another."

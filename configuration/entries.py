@@ -1,0 +1,115 @@
+"""Read the objects of a document, and check their names and the names of others that they refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configuration.document import ConfigDocument, Mistake, Path
+from configuration.kinds import KINDS, Entry, Key, Kind, World
+
+
+def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
+    """Return the objects of a valid document, which are put into `world`, and its mistakes."""
+    return _EntryReader(document, world).read()
+
+
+@dataclass
+class ListedEntries:
+    """The entries of a document, and the lists that it gives, by kind and key of the parent."""
+
+    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    lists: dict[str, list[Key]] = field(default_factory=dict)
+
+
+class _EntryReader:
+    """Reads the entries of a valid document, and checks their names and references."""
+
+    def __init__(self, document: ConfigDocument, world: World) -> None:
+        self._document, self._world = document, world
+        self._found, self._mistakes = ListedEntries(), list[Mistake]()
+
+    def read(self) -> tuple[ListedEntries, list[Mistake]]:
+        for kind in KINDS:
+            if not kind.parent and kind.name in self._document.data:
+                self._read_list(kind, self._document.data[kind.name], (), (kind.name,))
+        for entries in self._found.entries.values():
+            for entry in entries:
+                self._check_references(entry)
+        return self._found, self._mistakes
+
+    def _read_list(self, kind: Kind, given: Any, parent: Key, path: Path) -> None:
+        self._found.lists.setdefault(kind.id, []).append(parent)
+        self._found.entries.setdefault(kind.id, [])
+        if kind.is_single:
+            self._read_one(kind, given, parent, path)
+            return
+        for index, one in enumerate(given):
+            key = (*parent, kind.key_of(one))
+            self._read_one(kind, one, key, (*path, index))
+
+    def _read_one(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> None:
+        values = {one.name: one.normal(given[one.name]) for one in kind.fields if one.name in given}
+        entry = Entry(kind, key, values, path, self._old_key(kind, given, key, path))
+        if earlier := self._world.entries.get((kind.id, key)):
+            first = self._document.at(earlier.path)
+            self._mistake((*path, kind.key), f"{kind.title(key)} is already in {first}. Write it once.")
+            return
+        self._world.entries[kind.id, key] = entry
+        self._found.entries[kind.id].append(entry)
+        for child in KINDS:
+            if child.parent == kind.id and child.name in given:
+                self._read_list(child, given[child.name], key, (*path, child.name))
+
+    def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
+        """Return the present key of an object that the document renames, or None."""
+        moved = given.get("moved")
+        if moved is None:
+            return None
+        old, known = (*key[:-1], moved["from"]), self._world.of(kind.id)
+        where = (*path, "moved")
+        if kind.key == "slug":
+            self._mistake(
+                where, f"A slug never changes: clients and tools' names have it. Write “slug: {moved['from']}”."
+            )
+        elif moved["to"] != key[-1]:
+            self._mistake((*where, "to"), f"“to” is the {kind.key} of this object. Write “to: {key[-1]}”.")
+        elif key not in known and old not in known:
+            self._mistake((*where, "from"), f"There is no {kind.title(old)}. Remove “moved”, or correct the name.")
+        elif old in known and key in known and moved["from"] != moved["to"]:
+            self._mistake(where, f"There is a {kind.title(key)} besides {kind.title(old)}. Remove “moved”.")
+        elif old in known:
+            self._world.renames[kind.id, moved["from"]] = moved["to"]
+            return old
+        return None
+
+    def _check_references(self, entry: Entry) -> None:
+        for one in entry.kind.fields:
+            if one.refers_to and (value := entry.given.get(one.name)):
+                for index, name in enumerate(value if isinstance(value, list) else [value]):
+                    if not self._is_known(one.refers_to, name):
+                        where = self._path_of(entry, one.name, name, index)
+                        self._mistake(where, _unknown(self._world, one.refers_to, name))
+
+    def _path_of(self, entry: Entry, field: str, name: str, index: int) -> Path:
+        """Return the path of a name in a list, which the file may have in another order."""
+        path: Path = (*entry.path, field)
+        given: Any = self._document.data
+        for part in path:
+            given = given[part]
+        return (*path, given.index(name)) if isinstance(given, list) else path
+
+    def _is_known(self, kind: str, name: str) -> bool:
+        return (kind, (name,)) in self._world.entries or (name,) in self._world.of(kind)
+
+    def _mistake(self, path: Path, message: str) -> None:
+        self._mistakes.append(Mistake(self._document.at(path), message))
+
+
+def _unknown(world: World, kind: str, name: str) -> str:
+    noun = world.kinds[kind].noun
+    known = {key[0].lower(): key[0] for key in world.of(kind)}
+    if name.lower() in known:
+        return f"The {noun} is called “{known[name.lower()]}”. Write it like this."
+    return f"There is no {noun} “{name}”, neither here nor in the workspace. Add it to “{kind}”, or correct the name."

@@ -1,0 +1,50 @@
+"""Write the workspace as a configuration file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from configuration.document import write
+from configuration.kinds import KINDS, Key, Kind, World
+from configuration.schema import VERSION
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+
+def export(viewer: User) -> str:
+    """Return everything that files can have and `viewer` may see, in the same order always."""
+    world = World(KINDS)
+    tops = [kind for kind in KINDS if not kind.parent and may_see(kind, viewer)]
+    return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})
+
+
+def export_one(name: str, key: str, viewer: User) -> str | None:
+    """Return one object as a file has it, or None if there is none that files can have."""
+    world = World(KINDS)
+    found = world.of(name).get((key,))
+    if found is None or not found.values:
+        return None
+    return write({name: [_written(world.kinds[name], (key,), world, viewer)]})
+
+
+def may_see(kind: Kind, viewer: User) -> bool:
+    return all(viewer.has_perm(capability) for capability in kind.sees)
+
+
+def _listed(kind: Kind, parent: Key, world: World, viewer: User) -> Any:
+    below = world.children(kind.id, parent)
+    written = [_written(kind, key, world, viewer) for key in sorted(below, key=order) if world.of(kind.id)[key].values]
+    return (written[0] if written else {}) if kind.is_single else written
+
+
+def _written(kind: Kind, key: Key, world: World, viewer: User) -> dict[str, Any]:
+    values = kind.exported(world.of(kind.id)[key].values)
+    ordered = {one.name: values[one.name] for one in kind.fields if one.name in values}
+    children = [child for child in KINDS if child.parent == kind.id and may_see(child, viewer)]
+    return ordered | {child.name: _listed(child, key, world, viewer) for child in children}
+
+
+def order(key: Key) -> list[tuple[str, str]]:
+    """Return the order of objects: by name without regard to case. Independent of the database's collation."""
+    return [(part.casefold(), part) for part in key]

@@ -1,0 +1,27 @@
+"""All kinds of objects in configuration files."""
+
+from configuration.kinds.agents import AgentGatewayKind, AgentKind
+from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World, switch
+from configuration.kinds.gateways import AssignmentKind, GatewayKind
+from configuration.kinds.organisation import OrganisationKind
+from configuration.kinds.people import RoleKind, TeamKind, WorkspaceKind
+from configuration.kinds.servers import ServerKind
+from configuration.kinds.sinks import SinkKind
+from configuration.kinds.tool_sets import ToolSetKind
+
+# In the order in which changes are made: a kind after those that it refers to.
+KINDS: tuple[Kind, ...] = (
+    WorkspaceKind(),
+    TeamKind(),
+    RoleKind(),
+    ServerKind(),
+    GatewayKind(),
+    AssignmentKind(),
+    ToolSetKind(),
+    AgentKind(),
+    AgentGatewayKind(),
+    SinkKind(),
+    OrganisationKind(),
+)
+
+__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World", "switch"]

@@ -1,0 +1,114 @@
+"""Agents in configuration files, and what they may use on gateways. Apps appear by themselves and are not in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from capabilities import Capability
+from configuration.fields import Field, flag, text
+from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from connections.impact import cuts
+from connections.models import HostAtGateway
+from hosts.models import Host, HostKind
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+
+class AgentKind(Kind):
+    name, noun = "agents", "agent"
+    about = "Agents, which have API access tokens. Their tokens are not in files."
+    sees = frozenset({Capability.HOSTS_READ})
+    manages, toggles = Capability.API_TOKENS_MANAGE, Capability.HOSTS_TOGGLE
+    fields = (
+        text("name", "Name of the agent.", 120),
+        text("description", "Text for people.", 500, ""),
+        flag("enabled", "Whether it is enabled.", True),
+        flag("allow_enrolment", "Whether people may create their own tokens for it.", False),
+    )
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        for host in Host.objects.live().filter(kind=HostKind.TOKEN):
+            yield (host.name,), host, {one.name: getattr(host, one.name) for one in self.fields}
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        values = dict(change.values)
+        enabled = values.pop("enabled")
+        host = Host.objects.add_agent(**values, by=by)
+        if not enabled:
+            host.disable(by=by)
+        return host
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        host, after = change.row, change.after()
+        if change.gives("name", "description"):
+            host.rename(name=change.values["name"], description=change.values["description"], by=by)
+        if "allow_enrolment" in after:
+            host.set_enrolment(after["allow_enrolment"], by=by)
+        switch(host, change, by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        disables = change.act is Act.DISABLE or change.after().get("enabled") is False
+        return cuts(change.row, viewer) if change.row and disables else ""
+
+
+ALLOWED = Field(
+    "allowed",
+    "Whether the gateway lists (true) or blocks (false) it; null: as other agents.",
+    {"type": ["boolean", "null"]},
+    "Write true, false or null.",
+    None,
+)
+
+
+class AgentGatewayKind(Kind):
+    parent, name, noun, key = "agents", "gateways", "agent", "gateway"
+    about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of it."
+    sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
+    manages = Capability.GATEWAYS_MANAGE
+    fields = (
+        text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
+        ALLOWED,
+        text("tool_set", "Name of the only tool set it can use there; “”: no limit.", 80, ""),
+    )
+
+    def title(self, key: Key) -> str:
+        return f"agent {key[0]} on gateway {key[-1]}"
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        rows = HostAtGateway.objects.live().filter(host__kind=HostKind.TOKEN, gateway__archived_at=None)
+        for row in rows.select_related("host", "gateway", "tool_set"):
+            tool_set = row.tool_set.name if row.tool_set else ""
+            values = {"gateway": row.gateway.slug, "allowed": row.allowed, "tool_set": tool_set}
+            yield (row.host.name, row.gateway.slug), row, values
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        allowed, tool_set = change.values["allowed"], change.values["tool_set"]
+        if allowed is None and not tool_set:
+            yield "gateway", "Write “allowed” or “tool_set”, or remove this gateway from the list."
+        if tool_set and not world.planned("gateways.tool_sets", change.values["gateway"], tool_set):
+            yield "tool_set", "The gateway has no such tool set. Add it to its tool_sets, or correct the name."
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        host, gateway = world.row("agents", change.key[0]), world.row("gateways", change.key[1])
+        self._set(change, HostAtGateway.objects.at(gateway, host), world, by)
+        return HostAtGateway.objects.at(gateway, host)
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        self._set(change, change.row, world, by)
+
+    def _set(self, change: Change, row: HostAtGateway, world: World, by: User) -> None:
+        tool_set = change.values["tool_set"]
+        row.limit(world.row("gateways.tool_sets", change.key[1], tool_set) if tool_set else None, by=by)
+        {None: row.reset, True: row.allow, False: row.block}[change.values["allowed"]](by=by)
+
+    def remove(self, change: Change, world: World, by: User) -> None:
+        change.row.limit(None, by=by)
+        change.row.reset(by=by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        if change.after().get("allowed") is not False:
+            return ""
+        host, gateway = world.row("agents", change.key[0]), world.row("gateways", change.key[1])
+        return cuts(HostAtGateway.objects.at(gateway, host), viewer) if host and gateway else ""

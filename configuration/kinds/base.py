@@ -1,0 +1,222 @@
+"""Kinds of objects in configuration files, and the objects of the workspace as the files write them.
+
+To add a kind, write a class with its fields, how it is read, and which methods of its model change it; then list it in
+`configuration.kinds.KINDS`, after the kinds that it refers to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from capabilities import Capability
+from configuration.document import Path
+from configuration.fields import Field
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+# The key of an object: its name or slug, after that of its parent; empty for the workspace.
+type Key = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Found:
+    """An object of the workspace: its row, and its values as files write them."""
+
+    row: Any
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Entry:
+    """An object in a document: the values that it gives, and its path there. `was` is its key before a rename."""
+
+    kind: Kind
+    key: Key
+    given: dict[str, Any]
+    path: Path
+    was: Key | None = None
+
+
+class Act(StrEnum):
+    ADD = "add"
+    CHANGE = "change"
+    REMOVE = "remove"
+    DISABLE = "disable"
+
+
+@dataclass(slots=True)
+class Change:
+    """A difference between a document and the workspace.
+
+    `values` are the object's values after the change; `fields` maps each changed field to its value before and after.
+    `secrets` are new secrets by field. `cuts` says in words what the change cuts off.
+    """
+
+    act: Act
+    kind: Kind
+    key: Key
+    values: dict[str, Any]
+    fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    row: Any = None
+    path: Path = ()
+    was: Key | None = None
+    secrets: dict[str, str] = field(default_factory=dict)
+    cuts: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.kind.title(self.key)
+
+    def after(self, *names: str) -> dict[str, Any]:
+        """Return the changed values, only of these fields if any are named."""
+        return {name: after for name, (_, after) in self.fields.items() if not names or name in names}
+
+    def gives(self, *names: str) -> bool:
+        """True if one of these fields changes, or is set for a new object to another value than its default."""
+        return any(name in self.fields for name in names)
+
+
+class Kind:
+    """A kind of object in files. `name` is the key of its list, `key` the field that tells its objects apart."""
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    about: ClassVar[str]
+    key: ClassVar[str] = "name"
+    parent: ClassVar[str] = ""
+    fields: ClassVar[tuple[Field, ...]]
+    sees: ClassVar[frozenset[Capability]]
+    manages: ClassVar[Capability]
+    toggles: ClassVar[Capability | None] = None
+    refuses_keys: ClassVar[bool] = False
+    is_removed_last: ClassVar[bool] = False
+
+    @property
+    def id(self) -> str:
+        """The key of its list, after that of its parent: `gateways.servers`."""
+        return f"{self.parent}.{self.name}" if self.parent else self.name
+
+    @property
+    def is_single(self) -> bool:
+        """True if there is one object of this kind, in the workspace or in its parent."""
+        return not self.key
+
+    def title(self, key: Key) -> str:
+        """Return the name of an object for people."""
+        return f"{self.noun} {key[-1]}" if key else self.noun
+
+    def field(self, name: str) -> Field | None:
+        return next((one for one in self.fields if one.name == name), None)
+
+    def key_of(self, given: Mapping[str, Any]) -> str:
+        """Return the last part of the key of an object with these values."""
+        return str(given.get(self.key, ""))
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        """Yield the key, row and values of each object of the workspace, in the order of files."""
+        raise NotImplementedError
+
+    def exported(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values that an export writes."""
+        return values
+
+    def complete(self, values: dict[str, Any], world: World) -> dict[str, Any]:
+        """Return the values of a new object with its defaults, which may depend on other objects."""
+        return values
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        """Yield the field and message of each reason why the change would be refused."""
+        return iter(())
+
+    def needs(self, change: Change) -> set[Capability]:
+        """Return all capabilities that the change takes."""
+        if change.act is Act.DISABLE and self.toggles:
+            return {self.toggles}
+        needed: set[Capability] = set()
+        if self.toggles and "enabled" in change.fields:
+            needed.add(self.toggles)
+        return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
+
+    def secret_of(self, row: Any, name: str) -> str:
+        """Return the decrypted secret of a field, empty if there is none."""
+        raise NotImplementedError
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        """Create the object and return its row."""
+        raise NotImplementedError
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        raise NotImplementedError
+
+    def remove(self, change: Change, world: World, by: User) -> None:
+        raise NotImplementedError
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        """Return in words what the change cuts off, empty if nothing."""
+        return ""
+
+
+class World:
+    """The objects of the workspace, read when first asked for."""
+
+    def __init__(self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None) -> None:
+        self.kinds = {kind.id: kind for kind in kinds}
+        self._found: dict[str, dict[Key, Found]] = {}
+        self._by_parent: dict[str, dict[Key, list[Key]]] = {}
+        self.secrets = secrets or {}
+        self.renames: dict[tuple[str, str], str] = {}
+        self.entries: dict[tuple[str, Key], Entry] = {}
+
+    def of(self, kind: str) -> dict[Key, Found]:
+        """Return the objects of this kind by key."""
+        if kind not in self._found:
+            found = self._found[kind] = {}
+            for key, row, values in self.kinds[kind].read(self):
+                found[key] = Found(row, values)
+        return self._found[kind]
+
+    def children(self, kind: str, parent: Key) -> list[Key]:
+        """Return the keys of the objects of this kind that `parent` has."""
+        if self._by_parent.get(kind) is None:
+            below = self._by_parent[kind] = {}
+            for key in self.of(kind):
+                below.setdefault(key[:-1] if self.kinds[kind].key else key, []).append(key)
+        return self._by_parent[kind].get(parent, [])
+
+    def row(self, kind: str, *key: str) -> Any:
+        """Return the row of an object, or None if there is none."""
+        found = self.of(kind).get(key)
+        return found.row if found else None
+
+    def planned(self, kind: str, *key: str) -> dict[str, Any]:
+        """Return the values of an object after the plan; empty if there is no such object."""
+        found, entry = self.of(kind).get(key), self.entries.get((kind, key))
+        return (found.values if found else {}) | (entry.given if entry else {})
+
+    def renamed(self, field: Field, value: Any) -> Any:
+        """Return the value of a field that names other objects, with the names that the document gives them."""
+        if not field.refers_to:
+            return value
+        if isinstance(value, list):
+            return sorted(self.renames.get((field.refers_to, name), name) for name in value)
+        return self.renames.get((field.refers_to, value), value)
+
+    def put(self, kind: str, key: Key, row: Any) -> None:
+        """Note an object that was just created."""
+        self.of(kind)[key] = Found(row, {})
+
+
+def reference_for(*words: str) -> str:
+    """Return the reference that an export writes instead of a secret: `env:SINK_SIEM_SECRET`."""
+    return "env:" + re.sub(r"[^A-Z0-9]+", "_", "_".join(words).upper()).strip("_")
+
+
+def switch(row: Any, change: Change, by: User) -> None:
+    """Enable or disable the row if the change does."""
+    if "enabled" in change.fields:
+        (row.enable if change.fields["enabled"][1] else row.disable)(by=by)

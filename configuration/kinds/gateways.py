@@ -1,0 +1,306 @@
+"""Gateways and their servers in configuration files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Prefetch
+
+from accounts.models import Team
+from capabilities import Capability
+from configuration.fields import Field, choice, flag, limit, long_text, names, number, slug, text
+from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.servers import slug_taken
+from connections.impact import cut_together, cuts, narrowed_to, refused_unlisted
+from gateways.access_forms import MOST_DAYS
+from gateways.models import (
+    Assignment,
+    Feature,
+    FeatureKind,
+    Gateway,
+    HostsAllowed,
+    IdentityScheme,
+    OnArrival,
+    OnChange,
+    Reach,
+    ToolPolicy,
+    ToolsGiven,
+    allow_identity,
+)
+from servers.models import AuthType, Identity
+from ui.forms import MOST_CALLS
+from ui.pages import sentences
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+ALIAS = {"type": "string", "maxLength": 16, "pattern": r"^(?:[a-z0-9](?:-?[a-z0-9])*)?$"}
+INSTEAD_OF_ALIAS = (
+    "Write at most 16 lower-case letters, digits and single hyphens; “” only for the sole server of a gateway."
+)
+MOST_TOOL_NAME = 1000
+LISTS = {"enabled_tools": True, "disabled_tools": False}
+OF_FEATURE = ("exposed_name", "kind", "assignment__gateway", "assignment__server")
+
+
+class GatewayKind(Kind):
+    name, noun, key = "gateways", "gateway", "slug"
+    about = "Gateways."
+    sees = frozenset({Capability.GATEWAYS_READ})
+    manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
+    fields = (
+        slug("slug", "Last part of its URL; never changes.", 40),
+        text("name", "Name on the pages.", 80),
+        long_text("description", "Text for people.", 1000),
+        flag("enabled", "Whether it is enabled.", True),
+        choice("reach", "Who may use it.", Reach, Reach.EVERYONE),
+        names("teams", "Teams that may use it, for `reach` `teams`.", 80, refers_to="teams"),
+        choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
+        choice("tools_given", "The tools that people can use there.", ToolsGiven, ToolsGiven.ALL),
+        flag("takes_requests", "Whether everybody sees it and may request access.", False),
+        number("request_days", "Usual period of access by request, in days.", 1, MOST_DAYS, 30),
+        number("most_request_days", "Longest period of access by request, in days.", 1, MOST_DAYS, 90),
+        limit("calls_per_minute", "Maximum calls per minute of all its connections together.", MOST_CALLS),
+        choice("new_definitions", "Treatment of new definitions.", OnArrival, OnArrival.APPROVE),
+        choice("changed_definitions", "Treatment of changed definitions.", OnChange, OnChange.HOLD),
+    )
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        for gateway in Gateway.objects.live().prefetch_related("teams"):
+            values = {one.name: getattr(gateway, one.name) for one in self.fields if one.name != "teams"}
+            values["teams"] = sorted(team.name for team in gateway.teams.all())
+            yield (gateway.slug,), gateway, values
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        values = change.values
+        if change.act is Act.ADD and (reason := slug_taken(Gateway, values["slug"])):
+            yield "slug", reason
+        if values["reach"] == Reach.TEAMS and not values["teams"]:
+            yield "teams", "A gateway for teams needs at least one. Name a team, or write “reach: everyone”."
+        if values["reach"] == Reach.EVERYONE and values["teams"]:
+            yield "teams", "A gateway for everyone has no teams. Write “reach: teams”, or “teams: []”."
+        if values["request_days"] > values["most_request_days"]:
+            yield "request_days", f"Write at most {values['most_request_days']}, the value of most_request_days."
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        values = change.values | {"teams": _teams(change, world)}
+        enabled = values.pop("enabled")
+        gateway = Gateway.objects.add(**values, by=by)
+        if not enabled:
+            gateway.disable(by=by)
+        return gateway
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        fields = {name: value for name, value in change.after().items() if name != "enabled"}
+        if "teams" in fields:
+            fields["teams"] = _teams(change, world)
+        if fields:
+            change.row.edit(**fields, by=by)
+        switch(change.row, change, by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        after = change.after()
+        if change.row is None:
+            return ""
+        if change.act is Act.DISABLE or after.get("enabled") is False:
+            return cuts(change.row, viewer)
+        return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
+
+    def _narrows(self, change: Change, viewer: User) -> str:
+        if change.values["reach"] != Reach.TEAMS or not change.gives("reach", "teams"):
+            return ""
+        teams = Team.objects.filter(name__in=change.values["teams"])
+        return narrowed_to(change.row, list(teams), viewer)
+
+    def _refuses_unlisted(self, change: Change, viewer: User) -> str:
+        if change.after().get("hosts_allowed") != HostsAllowed.LISTED:
+            return ""
+        return refused_unlisted(change.row, viewer, list_used=False)
+
+
+def _teams(change: Change, world: World) -> list[Team]:
+    return [world.row("teams", name) for name in change.values["teams"]]
+
+
+class AssignmentKind(Kind):
+    parent, name, noun, key = "gateways", "servers", "server", "alias"
+    about = "The servers of a gateway. A server that is not in the list is removed from the gateway."
+    sees = frozenset({Capability.GATEWAYS_READ})
+    manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
+    fields = (
+        text("server", "Slug of the server.", 16, refers_to="servers", is_fixed=True),
+        Field("alias", "Prefix of its tools' names. Without it, the server's slug.", ALIAS, INSTEAD_OF_ALIAS, None),
+        flag("enabled", "Whether it is enabled at this gateway.", True),
+        choice(
+            "identity_scheme", "Whose credential calls use. Without it, `per_user` or `none`.", IdentityScheme, None
+        ),
+        text("shared_identity", "Label of the shared credential, for `identity_scheme` `shared`.", 80, ""),
+        choice("tool_policy", "Which tools may be called.", ToolPolicy, ToolPolicy.ALLOW_ALL),
+        names("enabled_tools", "All enabled tools, by their name at the server.", MOST_TOOL_NAME, default=None),
+        names("disabled_tools", "All disabled tools. Instead of `enabled_tools`.", MOST_TOOL_NAME, default=None),
+    )
+
+    def title(self, key: Key) -> str:
+        return f"server {key[-1] or '(without alias)'} on gateway {key[0]}"
+
+    def key_of(self, given: Any) -> str:
+        alias = given.get("alias")
+        return str(given.get("server", "") if alias is None else alias)
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        shared = Prefetch("shared_identity", Identity.objects.only("label"))
+        rows = Assignment.objects.placed().filter(gateway__archived_at=None)
+        rows = rows.select_related("server", "gateway").prefetch_related(shared)
+        tools = _switches()
+        for row in rows:
+            values = {
+                "server": row.server.slug,
+                "alias": row.alias,
+                "enabled": row.enabled,
+                "identity_scheme": row.identity_scheme,
+                "shared_identity": row.shared_identity.label if row.shared_identity else "",
+                "tool_policy": row.tool_policy,
+            }
+            known = tools.get(row.pk, {})
+            for name, on in LISTS.items():
+                values[name] = sorted(tool for tool, enabled in known.items() if enabled == on)
+            yield (row.gateway.slug, row.alias), row, values
+
+    def exported(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values without one of the lists: under Allow selected, the file lists what is enabled."""
+        unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
+        return {name: value for name, value in values.items() if name != unlisted}
+
+    def complete(self, values: dict[str, Any], world: World) -> dict[str, Any]:
+        if values["alias"] is None:
+            values["alias"] = values["server"]
+        if values["identity_scheme"] is None:
+            scheme = IdentityScheme.PER_USER if _needs_credential(values["server"], world) else IdentityScheme.NONE
+            values["identity_scheme"] = IdentityScheme.SHARED if values["shared_identity"] else scheme
+        return values
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        values = change.values
+        yield from self._check_rename(change, world)
+        if change.gives("enabled_tools") and change.gives("disabled_tools"):
+            yield "disabled_tools", "Write enabled_tools or disabled_tools, not both."
+        if change.act is Act.ADD or change.gives("identity_scheme", "shared_identity"):
+            yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
+
+    def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        """Refuse a new alias of a server whose present alias is left out: people's connections would lose it."""
+        if change.act is not Act.ADD:
+            return
+        gateway, alias = change.key
+        for key in world.children(self.id, (gateway,)):
+            now = world.of(self.id)[key].values
+            if now["server"] == change.values["server"] and (self.id, key) not in world.entries:
+                moved = f"Write “moved: {{from: {key[-1] or '“”'}, to: {alias or '“”'}}}” to keep its connections"
+                yield "server", f"Server {now['server']} is on this gateway as {key[-1] or 'the sole one'}. {moved}."
+
+    def _check_credential(
+        self, scheme: str, label: str, values: dict[str, Any], world: World
+    ) -> Iterator[tuple[str, str]]:
+        needed = _needs_credential(values["server"], world)
+        if needed and scheme == IdentityScheme.NONE:
+            yield "identity_scheme", "This server needs a credential. Write per_user or shared."
+        elif not needed and scheme != IdentityScheme.NONE:
+            yield "identity_scheme", "This server takes no credential. Write none, or remove the field."
+        elif (scheme == IdentityScheme.SHARED) != bool(label):
+            yield "shared_identity", "Write a shared_identity if, and only if, identity_scheme is shared."
+        elif label and _shared(world.row("servers", values["server"]), label) is None:
+            yield "shared_identity", "The server has no such shared credential. Add it on the server's page first."
+
+    def needs(self, change: Change) -> set[Capability]:
+        needed = super().needs(change)
+        if change.after().get("shared_identity"):
+            needed.add(Capability.IDENTITIES_MANAGE)
+        return needed
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        gateway, server = world.row("gateways", change.key[0]), world.row("servers", change.values["server"])
+        fields = {"alias": change.key[-1], "identity_scheme": change.values["identity_scheme"]}
+        if identity := _allowed_identity(change, gateway, server, by):
+            fields["shared_identity"] = identity
+        policy = change.values["tool_policy"]
+        row = Assignment.objects.assign(gateway=gateway, server=server, tool_policy=policy, **fields, by=by)
+        if not change.values["enabled"]:
+            row.disable(by=by)
+        _switch_tools(row, change, by)
+        return row
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        row = change.row
+        names = ("alias", "identity_scheme", "shared_identity", "tool_policy")
+        fields = change.after(*names)
+        if "shared_identity" in fields:
+            fields["shared_identity"] = _allowed_identity(change, row.gateway, row.server, by)
+        if fields:
+            row.edit(**fields, by=by)
+        _switch_tools(row, change, by)
+        switch(row, change, by)
+
+    def remove(self, change: Change, world: World, by: User) -> None:
+        change.row.remove(by=by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        if change.row is None:
+            return ""
+        after = change.after()
+        ends = change.act is Act.REMOVE or after.get("enabled") is False or after.get("tool_policy") == "block_all"
+        if ends:
+            return cuts(change.row, viewer)
+        disabled = [tool for tool in _wrong_tools(change.row, change) if tool.enabled]
+        return cut_together(disabled, viewer) if disabled else ""
+
+
+def _needs_credential(server: str, world: World) -> bool:
+    return bool(world.planned("servers", server).get("auth_type", AuthType.NONE) != AuthType.NONE)
+
+
+def _switches() -> dict[Any, dict[str, bool]]:
+    """Return the switches of all tools, by assignment and name at the server."""
+    found: dict[Any, dict[str, bool]] = defaultdict(dict)
+    rows = Feature.objects.tools().placed()
+    for assignment, name, enabled in rows.values_list("assignment", "name", "enabled"):
+        found[assignment][name] = enabled
+    return found
+
+
+def _shared(server: Any, label: str) -> Identity | None:
+    if server is None:
+        return None
+    return Identity.objects.live().shared().filter(server=server, label=label).first()
+
+
+def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -> Identity | None:
+    """Return the shared credential that the change names, allowed on the gateway."""
+    identity = _shared(server, change.values["shared_identity"])
+    if identity and not identity.gateways.filter(pk=gateway.pk).exists():
+        allow_identity(identity, [*identity.gateways.all(), gateway], by=by)
+    return identity
+
+
+def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
+    """Return the known tools whose switch the change's list of tools changes."""
+    wrong: list[Feature] = []
+    for name, on in LISTS.items():
+        listed = change.after(name).get(name)
+        if listed is not None:
+            tools = row.features.filter(kind=FeatureKind.TOOL).select_related("assignment").order_by("name")
+            wrong += [
+                tool
+                for tool in tools.only("name", "enabled", *OF_FEATURE)
+                if tool.enabled != ((tool.name in listed) == on)
+            ]
+    return wrong
+
+
+def _switch_tools(row: Assignment, change: Change, by: User) -> None:
+    """Enable and disable tools as the change lists them. Tools that are not listed get the opposite."""
+    for name in LISTS:
+        Feature.objects.expect(row, change.after(name).get(name) or ())
+    for tool in _wrong_tools(row, change):
+        (tool.disable if tool.enabled else tool.enable)(by=by)

@@ -1,0 +1,134 @@
+"""Servers in configuration files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from capabilities import Capability
+from configuration.fields import choice, flag, number, slug, text
+from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from connections.impact import cuts
+from servers.forms import RESERVED, ServerForm
+from servers.models import (
+    BUILT_IN_URL,
+    SIGN_IN_SETTINGS,
+    AuthType,
+    ResourceSent,
+    Server,
+    ServerError,
+    WouldEndSignIns,
+)
+from ui.pages import number_of, sentences
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+ISSUER_ONLY = "for an issuer without metadata."
+
+
+class ServerKind(Kind):
+    name, noun, key = "servers", "server", "slug"
+    about = "Servers. The built-in Quickstart server is not in files."
+    sees = frozenset({Capability.SERVERS_READ})
+    manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
+    fields = (
+        slug("slug", "Name in addresses and default alias at gateways; never changes.", 16),
+        text("name", "Name on the pages.", 80),
+        text("url", "Address of its MCP endpoint.", 500),
+        flag("enabled", "Whether it is enabled.", True),
+        choice("auth_type", "Kind of its credential.", AuthType, AuthType.NONE),
+        text("header_name", "Header of the credential, for `auth_type` `header`.", 80, ""),
+        number("timeout_seconds", "Maximum seconds without data during a call.", 1, 120, 30),
+        number("total_seconds", "Maximum seconds of a call.", 1, 3600, 600),
+        number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
+        flag("lists_live", "Whether its lists differ by session and are fetched for each session.", False),
+        text("key_help", "How people get a credential, in your words.", 300, ""),
+        text("key_url", "Page where people get a credential.", 500, ""),
+        text("expected_issuer", "The issuer's name for itself, if it differs from its URL.", 500, ""),
+        choice("resource_sent", "`resource` (RFC 8707) sent to the issuer.", ResourceSent, ResourceSent.SERVER),
+        text("fixed_resource", "The `resource` to send, for `resource_sent` `fixed`.", 500, ""),
+        text("fixed_scopes", "Scopes to request, if not those of the server.", 1000, ""),
+        text("authorization_endpoint", f"Sign-in page, {ISSUER_ONLY}", 500, ""),
+        text("token_endpoint", f"Issues and renews tokens, {ISSUER_ONLY}", 500, ""),
+        text("revocation_endpoint", f"Revokes tokens, {ISSUER_ONLY}", 500, ""),
+        flag("assume_pkce", "Whether people can sign in although the issuer does not announce PKCE.", False),
+    )
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        for server in Server.objects.live():
+            yield (server.slug,), server, {} if server.is_built_in else self._values(server)
+
+    def _values(self, server: Server) -> dict[str, Any]:
+        names = [one.name for one in self.fields]
+        if not (server.auth_type == AuthType.OAUTH or server.sets_sign_in):
+            names = [name for name in names if name not in SIGN_IN_SETTINGS]
+        return {name: getattr(server, name) for name in names}
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        if change.row and change.row.url == BUILT_IN_URL:
+            yield "slug", "This server is part of the gateway. Remove it from the file; gateways can still have it."
+            return
+        if change.act is Act.ADD and (reason := slug_taken(Server, change.values["slug"])):
+            yield "slug", reason
+            return
+        if change.act in (Act.ADD, Act.CHANGE) and change.fields.keys() - {"enabled"}:
+            yield from self._check_form(change)
+
+    def _check_form(self, change: Change) -> Iterator[tuple[str, str]]:
+        form = ServerForm({**_initial(change.row), **change.values}, server=change.row)
+        cleaned = form.cleaned_data if form.is_valid() else {}
+        for name, errors in form.errors.items():
+            yield name, " ".join(map(str, errors))
+        for name in change.fields.keys() & cleaned.keys():
+            if cleaned[name] != change.values[name]:
+                yield name, f"Write {cleaned[name] or '“”'} instead of {change.values[name]}."
+        change.values["private"] = cleaned.get("private")
+        if change.row and "url" in change.fields:
+            try:
+                change.row.must_not_take_credentials_to(change.values["url"])
+            except ServerError as refusal:
+                yield "url", str(refusal)
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        values = dict(change.values)
+        enabled = values.pop("enabled")
+        server = Server.objects.add(**values, by=by)
+        if not enabled:
+            server.disable(by=by)
+        return server
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        if fields := {name: value for name, value in change.after().items() if name != "enabled"}:
+            if change.values.get("private") is not None:
+                fields["private"] = change.values["private"]
+            change.row.edit(**fields, end_sign_ins=True, by=by)
+        switch(change.row, change, by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        if change.row is None:
+            return ""
+        ends = change.row.sign_ins_ended_by(change.after(*SIGN_IN_SETTINGS)).count()
+        asks = change.row.identities.live().count() if change.row.would_redirect(change.after()) else 0
+        return sentences(
+            cuts(change.row, viewer) if _disables(change) else "",
+            str(WouldEndSignIns(ends)) if ends else "",
+            f"{number_of(asks, 'credential')} must be confirmed before they are sent there." if asks else "",
+        )
+
+
+def _disables(change: Change) -> bool:
+    return change.act is Act.DISABLE or change.after().get("enabled") is False
+
+
+def _initial(server: Server | None) -> dict[str, Any]:
+    return dict(ServerForm(server=server).initial) if server else {}
+
+
+def slug_taken(model: Any, slug: str) -> str:
+    """Return why no new object can have this slug, or an empty string."""
+    if slug in RESERVED:
+        return f"“{slug}” is reserved for this site's own addresses. Choose another."
+    if model.objects.filter(slug=slug).exists():
+        return "This slug was used before, and slugs are never used again. Choose another."
+    return ""

@@ -1,0 +1,94 @@
+"""Log sinks in configuration files. Their secrets, and addresses that may have one in the path, are references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from capabilities import Capability
+from configuration.fields import Field, choice, flag, secret, text
+from configuration.kinds.base import Act, Change, Key, Kind, World, reference_for, switch
+from sinks.models import CONTENT, KIND_CHOICES, Sink
+from sinks.receivers import KINDS as RECEIVERS
+from wire.cipher import Undecryptable
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+ADDRESS = Field(
+    "address",
+    "Address, or a reference to it. An export writes a reference if the address has a path, which may have a token.",
+    {"type": "string", "maxLength": 500},
+    "Write an address such as https://logs.example.com/in, or env:NAME or file:path.",
+    "",
+    is_secret=True,
+)
+
+
+class SinkKind(Kind):
+    name, noun = "sinks", "log sink"
+    about = "Log sinks."
+    sees = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
+    manages = Capability.SINKS_MANAGE
+    fields = (
+        text("name", "Name of the sink.", 80),
+        choice("kind", "Kind of receiver.", [kind for kind, _ in KIND_CHOICES], is_fixed=True),
+        ADDRESS,
+        secret("secret", "Reference to the secret of the receiver."),
+        flag("sends_calls", "Whether calls are sent.", True),
+        flag("sends_events", "Whether admin events are sent.", True),
+        flag("sends_payloads", "Whether recorded payloads are sent.", False),
+        flag("enabled", "Whether it is enabled; false means paused.", True),
+    )
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        for sink in Sink.objects.all():
+            values = {one.name: getattr(sink, one.name) for one in self.fields if one.name != "secret"}
+            if sink.place != sink.address:
+                values["address"] = reference_for("sink", sink.name, "address")
+            if sink.has_secret:
+                values["secret"] = reference_for("sink", sink.name, "secret")
+            yield (sink.name,), sink, values
+
+    def secret_of(self, row: Any, name: str) -> str:
+        try:
+            return str(row.address if name == "address" else row.secret())
+        except Undecryptable:
+            return ""
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        values, receiver = change.values, RECEIVERS[change.values["kind"]]
+        if not any(values[name] for name in CONTENT) or (values["sends_payloads"] and not values["sends_calls"]):
+            yield "sends_calls", "Write true for sends_calls, sends_events or both. Payloads are sent with calls."
+        if receiver.example and not change.secrets.get("address") and change.act is Act.ADD:
+            yield "address", f"This kind of sink needs an address, such as {receiver.example}."
+        if "secret" in change.secrets:
+            try:
+                receiver.check_secret(change.secrets["secret"])
+            except ValueError as refusal:
+                yield "secret", str(refusal)
+
+    def needs(self, change: Change) -> set[Capability]:
+        sent = {capability for name, capability in CONTENT.items() if change.values.get(name)}
+        return {self.manages, Capability.LOGS_READ, Capability.AUDIT_READ} | sent
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        values = {name: change.values[name] for name in ("name", "kind", *CONTENT)} | change.secrets
+        sink = Sink.objects.add(**values, by=by)
+        if not change.values["enabled"]:
+            sink.disable(by=by)
+        return sink
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        fields = change.after("name", *CONTENT) | change.secrets
+        if fields:
+            change.row.edit(**fields, by=by)
+        switch(change.row, change, by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        after = change.after()
+        pauses = change.act is Act.DISABLE or after.get("enabled") is False
+        less = [name.removeprefix("sends_") for name in CONTENT if after.get(name) is False]
+        if pauses:
+            return "Nothing will be sent until it is enabled again."
+        return f"No longer sends: {', '.join(less)}." if less and change.row else ""

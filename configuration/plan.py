@@ -1,0 +1,149 @@
+"""Compare a document with the workspace: the changes that apply would make, in order, and what each cuts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django.utils.crypto import constant_time_compare
+
+from capabilities import Capability
+from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, reference, refused, sources
+from configuration.document import ConfigDocument, ConfigurationError, Mistake
+from configuration.entries import ListedEntries, read_entries
+from configuration.fields import REFERENCE_FORM
+from configuration.kinds import KINDS, Act, Change, Entry, Found, Kind, World
+from configuration.schema import mistakes_of
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.
+
+
+@dataclass
+class Plan:
+    """The changes of a document, and the objects of its lists that the workspace has besides."""
+
+    document: ConfigDocument
+    world: World
+    changes: list[Change] = field(default_factory=list)
+    not_in_file: list[str] = field(default_factory=list)
+    missing: list[tuple[str, Capability]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """A digest of all changes with the values before and after, for apply to refuse another plan."""
+        told = [[change.act, change.kind.id, change.key, change.was, change.fields] for change in self.changes]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def plan(
+    document: ConfigDocument,
+    viewer: User,
+    *,
+    secrets: Mapping[str, str] | None = None,
+    prune: bool = False,
+    cuts: bool = True,
+) -> Plan:
+    """Return the changes that applying `document` as `viewer` would make.
+
+    `secrets` are the values of references, for those that could be resolved. With `prune`, objects of the same source
+    that the document's lists lack are disabled. With `cuts`, each change says what it cuts off. Raises
+    ConfigurationError with all mistakes.
+    """
+    must_be_right(mistakes_of(document))
+    world = World(KINDS, secrets or {})
+    listed, mistakes = read_entries(document, world)
+    must_be_right((*mistakes, *not_visible(listed, viewer, document), *of_other_sources(document, world)))
+    made = Plan(document, world, [*_all_changes(listed, world)])
+    made.changes += _pruned(document, listed, world) if prune else ()
+    must_be_right(refused(made.changes, document, world))
+    made.missing = [*lacking(made.changes, viewer)]
+    made.not_in_file = [*_not_in_file(listed, world)]
+    for change in made.changes if cuts else ():
+        change.cuts = change.kind.cuts(change, world, viewer)
+    return made
+
+
+def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
+    changes = [change for kind in KINDS for change in _changes(kind, listed, world)]
+    return sorted(changes, key=lambda change: change.act is Act.REMOVE and change.kind.is_removed_last)
+
+
+def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
+    """Yield the changes of one kind: what is removed first, as another object may get its name."""
+    entries = sorted(listed.entries.get(kind.id, ()), key=lambda entry: entry.key)
+    if kind.parent and kind.id in listed.lists:
+        stays = {entry.key for entry in entries} | {entry.was for entry in entries}
+        for key in sorted(world.of(kind.id).keys() - stays):
+            if key[:-1] in listed.lists[kind.id]:
+                yield Change(Act.REMOVE, kind, key, {}, row=world.of(kind.id)[key].row)
+    changes = [change for entry in entries if (change := _change(kind, entry, world))]
+    yield from (change for change in changes if change.act is Act.CHANGE)
+    yield from (change for change in changes if change.act is Act.ADD)
+
+
+def _change(kind: Kind, entry: Entry, world: World) -> Change | None:
+    found = world.of(kind.id).get(entry.was or entry.key)
+    secrets = _new_secrets(kind, entry, found, world)
+    if found is None:
+        values = {one.name: entry.given.get(one.name, one.default) for one in kind.fields}
+        values = kind.complete(values, world)
+        fields = {name: (None, value) for name, value in values.items() if name in entry.given}
+        return Change(Act.ADD, kind, entry.key, values, fields, path=entry.path, secrets=secrets)
+    different = _different(kind, entry, found.values, world)
+    different |= dict.fromkeys(secrets, SECRET_CHANGED)
+    if not different:
+        return None
+    values = found.values | entry.given
+    return Change(Act.CHANGE, kind, entry.key, values, different, found.row, entry.path, entry.was, secrets)
+
+
+def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -> dict[str, tuple[Any, Any]]:
+    """Return the fields with another value than now, except secrets, with both values."""
+    different = {}
+    for one in kind.fields:
+        if one.name in entry.given and not one.is_secret:
+            before, after = world.renamed(one, now.get(one.name)), entry.given[one.name]
+            if before != after or one.name not in now:
+                different[one.name] = (before, after)
+    return different
+
+
+def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) -> dict[str, str]:
+    """Return the secrets that the document changes, by field. One that is not known here is no change."""
+    changed = {}
+    for one in kind.fields:
+        given = entry.given.get(one.name)
+        if one.is_secret and given:
+            secret = world.secrets.get(given) if REFERENCE_FORM(given) else given
+            now = kind.secret_of(found.row, one.name) if found else ""
+            if secret is not None and not constant_time_compare(secret, now):
+                changed[one.name] = secret
+    return changed
+
+
+def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> Iterator[Change]:
+    """Yield the disabling of each enabled object of the document's source that its lists lack."""
+    if not document.source:
+        mistake = "Pruning needs a source. Write “source: name of the file's owner”."
+        raise ConfigurationError([Mistake(document.at(()), mistake)])
+    own = {reference for reference, source in sources().items() if source == document.source}
+    for kind in (one for one in KINDS if one.id in listed.lists and not one.parent):
+        for key, found in sorted(world.of(kind.id).items()):
+            is_gone = (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames
+            if is_gone and found.values.get("enabled") and reference(found.row) in own:
+                values = found.values | {"enabled": False}
+                yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
+
+
+def _not_in_file(listed: ListedEntries, world: World) -> Iterator[str]:
+    """Yield the objects that the document's lists do not have."""
+    for kind in (one for one in KINDS if one.id in listed.lists and not one.parent and not one.is_single):
+        for key, found in sorted(world.of(kind.id).items()):
+            if (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames and found.values:
+                yield kind.title(key)

@@ -1,0 +1,60 @@
+"""Plan, apply and export at another installation, over REST."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+TIMEOUT_S = 600.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class RemoteRefused(Exception):
+    """The installation refused the request or did not answer; the message says why."""
+
+
+class Remote:
+    """An installation of Gateway Admin, asked with an API key."""
+
+    def __init__(self, url: str, key: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+            raise RemoteRefused(f"{url} does not begin with https://, so the API key would be readable on its way.")
+        if not key:
+            raise RemoteRefused("There is no API key. Set GATEWAY_API_KEY or GATEWAY_API_KEY_FILE, or use --key-file.")
+        self._url, self._headers = url.rstrip("/"), {"Authorization": f"Bearer {key}"}
+
+    def export(self) -> str:
+        return self._ask("GET", "export", None).text
+
+    def plan(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the plan as JSON. Raises RemoteRefused."""
+        return dict(self._ask("POST", "plan", body).json())
+
+    def apply(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Apply the files, and return the plan as JSON. Raises RemoteRefused."""
+        return dict(self._ask("POST", "apply", body).json())
+
+    def _ask(self, method: str, what: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            answer = httpx.request(
+                method, f"{self._url}/api/config/{what}", json=body, headers=self._headers, timeout=TIMEOUT_S
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RemoteRefused(f"{self._url} does not answer: {error}") from error
+        if answer.status_code != HTTPStatus.OK:
+            raise RemoteRefused(_reason(answer))
+        return answer
+
+
+def _reason(answer: httpx.Response) -> str:
+    """Return the mistakes or the detail of a refusal."""
+    try:
+        told: dict[str, Any] = answer.json()
+        mistakes = told.get("errors", {}).get("files") or []
+        return "\n".join(map(str, mistakes)) or str(told["detail"])
+    except (ValueError, KeyError, AttributeError):
+        return f"The answer is not that of Gateway Admin: HTTP {answer.status_code}. Check the URL."

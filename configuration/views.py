@@ -1,0 +1,41 @@
+"""An object as a configuration file has it, to copy."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET
+
+from capabilities import Capability, requires
+from configuration.export import export_one
+from hosts.models import Host
+from ui.pages import AppRequest
+
+
+@require_GET
+@requires(Capability.GATEWAYS_READ)
+def gateway(request: AppRequest, slug: str) -> HttpResponse:
+    return _page(request, "gateways", slug, reverse("gateways:detail", args=[slug]))
+
+
+@require_GET
+@requires(Capability.SERVERS_READ)
+def server(request: AppRequest, slug: str) -> HttpResponse:
+    return _page(request, "servers", slug, reverse("servers:detail", args=[slug]))
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def agent(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = get_object_or_404(Host.objects.live(), pk=pk)
+    return _page(request, "agents", host.name, reverse("hosts:detail", args=[pk]))
+
+
+def _page(request: AppRequest, kind: str, name: str, back: str) -> HttpResponse:
+    text = export_one(kind, name, request.user)
+    if text is None:
+        raise Http404
+    return render(request, "configuration/yaml.html", {"text": text, "name": name, "back": back})

@@ -1,0 +1,102 @@
+"""A plan as text and as JSON, and its document from files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from configuration.kinds import Act, Change
+from configuration.plan import Plan
+
+SIGNS = {Act.ADD: "+", Act.CHANGE: "~", Act.REMOVE: "-", Act.DISABLE: "-"}
+DONE = {Act.ADD: "added", Act.CHANGE: "changed", Act.REMOVE: "removed", Act.DISABLE: "disabled"}
+LONGEST = 60
+
+
+def as_text(plan: Plan) -> str:
+    """Return the plan for a terminal."""
+    if not plan.changes:
+        return f"{plan.document.name}: no changes.\n{_not_in_file(plan)}"
+    parts = [f"{plan.document.name}: {counted(plan)}.\n"]
+    parts += [_change(change) for change in plan.changes]
+    parts += [_not_in_file(plan), _missing(plan), f"Digest: {plan.digest}\n"]
+    return "\n".join(filter(None, parts))
+
+
+def counted(plan: Plan) -> str:
+    """Return the numbers of changes in words: `2 added, 1 changed`."""
+    numbers = Counter(change.act for change in plan.changes)
+    return ", ".join(f"{numbers[act]:,} {word}" for act, word in DONE.items() if numbers[act]) or "no changes"
+
+
+def _change(change: Change) -> str:
+    lines = [f"{SIGNS[change.act]} {change.title}"]
+    if change.was:
+        lines.append(f"    renamed, was {change.was[-1]}")
+    for name, (before, after) in change.fields.items():
+        if not (change.act is Act.ADD and after in (None, "", [])):
+            lines.append(f"    {name}: {difference(before, after, is_new=change.act is Act.ADD)}")
+    lines += [f"    {change.cuts}"] if change.cuts else []
+    return "\n".join(lines) + "\n"
+
+
+def difference(before: Any, after: Any, *, is_new: bool = False) -> str:
+    """Return the difference of two values on one line."""
+    if is_new:
+        return shown(after)
+    if isinstance(before, list) and isinstance(after, list):
+        signed = [f"+ {one}" for one in after if one not in before] + [f"- {one}" for one in before if one not in after]
+        return ", ".join(signed)
+    return f"{shown(after)}, was {shown(before)}"
+
+
+def shown(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case list():
+            return ", ".join(map(str, value)) or "none"
+        case str():
+            line = " ".join(value.split())
+            return (f"{line[:LONGEST]}…" if len(line) > LONGEST else line) or "empty"
+    return str(value)
+
+
+def _not_in_file(plan: Plan) -> str:
+    if not plan.not_in_file:
+        return ""
+    return f"Not in the file, unchanged: {', '.join(plan.not_in_file)}.\n"
+
+
+def _missing(plan: Plan) -> str:
+    rows = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
+    return "\n".join(["You lack permissions, so this plan cannot be applied:", *rows, ""]) if rows else ""
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan for programs."""
+    return {
+        "files": plan.document.files,
+        "digest": plan.digest,
+        "changes": [
+            {
+                "act": change.act.value,
+                "kind": change.kind.id,
+                "object": change.title,
+                "key": list(change.key),
+                "fields_changed": [
+                    {"name": name, "now": now, "then": then} for name, (now, then) in change.fields.items()
+                ],
+                "cuts": change.cuts,
+            }
+            for change in plan.changes
+        ],
+        "not_in_file": plan.not_in_file,
+        "missing_capabilities": [
+            {"object": title, "capability": capability.slug} for title, capability in plan.missing
+        ],
+        "summary": counted(plan),
+        "text": as_text(plan),
+    }

@@ -1,0 +1,32 @@
+"""Applies a configuration file: all its changes or none."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from configuration import document
+from configuration.apply import apply
+from configuration.words import as_json
+from gatewayadmin.management.configuration import FilesCommand, acting, body, opened, remote
+
+
+class Command(FilesCommand):
+    help = "Make the changes of a configuration file, all or none. Recorded as admin events that name the file."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--plan", metavar="DIGEST", help="refuse unless the plan still has this digest")
+        parser.add_argument("--commit", default="", help="version of the file, for the events")
+
+    def handle(self, *args: Any, file: Path, **options: Any) -> None:
+        terms = {"digest": options["plan"], "commit": options["commit"], "prune": options["prune"]}
+        if options["url"]:
+            made = remote(options["url"], options["key_file"]).apply(body(file, **terms))
+        elif options["user"]:
+            texts, secrets = opened(file)
+            made = as_json(apply(document.read(texts), by=acting(options["user"]), secrets=secrets, **terms))
+        else:
+            raise CommandError("Name the person who makes the changes: --user EMAIL.")
+        self.stdout.write(f"{file}: {made['summary']}.")

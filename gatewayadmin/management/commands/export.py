@@ -1,0 +1,14 @@
+"""Prints the workspace as a configuration file."""
+
+from typing import Any
+
+from configuration.export import export
+from gatewayadmin.management.configuration import ConfigurationCommand, acting, remote
+
+
+class Command(ConfigurationCommand):
+    help = "Print the workspace as a configuration file (YAML). It has no people, tokens and secrets."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        far = remote(options["url"], options["key_file"]) if options["url"] else None
+        self.stdout.write(far.export() if far else export(acting(options["user"])), ending="")

@@ -1,0 +1,33 @@
+"""Prints the changes that applying a configuration file would make, and what each cuts off."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from configuration import document
+from configuration.plan import plan
+from configuration.words import as_json
+from gatewayadmin.management.configuration import FilesCommand, acting, body, opened, remote
+
+CHANGES = 2  # The exit code with --exit-code if there are changes.
+
+
+class Command(FilesCommand):
+    help = "Print the changes that `apply` would make, what each cuts off, and a digest. Changes nothing."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--exit-code", action="store_true", help="exit with 2 if there are changes")
+
+    def handle(self, *args: Any, file: Path, prune: bool, **options: Any) -> None:
+        if options["url"]:
+            made = remote(options["url"], options["key_file"]).plan(body(file, prune=prune))
+        else:
+            texts, secrets = opened(file)
+            made = as_json(plan(document.read(texts), acting(options["user"]), secrets=secrets, prune=prune))
+        self.stdout.write(json.dumps(made) if options["json"] else made["text"], ending="")
+        if options["exit_code"] and made["changes"]:
+            sys.exit(CHANGES)

@@ -1,0 +1,88 @@
+"""The commands on this machine, as the how-to prints them, and the files it prints."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accounts.models import Team, User
+from capabilities import Capability
+from configuration import document
+from configuration.apply import apply
+from configuration.plan import plan
+from tests import make
+from tests.docs.pages import ROOT
+from tests.workspace import OWNER, Serve
+
+PAGE = ROOT / "docs" / "how-to" / "configuration-as-code.md"
+
+
+def printed(mark: str) -> str:
+    (found,) = re.findall(rf"<!-- {mark} -->\n```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return str(found)
+
+
+def run(live: Serve, folder: Path, command: str) -> str:
+    """Run a printed command in `folder`, and return what it prints."""
+    command = command.replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT / 'manage.py'}")
+    environment = live.environment()
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.xdist_group("clients")
+def test_a_workspace_is_exported_planned_and_applied_as_printed(live: Serve, tmp_path: Path) -> None:
+    run(live, tmp_path, printed("export"))
+    file, name = tmp_path / "gateway.yaml", make.unique("team")
+    unchanged = file.read_text()
+    file.write_text(f"version: 1\nteams: [{{name: {name}}}]\n")
+
+    planned = run(live, tmp_path, printed("plan"))
+    (digest,) = re.findall("^Digest: (.*)$", planned, re.MULTILINE)
+    command = printed("apply").replace("DIGEST", digest).replace("owner@example.com", OWNER)
+    applied = run(live, tmp_path, command.replace('"$(git rev-parse --short HEAD)"', "8b21fe0"))
+
+    assert unchanged.startswith("version: 1\nworkspace:\n")
+    assert f"+ team {name}\n" in planned
+    assert applied == "gateway.yaml: 1 added.\n"
+    (event,) = live.rows("SELECT * FROM auditlog_event WHERE action = 'team.created' AND target_label = %s", name)
+    assert (event["actor_email"], event["changes"]["file"]) == (OWNER, "gateway.yaml, commit 8b21fe0")
+
+
+@pytest.mark.xdist_group("clients")
+def test_drift_has_an_exit_code_and_a_mistake_another(live: Serve, tmp_path: Path) -> None:
+    drift, wrong = tmp_path / "drift.yaml", tmp_path / "wrong.yaml"
+    drift.write_text(f"version: 1\nteams: [{{name: {make.unique('team')}}}]\n")
+    wrong.write_text("version: 1\nteams: [{}]\n")
+
+    codes = [live.commands.run("plan", str(path), "--exit-code") for path in (drift, wrong)]
+
+    assert [one["code"] for one in codes] == [2, 1]
+    assert "wrong.yaml:2:9: “name” is missing." in codes[1]["told"]
+
+
+@pytest.mark.xdist_group("clients")
+def test_a_key_is_sent_over_https_only(live: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("version: 1\n")
+
+    assert "does not begin with https://" in live.refusal("plan", str(file), "--url", "http://gateway.example.com")
+
+
+@pytest.mark.django_db
+def test_the_printed_files_are_right() -> None:
+    owner = make.user(*Capability)
+    Team.objects.create(name="Platform").users.add(owner)
+    first, moved = re.findall(
+        r"^```yaml\n(# yaml-language.*?|teams:.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+
+    assert plan(document.read({"gateway.yaml": first}), owner).changes == []
+    apply(document.read({"gateway.yaml": f"version: 1\n{moved}"}), by=owner)
+    assert Team.objects.get().name == "Platform engineering"
+    assert User.objects.get(teams__name="Platform engineering") == owner

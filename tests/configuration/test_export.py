@@ -1,0 +1,40 @@
+"""An export is complete, has the same bytes each time, and its plan is empty."""
+
+import pytest
+
+from accounts.models import Team, User
+from capabilities import Capability
+from configuration import document
+from configuration.export import export
+from configuration.plan import plan
+from gateways.models import Feature
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def owner() -> User:
+    return make.user(*Capability)
+
+
+def test_the_plan_of_an_export_is_empty(owner: User) -> None:
+    make.built_in_roles()
+    server = make.server()
+    gateway = make.gateway(server, make.server(), reach="teams", description="Two\r\nlines")
+    gateway.edit(teams=[Team.objects.create(name="Engineering")], by=owner)
+    Feature.objects.learn(gateway.assignments.get(server=server), [{"name": name} for name in ("search", "drop")])
+    Feature.objects.get(name="drop").disable(by=owner)
+
+    text = export(owner)
+
+    assert "disabled_tools:\n          - drop\n" in text
+    assert plan(document.read({"gateway.yaml": text}), owner).changes == []
+    assert export(owner) == text
+
+
+def test_people_see_what_they_may_see(owner: User) -> None:
+    make.gateway(make.server())
+
+    assert "\nservers:" not in export(make.user(Capability.PEOPLE_READ))
+    assert export(make.user()) == "version: 1\n"

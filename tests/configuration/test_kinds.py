@@ -1,0 +1,226 @@
+"""Tool sets, agents and sinks in files; renames, sources and pruning."""
+
+from typing import Any
+
+import pytest
+
+from accounts.models import Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from configuration import document
+from configuration.apply import StillDiffers, apply
+from configuration.document import ConfigurationError
+from configuration.export import export
+from configuration.plan import Plan, plan
+from connections.models import HostAtGateway
+from gateways.models import Assignment, Gateway, ToolGrant, ToolSet
+from hosts.models import Host
+from sinks.models import Sink
+from sso.models import Provider
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+EVERYTHING = """
+version: 1
+source: platform-team
+teams:
+  - name: Engineering
+servers:
+  - {slug: docs, name: Docs, url: 'https://93.184.216.34/mcp'}
+gateways:
+  - slug: work
+    name: Work
+    tools_given: granted
+    servers:
+      - {server: docs, tool_policy: selected, enabled_tools: [search]}
+    tool_sets:
+      - {name: Reading, patterns: ['docs__get_*'], effects: [read_only], tools: [docs__find], teams: [Engineering]}
+      - {name: Common, patterns: [docs__search], everyone: true}
+agents:
+  - name: CI bot
+    description: Runs tests
+    gateways:
+      - {gateway: work, allowed: true, tool_set: Reading}
+  - {name: Old bot, enabled: false}
+sinks:
+  - {name: Output, kind: stdout, sends_payloads: true}
+"""
+
+
+@pytest.fixture
+def owner() -> User:
+    return make.user(*Capability)
+
+
+def applied(text: str, owner: User, **more: Any) -> Plan:
+    return apply(document.read({"gateway.yaml": text}), by=owner, **more)
+
+
+def refusal(text: str, owner: User, **more: Any) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        applied(text, owner, **more)
+    return str(refused.value)
+
+
+def test_all_kinds_are_made_and_read_again(owner: User) -> None:
+    applied(EVERYTHING, owner)
+
+    text = export(owner)
+    assert plan(document.read({"gateway.yaml": text}), owner).changes == []
+    reading = ToolSet.objects.get(name="Reading")
+    assert [grant.subject for grant in reading.grants.live()] == ["Engineering"]
+    assert [feature.exposed_name for feature in reading.members.all()] == ["docs__find"]
+    row = HostAtGateway.objects.get()
+    assert (row.host.name, row.allowed, row.tool_set) == ("CI bot", True, reading)
+    assert not Host.objects.get(name="Old bot").enabled
+    assert Sink.objects.get().sends_payloads
+
+
+def test_what_the_lists_of_an_object_lack_is_removed(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    less = EVERYTHING[: EVERYTHING.index("    servers:\n")] + "    servers: []\n    tool_sets: []\n"
+    less += "agents: [{name: CI bot, gateways: []}]\n"
+
+    made = applied(less, owner)
+
+    assert not Assignment.objects.live().exists()
+    assert not ToolSet.objects.live().exists()
+    assert not ToolGrant.objects.live().exists()
+    assert not HostAtGateway.objects.exists()
+    assert made.not_in_file == ["agent Old bot"]
+
+
+def test_a_rename_keeps_what_belongs_to_the_object(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    team, assignment = Team.objects.get(), Assignment.objects.get()
+    team.users.add(owner)
+    renamed = EVERYTHING.replace("  - name: Engineering\n", MOVED_TEAM).replace(
+        "teams: [Engineering]", "teams: [Platform]"
+    )
+    renamed = renamed.replace("docs__find", "wiki__find").replace(
+        "{server: docs,", "{server: docs, alias: wiki, moved: {from: docs, to: wiki},"
+    )
+
+    made = applied(renamed, owner)
+
+    team.refresh_from_db()
+    assignment.refresh_from_db()
+    assert (team.name, [*team.users.all()], assignment.alias) == ("Platform", [owner], "wiki")
+    titles = ["team Platform", "server wiki on gateway work", "tool set Reading on gateway work"]
+    assert [change.title for change in made.changes] == titles
+    assert not Event.objects.filter(action__in=("assignment.removed", "tool_set.updated")).exists()
+    assert applied(renamed, owner).changes == []
+
+
+MOVED_TEAM = "  - name: Platform\n    moved: {from: Engineering, to: Platform}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("slug: work", "slug: office\n    moved: {from: work, to: office}", "A slug never changes"),
+        ("- name: Engineering", "- name: Sales\n    moved: {from: Engineering, to: Salez}", "Write “to: Sales”."),
+        ("- name: Engineering", "- name: Sales\n    moved: {from: Support, to: Sales}", "There is no team Support."),
+    ],
+)
+def test_a_wrong_rename_says_what_to_write(before: str, after: str, message: str, owner: User) -> None:
+    applied(EVERYTHING, owner)
+
+    assert message in refusal(EVERYTHING.replace(before, after), owner)
+
+
+def test_a_file_that_renames_and_keeps_the_old_name_elsewhere_is_refused(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    moved = EVERYTHING.replace("{server: docs,", "{server: docs, alias: wiki, moved: {from: docs, to: wiki},")
+
+    with pytest.raises(StillDiffers, match="would still change: tool set Reading on gateway work"):
+        applied(moved, owner)
+
+    assert Assignment.objects.get().alias == "docs"
+
+
+def test_a_server_with_another_alias_is_not_removed_and_added_again(owner: User) -> None:
+    applied(EVERYTHING, owner)
+
+    said = refusal(EVERYTHING.replace("{server: docs,", "{server: docs, alias: wiki,"), owner)
+
+    assert "gateway.yaml:13:18: Server docs is on this gateway as docs. Write “moved: {from: docs, to: wiki}”" in said
+
+
+def test_an_object_has_one_source(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    other = "version: 1\nsource: data-team\nagents: [{name: CI bot}]\n"
+
+    assert refusal(other, owner) == (
+        "gateway.yaml:3:10: agent CI bot has the source “platform-team”. Remove it here, or there first."
+    )
+    assert applied(other.replace("data-team", "platform-team"), owner).changes == []
+
+
+def test_pruning_disables_objects_of_the_own_source_only(owner: User) -> None:
+    by_hand = make.gateway(slug="by-hand", name="By hand")
+    applied(EVERYTHING, owner)
+    less = "version: 1\nsource: platform-team\ngateways: []\nagents: []\nteams: []\n"
+
+    kept = applied(less, owner)
+    pruned = applied(less, owner, prune=True)
+
+    assert kept.changes == []
+    assert [change.title for change in pruned.changes] == ["gateway work", "agent CI bot"]
+    assert not Gateway.objects.get(slug="work").enabled
+    assert Gateway.objects.get(slug="work").archived_at is None
+    assert Gateway.objects.get(pk=by_hand.pk).enabled
+    assert Team.objects.exists()
+    assert applied(less, owner, prune=True).changes == []
+
+
+def test_pruning_needs_a_source(owner: User) -> None:
+    assert "Write “source: " in refusal("version: 1\ngateways: []\n", owner, prune=True)
+
+
+def test_a_pruned_gateway_is_an_event_with_the_file(owner: User) -> None:
+    applied(EVERYTHING, owner)
+
+    applied("version: 1\nsource: platform-team\ngateways: []\n", owner, prune=True, commit="1a2b3c")
+
+    assert Event.objects.get(action="gateway.disabled").changes["file"] == "gateway.yaml, commit 1a2b3c"
+
+
+def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> None:
+    file = document.read({"gateway.yaml": SIGN_IN})
+
+    apply(file, by=owner, secrets={"env:IDP": "s3cret of the client"})
+
+    provider = Provider.load()
+    assert (provider.issuer, provider.secret, provider.domains) == (ISSUER, "s3cret of the client", ["example.com"])
+    assert [(rule.group, str(rule.role), str(rule.team)) for rule in provider.rules] == [
+        ("dev", "Developer", "Engineering")
+    ]
+    assert plan(file, owner).changes == []
+    assert plan(document.read({"gateway.yaml": export(owner)}), owner).changes == []
+
+
+def test_another_issuer_needs_its_secret_again(owner: User) -> None:
+    apply(document.read({"gateway.yaml": SIGN_IN}), by=owner, secrets={"env:IDP": "s3cret of the client"})
+
+    said = refusal(SIGN_IN.replace(ISSUER, "https://93.184.216.35"), owner)
+
+    assert "Set env:IDP: another issuer needs its secret again." in said
+    assert Provider.load().issuer == ISSUER
+
+
+ISSUER = "https://93.184.216.34"
+SIGN_IN = f"""
+version: 1
+teams: [{{name: Engineering}}]
+roles: [{{name: Developer}}]
+organisation:
+  name: Example
+  issuer: {ISSUER}
+  client_id: gateway
+  client_secret: env:IDP
+  domains: [example.com]
+  default_role: Developer
+  rules: [{{group: dev, role: Developer, team: Engineering}}]
+"""

@@ -1,0 +1,53 @@
+"""Pages say which file governs an object, and show the object as YAML."""
+
+import pytest
+import yaml
+
+from accounts.models import User
+from capabilities import Capability
+from configuration import document
+from configuration.apply import apply
+from hosts.models import Host
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+FILE = """
+version: 1
+source: platform-team
+servers: [{slug: docs, name: Docs, url: 'https://93.184.216.34/mcp'}]
+gateways: [{slug: work, name: Work, servers: [{server: docs}]}]
+agents: [{name: CI bot}]
+"""
+
+
+@pytest.fixture
+def owner() -> User:
+    return make.user(*Capability)
+
+
+def test_a_page_says_which_file_governs_its_object(owner: User, sign_in: SignIn) -> None:
+    apply(document.read({"gateway.yaml": FILE}), by=owner)
+    by_hand = make.gateway()
+    browser, bot = sign_in(owner), Host.objects.get()
+
+    for place in ("/gateways/work/", "/servers/docs/", f"/hosts/{bot.pk}/"):
+        page = browser.get(place).content.decode()
+        assert "Managed by <b>gateway.yaml</b> (platform-team)" in page
+        assert f'<a href="{place}yaml/">Copy as YAML</a>' in page
+    assert "Managed by" not in browser.get(f"/gateways/{by_hand.slug}/").content.decode()
+
+
+def test_an_object_is_shown_as_a_file_has_it(owner: User, sign_in: SignIn) -> None:
+    apply(document.read({"gateway.yaml": FILE}), by=owner)
+
+    page = sign_in(owner).get("/gateways/work/yaml/")
+
+    shown = yaml.safe_load(page.context["text"])
+    assert [one["slug"] for one in shown["gateways"]] == ["work"]
+    assert [one["server"] for one in shown["gateways"][0]["servers"]] == ["docs"]
+
+
+def test_an_app_is_not_in_files(owner: User, sign_in: SignIn) -> None:
+    assert sign_in(owner).get(f"/hosts/{make.app().pk}/yaml/").status_code == 404

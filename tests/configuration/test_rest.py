@@ -1,0 +1,159 @@
+"""Configuration files over REST: a plan, applying it with an API key, and the commands with --url."""
+
+import json
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accounts.models import Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import Gateway
+from sinks.models import Sink
+from tests import make
+from tests.rest import Rest, errors, problem
+from tests.workspace import OWNER, Serve
+
+TEAM = "version: 1\nteams: [{name: Sales}]\n"
+SECRET = b64encode(bytes(range(60, 96))).decode()
+SINK = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in', secret: 'env:SIEM'}]\n"
+
+
+def files(text: str, **more: Any) -> dict[str, Any]:
+    return {"files": [{"name": "gateway.yaml", "content": text}], **more}
+
+
+@pytest.mark.django_db
+def test_a_plan_is_made_and_applied_by_its_digest_with_an_api_key() -> None:
+    owner = make.user(*Capability)
+    key = make.api_key(owner, Capability.PEOPLE_MANAGE, name="deploy")
+    rest = Rest.bearing(key.secret)
+
+    plan = rest.post("/config/plan", files(TEAM)).json()
+    applied = rest.post("/config/apply", files(TEAM, digest=plan["digest"], commit="8b21fe0"))
+    again = rest.post("/config/apply", files(TEAM, digest=plan["digest"]))
+
+    assert plan["text"].startswith("gateway.yaml: 1 added.\n\n+ team Sales\n")
+    assert applied.json()["summary"] == "1 added"
+    assert problem(again) == (409, "another_plan")
+    changes = Event.objects.get(action="team.created").changes
+    assert changes["file"] == "gateway.yaml, commit 8b21fe0"
+    assert changes["through"].startswith("API key deploy ")
+
+
+@pytest.mark.django_db
+def test_mistakes_are_reported_with_their_places() -> None:
+    rest = Rest.of(make.user(*Capability))
+
+    answer = rest.post("/config/plan", files("version: 1\nteams: [{}]\n"))
+
+    assert errors(answer) == {"files": ["gateway.yaml:2:9: “name” is missing. Add “name: …”."]}
+
+
+@pytest.mark.django_db
+def test_lacking_permissions_are_listed_and_nothing_is_changed() -> None:
+    rest = Rest.of(make.user(Capability.GATEWAYS_MANAGE, Capability.PEOPLE_READ))
+    text = f"{TEAM}gateways: [{{slug: sales, name: Sales, enabled: false}}]\n"
+
+    answer = rest.post("/config/apply", files(text))
+
+    assert problem(answer) == (403, "capabilities_required")
+    assert "- team Sales: “Manage people” (people:manage)" in answer.json()["detail"]
+    assert "- gateway sales: “Disable and enable gateways” (gateways:toggle)" in answer.json()["detail"]
+    assert not Team.objects.exists()
+    assert not Gateway.objects.exists()
+
+
+@pytest.mark.django_db
+def test_an_api_key_changes_no_role() -> None:
+    key = make.api_key(make.user(*Capability), *Capability)
+
+    answer = Rest.bearing(key.secret).post("/config/apply", files("version: 1\nroles: [{name: Support}]\n"))
+
+    assert problem(answer) == (403, "capabilities_required")
+    assert "API keys cannot change it" in answer.json()["detail"]
+
+
+@pytest.mark.django_db
+def test_a_list_that_a_person_may_not_see_is_refused() -> None:
+    rest = Rest.of(make.user(Capability.SERVERS_READ))
+
+    assert errors(rest.post("/config/plan", files(TEAM))) == {
+        "files": ["gateway.yaml:2:1: You may not see teams: “View people” (people:read) is required. Remove the list."]
+    }
+
+
+@pytest.mark.django_db
+def test_the_server_reads_no_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIEM", SECRET)
+    rest = Rest.of(make.user(*Capability))
+
+    refused = rest.post("/config/apply", files(SINK))
+    applied = rest.post("/config/apply", files(SINK, secrets={"env:SIEM": SECRET}))
+
+    assert "env:SIEM is empty where this runs" in errors(refused)["files"][0]
+    assert applied.json()["summary"] == "1 added"
+    assert Sink.objects.get().secret() == SECRET
+    assert SECRET not in applied.content.decode()
+
+
+@pytest.mark.django_db
+def test_a_secret_is_changed_only_if_it_differs() -> None:
+    rest = Rest.of(make.user(*Capability))
+    rest.post("/config/apply", files(SINK, secrets={"env:SIEM": SECRET}))
+    other = SECRET[::-1]
+
+    unknown, same, changed = (
+        rest.post("/config/plan", files(SINK, secrets=secrets)).json()
+        for secrets in ({}, {"env:SIEM": SECRET}, {"env:SIEM": other})
+    )
+
+    assert (unknown["changes"], same["changes"]) == ([], [])
+    assert [one["name"] for one in changed["changes"][0]["fields_changed"]] == ["secret"]
+    assert other not in json.dumps(changed)
+    rest.post("/config/apply", files(SINK, secrets={"env:SIEM": other}))
+    assert Sink.objects.get().secret() == other
+
+
+@pytest.mark.django_db
+def test_a_plain_secret_is_refused() -> None:
+    answer = Rest.of(make.user(*Capability)).post("/config/plan", files(SINK.replace("env:SIEM", SECRET)))
+
+    assert "Write where it is: env:NAME or file:path." in errors(answer)["files"][0]
+
+
+@pytest.mark.xdist_group("clients")
+def test_the_commands_work_against_a_url_with_a_key_in_a_file(live: Serve, tmp_path: Path) -> None:
+    name = make.unique("team")
+    (tmp_path / "key").write_text(live.manage("shell", "--verbosity", "0", "-c", KEY).strip())
+    (tmp_path / "gateway.yaml").write_text(f"version: 1\nteams: [{{name: {name}}}]\n")
+    far = (str(tmp_path / "gateway.yaml"), "--url", live.url, "--key-file", str(tmp_path / "key"))
+
+    planned = json.loads(live.manage("plan", *far, "--json"))
+    live.manage("apply", *far, "--plan", planned["digest"], "--commit", "8b21fe0")
+
+    assert [one["object"] for one in planned["changes"]] == [f"team {name}"]
+    assert "no changes" in live.manage("plan", *far, "--exit-code")
+    assert f"name: {name}" in live.manage("export", *far[1:])
+    (event,) = live.rows(f"SELECT * FROM auditlog_event WHERE target_label = '{name}'")
+    assert (event["via"], event["changes"]["file"]) == ("api", "gateway.yaml, commit 8b21fe0")
+
+
+KEY = f"""
+from accounts.models import User
+from capabilities import Capability
+from tokens.api_keys import issue
+owner = User.objects.get(email="{OWNER}")
+print(issue(name="deploy", capabilities=[*Capability], days=7, by=owner).secret)
+"""
+
+
+@pytest.mark.django_db
+def test_a_person_applies_after_confirming_the_password_only() -> None:
+    rest = Rest.of(make.user(*Capability), confirmed=False)
+
+    assert problem(rest.post("/config/apply", files(TEAM))) == (403, "password_required")
+    assert User.objects.exists()
+    assert not Team.objects.exists()
