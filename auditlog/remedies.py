@@ -164,6 +164,8 @@ REMEDIES = {
         "rule",
         (Action.RULE_CREATED, Action.RULE_ENABLED, Action.RULE_MODE_SET, Action.RULE_UPDATED),
         Capability.RULES_MANAGE,
+        "Open the rule",
+        page=_at("rules:edit"),
     ),
     "identity_disabled": _IDENTITY_OFF,
     "identity_off": _IDENTITY_OFF,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from rest_framework import serializers
 
 from accounts.models import User
-from auditlog.outcomes import Step
+from auditlog.outcomes import Reason, Step
 from auditlog.remedies import CannotMend, Cause, cause, done, mend, of_answer
 from auditlog.why import NAMES, CurrentDecision, Question, current_decision, near_tools
 from capabilities import Capability, requires
@@ -23,10 +24,11 @@ from connections.subjects import FilterViewer, listed_gateway, listed_host, list
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.access.features import Named
+from proxy.dry_run import Obstacle
 from tokens.models import Token, TokenKind
 from tokens.rows import SEES as SEES_TOKENS
 from ui.operations import Query
-from ui.pages import AppRequest, leave, own_path, show
+from ui.pages import AppRequest, first_names, leave, own_path, show
 from ui.rest import SubjectField
 from wire.mcp import TOOL
 
@@ -85,13 +87,20 @@ class Trail:
 def trail_of(answer: CurrentDecision, reader: User) -> Trail:
     stopped = [
         TrailLine(
-            NAMES[words.step], "stop", words.sentence, cause(obstacle.reason, of_answer(answer, obstacle), reader)
+            NAMES[words.step],
+            "stop",
+            _stop_text(obstacle, words),
+            cause(obstacle.reason, of_answer(answer, obstacle), reader),
         )
         for obstacle, words in answer.obstacles
     ]
     stop = answer.stops_at
     passed = [_line(answer, step, text) for step, text in _texts(answer, reader) if stop is None or step < stop]
     return Trail(answer, reader, [*passed, *stopped[:1]], stopped[1:], _near(answer, reader))
+
+
+def _stop_text(obstacle: Obstacle, words: Reason) -> str:
+    return f"The rule “{obstacle.rule.name}” refuses it." if obstacle.rule else words.sentence
 
 
 def _near(answer: CurrentDecision, reader: User) -> list[str]:
@@ -118,6 +127,7 @@ def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
         yield Step.TOOL, f"{question.feature.name} may be used"
         is_used = server is not None and server.identity_label
         yield Step.IDENTITY, f"“{server.identity_label}” would be used" if server and is_used else "None is needed"
+        yield Step.RULES, "No rule refuses it" if answer.verdict.unread == () else "No rule refuses it by what is known"
 
 
 def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
@@ -141,6 +151,11 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
         yield "Checked with the token that passes the most checks; the token of the call passes fewer."
+    if unread := answer.verdict.unread:
+        names = first_names([rule.name for rule in unread])
+        yield f"It depends on the arguments too: these rules read them: {names}."
+    if answer.verdict.rules.label_text:
+        yield f"Rules would label it: {answer.verdict.rules.label_text}."
     if answer.verdict.by_arguments:
         yield (
             "Its server changed the definition; until somebody accepts the change, the arguments must fit both "
@@ -152,6 +167,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
 
 MOST_OFFERED = 100  # Number of names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
+LONGEST_ARGUMENTS = 16_000
 THINGS = ("host", "user", "gateway")
 
 
@@ -168,6 +184,23 @@ class WhatIfQuery(Query):
         help_text="Tool, by its name for clients; without one, only the access is checked.",
     )
     address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
+    arguments = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=LONGEST_ARGUMENTS,
+        help_text="Arguments of the tool, as a JSON object, for rules; without them, rules on arguments are left open.",
+    )
+
+    def validate_arguments(self, text: str) -> dict[str, Any] | None:
+        if not text.strip():
+            return None
+        try:
+            arguments = json.loads(text)
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise serializers.ValidationError('Enter a JSON object, such as {"amount": 600}.')
+        return arguments
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
@@ -188,6 +221,7 @@ def asked(data: dict[str, Any]) -> Question:
         Gateway.objects.get(pk=gateway),
         feature,
         data.get("address"),
+        arguments=data.get("arguments"),
     )
 
 
@@ -208,6 +242,7 @@ PICKERS = (
     Picker("user", "Person"),
     Picker("gateway", "Gateway"),
     Picker("tool", "Tool", "The name clients use. Without one, only the access is checked.", optional=True),
+    Picker("arguments", "Arguments", 'A JSON object, for rules: {"amount": 600}', optional=True),
     Picker("address", "From address", "For tokens limited to some addresses.", optional=True),
 )
 

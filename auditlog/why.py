@@ -33,7 +33,7 @@ from proxy.access.decision import (
     read_grants,
 )
 from proxy.access.features import Named
-from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
+from proxy.dry_run import CallTrial, Obstacle, Verdict, verdict, wanted_for
 from proxy.store.call_log import COMMIT_SECONDS
 from tokens.models import Token, TokenKind
 from ui.sealing import cipher
@@ -243,6 +243,7 @@ class Question:
     feature: Named | None = None
     address: str | None = None
     token: Token | None = None
+    arguments: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,7 @@ def _without_token(question: Question, live: Connection | None, *missing: Obstac
 
 
 def _judge(grant: AccessRow, question: Question) -> Verdict:
-    return verdict(grant, question.feature, question.address, cipher())
+    return verdict(grant, question.feature, question.address, cipher(), CallTrial(question.arguments))
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:

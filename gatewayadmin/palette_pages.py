@@ -62,6 +62,7 @@ PAGES = (
         "who has access audit review permissions entitlements",
     ),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
+    Offer("Rules", "rules:list", "policy", Capability.RULES_READ, "cel conditions arguments guardrails policy refuse"),
     Offer("Playground", "playground", "play", words="test try", key="y"),
     Offer(
         "Changed definitions", "gateways:changed", "warning", words="prompt injection tool poisoning rug pull approval"

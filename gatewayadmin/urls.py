@@ -23,6 +23,7 @@ _ROOMS = (
     "gateways",
     "servers",
     "connections",
+    "rules",
     "tokens",
     "oauth",
     "auditlog",

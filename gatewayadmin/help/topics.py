@@ -61,6 +61,7 @@ _TOPICS = {
     "hosts:logs": "how-to/read-the-log",
     "incident:": "how-to/emergency-stop",
     "oauth:": "how-to/connect-a-client",
+    "rules:": "how-to/rules",
     "scim:": "how-to/provision-people",
     "servers:": "how-to/add-a-server",
     "servers:identities": "how-to/credentials",

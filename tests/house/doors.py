@@ -137,6 +137,7 @@ PLACES = {
     "people/": "person",
     "servers/find/": "server",
     "servers/<slug:slug>/": "server_slug",
+    "rules/": "rule",
     "settings/admin-events/": "event",
     "settings/api-keys/": "api_key",
     "settings/notifications/": "channel",
@@ -246,7 +247,7 @@ class Site:
             "provisioning_key": known["provisioning-key"]["pk"],
             "tool_grant": known["toolgrant-detail"]["pk"],
             "tool_set": known["toolset-detail"]["pk"],
-            **{name: known[name]["pk"] for name in ("connection", "host", "identity", "sink", "token")},
+            **{name: known[name]["pk"] for name in ("connection", "host", "identity", "rule", "sink", "token")},
             **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
         }
 

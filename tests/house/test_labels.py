@@ -26,6 +26,7 @@ ROOMS = (
     "gateways",
     "hosts",
     "oauth",
+    "rules",
     "scim",
     "servers",
     "sinks",

@@ -72,6 +72,7 @@ def waits_for_a_retry(stage: Stage) -> None:
     Sink.objects.filter(pk=stage.things["sink"]).update(retry_at=timezone.now() + timedelta(minutes=5))
 
 
+RULE = {"name": "Made", "effect": "refuse", "mode": "watch", "condition": "always"}
 PAGE = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}
 PROVIDER = PAGE | {"domains": "[]", "protocol": "oidc", "name_id_format": "persistent"}
 
@@ -796,18 +797,42 @@ VERBS = [
         rest("DELETE /notification-channels/{channel}"),
         admin("attention/channel", "remove", "channel"),
     ),
-    verb("Rule.add", rest("POST /rules", name="Made", effect="refuse")),
-    verb("Rule.edit", rest("PATCH /rules/{rule}", name="Other")),
-    verb("Rule.disable", rest("POST /rules/{rule}/disable"), admin("rules/rule", "disable", "rule")),
+    verb(
+        "Rule.add",
+        page("/rules/add/", **RULE),
+        rest("POST /rules", name="Made", effect="refuse"),
+    ),
+    verb(
+        "Rule.edit",
+        page("/rules/{rule}/", **RULE | {"name": "Other", "effect": "label", "text": "all"}),
+        rest("PATCH /rules/{rule}", name="Other"),
+    ),
+    verb(
+        "Rule.disable",
+        page("/rules/{rule}/disable/"),
+        rest("POST /rules/{rule}/disable"),
+        admin("rules/rule", "disable", "rule"),
+    ),
     verb(
         "Rule.enable",
+        page("/rules/{rule}/enable/"),
         rest("POST /rules/{rule}/enable"),
         admin("rules/rule", "enable", "rule"),
         before=off(Rule, "rule"),
     ),
-    verb("Rule.set_mode", admin("rules/rule", "turn_on", "rule")),
-    verb("Rule.move", rest("POST /rules/{rule}/move", position=2), before=with_another_rule),
-    verb("Rule.remove", rest("DELETE /rules/{rule}"), admin("rules/rule", "remove", "rule")),
+    verb("Rule.set_mode", page("/rules/{rule}/turn-on/"), admin("rules/rule", "turn_on", "rule")),
+    verb(
+        "Rule.move",
+        page("/rules/{rule}/move/", to="down"),
+        rest("POST /rules/{rule}/move", position=2),
+        before=with_another_rule,
+    ),
+    verb(
+        "Rule.remove",
+        page("/rules/{rule}/remove/"),
+        rest("DELETE /rules/{rule}"),
+        admin("rules/rule", "remove", "rule"),
+    ),
     verb(
         "Sink.add",
         page("/settings/sinks/add/?kind=stdout", name="Made", sends_calls="on"),

@@ -36,7 +36,7 @@ NEEDED = {
         "of-gateway",
         "tools-of-set",
     ),
-    *("of-host", "people", "provisioning", "roles", "servers", "sinks", "teams", "tokens", "tool-sets"),
+    *("of-host", "people", "provisioning", "roles", "rules", "servers", "sinks", "teams", "tokens", "tool-sets"),
 }
 NOW = timezone.now()
 

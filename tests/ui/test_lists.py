@@ -17,6 +17,7 @@ import gateways.team_views
 import gateways.tool_views
 import gateways.views
 import hosts.views
+import rules.views
 import scim.views
 import servers.views
 import sinks.views
@@ -38,7 +39,7 @@ from ui.tables import Table
 ROOMS = (
     accounts.people_views, accounts.role_views, accounts.views, connections.views, gateways.team_views,
     gateways.tool_views, gateways.views, hosts.views,
-    scim.views, servers.views, sinks.views, tokens.rows,
+    rules.views, scim.views, servers.views, sinks.views, tokens.rows,
 )  # fmt: skip
 KINDS = (*connections.views.TABS.values(), *gateways.tool_views.FEATURES.values())
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]

@@ -1,0 +1,101 @@
+"""Conditions that need no CEL: a form's choices, written as an expression."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+
+class Builder(NamedTuple):
+    """A kind of condition that the form offers."""
+
+    name: str
+    label: str
+    help: str
+
+
+ALWAYS, ARGUMENT, HOURS, PRODUCTION, EXPRESSION = "always", "argument", "hours", "production", "expression"
+BUILDERS = (
+    Builder(ALWAYS, "Every call", "Every call of the tools above."),
+    Builder(ARGUMENT, "An argument", "One argument equals, contains, matches or exceeds something."),
+    Builder(HOURS, "Outside office hours", "Before, after, and at weekends, in the workspace's time zone."),
+    Builder(PRODUCTION, "Production names", "An argument contains prod, production or live."),
+    Builder(EXPRESSION, "Expression", "A condition in CEL."),
+)
+# By name: the label, and how a comparison of `{0}` with the literal `{1}` is written.
+COMPARISONS = {
+    "equals": ("equals", "{0} == {1}"),
+    "differs": ("is not", "{0} != {1}"),
+    "contains": ("contains", "{0}.contains({1})"),
+    "starts": ("starts with", "{0}.startsWith({1})"),
+    "ends": ("ends with", "{0}.endsWith({1})"),
+    "matches": ("matches the pattern", "{0}.matches({1})"),
+    "greater": ("is greater than", "{0} > {1}"),
+    "less": ("is less than", "{0} < {1}"),
+    "present": ("is given", "has({0})"),
+}
+OF_NUMBERS = {"greater", "less"}
+PRODUCTION_NAMES = "(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)"
+_NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*").fullmatch
+
+
+class BadChoice(Exception):
+    """The choice makes no condition; `field` is the field of the form that is wrong."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
+
+
+def expression_of(choice: str, values: dict[str, Any]) -> str:
+    """Return the condition that these values of the form choose. Raises BadChoice."""
+    match choice:
+        case "argument":
+            return _compared(values)
+        case "hours":
+            return _outside(values)
+        case "production":
+            return f"{_argument(values)}.matches({literal(PRODUCTION_NAMES)})"
+        case "expression":
+            return str(values.get("when") or "")
+    return ""
+
+
+def literal(text: str) -> str:
+    """Return a text as it is written in CEL."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _argument(values: dict[str, Any]) -> str:
+    name = str(values.get("argument") or "").strip()
+    if not name:
+        raise BadChoice("argument", "Enter the name of the argument.")
+    parts = name.split(".")
+    if all(map(_IDENTIFIER, parts)):
+        return f"args.{name}"
+    return f"args[{literal(name)}]"
+
+
+def _compared(values: dict[str, Any]) -> str:
+    comparison, value = str(values.get("comparison")), str(values.get("value") or "")
+    if comparison == "present" and not _IDENTIFIER(str(values.get("argument") or "").strip()):
+        return f"{literal(str(values.get('argument') or '').strip())} in args"
+    if comparison in OF_NUMBERS and not _NUMBER(value):
+        raise BadChoice("value", "Enter a number.")
+    if comparison != "present" and not value:
+        raise BadChoice("value", "Enter a value.")
+    is_plain = comparison in OF_NUMBERS or (comparison in ("equals", "differs") and (_NUMBER(value) or value in WORDS))
+    return COMPARISONS[comparison][1].format(_argument(values), value if is_plain else literal(value))
+
+
+WORDS = ("true", "false", "null")
+
+
+def _outside(values: dict[str, Any]) -> str:
+    begin, end = values.get("opens"), values.get("closes")
+    if begin is None or end is None or not 0 <= begin < end <= 24:
+        raise BadChoice("closes", "Enter two hours from 0 to 24, the later one last.")
+    outside = f"now.hour < {begin} || now.hour >= {end}"
+    return f"{outside} || now.weekday > 5" if values.get("weekends") else outside

@@ -1,0 +1,171 @@
+"""The form of a rule, and the filters of the list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from gateways.models import Gateway
+from proxy.access.expressions import MOST_CHARACTERS
+from rules.conditions import (
+    ALWAYS,
+    BUILDERS,
+    COMPARISONS,
+    EXPRESSION,
+    BadChoice,
+    expression_of,
+)
+from rules.models import (
+    LONGEST_TEXT,
+    OFFERED_EFFECTS,
+    BadCondition,
+    Rule,
+    RuleError,
+    RuleMode,
+    RuleQuerySet,
+    ToolEffect,
+)
+from rules.targets import check_arguments, target_tools
+from servers.models import Server
+from ui.forms import ExplainedChoice, ListFilter
+
+MOST_PATTERNS = 100
+EFFECTS = {"refuse": "The call is refused with your sentence.", "label": "The call runs; its row has your label."}
+MODES = {
+    RuleMode.WATCH: "Only labels calls with what the rule would have done.",
+    RuleMode.ON: "Acts from the next call on.",
+}
+
+
+class RuleFilter(ListFilter):
+    radios = ("effect", "state")
+    effect = forms.ChoiceField(required=False, choices=OFFERED_EFFECTS)
+    state = forms.ChoiceField(
+        required=False, choices=[("on", "On"), ("watch", "Watching"), ("disabled", "Disabled")], label="State"
+    )
+
+    def narrow(self, rows: RuleQuerySet) -> RuleQuerySet:
+        asked = self.values
+        rows = rows.matching(asked.get("q", ""))
+        if asked.get("effect"):
+            rows = rows.filter(effect=asked["effect"])
+        match asked.get("state"):
+            case "disabled":
+                return rows.filter(enabled=False)
+            case "on" | "watch" as mode:
+                return rows.filter(enabled=True, mode=mode)
+        return rows
+
+
+class RuleForm(forms.Form):
+    """A rule. `condition` chooses how the condition is written; see rules.conditions."""
+
+    name = forms.CharField(max_length=80)
+    gateway = forms.ModelChoiceField(
+        Gateway.objects.live().order_by("name"), required=False, empty_label="All gateways", to_field_name="slug"
+    )
+    servers = forms.ModelMultipleChoiceField(
+        Server.objects.live().order_by("name"),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="None ticked: all servers.",
+    )
+    tools = forms.CharField(
+        required=False,
+        max_length=8_000,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text="Names as clients see them, one per line: * is any text, ? any character. Empty: all tools.",
+    )
+    tool_effect = forms.ChoiceField(label="Effect of the tool", choices=ToolEffect.choices, required=False)
+    condition = forms.ChoiceField(
+        choices=[(each.name, each.label) for each in BUILDERS],
+        widget=ExplainedChoice({each.name: each.help for each in BUILDERS}),
+    )
+    argument = forms.CharField(required=False, max_length=100, help_text="Such as amount; a member is written to.name.")
+    comparison = forms.ChoiceField(required=False, choices=[(name, label) for name, (label, _) in COMPARISONS.items()])
+    value = forms.CharField(required=False, max_length=500)
+    opens = forms.IntegerField(label="Office hours begin", required=False, min_value=0, max_value=24)
+    closes = forms.IntegerField(label="Office hours end", required=False, min_value=0, max_value=24)
+    weekends = forms.BooleanField(label="Also at weekends", required=False)
+    when = forms.CharField(
+        label="Expression",
+        required=False,
+        max_length=MOST_CHARACTERS,
+        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
+    )
+    effect = forms.ChoiceField(label="Then", choices=OFFERED_EFFECTS, widget=ExplainedChoice(EFFECTS))
+    text = forms.CharField(
+        label="Sentence or label",
+        required=False,
+        max_length=LONGEST_TEXT,
+        help_text="What the agent is told, or the label. The agent's model reads the sentence: say what to do instead.",
+    )
+    mode = forms.ChoiceField(choices=RuleMode.choices, widget=ExplainedChoice(MODES))
+    note = forms.CharField(required=False, max_length=500, help_text="For administrators.")
+
+    def __init__(self, data: Any, *, rule: Rule | None = None, initial: dict[str, Any] | None = None) -> None:
+        defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
+        super().__init__(data, initial=defaults | {"mode": RuleMode.WATCH} | (initial or {}) | _initial(rule))
+        self.rule = rule
+        if rule and rule.effect not in dict(OFFERED_EFFECTS):
+            self.fields["effect"].choices = [(rule.effect, rule.get_effect_display())]  # type: ignore[attr-defined]
+
+    def clean_tools(self) -> list[str]:
+        patterns = list(dict.fromkeys(filter(None, map(str.strip, self.cleaned_data["tools"].splitlines()))))
+        if any(len(pattern) > 200 for pattern in patterns) or len(patterns) > MOST_PATTERNS:
+            raise ValidationError(f"Use at most {MOST_PATTERNS} names of 200 characters.")
+        return patterns
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or self.cleaned_data
+        try:
+            values["when"] = expression_of(values.get("condition", ALWAYS), values)
+        except BadChoice as bad:
+            self.add_error(bad.field, str(bad))
+            return values
+        if not self.errors:
+            self._check()
+        return values
+
+    def _check(self) -> None:
+        row = self.unsaved()
+        try:
+            row.tidy()
+            check_arguments(row.when, target_tools(row, self.cleaned_data["servers"]))
+        except BadCondition as bad:
+            chosen = self.cleaned_data["condition"] == EXPRESSION
+            self.add_error("when" if chosen else "argument", pointed(row.when, bad) if chosen else str(bad))
+        except RuleError as error:
+            self.add_error(error.field or None, str(error))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields of the rule; requires a valid form."""
+        names = ("name", "gateway", "servers", "tools", "tool_effect", "when", "effect", "text", "mode", "note")
+        return {name: self.cleaned_data[name] for name in names}
+
+    def unsaved(self) -> Rule:
+        """Return the rule of the form without saving it, and without its servers."""
+        values = {name: self.cleaned_data.get(name, "") for name in ("name", "tool_effect", "when", "effect", "text")}
+        return Rule(gateway=self.cleaned_data.get("gateway"), tools=self.cleaned_data.get("tools") or [], **values)
+
+
+def pointed(when: str, bad: BadCondition) -> str:
+    """Return the message of a bad condition with the line and the column of the first wrong character."""
+    before = when[: bad.at]
+    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    found = when[bad.at : bad.at + 12].split("\n", maxsplit=1)[0]
+    return f"{bad} Line {line}, column {column}{f', at “{found}”' if found else ''}."
+
+
+def _initial(rule: Rule | None) -> dict[str, Any]:
+    if rule is None:
+        return {}
+    return rule.editable() | {
+        "gateway": rule.gateway,
+        "servers": rule.servers.all(),
+        "tools": "\n".join(rule.tools),
+        "condition": EXPRESSION if rule.when else ALWAYS,
+    }

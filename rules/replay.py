@@ -1,0 +1,210 @@
+"""Replay: the recorded calls that a rule would have touched, found without changing anything.
+
+A call is judged by the function that judges calls at /mcp (proxy.access.rules), with what the log has about it. Teams,
+role and the effect of the tool are those of now, because the log does not have them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from accounts.models import Team, User, WorkspaceSettings
+from auditlog.models import Call
+from gateways.models import Feature, Gateway
+from hosts.models import Host
+from proxy.access.rule_checker import KINDS
+from proxy.access.rules import (
+    ON,
+    DecidingRule,
+    RuledCall,
+    ToolClaims,
+    facts_of,
+    is_target,
+    matching,
+    moment_of,
+    reads_arguments,
+)
+from proxy.reasons import REASONS, Step
+from rules.models import Rule
+
+DAYS = 30
+SECONDS = 5.0
+BATCH = 500
+EXAMPLES = 10
+# Calls refused by an earlier check were never shown to the rules.
+EARLIER = [name for name, reason in REASONS.items() if reason.step < Step.RULES]
+_READ = (
+    *("id", "uid", "created_at", "feature_name", "host_id", "host_name", "gateway_id", "gateway_name", "server_id"),
+    *("server_name", "user_id", "user_email", "client_name", "client_ip", "request_payload", "payload_truncated"),
+)
+
+
+@dataclass
+class Replay:
+    """The calls that a rule would have touched.
+
+    `looked` calls were compared, back to `since`; `is_complete` is False if the time was used up before the oldest.
+    `unknown` calls of its tools have no complete recorded arguments, so nobody can tell. `failed` of the `count` calls
+    match only because the condition has no result for them.
+    """
+
+    is_complete: bool = False
+    since: datetime | None = None
+    looked: int = 0
+    count: int = 0
+    failed: int = 0
+    unknown: int = 0
+    agents: dict[UUID | None, str] = field(default_factory=dict)
+    examples: list[Call] = field(default_factory=list)
+
+    def add(self, call: Call, *, failed: bool) -> None:
+        self.count += 1
+        self.failed += failed
+        self.agents.setdefault(call.host_id, call.host_name)
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(call)
+
+
+def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
+    """Return the rule as the statement would return it if it was on; `servers` are those of an unsaved rule."""
+    chosen = rule.servers.all() if servers is None else servers
+    return DecidingRule(
+        id=str(rule.pk),
+        name=rule.name,
+        version=rule.revision,
+        mode=ON,
+        effect=rule.effect,
+        text=rule.text,
+        when=rule.when,
+        tools=rule.tools,
+        tool_effect=rule.tool_effect,
+        servers=[str(server.pk) for server in chosen],
+    )
+
+
+def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, seconds: float = SECONDS) -> Replay:
+    """Return the calls of the last `days` that the rule would have touched, newest first, in about `seconds`."""
+    ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
+    reads = reads_arguments(rule.when)
+    for batch in _batches(_calls(gateway, days, with_arguments=reads)):
+        for call in batch:
+            _judge(rule, call, facts, found, reads=reads)
+        found.looked += len(batch)
+        found.since = batch[-1].created_at
+        if time.monotonic() > ends:
+            return found
+    found.is_complete = True
+    return found
+
+
+def _calls(gateway: Gateway | None, days: int, *, with_arguments: bool) -> QuerySet[Call]:
+    calls = Call.objects.filter(
+        method="tools/call",
+        feature_type="tool",
+        server_id__isnull=False,
+        created_at__gte=timezone.now() - timedelta(days=days),
+    ).exclude(deny_reason__in=EARLIER)
+    calls = calls.filter(gateway_id=gateway.pk) if gateway else calls
+    return calls.only(*(name for name in _READ if with_arguments or name != "request_payload"))
+
+
+def _batches(calls: QuerySet[Call]) -> Iterator[list[Call]]:
+    """Yield the calls in batches, newest first, each read by its own short query."""
+    place: tuple[datetime, int] | None = None
+    while True:
+        rows = calls
+        if place is not None:
+            rows = rows.filter(created_at__lte=place[0]).exclude(created_at=place[0], id__gte=place[1])
+        batch = list(rows.order_by("-created_at", "-id")[:BATCH])
+        if not batch:
+            return
+        yield batch
+        place = batch[-1].created_at, batch[-1].pk
+
+
+def _judge(rule: DecidingRule, call: Call, facts: CallFacts, found: Replay, *, reads: bool) -> None:
+    ruled = facts.ruled(call, arguments_of(call) if reads else None)
+    if not is_target(rule, ruled):
+        return
+    if reads and ruled.arguments is None:
+        found.unknown += 1
+        return
+    for match in matching([rule], ruled):
+        if not match.error or rule.effect != "label":
+            found.add(call, failed=bool(match.error))
+
+
+def arguments_of(call: Call) -> dict[str, Any] | None:
+    """Return the recorded arguments of a call; None if they were not recorded, or not completely."""
+    payload = call.request_payload
+    if call.payload_truncated or not isinstance(payload, dict) or not isinstance(payload.get("params"), dict):
+        return None
+    arguments = payload["params"].get("arguments")
+    return arguments if isinstance(arguments, dict) else {}
+
+
+class CallFacts:
+    """Looks up what conditions see of logged calls, each object once."""
+
+    def __init__(self) -> None:
+        self._zone = WorkspaceSettings.load().zone
+        self._claims: dict[tuple[UUID | None, str], ToolClaims | None] = {}
+        self._people: dict[UUID | None, tuple[list[str], str]] = {}
+        self._kinds: dict[UUID | None, str] = {}
+        self._slugs: dict[UUID | None, str] = {}
+
+    def ruled(self, call: Call, arguments: dict[str, Any] | None) -> RuledCall:
+        """Return the call as rules see it."""
+        teams, role = self._person(call.user_id)
+        fields = {
+            "tool.name": call.feature_name,
+            "tool.server": call.server_name,
+            **facts_of(self._claims_of(call)),
+            "agent.name": call.host_name,
+            "agent.kind": self._kind(call.host_id),
+            "person.email": call.user_email,
+            "person.teams": teams,
+            "person.role": role,
+            "gateway.name": call.gateway_name,
+            "gateway.slug": self._slug(call.gateway_id),
+            "client.name": call.client_name,
+            "client.address": call.client_ip or "",
+            **moment_of(call.created_at.timestamp(), self._zone),
+        }
+        return RuledCall(str(call.server_id), fields, arguments)
+
+    def _claims_of(self, call: Call) -> ToolClaims | None:
+        key = (call.gateway_id, call.feature_name)
+        if key not in self._claims:
+            rows = Feature.objects.tools().filter(
+                assignment__gateway=call.gateway_id, assignment__removed_at=None, exposed_name=call.feature_name
+            )
+            row = rows.values_list("said_title", "title", "said_effect", "annotations").first()
+            self._claims[key] = ToolClaims(row[0] or row[1], row[2], row[3]) if row else None
+        return self._claims[key]
+
+    def _person(self, pk: UUID | None) -> tuple[list[str], str]:
+        if pk not in self._people:
+            teams = list(Team.objects.filter(users=pk).order_by("name").values_list("name", flat=True)) if pk else []
+            role = User.objects.filter(pk=pk).values_list("role__name", flat=True).first() if pk else None
+            self._people[pk] = (teams, role or "")
+        return self._people[pk]
+
+    def _kind(self, pk: UUID | None) -> str:
+        if pk not in self._kinds:
+            kind = Host.objects.filter(pk=pk).values_list("kind", flat=True).first() if pk else None
+            self._kinds[pk] = KINDS.get(kind or "", "")
+        return self._kinds[pk]
+
+    def _slug(self, pk: UUID | None) -> str:
+        if pk not in self._slugs:
+            self._slugs[pk] = Gateway.objects.filter(pk=pk).values_list("slug", flat=True).first() or "" if pk else ""
+        return self._slugs[pk]

@@ -1,0 +1,69 @@
+"""The tools that a rule selects, and the arguments that their schemas have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from gateways.models import Feature
+from proxy.access.expression_text import ARGUMENTS, tokens_of
+from proxy.access.expressions import compiled
+from proxy.access.rules import RuledCall, ToolClaims, facts_of, is_target
+from rules.models import BadCondition, Rule
+from rules.replay import deciding
+
+MOST_TOOLS = 2_000  # Tools whose schemas are read.
+
+
+def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Feature]:
+    """Return the tools that the rule selects now; `servers` are those of an unsaved rule."""
+    selector = deciding(rule, servers)
+    rows = Feature.objects.tools().offered().placed().select_related("assignment")
+    rows = rows.filter(assignment__gateway=rule.gateway) if rule.gateway else rows
+    return [tool for tool in rows.order_by("exposed_name")[:MOST_TOOLS] if is_target(selector, _as_call(tool))]
+
+
+def _as_call(tool: Feature) -> RuledCall:
+    claims = ToolClaims(tool.title, tool.said_effect, tool.annotations)
+    fields = {"tool.name": tool.exposed_name, **facts_of(claims)}
+    return RuledCall(str(tool.assignment.server_id), fields, None)
+
+
+def arguments_of_tools(tools: Iterable[Feature]) -> dict[str, str]:
+    """Return the arguments in the schemas of these tools, each with its type; empty for an unknown type."""
+    known: dict[str, str] = {}
+    for tool in tools:
+        properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
+        for name, schema in (properties if isinstance(properties, dict) else {}).items():
+            kind = schema.get("type") if isinstance(schema, dict) else ""
+            known.setdefault(name, kind if isinstance(kind, str) else "")
+    return dict(sorted(known.items()))
+
+
+def check_arguments(when: str, tools: Collection[Feature]) -> None:
+    """Raise BadCondition if the condition names an argument that none of these tools has.
+
+    A tool whose schema allows further properties by a pattern or none at all may have any argument.
+    """
+    names = compiled(when).arguments if when else None
+    if not names or not tools or any(_is_open(tool.input_schema) for tool in tools):
+        return
+    known = arguments_of_tools(tools)
+    for name in sorted(names):
+        if name not in known:
+            raise BadCondition(f"None of the selected tools has an argument {name}.", _place_of(when, name))
+
+
+def _is_open(schema: Any) -> bool:
+    """Return whether a schema allows arguments that it does not list."""
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        return True
+    return bool(schema.get("patternProperties")) or isinstance(schema.get("additionalProperties"), dict)
+
+
+def _place_of(when: str, name: str) -> int:
+    tokens = [*tokens_of(when)]
+    for index, token in enumerate(tokens[:-2]):
+        if token.is_name and token.text == ARGUMENTS and tokens[index + 2].text.strip("'\"") == name:
+            return tokens[index + 2].at
+    return 0

@@ -1,0 +1,267 @@
+"""The pages of rules: the list, the form, the replay, and the switches."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models.functions import Lower
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from auditlog.models import Call
+from capabilities import Capability, requires
+from gateways.models import Gateway
+from gateways.views import gateway_or_404
+from proxy.access.expression_text import FIELDS
+from rules.forms import RuleFilter, RuleForm
+from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
+from rules.replay import Replay, deciding, replay
+from rules.targets import arguments_of_tools, target_tools
+from ui.pages import AppRequest, Undo, answer, leave, number_of, posted, refuse, seen_version, sentences, show
+from ui.tables import CREATED, Column, Table
+from ui.viewset import confirmed, form_page, list_page, switch_on
+
+LATELY_S = 2.0  # A confirmation waits this long for the calls of seven days.
+
+TABLE = Table(
+    "rules",
+    "Rules in their order",
+    (
+        Column("position", "Order", 4, kind="number", sorts=("position",), priority=4),
+        Column("name", "Rule", sorts=(Lower("name"),)),
+        Column("when", "When", 20, priority=3),
+        Column("effect", "Effect", 8, priority=2, value="get_effect_display"),
+        Column("gateway", "Where", 10, priority=4, value=lambda rule: rule.gateway.name if rule.gateway else ""),
+        Column("status", "Mode", 8, on_phone=True),
+        CREATED,
+        Column("acts", "Actions", 6, kind="acts", said=False),
+    ),
+    order="position",
+)
+
+ERRORS = {RuleNameTaken: "name", TooManyRules: None, RuleError: None}
+
+# Rules to start from: values of the form.
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "destructive": (
+        "No destructive tools",
+        {"name": "No destructive tools", "tool_effect": "destructive", "effect": "refuse"},
+    ),
+    "argument": ("An argument matches", {"condition": "argument", "comparison": "contains", "effect": "refuse"}),
+    "hours": ("Outside office hours", {"name": "Outside office hours", "condition": "hours", "effect": "label"}),
+    "production": ("Production names", {"name": "Production", "condition": "production", "effect": "refuse"}),
+    "expression": ("An expression", {"condition": "expression", "effect": "label"}),
+}
+
+
+def _detailed(rows: Any) -> Any:
+    return rows.select_related("gateway").prefetch_related("servers")
+
+
+@require_GET
+@requires(Capability.RULES_READ)
+def listing(request: AppRequest) -> HttpResponse:
+    return list_page(
+        request,
+        "rules/list.html",
+        Rule.objects.all(),
+        table=TABLE,
+        filters=RuleFilter(request.GET),
+        detail=_detailed,
+        examples=EXAMPLES,
+    )
+
+
+@require_GET
+@requires(Capability.RULES_READ)
+@requires(Capability.GATEWAYS_READ)
+def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
+    """List the rules for calls of a gateway: its own and those of the workspace."""
+    gateway = gateway_or_404(request.user, slug)
+    rows = Rule.objects.at(Gateway.objects.get(pk=gateway.pk))
+    context = {"gateway": gateway, "tab": "rules"}
+    return list_page(request, "rules/of_gateway.html", rows, table=TABLE, detail=_detailed, **context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.RULES_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    _, initial = EXAMPLES.get(request.GET.get("from", ""), ("", {}))
+    gateway = Gateway.objects.live().filter(slug=request.GET.get("gateway", "")).first()
+    form = RuleForm(posted(request), initial=initial | {"gateway": gateway})
+
+    def save() -> HttpResponse:
+        rule = Rule.objects.add(**form.values, by=request.user)
+        return leave(request, reverse("rules:edit", args=[rule.pk]), "Rule created")
+
+    return form_page(request, "rules/form.html", form, save, ERRORS, heading="New rule", **_help(form))
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.RULES_READ)
+@requires(Capability.RULES_MANAGE, to_change=True)
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk)
+    form = RuleForm(posted(request), rule=rule)
+
+    def save() -> HttpResponse:
+        rule.edit(**form.values, by=request.user, seen=seen_version(request))
+        return leave(request, reverse("rules:edit", args=[rule.pk]), "Rule saved")
+
+    context = {
+        "heading": rule.name,
+        "rule": rule,
+        "version": rule.version,
+        **_help(form),
+        **_failure(rule, request.user),
+    }
+    return form_page(request, "rules/form.html", form, save, ERRORS, **context)
+
+
+def _help(form: RuleForm) -> dict[str, Any]:
+    """Return the fields and the arguments that an expression can use."""
+    rule, servers = form.rule, None
+    if form.is_bound and form.is_valid():
+        rule, servers = form.unsaved(), form.cleaned_data["servers"]
+    tools = target_tools(rule or Rule(), servers if rule and servers is not None else () if rule is None else None)
+    return {
+        "fields": [(name, kind, text) for name, (kind, text) in FIELDS.items()],
+        "arguments": arguments_of_tools(tools),
+        "tool_count": len(tools),
+    }
+
+
+def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
+    """Return the newest call for which the rule had no result, if the viewer may read the log."""
+    if not viewer.has_perm(Capability.LOGS_READ):
+        return {}
+    calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")
+    return {"failure": calls.order_by("-created_at").first()}
+
+
+@require_POST
+@requires(Capability.RULES_MANAGE)
+@requires(Capability.LOGS_READ)
+def try_before(request: AppRequest) -> HttpResponse:
+    """Show the recorded calls that the rule in the form would have touched."""
+    form = RuleForm(request.POST)
+    if not form.is_valid():
+        return refuse(request, "rules/replay.html", {"form": form})
+    rule = deciding(form.unsaved(), form.cleaned_data["servers"])
+    found = replay(rule, form.cleaned_data["gateway"])
+    sees = request.user.has_perm(Capability.LOGS_PAYLOADS)
+    return show(request, "rules/replay.html", {"replay": found, "sees_payloads": sees, "when": rule.when})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.RULES_MANAGE)
+def turn_on(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule, pk=pk)
+
+    def act() -> HttpResponse:
+        undo = Undo.if_changed(rule.set_mode(RuleMode.ON, by=request.user), reverse("rules:watch", args=[pk]))
+        return _switched(request, rule, "Rule is on", undo)
+
+    return confirmed(
+        request,
+        act,
+        back=reverse("rules:list"),
+        title="Turn the rule on",
+        text=f'Let "{rule.name}" act from the next call on?',
+        more=lambda: _cuts(rule, request.user),
+        kind="primary",
+        target=f"#rule-{rule.pk}",
+        submit="Turn on",
+    )
+
+
+@require_POST
+@requires(Capability.RULES_MANAGE)
+def watch(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule, pk=pk)
+    undo = Undo.if_changed(rule.set_mode(RuleMode.WATCH, by=request.user), reverse("rules:turn_on", args=[pk]))
+    return _switched(request, rule, "Rule only watches", undo)
+
+
+def _cuts(rule: Rule, viewer: User) -> str:
+    """Return a sentence with the calls of the last seven days that the rule would have touched."""
+    if not viewer.has_perm(Capability.LOGS_READ):
+        return ""
+    return cut_text(replay(deciding(rule), rule.gateway, days=7, seconds=LATELY_S))
+
+
+def cut_text(found: Replay) -> str:
+    """Return the result of a replay in a sentence."""
+    calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
+    so_far = "" if found.is_complete else " so far, in the time there was"
+    unknown = (
+        f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged." if found.unknown else ""
+    )
+    return sentences(f"It would have touched {calls} of {agents} in the last 7 days{so_far}.", unknown)
+
+
+@require_POST
+@requires(Capability.RULES_MANAGE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule, pk=pk)
+    return switch_on(request, rule, "Rule", reverse("rules:disable", args=[pk]), _shown)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.RULES_MANAGE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule, pk=pk)
+
+    def act() -> HttpResponse:
+        undo = Undo.if_changed(rule.disable(by=request.user), reverse("rules:enable", args=[pk]))
+        return _switched(request, rule, "Rule disabled", undo)
+
+    return confirmed(
+        request,
+        act,
+        back=reverse("rules:list"),
+        title="Disable rule",
+        text=f'Disable "{rule.name}"? Calls that it refuses are allowed from the next call on.',
+        kind="primary",
+        icon="pause",
+        target=f"#rule-{rule.pk}",
+    )
+
+
+@require_POST
+@requires(Capability.RULES_MANAGE)
+def move(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Move the rule one place up or down."""
+    rule = get_object_or_404(Rule, pk=pk)
+    places = list(Rule.objects.values_list("pk", flat=True))
+    place = places.index(rule.pk) + 1
+    rule.move(place - 1 if request.POST.get("to") == "up" else place + 1, by=request.user)
+    return leave(request, reverse("rules:list"), f"{rule.name} moved")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.RULES_MANAGE)
+def remove(request: AppRequest, pk: UUID) -> HttpResponse:
+    rule = get_object_or_404(Rule, pk=pk)
+    return confirmed(
+        request,
+        lambda: rule.remove(by=request.user),
+        "Rule removed",
+        back=reverse("rules:edit", args=[pk]),
+        to=reverse("rules:list"),
+        title="Remove rule",
+        text=f'Remove "{rule.name}"? This cannot be undone; the log keeps its name.',
+    )
+
+
+def _shown(request: AppRequest, rule: Any, toast: str, undo: Undo | None) -> HttpResponse:
+    return _switched(request, rule, toast, undo)
+
+
+def _switched(request: AppRequest, rule: Rule, toast: str, undo: Undo | None) -> HttpResponse:
+    rule.refresh_from_db()
+    return answer(request, "rules/list.html#row", {"rule": rule}, to=reverse("rules:list"), toast=toast, undo=undo)

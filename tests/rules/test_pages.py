@@ -1,0 +1,172 @@
+"""The pages of rules: the list, the form with its builders, the replay, and the switches."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from capabilities import Capability
+from gateways.models import Feature
+from rules.conditions import BadChoice, expression_of
+from rules.models import Rule
+from tests import make
+from tests.calls import call
+
+pytestmark = pytest.mark.django_db
+
+FORM = {"name": "Large", "effect": "refuse", "mode": "watch", "condition": "always"}
+
+
+@pytest.fixture
+def boss() -> User:
+    return make.user(*Capability)
+
+
+@pytest.fixture
+def client(boss: User) -> Client:
+    client = Client()
+    client.force_login(boss)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("choice", "values", "when"),
+    [
+        ("always", {}, ""),
+        ("argument", {"argument": "amount", "comparison": "greater", "value": "500"}, "args.amount > 500"),
+        ("argument", {"argument": "to.name", "comparison": "equals", "value": 'a"b'}, 'args.to.name == "a\\"b"'),
+        ("argument", {"argument": "a name", "comparison": "contains", "value": "x"}, 'args["a name"].contains("x")'),
+        ("argument", {"argument": "force", "comparison": "equals", "value": "true"}, "args.force == true"),
+        ("argument", {"argument": "force", "comparison": "present"}, "has(args.force)"),
+        ("argument", {"argument": "a name", "comparison": "present"}, '"a name" in args'),
+        ("hours", {"opens": 8, "closes": 18}, "now.hour < 8 || now.hour >= 18"),
+        ("hours", {"opens": 8, "closes": 18, "weekends": True}, "now.hour < 8 || now.hour >= 18 || now.weekday > 5"),
+        ("expression", {"when": "now.hour == 3"}, "now.hour == 3"),
+    ],
+)
+def test_the_choices_of_the_form_are_written_as_an_expression(choice: str, values: dict[str, Any], when: str) -> None:
+    assert expression_of(choice, values) == when
+
+
+@pytest.mark.parametrize(
+    ("choice", "values", "field"),
+    [
+        ("argument", {"argument": "", "comparison": "equals", "value": "x"}, "argument"),
+        ("argument", {"argument": "amount", "comparison": "greater", "value": "much"}, "value"),
+        ("argument", {"argument": "amount", "comparison": "contains", "value": ""}, "value"),
+        ("hours", {"opens": 18, "closes": 8}, "closes"),
+        ("production", {}, "argument"),
+    ],
+)
+def test_a_choice_that_makes_no_condition_names_its_field(choice: str, values: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadChoice) as refusal:
+        expression_of(choice, values)
+    assert refusal.value.field == field
+
+
+def test_a_rule_is_made_in_the_form_and_shown_in_the_list(client: Client, boss: User) -> None:
+    chosen = {"condition": "argument", "argument": "amount", "comparison": "greater", "value": "500"}
+
+    answer = client.post("/rules/add/", FORM | chosen | {"tools": "a__*\nb__*"})
+
+    rule = Rule.objects.get()
+    assert answer["Location"] == f"/rules/{rule.pk}/"
+    assert (rule.when, rule.tools, rule.mode, rule.created_by) == ("args.amount > 500", ["a__*", "b__*"], "watch", boss)
+    page = client.get("/rules/").content.decode()
+    assert "Large" in page
+    assert "args.amount &gt; 500" in page
+
+
+def test_an_error_of_an_expression_names_its_line_and_column(client: Client) -> None:
+    answer = client.post("/rules/add/", FORM | {"condition": "expression", "when": "now.hour > 3 &&\n  amount > 5"})
+
+    assert answer.status_code == 422
+    assert "There is no field or function amount. Line 2, column 3, at “amount &gt; 5”." in answer.content.decode()
+    assert not Rule.objects.exists()
+
+
+def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> None:
+    assigned = make.assignment(make.gateway(), make.server(slug="pay"))
+    schema = {"type": "object", "properties": {"amount": {"type": "number"}}}
+    Feature.objects.create(assignment=assigned, name="charge", exposed_name="pay__charge", input_schema=schema)
+    wrong = FORM | {"condition": "expression", "when": "args.amuont > 5", "tools": "pay__*"}
+
+    refused = client.post("/rules/add/", wrong).content.decode()
+
+    assert "None of the selected tools has an argument amuont." in refused
+    assert "args.amount" in refused
+    assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
+
+
+def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client) -> None:
+    server = make.server()
+    tool = {"feature_type": "tool", "feature_name": "a__pay", "server_id": server.pk, "server_name": server.name}
+    payload = {"params": {"arguments": {"amount": 600}}}
+    call(**tool, host_name="CI bot", user_email="ana@example.com", request_payload=payload)
+    call(**tool)
+
+    page = client.post("/rules/replay/", FORM | {"condition": "expression", "when": "args.amount > 5"}).content.decode()
+
+    assert "<b>1 call</b> of 1 agent would have been touched" in page
+    assert "1 call of these tools cannot be judged" in page
+    assert "a__pay" in page
+    assert not Rule.objects.exists()
+
+
+def test_turning_on_says_what_it_cuts(client: Client) -> None:
+    rule = Rule.objects.add(name="All", effect="refuse", by=None)
+    call(feature_type="tool", feature_name="a__pay", server_id=make.server().pk)
+
+    asked = client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
+    client.post(f"/rules/{rule.pk}/turn-on/")
+
+    assert "It would have touched 1 call of 1 agent in the last 7 days." in asked
+    rule.refresh_from_db()
+    assert rule.mode == "on"
+    client.post(f"/rules/{rule.pk}/watch/")
+    rule.refresh_from_db()
+    assert rule.mode == "watch"
+
+
+def test_rules_are_moved_disabled_and_removed(client: Client) -> None:
+    one, two = (Rule.objects.add(name=name, effect="refuse", by=None) for name in ("one", "two"))
+
+    client.post(f"/rules/{two.pk}/move/", {"to": "up"})
+    client.post(f"/rules/{one.pk}/disable/")
+    assert [rule.name for rule in Rule.objects.all()] == ["two", "one"]
+    assert not Rule.objects.get(name="one").enabled
+
+    client.post(f"/rules/{one.pk}/remove/")
+    assert [rule.name for rule in Rule.objects.all()] == ["two"]
+
+
+def test_a_gateway_shows_its_rules_and_those_of_the_workspace(client: Client) -> None:
+    work, home = make.gateway(slug="work"), make.gateway(slug="home")
+    for name, gateway in (("of all", None), ("of work", work), ("of home", home)):
+        Rule.objects.add(name=name, effect="refuse", gateway=gateway, by=None)
+
+    page = client.get("/gateways/work/rules/").content.decode()
+
+    assert "of all" in page
+    assert "of work" in page
+    assert "of home" not in page
+
+
+def test_who_only_sees_rules_cannot_change_them(client: Client) -> None:
+    rule = Rule.objects.add(name="All", effect="refuse", by=None)
+    viewer = Client()
+    viewer.force_login(make.user(Capability.RULES_READ))
+
+    assert viewer.get("/rules/").status_code == 200
+    assert "Create rule" not in viewer.get(f"/rules/{rule.pk}/").content.decode()
+    for path in ("add/", f"{rule.pk}/", f"{rule.pk}/turn-on/", f"{rule.pk}/remove/", "replay/"):
+        assert viewer.post(f"/rules/{path}", FORM).status_code == 403
+
+
+def test_a_call_without_a_result_is_shown_on_the_rule(client: Client) -> None:
+    rule = Rule.objects.add(name="Amounts", effect="refuse", when="args.amount > 5", by=None)
+    label = "rule failed: Amounts (an argument has a type that the condition does not expect)"
+    call(feature_type="tool", feature_name="a__pay", rule_id=rule.pk, labels=label)
+
+    assert "an argument has a type" in client.get(f"/rules/{rule.pk}/").content.decode()
