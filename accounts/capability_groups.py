@@ -29,6 +29,8 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.GATEWAYS_USE,
         Capability.GATEWAYS_MANAGE,
         Capability.GATEWAYS_TOGGLE,
+        Capability.RULES_READ,
+        Capability.RULES_MANAGE,
     ),
     "Servers and credentials": (
         Capability.SERVERS_READ,

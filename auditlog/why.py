@@ -156,7 +156,9 @@ class Detail:
 
     def _stopped(self, reason: Reason) -> str:
         """Return why a check stopped the call; for a rule, with its name at the time."""
-        return f"{reason.sentence} {_capitalized(self.call.labels)}." if reason.step == Step.RULES else reason.sentence
+        if reason.step != Step.RULES or not self.call.labels:
+            return reason.sentence
+        return f"{reason.sentence} {_capitalized(self.call.labels)}."
 
     def _server(self) -> str:
         if self.call.server_name:

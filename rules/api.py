@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
+from django.db.models import Q
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -14,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
+from connections.subjects import by_gateway
 from gateways.models import Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.models import (
@@ -99,8 +101,8 @@ class RuleQuery(ListQuery):
     """Filters of the list."""
 
     q = serializers.CharField(required=False, help_text="Text contained in name, condition or note.")
-    gateway = serializers.SlugField(
-        required=False, help_text="Only rules for calls of this gateway, with those of the workspace."
+    gateway = by_gateway(
+        help_text="Only rules for calls of this gateway, with those of the workspace; by id, slug or name."
     )
     enabled = serializers.BooleanField(required=False, help_text="Only enabled rules, or only disabled ones.")
 
@@ -130,7 +132,7 @@ class RuleResource(Resource):
         asked = self.query_data
         rules = self.queryset.matching(asked.get("q", ""))
         if "gateway" in asked:
-            rules = rules.at(_gateway(asked["gateway"]))
+            rules = rules.filter(Q(gateway=None) | Q(gateway__in=asked["gateway"]))
         if "enabled" in asked:
             rules = rules.filter(enabled=asked["enabled"])
         return self.page(rules)
@@ -158,25 +160,25 @@ class RuleResource(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.RULES_MANAGE)
+    @operation(needs=Capability.RULES_MANAGE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable a rule."""
-        get_object_or_404(Rule, pk=pk).disable(by=self.me)
-        return self._now(pk)
+        rule = get_object_or_404(Rule, pk=pk)
+        return self.changed(rule, rule.disable)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.RULES_MANAGE)
+    @operation(needs=Capability.RULES_MANAGE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable a rule."""
-        get_object_or_404(Rule, pk=pk).enable(by=self.me)
-        return self._now(pk)
+        rule = get_object_or_404(Rule, pk=pk)
+        return self.changed(rule, rule.enable)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.RULES_MANAGE, body=RulePlace)
+    @operation(needs=Capability.RULES_MANAGE, body=RulePlace, if_match=True)
     def move(self, request: Request, pk: UUID) -> Response:
         """Move a rule to another place in the order."""
-        get_object_or_404(Rule, pk=pk).move(self.body()["position"], by=self.me)
-        return self._now(pk)
+        rule = get_object_or_404(Rule, pk=pk)
+        return self.changed(rule, rule.move, to=self.body()["position"])
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
         """Return the current rule."""

@@ -59,7 +59,7 @@ class RuleFilter(ListFilter):
         return rows
 
 
-class RuleForm(forms.Form):
+class CallRuleForm(forms.Form):
     """A rule. `condition` chooses how the condition is written; see rules.conditions."""
 
     name = forms.CharField(max_length=80)

@@ -17,7 +17,7 @@ from capabilities import Capability, requires
 from gateways.models import Gateway
 from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
-from rules.forms import RuleFilter, RuleForm
+from rules.forms import RuleFilter, CallRuleForm
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
 from rules.replay import Replay, deciding, replay
 from rules.targets import arguments_of_tools, target_tools
@@ -92,7 +92,7 @@ def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     _, initial = EXAMPLES.get(request.GET.get("from", ""), ("", {}))
     gateway = Gateway.objects.live().filter(slug=request.GET.get("gateway", "")).first()
-    form = RuleForm(posted(request), initial=initial | {"gateway": gateway})
+    form = CallRuleForm(posted(request), initial=initial | {"gateway": gateway})
 
     def save() -> HttpResponse:
         rule = Rule.objects.add(**form.values, by=request.user)
@@ -106,7 +106,7 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.RULES_MANAGE, to_change=True)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk)
-    form = RuleForm(posted(request), rule=rule)
+    form = CallRuleForm(posted(request), rule=rule)
 
     def save() -> HttpResponse:
         rule.edit(**form.values, by=request.user, seen=seen_version(request))
@@ -122,7 +122,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     return form_page(request, "rules/form.html", form, save, ERRORS, **context)
 
 
-def _help(form: RuleForm) -> dict[str, Any]:
+def _help(form: CallRuleForm) -> dict[str, Any]:
     """Return the fields and the arguments that an expression can use."""
     rule, servers = form.rule, None
     if form.is_bound and form.is_valid():
@@ -148,7 +148,7 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
 @requires(Capability.LOGS_READ)
 def try_before(request: AppRequest) -> HttpResponse:
     """Show the recorded calls that the rule in the form would have touched."""
-    form = RuleForm(request.POST)
+    form = CallRuleForm(request.POST)
     if not form.is_valid():
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])

@@ -282,7 +282,7 @@ class WorkspacePages(CapabilityAdmin):
     fields = words(
         "name public_base_url new_app_policy allow_non_expiring_tokens calls_per_minute token_calls_per_minute"
         " record_payloads payload_limit_bytes log_retention_days shorter_retention_days shorter_retention_at"
-        " oauth_access_token_seconds oauth_refresh_idle_days setup_steps required_sign_in"
+        " oauth_access_token_seconds oauth_refresh_idle_days setup_steps required_sign_in zone"
     )
 
     def view_on_site(self, obj: WorkspaceSettings) -> str:

@@ -70,6 +70,7 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
         "ChannelResource.create",
         "ChannelResource.destroy",
         "ChannelResource.partial_update",
+        "ConfigurationResource.apply",
         "UserResource.create",
         "UserResource.invite",
         "UserResource.partial_update",

@@ -34,6 +34,7 @@ FORM = {
     "token_calls_per_minute": "600",
     "setup_steps": "",
     "required_sign_in": "none",
+    "zone": "Europe/Berlin",
 }
 
 

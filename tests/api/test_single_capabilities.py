@@ -16,6 +16,7 @@ from django.urls import reverse
 
 from accounts.models import ApiKey, Role, Team, User
 from capabilities import Capability
+from configuration.api import CHANGING, SEEING
 from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN, with_included
 from connections.models import Connection
 from gateways.models import Gateway
@@ -41,6 +42,7 @@ TOKENS = {C.API_TOKENS_READ, C.API_TOKENS_MANAGE}
 PEOPLE = {C.PEOPLE_READ, C.PEOPLE_MANAGE}
 SETTINGS = {C.WORKSPACE_READ, C.WORKSPACE_MANAGE}
 SINKS = {C.SINKS_READ, C.SINKS_MANAGE}
+RULES = {C.RULES_READ, C.RULES_MANAGE}
 DIRECTORIES = {C.PROVISIONING_READ, C.PROVISIONING_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
@@ -70,6 +72,9 @@ OPENS: dict[str, set[Capability]] = {
     "PATCH channel-detail": NOBODY,
     "DELETE channel-detail": NOBODY,
     "POST channel-test": NOBODY,
+    "GET config-export": {*SEEING},
+    "POST config-plan": {*SEEING},
+    "POST config-apply": {*CHANGING},
     "GET connection-list": EVERYBODY,
     "GET connection-detail": CONNECTIONS,
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},
@@ -148,6 +153,14 @@ OPENS: dict[str, set[Capability]] = {
     "GET role-detail": PEOPLE,
     "PATCH role-detail": {C.PEOPLE_MANAGE},
     "DELETE role-detail": {C.PEOPLE_MANAGE},
+    "GET rule-list": RULES,
+    "POST rule-list": {C.RULES_MANAGE},
+    "GET rule-detail": RULES,
+    "PATCH rule-detail": {C.RULES_MANAGE},
+    "DELETE rule-detail": {C.RULES_MANAGE},
+    "POST rule-disable": {C.RULES_MANAGE},
+    "POST rule-enable": {C.RULES_MANAGE},
+    "POST rule-move": {C.RULES_MANAGE},
     "GET savedview-list": {C.LOGS_READ},
     "POST savedview-list": {C.LOGS_READ},
     "GET savedview-detail": {C.LOGS_READ},

@@ -294,7 +294,7 @@ def test_every_reason_a_verdict_can_give_says_what_ends_it() -> None:
 def test_checks_that_were_not_reached_are_one_line(scene: Scene, viv: User, sign_in: SignIn) -> None:
     shown = page(sign_in(viv), scene.call("connection_disabled"))
 
-    assert "6 checks not reached" in shown
+    assert "7 checks not reached" in shown
     assert shown.count("<b>Tool</b>") == 0
 
 

@@ -154,6 +154,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets["GATEWAY_CHECKPOINT_KEY"] = b64encode(b"of-secrecy".ljust(32)).decode()
     secrets["OTEL_EXPORTER_OTLP_HEADERS"] = "Authorization=of-secrecy"
     secrets["GATEWAY_OUTBOUND_PROXY"] = "http://gateway:of-secrecy@proxy.example.com:3128"
+    secrets["GATEWAY_API_KEY"] = "of-secrecy"
     secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
     secrets |= dict.fromkeys(("GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"), NOWHERE)
     assert secrets.keys() == SECRETS

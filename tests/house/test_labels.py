@@ -206,7 +206,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/gateways/": ("Gateways 2", "Add a gateway", "Name Gateway URL Servers Tools Connections Reach Enabled"),
     "/gateways/quickstart/": (
         *("Quickstart", "How to Connect", "Rename", "Gateway URL", "/mcp/quickstart"),
-        "Overview Connections 1 Servers 1 Tools 2 Access Logs",
+        "Overview Connections 1 Servers 1 Tools 2 Access Rules Logs",
     ),
     "/gateways/quickstart/connections/": (
         "Client name User email Status API key prefix Connected date Last token Last used Enabled Actions",

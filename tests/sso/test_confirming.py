@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db
 
 CONFIRM = "/accounts/organisation/confirm/"
 DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_seconds", "oauth_refresh_idle_days")
-REQUIRED = {"new_app_policy": "allow", "required_sign_in": "none"}
+REQUIRED = {"new_app_policy": "allow", "required_sign_in": "none", "zone": "UTC"}
 
 
 @pytest.fixture
