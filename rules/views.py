@@ -17,7 +17,7 @@ from capabilities import Capability, requires
 from gateways.models import Gateway
 from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
-from rules.forms import RuleFilter, CallRuleForm
+from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
 from rules.replay import Replay, deciding, replay
 from rules.targets import arguments_of_tools, target_tools

@@ -16,8 +16,8 @@ from django.urls import reverse
 
 from accounts.models import ApiKey, Role, Team, User
 from capabilities import Capability
-from configuration.api import CHANGING, SEEING
 from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN, with_included
+from configuration.api import CHANGING, SEEING
 from connections.models import Connection
 from gateways.models import Gateway
 from servers.models import Identity
