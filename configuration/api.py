@@ -11,6 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from capabilities import Capability
 from configuration import document
 from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError
@@ -21,7 +22,15 @@ from configuration.words import as_json
 from ui.operations import File, RequestBody, operation
 from ui.rest import Problem, Resource
 
-SEEING = tuple(sorted({min(kind.sees) for kind in KINDS}))
+# Each shows a list of the file. Lists that the person may not see are left out or refused.
+SEEING = (
+    Capability.GATEWAYS_READ,
+    Capability.SERVERS_READ,
+    Capability.HOSTS_READ,
+    Capability.PEOPLE_READ,
+    Capability.WORKSPACE_READ,
+    Capability.SINKS_MANAGE,
+)
 CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
 YAML = "application/yaml"
 MOST_FILES, LONGEST_NAME, LONGEST_SECRET = 200, 200, 4000

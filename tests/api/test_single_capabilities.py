@@ -45,6 +45,7 @@ SINKS = {C.SINKS_READ, C.SINKS_MANAGE}
 RULES = {C.RULES_READ, C.RULES_MANAGE}
 DIRECTORIES = {C.PROVISIONING_READ, C.PROVISIONING_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
+CONFIGURATION = GATEWAYS | SERVERS | HOSTS | PEOPLE | SETTINGS | {C.SINKS_MANAGE}
 EVERYBODY = set(C)
 NOBODY: set[Capability] = set()  # No single capability is enough.
 
@@ -59,6 +60,10 @@ OPENS: dict[str, set[Capability]] = {
     "POST accessrequest-end": {C.GATEWAYS_MANAGE},
     "POST accessrequest-withdraw": NOBODY,
     "GET own-gateway-list": EVERYBODY,
+    "GET config-export": CONFIGURATION,
+    "POST config-plan": CONFIGURATION,
+    "POST config-apply": {one for one in CONFIGURATION if one.slug.endswith((":manage", ":toggle"))}
+    - {C.IDENTITIES_MANAGE},
     "GET event-list": {C.AUDIT_READ},
     "GET event-detail": {C.AUDIT_READ},
     "GET apikey-list": EVERYBODY,  # Lists the caller's own keys.

@@ -11,6 +11,7 @@ from hypothesis import strategies
 
 from accounts.models import Team, User
 from auditlog.models import Event
+from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
 from configuration.apply import AnotherPlan, Lacking, apply
@@ -140,3 +141,4 @@ def test_events_name_the_file_and_its_commit(owner: User) -> None:
     event = Event.objects.get(action="team.created")
     assert event.actor_email == owner.email
     assert event.changes["file"] == "gateway.yaml, commit 8b21fe0"
+    assert sentence(event).endswith(" by the file “gateway.yaml, commit 8b21fe0”.")
