@@ -17,7 +17,6 @@ from django.urls import reverse
 from accounts.models import ApiKey, Role, Team, User
 from capabilities import Capability
 from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN, with_included
-from configuration.api import CHANGING, SEEING
 from connections.models import Connection
 from gateways.models import Gateway
 from servers.models import Identity
@@ -77,9 +76,6 @@ OPENS: dict[str, set[Capability]] = {
     "PATCH channel-detail": NOBODY,
     "DELETE channel-detail": NOBODY,
     "POST channel-test": NOBODY,
-    "GET config-export": {*SEEING},
-    "POST config-plan": {*SEEING},
-    "POST config-apply": {*CHANGING},
     "GET connection-list": EVERYBODY,
     "GET connection-detail": CONNECTIONS,
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},
