@@ -46,12 +46,12 @@ def test_a_replay_decides_recorded_calls_as_they_were_decided(proxy: Proxy, run:
     assert "docs__echo" in agent.tools()
     chance, facts, compared = Random(7), CallFacts(), set()
 
-    groups = list(batched(CONDITIONS, AT_ONCE, strict=False))
+    groups = list(batched(CONDITIONS, AT_ONCE))
     for conditions in groups:
         Rule.objects.all().delete()
         for number, when in enumerate(conditions):
             effect = "tool_effect" if chance.random() < 0.2 else ""
-            kind = {"tool_effect": "destructive"} if effect else {}
+            kind: dict[str, Any] = {"tool_effect": "destructive"} if effect else {}
             Rule.objects.add(name=f"r{number}", effect="refuse", when=when, by=None, **kind)
         rules = [deciding(rule)._replace(mode="watch") for rule in Rule.objects.all()]
         first = Call.objects.order_by("-id").values_list("id", flat=True)[0]

@@ -62,7 +62,7 @@ def test_a_condition_without_arguments_needs_no_recorded_ones(docs: Server) -> N
 
 def test_calls_that_an_earlier_check_refused_are_left_out(docs: Server) -> None:
     recorded(docs)
-    refused = {"deny_reason": "tool_disabled", "outcome": "denied"}
+    refused: dict[str, Any] = {"deny_reason": "tool_disabled", "outcome": "denied"}
     call(feature_type="tool", feature_name="docs__echo", server_id=docs.pk, **refused)
 
     assert replay(deciding(rule()), None).looked == 1
