@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS
 from accounts.mail import MailTestResult, NoMailServer, TooManyTestMails, send_test_mail
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
-from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD, check_zone
 from accounts.rules import NoOrganisation, RequiredSignIn
 from capabilities import Capability
 from ui.forms import Limit
@@ -231,6 +231,9 @@ class WorkspaceChanges(RequestBody):
     token_calls_per_minute = Limit(help_text="Maximum calls per minute of each token; null means no limit.")
     setup_steps = serializers.BooleanField(help_text="Whether the dashboard shows the remaining setup steps.")
     required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, help_text=REQUIRED_SIGN_IN)
+    zone = serializers.CharField(
+        max_length=64, validators=[check_zone], help_text="Time zone of rules on tool calls, such as `Europe/Berlin`."
+    )
 
 
 class WorkspaceSerializer(WorkspaceChanges):

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.mail import send_test_mail
 from accounts.models import NewAppPolicy, WorkspaceSettings
-from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD, check_zone
 from accounts.rules import NoOrganisation, PeopleError, RequiredSignIn
 from accounts.sign_in import ask_again
 from auditlog.models import Call
@@ -22,7 +22,7 @@ from ui.pages import AppRequest, leave, posted, seen_version, show
 from ui.viewset import form_page
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Workspace": ("name", "new_app_policy", "required_sign_in", "setup_steps"),
+    "Workspace": ("name", "new_app_policy", "required_sign_in", "zone", "setup_steps"),
     "Tokens": ("allow_non_expiring_tokens", "oauth_access_token_seconds", "oauth_refresh_idle_days"),
     "Logs": ("log_retention_days", "record_payloads", "payload_limit_bytes"),
     "Rate limits at /mcp": ("calls_per_minute", "token_calls_per_minute"),
@@ -43,6 +43,12 @@ class WorkspaceForm(forms.Form):
         label="Required of everybody",
         choices=RequiredSignIn.choices,
         help_text="Asked in browsers before anything else. Tokens and API keys work without. Roles can require it too.",
+    )
+    zone = forms.CharField(
+        label="Time zone",
+        max_length=64,
+        validators=[check_zone],
+        help_text="Such as Europe/Berlin. Rules on tool calls use it for hours and days.",
     )
     setup_steps = forms.BooleanField(
         label="Show the first steps",

@@ -332,6 +332,19 @@ class Action(StrEnum):
         "Too many passwords were tried; further attempts were refused.",
     )
 
+    RULE_CREATED = "rule.created", "{actor} created the rule {target}."
+    RULE_DISABLED = "rule.disabled", "{actor} disabled the rule {target}."
+    RULE_ENABLED = "rule.enabled", "{actor} enabled the rule {target}."
+    RULE_MODE_SET = "rule.mode_set", "{actor} set the rule {target} to {mode}."
+    RULE_MOVED = "rule.moved", "{actor} moved the rule {target} to place {place}."
+    RULE_REMOVED = "rule.removed", "{actor} removed the rule {target}."
+    RULE_UPDATED = (
+        "rule.updated",
+        "{actor} renamed the rule {old_name} to {target}.",
+        "{actor} changed the {fields} of the rule {target}.",
+        "{actor} changed the rule {target}.",
+    )
+
     SINK_CREATED = "sink.created", "{actor} added the log sink {target}."
     SINK_DISABLED = "sink.disabled", "{actor} paused the log sink {target}."
     SINK_ENABLED = "sink.enabled", "{actor} resumed the log sink {target}."

@@ -84,6 +84,9 @@ CALL_HELP = {
     "protocol_version": "Protocol version of the call.",
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
+    "labels": "Labels that rules gave the call, separated by commas; empty if none.",
+    "rule_id": "Id of the rule that refused the call, otherwise of the first rule whose condition had no result; null "
+    "if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
     "payload_truncated": "Whether the recorded payload was cut.",

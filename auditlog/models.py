@@ -138,6 +138,11 @@ class Call(models.Model):
     # The W3C Trace Context trace id, 32 hexadecimal digits.
     trace_id = models.CharField(max_length=32, blank=True, default="", db_default="")
 
+    # Labels of the rules on tool calls, joined by ", "; a label has no comma.
+    labels = models.CharField(max_length=600, blank=True, default="", db_default="")
+    # The rule that refused the call, otherwise the first rule whose condition had no result.
+    rule_id = models.UUIDField(null=True)
+
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
     payload_truncated = models.BooleanField(default=False)
@@ -170,6 +175,7 @@ class Call(models.Model):
                 fields=("feature_name", "created_at"), name="call_by_tool", condition=~models.Q(feature_name="")
             ),
             models.Index(fields=("trace_id", "created_at"), name="call_by_trace", condition=~models.Q(trace_id="")),
+            models.Index(fields=("created_at",), name="call_with_labels", condition=~models.Q(labels="")),
         )
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host, NotPending
 from proxy.access.features import Named
 from proxy.dry_run import Obstacle
+from rules.models import Rule
 from servers.models import HeldDisabled, Identity, Server
 from tokens.models import Token
 from ui.pages import first_names
@@ -41,6 +42,7 @@ MODELS: dict[str, type[Model]] = {
     "assignment": Assignment,
     "feature": Feature,
     "identity": Identity,
+    "rule": Rule,
 }
 
 
@@ -158,6 +160,11 @@ REMEDIES = {
     "tool_not_granted": Remedy("feature", needs=Capability.GATEWAYS_MANAGE, label="Open its tool sets", page=_sets_of),
     "definition_held": _DEFINITION._replace(began=(Action.FEATURE_HELD, Action.FEATURE_CHANGED)),
     "definition_quarantined": _DEFINITION._replace(began=(Action.FEATURE_QUARANTINED,)),
+    "rule_refused": Remedy(
+        "rule",
+        (Action.RULE_CREATED, Action.RULE_ENABLED, Action.RULE_MODE_SET, Action.RULE_UPDATED),
+        Capability.RULES_MANAGE,
+    ),
     "identity_disabled": _IDENTITY_OFF,
     "identity_off": _IDENTITY_OFF,
     "identity_withdrawn": Remedy(
@@ -250,7 +257,7 @@ class Subjects:
 
 
 def of_call(call: Call) -> Subjects:
-    names = ("host", "gateway", "connection", "user", "token", "server", "identity")
+    names = ("host", "gateway", "connection", "user", "token", "server", "identity", "rule")
     ids = {name: getattr(call, f"{name}_id") for name in names}
     return Subjects(ids, feature_of(call), User.objects.filter(pk=call.user_id).first() if call.user_id else None)
 
@@ -266,6 +273,7 @@ def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
         "server": at.server_id if at else None,
         "assignment": at.id if at else None,
         "identity": at.identity_id if at else None,
+        "rule": obstacle.rule.id if obstacle.rule else None,
     }
     return Subjects(ids, question.feature, question.user)
 
@@ -403,13 +411,15 @@ def _words(action: Action) -> str:
 
 
 def _narrowed(reason: str, remedy: Remedy, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
-    yield "q", f"reason is {reason}"
+    yield "q", f"rule is {row.pk}" if remedy.subject == "rule" else f"reason is {reason}"
     if remedy.narrowed_by:
         yield from ((name, str(getattr(row, f"{name}_id"))) for name in remedy.narrowed_by)
         return
     match subject := remedy.subject:
         case "host" | "gateway" | "server" | "user" | "connection":
             yield subject, str(row.pk)
+        case "rule":
+            yield from ()
         case "token":
             yield "connection", str(row.connection_id)
         case "identity":

@@ -34,6 +34,8 @@ STATED = {
     "to": "person",
     "email": "person",
     "list": "",
+    "mode": "",
+    "place": "",
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {

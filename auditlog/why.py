@@ -122,7 +122,7 @@ class Detail:
             if stop is None or step < stop:
                 lines.append(DecisionLine(name, "pass" if text else "skip", text or "Not needed"))
             elif step == stop and self.reason:
-                lines.append(DecisionLine(name, "stop", self.reason.sentence))
+                lines.append(DecisionLine(name, "stop", self._stopped(self.reason)))
             else:
                 lines.append(DecisionLine(name, "skip", NOT_REACHED))
         return [*lines, DecisionLine("Recorded", "pass", "The row was committed before the answer was sent")]
@@ -151,17 +151,32 @@ class Detail:
         yield Step.SERVER, self._server()
         yield Step.TOOL, f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
         yield Step.IDENTITY, f"“{call.identity_label}” was used" if call.identity_label else ""
+        yield Step.RULES, self._rules()
         yield Step.UPSTREAM, self._upstream()
+
+    def _stopped(self, reason: Reason) -> str:
+        """Return why a check stopped the call; for a rule, with its name at the time."""
+        named = reason.step == Step.RULES and self.call.labels
+        return f"{reason.sentence} {_capitalized(self.call.labels)}." if named else reason.sentence
 
     def _server(self) -> str:
         if self.call.server_name:
             return f"{self.call.server_name} is assigned, enabled and within the token's scope"
         return "All servers the caller may use were asked" if self.call.method.endswith("/list") else ""
 
+    def _rules(self) -> str:
+        if self.call.method != "tools/call":
+            return ""
+        return f"Rules added labels: {self.call.labels}" if self.call.labels else "No rule refused it"
+
     def _upstream(self) -> str:
         if self.call.method in GATEWAY_METHODS:
             return ""
         return f"{self.call.server_name or 'The servers'} answered"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[TimingPart]:

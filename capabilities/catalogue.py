@@ -122,6 +122,18 @@ class Capability(StrEnum):
         "Disable and enable servers",
         "Disable and enable a server on every gateway at once.",
     )
+    RULES_READ = (
+        "rules.view_rule",
+        "rules:read",
+        "View rules",
+        "See the rules on tool calls.",
+    )
+    RULES_MANAGE = (
+        "rules.manage_rule",
+        "rules:manage",
+        "Manage rules",
+        "Create, order, change, switch and remove rules on tool calls.",
+    )
     IDENTITIES_READ = (
         "servers.view_identity",
         "identities:read",
@@ -232,6 +244,7 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.GATEWAYS_TOGGLE: (C.GATEWAYS_READ,),
     C.SERVERS_MANAGE: (C.SERVERS_READ,),
     C.SERVERS_TOGGLE: (C.SERVERS_READ,),
+    C.RULES_MANAGE: (C.RULES_READ,),
     C.IDENTITIES_READ: (C.SERVERS_READ,),
     C.IDENTITIES_MANAGE: (C.IDENTITIES_READ, C.SERVERS_READ),
     C.PEOPLE_MANAGE: (C.PEOPLE_READ,),
@@ -299,6 +312,7 @@ AUDITOR = BuiltIn(
             C.HOSTS_READ,
             C.GATEWAYS_READ,
             C.SERVERS_READ,
+            C.RULES_READ,
             C.IDENTITIES_READ,
             C.LOGS_READ,
             C.AUDIT_READ,

@@ -133,6 +133,7 @@ INSTALLED_APPS = [
     "gateways",
     "hosts",
     "connections",
+    "rules",
     "tokens",
     "oauth",
     "sinks",

@@ -47,6 +47,8 @@ from proxy.access.features import (
     resolve_call,
     target_of,
 )
+from proxy.access.rule_checker import RuleRefused, ruled_call
+from proxy.access.rules import decide_by_rules
 from proxy.config import Config
 from proxy.handshake import Handshake
 from proxy.lists import BadListCursor, Lists
@@ -581,7 +583,7 @@ class Endpoint:
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
         """Find the server and feature of this request, with a fresh credential, and return them with their grant.
 
-        Rows 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
+        Rows 13 to 16 of the decision order. Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.
@@ -596,7 +598,9 @@ class Endpoint:
         if resolved.row is not None and task is None:
             check_held(resolved, message.params.get("arguments"))
         if resolved.assigned.sign_in is not None:
-            resolved = await self._refreshed(request, resolved)
+            grant, resolved = await self._refreshed(request, grant, resolved)
+        if message.method == "tools/call":
+            _check_rules(request, grant, resolved, message)
         return grant, resolved
 
     async def _find(
@@ -636,7 +640,7 @@ class Endpoint:
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
         return found._replace(schema=found.schema or next(schemas, None))
 
-    async def _refreshed(self, request: McpRequest, resolved: Resolved) -> Resolved:
+    async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
         """Refresh the token if it has expired, then re-check access, because refreshing may take seconds.
 
         Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
@@ -644,12 +648,11 @@ class Endpoint:
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
-            return resolved
-        await self._recheck(request, fresh)
-        return resolved._replace(assigned=fresh)
+            return grant, resolved
+        return await self._recheck(request, fresh), resolved._replace(assigned=fresh)
 
-    async def _recheck(self, request: McpRequest, fresh: AssignedServer) -> None:
-        """Re-check the access of a call that waited for a renewed token. Raises like `_refreshed`."""
+    async def _recheck(self, request: McpRequest, fresh: AssignedServer) -> AccessRow:
+        """Return the current grant of a call that waited for a renewed token. Raises like `_refreshed`."""
         try:
             grant = await self._parts.streams.recheck(request)
         except DatabaseUnavailable as error:
@@ -659,6 +662,7 @@ class Endpoint:
         if all(each.identity_id != fresh.identity_id for each in grant.assignments if each.id == fresh.id):
             raise IdentityUnavailable(fresh.server_name, "the connection now uses another credential")
         _note_renewed(request, fresh)
+        return grant
 
     async def _after(
         self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
@@ -1012,6 +1016,20 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
     except (OutOfScope, Refusal) as refused:
         request.set_server(refused.assigned)
         raise
+
+
+def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message) -> None:
+    """Apply the gateway's rules to this tool call, and note their labels in its row. Raises RuleRefused."""
+    if grant.rules is None:
+        return
+    row, tool, arguments = request.row, request.row.feature_name, message.params.get("arguments")
+    call = ruled_call(
+        grant, resolved, tool, arguments, client=row.client_name, address=row.client_ip, at=row.created_at
+    )
+    decision = decide_by_rules(grant.rules.rules, call)
+    row.labels, row.rule_id = decision.label_text, decision.rule.id if decision.rule else ""
+    if decision.effect:
+        raise RuleRefused(decision, resolved, tool)
 
 
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:

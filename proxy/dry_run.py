@@ -1,9 +1,10 @@
-"""Dry run: decide a request without sending it (checks 4 to 10 and 13 to 15 of the decision order).
+"""Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
 Used by pages and REST. The grant comes from the statement that decides requests, and the checks are those of requests:
 `decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,15 +30,18 @@ from proxy.access.features import (
     lookup_key,
     resolve_call,
 )
+from proxy.access.rule_checker import ruled_call
+from proxy.access.rules import NO_RULES, DecidingRule, RuleDecision, decide_by_rules, is_target, reads_arguments
 from wire.cipher import Cipher
 from wire.mcp import TOOL
 
 
 class Obstacle(NamedTuple):
-    """A failed check: the reason as recorded in the log, and the server concerned, if any."""
+    """A failed check: the reason as recorded in the log, and the server and the rule concerned, if any."""
 
     reason: str
     assigned: AssignedServer | None = None
+    rule: DecidingRule | None = None
 
 
 class Verdict(NamedTuple):
@@ -46,12 +50,15 @@ class Verdict(NamedTuple):
     Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. With
     `unlisted`, no stored list of that server has the tool, so only a call can show whether the tool exists. With
     `by_arguments`, a changed definition awaits approval: a call is allowed only if its arguments fit the new one.
+    `rules` is what the rules decide about the call. Without arguments, `unread` are the rules that read them.
     """
 
     obstacles: tuple[Obstacle, ...]
     assigned: AssignedServer | None = None
     unlisted: bool = False
     by_arguments: bool = False
+    rules: RuleDecision = NO_RULES
+    unread: tuple[DecidingRule, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -66,7 +73,19 @@ def wanted_for(feature: Named | None) -> Wanted:
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
-def verdict(grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
+class CallTrial(NamedTuple):
+    """The assumptions of a dry run about a call: its arguments (None: unknown), and its time, by default now."""
+
+    arguments: dict[str, Any] | None = None
+    at: float | None = None
+
+
+NO_TRIAL = CallTrial()
+
+
+def verdict(
+    grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher, trial: CallTrial = NO_TRIAL
+) -> Verdict:
     """Return what the gateway would decide now. With `address` None the token's IP allow-list is not checked."""
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
@@ -77,10 +96,17 @@ def verdict(grant: AccessRow, feature: Named | None, address: str | None, cipher
         grant = grant._replace(**_PASSED[denied.reason])
     if feature is None:
         return Verdict(tuple(obstacles))
-    return _of_feature(grant, feature, obstacles, cipher)
+    return _of_feature(grant, feature, obstacles, cipher, address, trial)
 
 
-def _of_feature(grant: AccessRow, feature: Named, obstacles: list[Obstacle], cipher: Cipher) -> Verdict:
+def _of_feature(
+    grant: AccessRow,
+    feature: Named,
+    obstacles: list[Obstacle],
+    cipher: Cipher,
+    address: str | None,
+    trial: CallTrial,
+) -> Verdict:
     if not is_nameable(feature):
         return Verdict((*obstacles, Obstacle("unknown_tool")))
     while True:
@@ -94,7 +120,8 @@ def _of_feature(grant: AccessRow, feature: Named, obstacles: list[Obstacle], cip
         except UnknownFeature as unknown:
             return Verdict((*obstacles, Obstacle(unknown.reason)))
         else:
-            return _resolved(resolved, feature, obstacles, cipher)
+            found = _resolved(resolved, feature, obstacles, cipher)
+            return _ruled(found, grant, resolved, feature, address, trial)
 
 
 def _resolved(
@@ -108,6 +135,30 @@ def _resolved(
         obstacles.append(Obstacle(unreadable.reason, resolved.assigned))
     is_held = feature.kind == TOOL and resolved.row is not None and resolved.row.approved is not None
     return Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
+
+
+def _ruled(
+    found: Verdict,
+    grant: AccessRow,
+    resolved: Resolved | AssignedServer,
+    feature: Named,
+    address: str | None,
+    trial: CallTrial,
+) -> Verdict:
+    """Return the verdict with what the rules decide. Without arguments, rules that read them are left out."""
+    if grant.rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
+        return found
+    call = ruled_call(grant, resolved, feature.name, trial.arguments, address=address or "", at=trial.at or time.time())
+    unread = tuple(
+        rule
+        for rule in grant.rules.rules
+        if trial.arguments is None and is_target(rule, call) and reads_arguments(rule.when)
+    )
+    decision = decide_by_rules([rule for rule in grant.rules.rules if rule not in unread], call)
+    if not decision.effect:
+        return found._replace(rules=decision, unread=unread)
+    stopped = Obstacle("rule_refused", resolved.assigned, decision.rule)
+    return found._replace(obstacles=(*found.obstacles, stopped), rules=decision, unread=unread)
 
 
 # Changes to the grant that remove each obstacle, so that the later checks can run.

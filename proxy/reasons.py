@@ -44,7 +44,8 @@ class Step(IntEnum):
     SERVER = 8
     TOOL = 9
     IDENTITY = 10
-    UPSTREAM = 11
+    RULES = 11
+    UPSTREAM = 12
 
 
 class Reason(NamedTuple):
@@ -182,6 +183,7 @@ REASONS = {
         Step.IDENTITY, "The issuer of the credential could not be asked for a new token.", page=IDENTITIES
     ),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored credential.", page=IDENTITIES),
+    "rule_refused": Reason(Step.RULES, "A rule refuses this call of {tool}.", "refused by a rule"),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
     "address_blocked": Reason(Step.UPSTREAM, "The server's address is one the gateway may not call."),
     "unreachable": Reason(

@@ -2,7 +2,9 @@
 
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, Self
+from zoneinfo import available_timezones
 
+from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import Q
 
@@ -15,6 +17,12 @@ from ui import databases
 LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # The least and the most bytes per message that can be chosen.
 
 RETENTION_NOTICE = timedelta(days=1)  # Time until a shorter retention takes effect.
+
+
+def check_zone(name: str) -> None:
+    """Raise ValidationError unless this is the name of a time zone."""
+    if name not in available_timezones():
+        raise ValidationError("There is no such time zone. Write it like Europe/Berlin.")
 
 
 class Dropping(NamedTuple):
@@ -49,6 +57,8 @@ class WorkspaceSettings(Versioned, models.Model):
     oauth_refresh_idle_days = models.PositiveIntegerField(default=30)
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     token_calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    # The time zone of rules on tool calls ("outside office hours").
+    zone = models.CharField(max_length=64, default="UTC", db_default="UTC", validators=[check_zone])
     setup_steps = models.BooleanField(default=True, db_default=True)
     # Asked of everybody on pages and in REST sessions, besides what their role requires (accounts.required_sign_in).
     required_sign_in = models.CharField(

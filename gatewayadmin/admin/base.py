@@ -35,6 +35,7 @@ from connections.impact import NothingGoesThrough, cuts, cuts_now
 from connections.models import ConnectionFault
 from gateways.models import GatewayError
 from hosts.models import HostError
+from rules.models import RuleError
 from scim.models import ProvisioningError
 from servers.models import ServerError
 from sinks.models import SinkError
@@ -85,6 +86,7 @@ REFUSALS = (
     HostError,
     PeopleError,
     ProviderError,
+    RuleError,
     ServerError,
     ProvisioningError,
     SinkError,

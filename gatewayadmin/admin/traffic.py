@@ -39,6 +39,7 @@ from gateways.models import (
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
+from rules.models import Rule, RuleMode
 from servers.forms import ServerForm, SignInSettings
 from servers.models import SIGN_IN_SETTINGS, Identity, Server, WouldEndSignIns
 from servers.oauth_client.models import ClientRegistration, SignIn
@@ -167,6 +168,39 @@ class ToolSetPages(CapabilityAdmin):
     list_select_related = ("gateway",)
     search_fields = ("name", "gateway__name")
     fields = words("gateway name patterns likes effects members created_by created_at archived_at")
+
+
+@register(Rule, site=site)
+class RulePages(CapabilityAdmin):
+    """Read-only, except for the switches: rules are edited on their own page, which checks them against schemas."""
+
+    seen_by = (Capability.RULES_READ,)
+    acts = (
+        *switches(any_of(Capability.RULES_MANAGE), Q()),
+        CapabilityAction(
+            "turn_on",
+            any_of(Capability.RULES_MANAGE),
+            Q(mode=RuleMode.WATCH),
+            "From the next call on it acts instead of only labelling calls.",
+            does=lambda rule, by: rule.set_mode(RuleMode.ON, by=by),
+        ),
+        CapabilityAction(
+            "watch",
+            any_of(Capability.RULES_MANAGE),
+            Q(mode=RuleMode.ON),
+            "From the next call on it only labels calls.",
+            does=lambda rule, by: rule.set_mode(RuleMode.WATCH, by=by),
+        ),
+        CapabilityAction("remove", any_of(Capability.RULES_MANAGE), Q(), FINAL),
+    )
+    list_display = words("name gateway effect mode status position updated_at")
+    list_filter = (("gateway", RelatedOnlyFieldListFilter), "effect", "mode", "enabled")
+    list_select_related = ("gateway",)
+    search_fields = ("name", "gateway__name")
+    fields = words(
+        "gateway name servers tools tool_effect when effect text mode enabled status note position revision"
+        " created_by created_at updated_at"
+    )
 
 
 @register(ToolGrant, site=site)

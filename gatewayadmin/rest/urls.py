@@ -29,6 +29,7 @@ from gateways.access_api import AccessRequestResource, OwnGateways
 from gateways.api import AssignmentResource, GatewayResource, IdentityPlaces, ServerArchive
 from gateways.tool_api import CatalogueResource, FeatureResource, ToolResource
 from hosts.api import HostResource
+from rules.api import RuleResource
 from scim.api import ProvisioningKeyResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
@@ -55,6 +56,7 @@ router.register("logs", CallResource, "call")
 router.register("notification-channels", ChannelResource, "channel")
 router.register("provisioning-keys", ProvisioningKeyResource, "provisioning-key")
 router.register("roles", RoleResource, "role")
+router.register("rules", RuleResource, "rule")
 router.register("servers", ServerResource, "server")
 router.register("sinks", SinkResource, "sink")
 router.register("teams", TeamResource, "team")

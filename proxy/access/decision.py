@@ -20,6 +20,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
 from proxy import reasons
+from proxy.access.rules import DecidingRule, Rules, ToolClaims
 from proxy.store.pg import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import jsonrpc, token_text
 from wire.mcp import MODERN, SESSION, era_for
@@ -38,6 +39,7 @@ class FeatureRow(NamedTuple):
     offered: str | None
     kind: str
     granted: bool = True  # Whether the feature is given to the person, and within the limit of the app or agent.
+    claims: ToolClaims | None = None  # Only if rules apply to the gateway.
 
 
 class ListedFeature(NamedTuple):
@@ -208,6 +210,8 @@ class AccessRow(NamedTuple):
     session: SessionGrant | None = None
     # Whether the gateway has more than one server, so that a URI alone does not identify its server.
     several_servers: bool = False
+    # The rules for a call of a tool; None if there are none.
+    rules: Rules | None = None
 
     @property
     def owner_id(self) -> str:
@@ -490,6 +494,8 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
             fields[_ASSIGNMENTS] = _assigned_servers(fields[_ASSIGNMENTS])
             if fields[_SESSION] is not None:
                 fields[_SESSION] = SessionGrant(**orjson.loads(fields[_SESSION]))
+            if fields[_RULES] is not None:
+                fields[_RULES] = _rules(orjson.loads(fields[_RULES]))
             grants[values[number]] = AccessRow._make(fields)
         except (ValueError, RecursionError) as error:
             grants[values[number]] = DatabaseUnavailable(str(error))
@@ -506,9 +512,13 @@ def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, .
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 
 
-_ASSIGNMENTS, _SESSION = AccessRow._fields.index("assignments"), AccessRow._fields.index("session")
+_ASSIGNMENTS, _SESSION, _RULES = map(AccessRow._fields.index, ("assignments", "session", "rules"))
 # Getters of the values by name, in the order of the fields. Keyword arguments would take ten times as long.
 _members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), itemgetter(*FeatureRow._fields)
+
+
+def _rules(row: dict[str, Any]) -> Rules:
+    return Rules(**row | {"rules": [DecidingRule._make(each) for each in row["rules"]], "teams": row["teams"] or []})
 
 
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
@@ -536,10 +546,14 @@ def _assigned_server(row: dict[str, Any]) -> AssignedServer:
             row[name] = kind(**row[name])
     if row["features"]:
         row["features"] = [
-            FeatureRow._make(_members_of_feature(each)) if isinstance(each, dict) else ListedFeature._make(each)
-            for each in row["features"]
+            _feature_row(each) if isinstance(each, dict) else ListedFeature._make(each) for each in row["features"]
         ]
     return AssignedServer._make(_members_of_server(row))
+
+
+def _feature_row(members: dict[str, Any]) -> FeatureRow:
+    row = FeatureRow._make(_members_of_feature(members))
+    return row if row.claims is None else row._replace(claims=ToolClaims._make(row.claims))
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from proxy.access.decision import AccessRow, AssignedServer, FeatureRow, SessionGrant, StoredSession
+from proxy.access.rules import ToolClaims
 from proxy.reasons import REASONS
 from wire import jsonrpc, mcp, oauth_client, versions
 from wire.cipher import Cipher, Undecryptable
@@ -89,15 +90,15 @@ class Refusal(UpstreamError):
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
 
-    def __init__(self, reason: str, assigned: AssignedServer, feature: Named | None = None) -> None:
+    def __init__(self, reason: str, assigned: AssignedServer, feature: Named | None = None, sentence: str = "") -> None:
         self.reason = reason
         named = "" if feature is None else f'{feature.kind} "{feature.name[:MAX_NAME]}"'
-        self.sentence = _literal(REASONS[reason].naming(assigned.server_name, named))
+        self.sentence = escaped(sentence or REASONS[reason].naming(assigned.server_name, named))
         self.assigned = assigned
         super().__init__(assigned.server_name)
 
 
-def _literal(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape braces: the sentence of an UpstreamError is a format string."""
     return text.replace("{", "{{").replace("}", "}}")
 
@@ -116,7 +117,7 @@ class UnknownFeature(UpstreamError):
         self.kind = kind
         self.sentence = "Resource not found: {server}" if kind == RESOURCE else f"Unknown {kind}: {{server}}"
         if possible:
-            self.sentence += _literal(f"; several servers have this URI, use one of: {', '.join(possible)}")
+            self.sentence += escaped(f"; several servers have this URI, use one of: {', '.join(possible)}")
         super().__init__(name[:MAX_NAME] if kind != RESOURCE else name)
 
     @property
@@ -143,7 +144,8 @@ class Resolved(NamedTuple):
     """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
 
     `alias` is the prefix of the server's URIs for clients; empty if URIs are not rewritten. `row` is set only if a
-    changed definition of the tool awaits approval: then `check_held` decides whether the call is allowed.
+    changed definition of the tool awaits approval: then `check_held` decides whether the call is allowed. `claims` are
+    set only if rules apply to the gateway.
     """
 
     assigned: AssignedServer
@@ -151,6 +153,7 @@ class Resolved(NamedTuple):
     schema: object = None
     alias: str = ""
     row: FeatureRow | None = None
+    claims: ToolClaims | None = None
 
 
 # States in which a feature is not listed, with the reason for refusing its requests.
@@ -365,7 +368,7 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
         raise Refusal(reason, assigned)
     if row is None:
         return Resolved(assigned, name)
-    return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None)
+    return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None, claims=row.claims)
 
 
 def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:

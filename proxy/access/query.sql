@@ -128,6 +128,10 @@ SELECT
                         'approved', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
                         'offered', CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
                         'kind', x.kind,
+                        'claims', CASE WHEN r.rules IS NOT NULL THEN (
+                            SELECT json_build_array(coalesce(nullif(said_title, ''), title), said_effect, annotations)
+                            FROM gateways_feature WHERE id = x.id
+                        ) END,
                         'granted', CASE WHEN g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true
                             /* not for calls */
                             -- All at once: a server may have thousands of templates.
@@ -281,7 +285,18 @@ SELECT
         WHERE a.gateway_id = g.id AND a.removed_at IS NULL
             AND EXISTS (SELECT FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0)
         OFFSET 1
-    ) AS several_servers
+    ) AS several_servers,
+    CASE WHEN r.rules IS NOT NULL THEN json_build_object(
+        'rules', r.rules,
+        'teams', (
+            SELECT json_agg(name ORDER BY name) FROM accounts_team
+            WHERE id IN (SELECT team_id FROM accounts_team_users WHERE user_id = u.id)
+        ),
+        'role', coalesce((SELECT name FROM accounts_role WHERE id = u.role_id), ''),
+        'zone', (SELECT zone FROM accounts_workspacesettings WHERE id = 1),
+        'host_kind', h.kind,
+        'gateway_slug', g.slug
+    ) END::text AS rules
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[])
     AS q (n, digest, checksum, slug, servers, name, kind, session, declared)
 /* token */
@@ -322,7 +337,7 @@ CROSS JOIN LATERAL (
     FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0
 ) g
 CROSS JOIN LATERAL (
-    SELECT id, name, enabled, archived_at, needs_approval, approved_at
+    SELECT id, name, enabled, archived_at, needs_approval, approved_at, kind
     FROM hosts_host WHERE id = c.host_id OFFSET 0
 ) h
 LEFT JOIN LATERAL (
@@ -335,3 +350,13 @@ LEFT JOIN LATERAL (
     SELECT id, version, capabilities, declared, log_level, client_name, client_version, lost_at
     FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
 ) ses ON true
+-- The rules for a call of a tool, NULL if there are none.
+CROSS JOIN LATERAL (
+    SELECT json_agg(json_build_array(
+        id, name, revision, mode, effect, text, "when", tools, tool_effect,
+        (SELECT coalesce(json_agg(server_id), '[]') FROM rules_rule_servers WHERE rule_id = rules_rule.id)
+    ) ORDER BY position, created_at) AS rules
+    FROM rules_rule
+    WHERE q.kind = 'tool' AND q.servers IN (2 /* not for calls */, 4 /* end */)
+        AND enabled AND (gateway_id IS NULL OR gateway_id = g.id)
+) r

@@ -15,6 +15,7 @@ from capabilities import Capability
 from connections.models import HostAtGateway
 from gateways.models import AccessRequest, Feature, IdentityScheme, ToolGrant, ToolSet
 from hosts.models import Host
+from rules.models import Rule
 from scim.models import ProvisioningKey
 from servers.models import AuthType
 from sinks.models import Sink
@@ -76,6 +77,7 @@ def build() -> World:
     view = SavedView.objects.create(owner=owner, name="Denied", query="outcome=denied", is_shared=True)
     newcomers = Role.objects.create(name="Newcomers")
     provisioning = ProvisioningKey.objects.issue(name="Okta", role=newcomers, capabilities=[], by=boss).key
+    rule = Rule.objects.add(name="Rule", effect="label", text="all", by=boss)
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
     channel = Channel.objects.add(by=owner, kind="slack", for_workspace=False, address="https://93.184.216.34/hook")
     gateway = {"slug": "closed"}
@@ -97,6 +99,7 @@ def build() -> World:
             "provisioning": {"pk": provisioning.pk},
             "provisioning-key": {"pk": provisioning.pk},
             "role-detail": {"pk": lonely.pk},
+            "rule": {"pk": rule.pk},
             "savedview-detail": {"pk": view.pk},
             "sink": {"pk": sink.pk},
             "team-detail": {"pk": team.pk},
@@ -153,6 +156,8 @@ def build() -> World:
             ("me-confirm", "post"): {"password": "s3cret"},
             ("provisioning-key-list", "post"): {"name": "Entra", "role_id": str(newcomers.pk), "capabilities": []},
             ("role-list", "post"): {"name": "Made", "capabilities": []},
+            ("rule-list", "post"): {"name": "Made", "effect": "refuse"},
+            ("rule-move", "post"): {"position": 1},
             ("savedview-list", "post"): {"name": "Made", "query": "outcome=denied"},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
             ("sign-in", "post"): {"server_id": str(asking.pk)},

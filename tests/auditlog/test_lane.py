@@ -185,9 +185,11 @@ def log(server: str) -> Iterator[psycopg.Connection]:
     texts = (
         "method feature_type feature_name outcome deny_reason host_name gateway_name server_name user_email"
         " identity_label token_name token_prefix user_agent client_name client_version protocol_version"
-        " error_text trace_id request_payload response_payload"
+        " error_text trace_id labels request_payload response_payload"
     )
-    uuids = "uid correlation_id host_id gateway_id connection_id user_id token_id server_id identity_id session_id"
+    uuids = (
+        "uid correlation_id host_id gateway_id connection_id user_id token_id server_id identity_id session_id rule_id"
+    )
     numbers = "http_status rpc_error_code duration_ms authorise_ms upstream_ms request_bytes response_bytes"
     columns = [f"{name} text" for name in texts.split()] + [f"{name} uuid" for name in uuids.split()]
     columns += [f"{name} float" for name in numbers.split()]

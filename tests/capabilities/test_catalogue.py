@@ -14,12 +14,24 @@ pytestmark = pytest.mark.django_db
 
 
 def test_every_capability_is_a_permission_of_its_own() -> None:
-    assert permissions_of(Capability).count() == len(Capability) == 29
+    assert permissions_of(Capability).count() == len(Capability) == 31
     assert len({capability.slug for capability in Capability}) == len(Capability)
 
 
 def test_every_custom_permission_belongs_to_a_capability() -> None:
-    ours = {"accounts", "auditlog", "connections", "gateways", "hosts", "oauth", "scim", "servers", "sinks", "tokens"}
+    ours = {
+        "accounts",
+        "auditlog",
+        "connections",
+        "gateways",
+        "hosts",
+        "oauth",
+        "rules",
+        "scim",
+        "servers",
+        "sinks",
+        "tokens",
+    }
     native = ("add_", "change_", "delete_", "view_")
     rows = Permission.objects.filter(content_type__app_label__in=ours).values_list(
         "content_type__app_label", "codename"

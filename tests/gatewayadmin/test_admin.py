@@ -54,6 +54,7 @@ OURS = (
     "proxy",
     "upstream_oauth",
     "sinks",
+    "rules",
     "scim",
     "sso",
 )
@@ -99,6 +100,7 @@ FROZEN = {
     "oauth.binding": 5,
     "oauth.registration": 5,
     "proxy.ratecounter": 5,
+    "rules.rule": 6,
     "scim.provisioningkey": 5,
     "servers.identity": 6,
     "servers.server": 5,

@@ -29,6 +29,7 @@ ROOMS = (
     "proxy",
     "scim",
     "servers",
+    "rules",
     "sinks",
     "sso",
     "tokens",

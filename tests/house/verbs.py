@@ -15,6 +15,7 @@ from connections.models import Connection, HostAtGateway
 from gateways.models import Assignment, Feature, Gateway, ToolGrant
 from hosts.models import Host
 from proxy.models import Session
+from rules.models import Rule
 from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from sinks.models import Sink
@@ -61,6 +62,10 @@ def with_a_session(stage: Stage) -> None:
         version="2025-11-25",
         client_name="Claude",
     )
+
+
+def with_another_rule(stage: Stage) -> None:
+    Rule.objects.add(name="Another", effect="refuse", by=stage.boss)
 
 
 def waits_for_a_retry(stage: Stage) -> None:
@@ -791,6 +796,18 @@ VERBS = [
         rest("DELETE /notification-channels/{channel}"),
         admin("attention/channel", "remove", "channel"),
     ),
+    verb("Rule.add", rest("POST /rules", name="Made", effect="refuse")),
+    verb("Rule.edit", rest("PATCH /rules/{rule}", name="Other")),
+    verb("Rule.disable", rest("POST /rules/{rule}/disable"), admin("rules/rule", "disable", "rule")),
+    verb(
+        "Rule.enable",
+        rest("POST /rules/{rule}/enable"),
+        admin("rules/rule", "enable", "rule"),
+        before=off(Rule, "rule"),
+    ),
+    verb("Rule.set_mode", admin("rules/rule", "turn_on", "rule")),
+    verb("Rule.move", rest("POST /rules/{rule}/move", position=2), before=with_another_rule),
+    verb("Rule.remove", rest("DELETE /rules/{rule}"), admin("rules/rule", "remove", "rule")),
     verb(
         "Sink.add",
         page("/settings/sinks/add/?kind=stdout", name="Made", sends_calls="on"),

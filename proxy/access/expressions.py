@@ -1,0 +1,169 @@
+"""Conditions of rules, in CEL (Common Expression Language): compiled once per text, evaluated within bounds.
+
+Evaluation cannot be interrupted, so its cost is bounded beforehand: CEL stops after 10,000 iterations, `check_cost`
+refuses expressions whose cost is not proportional to the arguments, and `check_size` limits the arguments.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from proxy.access.expression_text import (
+    ARGUMENTS,
+    FIELDS,
+    BadExpression,
+    arguments_in,
+    check_cost,
+    tokens_of,
+)
+from wire.jsonrpc import is_storable
+
+MOST_CHARACTERS = 2_000  # Of an expression.
+MOST_COMPILED = 500
+MOST_VALUES = 1_000  # Of the arguments of a call: members, elements and other values.
+MOST_TEXT = 1 << 18  # Characters in the arguments of a call.
+DEEPEST = 60
+LARGEST_INT = 1 << 63  # Integers of CEL have 64 bits.
+
+
+class NotEvaluated(Exception):
+    """The condition has no result for these arguments; the message says why and contains none of them."""
+
+
+class Program(NamedTuple):
+    """A compiled condition. `arguments` are the arguments it names; None if it may use any."""
+
+    compiled: Any
+    arguments: frozenset[str] | None
+
+    @property
+    def reads_arguments(self) -> bool:
+        return self.arguments is None or bool(self.arguments)
+
+    def matches(self, activation: Any) -> bool:
+        """Return whether the condition is true; an argument that is absent makes it false. Raises NotEvaluated."""
+        try:
+            result = self.compiled.eval(activation).value()
+        except RuntimeError as error:
+            raise NotEvaluated(_problem_of(str(error))) from None
+        if isinstance(result, bool):
+            return result
+        if str(result).startswith(_ABSENT):  # The type is bool, so any other value is the text of an error.
+            return False
+        raise NotEvaluated(_problem_of(str(result)))
+
+
+_ABSENT = ("NOT_FOUND: Key not found", "UNKNOWN: Index error", "INVALID_ARGUMENT: Index error")
+# By a part of CEL's message, which may quote an argument.
+_PROBLEMS = {
+    "budget": "it needs too many iterations",
+    "out of range": "an argument is too large",
+    "overload": "an argument has a type that the condition does not expect",
+    "regular expression": "its regular expression is not valid",
+    "divide by zero": "it divides by zero",
+    "modulus by zero": "it divides by zero",
+}
+
+
+def _problem_of(message: str) -> str:
+    return next((text for part, text in _PROBLEMS.items() if part in message), "an argument cannot be read")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """Return the CEL environment. Imported here: a process without rules does not load the library."""
+    from cel_expr_python import cel  # noqa: PLC0415
+
+    types = {
+        "string": cel.Type.STRING,
+        "bool": cel.Type.BOOL,
+        "int": cel.Type.INT,
+        "list<string>": cel.Type.List(cel.Type.STRING),
+    }
+    variables = {name: types[kind] for name, (kind, _) in FIELDS.items()}
+    return cel.NewEnv(variables=variables | {ARGUMENTS: cel.Type.Map(cel.Type.STRING, cel.Type.DYN)})
+
+
+def activation(values: Mapping[str, Any]) -> Any:
+    """Return the values of FIELDS and `args`, converted for any number of conditions. Raises NotEvaluated."""
+    return _environment().Activation(values)
+
+
+@lru_cache(maxsize=MOST_COMPILED)
+def compiled(text: str) -> Program:
+    """Compile a condition. The cache is by text, so a changed rule is never evaluated with an old program.
+
+    Raises BadExpression.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise BadExpression(f"A condition has at most {MOST_CHARACTERS:,} characters.", MOST_CHARACTERS)
+    tokens = [*tokens_of(text)]
+    check_cost(tokens)
+    try:
+        program = _environment().compile(text)
+        kind = str(program.return_type())
+    except RuntimeError as error:
+        raise _bad(text, str(error)) from None
+    if kind != "BOOL":
+        raise BadExpression("A condition is true or false: compare this with something, such as `== true`.")
+    return Program(program, arguments_in(tokens))
+
+
+_PLACE = re.compile(r"<input>:(\d+):(\d+): (.+)")
+_REFERENCE = re.compile(r"undeclared reference to '([^']+)'")
+
+
+def _bad(text: str, message: str) -> BadExpression:
+    """Return CEL's compile error in plain words, with the position of the character."""
+    found = _PLACE.search(message)
+    if found is None:
+        return BadExpression("The condition is nested too deeply." if "recursion" in message else "Not a condition.")
+    line, column, problem = int(found[1]), int(found[2]), found[3].replace(" (in container '')", "").strip()
+    start = sum(len(each) + 1 for each in text.split("\n")[: max(line - 1, 0)])
+    if named := _REFERENCE.search(problem):
+        problem = f"There is no field or function {named[1]}."
+    elif "found no matching overload" in problem:
+        problem = problem.replace("found no matching overload for", "These types do not go together:")
+    elif problem.startswith("Syntax error"):
+        problem = problem.partition(" expecting")[0].replace("'<EOF>'", "the end")
+    return BadExpression(problem, min(start + max(column - 1, 0), len(text)))
+
+
+# Arguments
+
+
+def check_size(arguments: Mapping[str, Any]) -> None:
+    """Raise NotEvaluated if these arguments are too large or too deep, or not numbers and texts that CEL has."""
+    _Size().add(arguments, 0)
+
+
+class _Size:
+    def __init__(self) -> None:
+        self.values, self.text = 0, 0
+
+    def add(self, value: Any, depth: int) -> None:
+        self.values += 1
+        if isinstance(value, str):
+            self._add_text(value)
+        elif isinstance(value, dict | list):
+            self._add_container(value, depth)
+        elif isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT:
+            raise NotEvaluated(_PROBLEMS["out of range"])
+
+    def _add_container(self, value: Any, depth: int) -> None:
+        if self.values + len(value) > MOST_VALUES or depth >= DEEPEST:
+            raise NotEvaluated(_PROBLEMS["out of range"])
+        for each in value:
+            if isinstance(value, dict):
+                self._add_text(each)
+                self.add(value[each], depth + 1)
+            else:
+                self.add(each, depth + 1)
+
+    def _add_text(self, text: str) -> None:
+        self.text += len(text)
+        if self.text > MOST_TEXT:
+            raise NotEvaluated(_PROBLEMS["out of range"])
+        if not text.isascii() and not is_storable(text):
+            raise NotEvaluated("an argument has a character that is not valid")

@@ -1,0 +1,258 @@
+"""Rules on tool calls: what is refused, held or labelled, by tool and by the arguments of the call.
+
+The statement that decides a call reads the enabled rules (proxy/access/query.sql); proxy/access/rules.py applies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+from uuid import uuid4
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Actor, Event, Switchable
+from auditlog.versions import Seen, Versioned
+from gateways.models import Gateway
+from proxy.access.expression_text import BadExpression
+from proxy.access.expressions import MOST_CHARACTERS, compiled
+from servers.models import Server
+from ui.forms import holds
+
+MOST_RULES = 200  # Every call reads all of them.
+LONGEST_TEXT = 200
+# Fields whose change makes another rule of it: approvals and replays of the old one no longer apply.
+MEANING = frozenset({"gateway", "servers", "tools", "tool_effect", "when", "effect"})
+
+
+class RuleError(Exception):
+    """The rule is refused; the message says why. `field` is the form field, if any."""
+
+    field = ""
+
+
+class RuleNameTaken(RuleError):
+    """A rule with this name already exists."""
+
+    field = "name"
+
+
+class TooManyRules(RuleError):
+    """The workspace has 200 rules, and cannot have more. Remove one first."""
+
+
+class NeedsText(RuleError):
+    """Enter the label, without a comma."""
+
+    field = "text"
+
+
+class BadCondition(RuleError):
+    """The condition cannot be used. `at` is the position of the first wrong character, from 0."""
+
+    field = "when"
+
+    def __init__(self, problem: str, at: int) -> None:
+        super().__init__(problem)
+        self.at = at
+
+
+class RuleEffect(models.TextChoices):
+    REFUSE = "refuse", "Refuse"
+    HOLD = "hold", "Hold for approval"
+    LABEL = "label", "Label"
+
+
+# The effects that people can choose.
+OFFERED_EFFECTS = [(effect.value, effect.label) for effect in (RuleEffect.REFUSE, RuleEffect.LABEL)]
+
+
+class RuleMode(models.TextChoices):
+    WATCH = "watch", "Watch"
+    ON = "on", "On"
+
+
+class ToolEffect(models.TextChoices):
+    ANY = "", "Any"
+    READ_ONLY = "read_only", "Read only"
+    DESTRUCTIVE = "destructive", "Destructive"
+
+
+class RuleQuerySet(models.QuerySet["Rule"]):
+    def matching(self, words: str) -> RuleQuerySet:
+        return self.filter(holds("name", words) | holds("when", words) | holds("note", words)) if words else self
+
+    def live(self) -> RuleQuerySet:
+        """Return all rules: a removed one is deleted."""
+        return self.all()
+
+    def at(self, gateway: Gateway) -> RuleQuerySet:
+        """Return the rules for calls of this gateway: its own and those of the workspace."""
+        return self.filter(Q(gateway=gateway) | Q(gateway=None))
+
+    def add(
+        self,
+        *,
+        name: str,
+        effect: str,
+        by: User | None,
+        servers: Collection[Server] = (),
+        gateway: Gateway | None = None,
+        **fields: Any,
+    ) -> Rule:
+        """Add a rule at the end. Raises RuleError."""
+        row = self.model(name=name, effect=effect, gateway=gateway, created_by=by, **fields)
+        row.tidy()
+        try:
+            with transaction.atomic():
+                rules = list(self.model.objects.select_for_update().values_list("position", flat=True))
+                if len(rules) >= MOST_RULES:
+                    raise TooManyRules(TooManyRules.__doc__)
+                row.position = max(rules, default=0) + 1
+                row.save(force_insert=True)
+                row.servers.set(servers)
+                changes = {field: [None, value] for field, value in row.editable().items() if value}
+                Event.objects.record(Action.RULE_CREATED, row, by=by, changes=changes)
+        except IntegrityError:
+            raise RuleNameTaken(RuleNameTaken.__doc__) from None
+        return row
+
+
+class Rule(Versioned, Switchable):
+    """A rule on tool calls, of one gateway or of the workspace.
+
+    `servers`, `tools` (names for clients, with `*` and `?`) and `tool_effect` select tools; empty ones select all.
+    `when` is a condition in CEL; empty is always true. `text` is the sentence of a refusal, or the label. In the mode
+    `watch` a rule only labels calls with what it would have done. Rules apply in the order of `position`.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    gateway = models.ForeignKey(Gateway, models.PROTECT, null=True, blank=True, related_name="rules")
+    name = models.CharField(max_length=80)
+    servers = models.ManyToManyField(Server, blank=True, related_name="+")
+    tools = ArrayField(models.CharField(max_length=200), default=list, blank=True)
+    tool_effect = models.CharField(max_length=12, choices=ToolEffect, default=ToolEffect.ANY, blank=True)
+    when = models.TextField(max_length=MOST_CHARACTERS, blank=True, default="")
+    effect = models.CharField(max_length=10, choices=RuleEffect)
+    text = models.CharField(max_length=LONGEST_TEXT, blank=True, default="")
+    mode = models.CharField(max_length=10, choices=RuleMode, default=RuleMode.WATCH)
+    note = models.CharField(max_length=500, blank=True, default="")
+    position = models.PositiveIntegerField(default=0)
+    # Increases with each change of MEANING.
+    revision = models.PositiveIntegerField(default=1, editable=False)
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = RuleQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("position", "created_at")
+        default_permissions = ()
+        permissions = (("view_rule", "View rules"), ("manage_rule", "Manage rules"))
+        constraints = (
+            models.UniqueConstraint(Lower("name"), name="rule_name_is_unique"),
+            models.CheckConstraint(condition=~Q(effect="label") | ~Q(text=""), name="label_rule_has_a_label"),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def status(self) -> str:
+        """`disabled`, `watch` or `on`."""
+        return self.mode if self.enabled else "disabled"
+
+    def editable(self) -> dict[str, Any]:
+        names = ("name", "tools", "tool_effect", "when", "effect", "text", "mode", "note")
+        values = {name: getattr(self, name) for name in names}
+        servers = sorted(self.servers.values_list("slug", flat=True)) if not self._state.adding else []
+        return values | {"gateway": self.gateway.slug if self.gateway else "", "servers": servers}
+
+    def tidy(self) -> None:
+        """Tidy the values. Raises RuleError if the rule cannot be used."""
+        self.name, self.text, self.note = self.name.strip(), self.text.strip(), self.note.strip()
+        self.when, self.tools = self.when.strip(), [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
+        if self.effect == RuleEffect.LABEL and (not self.text or "," in self.text):
+            raise NeedsText(NeedsText.__doc__)
+        if self.when:
+            try:
+                compiled(self.when)
+            except BadExpression as bad:
+                raise BadCondition(bad.problem, bad.at) from None
+
+    def edit(
+        self, *, by: Actor | None, seen: Seen | None = None, servers: Iterable[Server] | None = None, **fields: Any
+    ) -> bool:
+        """Change the rule from the next call on; return whether anything changed.
+
+        Raises RuleError or ChangedMeanwhile.
+        """
+        try:
+            with transaction.atomic():
+                row: Rule = self.lock()
+                before = row.editable()
+                for name, value in fields.items():
+                    setattr(row, name, value)
+                row.tidy()
+                changes = row._save_changes(before, servers, seen)
+                if changes:
+                    Event.objects.record(Action.RULE_UPDATED, row, by=by, changes=changes)
+        except IntegrityError:
+            raise RuleNameTaken(RuleNameTaken.__doc__) from None
+        self.refresh_from_db()
+        return bool(changes)
+
+    def _save_changes(
+        self, before: dict[str, Any], servers: Iterable[Server] | None, seen: Seen | None
+    ) -> dict[str, list[Any]]:
+        chosen = None if servers is None else [*servers]
+        after = self.editable() | ({} if chosen is None else {"servers": sorted(each.slug for each in chosen)})
+        changes = {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+        type(self)._base_manager.get(pk=self.pk).must_be(seen, changes)
+        if chosen is not None:
+            self.servers.set(chosen)
+        self.revision += bool(MEANING.intersection(changes))
+        self.save()
+        return changes
+
+    def set_mode(self, mode: str, *, by: Actor | None) -> bool:
+        """Switch to `watch` or `on` from the next call on. Return False if the rule had this mode already."""
+        with transaction.atomic():
+            row: Rule = self.lock()
+            changed = row.mode != mode
+            if changed:
+                type(self).objects.filter(pk=self.pk).update(mode=mode)
+                Event.objects.record(Action.RULE_MODE_SET, row, by=by, changes={"mode": [row.mode, mode]})
+        self.mode = mode
+        return changed
+
+    def move(self, to: int, *, by: Actor | None) -> bool:
+        """Move the rule to the place `to` among all rules, from 1. Return False if it was there already."""
+        with transaction.atomic():
+            rules = list(type(self).objects.select_for_update())
+            before = next(index for index, rule in enumerate(rules, 1) if rule.pk == self.pk)
+            to = min(max(to, 1), len(rules))
+            if before == to:
+                return False
+            rules.insert(to - 1, rules.pop(before - 1))
+            for position, rule in enumerate(rules, 1):
+                rule.position = position
+            type(self).objects.bulk_update(rules, ["position"])
+            Event.objects.record(Action.RULE_MOVED, self, by=by, changes={"place": [before, to]})
+        self.refresh_from_db(fields=["position"])
+        return True
+
+    def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
+        """Remove the rule from the next call on. Raises ChangedMeanwhile."""
+        with transaction.atomic():
+            row: Rule = self.lock()
+            row.must_be(seen)
+            changes = {name: [value, None] for name, value in row.editable().items() if value}
+            Event.objects.record(Action.RULE_REMOVED, row, by=by, changes=changes)
+            row.delete()
