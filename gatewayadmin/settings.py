@@ -134,6 +134,7 @@ INSTALLED_APPS = [
     "hosts",
     "connections",
     "rules",
+    "approvals",
     "tokens",
     "oauth",
     "sinks",

@@ -29,6 +29,7 @@ _ROOMS = (
     "sinks",
     "attention",
     "access",
+    "approvals",
     "scim",
     "sso",
 )
