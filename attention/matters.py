@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.db.models import F, QuerySet, Value
+from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Concat
 from django.urls import reverse
 
 from accounts.asking import MOST_OPEN, open_requests
 from accounts.models import User
+from approvals.models import Hold
 from attention.refusals import unusual
 from capabilities import Capability
 from connections.carried_identities import lacking_identity
 from gateways.models import AccessRequest, AccessRequestQuerySet, Feature
 from hosts.forms import PENDING
 from hosts.models import Host
+from rules.models import Approvers
 from servers.forms import shared_identity_to_renew
 from servers.models import Health, Identity, Server
 from sinks.models import Sink
@@ -60,7 +62,7 @@ class Matter:
     `find` returns for each person what waits for them.
 
     `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
-    once a day at most.
+    once a day at most. `is_urgent` things end within minutes, so people are notified of new ones every minute.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Matter:
     may: tuple[Capability, ...] = ()
     act: str = "Review"
     at_once: bool = False
+    is_urgent: bool = False
     unless: Capability | None = None  # People with this capability see another matter, with everyone's things.
     also: Callable[[], QuerySet[User]] | None = None
 
@@ -135,6 +138,20 @@ def _access(person: User | None) -> OpenMatter:
     rows = access_to_decide(person)
     asked = rows.annotate(words=Concat("user__email", Value(": "), "gateway__name"))
     return _listed("gateways:access_requests", asked, "words", show="decide" if person else "open")
+
+
+def _hold_approvers() -> QuerySet[User]:
+    """Return the active people who decide on a waiting hold without the capability: by their team, or their own."""
+    waiting = Hold.objects.waiting().order_by()
+    by_team = Q(teams__in=waiting.filter(approvers=Approvers.TEAM).values("team"))
+    own = Q(pk__in=waiting.filter(approvers=Approvers.PERSON).values("user"))
+    return User.objects.filter(by_team | own, is_active=True).distinct()
+
+
+def _holds(person: User | None) -> OpenMatter:
+    rows = Hold.objects.to_decide(person)
+    asked = rows.annotate(words=Concat("tool", Value(", asked by "), "connection__host__name"))
+    return _listed("approvals:waiting", asked, "words", **({"show": "decide"} if person else {}))
 
 
 def _shared_identities(person: User | None) -> OpenMatter:
@@ -202,6 +219,11 @@ MATTERS = (
         "apps", "Apps to approve", TO_DECIDE, "apps", ("{} app waits for approval", "{} apps wait for approval"),
         lambda person: _listed("hosts:list", apps_to_approve(), "name", status="pending"),
         (Capability.HOSTS_TOGGLE,), at_once=True,
+    ),
+    Matter(
+        "holds", "Held calls", TO_DECIDE, "allowed",
+        ("{} call waits for your approval", "{} calls wait for your approval"),
+        _holds, (Capability.APPROVALS_DECIDE,), act="Decide", at_once=True, is_urgent=True, also=_hold_approvers,
     ),
     Matter(
         "access", "Access requests", TO_DECIDE, "lock",

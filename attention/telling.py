@@ -49,6 +49,7 @@ PERSONAL = {
 
 A_DAY = timedelta(days=1)
 PAUSE = timedelta(minutes=10)  # Shortest time between two messages of a matter reported at once.
+URGENT_PAUSE, MOST_URGENT_A_DAY = timedelta(minutes=1), 100
 MOST_A_DAY = 8  # Messages of one matter to one channel; further ones wait for a day.
 STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Older events are not reported.
@@ -158,10 +159,11 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
     now = timezone.now()
     if not matter.at_once:
         return now - last.created_at >= A_DAY
-    if now - last.created_at < PAUSE:
+    pause, most = (URGENT_PAUSE, MOST_URGENT_A_DAY) if matter.is_urgent else (PAUSE, MOST_A_DAY)
+    if now - last.created_at < pause:
         return False
     day = channel.messages.filter(matter=matter.name, created_at__gt=now - A_DAY)
-    return now - last.created_at >= A_DAY or day.count() < MOST_A_DAY
+    return now - last.created_at >= A_DAY or day.count() < most
 
 
 # Outcomes: answers to people's requests.

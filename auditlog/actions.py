@@ -43,6 +43,17 @@ class Action(StrEnum):
         "{actor} withdrew the request for {target}.",
     )
 
+    ALLOWANCE_ENDED = (
+        "allowance.ended",
+        "{actor} ended that {host} on the gateway {gateway} may call {tool} without asking.",
+        "{actor} ended the permission {target}.",
+    )
+    ALLOWANCE_GIVEN = (
+        "allowance.given",
+        "{actor} allowed {host} on the gateway {gateway} to call {tool} for a while without asking.",
+        "{actor} gave the permission {target}.",
+    )
+
     API_KEY_CREATED = "api_key.created", "{actor} created the API key {target}."
     API_KEY_REVOKED = (
         "api_key.revoked",
@@ -130,6 +141,11 @@ class Action(StrEnum):
         "{actor} ended sessions of {host} on the gateway {gateway} as {user}.",
         "{actor} ended sessions of the connection {target}.",
     )
+    CONNECTION_WAIT_SET = (
+        "connection.wait_set",
+        "{actor} changed how long held calls of {host} on the gateway {gateway} wait.",
+        "{actor} changed how long held calls of {target} wait.",
+    )
 
     EVENTS_EXPORTED = "events.exported", "{actor} exported the admin events."
 
@@ -173,6 +189,22 @@ class Action(StrEnum):
         "{actor} renamed the gateway {old_name} to {target}.",
         "{actor} changed the {fields} of the gateway {target}.",
         "{actor} changed the gateway {target}.",
+    )
+
+    HOLD_APPROVED = (
+        "hold.approved",
+        "{actor} approved a call of {tool} by {host} on the gateway {gateway}, held by the rule {rule}.",
+        "{actor} approved the held call {target}.",
+    )
+    HOLD_DENIED = (
+        "hold.denied",
+        "{actor} denied a call of {tool} by {host} on the gateway {gateway}, held by the rule {rule}.",
+        "{actor} denied the held call {target}.",
+    )
+    HOLD_WITHDRAWN = (
+        "hold.withdrawn",
+        "{actor} withdrew a call of {tool} by {host} on the gateway {gateway}, held by the rule {rule}.",
+        "{actor} withdrew the held call {target}.",
     )
 
     HOST_ALLOWED_AT_GATEWAY = (

@@ -87,6 +87,7 @@ CALL_HELP = {
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
     "rule_id": "Id of the rule that refused the call, otherwise of the first rule whose condition had no result; null "
     "if none.",
+    "hold_id": "Id of the hold that stopped the call, or by whose approval it ran; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
     "payload_truncated": "Whether the recorded payload was cut.",

@@ -185,6 +185,7 @@ _ROWS = (
     ),
     LogField("label", Comparison.TEXT, "labels", is_free_text=True, parameter=Parameter("label", max_length=200)),
     LogField("rule", Comparison.ID, "rule_id", label="Rule", parameter=Parameter("rule")),
+    LogField("hold", Comparison.ID, "hold_id", label="Held call", parameter=Parameter("hold")),
     LogField("duration", Comparison.NUMBER, "duration_ms", unit=MILLISECONDS),
     LogField("upstream", Comparison.NUMBER, "upstream_ms", unit=MILLISECONDS),
     LogField("status", Comparison.NUMBER, "http_status", parameter=Parameter("http_status", bounds=(100, 599))),

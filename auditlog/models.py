@@ -142,6 +142,8 @@ class Call(models.Model):
     labels = models.CharField(max_length=600, blank=True, default="", db_default="")
     # The rule that refused the call, otherwise the first rule whose condition had no result.
     rule_id = models.UUIDField(null=True)
+    # The hold that stopped the call, or the approval by which it ran.
+    hold_id = models.UUIDField(null=True)
 
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
@@ -176,6 +178,9 @@ class Call(models.Model):
             ),
             models.Index(fields=("trace_id", "created_at"), name="call_by_trace", condition=~models.Q(trace_id="")),
             models.Index(fields=("created_at",), name="call_with_labels", condition=~models.Q(labels="")),
+            models.Index(
+                fields=("hold_id", "created_at"), name="call_by_hold", condition=models.Q(hold_id__isnull=False)
+            ),
         )
 
     def __str__(self) -> str:

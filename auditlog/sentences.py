@@ -34,6 +34,7 @@ STATED = {
     "to": "person",
     "email": "person",
     "list": "",
+    "rule": "name",
     "mode": "",
     "place": "",
 }
@@ -43,6 +44,8 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
+    "hold": (" / ", ("tool", "host", "gateway")),
+    "allowance": (" / ", ("tool", "host", "gateway")),
     "gatewaygrant": (" / ", ("gateway", "user")),
     "toolgrant": (" / ", ("tool_set", "subject", "gateway")),
     "toolset": (" on ", ("tool_set", "gateway")),

@@ -134,6 +134,12 @@ class Capability(StrEnum):
         "Manage rules",
         "Create, order, change, switch and remove rules on tool calls.",
     )
+    APPROVALS_DECIDE = (
+        "approvals.decide_hold",
+        "approvals:decide",
+        "Decide on held calls",
+        "See all held calls; approve and deny those that no rule gives to others.",
+    )
     IDENTITIES_READ = (
         "servers.view_identity",
         "identities:read",

@@ -23,6 +23,7 @@ from capabilities import NOBODY, Capability
 from capabilities.rest import Own, capabilities_in
 from connections.carried_identities import CarriedIdentities, CarriedRow
 from connections.models import (
+    LONGEST_HOLD_WAIT,
     Connection,
     ConnectionAlreadyRevoked,
     ConnectionQuerySet,
@@ -50,6 +51,9 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 
 
 ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
+
+
+HOLD_WAIT = "Seconds for which held calls wait in their requests; null: 50 with progress notifications, otherwise 4."
 
 
 class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
@@ -85,7 +89,14 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         source="connection.last_used_at", allow_null=True, help_text="When it was last used."
     )
     revoked_at = UtcDateTimeField(source="connection.revoked_at", allow_null=True, help_text="When it was revoked.")
+    hold_wait = serializers.IntegerField(source="connection.hold_wait", allow_null=True, help_text=HOLD_WAIT)
     tokens_active = serializers.IntegerField(source="active", help_text="Number of its working credentials.")
+
+
+class ConnectionChanges(RequestBody):
+    """The changeable fields of a connection."""
+
+    hold_wait = serializers.IntegerField(min_value=0, max_value=LONGEST_HOLD_WAIT, allow_null=True, help_text=HOLD_WAIT)
 
 
 class GatewayConnectionQuery(ListQuery):
@@ -139,6 +150,16 @@ class ConnectionResource(Connections):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a connection."""
         return self.answer(self._find(pk))
+
+    @operation(needs=Own(Capability.CONNECTIONS_TOGGLE), body=ConnectionChanges, if_match=True)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change for how long held calls of a connection wait."""
+        connection = self._live(pk)
+        self.must_own(connection.user_id)
+        body = self.body()
+        if "hold_wait" not in body:
+            return self.answer(self._find(pk))
+        return self.changed(connection, connection.set_hold_wait, seconds=body["hold_wait"])
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)

@@ -32,6 +32,7 @@ from hosts.models import Host, HostQuerySet
 from proxy.models import Session, UpstreamSession
 from servers.models import Identity, Server
 
+LONGEST_HOLD_WAIT = 240  # Seconds.
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)  # Workers end a session whose last use is set to this.
 
 
@@ -352,6 +353,10 @@ class Connection(Versioned, Switchable):
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
 
+    # Seconds for which a held call waits in its request; NULL: 50 s with progress notifications, otherwise 4 s. The
+    # gateway learns it from calls, and people can change it.
+    hold_wait = models.PositiveSmallIntegerField(null=True, blank=True)
+
     objects = ConnectionQuerySet.as_manager()
 
     class Meta:
@@ -392,7 +397,7 @@ class Connection(Versioned, Switchable):
         return self.revoked_at is None
 
     def editable(self) -> dict[str, Any]:
-        return {"enabled": self.enabled, "reason": self.revoke_reason or None}
+        return {"enabled": self.enabled, "reason": self.revoke_reason or None, "hold_wait": self.hold_wait}
 
     @property
     def blocked_reason(self) -> str:
@@ -440,6 +445,20 @@ class Connection(Versioned, Switchable):
     def may_be_revoked_by(self, user: User) -> bool:
         """True if `user` may revoke the connection: it is their own, or they have the capability."""
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+
+    def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
+        """Set for how many seconds held calls wait in their requests; None lets the gateway choose.
+
+        Returns False if it was the same.
+        """
+        with transaction.atomic():
+            before: int | None = self.lock().hold_wait
+            if before != seconds:
+                Connection.objects.filter(pk=self.pk).update(hold_wait=seconds)
+                changes = {"hold_wait": [before, seconds]}
+                Event.objects.record(Action.CONNECTION_WAIT_SET, self, by=by, changes=changes)
+        self.hold_wait = seconds
+        return before != seconds
 
     def allow_host(self, *, by: User) -> bool:
         """List the connection's host on its gateway, and unblock it for everyone. Returns False if it was listed."""

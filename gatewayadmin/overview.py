@@ -19,6 +19,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
+from approvals.models import Hold
 from attention.matters import access_to_decide, apps_to_approve, definitions_to_judge, servers_down
 from auditlog import replica
 from auditlog.charts import CallPlots, chosen_range, unread_tops
@@ -64,6 +65,8 @@ def _counts(reader: Any) -> dict[str, int]:
     # `is_approver` was loaded with the session's person (accounts.backend).
     if getattr(reader, "is_approver", True) or reader.has_perm(Capability.GATEWAYS_MANAGE):
         looks.append(_number("access", access_to_decide(reader)))
+    if reader.has_perm(Capability.APPROVALS_DECIDE):
+        looks.append(_number("holds", Hold.objects.to_decide(reader)))
     if not looks:
         return {}
     return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number}

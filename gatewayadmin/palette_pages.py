@@ -53,6 +53,7 @@ PAGES = (
     ),
     Offer("Gateways", "gateways:list", "gateway", words="endpoint url", key="g"),
     Offer("Servers", "servers:list", "server", Capability.SERVERS_READ, "upstream mcp health", key="s"),
+    Offer("Approvals", "approvals:waiting", "allowed", words="hold held approve deny decide call human"),
     Offer("Access", "gateways:access", "lock", words="request ask permission gateway approve"),
     Offer(
         "Access report",

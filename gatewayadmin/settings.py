@@ -135,6 +135,7 @@ INSTALLED_APPS = [
     "hosts",
     "connections",
     "rules",
+    "approvals",
     "tokens",
     "oauth",
     "sinks",

@@ -13,6 +13,7 @@ from proxy.access.decision import SETUP_TO_FIND_AGAIN, Access
 from proxy.call import Endpoint, Parts
 from proxy.config import Config, Traces
 from proxy.handshake import Eras, Handshake
+from proxy.holds import Holds
 from proxy.lists import Lists
 from proxy.message_router import RouterParts
 from proxy.refresh import Refresher
@@ -96,6 +97,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         recorder = PayloadRecorder(cipher, redactor)
         requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher, streams)
+        holds = Holds(state, bus, cipher, config.public_url)
+        streams.before_stop.append(holds.end_waits)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         events = StreamEvents(state, bus, cipher)
         router = RouterParts(streams, keeper, client, bus, requests, pending, events)
@@ -113,7 +116,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (usage, writer, limits, access, bus, streams):
             running.push_async_callback(part.stop)
             part.start()
-        for stop in (refresher.stop, eras.stop, lists.stop):
+        for stop in (refresher.stop, eras.stop, lists.stop, holds.stop):
             running.push_async_callback(stop)
         for looping in (keeper, server_streams, requests, suspended):
             running.push_async_callback(looping.stop)
@@ -134,6 +137,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             refresher=refresher,
             requests=requests,
             suspended=suspended,
+            holds=holds,
             streams=streams,
             server_streams=server_streams,
             resumption=Resumption(events, keeper, server_streams),

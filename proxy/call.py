@@ -48,9 +48,10 @@ from proxy.access.features import (
     target_of,
 )
 from proxy.access.rule_checker import RuleRefused, ruled_call
-from proxy.access.rules import decide_by_rules
+from proxy.access.rules import HOLD, NO_RULES, REFUSE, RuleDecision, decide_by_rules
 from proxy.config import Config
 from proxy.handshake import Handshake
+from proxy.holds import HeldCall, Holds, NotApproved
 from proxy.lists import BadListCursor, Lists
 from proxy.message_router import LEVELS, SessionCall
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -153,6 +154,9 @@ NOT_OF_THE_SERVER = (
     tasks.UnknownTask,
 )
 
+# Errors raised before the request is sent, unless `may_have_run` is set.
+NEVER_SENT = (Busy, NotRecordable, DatabaseUnavailable)
+
 # Servers of 2026-07-28 have no such methods: for them the worker with the client's stream sends `subscriptions/listen`.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
@@ -198,6 +202,7 @@ class Parts(NamedTuple):
     refresher: Refresher
     requests: ServerRequests
     suspended: SuspendedCalls
+    holds: Holds
     streams: Streams
     server_streams: ServerStreams
     resumption: Resumption
@@ -471,11 +476,16 @@ class Endpoint:
                 return await handler(request, grant, message, stream)
             finally:
                 self._calls.leave(grant.token_id)
-        except OutOfScope:
-            denied = DENIALS["out_of_scope"]
-            return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
-        except UpstreamError as error:
+        except (OutOfScope, NotApproved, UpstreamError) as error:
+            return self._refused(request, error)
+
+    def _refused(self, request: McpRequest, error: OutOfScope | NotApproved | UpstreamError) -> Response:
+        if isinstance(error, UpstreamError):
             return self._upstream_error(request, error)
+        if isinstance(error, NotApproved):
+            return error.response(request, COMPLETE if request.modern else {})
+        denied = DENIALS["out_of_scope"]
+        return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
 
     async def _wait_for_room(self, person: str) -> None:
         """Wait until this person's share of the answer budget has room. Raises AnswersNotTaken."""
@@ -552,9 +562,9 @@ class Endpoint:
     ) -> Response:
         """Send this request to its server and return the answer, rewritten for the client.
 
-        Notifications go to `stream`, if there is one. Raises OutOfScope or UpstreamError.
+        Notifications go to `stream`, if there is one. Raises OutOfScope, UpstreamError or NotApproved.
         """
-        grant, resolved = await self._resolved(request, grant, message)
+        grant, resolved = await self._allowed(request, grant, message, stream)
         assigned, usage = resolved.assigned, self._parts.usage
         if resolved.alias and rewriting.may_hold_exposed(request.body):
             message = await _with_own_uris(request, resolved, message)
@@ -562,7 +572,9 @@ class Endpoint:
         began = time.perf_counter()
         try:
             answer = await ask_server(request, grant, resolved, message, stream)
-        except NOT_OF_THE_SERVER:
+        except NOT_OF_THE_SERVER + NEVER_SENT:
+            if request.uses_approval and not request.may_have_run:
+                await self._parts.holds.give_back(request)
             raise
         except AccessRefused as refusal:
             raise await self._after(refusal, request, resolved, grant) from None
@@ -580,10 +592,38 @@ class Endpoint:
             request.mcp_task = tasks.created(self._cipher, assigned, request, message, answer)
         return await _result_answer(request, resolved, message, answer)
 
+    async def _allowed(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> tuple[AccessRow, Resolved]:
+        """Return the server and feature of this request, and the grant that allows it.
+
+        Rows 13 to 16 of the decision order. A call that a rule holds waits here; after each decision everything is
+        decided anew. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        """
+        held: HeldCall | None = None
+        while True:
+            grant, resolved = await self._resolved(request, grant, message)
+            if message.method != "tools/call":
+                return grant, resolved
+            rule = _check_rules(request, grant, resolved, message).holding
+            if rule is None or self._parts.suspended.has_given(message):
+                return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
+            held = held or await self._parts.holds.begin(request, message, stream)
+            if await self._parts.holds.may_run(held, rule):
+                return grant, resolved
+            grant = await self._current_grant(request)
+
+    async def _current_grant(self, request: McpRequest) -> AccessRow:
+        """Return the current grant of a call that waited. Raises CancelledError if access was lost meanwhile."""
+        grant = await self._parts.streams.recheck(request)
+        if grant is None:
+            raise asyncio.CancelledError
+        return grant
+
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
         """Find the server and feature of this request, with a fresh credential, and return them with their grant.
 
-        Rows 13 to 16 of the decision order. Raises OutOfScope or UpstreamError.
+        Rows 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.
@@ -599,8 +639,6 @@ class Endpoint:
             check_held(resolved, message.params.get("arguments"))
         if resolved.assigned.sign_in is not None:
             grant, resolved = await self._refreshed(request, grant, resolved)
-        if message.method == "tools/call":
-            _check_rules(request, grant, resolved, message)
         return grant, resolved
 
     async def _find(
@@ -781,6 +819,15 @@ class Endpoint:
         metrics.count(row, (answer.outcome, answer.deny_reason), seconds, recorded)
         if answer.status != CLIENT_LEFT:
             await self._send(request, answer, stream)
+            self._note_patience(request, stream)
+
+    def _note_patience(self, request: McpRequest, stream: Stream | None) -> None:
+        """Note how long this client waited, if its calls may be held."""
+        rules = request.grant.rules if request.grant is not None else None
+        if rules is None or request.client_left or (stream is not None and stream.client_left):
+            return
+        if any(rule.effect == HOLD for rule in rules.rules) and request.row.outcome != "cancelled":
+            self._parts.holds.note_answered(request, time.perf_counter() - request.began)
 
     async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
         if answer.outcome in FAILED:
@@ -1018,18 +1065,19 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
         raise
 
 
-def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message) -> None:
+def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message) -> RuleDecision:
     """Apply the gateway's rules to this tool call, and note their labels in its row. Raises RuleRefused."""
     if grant.rules is None:
-        return
+        return NO_RULES
     row, tool, arguments = request.row, request.row.feature_name, message.params.get("arguments")
     call = ruled_call(
         grant, resolved, tool, arguments, client=row.client_name, address=row.client_ip, at=row.created_at
     )
     decision = decide_by_rules(grant.rules.rules, call)
     row.labels, row.rule_id = decision.label_text, decision.rule.id if decision.rule else ""
-    if decision.effect:
+    if decision.effect == REFUSE:
         raise RuleRefused(decision, resolved, tool)
+    return decision
 
 
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
@@ -1098,7 +1146,7 @@ async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[R
         nonlocal left
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        left = True
+        left = request.client_left = True
         if task is not None:
             task.cancel()
 

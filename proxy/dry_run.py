@@ -31,7 +31,7 @@ from proxy.access.features import (
     resolve_call,
 )
 from proxy.access.rule_checker import ruled_call
-from proxy.access.rules import NO_RULES, DecidingRule, RuleDecision, decide_by_rules, is_target, reads_arguments
+from proxy.access.rules import NO_RULES, REFUSE, DecidingRule, RuleDecision, decide_by_rules, is_target, reads_arguments
 from wire.cipher import Cipher
 from wire.mcp import TOOL
 
@@ -157,7 +157,8 @@ def _ruled(
     decision = decide_by_rules([rule for rule in grant.rules.rules if rule not in unread], call)
     if not decision.effect:
         return found._replace(rules=decision, unread=unread)
-    stopped = Obstacle("rule_refused", resolved.assigned, decision.rule)
+    reason = "rule_refused" if decision.effect == REFUSE else "held"
+    stopped = Obstacle(reason, resolved.assigned, decision.rule)
     return found._replace(obstacles=(*found.obstacles, stopped), rules=decision, unread=unread)
 
 

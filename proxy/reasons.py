@@ -10,6 +10,7 @@ CALLS = "/settings/calls"
 IDENTITIES = "/settings/identities"
 TOKENS = "/settings/api-tokens"
 ACCESS = "/access/"
+APPROVALS = "/approvals/"
 CONNECT = "/connect/help/"
 SIGN_IN = "/accounts/login/"
 
@@ -184,6 +185,22 @@ REASONS = {
     ),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored credential.", page=IDENTITIES),
     "rule_refused": Reason(Step.RULES, "A rule refuses this call of {tool}.", "refused by a rule"),
+    "held": Reason(
+        Step.RULES, "A rule holds this call of {tool} until somebody approves it.", "held by a rule", page=APPROVALS
+    ),
+    "hold_denied": Reason(Step.RULES, "Somebody denied this call of {tool}.", "denied by a person", page=APPROVALS),
+    "hold_expired": Reason(
+        Step.RULES, "Nobody decided on this call of {tool} in time.", "not decided in time", page=APPROVALS
+    ),
+    "unclear_arguments": Reason(
+        Step.RULES, "This call of {tool} needs approval, but an object in its arguments has a name twice."
+    ),
+    "too_many_holds": Reason(
+        Step.RULES,
+        "This call of {tool} needs approval, but 20 calls of the connection wait for approval already.",
+        "too many held calls",
+        page=APPROVALS,
+    ),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
     "address_blocked": Reason(Step.UPSTREAM, "The server's address is one the gateway may not call."),
     "unreachable": Reason(

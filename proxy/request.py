@@ -191,6 +191,7 @@ class McpRequest:
         "assigned",
         "began",
         "body",
+        "client_left",
         "ending",
         "feature",
         "grant",
@@ -212,6 +213,7 @@ class McpRequest:
         "span",
         "task",
         "uid",
+        "uses_approval",
         "version",
     )
 
@@ -245,6 +247,9 @@ class McpRequest:
         self.admitted = False
         # False only while it is certain that no server has executed the call.
         self.may_have_run = False
+        # Whether the client disconnected, if that is watched; and whether the call used an approval to run.
+        self.client_left = False
+        self.uses_approval = False
         # The access query; the task that serves the request; the reason to end it early.
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
@@ -259,6 +264,12 @@ class McpRequest:
     def task_ids(self) -> TaskIds | None:
         """The ids of the task that the request is about; None if it is not about a task."""
         return None if self.mcp_task is None else self.mcp_task.ids
+
+    @property
+    def was_cancelled(self) -> bool:
+        """True if the client cancelled the call, or disconnected, rather than lost its access."""
+        ending = self.ending
+        return self.client_left or (ending is not None and ending.denied is None and ending.refusal is None)
 
     @property
     def extensions(self) -> Object:

@@ -215,6 +215,11 @@ class Stream:
         """True if the response was sent or is being sent, so that nothing may follow on the stream."""
         return self._ended
 
+    @property
+    def client_left(self) -> bool:
+        """True if the client of a session has disconnected from this stream."""
+        return self._history is not None and self._history.away
+
     async def notify(self, message: jsonrpc.Object) -> None:
         """Send a notification."""
         await self._write(jsonrpc.dumps(message))

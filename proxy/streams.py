@@ -268,6 +268,7 @@ class Streams:
         self._statements = statements
         self._public_url = public_url
         self.calls: dict[str, McpRequest] = {}
+        self.before_stop: list[Callable[[], None]] = []  # Called when this process begins to stop.
         self._standing: dict[str, StandingStream] = {}
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
@@ -343,6 +344,8 @@ class Streams:
 
     def end_standing(self) -> None:
         """End all standing streams because this process stops; clients reconnect to another process."""
+        for tell in self.before_stop:
+            tell()
         for standing in self._standing.values():
             standing.end(_result(standing))
 

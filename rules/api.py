@@ -14,15 +14,19 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.models import Team
 from capabilities import Capability
 from connections.subjects import by_gateway
 from gateways.models import Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.models import (
+    LONGEST_HOLD,
     LONGEST_TEXT,
-    OFFERED_EFFECTS,
+    Approvers,
     BadCondition,
+    NeedsTeam,
     NeedsText,
+    NobodyDecides,
     Rule,
     RuleEffect,
     RuleMode,
@@ -34,6 +38,7 @@ from servers.models import Server
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
+SOMEBODY_ELSE = "Whether nobody may decide on calls of an agent that acts for themselves."
 TOOLS_HELP = "Names of tools for clients, with `*` (any text) and `?` (any character); empty means all."
 
 
@@ -56,6 +61,12 @@ class RuleSerializer(serializers.Serializer[Rule]):
     )
     enabled = serializers.BooleanField(help_text="Whether the rule is enabled.")
     note = serializers.CharField(help_text="Note for administrators.")
+    approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first on held calls.")
+    approver_team: Any = serializers.SlugRelatedField(
+        slug_field="name", read_only=True, allow_null=True, help_text="Team that decides; null for other approvers."
+    )
+    somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
+    hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
     position = serializers.IntegerField(help_text="Place in the order of rules.")
     revision = serializers.IntegerField(help_text="Increases when tools, condition or effect change.")
     created_at = UtcDateTimeField(help_text="When it was created.")
@@ -74,10 +85,19 @@ class RuleChanges(RequestBody):
     tools = serializers.ListField(child=serializers.CharField(max_length=200), max_length=100, help_text=TOOLS_HELP)
     tool_effect = serializers.ChoiceField(ToolEffect.choices)
     when = serializers.CharField(max_length=MOST_CHARACTERS, allow_blank=True, help_text="Condition in CEL.")
-    effect = serializers.ChoiceField(OFFERED_EFFECTS)
+    effect = serializers.ChoiceField(RuleEffect.choices)
     text = serializers.CharField(max_length=LONGEST_TEXT, allow_blank=True)
     mode = serializers.ChoiceField(RuleMode.choices)
     note = serializers.CharField(max_length=500, allow_blank=True)
+    approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first on held calls.")
+    approver_team = serializers.SlugRelatedField(
+        slug_field="name",
+        queryset=Team.objects.all(),
+        allow_null=True,
+        help_text="Team that decides; null for other approvers.",
+    )
+    somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
+    hold_minutes = serializers.IntegerField(min_value=1, max_value=LONGEST_HOLD)
 
 
 class NewRule(RuleChanges):
@@ -91,6 +111,10 @@ class NewRule(RuleChanges):
         "text": "",
         "mode": RuleMode.WATCH,
         "note": "",
+        "approvers": Approvers.ANYBODY,
+        "approver_team": None,
+        "somebody_else": False,
+        "hold_minutes": 15,
     }
     gateway = serializers.SlugField(
         default=None, allow_null=True, help_text="Slug of its gateway; null for all gateways."
@@ -118,7 +142,9 @@ class RuleResource(Resource):
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadCondition: Problem(HTTPStatus.BAD_REQUEST, "invalid", "when"),
+        NeedsTeam: Problem(HTTPStatus.BAD_REQUEST, "invalid", "approver_team"),
         NeedsText: Problem(HTTPStatus.BAD_REQUEST, "invalid", "text"),
+        NobodyDecides: Problem(HTTPStatus.BAD_REQUEST, "invalid", "somebody_else"),
         RuleNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
         TooManyRules: Problem(HTTPStatus.CONFLICT, "too_many"),
     }

@@ -14,7 +14,7 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
 
-from accounts.models import User
+from accounts.models import Team, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Seen, Versioned
@@ -27,7 +27,11 @@ from ui.forms import holds
 MOST_RULES = 200  # Every call reads all of them.
 LONGEST_TEXT = 200
 # Fields whose change makes another rule of it: approvals and replays of the old one no longer apply.
-MEANING = frozenset({"gateway", "servers", "tools", "tool_effect", "when", "effect"})
+MEANING = frozenset(
+    {"gateway", "servers", "tools", "tool_effect", "when", "effect"}
+    | {"approvers", "approver_team", "somebody_else", "hold_minutes"}
+)
+LONGEST_HOLD = 24 * 60  # Minutes.
 
 
 class RuleError(Exception):
@@ -52,6 +56,18 @@ class NeedsText(RuleError):
     field = "text"
 
 
+class NeedsTeam(RuleError):
+    """Choose the team that decides."""
+
+    field = "approver_team"
+
+
+class NobodyDecides(RuleError):
+    """Somebody else must decide, so the person the agent acts for cannot be the one."""
+
+    field = "somebody_else"
+
+
 class BadCondition(RuleError):
     """The condition cannot be used. `at` is the position of the first wrong character, from 0."""
 
@@ -69,7 +85,15 @@ class RuleEffect(models.TextChoices):
 
 
 # The effects that people can choose.
-OFFERED_EFFECTS = [(effect.value, effect.label) for effect in (RuleEffect.REFUSE, RuleEffect.LABEL)]
+OFFERED_EFFECTS = RuleEffect.choices
+
+
+class Approvers(models.TextChoices):
+    """Who decides first on the calls that a rule holds."""
+
+    ANYBODY = "anybody", "Everybody who may decide on held calls"
+    TEAM = "team", "A team"
+    PERSON = "person", "The person the agent acts for"
 
 
 class RuleMode(models.TextChoices):
@@ -142,6 +166,13 @@ class Rule(Versioned, Switchable):
     text = models.CharField(max_length=LONGEST_TEXT, blank=True, default="")
     mode = models.CharField(max_length=10, choices=RuleMode, default=RuleMode.WATCH)
     note = models.CharField(max_length=500, blank=True, default="")
+    # Of rules that hold: who decides, and for how many minutes a call waits.
+    approvers = models.CharField(
+        max_length=10, choices=Approvers, default=Approvers.ANYBODY, db_default=Approvers.ANYBODY
+    )
+    approver_team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="+")
+    somebody_else = models.BooleanField(default=False, db_default=False)
+    hold_minutes = models.PositiveSmallIntegerField(default=15, db_default=15)
     position = models.PositiveIntegerField(default=0)
     # Increases with each change of MEANING.
     revision = models.PositiveIntegerField(default=1, editable=False)
@@ -158,6 +189,12 @@ class Rule(Versioned, Switchable):
         constraints = (
             models.UniqueConstraint(Lower("name"), name="rule_name_is_unique"),
             models.CheckConstraint(condition=~Q(effect="label") | ~Q(text=""), name="label_rule_has_a_label"),
+            models.CheckConstraint(
+                condition=Q(hold_minutes__gte=1, hold_minutes__lte=LONGEST_HOLD), name="rule_holds_for_a_day_at_most"
+            ),
+            models.CheckConstraint(
+                condition=~Q(approvers="person") | Q(somebody_else=False), name="somebody_can_decide_for_rule"
+            ),
         )
 
     def __str__(self) -> str:
@@ -169,8 +206,9 @@ class Rule(Versioned, Switchable):
         return self.mode if self.enabled else "disabled"
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "tools", "tool_effect", "when", "effect", "text", "mode", "note")
-        values = {name: getattr(self, name) for name in names}
+        names = "name tools tool_effect when effect text mode note approvers somebody_else hold_minutes"
+        values = {name: getattr(self, name) for name in names.split()}
+        values["approver_team"] = self.approver_team.name if self.approver_team else ""
         servers = sorted(self.servers.values_list("slug", flat=True)) if not self._state.adding else []
         return values | {"gateway": self.gateway.slug if self.gateway else "", "servers": servers}
 
@@ -180,11 +218,23 @@ class Rule(Versioned, Switchable):
         self.when, self.tools = self.when.strip(), [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
         if self.effect == RuleEffect.LABEL and (not self.text or "," in self.text):
             raise NeedsText(NeedsText.__doc__)
+        self._tidy_approvers()
         if self.when:
             try:
                 compiled(self.when)
             except BadExpression as bad:
                 raise BadCondition(bad.problem, bad.at) from None
+
+    def _tidy_approvers(self) -> None:
+        """Reset what the effect does not use. Raises RuleError."""
+        if self.effect != RuleEffect.HOLD:
+            self.approvers, self.somebody_else, self.hold_minutes = Approvers.ANYBODY, False, 15
+        if self.approvers != Approvers.TEAM:
+            self.approver_team = None
+        elif self.approver_team is None:
+            raise NeedsTeam(NeedsTeam.__doc__)
+        if self.approvers == Approvers.PERSON and self.somebody_else:
+            raise NobodyDecides(NobodyDecides.__doc__)
 
     def edit(
         self, *, by: Actor | None, seen: Seen | None = None, servers: Iterable[Server] | None = None, **fields: Any

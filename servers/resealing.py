@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db import transaction
 
+from approvals.models import Hold
 from attention.models import Channel
 from auditlog.models import CheckpointKey
 from proxy.models import UpstreamSession
@@ -26,6 +27,7 @@ SEALED: dict[str, tuple[type[Any], str]] = {
     "identity providers": (Provider, "secret_ciphertext"),
     "SAML decryption keys": (DecryptionKey, "sealed"),
     "checkpoint keys": (CheckpointKey, "sealed"),
+    "held calls": (Hold, "sealed_arguments"),
 }
 
 

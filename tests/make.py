@@ -1,7 +1,8 @@
 """Rows for tests: plain functions with explicit values, so that a test shows what it is about."""
 
+import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +11,7 @@ from django.db import connections
 from django.utils import timezone
 
 from accounts.models import Role, User, permissions_of
+from approvals.models import Hold
 from auditlog.models import Call
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
@@ -22,6 +24,8 @@ from servers.models import AuthType, Identity, Server
 from tokens import api_keys
 from tokens.api_keys import IssuedApiKey
 from tokens.models import Issued, Token
+from ui.sealing import cipher
+from wire import canonical_json
 
 PASSWORD = "correct horse battery staple"
 
@@ -147,6 +151,20 @@ def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
 def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 30) -> IssuedApiKey:
     """Return a key that acts as `owner` with `capabilities`."""
     return api_keys.issue(name=name or unique("key"), capabilities=capabilities, days=days, by=owner)
+
+
+def hold(connection: Connection, server: Server, *, tool: str = "docs__search", **fields: Any) -> Hold:
+    """Return a held call, as the proxy makes it, on which everybody with APPROVALS_DECIDE may decide."""
+    now = timezone.now()
+    arguments = fields.pop("arguments", {"amount": 740})
+    minutes = timedelta(minutes=15)
+    given = {"rule_id": uuid4(), "rule_version": 1, "rule_name": "Ask first", "approvers": "anybody", "seconds": 900}
+    given |= {"asked_at": now, "fallback_at": now, "ends_at": now + minutes, "asking_call": uuid4()}
+    sealed = {"sealed_arguments": cipher().seal(json.dumps(arguments)), "key_id": cipher().key_id}
+    sealed["digest"] = canonical_json.digest(arguments)
+    return Hold.objects.create(
+        connection=connection, user=connection.user, server=server, tool=tool, **given | sealed | fields
+    )
 
 
 def call(*, at: datetime | None = None, **fields: Any) -> Call:

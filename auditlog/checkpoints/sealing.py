@@ -45,6 +45,7 @@ CALL_COLUMNS: dict[int, tuple[str, ...]] = {
 CALL_COLUMNS[2] = (*CALL_COLUMNS[1], "trace_id")
 CALL_COLUMNS[3] = (*CALL_COLUMNS[2], "session_id")
 CALL_COLUMNS[4] = (*CALL_COLUMNS[3], "labels", "rule_id")
+CALL_COLUMNS[5] = (*CALL_COLUMNS[4], "hold_id")
 NEWEST = max(CALL_COLUMNS)
 # The columns of admin events, by version.
 EVENT_COLUMNS: dict[int, tuple[str, ...]] = {

@@ -28,6 +28,7 @@ from django.urls import reverse
 from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.rules import PeopleError
 from accounts.sign_in import must_ask_again
+from approvals.models import HoldRefused
 from attention.delivery import ChannelError
 from auditlog.versions import ChangedMeanwhile, ConflictingChange, FormSeen, Versioned
 from capabilities import Capability, CapabilityRequired
@@ -83,6 +84,7 @@ REFUSALS = (
     ChannelError,
     ConnectionFault,
     GatewayError,
+    HoldRefused,
     HostError,
     PeopleError,
     ProviderError,

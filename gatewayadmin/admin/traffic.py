@@ -11,6 +11,7 @@ from django.forms import BooleanField
 from django.http import HttpRequest
 
 from accounts.sign_in import must_ask_again
+from approvals.models import Allowance, Hold
 from auditlog.outcomes import in_short
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
@@ -200,6 +201,37 @@ class RulePages(CapabilityAdmin):
     fields = words(
         "gateway name servers tools tool_effect when effect text mode enabled status note position revision"
         " created_by created_at updated_at"
+    )
+
+
+@register(Hold, site=site)
+class HoldPages(CapabilityAdmin):
+    """Read-only: held calls are decided on their page, by the people whom the rule names."""
+
+    seen_by = (Capability.APPROVALS_DECIDE,)
+    page = ("approvals:hold", "pk")
+    list_display = words("tool connection rule_name state asked_at ends_at decided_by decided_at")
+    list_filter = ("state", "asked_at")
+    list_select_related = ("connection__host", "connection__gateway", "connection__user", "decided_by")
+    search_fields = ("tool", "rule_name", "user__email")
+    fields = words(
+        "connection user server tool rule_id rule_version rule_name approvers team somebody_else asked_at fallback_at"
+        " ends_at state decided_by decided_at sentence used_at asking_call run_call client"
+    )
+
+
+@register(Allowance, site=site)
+class AllowancePages(CapabilityAdmin):
+    seen_by = (Capability.APPROVALS_DECIDE,)
+    acts = (
+        CapabilityAction("end", any_of(Capability.APPROVALS_DECIDE), Q(ended_at=None), "The next call is held again."),
+    )
+    list_display = words("tool connection calls given_by given_at ends_at ended_at")
+    list_filter = ("given_at",)
+    list_select_related = ("connection__host", "connection__gateway", "connection__user", "given_by")
+    search_fields = ("tool", "connection__host__name")
+    fields = words(
+        "hold connection server tool names rule_id rule_version calls given_by given_at ends_at ended_by ended_at"
     )
 
 

@@ -24,6 +24,7 @@ _TOPICS = {
     "accounts:settings": "concepts",
     "accounts:workspace": "reference/settings",
     "accounts:capabilities": "how-to/people-and-roles",
+    "approvals:": "how-to/approvals",
     "attention:": "how-to/needs-attention",
     "auditlog:": "how-to/read-the-log",
     "auditlog:events": "how-to/answer-an-auditor",

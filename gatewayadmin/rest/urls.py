@@ -16,6 +16,7 @@ from rest_framework.routers import SimpleRouter
 from access.api import AccessResource
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
+from approvals.api import AllowanceResource, HoldResource
 from attention.api import ChannelResource
 from auditlog.api import CallResource, EventResource, OwnCalls
 from auditlog.saved_views import SavedViewResource
@@ -58,6 +59,8 @@ router.register("notification-channels", ChannelResource, "channel")
 router.register("provisioning-keys", ProvisioningKeyResource, "provisioning-key")
 router.register("roles", RoleResource, "role")
 router.register("rules", RuleResource, "rule")
+router.register("holds", HoldResource, "hold")
+router.register("allowances", AllowanceResource, "allowance")
 router.register("servers", ServerResource, "server")
 router.register("sinks", SinkResource, "sink")
 router.register("teams", TeamResource, "team")

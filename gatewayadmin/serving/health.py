@@ -6,15 +6,17 @@ import asyncio
 import hmac
 import logging
 import socket
+import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 from django.conf import settings
 from django.db import connection, connections
-from django.db.models import Sum
+from django.db.models import Count, Sum
 from django.utils import timezone
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -22,6 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from approvals.models import Hold, HoldState
 from auditlog import indexes, replica
 from auditlog.models import Call, Checkpoint, Rollup
 from auditlog.replica import newest_id
@@ -204,6 +207,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 2.0  # Longest wait for the database; then a scrape has only the other metrics.
 MOST_SINKS = 50
 LATELY = timedelta(days=7)
+DAY = timedelta(days=1)
+MOST_DECISIONS = 10_000
 
 _reading = threading.Lock()
 
@@ -231,9 +236,8 @@ def _read() -> list[Metric]:
         return []
     try:
         sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
-        return families(
-            sinks, unsealed(), indexes.missing_indexes(Call.partitions), databases.clock_difference().total_seconds()
-        )
+        apart = databases.clock_difference().total_seconds()
+        return families(sinks, unsealed(), indexes.missing_indexes(Call.partitions), apart, _held_calls())
     except Exception:  # A scrape still gets the other metrics.
         logger.exception("metrics in the database could not be read")
         return []
@@ -242,7 +246,20 @@ def _read() -> list[Metric]:
         connection.close()
 
 
-def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apart: float = 0.0) -> list[Metric]:
+class HeldCalls(NamedTuple):
+    """Held calls of the last day by state, and the median time to their decisions in seconds."""
+
+    numbers: Mapping[str, int]
+    decision_seconds: float = 0.0
+
+
+def families(
+    sinks: Iterable[Sink],
+    unsealed_seconds: float,
+    unindexed: int,
+    apart: float = 0.0,
+    held: HeldCalls = HeldCalls({}),  # noqa: B008  never changed
+) -> list[Metric]:
     """Build the metric families."""
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "Age of the oldest undelivered row", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for its current status", labels=["sink", "status"])
@@ -258,7 +275,20 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apa
     lacking.add_metric([], unindexed)
     clocks = GaugeMetricFamily("gateway_clock_difference_seconds", "Difference between our clock and the database's")
     clocks.add_metric([], apart)
-    return [lag, status, delivered, age, lacking, clocks]
+    by_state = GaugeMetricFamily("gateway_holds", "Held calls of the last day, by state", labels=["state"])
+    for state in HoldState:
+        by_state.add_metric([state], held.numbers.get(state, 0))
+    median = GaugeMetricFamily("gateway_hold_decision_seconds", "Median time to the decisions of the last day")
+    median.add_metric([], held.decision_seconds)
+    return [lag, status, delivered, age, lacking, clocks, by_state, median]
+
+
+def _held_calls() -> HeldCalls:
+    recent = Hold.objects.filter(asked_at__gt=timezone.now() - DAY).order_by()
+    numbers = dict(recent.values_list("state").annotate(number=Count("pk")))
+    taken = recent.filter(decided_by__isnull=False).values_list("asked_at", "decided_at")[:MOST_DECISIONS]
+    seconds = [(decided - asked).total_seconds() for asked, decided in taken if decided]
+    return HeldCalls(numbers, statistics.median(seconds) if seconds else 0.0)
 
 
 def unsealed() -> float:

@@ -18,6 +18,7 @@ from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
+from approvals.models import Hold
 from attention import telling
 from auditlog import indexes
 from auditlog.actions import Action
@@ -151,9 +152,15 @@ def _end_grants() -> None:
             GatewayGrant.objects.all().end_due()
 
 
+def _end_holds() -> None:
+    """Mark held calls that nobody decided in time as expired."""
+    with databases.direct():
+        Hold.objects.expire_due()
+
+
 # Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
 # up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, send
-# notifications, end grants.
+# notifications, end grants and held calls.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),
@@ -161,6 +168,7 @@ STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "log_indexes_made": (20.0, 40.0, _index),
     "people_told": (5.0, 8.0, _tell),
     "grants_ended": (5.0, 8.0, _end_grants),
+    "holds_ended": (5.0, 8.0, _end_holds),
 }
 
 
@@ -311,6 +319,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "server_addresses": lambda now: _note_addresses(),
     "people_told": lambda now: telling.tell_daily(),
     "messages_dropped": telling.drop_old,
+    "holds_dropped": lambda now: Hold.objects.drop_before(_kept_since(now)),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
     "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),
     "calls_sealed": lambda now: sealing.keep_up(),

@@ -4,11 +4,10 @@ from typing import Any
 
 from proxy.access.decision import AccessRow
 from proxy.access.features import Named, Refusal, Resolved
-from proxy.access.rules import REFUSE, RuledCall, RuleDecision, facts_of, moment_of
+from proxy.access.rules import RuledCall, RuleDecision, facts_of, moment_of
 from wire.mcp import TOOL
 
 KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions name them.
-NO_APPROVALS = "This call needs an approval, and nobody can give it yet."
 
 
 class RuleRefused(Refusal):
@@ -26,7 +25,7 @@ def sentence_of(decision: RuleDecision) -> str:
         return ""
     if decision.error:
         return f"The rule “{rule.name}” has no result for this call ({decision.error}), so the call is refused."
-    return rule.text or ("" if decision.effect == REFUSE else NO_APPROVALS)
+    return rule.text
 
 
 def ruled_call(

@@ -8,6 +8,7 @@ from uuid import uuid4
 from django.utils import timezone
 
 from accounts.models import ApiKey, Role, SavedView, Team, User, permissions_of
+from approvals.models import Allowance, AllowFor
 from attention.models import Channel
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -78,6 +79,8 @@ def build() -> World:
     newcomers = Role.objects.create(name="Newcomers")
     provisioning = ProvisioningKey.objects.issue(name="Okta", role=newcomers, capabilities=[], by=boss).key
     rule = Rule.objects.add(name="Rule", effect="label", text="all", by=boss)
+    held = make.hold(link, server, approvers="person")
+    allowance = Allowance.objects.give(held, AllowFor.HOUR, [], by=boss)
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
     channel = Channel.objects.add(by=owner, kind="slack", for_workspace=False, address="https://93.184.216.34/hook")
     gateway = {"slug": "closed"}
@@ -100,6 +103,8 @@ def build() -> World:
             "provisioning-key": {"pk": provisioning.pk},
             "role-detail": {"pk": lonely.pk},
             "rule": {"pk": rule.pk},
+            "hold": {"pk": held.pk},
+            "allowance": {"pk": allowance.pk},
             "savedview-detail": {"pk": view.pk},
             "sink": {"pk": sink.pk},
             "team-detail": {"pk": team.pk},

@@ -189,6 +189,7 @@ def log(server: str) -> Iterator[psycopg.Connection]:
     )
     uuids = (
         "uid correlation_id host_id gateway_id connection_id user_id token_id server_id identity_id session_id rule_id"
+        " hold_id"
     )
     numbers = "http_status rpc_error_code duration_ms authorise_ms upstream_ms request_bytes response_bytes"
     columns = [f"{name} text" for name in texts.split()] + [f"{name} uuid" for name in uuids.split()]

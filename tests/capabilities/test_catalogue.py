@@ -14,13 +14,14 @@ pytestmark = pytest.mark.django_db
 
 
 def test_every_capability_is_a_permission_of_its_own() -> None:
-    assert permissions_of(Capability).count() == len(Capability) == 31
+    assert permissions_of(Capability).count() == len(Capability) == 32
     assert len({capability.slug for capability in Capability}) == len(Capability)
 
 
 def test_every_custom_permission_belongs_to_a_capability() -> None:
     ours = {
         "accounts",
+        "approvals",
         "auditlog",
         "connections",
         "gateways",

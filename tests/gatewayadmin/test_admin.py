@@ -55,6 +55,7 @@ OURS = (
     "upstream_oauth",
     "sinks",
     "rules",
+    "approvals",
     "scim",
     "sso",
 )
@@ -100,6 +101,8 @@ FROZEN = {
     "oauth.binding": 5,
     "oauth.registration": 5,
     "proxy.ratecounter": 5,
+    "approvals.allowance": 5,
+    "approvals.hold": 5,
     "rules.rule": 6,
     "scim.provisioningkey": 5,
     "servers.identity": 6,

@@ -128,6 +128,8 @@ PLACES = {
     "identities/<uuid:pk>/gateways/": "shared_identity",
     "keys/": "security_key",
     "identities/": "identity",
+    "approvals/allowed/": "allowance",
+    "approvals/": "hold",
     "logs/sessions/": "client_session",
     "logs/views/": "saved_view",
     "logs/": "call",
@@ -247,6 +249,8 @@ class Site:
             "provisioning_key": known["provisioning-key"]["pk"],
             "tool_grant": known["toolgrant-detail"]["pk"],
             "tool_set": known["toolset-detail"]["pk"],
+            "allowance": known["allowance"]["pk"],
+            "hold": known["hold"]["pk"],
             **{name: known[name]["pk"] for name in ("connection", "host", "identity", "rule", "sink", "token")},
             **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
         }

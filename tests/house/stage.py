@@ -30,6 +30,7 @@ ROOMS = (
     "scim",
     "servers",
     "rules",
+    "approvals",
     "sinks",
     "sso",
     "tokens",

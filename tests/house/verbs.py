@@ -263,6 +263,33 @@ VERBS = [
         page("/access/requests/{approved_request}/end/"),
         rest("POST /access-requests/{approved_request}/end"),
     ),
+    # Held calls
+    verb(
+        "Hold.approve",
+        page("/approvals/{hold}/decide/", act="approve", sentence="Fine"),
+        rest("POST /holds/{hold}/approve", sentence="Fine"),
+    ),
+    verb(
+        "Hold.deny",
+        page("/approvals/{hold}/decide/", act="deny", sentence="Why?"),
+        rest("POST /holds/{hold}/deny", sentence="Why?"),
+    ),
+    verb(
+        "Hold.withdraw",
+        page("/approvals/{own_hold}/withdraw/"),
+        rest("POST /holds/{own_hold}/withdraw"),
+    ),
+    verb(
+        "Connection.set_hold_wait",
+        page("/approvals/{hold}/wait/", seconds="60"),
+        rest("PATCH /connections/{connection}", hold_wait=60),
+    ),
+    verb(
+        "Allowance.end",
+        page("/approvals/allowed/{allowance}/end/"),
+        rest("POST /allowances/{allowance}/end"),
+        admin("approvals/allowance", "end", "allowance"),
+    ),
     verb("GatewayGrant.end", admin("gateways/gatewaygrant", "end", "gateway_grant")),
     # Connections
     verb(
@@ -905,6 +932,7 @@ INSIDE = {
     "DirectoryTeam.describe",
     "Event.record",
     "GatewayGrant.give",  # By AccessRequest.approve.
+    "Allowance.give",  # By Hold.approve.
     "Host.appear",
     "Host.playground",
     "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.

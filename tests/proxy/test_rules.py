@@ -99,15 +99,6 @@ def test_the_first_rule_that_refuses_wins_and_labels_add_up(world: World, proxy:
     assert world.agent.call("docs__echo", {"text": "x"}).json()["error"]["message"] == in_words("Second.")
 
 
-def test_a_rule_that_holds_refuses_as_long_as_nobody_can_approve(world: World, proxy: Proxy) -> None:
-    rule = Rule.objects.add(name="Held", effect="hold", **ON)
-
-    answer = world.agent.call("docs__echo", {"text": "x"})
-
-    assert "needs an approval" in answer.json()["error"]["message"]
-    assert (proxy.last().rule_id, proxy.last().labels) == (rule.pk, "held by: Held")
-
-
 def test_a_watching_rule_only_labels(world: World, proxy: Proxy) -> None:
     rule = Rule.objects.add(name="Trial", effect="refuse", by=None)
     Rule.objects.add(name="Label", effect="label", text="seen", by=None)
@@ -119,7 +110,7 @@ def test_a_watching_rule_only_labels(world: World, proxy: Proxy) -> None:
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
 
 
-@pytest.mark.parametrize(("effect", "refused"), [("refuse", True), ("hold", True), ("label", False)])
+@pytest.mark.parametrize(("effect", "refused"), [("refuse", True), ("label", False)])
 def test_a_condition_without_a_result_fails_closed(effect: str, refused: bool, world: World, proxy: Proxy) -> None:
     rule = Rule.objects.add(name="Amounts", effect=effect, text="big", when="args.text > 500", **ON)
 

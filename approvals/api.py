@@ -1,0 +1,211 @@
+"""/api/holds and /api/allowances: held calls, the decisions on them, and permissions for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from approvals.arguments import shown_to
+from approvals.models import (
+    LONGEST_SENTENCE,
+    Allowance,
+    AllowanceQuerySet,
+    AllowFor,
+    AlreadyDecided,
+    BadAllowance,
+    Hold,
+    HoldQuerySet,
+    HoldState,
+    NotYoursToDecide,
+)
+from approvals.views import allowance_or_404, hold_or_404
+from capabilities import NOBODY, Capability
+from capabilities.rest import Own
+from rules.models import Approvers
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField
+
+OWN = Own(Capability.APPROVALS_DECIDE)
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    AlreadyDecided: Problem(HTTPStatus.CONFLICT, "already_decided"),
+    BadAllowance: Problem(HTTPStatus.BAD_REQUEST, "invalid", "names"),
+    NotYoursToDecide: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+}
+
+
+class HoldSerializer(serializers.Serializer[Hold]):
+    """A tool call that a rule holds."""
+
+    id = Id()
+    tool = serializers.CharField(help_text="Name of the tool for clients.")
+    server = serializers.CharField(source="server.slug", help_text="Slug of its server.")
+    gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
+    connection_id = serializers.UUIDField(help_text="Connection of the call.")
+    agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
+    email = serializers.EmailField(source="user.email", help_text="Address of the person the agent acts for.")
+    rule_id = serializers.UUIDField(help_text="Rule that holds the call.")
+    rule = serializers.CharField(source="rule_name", help_text="Name of the rule when it held the call.")
+    rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
+    state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="Its state.")
+    arguments: Any = serializers.SerializerMethodField(
+        help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads."
+    )
+    argument_names = serializers.SerializerMethodField(help_text="Paths of the arguments.")
+    approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first.")
+    team = serializers.CharField(
+        source="team.name", default=None, allow_null=True, help_text="Team that decides first; null for others."
+    )
+    somebody_else = serializers.BooleanField(help_text="Whether nobody may decide on calls of their own agents.")
+    asked_at = UtcDateTimeField(help_text="When the call was made.")
+    fallback_at = UtcDateTimeField(help_text="From when on everybody with `approvals:decide` may decide.")
+    ends_at = UtcDateTimeField(help_text="Until when it can be decided or, once decided, until when that is valid.")
+    decided_by = serializers.EmailField(
+        source="decided_by.email", default=None, allow_null=True, help_text="Address of who decided; null before."
+    )
+    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before.")
+    sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
+    used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
+    asking_call = serializers.UUIDField(help_text="Id of the call that asked, in the log.")
+    run_call = serializers.UUIDField(allow_null=True, help_text="Id of the call that ran, in the log; null if none.")
+
+    def get_arguments(self, hold: Hold) -> str | None:
+        return shown_to(self.context["request"].user, hold).text or None
+
+    def get_argument_names(self, hold: Hold) -> list[str]:
+        return [line.path for line in shown_to(self.context["request"].user, hold).lines]
+
+
+class HoldQuery(ListQuery):
+    """Filters of held calls."""
+
+    q = serializers.CharField(required=False, help_text="Text contained in the tool, agent, person or rule.")
+    show = serializers.ChoiceField(
+        ["decide", "waiting", "decided", "own"],
+        required=False,
+        help_text="`decide`: waiting for you; `waiting`: for anybody; `decided`: not waiting; `own`: your agents'.",
+    )
+
+
+class DenyBody(RequestBody):
+    """The decision to deny."""
+
+    sentence = serializers.CharField(
+        max_length=LONGEST_SENTENCE, required=False, allow_blank=True, help_text="Sentence for the agent."
+    )
+
+
+class ApproveHoldBody(DenyBody):
+    """The decision to approve."""
+
+    allow = serializers.ChoiceField(
+        [choice for choice in AllowFor.values if choice],
+        required=False,
+        help_text="Let the agent call the tool again without asking, for an hour or until the day ends.",
+    )
+    names = serializers.ListField(
+        child=serializers.CharField(max_length=200),
+        required=False,
+        max_length=100,
+        help_text="Arguments that must have the present values; none: any arguments.",
+    )
+
+
+class HoldResource(Resource):
+    """Held calls that you may see: those of your agents, those on which you may decide, or all."""
+
+    serializer_class = HoldSerializer
+    problems = PROBLEMS
+
+    @operation(needs=OWN, query=HoldQuery, orderings=("asked_at",))
+    def list(self, request: Request) -> Response:
+        """List held calls."""
+        asked, rows = self.query_data, Hold.objects.visible_to(self.me)
+        rows = _SHOWN[asked["show"]](rows, self.me) if "show" in asked else rows
+        return self.page(rows.matching(asked.get("q", "")).order_by("-asked_at", "pk"), HoldQuerySet.with_details)
+
+    @operation(needs=OWN)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a held call."""
+        return self.answer(hold_or_404(self.me, pk))
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=OWN, body=ApproveHoldBody, conflicts=True)
+    def approve(self, request: Request, pk: UUID) -> Response:
+        """Approve a held call: it can run once, until the returned `ends_at`."""
+        hold_or_404(self.me, pk).approve(**self.body(), by=self.me)
+        return self.answer(hold_or_404(self.me, pk))
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=OWN, body=DenyBody, conflicts=True)
+    def deny(self, request: Request, pk: UUID) -> Response:
+        """Deny a held call."""
+        hold_or_404(self.me, pk).deny(**self.body(), by=self.me)
+        return self.answer(hold_or_404(self.me, pk))
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=Own(NOBODY, by_key=Capability.APPROVALS_DECIDE), conflicts=True)
+    def withdraw(self, request: Request, pk: UUID) -> Response:
+        """Withdraw the request of your own agent."""
+        hold_or_404(self.me, pk).withdraw(by=self.me)
+        return self.answer(hold_or_404(self.me, pk))
+
+
+def _to_decide(rows: HoldQuerySet, viewer: Any) -> HoldQuerySet:
+    return rows.filter(pk__in=Hold.objects.to_decide(viewer).order_by().values("pk"))
+
+
+_SHOWN: dict[str, Any] = {
+    "decide": _to_decide,
+    "waiting": lambda rows, viewer: rows.waiting(),
+    "decided": lambda rows, viewer: rows.decided(),
+    "own": lambda rows, viewer: rows.filter(user=viewer),
+}
+
+
+class AllowanceSerializer(serializers.Serializer[Allowance]):
+    """A permission for an agent to repeat an approved call without asking."""
+
+    id = Id()
+    hold_id = serializers.UUIDField(help_text="Held call whose approval gave it.")
+    tool = serializers.CharField(help_text="Name of the tool for clients.")
+    gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
+    connection_id = serializers.UUIDField(help_text="Connection that may call.")
+    agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
+    names = serializers.ListField(child=serializers.CharField(), help_text="Arguments that must be the same.")
+    calls = serializers.IntegerField(help_text="Number of calls so far.")
+    given_by = serializers.EmailField(source="given_by.email", help_text="Address of who gave it.")
+    given_at = UtcDateTimeField(help_text="When it was given.")
+    ends_at = UtcDateTimeField(help_text="When it ends.")
+    ended_at = UtcDateTimeField(allow_null=True, help_text="When somebody ended it; null if nobody did.")
+
+
+class AllowanceResource(Resource):
+    """Permissions for a while that are in force and that you may see."""
+
+    serializer_class = AllowanceSerializer
+    problems: ClassVar[Mapping[type[Exception], Problem]] = PROBLEMS
+
+    @operation(needs=OWN, query=ListQuery, orderings=("ends_at",))
+    def list(self, request: Request) -> Response:
+        """List permissions in force."""
+        rows = Allowance.objects.visible_to(self.me).live().order_by("ends_at", "pk")
+        return self.page(rows, AllowanceQuerySet.with_details)
+
+    @operation(needs=OWN)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a permission."""
+        return self.answer(allowance_or_404(self.me, pk))
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=OWN, conflicts=True)
+    def end(self, request: Request, pk: UUID) -> Response:
+        """End a permission from the next call on."""
+        allowance_or_404(self.me, pk).end(by=self.me)
+        return self.answer(allowance_or_404(self.me, pk))

@@ -1,0 +1,116 @@
+"""The arguments of a held call as its page shows them: by path, with the values of the last approved call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from accounts.models import User
+from approvals.models import Hold
+from proxy.store.redaction import redact_message
+from wire import jsonrpc
+
+MOST_BYTES = 64 * 1024  # Longer arguments are cut.
+MOST_LINES = 100
+LONGEST_VALUE = 2_000
+KINDS = {
+    str: "text",
+    bool: "yes or no",
+    int: "number",
+    float: "number",
+    list: "list",
+    dict: "object",
+    type(None): "null",
+}
+ABSENT = object()
+
+
+class ArgumentLine(NamedTuple):
+    """One argument: its path, its kind and value, and the value of the last approved call if that differs."""
+
+    path: str
+    kind: str
+    value: str
+    before: str | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        return self.before is not None
+
+
+class ShownArguments(NamedTuple):
+    """The arguments for one viewer. `text` is their JSON, empty for a viewer who may not read values."""
+
+    lines: list[ArgumentLine]
+    text: str = ""
+    is_cut: bool = False
+    is_unreadable: bool = False
+    compared: bool = False
+
+    @property
+    def changes(self) -> int:
+        return sum(line.is_changed for line in self.lines)
+
+
+def shown_to(viewer: User, hold: Hold) -> ShownArguments:
+    """Return the arguments of a hold: with values, without recognisable secrets, or only names and kinds."""
+    arguments = hold.arguments()
+    if arguments is None:
+        return ShownArguments([], is_unreadable=True)
+    if not hold.shows_arguments_to(viewer):
+        return ShownArguments([ArgumentLine(path, *_outline(value)) for path, value in _first(arguments)])
+    earlier = hold.last_approved
+    before = earlier.arguments() if earlier is not None else None
+    return _compared(arguments, before)
+
+
+def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> ShownArguments:
+    redacted, cut = _redacted(arguments)
+    old, _ = _redacted(before or {})
+    raw, raw_old = dict(_leaves(arguments)), dict(_leaves(before or {}))
+    shown_old = dict(_leaves(old))
+    lines = []
+    for path, value in _first(redacted):
+        differs = before is not None and raw.get(path, ABSENT) != raw_old.get(path, ABSENT)
+        earlier = _text(shown_old[path]) if path in shown_old else "none"
+        lines.append(ArgumentLine(path, KINDS.get(type(value), ""), _text(value), earlier if differs else None))
+    gone = [path for path in shown_old if path not in raw][:MOST_LINES]
+    lines += [ArgumentLine(path, "", "none", _text(shown_old[path])) for path in gone]
+    text = json.dumps(redacted, indent=2, ensure_ascii=False)
+    return ShownArguments(lines, text, cut or len(lines) >= MOST_LINES, compared=before is not None)
+
+
+def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
+    """Return the arguments without recognisable secrets, and whether a part was left out."""
+    found = redact_message(jsonrpc.dumps(arguments), MOST_BYTES)
+    assert found is not None  # Never empty.
+    value = json.loads(found.json)
+    return (value if isinstance(value, dict) else {"arguments": value}), found.cut
+
+
+def _first(value: Any) -> list[tuple[str, Any]]:
+    return [leaf for leaf, _ in zip(_leaves(value), range(MOST_LINES), strict=False)]
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values in an object by path, such as `metadata.ticket`; lists and empty objects are values."""
+    pending = [(str(name), each) for name, each in value.items()] if isinstance(value, dict) else []
+    while pending:
+        path, each = pending.pop(0)
+        if isinstance(each, dict) and each:
+            pending[:0] = [(f"{path}.{name}", inner) for name, inner in each.items()]
+        else:
+            yield path, each
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"
+
+
+def _outline(value: Any) -> tuple[str, str]:
+    """Return the kind of a value, and its size instead of the value."""
+    if isinstance(value, str | list):
+        return KINDS[type(value)], f"{len(value):,} {'characters' if isinstance(value, str) else 'items'}"
+    return KINDS.get(type(value), ""), "hidden"

@@ -1,0 +1,75 @@
+"""Forms of the pages of held calls: the filters of the lists, and the decision."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django import forms
+
+from accounts.models import User
+from approvals.models import LONGEST_SENTENCE, AllowFor, Hold, HoldQuerySet, HoldState
+from connections.models import LONGEST_HOLD_WAIT
+from ui.forms import ListFilter
+
+
+class HoldFilter(ListFilter):
+    """Filter held calls by what the viewer can do with them, by state, and by words."""
+
+    radios: ClassVar[tuple[str, ...]] = ("show",)
+    SHOWS = (("decide", "Waiting for you"), ("own", "Your agents"))
+    DECIDED = tuple((state.value, state.label) for state in HoldState if state != HoldState.WAITING)
+    show = forms.ChoiceField(required=False, label="Show", choices=SHOWS)
+    state = forms.MultipleChoiceField(required=False, label="State", choices=DECIDED)
+
+    def __init__(self, *args: Any, viewer: User, is_waiting: bool, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._viewer = viewer
+        self._is_waiting = is_waiting
+        if is_waiting:
+            del self.fields["state"]
+        else:
+            self.fields["show"].choices = [self.SHOWS[1]]  # type: ignore[attr-defined]
+
+    def narrow(self, rows: HoldQuerySet) -> HoldQuerySet:
+        rows = (rows.waiting() if self._is_waiting else rows.decided()).matching(self.values.get("q", ""))
+        if states := self.values.get("state"):
+            rows = rows.filter(state__in=states)
+        match self.values.get("show"):
+            case "decide":
+                return rows.filter(pk__in=Hold.objects.to_decide(self._viewer).order_by().values("pk"))
+            case "own":
+                return rows.filter(user=self._viewer)
+        return rows
+
+
+class WaitForm(forms.Form):
+    """For how long held calls of a connection wait in their requests."""
+
+    seconds = forms.IntegerField(
+        required=False,
+        min_value=0,
+        max_value=LONGEST_HOLD_WAIT,
+        label="Seconds",
+        help_text="Empty: 50 if the client asks for progress, otherwise 4; longer once the client has waited longer.",
+    )
+
+
+class DecisionForm(forms.Form):
+    """The decision on one hold: approve or deny, with a sentence, and for a while if chosen."""
+
+    act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
+    sentence = forms.CharField(
+        required=False, max_length=LONGEST_SENTENCE, label="Sentence for the agent", help_text="Optional."
+    )
+    allow = forms.ChoiceField(required=False, choices=AllowFor.choices, label="Also allow")
+    names = forms.MultipleChoiceField(
+        required=False,
+        label="With the same",
+        widget=forms.CheckboxSelectMultiple,
+        help_text="Arguments that must have the values of this call. None: any arguments.",
+    )
+
+    def __init__(self, *args: Any, hold: Hold, **options: Any) -> None:
+        super().__init__(*args, **options)
+        arguments = hold.arguments() or {}
+        self.fields["names"].choices = [(name, name) for name in arguments]  # type: ignore[attr-defined]

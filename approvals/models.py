@@ -1,0 +1,415 @@
+"""Holds: tool calls that wait for a person's decision, and permissions to repeat an approved call for a while.
+
+The proxy makes and uses holds by the database function `approvals_ask` (migration 0002); see proxy/holds.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models, transaction
+from django.db.models import Exists, F, OuterRef, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from accounts.models import Team, User, WorkspaceSettings
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from rules.models import Approvers
+from servers.models import Server
+from ui.forms import holds as contains
+from ui.sealing import cipher
+from wire import canonical_json, jsonrpc
+from wire.cipher import Undecryptable
+
+MOST_WAITING = 20  # Of one connection; `approvals_ask` refuses further ones.
+LONGEST_SENTENCE = 500
+AN_HOUR = timedelta(hours=1)
+
+
+class HoldRefused(Exception):
+    """The hold cannot be decided; the message says why."""
+
+
+class AlreadyDecided(HoldRefused):
+    """This call does not wait for a decision any more."""
+
+
+class NotYoursToDecide(HoldRefused):
+    """You cannot decide on this call."""
+
+
+class BadAllowance(HoldRefused):
+    """The call has no such argument."""
+
+
+class HoldState(models.TextChoices):
+    WAITING = "waiting", "Waiting"
+    APPROVED = "approved", "Approved, not used"
+    DENIED = "denied", "Denied"
+    EXPIRED = "expired", "Expired"
+    USED = "used", "Ran once"
+    WITHDRAWN = "withdrawn", "Withdrawn"
+
+
+class AllowFor(models.TextChoices):
+    """How long the same agent may call the same tool again without asking."""
+
+    CALL = "", "Only this call"
+    HOUR = "hour", "Same tool, same agent, for 1 hour"
+    TODAY = "today", "Same tool, same agent, today"
+
+
+def _of_team(viewer: User) -> Exists:
+    """Match holds on which a team of `viewer` decides."""
+    return Exists(Team.objects.filter(pk=OuterRef("team"), users=viewer))
+
+
+class HoldQuerySet(models.QuerySet["Hold"]):
+    def waiting(self) -> HoldQuerySet:
+        """Return the holds that still wait for a decision."""
+        return self.filter(state=HoldState.WAITING, ends_at__gt=Now())
+
+    def decided(self) -> HoldQuerySet:
+        """Return the holds that no longer wait."""
+        return self.exclude(state=HoldState.WAITING, ends_at__gt=Now())
+
+    def with_details(self) -> HoldQuerySet:
+        """Load everything that a page or answer shows of a hold."""
+        return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
+
+    def visible_to(self, viewer: User) -> HoldQuerySet:
+        """Return the holds that `viewer` may see: all with APPROVALS_DECIDE, otherwise their own and their teams'."""
+        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+            return self
+        if viewer.narrowed_to is not None:
+            return self.none()
+        return self.filter(Q(user=viewer) | Q(_of_team(viewer)))
+
+    def to_decide(self, viewer: User | None) -> HoldQuerySet:
+        """Return the waiting holds on which `viewer` (None: anybody) may decide now, the first to end first.
+
+        With APPROVALS_DECIDE also those on which the approvers of the rule have not decided for half the time.
+        """
+        waiting = self.waiting().order_by("ends_at", "pk")
+        if viewer is None:
+            return waiting
+        mine = Q(pk=None)
+        if viewer.narrowed_to is None:
+            mine = Q(approvers=Approvers.PERSON, user=viewer) | Q(Q(_of_team(viewer)), approvers=Approvers.TEAM)
+        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+            mine |= Q(approvers=Approvers.ANYBODY) | Q(fallback_at__lte=Now())
+        return waiting.filter(mine).exclude(somebody_else=True, user=viewer)
+
+    def matching(self, words: str) -> HoldQuerySet:
+        """Return the holds whose tool, agent, person or rule has these words."""
+        if not words:
+            return self
+        fields = ("tool", "connection__host__name", "user__email", "rule_name")
+        found = Q(pk=None)
+        for field in fields:
+            found |= contains(field, words)
+        return self.filter(found)
+
+    def expire_due(self) -> int:
+        """Mark the holds that ended without a decision, and return their number."""
+        return self.filter(state=HoldState.WAITING, ends_at__lte=Now()).update(state=HoldState.EXPIRED)
+
+    def drop_before(self, since: datetime) -> int:
+        """Delete the holds whose calls the log does not keep any more, and return their number."""
+        over = self.filter(asked_at__lt=since, ends_at__lt=Now())
+        return over.delete()[1].get("approvals.Hold", 0)
+
+
+class Hold(models.Model):
+    """A tool call that a rule holds: one connection, tool and arguments, by a version of a rule.
+
+    `tool` is the name for clients, `digest` that of the canonical arguments, `definition` that of the approved
+    definition of the tool. Approvers and period are those of the rule when the call was made. A decision is valid
+    until `ends_at`: an approved call can run once until then, a denied one is not asked about again.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    connection = models.ForeignKey(Connection, models.PROTECT, related_name="holds", db_index=False)
+    user = models.ForeignKey(User, models.PROTECT, related_name="+")
+    server = models.ForeignKey(Server, models.PROTECT, related_name="+")
+    tool = models.CharField(max_length=300)
+    digest = models.BinaryField(max_length=32)
+    definition = models.CharField(max_length=64, blank=True)
+    # The arguments as JSON, encrypted with the key `key_id`.
+    sealed_arguments = models.BinaryField()
+    key_id = models.CharField(max_length=8)
+
+    rule_id = models.UUIDField(db_index=True)
+    rule_version = models.PositiveIntegerField()
+    rule_name = models.CharField(max_length=80)
+    approvers = models.CharField(max_length=10, choices=Approvers)
+    team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="+")
+    somebody_else = models.BooleanField(default=False)
+    seconds = models.PositiveIntegerField()
+
+    asked_at = models.DateTimeField()
+    # From when on everybody with APPROVALS_DECIDE may decide.
+    fallback_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    state = models.CharField(max_length=10, choices=HoldState, default=HoldState.WAITING)
+    decided_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    decided_at = models.DateTimeField(null=True, blank=True)
+    sentence = models.CharField(max_length=LONGEST_SENTENCE, blank=True, default="")
+    used_at = models.DateTimeField(null=True, blank=True)
+    # Rows of the log: the call that asked, and the call that ran.
+    asking_call = models.UUIDField()
+    run_call = models.UUIDField(null=True)
+    client = models.CharField(max_length=200, blank=True)
+
+    objects = HoldQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-asked_at", "pk")
+        default_permissions = ()
+        permissions = (("decide_hold", "Decide on held calls"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("connection", "server", "tool", "digest"),
+                condition=Q(state="waiting"),
+                name="waiting_hold_is_unique",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=("approved", "denied", "used")) | Q(decided_by__isnull=False),
+                name="decided_hold_names_who_decided",
+            ),
+            models.CheckConstraint(
+                condition=Q(somebody_else=False)
+                | Q(decided_by__isnull=True)
+                | ~Q(decided_by=F("user"))
+                | Q(state="withdrawn"),
+                name="somebody_else_decides_on_hold",
+            ),
+        )
+        indexes = (
+            models.Index(fields=("connection", "server", "tool", "digest"), name="holds_of_a_call"),
+            models.Index(fields=("ends_at",), condition=Q(state="waiting"), name="waiting_holds"),
+            models.Index(fields=("-asked_at",), name="holds_by_date"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state == HoldState.WAITING and self.ends_at > timezone.now()
+
+    @property
+    def current_state(self) -> str:
+        """The state; a hold that ended without a decision is expired, even if it is not marked yet."""
+        is_over = self.state == HoldState.WAITING and self.ends_at <= timezone.now()
+        return HoldState.EXPIRED if is_over else self.state
+
+    @property
+    def approvers_text(self) -> str:
+        """Who decides first, for a sentence."""
+        if self.approvers == Approvers.TEAM:
+            return f"the team {self.team.name}" if self.team else "people who may decide on held calls"
+        return self.user.email if self.approvers == Approvers.PERSON else "people who may decide on held calls"
+
+    @property
+    def earlier_run(self) -> Hold | None:
+        """The newest hold of the same call that ran before this one was asked for."""
+        same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
+        ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
+        return ran.exclude(pk=self.pk).order_by("-used_at").first()
+
+    @property
+    def last_approved(self) -> Hold | None:
+        """The newest approved call of this tool by the same agent on the gateway, for comparison."""
+        approved = Hold.objects.filter(state__in=(HoldState.APPROVED, HoldState.USED), server=self.server_id)
+        here = approved.filter(tool=self.tool, connection=self.connection_id).exclude(pk=self.pk)
+        return here.order_by("-decided_at").first()
+
+    def arguments(self) -> dict[str, Any] | None:
+        """Return the decrypted arguments; None if no configured key decrypts them."""
+        try:
+            found: dict[str, Any] = jsonrpc.loads(cipher().open(bytes(self.sealed_arguments)).encode())
+        except Undecryptable:
+            return None
+        return found
+
+    def shows_arguments_to(self, viewer: User) -> bool:
+        """True if `viewer` may read the values of the arguments, by the rule of recorded payloads."""
+        if not viewer.has_perm(Capability.LOGS_PAYLOADS):
+            return False
+        return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
+
+    def may_be_decided_by(self, person: User) -> bool:
+        """True if `person` may approve or deny; who may see the hold, its state and the time do not matter here."""
+        if not person.is_active or (self.somebody_else and person.pk == self.user_id):
+            return False
+        may_always = person.has_perm(Capability.APPROVALS_DECIDE)
+        if may_always and (self.approvers == Approvers.ANYBODY or self.fallback_at <= timezone.now()):
+            return True
+        return person.narrowed_to is None and self._is_approver(person)
+
+    def _is_approver(self, person: User) -> bool:
+        if self.approvers == Approvers.PERSON:
+            return person.pk == self.user_id
+        is_of_team = self.approvers == Approvers.TEAM and self.team is not None
+        return is_of_team and self.team is not None and self.team.users.filter(pk=person.pk).exists()
+
+    def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
+        """Let the call run once until `ends_at`, which is moved to a full period from now.
+
+        With `allow`, the agent may also call the tool again for that time, with the present values of the arguments
+        `names`. Raises HoldRefused.
+        """
+        with transaction.atomic():
+            row = self._decide(HoldState.APPROVED, Action.HOLD_APPROVED, sentence, by)
+            if allow:
+                Allowance.objects.give(row, AllowFor(allow), [*names], by=by)
+
+    def deny(self, *, by: User, sentence: str = "") -> None:
+        """Deny the call, with a sentence for the agent. Raises HoldRefused."""
+        with transaction.atomic():
+            self._decide(HoldState.DENIED, Action.HOLD_DENIED, sentence, by)
+
+    def withdraw(self, *, by: User) -> None:
+        """Take the request back, as the person for whom the agent acts. Raises HoldRefused."""
+        with transaction.atomic():
+            if by.pk != self.user_id:
+                raise NotYoursToDecide("Only the person the agent acts for can withdraw the request.")
+            self._close(HoldState.WITHDRAWN, Action.HOLD_WITHDRAWN, "", by)
+
+    def _decide(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
+        row = Hold.objects.with_details().get(pk=self.pk)
+        if not row.may_be_decided_by(by):
+            is_own = row.somebody_else and by.pk == row.user_id
+            raise NotYoursToDecide(
+                "The rule asks for somebody else: nobody decides on calls of their own agent."
+                if is_own
+                else NotYoursToDecide.__doc__
+            )
+        return self._close(state, action, sentence, by)
+
+    def _close(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
+        """Set the state, if the hold still waits: of several decisions, the first counts."""
+        ends_at = Now() + timedelta(seconds=self.seconds)
+        changed = (
+            Hold.objects.filter(pk=self.pk)
+            .waiting()
+            .update(
+                state=state,
+                decided_by=by,
+                decided_at=Now(),
+                sentence=sentence.strip()[:LONGEST_SENTENCE],
+                ends_at=ends_at,
+            )
+        )
+        if not changed:
+            raise AlreadyDecided(AlreadyDecided.__doc__)
+        Event.objects.record(action, self, by=by, changes={"rule": self.rule_name})
+        self.refresh_from_db()
+        return self
+
+
+class AllowanceQuerySet(models.QuerySet["Allowance"]):
+    def live(self) -> AllowanceQuerySet:
+        return self.filter(ended_at=None, ends_at__gt=Now())
+
+    def with_details(self) -> AllowanceQuerySet:
+        return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
+
+    def visible_to(self, viewer: User) -> AllowanceQuerySet:
+        """Return those that `viewer` may see: all with APPROVALS_DECIDE, otherwise those of their own agents."""
+        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+            return self
+        return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()
+
+    def give(self, hold: Hold, period: AllowFor, names: list[str], *, by: User) -> Allowance:
+        """Allow more calls like `hold` until the period ends. Raises BadAllowance."""
+        arguments = hold.arguments() or {}
+        if any(name not in arguments for name in names):
+            raise BadAllowance(BadAllowance.__doc__)
+        names = sorted(set(names))
+        row = self.create(
+            hold=hold,
+            connection=hold.connection,
+            server=hold.server,
+            tool=hold.tool,
+            definition=hold.definition,
+            rule_id=hold.rule_id,
+            rule_version=hold.rule_version,
+            names=names,
+            digest=canonical_json.digest({name: arguments[name] for name in names}),
+            given_by=by,
+            ends_at=_end_of(period),
+        )
+        Event.objects.record(Action.ALLOWANCE_GIVEN, row, by=by, changes={"rule": hold.rule_name})
+        return row
+
+
+def _end_of(period: AllowFor) -> datetime:
+    """Return the end of a period that begins now; a day ends at midnight in the zone of the workspace."""
+    now = timezone.now()
+    if period == AllowFor.HOUR:
+        return now + AN_HOUR
+    local = now.astimezone(ZoneInfo(WorkspaceSettings.load().zone)) + timedelta(days=1)
+    return local.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+class Allowance(models.Model):
+    """A permission for an agent to repeat an approved call without asking, with the same values of some arguments.
+
+    It applies to the version of the rule, and to the definition of the tool, for which the call was approved.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    hold = models.ForeignKey(Hold, models.CASCADE, related_name="allowances")
+    connection = models.ForeignKey(Connection, models.PROTECT, related_name="+", db_index=False)
+    server = models.ForeignKey(Server, models.PROTECT, related_name="+")
+    tool = models.CharField(max_length=300)
+    definition = models.CharField(max_length=64, blank=True)
+    rule_id = models.UUIDField()
+    rule_version = models.PositiveIntegerField()
+    names = ArrayField(models.CharField(max_length=200), default=list, blank=True)
+    digest = models.BinaryField(max_length=32)
+    calls = models.PositiveIntegerField(default=0, db_default=0)
+    given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
+    given_at = models.DateTimeField(default=timezone.now)
+    ends_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    ended_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+
+    objects = AllowanceQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("ends_at", "pk")
+        default_permissions = ()
+        indexes = (
+            models.Index(
+                fields=("connection", "server", "tool"), condition=Q(ended_at=None), name="allowances_in_force"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
+
+    def may_be_ended_by(self, person: User) -> bool:
+        """True if `person` may end it: with APPROVALS_DECIDE, or if the agent acts for them."""
+        is_own = person.narrowed_to is None and person.pk == self.connection.user_id
+        return is_own or person.has_perm(Capability.APPROVALS_DECIDE)
+
+    def end(self, *, by: User) -> bool:
+        """End it from the next call on. Return False if it had ended. Raises NotYoursToDecide."""
+        if not self.may_be_ended_by(by):
+            raise NotYoursToDecide("You cannot end this.")
+        with transaction.atomic():
+            ended = Allowance.objects.live().filter(pk=self.pk).update(ended_at=Now(), ended_by=by)
+            if ended:
+                Event.objects.record(Action.ALLOWANCE_ENDED, self, by=by)
+        self.refresh_from_db()
+        return bool(ended)

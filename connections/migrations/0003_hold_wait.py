@@ -1,0 +1,11 @@
+"""For how long a held call waits in its request."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("connections", "0002_check_identities")]
+
+    operations = [
+        migrations.AddField("connection", "hold_wait", models.PositiveSmallIntegerField(blank=True, null=True)),
+    ]

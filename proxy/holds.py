@@ -1,0 +1,382 @@
+"""Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
+
+A hold is a row for one connection, tool and arguments. The database function `approvals_ask` uses an approval, finds
+the hold that waits, or makes one, in one transaction and before the server is asked: an approval is used once, whatever
+the number of workers and repeats. While a hold waits, the request stays open for a while, without a database
+connection. A client that disconnects or cancels changes nothing about its hold.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+from proxy.access.rules import DecidingRule
+from proxy.reasons import APPROVALS
+from proxy.request import McpRequest
+from proxy.response import Response, Stream
+from proxy.store.bus import Statements, Subscribable
+from proxy.store.pg import DatabaseUnavailable
+from wire import canonical_json, jsonrpc
+from wire.background import Background, spawn
+from wire.canonical_json import Ambiguous
+from wire.cipher import Cipher
+from wire.errors import UpstreamError
+from wire.jsonrpc import Message, Object
+
+logger = logging.getLogger(__name__)
+
+TOPIC = "hold"
+
+# Seconds for which a request stays open. Some clients give up after 5 s, most of those that ask for progress after 60.
+WITHOUT_PROGRESS, WITH_PROGRESS, PATIENT = 4, 50, 240
+PATIENCE_SHOWN = 65.0  # A client that takes an answer after so many seconds is not one of them.
+PROGRESS_SECONDS = 10.0
+LOOK_SECONDS = 10.0  # The bus may miss a decision.
+INLINE_BYTES = 1 << 16  # Larger arguments are digested in a thread.
+
+ASK = """
+SELECT verdict, hold::text, ends, sentence, approvers, patience
+FROM approvals_ask(%(connection)s, %(server)s, %(tool)s, %(digest)s, %(rule)s, %(version)s, %(sealed)s, %(key)s,
+    %(call)s, %(client)s)
+"""
+READ = """
+SELECT CASE WHEN state = 'waiting' AND ends_at <= clock_timestamp() THEN 'expired' ELSE state END,
+    extract(epoch FROM ends_at)::float8, sentence,
+    extract(epoch FROM ends_at - clock_timestamp())::float8
+FROM approvals_hold WHERE id = %s
+"""
+# Only the call that used the approval gives it back, and only while it is certain that no server was asked.
+GIVE_BACK = """
+UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
+WHERE id = %s AND state = 'used' AND run_call = %s
+"""
+ALLOWANCES = """
+SELECT id::text, names, digest FROM approvals_allowance
+WHERE connection_id = %(connection)s AND server_id = %(server)s AND tool = %(tool)s AND rule_id = %(rule)s
+    AND rule_version = %(version)s AND ended_at IS NULL AND ends_at > clock_timestamp()
+    AND definition = approvals_definition(%(connection)s, %(server)s, %(tool)s)
+"""
+USE_ALLOWANCE = """
+UPDATE approvals_allowance SET calls = calls + 1
+WHERE id = %s AND ended_at IS NULL AND ends_at > clock_timestamp()
+RETURNING hold_id::text
+"""
+LEARN_PATIENCE = "UPDATE connections_connection SET hold_wait = %s WHERE id = %s AND hold_wait IS NULL"
+LEARN_LIMIT = "UPDATE connections_connection SET hold_wait = least(coalesce(hold_wait, %s), %s) WHERE id = %s"
+
+HELD = (
+    "This call waits for approval by {approvers}. Nothing was executed. Call the tool again with the same arguments"
+    " after the approval; the request ends at {ends}. {url}"
+)
+DENIED = "A person denied this call. Nothing was executed. {sentence}"
+WITHDRAWN = "The request to approve this call was withdrawn. Nothing was executed. {sentence}"
+EXPIRED = (
+    "Nobody decided on this call in time. Nothing was executed. To ask again, call the tool again with the same"
+    " arguments. {url}"
+)
+FULL = (
+    "This call needs approval, but {approvers} calls of this connection wait for approval already. Nothing was"
+    " executed. Wait for their decisions. {url}"
+)
+
+
+class UnclearArguments(UpstreamError):
+    """The arguments could mean two things, so nobody can approve them."""
+
+    code = jsonrpc.INVALID_PARAMS
+    outcome = "bad_request"
+    reason = "unclear_arguments"
+
+    def __init__(self, problem: str) -> None:
+        self.sentence = f"This call needs approval, but its arguments are unclear: {problem}."
+        super().__init__("")
+
+
+class Found(NamedTuple):
+    """The answer of `approvals_ask`. `patience` is the connection's own wait in seconds, if it has one."""
+
+    verdict: str
+    id: str | None
+    ends: float | None
+    sentence: str
+    approvers: str
+    patience: int | None
+
+
+class Answer(NamedTuple):
+    """The answer to a call that was not sent: its reason in the log, and the state of its hold."""
+
+    reason: str
+    state: str
+    template: str
+
+
+ANSWERS = {
+    "waiting": Answer("held", "waiting", HELD),
+    "denied": Answer("hold_denied", "denied", DENIED),
+    "withdrawn": Answer("hold_denied", "withdrawn", WITHDRAWN),
+    "expired": Answer("hold_expired", "expired", EXPIRED),
+    "full": Answer("too_many_holds", "", FULL),
+}
+
+
+class NotApproved(Exception):
+    """The call was not sent: its hold waits, was denied or withdrawn, or has expired."""
+
+    def __init__(self, state: str, found: Found, url: str, sentence: str = "") -> None:
+        super().__init__(state)
+        self.answer = ANSWERS[state]
+        self._found = found
+        self._url = url
+        self._sentence = sentence
+
+    def response(self, request: McpRequest, more: Object) -> Response:
+        """Return the result of the tool: an error, so that no client expects the structure of a success."""
+        result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
+        request_id = request.message.id if request.message is not None else None
+        return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
+
+    def _text(self) -> str:
+        known = {"approvers": self._found.approvers, "ends": _time(self._found.ends), "url": self._url}
+        return self.answer.template.format(**known, sentence=self._sentence).strip()
+
+    def _meta(self) -> Object:
+        if self._found.id is None:
+            return {"url": self._url}
+        ends = _time(self._found.ends)
+        return {"hold": self._found.id, "url": self._url, "state": self.answer.state, "ends": ends}
+
+
+def _time(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(slots=True, eq=False)
+class HeldCall:
+    """A call that a rule holds. `began` is when it began to wait, on the clock of the event loop."""
+
+    request: McpRequest
+    stream: Stream | None
+    arguments: Object
+    digest: bytes
+    sealed: bytes
+    progress_token: jsonrpc.Id | None
+    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    reported: int = 0
+    client_left: bool = False
+
+    def waits(self, patience: int | None) -> float:
+        """Return for how many seconds the request stays open."""
+        if patience is not None:
+            return patience
+        return WITHOUT_PROGRESS if self.progress_token is None else WITH_PROGRESS
+
+    @property
+    def waited(self) -> float:
+        return asyncio.get_running_loop().time() - self.began
+
+    async def report(self, text: str) -> None:
+        """Send a progress notification. The numbers are small, because those of the server continue them."""
+        if self.stream is None or self.progress_token is None:
+            return
+        self.reported += 1
+        params = {"progressToken": self.progress_token, "progress": self.reported / 1000, "message": text}
+        await self.stream.notify({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+
+
+class Holds:
+    """The held calls of this worker."""
+
+    def __init__(self, state: Statements, bus: Subscribable, cipher: Cipher, public_url: str) -> None:
+        self._state = state
+        self._cipher = cipher
+        self._public_url = public_url
+        self._news: dict[str, set[asyncio.Event]] = {}
+        self._is_stopping = False
+        self._background = Background(DatabaseUnavailable)
+        bus.on(TOPIC, self._ring)
+
+    async def stop(self) -> None:
+        await self._background.stop(patience=1)
+
+    def end_waits(self) -> None:
+        """Answer the calls that wait, because this process stops; their holds continue to wait."""
+        self._is_stopping = True
+        self._ring(None)
+
+    async def begin(self, request: McpRequest, message: Message, stream: Stream | None) -> HeldCall:
+        """Return the call, ready to be asked about. Raises UnclearArguments."""
+        arguments = message.params.get("arguments") or {}
+        work = partial(self._prepared, request.body, arguments)
+        digest, sealed = await asyncio.to_thread(work) if len(request.body) > INLINE_BYTES else work()
+        token = message.meta.get("progressToken") if stream is not None else None
+        is_token = type(token) is int or isinstance(token, str)
+        return HeldCall(request, stream, arguments, digest, sealed, token if is_token else None)
+
+    def _prepared(self, body: bytes, arguments: Object) -> tuple[bytes, bytes]:
+        try:
+            canonical_json.check_unambiguous(body)
+        except Ambiguous as error:
+            raise UnclearArguments(str(error)) from None
+        return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
+
+    async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
+        """Use an approval for this call and return True; otherwise wait, and return False when there is news.
+
+        After False, decide the call anew. Raises NotApproved, DatabaseUnavailable.
+        """
+        query = self._query(call, rule)
+        if await self._is_allowed_for_a_while(call, query):
+            return True
+        (row,) = await self._state.fetch(ASK, query)
+        found = Found(*row)
+        if found.id is not None:
+            call.request.row.hold_id = found.id
+        if found.verdict == "used":
+            call.request.uses_approval = True
+            return True
+        if found.verdict in ANSWERS and found.verdict != "waiting":
+            raise self._not_approved(found.verdict, found, found.sentence)
+        if found.verdict == "waiting":
+            await self._wait(call, found)
+        return False
+
+    def _query(self, call: HeldCall, rule: DecidingRule) -> dict[str, Any]:
+        row = call.request.row
+        return {
+            "connection": row.grant.connection_id,
+            "server": row.server_id,
+            "tool": row.feature_name,
+            "digest": call.digest,
+            "rule": rule.id,
+            "version": rule.version,
+            "sealed": call.sealed,
+            "key": self._cipher.key_id,
+            "call": call.request.uid,
+            "client": f"{row.client_name} {row.client_version}".strip()[:200],
+        }
+
+    async def _is_allowed_for_a_while(self, call: HeldCall, query: dict[str, Any]) -> bool:
+        for uid, names, digest in await self._state.fetch(ALLOWANCES, query):
+            if any(name not in call.arguments for name in names):
+                continue
+            if canonical_json.digest({name: call.arguments[name] for name in names}) != bytes(digest):
+                continue
+            if used := await self._state.fetch(USE_ALLOWANCE, (uid,)):
+                call.request.row.hold_id = used[0][0]
+                return True
+        return False
+
+    async def give_back(self, request: McpRequest) -> None:
+        """Make the approval of this call usable again, because the call was certainly not sent."""
+        request.uses_approval = False
+        with suppress(DatabaseUnavailable):
+            await self._state.fetch(GIVE_BACK, (request.row.hold_id, request.uid))
+
+    # The open wait
+
+    async def _wait(self, call: HeldCall, found: Found) -> None:
+        """Wait until the hold is approved, used or gone. Raises NotApproved."""
+        assert found.id is not None
+        try:
+            with self._listening(found.id) as news, self._watching(call, news):
+                await self._until_decided(call, found, news)
+        except asyncio.CancelledError:
+            if call.request.was_cancelled:
+                self._note_limit(call)
+            raise
+
+    async def _until_decided(self, call: HeldCall, found: Found, news: asyncio.Event) -> None:
+        assert found.id is not None
+        reports_at = call.waited
+        while True:
+            news.clear()
+            state, left = await self._look(found)
+            if state != "waiting":
+                return
+            left = min(left, call.waits(found.patience) - call.waited)
+            if left <= 0 or call.client_left or self._is_stopping:
+                if call.client_left:
+                    self._note_limit(call)
+                raise self._not_approved("waiting", found)
+            if call.waited >= reports_at:
+                await call.report(f"Waiting for approval: {self._url(found)}")
+                reports_at += PROGRESS_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_SECONDS, max(reports_at - call.waited, 0.01))):
+                    await news.wait()
+
+    async def _look(self, found: Found) -> tuple[str, float]:
+        """Return the state of the hold and the seconds until it ends. Raises NotApproved for a refusal."""
+        try:
+            rows = await self._state.fetch(READ, (found.id,))
+        except DatabaseUnavailable:
+            return "waiting", LOOK_SECONDS  # Looked at again soon.
+        if not rows:
+            return "gone", 0.0
+        state, ends, sentence, left = rows[0]
+        if state in ANSWERS and state != "waiting":
+            raise self._not_approved(state, found._replace(ends=ends), sentence)
+        return state, max(left, 0.05)
+
+    def _not_approved(self, state: str, found: Found, sentence: str = "") -> NotApproved:
+        return NotApproved(state, found, self._url(found), sentence)
+
+    def _url(self, found: Found) -> str:
+        return f"{self._public_url}{APPROVALS}{f'{found.id}/' if found.id else ''}"
+
+    @contextmanager
+    def _listening(self, hold: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set when there is news of this hold, or news may have been missed."""
+        event = asyncio.Event()
+        self._news.setdefault(hold, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._news[hold].discard(event)
+            if not self._news[hold]:
+                del self._news[hold]
+
+    def _ring(self, hold: str | None) -> None:
+        for events in self._news.values() if hold is None else [self._news.get(hold, set())]:
+            for event in events:
+                event.set()
+
+    @contextmanager
+    def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
+        """Note when the client disconnects. A call of 2026-07-28 is cancelled then, by `proxy.call`."""
+        if call.request.modern:
+            yield
+            return
+
+        async def watch() -> None:
+            while (await call.request.receive())["type"] != "http.disconnect":
+                pass
+            call.client_left = True
+            news.set()
+
+        watcher = spawn("client of a held call", watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    # For how long the clients of a connection wait
+
+    def note_answered(self, request: McpRequest, seconds: float) -> None:
+        """Note that a client took the answer to a call after so many seconds: its next held calls may wait longer."""
+        if seconds > PATIENCE_SHOWN:
+            self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
+
+    def _note_limit(self, call: HeldCall) -> None:
+        """Note that the client did not wait longer than now."""
+        seconds = max(WITHOUT_PROGRESS, int(call.waited * 0.8))
+        self._in_background(LEARN_LIMIT, PATIENT, seconds, call.request.row.grant.connection_id)
+
+    def _in_background(self, statement: str, *parameters: object) -> None:
+        self._background.spawn("patience of a connection", self._state.fetch(statement, parameters))

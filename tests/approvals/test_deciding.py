@@ -1,0 +1,259 @@
+"""Who sees a held call, who decides on it, what they see of its arguments, and how they are told."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core import mail
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.models import Team, User
+from approvals.models import Allowance, AllowFor, Hold, HoldState, NotYoursToDecide
+from attention import telling
+from auditlog.models import Event
+from auditlog.sentences import sentence
+from capabilities import Capability
+from connections.models import Connection
+from servers.models import Server
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+LATER = timedelta(minutes=7)
+
+
+@pytest.fixture
+def mia() -> User:
+    return make.user(email="mia@example.com")
+
+
+@pytest.fixture
+def ben() -> User:
+    return make.user(
+        Capability.APPROVALS_DECIDE, Capability.LOGS_PAYLOADS, Capability.LOGS_READ, email="ben@example.com"
+    )
+
+
+@pytest.fixture
+def docs() -> Server:
+    return make.server(slug="docs")
+
+
+@pytest.fixture
+def link(mia: User, docs: Server) -> Connection:
+    return make.connection(make.agent(by=mia, name="CI bot"), make.gateway(docs, slug="work"), mia)
+
+
+def text(answer: Any) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", answer.content.decode()).split())
+
+
+def first_for(hold: Hold, approvers: str, **fields: Any) -> Hold:
+    """Give the first half of the time to these approvers."""
+    Hold.objects.filter(pk=hold.pk).update(approvers=approvers, fallback_at=timezone.now() + LATER, **fields)
+    hold.refresh_from_db()
+    return hold
+
+
+def test_a_call_is_approved_on_its_page(link: Connection, docs: Server, ben: User, sign_in: SignIn) -> None:
+    arguments = {"amount": 740, "to": {"name": "Ana", "password": "hunter2-and-more"}, "note": "two\nlines"}
+    hold = make.hold(link, docs, arguments=arguments)
+    browser = sign_in(ben)
+
+    assert "docs__search CI bot" in text(browser.get("/approvals/"))
+    page = browser.get(f"/approvals/{hold.pk}/")
+
+    assert "amount number 740" in text(page)
+    assert "to.name text Ana" in text(page)
+    assert "hunter2" not in page.content.decode()
+    assert browser.get(f"/approvals/{hold.pk}/decide/").status_code == 405
+    hold.refresh_from_db()
+    assert hold.state == HoldState.WAITING
+    done = browser.post(f"/approvals/{hold.pk}/decide/", {"act": "approve", "sentence": "Go on."})
+    assert done["Location"] == f"/approvals/{hold.pk}/"
+    hold.refresh_from_db()
+    assert (hold.state, hold.decided_by, hold.sentence) == (HoldState.APPROVED, ben, "Go on.")
+    event = Event.objects.get(action="hold.approved")
+    assert sentence(event) == (
+        "ben@example.com approved a call of “docs__search” by “CI bot” on the gateway “work”,"
+        " held by the rule “Ask first”."
+    )
+    assert "Approved, not used" in text(browser.get("/approvals/decided/"))
+    again = browser.post(f"/approvals/{hold.pk}/decide/", {"act": "deny"})
+    assert (again.status_code, "does not wait for a decision" in text(again)) == (422, True)
+
+
+def test_values_are_for_people_who_may_read_payloads(
+    link: Connection, docs: Server, mia: User, sign_in: SignIn
+) -> None:
+    hold = make.hold(link, docs, arguments={"amount": 740, "note": "secret plan"})
+    for viewer in (
+        make.user(Capability.APPROVALS_DECIDE),
+        make.user(Capability.APPROVALS_DECIDE, Capability.LOGS_PAYLOADS),
+    ):
+        page = text(sign_in(viewer).get(f"/approvals/{hold.pk}/"))
+        assert "note text 11 characters" in page
+        assert "secret plan" not in page
+        assert "740" not in page
+
+    make.grant(mia.role, [Capability.LOGS_PAYLOADS])
+    assert "secret plan" in text(sign_in(mia).get(f"/approvals/{hold.pk}/"))
+
+
+def test_the_page_shows_what_differs_from_the_last_approved_call(
+    link: Connection, docs: Server, ben: User, sign_in: SignIn
+) -> None:
+    make.hold(link, docs, arguments={"amount": 49, "to": "Ana", "gone": 1}).approve(by=ben)
+    hold = make.hold(link, docs, arguments={"amount": 740, "to": "Ana"})
+
+    page = text(sign_in(ben).get(f"/approvals/{hold.pk}/"))
+
+    assert "2 differ from the last approved call" in page
+    assert "amount number 740 last approved: 49" in page
+    assert "gone none last approved: 1" in page
+
+
+def test_a_repeated_call_says_that_it_ran(link: Connection, docs: Server, ben: User, sign_in: SignIn) -> None:
+    first = make.hold(link, docs)
+    first.approve(by=ben)
+    ran = make.call(outcome="ok")
+    Hold.objects.filter(pk=first.pk).update(state="used", used_at=timezone.now(), run_call=ran.uid)
+    again = make.hold(link, docs)
+
+    page = text(sign_in(ben).get(f"/approvals/{again.pk}/"))
+
+    assert "The same call ran" in page
+    assert "outcome ok" in page
+    assert "Run again" in page
+
+
+def test_others_neither_see_nor_decide(link: Connection, docs: Server, mia: User, sign_in: SignIn) -> None:
+    hold = make.hold(link, docs)
+    stranger, owner = sign_in(make.user()), sign_in(mia)
+
+    assert stranger.get(f"/approvals/{hold.pk}/").status_code == 404
+    assert stranger.post(f"/approvals/{hold.pk}/decide/", {"act": "approve"}).status_code == 404
+    assert "docs__search" not in text(stranger.get("/approvals/"))
+    assert owner.get(f"/approvals/{hold.pk}/").status_code == 200
+    assert owner.post(f"/approvals/{hold.pk}/decide/", {"act": "approve"}).status_code == 422
+    hold.refresh_from_db()
+    assert hold.state == HoldState.WAITING
+    owner.post(f"/approvals/{hold.pk}/withdraw/")
+    hold.refresh_from_db()
+    assert hold.state == HoldState.WITHDRAWN
+
+
+def test_a_team_decides_first_and_others_after_half_the_time(
+    link: Connection, docs: Server, mia: User, ben: User
+) -> None:
+    team, lead = Team.objects.create(name="Leads"), make.user(email="lead@example.com")
+    team.users.add(lead)
+    hold = first_for(make.hold(link, docs), "team", team=team)
+
+    assert [person for person in (mia, ben, lead) if hold.may_be_decided_by(person)] == [lead]
+    assert [*Hold.objects.to_decide(lead)] == [hold]
+    assert not Hold.objects.to_decide(ben)
+    with pytest.raises(NotYoursToDecide):
+        hold.approve(by=ben)
+
+    Hold.objects.update(fallback_at=timezone.now())
+    assert [*Hold.objects.to_decide(ben)] == [hold]
+    hold.approve(by=ben)
+
+
+def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_else(
+    link: Connection, docs: Server, mia: User, ben: User
+) -> None:
+    hold = first_for(make.hold(link, docs), "person")
+    assert [person for person in (mia, ben) if hold.may_be_decided_by(person)] == [mia]
+
+    make.grant(mia.role, [Capability.APPROVALS_DECIDE])
+    mia = User.objects.get(pk=mia.pk)
+    other = make.hold(link, docs, arguments={}, somebody_else=True)
+    assert not other.may_be_decided_by(mia)
+    assert other not in Hold.objects.to_decide(mia)
+    with pytest.raises(NotYoursToDecide, match="somebody else"):
+        other.approve(by=mia)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Hold.objects.filter(pk=other.pk).update(state="approved", decided_by=mia)
+    other.approve(by=ben)
+
+
+def test_an_approver_who_lost_the_capability_is_refused_at_the_click(
+    link: Connection, docs: Server, ben: User, sign_in: SignIn
+) -> None:
+    hold, browser = make.hold(link, docs), sign_in(ben)
+    assert "Approve" in text(browser.get(f"/approvals/{hold.pk}/"))
+
+    ben.role.permissions.clear()
+
+    assert browser.post(f"/approvals/{hold.pk}/decide/", {"act": "approve"}).status_code == 404
+    hold.refresh_from_db()
+    assert hold.state == HoldState.WAITING
+
+
+def test_approvers_are_told_at_once_without_arguments(link: Connection, docs: Server, ben: User, settings: Any) -> None:
+    settings.MAIL_SERVER = True
+    lead, team = make.user(email="lead@example.com"), Team.objects.create(name="Leads")
+    team.users.add(lead)
+    hold = first_for(make.hold(link, docs, arguments={"note": "secret plan"}), "team", team=team)
+
+    telling.tell_at_once()
+    telling.deliver_due()
+
+    letters = {one.bcc[0] if one.bcc else one.to[0]: one for one in mail.outbox}
+    assert "ben@example.com" not in letters
+    letter = letters["lead@example.com"]
+    assert letter.subject == "1 call waits for your approval"
+    assert "docs__search, asked by CI bot" in letter.body
+    assert "/approvals/?show=decide" in letter.body
+    assert "secret plan" not in letter.body
+    assert str(hold.pk) not in letter.body
+
+
+def test_what_is_allowed_for_a_while_is_listed_and_ended(
+    link: Connection, docs: Server, ben: User, sign_in: SignIn
+) -> None:
+    browser, hold = sign_in(ben), make.hold(link, docs, arguments={"to": "Ana", "amount": 1})
+
+    form = {"act": "approve", "allow": AllowFor.TODAY, "names": ["to"]}
+    browser.post(f"/approvals/{hold.pk}/decide/", form)
+
+    allowance = Allowance.objects.get()
+    assert (allowance.names, allowance.hold) == (["to"], hold)
+    assert timezone.now() < allowance.ends_at <= timezone.now() + timedelta(days=1)
+    assert "docs__search CI bot to 0 ben@example.com" in text(browser.get("/approvals/allowed/"))
+    browser.post(f"/approvals/allowed/{allowance.pk}/end/")
+    allowance.refresh_from_db()
+    assert allowance.ended_by == ben
+    assert "Nothing is allowed for a while" in text(browser.get("/approvals/allowed/"))
+
+
+def test_expired_holds_are_marked_and_dropped_with_the_log(link: Connection, docs: Server, ben: User) -> None:
+    now = timezone.now()
+    hold = make.hold(link, docs, ends_at=now - LATER, asked_at=now - timedelta(days=2))
+    waiting = make.hold(link, docs, arguments={})
+    assert hold.current_state == HoldState.EXPIRED
+
+    assert Hold.objects.expire_due() == 1
+
+    hold.refresh_from_db()
+    assert hold.state == HoldState.EXPIRED
+    assert Hold.objects.drop_before(now - timedelta(days=1)) == 1
+    assert [*Hold.objects.all()] == [waiting]
+
+
+def test_rest_lists_and_decides(link: Connection, docs: Server, ben: User) -> None:
+    hold, rest = make.hold(link, docs), Rest.of(ben)
+    make.hold(link, docs, arguments={}, ends_at=timezone.now())
+
+    listed = rest.get("/holds", show="waiting").json()["results"]
+    denied = rest.post(f"/holds/{hold.pk}/deny", {"sentence": "No."}).json()
+
+    assert [(one["id"], one["argument_names"]) for one in listed] == [(str(hold.pk), ["amount"])]
+    assert (denied["state"], denied["sentence"]) == ("denied", "No.")
+    assert rest.post(f"/holds/{hold.pk}/approve", {}).json()["code"] == "already_decided"
+    assert len(rest.get("/holds", show="decided").json()["results"]) == 2
