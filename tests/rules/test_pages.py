@@ -101,7 +101,12 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
 
 def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client) -> None:
     server = make.server()
-    tool: dict[str, Any] = {"feature_type": "tool", "feature_name": "a__pay", "server_id": server.pk, "server_name": server.name}
+    tool: dict[str, Any] = {
+        "feature_type": "tool",
+        "feature_name": "a__pay",
+        "server_id": server.pk,
+        "server_name": server.name,
+    }
     payload = {"params": {"arguments": {"amount": 600}}}
     call(**tool, host_name="CI bot", user_email="ana@example.com", request_payload=payload)
     call(**tool)
