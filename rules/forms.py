@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
+from accounts.models import Team
 from gateways.models import Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.conditions import (
@@ -18,8 +19,10 @@ from rules.conditions import (
     expression_of,
 )
 from rules.models import (
+    LONGEST_HOLD,
     LONGEST_TEXT,
     OFFERED_EFFECTS,
+    Approvers,
     BadCondition,
     Rule,
     RuleError,
@@ -32,11 +35,19 @@ from servers.models import Server
 from ui.forms import ExplainedChoice, ListFilter
 
 MOST_PATTERNS = 100
-EFFECTS = {"refuse": "The call is refused with your sentence.", "label": "The call runs; its row has your label."}
+EFFECTS = {
+    "refuse": "The call is refused with your sentence.",
+    "hold": "The call waits until somebody approves it, and then runs once.",
+    "label": "The call runs; its row has your label.",
+}
 MODES = {
     RuleMode.WATCH: "Only labels calls with what the rule would have done.",
     RuleMode.ON: "Acts from the next call on.",
 }
+
+
+DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": 15}
+HOLDING = ("approvers", "approver_team", "somebody_else", "hold_minutes")
 
 
 class RuleFilter(ListFilter):
@@ -102,15 +113,35 @@ class CallRuleForm(forms.Form):
         max_length=LONGEST_TEXT,
         help_text="What the agent is told, or the label. The agent's model reads the sentence: say what to do instead.",
     )
+    approvers = forms.ChoiceField(label="Who decides", choices=Approvers.choices, required=False)
+    approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
+    somebody_else = forms.BooleanField(
+        label="Somebody else must decide",
+        required=False,
+        help_text="Nobody decides on calls of an agent that acts for themselves.",
+    )
+    hold_minutes = forms.IntegerField(
+        label="Minutes to decide",
+        required=False,
+        min_value=1,
+        max_value=LONGEST_HOLD,
+        help_text="Then the call is refused.",
+    )
     mode = forms.ChoiceField(choices=RuleMode.choices, widget=ExplainedChoice(MODES))
     note = forms.CharField(required=False, max_length=500, help_text="For administrators.")
 
     def __init__(self, data: Any, *, rule: Rule | None = None, initial: dict[str, Any] | None = None) -> None:
         defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
-        super().__init__(data, initial=defaults | {"mode": RuleMode.WATCH} | (initial or {}) | _initial(rule))
+        super().__init__(data, initial=defaults | DEFAULTS | (initial or {}) | _initial(rule))
         self.rule = rule
         if rule and rule.effect not in dict(OFFERED_EFFECTS):
             self.fields["effect"].choices = [(rule.effect, rule.get_effect_display())]  # type: ignore[attr-defined]
+
+    def clean_approvers(self) -> str:
+        return self.cleaned_data["approvers"] or Approvers.ANYBODY
+
+    def clean_hold_minutes(self) -> int:
+        return self.cleaned_data["hold_minutes"] or DEFAULTS["hold_minutes"]
 
     def clean_tools(self) -> list[str]:
         patterns = list(dict.fromkeys(filter(None, map(str.strip, self.cleaned_data["tools"].splitlines()))))
@@ -144,11 +175,12 @@ class CallRuleForm(forms.Form):
     def values(self) -> dict[str, Any]:
         """The fields of the rule; requires a valid form."""
         names = ("name", "gateway", "servers", "tools", "tool_effect", "when", "effect", "text", "mode", "note")
-        return {name: self.cleaned_data[name] for name in names}
+        return {name: self.cleaned_data[name] for name in (*names, *HOLDING)}
 
     def unsaved(self) -> Rule:
         """Return the rule of the form without saving it, and without its servers."""
         values = {name: self.cleaned_data.get(name, "") for name in ("name", "tool_effect", "when", "effect", "text")}
+        values |= {name: self.cleaned_data[name] for name in HOLDING if name in self.cleaned_data}
         return Rule(gateway=self.cleaned_data.get("gateway"), tools=self.cleaned_data.get("tools") or [], **values)
 
 
@@ -165,6 +197,7 @@ def _initial(rule: Rule | None) -> dict[str, Any]:
         return {}
     return rule.editable() | {
         "gateway": rule.gateway,
+        "approver_team": rule.approver_team,
         "servers": rule.servers.all(),
         "tools": "\n".join(rule.tools),
         "condition": EXPRESSION if rule.when else ALWAYS,

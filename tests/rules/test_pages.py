@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from accounts.models import User
+from accounts.models import Team, User
 from capabilities import Capability
 from gateways.models import Feature
 from rules.conditions import BadChoice, expression_of
@@ -97,6 +97,18 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
     assert "None of the selected tools has an argument amuont." in refused
     assert "args.amount" in refused
     assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
+
+
+def test_a_rule_that_holds_says_who_decides_and_for_how_long(client: Client) -> None:
+    team = Team.objects.create(name="Release engineers")
+    holding = FORM | {"effect": "hold", "approvers": "team", "hold_minutes": "30", "somebody_else": "on"}
+
+    refused = client.post("/rules/add/", holding).content.decode()
+    client.post("/rules/add/", holding | {"approver_team": str(team.pk)})
+
+    assert "Choose the team that decides." in refused
+    rule = Rule.objects.get(name="Large")
+    assert (rule.effect, rule.approver_team, rule.somebody_else, rule.hold_minutes) == ("hold", team, True, 30)
 
 
 def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client) -> None:
