@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 
 from accounts.rules import PeopleError
 from auditlog.models import current_context, use_context
-from capabilities import Capability
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.kinds import Act, Change
 from configuration.models import ManagedObject
 from configuration.plan import Plan, plan
+from configuration.words import lacking_lines
 from gateways.models import GatewayError
 from hosts.models import HostError
 from servers.models import ServerError
@@ -26,6 +26,7 @@ from sso.errors import ProviderError
 if TYPE_CHECKING:
     from accounts.models import User
 
+DEADLOCK = "40P01"  # SQLSTATE.
 APPLY_LOCK = 0x636F_6E66  # An arbitrary key for pg_advisory_xact_lock.
 REFUSALS = (
     GatewayError,
@@ -53,13 +54,7 @@ class StillDiffers(ApplyRefused):
 
 
 class Lacking(ApplyRefused):
-    """The person or API key lacks capabilities that the changes take. `missing` has them by object."""
-
-    def __init__(self, missing: Sequence[tuple[str, Capability]], by_key: Sequence[str] = ()) -> None:
-        rows = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in missing]
-        rows += [f"- {title}: API keys cannot change it. Apply the file as a person." for title in by_key]
-        super().__init__("\n".join(["You lack permissions. Nothing was changed.", *rows]))
-        self.missing = missing
+    """The person or API key lacks capabilities that the changes take; the message lists them by object."""
 
 
 def apply(
@@ -76,12 +71,13 @@ def apply(
     `digest` is that of the plan that somebody reviewed, `commit` the version of the files for the events. Raises
     ConfigurationError, AnotherPlan and Lacking.
     """
-    with transaction.atomic(), _naming(document, commit):
+    with _deadlock_is_refused(), transaction.atomic(), _naming(document, commit):
         _one_at_a_time()
         made = plan(document, by, secrets=secrets, prune=prune, cuts=False)
         if digest is not None and digest != made.digest:
             raise AnotherPlan(AnotherPlan.__doc__)
-        must_be_allowed(made, by)
+        must_be_allowed(made)
+        _lock_agents(made)
         for change in made.changes:
             _make(change, made, by)
         if document.source:
@@ -91,11 +87,10 @@ def apply(
     return made
 
 
-def must_be_allowed(made: Plan, by: User) -> None:
+def must_be_allowed(made: Plan) -> None:
     """Raise Lacking unless the person, or API key, has all capabilities that the changes take."""
-    by_key = [change.title for change in made.changes if change.kind.refuses_keys] if by.narrowed_to is not None else []
-    if made.missing or by_key:
-        raise Lacking(made.missing, by_key)
+    if made.missing or made.not_by_key:
+        raise Lacking("\n".join(["You lack permissions. Nothing was changed.", *lacking_lines(made)]))
 
 
 def must_be_done(after: Plan) -> None:
@@ -115,6 +110,25 @@ def _claim(made: Plan, commit: str) -> None:
 def _one_at_a_time() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [APPLY_LOCK])
+
+
+def _lock_agents(made: Plan) -> None:
+    """Lock the agents of the changes before any gateway, in the order in which connections are opened."""
+    names = {change.key[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
+    rows = [row for name in names if (row := made.world.row("agents", name))]
+    for row in sorted(rows, key=lambda row: str(row.pk)):
+        row.lock()
+
+
+@contextmanager
+def _deadlock_is_refused() -> Iterator[None]:
+    """Raise AnotherPlan if the database ended the transaction because somebody changed the same objects."""
+    try:
+        yield
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", "") != DEADLOCK:
+            raise
+        raise AnotherPlan(f"Somebody changed the same objects at the same moment. {AnotherPlan.__doc__}") from error
 
 
 @contextmanager

@@ -28,13 +28,18 @@ SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of s
 
 @dataclass
 class Plan:
-    """The changes of a document, and the objects of its lists that the workspace has besides."""
+    """The changes of a document, and the objects of its lists that the workspace has besides.
+
+    `missing` are the capabilities that the person lacks, by object; `not_by_key` the objects that the person's API key
+    cannot change.
+    """
 
     document: ConfigDocument
     world: World
     changes: list[Change] = field(default_factory=list)
     not_in_file: list[str] = field(default_factory=list)
     missing: list[tuple[str, Capability]] = field(default_factory=list)
+    not_by_key: list[str] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -65,6 +70,8 @@ def plan(
     made.changes += _pruned(document, listed, world) if prune else ()
     must_be_right(refused(made.changes, document, world))
     made.missing = [*lacking(made.changes, viewer)]
+    if viewer.narrowed_to is not None:
+        made.not_by_key = [change.title for change in made.changes if change.kind.refuses_keys]
     made.not_in_file = [*_not_in_file(listed, world)]
     if cuts:
         _count_cuts(made, viewer)

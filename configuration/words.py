@@ -71,8 +71,14 @@ def _not_in_file(plan: Plan) -> str:
 
 
 def _missing(plan: Plan) -> str:
-    rows = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
-    return "\n".join(["You lack permissions, so this plan cannot be applied:", *rows, ""]) if rows else ""
+    lines = lacking_lines(plan)
+    return "\n".join(["You lack permissions, so this plan cannot be applied:", *lines, ""]) if lines else ""
+
+
+def lacking_lines(plan: Plan) -> list[str]:
+    """Return a line for each capability that is missing, and for each object that an API key cannot change."""
+    lines = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
+    return lines + [f"- {title}: API keys cannot change it. Apply the file as a person." for title in plan.not_by_key]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

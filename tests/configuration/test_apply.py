@@ -127,10 +127,11 @@ def test_missing_capabilities_are_named_by_object_before_anything_changes(owner:
     with pytest.raises(Lacking) as refused:
         apply(file, by=person)
 
-    assert refused.value.missing == [
+    assert plan(file, person).missing == [
         ("team Sales", Capability.PEOPLE_MANAGE),
         ("gateway open", Capability.GATEWAYS_TOGGLE),
     ]
+    assert "- team Sales: “Manage people” (people:manage)\n- gateway open: “Disable and" in str(refused.value)
     assert not Team.objects.exists()
     assert Gateway.objects.get().enabled
 

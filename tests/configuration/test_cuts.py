@@ -1,0 +1,93 @@
+"""A plan says whom a change cuts off, in the words of the pages."""
+
+import pytest
+
+from accounts.models import User
+from capabilities import Capability
+from configuration import document
+from configuration.plan import plan
+from configuration.words import as_text
+from connections.impact import cuts
+from gateways.models import Assignment, Feature, Gateway
+from servers.models import Server
+from tests import make
+from tests.calls import call
+
+pytestmark = pytest.mark.django_db
+
+WORK = "version: 1\ngateways:\n  - slug: work\n    name: work\n"
+
+
+@pytest.fixture
+def owner() -> User:
+    """A person with every capability, and an agent of theirs that called a tool of `docs` on the gateway `work`."""
+    owner = make.user(*Capability)
+    server = make.server(slug="docs")
+    gateway = make.gateway(server, slug="work")
+    Feature.objects.learn(Assignment.objects.get(), [{"name": "search"}])
+    link = make.connection(make.agent(by=owner, name="CI bot"), gateway, owner)
+    of_call = {"host_id": link.host_id, "gateway_id": gateway.pk, "server_id": server.pk, "user_id": owner.pk}
+    call(**of_call, feature_name="docs__search")
+    return owner
+
+
+def said(text: str, owner: User) -> str:
+    """Return what the only change of a file cuts off."""
+    (change,) = plan(document.read({"gateway.yaml": text}), owner).changes
+    return change.cuts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WORK}    enabled: false\n",
+        f"{WORK}    servers: []\n",
+        f"{WORK}    servers: [{{server: docs, enabled: false}}]\n",
+        f"{WORK}    servers: [{{server: docs, tool_policy: block_all}}]\n",
+        f"{WORK}    servers: [{{server: docs, disabled_tools: [search]}}]\n",
+        "version: 1\nservers: [{slug: docs, name: docs, url: 'https://docs.example.com/mcp', enabled: false}]\n",
+        "version: 1\nagents: [{name: CI bot, enabled: false}]\n",
+        "version: 1\nagents: [{name: CI bot, gateways: [{gateway: work, allowed: false}]}]\n",
+    ],
+)
+def test_a_change_says_whom_it_cuts_off(text: str, owner: User) -> None:
+    cut = said(text, owner)
+
+    assert cut.startswith("Cuts off 1 ")
+    assert "1 app or agent, 1 person" in cut
+    assert "In the last 7 days 1 call of 1 " in cut
+
+
+def test_the_words_are_those_of_the_page(owner: User) -> None:
+    assert said(f"{WORK}    enabled: false\n", owner) == cuts(Gateway.objects.get(), owner)
+    assert said(f"{WORK}    servers: []\n", owner) == cuts(Assignment.objects.get(), owner)
+
+
+def test_a_narrower_reach_says_what_came_from_outside(owner: User) -> None:
+    text = (
+        "version: 1\nteams: [{name: Sales}]\n"
+        + WORK.removeprefix("version: 1\n")
+        + "    reach: teams\n    teams: [Sales]\n"
+    )
+
+    changes = plan(document.read({"gateway.yaml": text}), owner).changes
+
+    assert [change.title for change in changes] == ["team Sales", "gateway work"]
+    assert "of the last 7 days" in changes[1].cuts or "In the last 7 days" in changes[1].cuts
+
+
+def test_listed_agents_only_says_whom_it_refuses(owner: User) -> None:
+    assert said(f"{WORK}    hosts_allowed: listed\n", owner).startswith("Refuses CI bot: ")
+
+
+def test_the_text_of_a_plan_has_signs_values_and_a_digest(owner: User) -> None:
+    made = plan(document.read({"gateway.yaml": f"{WORK}    description: For work\n    servers: []\n"}), owner)
+
+    text = as_text(made)
+
+    assert text.startswith(
+        "gateway.yaml: 1 changed, 1 removed.\n\n~ gateway work\n    description: For work, was empty\n"
+    )
+    assert "- server docs on gateway work\n    Cuts off 1 app or agent, 1 person." in text
+    assert text.endswith(f"Digest: {made.digest}\n")
+    assert Server.objects.get().enabled
