@@ -43,7 +43,7 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """For how long held calls of a connection wait in their requests."""
+    """The time for which held calls of a connection wait in their requests."""
 
     seconds = forms.IntegerField(
         required=False,

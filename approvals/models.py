@@ -59,7 +59,7 @@ class HoldState(models.TextChoices):
 
 
 class AllowFor(models.TextChoices):
-    """How long the same agent may call the same tool again without asking."""
+    """Period in which the same agent may call the same tool again without asking."""
 
     CALL = "", "Only this call"
     HOUR = "hour", "Same tool, same agent, for 1 hour"
@@ -213,7 +213,7 @@ class Hold(models.Model):
 
     @property
     def approvers_text(self) -> str:
-        """Who decides first, for a sentence."""
+        """The people who decide first, for a sentence."""
         if self.approvers == Approvers.TEAM:
             return f"the team {self.team.name}" if self.team else "people who may decide on held calls"
         return self.user.email if self.approvers == Approvers.PERSON else "people who may decide on held calls"

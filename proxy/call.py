@@ -598,7 +598,7 @@ class Endpoint:
         """Return the server and feature of this request, and the grant that allows it.
 
         Rows 13 to 16 of the decision order. A call that a rule holds waits here; after each decision everything is
-        decided anew. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        decided again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:

@@ -228,7 +228,7 @@ class Holds:
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
         """Use an approval for this call and return True; otherwise wait, and return False when there is news.
 
-        After False, decide the call anew. Raises NotApproved, DatabaseUnavailable.
+        After False, decide the call again. Raises NotApproved, DatabaseUnavailable.
         """
         query = self._query(call, rule)
         if await self._is_allowed_for_a_while(call, query):

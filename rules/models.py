@@ -89,7 +89,7 @@ OFFERED_EFFECTS = RuleEffect.choices
 
 
 class Approvers(models.TextChoices):
-    """Who decides first on the calls that a rule holds."""
+    """The people who decide first on the calls that a rule holds."""
 
     ANYBODY = "anybody", "Everybody who may decide on held calls"
     TEAM = "team", "A team"

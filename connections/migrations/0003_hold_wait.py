@@ -1,4 +1,4 @@
-"""For how long a held call waits in its request."""
+"""The time for which a held call waits in its request."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Who decides on the calls that a rule holds, and for how long they wait."""
+"""Approvers of the calls that a rule holds, and the time for which these wait."""
 
 import django.db.models.deletion
 from django.db import migrations, models

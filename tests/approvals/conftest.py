@@ -62,7 +62,7 @@ class Desk:
 
     @property
     def runs(self) -> int:
-        """How often the server was called."""
+        """The number of calls that reached the server."""
         return len(self.counter.events("call"))
 
 

@@ -1,4 +1,4 @@
-"""Who sees a held call, who decides on it, what they see of its arguments, and how they are told."""
+"""Pages, REST and messages of held calls: for the people who may see them and decide on them."""
 
 import re
 from datetime import timedelta

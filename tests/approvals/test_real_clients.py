@@ -138,7 +138,8 @@ def test_an_approval_after_the_client_left_is_used_by_its_next_call(desk: Desk, 
 def test_a_client_that_waits_is_told_what_became_of_its_call(desk: Desk, mode: ConnectMode, state: str) -> None:
     desk.wait(240)
     call = desk.pool.submit(python, desk, mode)
-    hold = eventually(Hold.objects.first)
+    eventually(Hold.objects.exists)
+    hold = Hold.objects.get()
     match state:
         case "denied":
             hold.deny(by=desk.ben, sentence="Not today.")
