@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
+from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -97,6 +99,14 @@ class AccessReportQuery(ListQuery):
         required=False, help_text="Text contained in the exposed name of tools: one line for each tool."
     )
     unused = serializers.ChoiceField(IDLE_DAYS, required=False, help_text="Only access unused for so many days.")
+    on = serializers.DateField(
+        required=False, help_text="A past day: the access at its end (UTC). Without `last_used_at` and `unused`."
+    )
+
+    def validate_on(self, on: date) -> date:
+        if on > timezone.now().date():
+            raise serializers.ValidationError("Must not be in the future.")
+        return on
 
 
 class AccessResource(Resource):
@@ -124,6 +134,7 @@ class AccessResource(Resource):
                 hosts=asked.get("host"),
                 tool=asked.get("tool", ""),
                 unused=int(asked.get("unused", 0)),
+                on=asked.get("on"),
             ),
             self.ordering,
         )

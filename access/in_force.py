@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db.models import Q, QuerySet, StringAgg, TextField, Value
 from django.db.models.functions import Cast, Lower
 
+from access.as_of import deleted_teams, gateway_grants_at, lasted, tool_grants_at
+from access.models import Fact, FactKind
 from accounts.models import Team, User
 from connections.models import uses_every_gateway
-from gateways.models import Gateway, GatewayGrant, Reach, ToolGrant, ToolsGiven
+from gateways.models import Gateway, Reach, ToolsGiven
 
 type Pair = tuple[UUID, UUID]
 
 
-class GatewayFacts(NamedTuple):
+class GatewayInForce(NamedTuple):
     """A gateway; `gives_all` is False if only granted tools can be used there."""
 
     pk: UUID
@@ -31,20 +34,22 @@ class GatewayFacts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class InForce:
     """The people and gateways, with the teams, roles and grants between them.
 
-    `people` are those who may use anything at all, by e-mail address. `opened` are pairs of person and gateway,
-    `tool_grants` triples of tool set, team and person; None and None is everybody.
+    `people` are those who may use anything at all, with their e-mail addresses, in order. `opened` are pairs of person
+    and gateway, `tool_grants` triples of tool set, team and person; None and None is everybody.
     """
 
     people: Mapping[UUID, str]
-    gateways: tuple[GatewayFacts, ...]
+    gateways: tuple[GatewayInForce, ...]
     open_to: Mapping[UUID, frozenset[UUID]]  # The teams of each gateway that is for teams.
     teams_of: Mapping[UUID, frozenset[UUID]]
     use_all: frozenset[UUID]
     opened: frozenset[Pair]
-    tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...] = field(default=())
+    tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...]
+    moment: datetime | None = None  # Of a past day; None is now.
+    deleted_teams: Mapping[str, UUID] = field(default_factory=dict)
 
 
 def people_who_use() -> QuerySet[User]:
@@ -52,25 +57,25 @@ def people_who_use() -> QuerySet[User]:
     return User.objects.filter(Q(role=None) | Q(role__uses_gateways=True), is_active=True)
 
 
-def facts_now(people: QuerySet[User] | None = None) -> Facts:
+def in_force_now(people: QuerySet[User] | None = None) -> InForce:
     """Return the facts about those of `people` (None: all) who use gateways."""
     using = people_who_use()
     if people is not None:
         using = using.filter(pk__in=people.order_by().values("pk"))
     gateways = tuple(
-        GatewayFacts(pk, name, reach == Reach.EVERYONE, given == ToolsGiven.ALL)
+        GatewayInForce(pk, name, reach == Reach.EVERYONE, given == ToolsGiven.ALL)
         for pk, name, reach, given in Gateway.objects.live()
         .order_by(Lower("name"), "pk")
         .values_list("pk", "name", "reach", "tools_given")
     )
-    return Facts(
+    return InForce(
         dict(using.order_by("email").values_list("pk", "email")),
         gateways,
         _grouped(Gateway.teams.through.objects.filter(gateway__reach=Reach.TEAMS).values_list("gateway_id", "team_id")),
         _teams_of(None if people is None else using),
         frozenset(uses_every_gateway().values_list("pk", flat=True)),
-        frozenset(GatewayGrant.objects.live().order_by().values_list("user_id", "gateway_id")),
-        tuple(ToolGrant.objects.live().order_by().values_list("tool_set_id", "team_id", "user_id")),
+        frozenset(gateway_grants_at(None).order_by().values_list("user_id", "gateway_id")),
+        tuple(tool_grants_at(None).order_by().values_list("tool_set_id", "team_id", "user_id")),
     )
 
 
@@ -94,3 +99,90 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
     for one, other in pairs:
         found[one].add(other)
     return {one: frozenset(others) for one, others in found.items()}
+
+
+def without_new(known: InForce, limit: datetime) -> InForce:
+    """Return what is in force now and was at `limit`, too; an extended grant counts from its first start."""
+    true = History(Q(began_at__gt=limit, ended_at=None))
+    members, teams, everyone = true.pairs(FactKind.MEMBER), true.pairs(FactKind.OPEN_TO), true.of(FactKind.EVERYONE)
+    added = User.objects.filter(role__in=true.of(FactKind.USES_ALL)).values_list("pk", flat=True)
+    joined = {*User.objects.filter(date_joined__gt=limit).values_list("pk", flat=True)}
+    grants = gateway_grants_at(None).filter(given_at__gt=limit).order_by().values_list("user_id", "gateway_id")
+    extended = gateway_grants_at(limit).order_by().values_list("user_id", "gateway_id")
+    none = frozenset[UUID]()
+    return replace(
+        known,
+        people={pk: email for pk, email in known.people.items() if pk not in joined},
+        gateways=tuple(
+            one._replace(for_everyone=one.for_everyone and one.pk not in everyone) for one in known.gateways
+        ),
+        open_to={pk: old - teams.get(pk, none) for pk, old in known.open_to.items()},
+        teams_of={pk: old - members.get(pk, none) for pk, old in known.teams_of.items()},
+        use_all=known.use_all - {*added} - true.of(FactKind.ROLE) - true.of(FactKind.SUPERUSER),
+        opened=known.opened - ({*grants} - {*extended}),
+    )
+
+
+# The same on a past day, from the history.
+
+
+def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InForce:
+    """Return what was in force at `moment` for those of `people` (None: all) who used gateways then.
+
+    Switches of gateways do not count.
+    """
+    true = History(lasted(moment, "began_at", "ended_at"))
+    known = (User.objects.all() if people is None else people).filter(date_joined__lte=moment)
+    using = {pk: email for pk, email in known.order_by("email").values_list("pk", "email") if true.uses_gateways(pk)}
+    everyone, limited = true.of(FactKind.EVERYONE), true.of(FactKind.ONLY_GRANTED)
+    gateways = Gateway.objects.filter(lasted(moment, "created_at", "archived_at")).order_by(Lower("name"), "pk")
+    gone = deleted_teams(moment)
+    grants: Any = (
+        tool_grants_at(moment).order_by().values_list("tool_set_id", "team_id", "user_id", "everyone", "team_name")
+    )
+    given = (
+        (tool_set, gone.get(name) if team is None else team, user, every)
+        for tool_set, team, user, every, name in grants
+    )
+    return InForce(
+        using,
+        tuple(
+            GatewayInForce(pk, name, pk in everyone, pk not in limited)
+            for pk, name in gateways.values_list("pk", "name")
+        ),
+        {pk: teams for pk, teams in true.pairs(FactKind.OPEN_TO).items() if pk not in everyone},
+        true.pairs(FactKind.MEMBER),
+        frozenset(filter(true.uses_all, using)),
+        frozenset(gateway_grants_at(moment).order_by().values_list("user_id", "gateway_id")),
+        tuple(
+            (tool_set, team, user)
+            for tool_set, team, user, every in given
+            if every or not (team is None and user is None)
+        ),
+        moment,
+        gone,
+    )
+
+
+class History:
+    """The facts that `where` matches."""
+
+    def __init__(self, where: Q) -> None:
+        self._facts = defaultdict[str, list[tuple[UUID, UUID | None]]](list)
+        for kind, subject, other in Fact.objects.filter(where).order_by().values_list("kind", "subject", "object"):
+            self._facts[kind].append((subject, other))
+        self._roles = dict(self._facts[FactKind.ROLE])
+        self._away, self._superusers = self.of(FactKind.INACTIVE), self.of(FactKind.SUPERUSER)
+        self._looking, self._using_all = self.of(FactKind.ONLY_LOOKS), self.of(FactKind.USES_ALL)
+
+    def of(self, kind: str) -> frozenset[UUID]:
+        return frozenset(subject for subject, _ in self._facts[kind])
+
+    def pairs(self, kind: str) -> Mapping[UUID, frozenset[UUID]]:
+        return _grouped((subject, other) for subject, other in self._facts[kind] if other)
+
+    def uses_gateways(self, person: UUID) -> bool:
+        return person not in self._away and self._roles.get(person) not in self._looking
+
+    def uses_all(self, person: UUID) -> bool:
+        return person in self._superusers or self._roles.get(person) in self._using_all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,13 +13,16 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import Count, Max, Q
 
-from access.in_force import Facts, GatewayFacts, Pair
-from accounts.models import Team, User
+from access.as_of import assignments_at, connections_at, identities_at, tokens_at, tool_grants_at, tools_at
+from access.in_force import GatewayInForce, InForce, Pair
+from access.sources import AccessSource, Sources
+from accounts.models import User
 from connections.models import Connection
-from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayGrant, ToolGrant
+from gateways.models import Feature, FeatureQuerySet, Gateway, IdentityScheme, ToolGrant
 from servers.models import Identity
-from tokens.models import Token, TokenKind
-from tokens.rows import of_status
+from tokens.models import Token
+
+__all__ = ["AccessLine", "AccessSource", "Key", "LineLoader"]
 
 type Key = tuple[UUID, UUID, UUID | None]  # Person, gateway and, in a report about tools, the tool.
 
@@ -33,46 +36,13 @@ GROUP BY c.n
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AccessSource:
-    """A reason why a person may use a gateway.
-
-    `kind` is `everyone`, `superuser`, `role`, `team` or `grant`. `row` is the object that ends it: the gateway, the
-    person, the role, the membership (of `Team.users.through`) or the grant.
-    """
-
-    kind: str
-    name: str
-    row: Any
-    since: datetime | None = None
-    until: datetime | None = None
-
-    @property
-    def key(self) -> str:
-        """A text that never changes while the access lasts."""
-        return f"{self.kind}:{self.row.pk}"
-
-    @property
-    def is_by_request(self) -> bool:
-        return self.kind == "grant" and self.row.request_id is not None
-
-    def __str__(self) -> str:
-        match self.kind:
-            case "everyone" | "superuser":
-                return self.kind
-            case "grant":
-                how = "request" if self.is_by_request else "grant"
-                return f"{how}, until {self.until:%Y-%m-%d}" if self.until else how
-        return f"{self.kind} {self.name}"
-
-
 @dataclass
 class AccessLine:
     """A person's access to one gateway, or to one tool there.
 
     `grants` are the tool grants that count for the person; empty on a gateway that gives all its tools. `tools` is the
     number of tools they may use there, `all_tools` the number that the gateway offers. `last_used_at` counts ended
-    connections too.
+    connections too; None on a past day.
     """
 
     person: User
@@ -123,16 +93,14 @@ class AccessLine:
 class LineLoader:
     """Loads everything that a page shows of some lines, in a fixed number of queries."""
 
-    def __init__(self, facts: Facts, keys: Sequence[Key]) -> None:
-        self._facts, self._keys = facts, keys
+    def __init__(self, known: InForce, keys: Sequence[Key]) -> None:
+        self._known, self._keys = known, keys
         self._people = {person for person, _, _ in keys}
         self._gateways = {gateway for _, gateway, _ in keys}
-        self._by_pk: dict[UUID, GatewayFacts] = {each.pk: each for each in facts.gateways if each.pk in self._gateways}
-        self._teams = dict(Team.objects.filter(pk__in=self._asked_teams()).values_list("pk", "name"))
-
-    def _asked_teams(self) -> set[UUID]:
-        none = frozenset[UUID]()
-        return set().union(*(self._facts.teams_of.get(person, none) for person in self._people))
+        self._by_pk: dict[UUID, GatewayInForce] = {
+            each.pk: each for each in known.gateways if each.pk in self._gateways
+        }
+        self._teams: set[UUID] = set().union(*(known.teams_of.get(person, ()) for person in self._people))
 
     def lines(self) -> list[AccessLine]:
         if not self._keys:
@@ -145,48 +113,22 @@ class LineLoader:
             for person, gateway, feature in self._keys
             if person in people and gateway in gateways and (feature is None or feature in features)
         ]
-        self._add_sources(lines)
+        sources = Sources(self._known, self._people, self._gateways)
+        for line in lines:
+            line.sources = [*sources.of(line.person, line.gateway)]
         self._add_grants(lines)
         self._add_use(lines)
         return lines
 
     # What gives access.
 
-    def _add_sources(self, lines: list[AccessLine]) -> None:
-        memberships: dict[Pair, Any] = {
-            (row.user_id, row.team_id): row
-            for row in Team.users.through.objects.filter(user__in=self._people, team__in=self._teams)
-        }
-        own = GatewayGrant.objects.live().filter(user__in=self._people, gateway__in=self._gateways)
-        grants = {(grant.user_id, grant.gateway_id): grant for grant in own}
-        for line in lines:
-            line.sources = [*self._sources(line, memberships, grants.get((line.person.pk, line.gateway.pk)))]
-
-    def _sources(
-        self, line: AccessLine, memberships: dict[Pair, Any], grant: GatewayGrant | None
-    ) -> Iterable[AccessSource]:
-        person, gateway = line.person, line.gateway
-        if self._by_pk[gateway.pk].for_everyone:
-            yield AccessSource("everyone", gateway.name, gateway)
-        if person.is_superuser:
-            yield AccessSource("superuser", person.email, person)
-        elif person.pk in self._facts.use_all:
-            yield AccessSource("role", str(person.role), person.role)
-        if self._by_pk[gateway.pk].for_everyone:
-            return
-        theirs = self._facts.teams_of.get(person.pk, frozenset())
-        for team in sorted(theirs & self._facts.open_to.get(gateway.pk, frozenset()), key=lambda pk: self._teams[pk]):
-            yield AccessSource("team", self._teams[team], memberships[person.pk, team])
-        if grant:
-            yield AccessSource("grant", gateway.name, grant, grant.given_at, grant.ends_at)
-
     def _add_grants(self, lines: list[AccessLine]) -> None:
-        free = _numbers(_callable(self._gateways).values("assignment__gateway").annotate(number=Count("pk")))
+        free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("pk")))
         limited = {pk for pk, each in self._by_pk.items() if not each.gives_all}
         grants = defaultdict[UUID, list[ToolGrant]](list)
-        theirs = Q(everyone=True) | Q(user__in=self._people) | Q(team__in=self._teams)
-        given = ToolGrant.objects.live().filter(theirs, gateway__in=limited).select_related("tool_set", "team", "user")
-        for grant in given.order_by("given_at"):
+        theirs = Q(everyone=True) | Q(user__in=self._people) | Q(team__in=self._teams) | ~Q(team_name="")
+        given = tool_grants_at(self._known.moment).filter(theirs, gateway__in=limited)
+        for grant in given.select_related("tool_set", "team", "user").order_by("given_at"):
             grants[grant.gateway_id].append(grant)
         for line in lines:
             line.all_tools = line.tools = free.get(line.gateway.pk, 0)
@@ -194,18 +136,18 @@ class LineLoader:
         self._count_tools([line for line in lines if line.gateway.pk in limited])
 
     def _has(self, person: User, grant: ToolGrant) -> bool:
-        return (
-            grant.everyone
-            or grant.user_id == person.pk
-            or grant.team_id in self._facts.teams_of.get(person.pk, frozenset())
-        )
+        team = grant.team_id or self._known.deleted_teams.get(grant.team_name)
+        return grant.everyone or grant.user_id == person.pk or team in self._known.teams_of.get(person.pk, frozenset())
+
+    def _tools(self) -> FeatureQuerySet:
+        return tools_at(self._known.moment).filter(assignment__gateway__in=self._gateways).order_by()
 
     def _count_tools(self, lines: list[AccessLine]) -> None:
         """Count the tools of each combination of sets once."""
         combinations = dict.fromkeys(_sets(line) for line in lines)
         numbers = {sets: n for n, sets in enumerate(combinations)}
         pairs = [(n, tool_set) for sets, n in numbers.items() for tool_set in sets]
-        tools, parameters = _callable(self._gateways).values("pk").query.sql_with_params()
+        tools, parameters = self._tools().values("pk").query.sql_with_params()
         with connection.cursor() as cursor:
             each, sets = [n for n, _ in pairs], [tool_set for _, tool_set in pairs]
             cursor.execute(_IN_SETS.format(tools=tools), [each, sets, [*{*sets}], *parameters])
@@ -217,20 +159,16 @@ class LineLoader:
 
     def _add_use(self, lines: list[AccessLine]) -> None:
         here = {"user__in": self._people, "gateway__in": self._gateways}
-        used = {
-            (person, gateway): at
-            for person, gateway, at in Connection.objects.filter(**here)
-            .order_by()
-            .values_list("user_id", "gateway_id")
-            .annotate(at=Max("last_used_at"))
-        }
+        moment, used = self._known.moment, dict[Pair, datetime | None]()
+        if moment is None:
+            rows = Connection.objects.filter(**here).order_by().values_list("user_id", "gateway_id")
+            used = {(person, gateway): at for person, gateway, at in rows.annotate(at=Max("last_used_at"))}
         connections = defaultdict[Pair, list[Connection]](list)
-        for row in Connection.objects.live().filter(**here).select_related("host").order_by("-connected_at"):
+        for row in connections_at(moment).filter(**here).select_related("host").order_by("-connected_at"):
             connections[row.user_id, row.gateway_id].append(row)
         tokens = defaultdict[Pair, list[Token]](list)
-        theirs = Token.objects.filter(of_status("active"), kind=TokenKind.ACCESS, connection__revoked_at=None)
-        theirs = theirs.filter(connection__user__in=self._people, connection__gateway__in=self._gateways)
-        for token in theirs.select_related("connection").order_by("-created_at"):
+        theirs = {f"connection__{name}": pks for name, pks in here.items()}
+        for token in tokens_at(moment).filter(**theirs).select_related("connection").order_by("-created_at"):
             tokens[token.connection.user_id, token.connection.gateway_id].append(token)
         identities = self._identities()
         for line in lines:
@@ -241,19 +179,16 @@ class LineLoader:
     def _identities(self) -> dict[Pair, list[Identity]]:
         """Return the people's own credentials for the servers of each gateway."""
         places = defaultdict[UUID, set[UUID]](set)
-        placed = Assignment.objects.per_user().filter(gateway__in=self._gateways)
+        placed = assignments_at(self._known.moment).filter(gateway__in=self._gateways)
+        placed = placed.filter(identity_scheme=IdentityScheme.PER_USER)
         for server, gateway in placed.order_by().values_list("server", "gateway"):
             places[server].add(gateway)
         found = defaultdict[Pair, list[Identity]](list)
-        own = Identity.objects.live().filter(owner__in=self._people, server__in=places).select_related("server")
-        for identity in own.order_by("server__name", "label"):
+        own = identities_at(self._known.moment).filter(owner__in=self._people, server__in=places)
+        for identity in own.select_related("server").order_by("server__name", "label"):
             for gateway in places[identity.server_id]:
                 found[identity.owner_id, gateway].append(identity)  # type: ignore[index]  # It has an owner.
         return found
-
-
-def _callable(gateways: Iterable[UUID]) -> FeatureQuerySet:
-    return Feature.objects.tools().callable().filter(assignment__gateway__in=gateways).order_by()
 
 
 def _numbers(rows: Any) -> dict[UUID, int]:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from access.in_force import Facts, Pair
+from access.in_force import InForce, Pair
 from gateways.models import FeatureQuerySet
 
 NO_TEAMS = frozenset[UUID]()
@@ -51,9 +51,9 @@ class GivenUnits:
 class PermittedUnits:
     """The units that each person may use: gateways, or the tools among `features`."""
 
-    def __init__(self, facts: Facts, features: FeatureQuerySet | None = None) -> None:
-        self.facts = facts
-        self.units = _units(facts, features)
+    def __init__(self, known: InForce, features: FeatureQuerySet | None = None) -> None:
+        self.known = known
+        self.units = _units(known, features)
         self._at = defaultdict[UUID, int](int)  # The bits of each gateway.
         for number, unit in enumerate(self.units):
             self._at[unit.gateway] |= 1 << number
@@ -61,8 +61,8 @@ class PermittedUnits:
         self._tools = None if features is None else self._given_tools()
 
     def of(self, person: UUID) -> int:
-        """Return the bits of one of the people of the facts."""
-        teams = self.facts.teams_of.get(person, NO_TEAMS)
+        """Return the bits of one of the people in force."""
+        teams = self.known.teams_of.get(person, NO_TEAMS)
         bits = self._gateways.to(person, teams)
         return bits if self._tools is None else bits & self._tools.to(person, teams)
 
@@ -84,18 +84,18 @@ class PermittedUnits:
                 yield self.units[number]
 
     def _given_gateways(self) -> GivenUnits:
-        facts, given = self.facts, GivenUnits(self.at(each.pk for each in self.facts.gateways if each.for_everyone))
-        for gateway, teams in facts.open_to.items():
+        known, given = self.known, GivenUnits(self.at(each.pk for each in self.known.gateways if each.for_everyone))
+        for gateway, teams in known.open_to.items():
             for team in teams:
                 given.teams[team] |= self._at.get(gateway, 0)
-        given.people.update(self.by_person(facts.opened))
-        given.people.update(dict.fromkeys(facts.use_all, (1 << len(self.units)) - 1))
+        given.people.update(self.by_person(known.opened))
+        given.people.update(dict.fromkeys(known.use_all, (1 << len(self.units)) - 1))
         return given
 
     def _given_tools(self) -> GivenUnits:
-        facts, given = self.facts, GivenUnits(self.at(each.pk for each in self.facts.gateways if each.gives_all))
-        bits = self._bits_of_sets({tool_set for tool_set, _, _ in facts.tool_grants})
-        for tool_set, team, person in facts.tool_grants:
+        known, given = self.known, GivenUnits(self.at(each.pk for each in self.known.gateways if each.gives_all))
+        bits = self._bits_of_sets({tool_set for tool_set, _, _ in known.tool_grants})
+        for tool_set, team, person in known.tool_grants:
             if team:
                 given.teams[team] |= bits.get(tool_set, 0)
             elif person:
@@ -114,11 +114,11 @@ class PermittedUnits:
         return found
 
 
-def _units(facts: Facts, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
+def _units(known: InForce, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
     """Return the gateways by name, or the tools by the name of their gateway and their own."""
     if features is None:
-        return [AccessUnit(each.pk) for each in facts.gateways]
-    place = {each.pk: number for number, each in enumerate(facts.gateways)}
+        return [AccessUnit(each.pk) for each in known.gateways]
+    place = {each.pk: number for number, each in enumerate(known.gateways)}
     rows = features.order_by().values_list("assignment__gateway", "pk", "exposed_name")
     found = sorted((place[gateway], name, pk, gateway) for gateway, pk, name in rows if gateway in place)
     return [AccessUnit(gateway, pk) for _, _, pk, gateway in found]

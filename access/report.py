@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from itertools import batched
 from typing import Any
@@ -15,13 +15,14 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from access.in_force import Facts, Pair, facts_now
+from access.as_of import assignments_at, connections_at, tools_at
+from access.in_force import InForce, Pair, in_force_at, in_force_now, without_new
 from access.lines import AccessLine, Key, LineLoader
 from access.permitted import PermittedUnits
 from accounts.models import Team, User
 from accounts.people_forms import matching_words
 from connections.models import Connection
-from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayGrant, Reach
+from gateways.models import Feature, FeatureQuerySet, Gateway
 from ui.forms import holds
 
 MOST_SORTED = 1_000  # Lines that can be sorted by a value that only loaded lines have.
@@ -35,7 +36,8 @@ class Asked:
     """The filters of a report; an empty list of ids does not narrow it.
 
     `q` is text in a person's name or address or the gateway's name, `tool` text in the exposed name of tools.
-    `feature` is one tool of a server, on all gateways. `unused` is a number of days.
+    `feature` is one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report is of the
+    end of that day (UTC).
     """
 
     q: str = ""
@@ -47,6 +49,7 @@ class Asked:
     tool: str = ""
     feature: Feature | None = None
     unused: int = 0
+    on: date | None = None
 
 
 @dataclass
@@ -61,12 +64,17 @@ class AccessReport:
     ordered = True
 
     @cached_property
-    def facts(self) -> Facts:
-        return facts_now(self._people())
+    def known(self) -> InForce:
+        return in_force_at(self.moment, self._people()) if self.moment else in_force_now(self._people())
+
+    @property
+    def moment(self) -> datetime | None:
+        """The end of the past day that is asked for; None is now."""
+        return end_of(self.asked.on) if self.asked.on and self.asked.on < timezone.now().date() else None
 
     @cached_property
     def units(self) -> PermittedUnits:
-        return PermittedUnits(self.facts, self._features())
+        return PermittedUnits(self.known, self._features())
 
     def count(self) -> int:
         return sum(bits.bit_count() for _, bits in self._found)
@@ -78,11 +86,11 @@ class AccessReport:
         start, stop = asked.start or 0, self.count() if asked.stop is None else asked.stop
         if self.is_sortable and self.sort.removeprefix("-") in SORTS:
             return self._sorted[start:stop]
-        return LineLoader(self.facts, [*self._keys(start, stop)]).lines()
+        return LineLoader(self.known, [*self._keys(start, stop)]).lines()
 
     def __iter__(self) -> Iterator[AccessLine]:
         for keys in batched(self._keys(0, self.count()), LOADED_AT_ONCE):
-            yield from LineLoader(self.facts, keys).lines()
+            yield from LineLoader(self.known, keys).lines()
 
     @property
     def is_sortable(self) -> bool:
@@ -110,7 +118,7 @@ class AccessReport:
         """The people with the bits of their lines, in order."""
         where, used = self._where(), self._unused()
         found = []
-        for person in self.facts.people:
+        for person in self.known.people:
             asked = where(person)
             bits = self.units.of(person) & asked if asked else 0
             if bits and (bits := used(person, bits)):
@@ -133,7 +141,7 @@ class AccessReport:
     def _features(self) -> FeatureQuerySet | None:
         if not (self.asked.tool or self.asked.feature):
             return None
-        tools = Feature.objects.tools().callable()
+        tools = tools_at(self.moment)
         if self.asked.tool:
             tools = tools.filter(holds("exposed_name", self.asked.tool))
         if one := self.asked.feature:
@@ -145,13 +153,13 @@ class AccessReport:
     def _where(self) -> Any:
         """Return the function that narrows the bits of a person to those that the filters match."""
         asked, units = self.asked, self.units
-        everywhere = units.at(each.pk for each in self.facts.gateways)
+        everywhere = units.at(each.pk for each in self.known.gateways)
         allowed = units.at(asked.gateways) if asked.gateways else everywhere
         if asked.servers:
-            placed = Assignment.objects.placed().filter(server__in=asked.servers)
+            placed = assignments_at(self.moment).filter(server__in=asked.servers)
             allowed &= units.at(placed.order_by().values_list("gateway", flat=True))
-        by_agent = None if asked.hosts is None else units.by_person(_connected(host__in=asked.hosts, revoked_at=None))
-        named = units.at(each.pk for each in self.facts.gateways if asked.q.casefold() in each.name.casefold())
+        by_agent = None if asked.hosts is None else units.by_person(self._connected(asked.hosts))
+        named = units.at(each.pk for each in self.known.gateways if asked.q.casefold() in each.name.casefold())
         known = {*User.objects.filter(matching_words(asked.q)).values_list("pk", flat=True)} if asked.q else set()
 
         def narrowed(person: UUID) -> int:
@@ -160,27 +168,30 @@ class AccessReport:
 
         return narrowed
 
+    def _connected(self, hosts: Sequence[UUID]) -> Iterable[Pair]:
+        rows = connections_at(self.moment).filter(host__in=hosts)
+        return rows.order_by().values_list("user_id", "gateway_id")
+
     def _unused(self) -> Any:
         """Return the function that leaves the units a person has not used; access counts from its start."""
-        if not self.asked.unused:
+        if not self.asked.unused or self.moment:
             return lambda _, bits: bits
         limit = timezone.now() - timedelta(days=self.asked.unused)
-        lately = self.units.by_person(_connected(last_used_at__gte=limit))
-        before = self.units.by_person(_connected(last_used_at__lt=limit))
-        new = GatewayGrant.objects.live().filter(given_at__gte=limit, gateway__reach=Reach.TEAMS)
-        newly = self.units.by_person(new.order_by().values_list("user_id", "gateway_id"))
-        young = self.units.at(Gateway.objects.filter(created_at__gte=limit).values_list("pk", flat=True))
-        joined = {*User.objects.filter(date_joined__gte=limit).values_list("pk", flat=True)}
+        rows = Connection.objects.order_by().values_list("user_id", "gateway_id")
+        lately = self.units.by_person(rows.filter(last_used_at__gte=limit))
+        before = self.units.by_person(rows.filter(last_used_at__lt=limit))
+        old = PermittedUnits(without_new(self.known, limit), self._features())
 
         def left(person: UUID, bits: int) -> int:
-            recent = -1 if person in joined else young | newly.get(person, 0)
-            return bits & ~lately.get(person, 0) & (~recent | before.get(person, 0))
+            had = old.of(person) if person in old.known.people else 0
+            return bits & ~lately.get(person, 0) & (had | before.get(person, 0))
 
         return left
 
 
-def _connected(**where: Any) -> Iterable[Pair]:
-    return Connection.objects.filter(**where).order_by().values_list("user_id", "gateway_id")
+def end_of(day: date) -> datetime:
+    """Return the last moment of a day in UTC."""
+    return datetime.combine(day, time.max, UTC)
 
 
 def lines_of(

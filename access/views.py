@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.core.paginator import Paginator
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseBadRequest
 from django.shortcuts import get_object_or_404
+from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from access.models import recorded_since
 from access.report import MOST_SORTED, AccessReport, Asked
 from accounts.models import Team, User
 from capabilities import Capability, requires
@@ -103,6 +107,7 @@ class ReportFilter(ListFilter):
 
     tool = forms.CharField(required=False)
     agent = forms.CharField(required=False)
+    on = forms.DateField(required=False)
     team = forms.ChoiceField(required=False)
     server = forms.ChoiceField(required=False)
     unused = forms.ChoiceField(required=False, label="Unused", choices=[(days, f"{days} days") for days in IDLE_DAYS])
@@ -129,6 +134,7 @@ class ReportFilter(ListFilter):
             hosts=[*Host.objects.live().matching(agent).values_list("pk", flat=True)] if agent else None,
             tool=values.get("tool", ""),
             unused=int(values.get("unused") or 0),
+            on=values.get("on"),
         )
 
 
@@ -157,23 +163,64 @@ class Side:
         return {name: row.pk for name, row in vars(self).items() if row}
 
 
+@dataclass(frozen=True)
+class PastDay:
+    """The day of a report, and from which day on the report can tell; `wrong` is an error about the day."""
+
+    on: date | None
+    wrong: str = ""
+
+    @classmethod
+    def of(cls, filters: ReportFilter) -> PastDay:
+        on = filters.values.get("on")
+        is_wrong = "on" in filters.errors or (on is not None and on > timezone.now().date())
+        return cls(None if is_wrong else on, "Enter a past day as 2026-06-01." if is_wrong else "")
+
+    @property
+    def today(self) -> date:
+        return timezone.now().date()
+
+    @cached_property
+    def first(self) -> date | None:
+        """The day of the first person; there was no access before."""
+        at = User.objects.order_by("date_joined").values_list("date_joined", flat=True).first()
+        return at and at.date()
+
+    @cached_property
+    def since(self) -> datetime | None:
+        return recorded_since()
+
+    @property
+    def is_past(self) -> bool:
+        return self.on is not None and self.on < self.today
+
+    @property
+    def is_from_events(self) -> bool:
+        return bool(self.on and self.since and self.on < self.since.date())
+
+
 @require_GET
 @requires(Capability.GATEWAYS_READ)
 @requires(Capability.PEOPLE_READ)
 def report(request: AppRequest) -> HttpResponse:
     side, filters = Side.of(request), ReportFilter(request.GET, sees_use=request.user.has_perm(SEES_USE))
-    asked = filters.asked(side)
+    asked, day = filters.asked(side), PastDay.of(filters)
     table = (TOOLS if asked.tool or asked.feature else ACCESS).seen(request)
     lines: Any = AccessReport(asked, table.sort.replace("name", "person"))
+    if day.wrong and "format" in request.GET:
+        return HttpResponseBadRequest(day.wrong, content_type="text/plain")
     if file := list_export(request, table, lines):
         return file
     context = {
-        "page": Paginator(lines, PAGE_SIZE).get_page(request.GET.get("page")),
+        "day": day,
+        "page": Paginator([] if day.wrong else lines, PAGE_SIZE).get_page(request.GET.get("page")),
         "table": table,
         "side": side,
         "filter_form": filters,
         "filters": filters.values,
         "narrowed": filters.is_narrow or bool(side.fields),
-        "unsorted": MOST_SORTED if table.sort.removeprefix("-") != "name" and not lines.is_sortable else 0,
+        "unsorted": MOST_SORTED
+        if not (day.wrong or table.sort.removeprefix("-") == "name" or lines.is_sortable)
+        else 0,
     }
     return show_list(request, "access/report.html", context)

@@ -9,6 +9,7 @@ gateways, of which a third is open to everyone and the others to three teams eac
 import argparse
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def fill() -> None:
 
 
 def _pages() -> list[str]:
-    page, api = "/access/report/", "/api/access"
+    page, api, yesterday = "/access/report/", "/api/access", datetime.now(UTC).date() - timedelta(days=1)
     narrow = (
         f"person={pk('User', 7)}",
         f"gateway={pk('Gateway', 7)}",
@@ -75,6 +76,8 @@ def _pages() -> list[str]:
         "unused=90",
         f"unused=90&team={pk('Team', 7)}",
         f"person={pk('User', 7)}&sort=-used",
+        f"on={yesterday}",
+        f"on={yesterday}&person={pk('User', 7)}",
     )
     return [page, f"{page}?page=200", f"{page}?page=10000", *(f"{page}?{one}" for one in narrow), api]
 

@@ -17,10 +17,11 @@ from psycopg import sql
 from gatewayadmin.config.database import conninfo
 
 KEPT = {"auth_permission", "django_content_type", "accounts_schemaversion"}
-# Tables with a trigger that forbids DELETE but not TRUNCATE. Triggers named `tell...` only notify.
+# Tables with a trigger that forbids DELETE but not TRUNCATE. Triggers named `tell...` only notify, those named
+# `note...` add to a history.
 GUARDED = """
 SELECT tgrelid::regclass::text FROM pg_trigger
-WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE 'tell%'
+WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE ALL ('{tell%,note%}')
 """
 
 

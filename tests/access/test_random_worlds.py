@@ -1,10 +1,12 @@
-"""The access report agrees with the deciding statement in random worlds."""
+"""The access report agrees with the deciding statement in random worlds, and the history with the tables of now."""
 
 from itertools import product
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
+from access.in_force import InForce, in_force_at, in_force_now
 from access.report import AccessReport, Asked, lines_of
 from auditlog.why import Question, current_decision
 from gateways.models import Gateway
@@ -40,6 +42,20 @@ def decided(bones: Skeleton, host: Host) -> tuple[set[str], set[str]]:
     return gateways, tools
 
 
+def told(known: InForce) -> dict[str, Any]:
+    """Return what decides, as the tables of now and the history have to agree on."""
+    members = {pk: teams for pk, teams in known.teams_of.items() if teams and pk in known.people}
+    return {
+        "people": known.people,
+        "gateways": known.gateways,
+        "open_to": known.open_to,
+        "members": members,
+        "use_all": {*known.use_all} & {*known.people},
+        "opened": known.opened,
+        "tool_grants": {*known.tool_grants},
+    }
+
+
 @pytest.mark.parametrize("worlds", [20, full(200)])
 def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: None, worlds: int) -> None:
     bones = skeleton()
@@ -57,6 +73,7 @@ def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: No
         assert all(line.sources for line in report), seed
         for line in report:
             assert line.tools == sum(key.startswith(line.key) for key in tools), (seed, line.key)
+        assert told(in_force_at(timezone.now())) == told(in_force_now()), seed
         seen = [seen[0] + len(gateways), seen[1] + len(tools)]
 
     assert min(seen) > worlds // 4

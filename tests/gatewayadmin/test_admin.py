@@ -42,6 +42,7 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 OURS = (
+    "access",
     "accounts",
     "attention",
     "auditlog",
@@ -62,6 +63,7 @@ OURS = (
 # Models shown on the page of their parent object.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 BELOW |= {"attention.notification"}  # Messages to people.
+BELOW |= {"access.fact"}  # The history behind the access report.
 BELOW |= {"accounts.schemaversion"}  # Two version numbers, read at the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # Ids and names that directories give people and teams.

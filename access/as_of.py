@@ -1,0 +1,81 @@
+"""The rows that were in force at a moment; without a moment, those that are in force now."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from access.models import Fact, FactKind
+from connections.models import Connection
+from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, ToolGrant
+from servers.models import Identity
+from tokens.models import Token, TokenKind
+from tokens.rows import of_status
+
+
+def lasted(moment: datetime, began: str, *ends: str) -> Q:
+    """Match rows that began at `moment` or before, and that had not ended."""
+    found = Q(**{f"{began}__lte": moment})
+    for end in ends:
+        found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
+    return found
+
+
+def connections_at(moment: datetime | None) -> QuerySet[Connection]:
+    if moment is None:
+        return Connection.objects.live()
+    return Connection.objects.filter(lasted(moment, "connected_at", "revoked_at"))
+
+
+def tokens_at(moment: datetime | None) -> QuerySet[Token]:
+    tokens = Token.objects.filter(kind=TokenKind.ACCESS)
+    if moment is None:
+        return tokens.filter(of_status("active"), connection__revoked_at=None)
+    return tokens.filter(lasted(moment, "created_at", "revoked_at", "expires_at", "connection__revoked_at"))
+
+
+def identities_at(moment: datetime | None) -> QuerySet[Identity]:
+    if moment is None:
+        return Identity.objects.live()
+    return Identity.objects.filter(lasted(moment, "created_at", "revoked_at"))
+
+
+def assignments_at(moment: datetime | None) -> Any:
+    if moment is None:
+        return Assignment.objects.placed()
+    return Assignment.objects.filter(lasted(moment, "created_at", "removed_at", "server__archived_at"))
+
+
+def tools_at(moment: datetime | None) -> FeatureQuerySet:
+    """Return the tools that clients can call; of a past day those that servers offered.
+
+    Switches of a past day are not known, and do not count.
+    """
+    tools = Feature.objects.tools()
+    if moment is None:
+        return tools.callable()
+    placed = ("assignment__removed_at", "assignment__server__archived_at")
+    return tools.filter(lasted(moment, "first_seen_at", "missing_since", *placed), assignment__created_at__lte=moment)
+
+
+def gateway_grants_at(moment: datetime | None) -> QuerySet[GatewayGrant]:
+    return GatewayGrant.objects.live() if moment is None else GatewayGrant.objects.filter(_given(moment))
+
+
+def tool_grants_at(moment: datetime | None) -> QuerySet[ToolGrant]:
+    return ToolGrant.objects.live() if moment is None else ToolGrant.objects.filter(_given(moment))
+
+
+def _given(moment: datetime) -> Q:
+    return lasted(moment, "given_at", "ends_at", "ended_at")
+
+
+def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
+    """Return the ids of the teams of then that are gone, by name: their grants have only the name."""
+    if moment is None:
+        return {}
+    members = Fact.objects.at(moment).filter(kind=FactKind.MEMBER).order_by()
+    return {label: team for label, team in members.values_list("label", "object").distinct() if team}

@@ -1,0 +1,69 @@
+"""The history of what opens gateways: teams, roles, reach.
+
+Triggers write it (migrations/0001_history.py), so that every way to change these rows is in it, also a release that
+does not know of it. Grants have dates of their own (gateways/models/grants.py).
+"""
+
+from datetime import datetime
+
+from django.db import models
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Q
+
+
+class FactKind(models.TextChoices):
+    """A kind of fact, as a sentence about `subject` and `object`."""
+
+    MEMBER = "member", "The person is in the team."
+    OPEN_TO = "open_to", "The gateway is open to the team."
+    EVERYONE = "everyone", "The gateway is open to everyone."
+    ONLY_GRANTED = "only_granted", "The gateway gives only granted tools."
+    ROLE = "role", "The person has the role."
+    SUPERUSER = "superuser", "The person is a superuser."
+    INACTIVE = "inactive", "The person is deactivated."
+    ONLY_LOOKS = "only_looks", "People with the role only look."
+    USES_ALL = "uses_all", "People with the role use all gateways."
+
+
+class FactQuerySet(models.QuerySet["Fact"]):
+    def at(self, moment: datetime) -> "FactQuerySet":
+        """Return the facts that were true at `moment`."""
+        return self.filter(Q(ended_at=None) | Q(ended_at__gt=moment), began_at__lte=moment)
+
+
+class Fact(models.Model):
+    """Something that was true from `began_at` until `ended_at` (None: it still is). Rows are only added and ended.
+
+    The ids have no foreign keys, so that history outlives teams and roles; `label` is the name of the object then.
+    """
+
+    kind = models.CharField(max_length=12, choices=FactKind)
+    subject = models.UUIDField()
+    object = models.UUIDField(null=True)
+    label = models.CharField(max_length=80, blank=True, default="", db_default="")
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    from_events = models.BooleanField(default=False, db_default=False)  # Its start was derived from admin events.
+
+    objects = FactQuerySet.as_manager()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("kind", "subject", "object"),
+                condition=Q(ended_at=None),
+                nulls_distinct=False,
+                name="present_fact_is_unique",
+            ),
+        )
+        indexes = (models.Index(fields=("kind", "subject"), name="fact_of_subject"),)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject} {self.object or ''}".strip()
+
+
+def recorded_since() -> datetime | None:
+    """Return the time from which on facts were recorded when they changed; earlier ones are from admin events."""
+    applied = MigrationRecorder.Migration.objects.filter(app="access", name="0001_history")
+    moment: datetime | None = applied.values_list("applied", flat=True).first()
+    return moment
