@@ -34,6 +34,9 @@ STATED = {
     "to": "person",
     "email": "person",
     "list": "",
+    "lines": "",
+    "answer": "",
+    "reviewer": "person",
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {

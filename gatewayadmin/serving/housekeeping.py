@@ -17,8 +17,9 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
+from access.models import Review
 from accounts.models import WorkspaceSettings
-from attention import telling
+from attention import review_messages, telling
 from auditlog import indexes
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing
@@ -140,6 +141,7 @@ def _tell() -> None:
     with databases.direct(), database.held_if_free(Lock.TELLING) as free:
         if free:
             telling.tell_at_once()
+            review_messages.tell_reviewers()
     telling.deliver_due()
 
 
@@ -309,7 +311,9 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "saml_assertions": lambda now: _deleted(ReceivedAssertion.objects.filter(until__lt=now)),
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
     "server_addresses": lambda now: _note_addresses(),
+    "reviews_closed": lambda now: Review.objects.close_due(),
     "people_told": lambda now: telling.tell_daily(),
+    "reviewers_told": lambda now: review_messages.tell_due(),
     "messages_dropped": telling.drop_old,
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
     "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),

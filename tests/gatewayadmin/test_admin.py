@@ -42,6 +42,7 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 OURS = (
+    "access",
     "accounts",
     "attention",
     "auditlog",
@@ -59,6 +60,7 @@ OURS = (
 )
 # Models shown on the page of their parent object.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
+BELOW |= {"access.reviewline"}  # Shown and exported on the page of its review.
 BELOW |= {"attention.notification"}  # Messages to people.
 BELOW |= {"accounts.schemaversion"}  # Two version numbers, read at the next start.
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
@@ -76,6 +78,7 @@ PLANTED = "planted-upstream-secret-0123456789"
 
 # Each count includes two statements for the session and its user, and one for the role's capabilities.
 FROZEN = {
+    "access.review": 5,
     "accounts.apikey": 5,
     "accounts.role": 5,
     "accounts.savedview": 5,
