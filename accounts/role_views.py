@@ -18,7 +18,7 @@ from accounts.people_forms import RoleForm, role_from
 from accounts.rules import NameTaken, NoOrganisation, PeopleError, missing_capabilities
 from accounts.sign_in import ask_again, ask_first
 from capabilities import Capability, own_resource, requires
-from ui.pages import AppRequest, leave, posted, seen_version, show
+from ui.pages import AppRequest, first_names, leave, posted, seen_version, show
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -135,11 +135,11 @@ def _held_by(count: int) -> str:
 @require_GET
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
-    """List every capability with its names, a description, and the roles that have it."""
+    """List every capability with its names, a description, and the first roles that have it."""
     roles = [(role.name, role.granted) for role in Role.objects.with_capabilities()]
     areas = {
         area: [
-            (capability, notes_on(capability), [name for name, granted in roles if capability in granted])
+            (capability, notes_on(capability), first_names([name for name, granted in roles if capability in granted]))
             for capability in capabilities
         ]
         for area, capabilities in CAPABILITY_GROUPS.items()

@@ -18,7 +18,7 @@ from connections.models import Connection, HostAtGateway, uses_every_gateway
 from gateways.models import Assignment, Feature, Gateway, GatewayGrant
 from hosts.models import Host
 from servers.models import Identity, Server
-from ui.pages import first_names, number_of, sentences
+from ui.pages import NAMED_FIRST, first_names, number_of, sentences
 
 COUNTED = {"connections": "pk", "hosts": "host", "users": "user"}
 
@@ -154,15 +154,16 @@ def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
 
 def archived_with(target: Host | Gateway) -> str:
     """Return a sentence naming the connections that are revoked when `target` is archived."""
+    links, _ = _reached(target)
+    live = Connection.objects.live().filter(links)
+    named = live.select_related("user", "host", "gateway")[:NAMED_FIRST]
     if isinstance(target, Host):
-        live = Connection.objects.live().filter(host=target).select_related("user", "gateway")
-        labels = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
+        labels = [f"{connection.user.email} on {connection.gateway.name}" for connection in named]
     else:
-        live = Connection.objects.live().filter(gateway=target).select_related("user", "host")
-        labels = [f"{connection.user.email} with {connection.host.name}" for connection in live]
+        labels = [f"{connection.user.email} with {connection.host.name}" for connection in named]
     if not labels:
         return "It has no connections to revoke."
-    return f"These connections are revoked: {first_names(labels)}."
+    return f"These connections are revoked: {first_names(labels, live.count())}."
 
 
 def ended_together(which: Q) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import models, transaction
 from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
@@ -76,7 +77,10 @@ def _through_team() -> models.QuerySet[Team]:
 
 
 def _through_grant() -> models.QuerySet[Any]:
-    return GatewayGrant.objects.live().filter(gateway=OuterRef("gateway"), user=OuterRef("user")).order_by()
+    # The time of the database, because the query is built once (see `_with_details`).
+    unended = Q(ends_at=None) | Q(ends_at__gt=Now())
+    grants = GatewayGrant.objects.filter(unended, ended_at=None, gateway=OuterRef("gateway"), user=OuterRef("user"))
+    return grants.order_by()
 
 
 def _uses_all() -> dict[str, str]:
@@ -119,6 +123,7 @@ UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, r
 )
 
 
+@cache
 def stopped_above() -> Q:
     """Match the connections that UNBLOCKED does not match. Works without `with_reach`.
 
@@ -152,13 +157,12 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
 
     def with_details(self) -> "ConnectionQuerySet":
         """Load everything that a row of a list shows; live connections first, then the newest."""
-        return (
-            self.with_reach()
-            .annotate(needs_identity=Exists(_lacking()))
-            .select_related("host", "gateway", "user", "revoked_by")
-            .prefetch_related("tokens")
-            .order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
-        )
+        rows = _with_details()
+        return rows.filter(pk__in=self.order_by().values("pk")) if self.query.where else rows.all()
+
+    def live_first(self) -> "ConnectionQuerySet":
+        """Order live connections first, then the newest."""
+        return self.order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
 
     def open(
         self, *, host: Host, gateway: Gateway, user: User, identities: Mapping[Assignment, Identity], by: User
@@ -275,6 +279,18 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         with transaction.atomic():
             ApiKey.objects.filter(user=user).revoke_all(by=by, reason=reason)
             return self.own(user).revoke_all(by=by, reason=RevokeReason(reason.value))
+
+
+# Django takes longer to build this query than PostgreSQL to answer it, and a list needs it for each page.
+@cache
+def _with_details() -> ConnectionQuerySet:
+    return (
+        Connection.objects.with_reach()
+        .annotate(needs_identity=Exists(_lacking()))
+        .select_related("host", "gateway", "user", "revoked_by")
+        .prefetch_related("tokens")
+        .live_first()
+    )
 
 
 def _lacking() -> models.QuerySet[Assignment]:

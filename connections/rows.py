@@ -221,6 +221,11 @@ def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
     return {status: counted.get(status, 0) for status in STATUSES}
 
 
+def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
+    """Return those of `rows` with the status `active`."""
+    return rows.filter(_usable(), revoked_at=None, enabled=True).exclude(stopped_above())
+
+
 def _holding(credentials: Q) -> Q:
     """Match connections with one of these credentials; everything if `credentials` is empty."""
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()

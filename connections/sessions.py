@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from connections.models import Connection
-from connections.rows import visible
+from connections.rows import connections_visible_to, visible
 from hosts.models import Host
 from hosts.views import host_or_404
 from proxy.models import PendingRequest, Session, UpstreamSession
@@ -87,7 +87,7 @@ def of_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _context(request: AppRequest, host: Host) -> dict[str, Any]:
-    links = visible(request.user).live().filter(host=host)
+    links = connections_visible_to(request.user).live().filter(host=host)
     if (only := uuid_param(request.GET, "connection")) is not None:
         links = links.filter(pk=only)
     rows = Session.objects.filter(connection__in=links.order_by().values("pk"), lost_at=None)

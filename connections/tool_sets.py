@@ -74,7 +74,7 @@ TABLE = Table(
             hint="Apps and agents that cannot use other tools here.",
             value=lambda row: [limit.host.name for limit in row.tool_set.live_limits],
         ),
-        Column("acts", "Actions", 4, kind="acts", said=False),
+        Column("acts", "Actions", 5, kind="acts", said=False),
     ),
     order="name",
     row_id="tool_set.pk",

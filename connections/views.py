@@ -164,7 +164,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
     return list_page(
         request,
         f"connections/for_{side}.html#connections",
-        visible(request.user).filter(**{side: of}),
+        connections_visible_to(request.user).filter(**{side: of}).live_first(),
         table=TABS[side],
         filters=ConnectionFilter(request.GET),
         detail=ConnectionQuerySet.with_details,
@@ -344,7 +344,8 @@ def _detailed(rows: ConnectionQuerySet) -> QuerySet[Connection]:
 @requires(Capability.HOSTS_READ)
 def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
-    live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
+    live = connections_visible_to(request.user).live().filter(host=host)
+    live = live.order_by("user__email", "gateway__name", "pk")
     page = page_of(request, live, detail=_detailed)
     context = {
         "host": host,
@@ -413,7 +414,7 @@ def mcp_connections(request: AppRequest) -> HttpResponse:
     return list_page(
         request,
         "connections/mcp.html",
-        visible(request.user),
+        connections_visible_to(request.user).live_first(),
         table=MCP,
         filters=filters,
         detail=ConnectionQuerySet.with_details,

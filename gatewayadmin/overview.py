@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -60,7 +60,7 @@ def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts by kind, of things `reader` may see, with one query; without one for most members."""
     if not isinstance(reader, User):
         return {}
-    looks = [_number(kind, COUNTED[kind]()) for kind in _kinds(reader)]
+    looks = [_waiting(kind) for kind in _kinds(reader)]
     # `is_approver` was loaded with the session's person (accounts.backend).
     if getattr(reader, "is_approver", True) or reader.has_perm(Capability.GATEWAYS_MANAGE):
         looks.append(_number("access", access_to_decide(reader)))
@@ -77,6 +77,11 @@ def _kinds(reader: User) -> Iterator[str]:
         yield "definitions"
     if reader.has_perm(Capability.SERVERS_MANAGE) or reader.has_perm(Capability.SERVERS_TOGGLE):
         yield "servers"
+
+
+@cache  # Every page has these counts, and Django takes longer to build a query than PostgreSQL to answer it.
+def _waiting(kind: str) -> QuerySet[Any, Any]:
+    return _number(kind, COUNTED[kind]())
 
 
 def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:

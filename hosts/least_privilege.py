@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import Q
 from django.http import HttpResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -25,8 +26,8 @@ from auditlog.models import ENDINGS, Call
 from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.given_tools import given_to
-from connections.models import Connection
-from connections.rows import ConnectionRow, visible
+from connections.models import Connection, ConnectionQuerySet
+from connections.rows import active, connections_visible_to
 from gateways.models import Assignment, Feature, Gateway
 from gateways.usage import IN_ORDER, ServerUse, uses
 from hosts.models import Host
@@ -72,8 +73,8 @@ class LeastPrivilege:
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
     not_given: Counter[Gateway] = field(default_factory=Counter)  # Tools that nobody may use through it.
-    used: list[ConnectionRow] = field(default_factory=list)
-    unused: list[ConnectionRow] = field(default_factory=list)
+    used: int = 0  # Connections in use.
+    unused: list[Connection] = field(default_factory=list)  # At most MOST_PICKED.
     refused: list[Call] = field(default_factory=list)
     hideable: list[ServerUse] = field(default_factory=list)
     is_cut: bool = False  # True if there were more calls than MOST_READ.
@@ -87,13 +88,13 @@ class LeastPrivilege:
         return [tool for tool in self.tools if not tool.calls]
 
     @classmethod
-    def of(cls, host: Host, connections: list[ConnectionRow]) -> LeastPrivilege:
+    def of(cls, host: Host, connections: ConnectionQuerySet) -> LeastPrivilege:
+        """Return the use of `host` through the `connections`, its enabled ones."""
         now = timezone.now()
-        page = cls(host)
-        for row in connections:
-            (page.used if _is_in_use(row.connection, now - USED_IN) else page.unused).append(row)
-        page.unused = page.unused[:MOST_PICKED]
-        pks = [row.connection.pk for row in page.unused]
+        in_use = Q(connected_at__gte=now - USED_IN) | Q(last_used_at__gte=now - USED_IN)
+        unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]
+        page = cls(host, used=connections.filter(in_use).count(), unused=list(unused))
+        pks = [one.pk for one in page.unused]
         # Sorted in Python, because PostgreSQL would read all newer calls to sort these. Unused connections have no
         # calls after `span`.
         span = (now - REPLAYED, now - USED_IN)
@@ -101,7 +102,7 @@ class LeastPrivilege:
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)
         found = list(calls[:MOST_REFUSED]) if pks else []
         page.refused = sorted(found, key=lambda call: call.created_at, reverse=True)
-        people = {(row.connection.gateway_id, row.connection.user_id) for row in connections if row.status == "active"}
+        people = {*active(connections).order_by().values_list("gateway_id", "user_id")}
         assignments = Assignment.objects.on().filter(
             gateway__in={gateway for gateway, _ in people}, gateway__enabled=True
         )
@@ -134,19 +135,13 @@ class LeastPrivilege:
                 self.hideable.append(use)
 
 
-def _is_in_use(row: Connection, since: datetime) -> bool:
-    """Return True if the connection was used or created after `since`."""
-    return max(row.connected_at, row.last_used_at or row.connected_at) >= since
-
-
 @require_GET
 @requires(Capability.LOGS_READ)
 def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
     if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
-    live = visible(request.user).live().filter(host=host, enabled=True)
-    rows = [ConnectionRow(row, request.user) for row in live]
+    rows = connections_visible_to(request.user).live().filter(host=host, enabled=True)
     page = replica.read_from_replica(request, lambda: LeastPrivilege.of(host, rows))
     context: dict[str, Any] = {
         "host": host,

@@ -265,9 +265,9 @@ def number_of(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def first_names(names: list[str]) -> str:
-    """Return the first names, and the number of the other names."""
-    more = len(names) - NAMED_FIRST
+def first_names(names: list[str], total: int | None = None) -> str:
+    """Return the first names, and the number of the other names; `total` counts the names if `names` has only some."""
+    more = (len(names) if total is None else total) - NAMED_FIRST
     return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
 
 

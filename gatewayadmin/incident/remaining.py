@@ -36,13 +36,19 @@ class Reached(NamedTuple):
     grants: Sequence[Given] = ()
 
 
-def remaining(subject: Subject) -> list[Reached]:
-    """Return the access that remains. Blocked connections are included, without tools."""
-    assignments = subject.assignments
-    offered = Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
+def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
+    """Return the access that remains, through at most `most` connections.
+
+    Blocked connections are included, without tools.
+    """
     if subject.kind == "server":
-        return _of_server(assignments, _by_assignment(offered))
-    return _of_connections(subject, assignments, offered)
+        assignments = list(subject.assignments)
+        return _of_server(assignments, _by_assignment(_offered(assignments)))
+    return _of_connections(subject, subject.live(most))
+
+
+def _offered(assignments: Sequence[Assignment]) -> FeatureQuerySet:
+    return Feature.objects.tools().callable().filter(assignment__in=[one.pk for one in assignments])
 
 
 def _by_assignment(features: FeatureQuerySet) -> Counter[UUID]:
@@ -57,9 +63,11 @@ def _of_server(assignments: Sequence[Assignment], tools: Counter[UUID]) -> list[
     ]
 
 
-def _of_connections(subject: Subject, assignments: Sequence[Assignment], offered: FeatureQuerySet) -> list[Reached]:
-    tools, grants, found = _by_assignment(offered), Grants.of(subject.live), []
-    for connection in subject.live:
+def _of_connections(subject: Subject, connections: Sequence[Connection]) -> list[Reached]:
+    assignments = list(subject.assignments.filter(gateway__in={one.gateway_id for one in connections}))
+    offered = _offered(assignments)
+    tools, grants, found = _by_assignment(offered), Grants.of(connections), []
+    for connection in connections:
         row = ConnectionRow(connection, subject.viewer)
         # The old token may still work while its owner has not collected the new token.
         is_overlapping = row.status == "expired" and any(one.previous_works_until for one in row.tokens)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
@@ -18,8 +18,8 @@ from accounts.people_views import person_or_404
 from accounts.rules import PeopleError, missing_capabilities
 from auditlog.over_time import would_refuse
 from capabilities import Capability
-from connections.models import Connection, ConnectionAlreadyRevoked
-from connections.rows import visible
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
+from connections.rows import connections_visible_to, visible
 from gateways.models import Assignment
 from hosts.views import host_or_404
 from proxy.models import Session
@@ -116,28 +116,39 @@ class Subject:
         words = self.log_query.get("q", "")
         return self.log_url(q=f"{words} and refused" if words else "refused")
 
+    def live(self, most: int | None = None) -> list[Connection]:
+        """Return the first `most` unrevoked connections through which the subject acts, newest use first."""
+        newest = self.connections.live().order_by(F("last_used_at").desc(nulls_last=True), "pk")
+        # By key: the database would compute the details of all connections to sort them.
+        keys = list(newest.values_list("pk", flat=True)[:most])
+        rows = Connection.objects.with_details().in_bulk(keys)
+        return [rows[key] for key in keys if key in rows]
+
     @cached_property
-    def live(self) -> list[Connection]:
-        """The unrevoked connections through which the subject acts, newest use first."""
-        return list(self.connections.live().order_by("-last_used_at", "pk"))
+    def live_count(self) -> int:
+        return self.connections.live().count()
 
     @property
-    def connections(self) -> Any:
-        return visible(self.viewer).filter(**{self.kind: self.row})
+    def _live_keys(self) -> QuerySet[Any, Any]:
+        return self.connections.live().order_by().values("pk")
+
+    @property
+    def connections(self) -> ConnectionQuerySet:
+        return connections_visible_to(self.viewer).filter(**{self.kind: self.row})
 
     @cached_property
     def tokens(self) -> int:
         """The number of unrevoked, unexpired API access tokens that the act ends, without the keys of apps."""
-        return Token.objects.lasting().filter(connection__in=self.live, kind="access").count()
+        return Token.objects.lasting().filter(connection__in=self._live_keys, kind="access").count()
 
     @cached_property
     def sessions(self) -> int:
-        return Session.objects.filter(connection__in=self.live, lost_at=None).count()
+        return Session.objects.filter(connection__in=self._live_keys, lost_at=None).count()
 
     @property
     def ending(self) -> str:
         """A sentence that says what the act ends."""
-        parts = [number_of(len(self.live), "connection")] if self.live else []
+        parts = [number_of(self.live_count, "connection")] if self.live_count else []
         parts += [number_of(self.tokens, "token")] if self.tokens else []
         parts += [number_of(self.sessions, "open session")] if self.sessions else []
         return f"Ends {_and(parts)} {NEXT_REQUEST}." if parts else ""
@@ -175,20 +186,20 @@ class Subject:
     def undo_operation(self) -> str:
         return reverse(self.undone_by_api, args=[self.key])
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
         """The assignments of the enabled servers that the subject's live connections reach."""
-        gateways = {connection.gateway_id for connection in self.live if connection.gateway.enabled}
+        gateways = self.connections.live().filter(gateway__enabled=True).order_by().values("gateway")
         on = Assignment.objects.on().filter(gateway__in=gateways)
-        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name", "alias", "pk"))
+        return on.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
 
     @property
     def identities(self) -> QuerySet[Identity]:
         """The credentials that are sent with the subject's calls."""
-        carried = Identity.objects.live().filter(connection_identities__connection__in=self.live)
-        shared = Identity.objects.live().filter(assignments__in=[one.pk for one in self.assignments])
-        pks = {*carried.values_list("pk", flat=True), *shared.values_list("pk", flat=True)}
-        seen = self._seen(Identity.objects.filter(pk__in=pks))
+        carried = Identity.objects.live().filter(connection_identities__connection__in=self._live_keys)
+        shared = Identity.objects.live().filter(assignments__in=self.assignments.order_by().values("pk"))
+        sent = Q(pk__in=carried.order_by().values("pk")) | Q(pk__in=shared.order_by().values("pk"))
+        seen = self._seen(Identity.objects.filter(sent))
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
@@ -228,7 +239,7 @@ class HostSubject(Subject):
 
     @property
     def effect(self) -> str:
-        if not self.live:
+        if not self.live_count:
             return f"Its requests are refused {NEXT_REQUEST}. Undo at any time."
         again = f" The {self.noun} can be enabled again; people then have to connect again." if self.row.enabled else ""
         return f"{self.ending} {NO_WAY_BACK}.{again}"
@@ -281,7 +292,7 @@ class PersonSubject(Subject):
 
     @property
     def act(self) -> str:
-        revoking = len(self.live) + self.api_keys + self.sign_ins
+        revoking = self.live_count + self.api_keys + self.sign_ins
         if self.row.is_active:
             return f"Deactivate and revoke {revoking}" if revoking else "Deactivate"
         return f"Revoke {revoking}" if revoking else ""
@@ -324,12 +335,12 @@ class ConnectionSubject(Subject):
         return f"{reverse('connections:mcp')}?type=all"
 
     @property
-    def connections(self) -> Any:
-        return visible(self.viewer).filter(pk=self.row.pk)
+    def connections(self) -> ConnectionQuerySet:
+        return connections_visible_to(self.viewer).filter(pk=self.row.pk)
 
     @property
     def act(self) -> str:
-        return "Revoke connection" if self.live else ""
+        return "Revoke connection" if self.live_count else ""
 
     @property
     def effect(self) -> str:
@@ -370,19 +381,19 @@ class TokenSubject(Subject):
         return {"connection": str(self.row.connection_id), "q": f"token is {self.row.pk}"}
 
     @property
-    def connections(self) -> Any:
-        return visible(self.viewer, *SEES_TOKENS).filter(pk=self.row.connection_id)
+    def connections(self) -> ConnectionQuerySet:
+        return connections_visible_to(self.viewer, *SEES_TOKENS).filter(pk=self.row.connection_id)
 
     @cached_property
     def tokens(self) -> int:
         return int(self.row.status in ("active", "waiting"))
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
         if not self.tokens:
-            return []
-        scope = {one.assignment_id for one in self.row.scopes.all()}
-        return [one for one in super().assignments if self.row.scope_all or one.pk in scope]
+            return Assignment.objects.none()
+        every = super().assignments
+        return every if self.row.scope_all else every.filter(pk__in=self.row.scopes.values("assignment"))
 
     @property
     def act(self) -> str:
@@ -416,18 +427,18 @@ class ServerSubject(Subject):
     def url(self) -> str:
         return reverse("servers:detail", args=[self.key])
 
-    @cached_property
-    def live(self) -> list[Connection]:
-        return []  # Disabling a server ends no connection.
+    @property
+    def connections(self) -> ConnectionQuerySet:
+        return Connection.objects.none()  # Disabling a server ends no connection.
 
-    @cached_property
-    def placed(self) -> list[Assignment]:
-        on = Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
-        return list(on.select_related("server", "gateway", "shared_identity").order_by("gateway__name"))
+    @property
+    def placed(self) -> QuerySet[Assignment]:
+        return Assignment.objects.live().filter(server=self.row, gateway__archived_at=None)
 
-    @cached_property
-    def assignments(self) -> Sequence[Assignment]:
-        return [one for one in self.placed if one.enabled and one.gateway.enabled] if self.row.enabled else []
+    @property
+    def assignments(self) -> QuerySet[Assignment]:
+        on = self.placed.filter(enabled=True, gateway__enabled=True, server__enabled=True)
+        return on.select_related("server", "gateway").order_by("gateway__name")
 
     @property
     def identities(self) -> QuerySet[Identity]:
@@ -439,8 +450,8 @@ class ServerSubject(Subject):
 
     @property
     def effect(self) -> str:
-        gateways = {one.gateway_id for one in self.placed}
-        return f"Refuses its calls on {number_of(len(gateways), 'gateway')} {NEXT_REQUEST}. Undo at any time."
+        gateways = self.placed.order_by().values("gateway").distinct().count()
+        return f"Refuses its calls on {number_of(gateways, 'gateway')} {NEXT_REQUEST}. Undo at any time."
 
     def stop(self) -> Stopped:
         changed = self.row.disable(by=self.viewer)

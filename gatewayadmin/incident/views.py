@@ -47,11 +47,11 @@ def page(kind: type[Subject]) -> View:
     def incident(request: AppRequest, pk: UUID) -> HttpResponse:
         subject = kind(kind.find(request.user, pk), request.user)
         activity = replica.read_from_replica(request, lambda: Activity.of(subject.calls))
-        reached, events = remaining(subject), _events(subject)
+        events = _events(subject)
         if request.GET.get("format") == "json":
-            return _export(subject, activity, reached, events)
+            return _export(subject, activity, remaining(subject), events)
+        reached = remaining(subject, MOST_SHOWN)
         places = target_urls(events, request.user)
-        identities = [IdentityRow(one, request.user) for one in subject.identities]
         context = {
             "subject": subject,
             "activity": activity,
@@ -60,9 +60,9 @@ def page(kind: type[Subject]) -> View:
             "addresses": activity.addresses[:SHOWN],
             "more_addresses": max(len(activity.addresses) - SHOWN, 0),
             "reached": reached[:MOST_SHOWN],
-            "more_reached": max(len(reached) - MOST_SHOWN, 0),
-            "identities": identities[:MOST_SHOWN],
-            "more_identities": max(len(identities) - MOST_SHOWN, 0),
+            "more_reached": max((subject.live_count or len(reached)) - MOST_SHOWN, 0),
+            "identities": [IdentityRow(one, request.user) for one in subject.identities[:MOST_SHOWN]],
+            "more_identities": max(subject.identities.count() - MOST_SHOWN, 0),
             "events": [EventRow(event, places) for event in events],
             "rail_entry": kind.rail,
             "log_url": subject.log_url(),

@@ -110,6 +110,32 @@ def test_columns_that_identify_a_row_stay(page: Page, lived_in: Serve, path: str
     assert [name for name in shown if name in columns.split(", ")] == columns.split(", ")
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("path", ["/hosts/", "/settings/api-tokens", "/servers/", "/people/"])
+def test_the_menus_of_a_list_stay_beside_its_search_on_a_small_laptop(page: Page, lived_in: Serve, path: str) -> None:
+    page.set_viewport_size({"width": 1024, "height": 900})
+    page.goto(lived_in.url + path)
+
+    bar = page.get_by_role("search")
+    export = bar.get_by_role("button", name="Export", exact=True).bounding_box()
+    search = bar.get_by_role("searchbox").bounding_box()
+    assert export is not None
+    assert search is not None
+    assert abs(export["y"] + export["height"] / 2 - search["y"] - search["height"] / 2) < 1
+
+
+@pytest.mark.full
+def test_buttons_below_a_headline_leave_it_room(page: Page, lived_in: Serve) -> None:
+    page.set_viewport_size({"width": 768, "height": 900})
+    page.goto(f"{lived_in.url}/gateways/work/")
+
+    headline = page.locator(".page-header > .headline").bounding_box()
+    buttons = page.locator(".page-header > .actions").bounding_box()
+    assert headline is not None
+    assert buttons is not None
+    assert buttons["y"] - headline["y"] - headline["height"] >= 8
+
+
 BESIDE = """list => {
   const {left, right} = list.getBoundingClientRect(), box = document.activeElement.getBoundingClientRect();
   return {scrolls: list.scrollWidth > list.clientWidth, sign: getComputedStyle(list).backgroundAttachment,

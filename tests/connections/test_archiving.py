@@ -33,6 +33,19 @@ def test_a_gateway_names_the_connections_it_ends_and_ends_them(ana: User, link: 
     assert not Gateway.objects.live().exists()
 
 
+def test_a_gateway_names_the_first_connections_it_ends_and_counts_the_others(
+    ana: User, ann: User, link: Connection, sign_in: SignIn
+) -> None:
+    for number in range(6):
+        make.connection(make.agent(by=ann, name=f"Bot {number}"), link.gateway, ann)
+    link.gateway.disable(by=ana)
+
+    asked = text(sign_in(ana).get("/gateways/work/archive/"))
+
+    assert "ann@example.com with Bot 5, ann@example.com with Bot 4" in asked
+    assert "ann@example.com with Bot 1 and 2 more." in asked
+
+
 def test_a_server_names_the_gateways_it_leaves_and_leaves_them(ana: User, link: Connection, sign_in: SignIn) -> None:
     server = link.gateway.assignments.get().server
     server.disable(by=ana)

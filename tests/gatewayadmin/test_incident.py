@@ -12,6 +12,7 @@ from auditlog.rollups import keeping
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.incident import activity as reading
+from gatewayadmin.incident import views
 from gateways.models import Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from tests import make
 from tests.conftest import SignIn
@@ -255,6 +256,24 @@ def test_access_left_by_grants_is_named_with_its_end_and_counts_the_given_tools_
     ]
     grant.end(by=boss)
     assert "0 tools</span>" in text(client.get(page))
+
+
+def test_the_page_names_the_connections_used_last_and_counts_the_others(
+    link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "MOST_SHOWN", 2)
+    for days in (3, 2, 1):
+        used = make.connection(link.host, make.gateway(name=f"Used {days} days ago"), link.user)
+        Connection.objects.filter(pk=used.pk).update(last_used_at=timezone.now() - timedelta(days=days))
+    client, page = sign_in(boss), places(link)["host"]
+
+    shown = client.get(page)
+    left = client.get(f"{page}?format=json").json()["remaining_access"]
+
+    assert [one.gateway.name for one in shown.context["reached"]] == ["Used 1 days ago", "Used 2 days ago"]
+    assert "And 2 more, in the export." in text(shown)
+    assert "Ends 4 connections and 1 token with the next request." in text(shown)
+    assert [one["gateway"] for one in left][2:] == ["Used 3 days ago", link.gateway.name]
 
 
 def test_the_page_is_exported_as_a_file_and_that_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:

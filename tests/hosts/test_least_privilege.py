@@ -59,11 +59,11 @@ def test_used_stands_against_allowed(
     bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn
 ) -> None:
     page = sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/").context["page"]
-    used, unused = links
+    _, unused = links
 
     assert [(tool.feature.name, tool.calls) for tool in page.used_tools] == [("search", 2)]
     assert [tool.feature.name for tool in page.unused_tools] == ["edit", "remove"]
-    assert ([row.connection for row in page.used], [row.connection for row in page.unused]) == ([used], [unused])
+    assert (page.used, page.unused) == (1, [unused])
     assert [call.feature_name for call in page.refused] == ["dismiss"]
 
 
