@@ -14,6 +14,7 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Concat
 from django.urls import reverse
 
+from access.models import Review
 from accounts.asking import MOST_OPEN, open_requests
 from accounts.models import User
 from approvals.models import Hold
@@ -198,6 +199,11 @@ def _refusals(person: User | None) -> OpenMatter:
     return OpenMatter(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}")
 
 
+def _reviews(person: User | None) -> OpenMatter:
+    assert person is not None
+    return _listed("access:reviews", Review.objects.waiting_for(person).order_by("due_on", "pk"), "name", show="mine")
+
+
 MATTERS = (
     Matter(
         "servers-down", "Servers down", FAILING, "server", ("{} server is down", "{} servers are down"),
@@ -234,6 +240,11 @@ MATTERS = (
         "requests", "Capabilities asked for", TO_DECIDE, "people",
         ("{} person asks for a capability", "{} people ask for a capability"),
         _requests, (Capability.PEOPLE_MANAGE,), act="Decide", at_once=True,
+    ),
+    Matter(
+        "own-reviews", "Access reviews", TO_DECIDE, "people",
+        ("{} access review waits for your answers", "{} access reviews wait for your answers"),
+        _reviews, act="Answer",
     ),
     Matter(
         "definitions", "Changed definitions", TO_DECIDE, "quarantine",

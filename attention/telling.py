@@ -40,11 +40,12 @@ from ui.templatetags.ui import marked
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES, ENDINGS = "outcomes", "endings"
+OUTCOMES, ENDINGS, REVIEWS = "outcomes", "endings", "reviews"
 # Notifications besides MATTERS.
 PERSONAL = {
     OUTCOMES: "Answers to your requests",
     ENDINGS: "Your tokens, sign-ins and access, before they end",
+    REVIEWS: "Access reviews that you answer or started",
 }
 
 A_DAY = timedelta(days=1)
@@ -139,7 +140,7 @@ def _tell_channel(channel: Channel, matter: Matter, found: OpenMatter, last: Not
     new = [thing for thing in found.things if last is None or thing not in last.things]
     if not new or not _is_due(channel, matter, last):
         return 0
-    names = [_plain(found.things[thing]) for thing in new[:NAMED]]
+    names = [plain_name(found.things[thing]) for thing in new[:NAMED]]
     more = [f"and {len(new) - len(names):,} more"] if len(new) > len(names) else []
     message = channel.send(
         matter.name,
@@ -246,7 +247,7 @@ def _access_decided(event: Event) -> Answer:
     is_approved = event.action == Action.ACCESS_REQUEST_APPROVED
     verb, end = ("approved", f", for {request.days} days") if is_approved else ("declined", "")
     text = f"{event.actor_email} {verb} it{end}."
-    subject = f"Your request for {_plain(request.what)} was {verb}"
+    subject = f"Your request for {plain_name(request.what)} was {verb}"
     return request.user, subject, text, reverse("gateways:access_request", args=[request.pk])
 
 
@@ -258,10 +259,10 @@ def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
 
 
 def _name(event: Event) -> str:
-    return _plain(event.target_label)
+    return plain_name(event.target_label)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a name shortened to one line, with invisible characters shown as code points."""
     return " ".join(marked(name).split())[:LONGEST_NAME]
 
@@ -282,7 +283,7 @@ def tell_endings() -> int:
     number = 0
     for pk, things in ending.items():
         if (person := people.get(pk)) and person.status == "active":
-            lines = [f"{_plain(name)}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
+            lines = [f"{plain_name(name)}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
             first = min(things)[0].date() - today
             days = f"{first.days} day{'' if first.days == 1 else 's'}"
             subject = f"{lines[0].rpartition(': ')[0]} ends in {days}" if len(lines) == 1 else ""

@@ -300,6 +300,24 @@ class Action(StrEnum):
         "{actor} created new recovery codes of {target}.",
     )
 
+    REVIEW_ANSWERED = (
+        "review.answered",
+        "{actor} answered {lines} of the access review {target}: {answer}.",
+        "{actor} answered the access review {target}.",
+    )
+    REVIEW_CLOSED = "review.closed", "{actor} closed the access review {target}."
+    REVIEW_REASSIGNED = (
+        "review.reassigned",
+        "{actor} gave {lines} of the access review {target} to {reviewer}.",
+        "{actor} reassigned the access review {target}.",
+    )
+    REVIEW_REMINDED = "review.reminded", "{actor} reminded the reviewers of the access review {target}."
+    REVIEW_STARTED = (
+        "review.started",
+        "{actor} started the access review {target} with {lines}.",
+        "{actor} started the access review {target}.",
+    )
+
     ROLE_CREATED = "role.created", "{actor} created the role {target}."
     ROLE_REMOVED = "role.removed", "{actor} deleted the role {target}."
     ROLE_UPDATED = (

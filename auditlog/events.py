@@ -22,6 +22,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from access.models import Review
 from accounts.models import Role, Team, User
 from auditlog import replica
 from auditlog.actions import Action
@@ -50,6 +51,7 @@ KINDS = {
     "hostatgateway": "App or agent on a gateway",
     "provisioningkey": "Provisioning key",
     "registration": "OAuth client",
+    "review": "Access review",
     "savedview": "Saved view",
     "token": "API access token",
     "toolgrant": "Tool grant",
@@ -114,6 +116,7 @@ _PAGES = {
     "provisioningkey": TargetKind(
         lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_READ,)
     ),
+    "review": TargetKind(Review.objects.visible_to, "access:review"),
     "role": TargetKind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
     "server": TargetKind(lambda viewer: Server.objects.live(), "servers:detail", "slug", (Capability.SERVERS_READ,)),
     "team": TargetKind(lambda viewer: Team.objects.all(), "gateways:team", needs=_PEOPLE),

@@ -37,6 +37,9 @@ STATED = {
     "rule": "name",
     "mode": "",
     "place": "",
+    "lines": "",
+    "answer": "",
+    "reviewer": "person",
 }
 # Labels that name several objects: the separator, and the kinds of the objects.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {

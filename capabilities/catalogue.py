@@ -265,6 +265,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.GATEWAYS_READ: (
         ("see the access report and who may use which tool", (C.PEOPLE_READ,)),
         ("see the rules of a gateway", (C.RULES_READ,)),
+        ("see access reviews", (C.PEOPLE_READ, C.MCP_CONNECTIONS_READ)),
     ),
     C.GATEWAYS_MANAGE: (
         ("archive gateways", (C.MCP_CONNECTIONS_REVOKE,)),
@@ -279,7 +280,10 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     ),
     C.RULES_MANAGE: (("try rules on recorded calls", (C.LOGS_READ,)),),
     C.LOGS_PAYLOADS: (("see payloads of other people's calls", (C.LOGS_READ,)),),
-    C.PEOPLE_MANAGE: (("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),),
+    C.PEOPLE_MANAGE: (
+        ("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),
+        ("start access reviews", (C.GATEWAYS_READ, C.MCP_CONNECTIONS_READ)),
+    ),
     C.WORKSPACE_MANAGE: (("set up sign-in by the organisation", (C.PEOPLE_MANAGE,)),),
     C.WORKSPACE_READ: (("see sign-in by the organisation", (C.PEOPLE_READ,)),),
     C.SINKS_READ: (("open the page of a sink", (C.LOGS_READ, C.AUDIT_READ)),),

@@ -7,6 +7,9 @@ Needs Python 3.11 or newer and nothing else: no network, no installation, no cod
 - each row is the one that its checkpoint has, and each checkpoint has all its rows here,
 - the file is as it was downloaded, to its last line.
 
+With `--review FILE`, it also checks the export of an access review (JSON lines, all lines) against the event in the log
+that closed it.
+
 Get the public key from somebody else than the file, best from a copy that was stored when the log was new. Exit codes:
 0 if everything matches, 1 with findings, 2 if the file is not a signed export. What a match proves:
 docs/how-to/answer-an-auditor.md.
@@ -117,6 +120,19 @@ def root_of(leaves: list[bytes]) -> bytes:
     return level[0]
 
 
+# Access reviews.
+
+
+def review_checksum(lines: list[dict[str, Any]], fields: list[str]) -> str:
+    """Return the SHA-256 of the digests of all lines, by id; each of the JSON of its `fields`, with sorted keys."""
+    leaves = []
+    for line in sorted(lines, key=lambda line: str(line["id"])):
+        told = {name: line[name] for name in fields}
+        text = json.dumps(told, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        leaves.append(sha256(text.encode()).digest())
+    return sha256(b"".join(leaves)).hexdigest()
+
+
 # The file.
 
 
@@ -156,6 +172,8 @@ class Verification:
         self.now: CheckpointLine | None = None
         self.first: CheckpointLine | None = None
         self.used_keys: set[bytes] = set()
+        self.closed_reviews: list[dict[str, Any]] = []
+        self.reviewed = ""
 
     def read(self, lines: Any) -> None:
         """Verify the lines (bytes). Raises NotAnExport."""
@@ -266,6 +284,8 @@ class Verification:
             self.found(f"{name} was changed since checkpoint {now.number}.")
         else:
             self.matched[now.log] += 1
+            if row.get("action") == "review.closed":
+                self.closed_reviews.append(row)
 
     def close_checkpoint(self) -> None:
         """Report the rows of the checkpoint that did not come."""
@@ -296,6 +316,26 @@ class Verification:
         if counts != ("export", self.checkpoints, self.rows):
             self.found("Checkpoints or rows were removed from the file, or added to it.")
 
+    def review(self, lines: Any) -> None:
+        """Compare an export of a review (bytes) with the verified events that closed reviews. Raises ValueError."""
+        told = [json.loads(line) for line in lines if line.strip()]
+        last = told.pop() if told else {}
+        if not (isinstance(last, dict) and last.get("export", {}).get("complete")):
+            self.found("The review is cut: its last line does not say that it is complete.")
+            return
+        for event in self.closed_reviews:
+            changes = event["changes"]
+            changes = json.loads(changes) if isinstance(changes, str) else changes
+            try:
+                is_same = review_checksum(told, changes["checksum_fields"][1]) == changes["checksum"][1]
+            except (KeyError, TypeError):
+                is_same = False
+            if is_same:
+                name, at = event["target_label"], event["created_at"][:19]
+                self.reviewed = f"{len(told)} lines and answers are those of the review {name}, closed {at}Z."
+                return
+        self.found("The review was changed or lacks lines, or it was not closed in the period of the log.")
+
     def found(self, sentence: str) -> None:
         self.findings.append(sentence)
 
@@ -312,6 +352,8 @@ class Verification:
             )
         if self.dropped:
             said.append(f"{self.dropped} calls were removed by retention.")
+        if self.reviewed:
+            said.append(self.reviewed)
         if self.keys is None and self.used_keys:
             names = ", ".join(sorted(fingerprint(key) for key in self.used_keys))
             said.append(f"The key is that of the file: {names}. Compare it with a copy of your own: --public-key FILE.")
@@ -343,6 +385,7 @@ def main() -> int:
     parser.add_argument("export", help="the downloaded file")
     parser.add_argument("--public-key", dest="keys", action="append", help="a PEM file; other keys are not accepted")
     parser.add_argument("--rows", help="write the rows to this file, as JSON lines")
+    parser.add_argument("--review", help="an exported access review (JSON lines), to compare with the log")
     asked = parser.parse_args()
     try:
         keys = [public_key(path) for path in asked.keys] if asked.keys else None
@@ -350,6 +393,9 @@ def main() -> int:
         verification = Verification(keys, rows)
         with open(asked.export, "rb") as lines:  # noqa: PTH123
             verification.read(lines)
+        if asked.review:
+            with open(asked.review, "rb") as lines:  # noqa: PTH123
+                verification.review(lines)
     except (OSError, ValueError, NotAnExport) as error:
         print(f"Cannot verify: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -10,6 +10,7 @@ from django.db.models import Model, Prefetch, Q
 from django.forms import BooleanField
 from django.http import HttpRequest
 
+from access.models import Review
 from accounts.sign_in import must_ask_again
 from approvals.models import Allowance, Hold
 from auditlog.outcomes import in_short
@@ -279,6 +280,22 @@ class AccessRequestPages(CapabilityAdmin):
     list_select_related = ("gateway", "tool_set__gateway", "user", "decided_by")
     search_fields = ("user__email", "gateway__name")
     fields = words("user gateway tool_set reason days state created_at decided_by decided_at answer")
+
+
+@register(Review, site=site)
+class ReviewPages(CapabilityAdmin):
+    """Read-only: reviews are started and answered on their pages."""
+
+    seen_by = (Capability.PEOPLE_MANAGE,)
+    page = ("access:review", "pk")
+    list_display = words("name scope due_on unanswered started_by started_at closed_at")
+    list_filter = ("scope", "unanswered", "started_at")
+    list_select_related = ("started_by",)
+    search_fields = ("name", "started_by__email")
+    fields = words(
+        "name scope subjects subject_names reviewers fallback due_on unanswered self_review started_by started_at "
+        "reminded_at closed_by closed_at checksum"
+    )
 
 
 @register(Assignment, site=site)

@@ -14,6 +14,7 @@ from psycopg.errors import OperationalError, QueryCanceled
 from rest_framework.routers import SimpleRouter
 
 from access.api import AccessResource
+from access.review_api import ReviewLines, ReviewResource
 from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
 from approvals.api import AllowanceResource, HoldResource
@@ -46,6 +47,7 @@ app_name = "api"
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
 router.register("access", AccessResource, "access")
 router.register("access-requests", AccessRequestResource, "accessrequest")
+router.register("access-reviews", ReviewResource, "accessreview")
 router.register("admin-events", EventResource, "event")
 router.register("api-keys", ApiKeyResource, "apikey")
 router.register("capabilities", CapabilityResource, "capability")
@@ -76,6 +78,7 @@ def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPatter
 _gateway = "gateways/<slug:slug>"
 _server = f"{_gateway}/servers/<str:alias>"
 _below = [
+    at("access-reviews/<uuid:pk>/lines", "accessreview-lines", ReviewLines, get="list"),
     at("connections/<uuid:pk>/identities", "connection-identities", ConnectionIdentities, get="retrieve"),
     at(
         "connections/<uuid:pk>/identities/<uuid:assignment>",

@@ -17,9 +17,10 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
+from access.models import Review
 from accounts.models import WorkspaceSettings
 from approvals.models import Hold
-from attention import telling
+from attention import review_messages, telling
 from auditlog import indexes
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing
@@ -141,6 +142,7 @@ def _tell() -> None:
     with databases.direct(), database.held_if_free(Lock.TELLING) as free:
         if free:
             telling.tell_at_once()
+            review_messages.tell_reviewers()
     telling.deliver_due()
 
 
@@ -317,7 +319,9 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "saml_assertions": lambda now: _deleted(ReceivedAssertion.objects.filter(until__lt=now)),
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
     "server_addresses": lambda now: _note_addresses(),
+    "reviews_closed": lambda now: Review.objects.close_due(),
     "people_told": lambda now: telling.tell_daily(),
+    "reviewers_told": lambda now: review_messages.tell_due(),
     "messages_dropped": telling.drop_old,
     "holds_dropped": lambda now: Hold.objects.drop_before(_kept_since(now)),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),

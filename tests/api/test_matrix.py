@@ -137,6 +137,10 @@ def enough_for(door: Door) -> list[set[Capability]]:
     # IDENTITIES_MANAGE is for other people's identities, SERVERS_MANAGE for shared ones. The world's is personal.
     if door.name == "identity-confirm":
         return []  # Only its owner may confirm the new address of a personal identity.
+    if door.name == "accessreview-answer-lines":
+        return []  # Only the reviewers that the review names.
+    if door.name in ("accessreview-close", "accessreview-reassign"):
+        return [{Capability.PEOPLE_MANAGE, Capability.GATEWAYS_READ, Capability.MCP_CONNECTIONS_READ}]  # Or a reviewer.
     if door.name.startswith("channel") and door.is_of_one_thing:
         return []  # Nobody but its owner; WORKSPACE_MANAGE is for the workspace's channels.
     persons = door.name.startswith("identity") and door.is_of_one_thing
@@ -156,6 +160,7 @@ class People:
     def __init__(self, world: World) -> None:
         rules = [door.rule for door in DOORS]
         enough = {frozenset(one) for rule in rules for one in sufficient(rule)}
+        enough |= {frozenset(one) for door in DOORS for one in enough_for(door)}
         others = {ALL - including(capabilities_in(rule)) for rule in rules}
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}

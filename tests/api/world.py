@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from django.utils import timezone
 
+from access.models import Review
 from accounts.models import ApiKey, Role, SavedView, Team, User, permissions_of
 from approvals.models import Allowance, AllowFor
 from attention.models import Channel
@@ -83,6 +84,9 @@ def build() -> World:
     allowance = Allowance.objects.give(held, AllowFor.HOUR, [], by=boss)
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
     channel = Channel.objects.add(by=owner, kind="slack", for_workspace=False, address="https://93.184.216.34/hook")
+    review = Review.objects.start(
+        name="Quarter", scope="teams", subjects=[team], reviewers=[boss], due_on=timezone.now().date(), by=boss
+    )
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -91,6 +95,7 @@ def build() -> World:
         secret=secret,
         addresses={
             "accessrequest": {"pk": asked.pk},
+            "accessreview": {"pk": review.pk},
             "accessrequest-withdraw": {"pk": own_request.pk},
             "askable": {"slug": "askable"},
             "apikey": {"pk": key.pk},
@@ -146,6 +151,15 @@ def build() -> World:
                 "tool_set_id": str(askable_set.pk),
                 "reason": "For work",
             },
+            ("accessreview-list", "post"): {
+                "name": "Made",
+                "scope": "teams",
+                "subject_ids": [str(team.pk)],
+                "reviewer_ids": [str(boss.pk)],
+                "due_on": timezone.now().date().isoformat(),
+            },
+            ("accessreview-answer-lines", "post"): {"line_ids": [], "answer": "keep"},
+            ("accessreview-reassign", "post"): {"line_ids": [], "reviewer_id": str(boss.pk)},
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
             ("channel-list", "post"): {"kind": "mail"},
             ("config-apply", "post"): {"files": [{"name": "gateway.yaml", "content": "version: 1"}]},

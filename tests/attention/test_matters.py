@@ -9,6 +9,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from access.models import Review
 from accounts.models import User
 from attention.matters import MATTERS, waiting_for
 from auditlog.models import ENDINGS
@@ -69,6 +70,7 @@ def world(boss: User) -> Connection:
         AccessRequest.objects.create(gateway=askable, user=person, reason="For work", days=7)
     link = make.connection(make.agent(by=boss), gateway, boss)
     now = timezone.now()
+    _reviews(boss)
     kinds: list[dict[str, Any]] = [
         {"expires_at": now + timedelta(days=10)},
         {"expires_at": None, "last_used_at": now},
@@ -79,6 +81,18 @@ def world(boss: User) -> Connection:
             Token.objects.filter(pk=make.token(link).token.pk).update(**fields)
     _identities(boss)
     return link
+
+
+def _reviews(boss: User) -> None:
+    """Start five reviews for the boss, and one for somebody else."""
+    terms: dict[str, Any] = {
+        "scope": "people",
+        "subjects": [boss],
+        "self_review": True,
+        "due_on": timezone.now().date(),
+    }
+    for person in (*([boss] * 5), make.user(*Capability)):
+        Review.objects.start(name="Access", reviewers=[person], by=boss, **terms)
 
 
 def _identities(boss: User) -> None:
@@ -130,7 +144,7 @@ def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss:
     assert {name: number for name, (_, number) in shown.items()} == {
         "servers-down": 2, "sinks-late": 1, "refusals": 13, "apps": 3, "access": 6, "requests": 1, "definitions": 4,
         "shared-identities": 1, "own-connections": 2, "own-identities": 3, "tokens-ending": 2, "tokens-unlimited": 3,
-        "tokens-idle": 4,
+        "tokens-idle": 4, "own-reviews": 5,
     }  # fmt: skip
 
 

@@ -327,7 +327,7 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
     assert "24 random bytes" in weak.content.decode()
     assert added.status_code == 302
     channel = Channel.objects.get(kind="webhook")
-    assert (channel.owner, channel.origin, channel.muted) == (ann, "https://93.184.216.34", ["endings"])
+    assert (channel.owner, channel.origin, channel.muted) == (ann, "https://93.184.216.34", ["endings", "reviews"])
     shown = client.get("/settings/notifications").content.decode() + client.get(added["Location"]).content.decode()
     assert "a-secret-path" not in shown
     assert SECRET not in shown
@@ -377,7 +377,7 @@ def test_mail_is_changed_and_stays(ann: User, sign_in: SignIn) -> None:
 
     assert "ann" in page
     assert saved.status_code == 302
-    assert (channel.enabled, channel.muted) == (False, ["outcomes"])
+    assert (channel.enabled, channel.muted) == (False, ["outcomes", "reviews"])
     client.post(f"/settings/notifications/{channel.pk}/remove")
     assert Channel.objects.filter(owner=ann).count() == 1
 
@@ -439,7 +439,7 @@ def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User
         "secret": {"kind": "webhook", "address": public, "secret": "short"},
         "zone": {"kind": "mail", "zone": "Mars"},
         "quiet_until": {"kind": "mail", "quiet_from": "22:00"},
-        "matters": {"kind": "mail", "matters": ["servers-down"]},  # Ann may choose only outcomes and endings.
+        "matters": {"kind": "mail", "matters": ["servers-down"]},  # Ann may choose only what is about herself.
     }
 
     assert {name: [*api.post(path, body).json()["errors"]] for name, body in wrong.items()} == {
@@ -462,7 +462,7 @@ def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: 
 
     made = api.post("/notification-channels", {"kind": "slack", "address": "https://93.184.216.34/hook"})
 
-    assert made.json()["matters"] == ["apps", "outcomes", "endings"]
+    assert made.json()["matters"] == ["apps", "outcomes", "endings", "reviews"]
     assert "servers-down" in Channel.objects.get(pk=made.json()["id"]).muted
 
 

@@ -62,6 +62,7 @@ OURS = (
 )
 # Models shown on the page of their parent object.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
+BELOW |= {"access.reviewline"}  # Shown and exported on the page of its review.
 BELOW |= {"attention.notification"}  # Messages to people.
 BELOW |= {"access.fact"}  # The history behind the access report.
 BELOW |= {"accounts.schemaversion"}  # Two version numbers, read at the next start.
@@ -80,6 +81,7 @@ PLANTED = "planted-upstream-secret-0123456789"
 
 # Each count includes two statements for the session and its user, and one for the role's capabilities.
 FROZEN = {
+    "access.review": 5,
     "accounts.apikey": 5,
     "accounts.role": 5,
     "accounts.savedview": 5,

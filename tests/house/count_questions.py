@@ -17,6 +17,7 @@ from django.db.models import Q, QuerySet
 from django.http import QueryDict
 from django.utils import timezone
 
+from access.models import Review, ReviewLine
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.facets import AT_FIRST
 from auditlog.fields import FIELDS
@@ -795,8 +796,15 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "connections:revoke": _ask_revoke,
     "accounts:deactivate": _cut,
     **{f"incident:stop_{kind}": _ask_stop for kind in ("connection", "host", "server", "token", "user")},
+    "access:close_review": lambda ask: (_review_lines(ask).count(),),
+    "access:remind_reviewers": lambda ask: (_review_lines(ask).count(),),
     "accounts:remove_role": lambda ask: _stops(User.objects.filter(role=ask.path[2]).count()),
 }
+
+
+def _review_lines(ask: Ask) -> "QuerySet[ReviewLine]":
+    """Return the lines of the review whose page this is; nobody has answered one."""
+    return ReviewLine.objects.filter(review=ask.path[2]).order_by()
 
 
 def _asked(ask: Ask) -> tuple[float, ...]:
@@ -907,6 +915,22 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateways.listed": _gateways,
     "access.listed": _gateways_to_ask_for,
     "access-requests.listed": _requests,
+    "access-reviews.listed": lambda ask: (
+        Review.objects.filter(reviewers=ask.viewer) if ask.query.get("show") else Review.objects.all()
+    ).count(),
+    "access-review.listed": lambda ask: _review_lines(ask).count(),
+    "review in Lines": lambda ask: ReviewLine.objects.filter(review=ask.pk).count(),
+    "review in Open": lambda ask: ReviewLine.objects.filter(review=ask.pk, answer="").count(),
+    "review in Ended": lambda ask: ReviewLine.objects.filter(review=ask.pk, answer="end").count(),
+    "review.progress": lambda ask: (
+        *(0, _review_lines(ask).values("person").distinct().count()),
+        *(0, _review_lines(ask).count()),
+    ),
+    "review.answers": lambda ask: (0, 0, 0, _review_lines(ask).count()),
+    "review.waiting": lambda ask: _review_lines(ask).count(),
+    "review.keepable": lambda ask: _review_lines(ask).count(),
+    "review.endable": lambda ask: _review_lines(ask).exclude(kind__in=("role", "everyone")).count(),
+    "review.given_since": lambda ask: 0,
     "access-tools.listed": lambda ask: Feature.objects.callable().filter(assignment__gateway__slug=ask.path[2]).count(),
     "gateway.request_days": lambda ask: _gateway(ask).request_days,
     "gateway.most_request_days": lambda ask: _gateway(ask).most_request_days,
@@ -1227,6 +1251,8 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "access": _access_badges,
     "access-tool": lambda ask: {("active", "Yes")},
     "accessrequest": lambda ask: {("pending", "Waiting")},
+    "review": lambda ask: {("pending", "open"), ("blocked", "you")},
+    "reviewline": lambda ask: {("attention", "unused")} if ReviewLine.objects.get(pk=ask.pk).unused else set(),
     "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
     "host": _host_badges,
     "hostatgateway": _at_gateway_badges,

@@ -113,6 +113,7 @@ def methods(route: URLPattern) -> list[str]:
 PLACES = {
     "access/gateways/": "askable_slug",
     "access/requests/": "access_request",
+    "access/reviews/": "access_review",
     "assignments/": "assignment",
     "connect/<uuid:pk>/": "flow",
     "connections/": "connection",
@@ -227,6 +228,7 @@ class Site:
         own = UserSession.objects.create(user=self.world.owner, session_key=uuid4().hex, ip="127.0.0.1", user_agent="")
         return {
             "access_request": known["accessrequest"]["pk"],
+            "access_review": known["accessreview"]["pk"],
             "own_access_request": known["accessrequest-withdraw"]["pk"],
             "askable_slug": known["askable"]["slug"],
             "api_key": self._api_key().pk,

@@ -21,6 +21,7 @@ from tests.house.doors import browser
 from tests.rest import Rest
 
 ROOMS = (
+    "access",
     "accounts",
     "attention",
     "connections",

@@ -21,6 +21,7 @@ from django.test import override_settings
 from django.urls import reverse
 from django.utils import timezone
 
+from access.models import Review, may_review
 from accounts.models import ApiKey
 from auditlog.models import Call, Event
 from auditlog.rollups import keeping
@@ -90,6 +91,7 @@ QUERIES = {
     ),
     "connections:mine": ("", "?needs=1"),
     "gateways:access_requests": ("", "?show=decide"),
+    "access:reviews": ("", "?show=mine"),
     "sinks:list": ("", "?late=1"),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
@@ -97,6 +99,7 @@ QUERIES = {
 }
 # Counts that are truncated, change while a person looks, or are on a dashboard without roll-ups.
 NOT_MET = {
+    "review.given_since",
     "facet.newest",
     "feature.parts",
     "calls.new",
@@ -150,9 +153,18 @@ class Walk:
         self.request = AccessRequest.objects.create(
             gateway=world.gateways["closed"], user=self.viewer, reason="For work", days=5
         )
+        self.reviews = self._reviews()
         self._called()
         self.client = browser(session_of(self.viewer))
         self.things = self._things()
+
+    def _reviews(self) -> list[Any]:
+        """Start a review that the viewer answers, if they may."""
+        if not may_review(self.viewer):
+            return []
+        due, team = timezone.now().date(), self.world.teams["Platform"]
+        terms: dict[str, Any] = {"name": "Quarter", "scope": "teams", "due_on": due, "self_review": True}
+        return [Review.objects.start(subjects=[team], reviewers=[self.viewer], by=self.world.boss, **terms).pk]
 
     def _called(self) -> None:
         """Log calls of this person: a successful one, and one refused for a missing identity."""
@@ -204,6 +216,7 @@ class Walk:
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "channel": [channel_of(self.viewer).pk],
             "access_request": ids(AccessRequest.objects.visible_to(self.viewer).exclude(user=self.viewer)),
+            "access_review": self.reviews,
             "own_access_request": [self.request.pk],
             "askable_slug": ["closed"],
             "tool_grant": ids(ToolGrant.objects.live()),

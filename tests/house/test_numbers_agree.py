@@ -22,6 +22,7 @@ pytestmark = pytest.mark.django_db
 
 # For each list, the key of the number in its heading. All other lists have their number in a tab.
 LISTS = {
+    "access:reviews": "access-reviews.listed",
     "gateways:access": "access.listed",
     "gateways:access_requests": "access-requests.listed",
     "accounts:people": "people.listed",

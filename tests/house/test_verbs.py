@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.db.models import Model
+from django.utils import timezone
 
-from accounts.models import SavedView, User, WorkspaceSettings
+from access.models import Review
+from accounts.models import SavedView, Team, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import HostAtGateway
 from gateways.models import AccessRequest, Assignment, Gateway, GatewayGrant
@@ -27,6 +29,7 @@ from tests.house.verbs import INSIDE, VERBS, Verb
 from tokens.api_keys import issue
 
 OURS = {
+    "access",
     "accounts",
     "attention",
     "auditlog",
@@ -77,8 +80,22 @@ def staged() -> Stage:
     own_request = AccessRequest.objects.create(gateway=askable, user=boss, reason="For work", days=7)
     approved = AccessRequest.objects.ask(askable, reason="For work", days=7, by=holder())
     approved.approve(by=boss)
+    colleague = holder(*Capability)
+    review = Review.objects.start(
+        name="All",
+        scope="teams",
+        subjects=[Team.objects.get()],
+        reviewers=[boss],
+        due_on=timezone.now().date(),
+        by=boss,
+    )
     things = {
         "access_request": known["accessrequest"],
+        "access_review": review.pk,
+        "review_line": review.lines.get(kind="team").pk,
+        "colleague": colleague.pk,
+        "colleague_email": colleague.email,
+        "today": timezone.now().date().isoformat(),
         "approved_request": approved.pk,
         "askable": askable.pk,
         "askable_set": askable.tool_sets.get().pk,

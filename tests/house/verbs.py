@@ -290,6 +290,49 @@ VERBS = [
         rest("POST /allowances/{allowance}/end"),
         admin("approvals/allowance", "end", "allowance"),
     ),
+    # Access reviews
+    verb(
+        "Review.start",
+        page(
+            "/access/reviews/start/",
+            name="Made",
+            scope="gateways",
+            subjects="closed",
+            reviewers="{boss}",
+            due_on="{today}",
+            unanswered="list",
+            self_review="on",
+        ),
+        rest(
+            "POST /access-reviews",
+            name="Made",
+            scope="gateways",
+            subject_ids=["{gateway}"],
+            reviewer_ids=["{boss_id}"],
+            due_on="{today}",
+            self_review=True,
+        ),
+    ),
+    verb(
+        "Review.answer",
+        page("/access/reviews/{access_review}/answer/", act="all:keep", kind="team"),
+        rest("POST /access-reviews/{access_review}/answer", line_ids=["{review_line}"], answer="keep"),
+    ),
+    verb(
+        "Review.reassign",
+        page("/access/reviews/{access_review}/reassign/?line={review_line}", to="{colleague_email}"),
+        rest("POST /access-reviews/{access_review}/reassign", line_ids=["{review_line}"], reviewer_id="{colleague}"),
+    ),
+    verb(
+        "Review.remind",
+        page("/access/reviews/{access_review}/remind/"),
+        rest("POST /access-reviews/{access_review}/remind"),
+    ),
+    verb(
+        "Review.close",
+        page("/access/reviews/{access_review}/close/"),
+        rest("POST /access-reviews/{access_review}/close"),
+    ),
     verb("GatewayGrant.end", admin("gateways/gatewaygrant", "end", "gateway_grant")),
     # Connections
     verb(
@@ -936,6 +979,10 @@ INSIDE = {
     "Host.appear",
     "Host.playground",
     "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.
+    "Review.end_lines",
+    "Review.note_answers",
+    "Review.seal",
+    "Review.why_not",
     "Server.end_client_of_other_endpoints",
     "Sink.must_be_open_to",
     "Sink.set_up",

@@ -1,0 +1,221 @@
+"""The things that a review asks about: each gives a person access, or uses it, and has a verb that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import models, transaction
+from django.utils import timezone
+
+from access.lines import AccessLine, AccessSource
+from accounts.models import Team, User
+from accounts.rules import acting_now
+from capabilities import Capability, CapabilityRequired
+from connections.models import Connection, ConnectionAlreadyRevoked
+from gateways.models import GatewayGrant, ToolGrant
+from servers.models import Identity, IdentityAlreadyRevoked
+from tokens.models import Token, TokenAlreadyRevoked
+
+type ThingRow = tuple[ThingKind, UUID | None, str, Any]  # Kind, id, words, and the row with its dates if it has any.
+
+UNUSED_DAYS = 90  # Things unused for so long are preselected to be ended.
+
+
+# Somebody else ended it at the same time.
+ENDED_MEANWHILE = (ConnectionAlreadyRevoked, IdentityAlreadyRevoked, TokenAlreadyRevoked)
+
+
+class CannotEnd(Exception):
+    """The thing concerns more people than this one; the message says who can change it."""
+
+
+class ThingKind(models.TextChoices):
+    TEAM = "team", "Team"
+    GATEWAY = "gateway_grant", "Gateway grant"
+    TOOLS = "tool_grant", "Tool set"
+    ROLE = "role", "Role"
+    EVERYONE = "everyone", "Everyone"
+    TOKEN = "token", "API token"
+    CONNECTION = "connection", "Connection"
+    IDENTITY = "identity", "Credential"
+
+
+KINDS = [*ThingKind]
+# Kinds that a review cannot end, because other people have the access too, and who changes them.
+OTHERS = {
+    ThingKind.ROLE: "People with “Manage people” change roles.",
+    ThingKind.EVERYONE: "People with “Basic gateway management” choose whom a gateway is open to.",
+}
+
+
+@dataclass
+class ReviewedThing:
+    """A thing of a person; `pk` is the id of the row that ends it, None if there is none.
+
+    `gateways` are the names of the gateways it concerns, `begun` when the access may first have been used.
+    """
+
+    person: User
+    kind: ThingKind
+    pk: UUID | None
+    what: str
+    since: datetime | None = None
+    until: datetime | None = None
+    last_used_at: datetime | None = None
+    begun: datetime | None = None
+    gateways: set[str] = field(default_factory=set)
+
+    @property
+    def key(self) -> tuple[UUID, ThingKind, UUID | None]:
+        return self.person.pk, self.kind, self.pk
+
+    @property
+    def order(self) -> tuple[str, int, str]:
+        return self.person.email, KINDS.index(self.kind), self.what
+
+    @property
+    def is_unused(self) -> bool:
+        """True if it was not used for UNUSED_DAYS; access counts from its start."""
+        last = max(filter(None, (self.last_used_at, self.since or self.begun)), default=None)
+        return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
+
+
+def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
+    """Return the things in the lines of an access report, one for each person and row, in order."""
+    found: dict[Any, ReviewedThing] = {}
+    for line in lines:
+        for thing in _things(line):
+            known = found.setdefault(thing.key, thing)
+            known.gateways.add(line.gateway.name)
+            known.last_used_at = max(filter(None, (known.last_used_at, thing.last_used_at)), default=None)
+    return sorted(found.values(), key=lambda thing: thing.order)
+
+
+def _things(line: AccessLine) -> Iterator[ReviewedThing]:
+    begun = max(line.person.date_joined, line.gateway.created_at)
+    for kind, pk, what, row in _rows(line):
+        used_at = row.last_used_at if hasattr(row, "last_used_at") else line.last_used_at
+        since = _first(row, "given_at", "connected_at", "created_at")
+        until = _first(row, "ends_at", "expires_at")
+        yield ReviewedThing(line.person, kind, pk, what, since, until, used_at, begun)
+
+
+def _first(row: Any, *names: str) -> Any:
+    """Return the first of these attributes that the row has; None if it has none."""
+    return next((getattr(row, name) for name in names if hasattr(row, name)), None)
+
+
+def _rows(line: AccessLine) -> Iterator[ThingRow]:
+    yield from map(_of_source, line.sources)
+    yield from map(_of_grant, line.grants)
+    hosts = {connection.pk: connection.host.name for connection in line.connections}
+    for token in line.tokens:
+        yield ThingKind.TOKEN, token.pk, f"Token {token.name} of {hosts.get(token.connection_id, 'an agent')}", token
+    with_token = {token.connection_id for token in line.tokens}
+    for connection in line.connections:
+        if connection.pk not in with_token:
+            yield ThingKind.CONNECTION, connection.pk, f"Connection of {connection.host.name}", connection
+    for identity in line.identities:
+        yield ThingKind.IDENTITY, identity.pk, f"Credential {identity.label} for {identity.server.name}", identity
+
+
+def _of_grant(grant: ToolGrant) -> ThingRow:
+    if grant.user_id:
+        return ThingKind.TOOLS, grant.pk, f"Tool set {grant.tool_set.name}", grant
+    if grant.team:
+        return ThingKind.TEAM, grant.team_id, f"Team {grant.team.name}", None
+    return ThingKind.EVERYONE, None, "Open to everyone", None
+
+
+def _of_source(source: AccessSource) -> ThingRow:
+    match source.kind:
+        case "team":
+            return ThingKind.TEAM, source.row.team_id, f"Team {source.name}", None
+        case "grant":
+            return ThingKind.GATEWAY, source.row.pk, "Own grant", source.row
+        case "role":
+            return ThingKind.ROLE, source.row.pk, f"Role {source.name}", None
+        case "superuser":
+            return ThingKind.ROLE, None, "Superuser", None
+    return ThingKind.EVERYONE, None, "Open to everyone", None
+
+
+# Ending: the model's own verb, with the permission that its page requires.
+
+
+def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
+    """End the thing of `person`, from the next request on. Returns False if it had ended before.
+
+    Raises CannotEnd, CapabilityRequired or PeopleError.
+    """
+    actor: User = acting_now(by)
+    if pk is None:
+        raise CannotEnd(OTHERS[kind])
+    match kind:
+        case ThingKind.TEAM:
+            _must_hold(actor, Capability.PEOPLE_MANAGE)
+            return _leave_team(pk, person, by)
+        case ThingKind.GATEWAY | ThingKind.TOOLS:
+            _must_hold(actor, Capability.GATEWAYS_MANAGE)
+            model: Any = GatewayGrant if kind == ThingKind.GATEWAY else ToolGrant
+            grant = model.objects.live().filter(pk=pk).first()
+            return bool(grant and grant.end(by=by))
+        case ThingKind.TOKEN:
+            return _revoke_token(pk, actor, by)
+        case ThingKind.CONNECTION:
+            return _revoke_connection(pk, actor, by)
+        case ThingKind.IDENTITY:
+            return _revoke_identity(pk, actor, by)
+    raise CannotEnd(OTHERS[kind])
+
+
+def _must_hold(actor: User, *capabilities: Capability) -> None:
+    if not any(map(actor.has_perm, capabilities)):
+        raise CapabilityRequired(*capabilities)
+
+
+def _leave_team(pk: UUID, person: User, by: User) -> bool:
+    with transaction.atomic():
+        team = Team.objects.select_for_update(of=("self",)).filter(pk=pk, users=person).first()
+        if team is None:
+            return False
+        return team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=by)
+
+
+def _revoke_token(pk: UUID, actor: User, by: User) -> bool:
+    token = Token.objects.live().select_related("connection").filter(pk=pk).first()
+    if token is None:
+        return False
+    if not _is_own(token.connection.user_id, actor):
+        _must_hold(actor, Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+    (token.revoke_with_connection if token.connection.may_be_revoked_by(actor) else token.revoke)(by=by)
+    return True
+
+
+def _revoke_connection(pk: UUID, actor: User, by: User) -> bool:
+    connection = Connection.objects.live().filter(pk=pk).first()
+    if connection is None:
+        return False
+    if not _is_own(connection.user_id, actor):
+        _must_hold(actor, Capability.MCP_CONNECTIONS_REVOKE)
+    connection.revoke(by=by)
+    return True
+
+
+def _revoke_identity(pk: UUID, actor: User, by: User) -> bool:
+    identity = Identity.objects.live().filter(pk=pk).first()
+    if identity is None:
+        return False
+    if not _is_own(identity.owner_id, actor):
+        _must_hold(actor, identity.needed)
+    identity.revoke(by=by)
+    return True
+
+
+def _is_own(owner: UUID | None, actor: User) -> bool:
+    """True for the actor's own row; an API key needs the capability for it too."""
+    return owner == actor.pk and actor.narrowed_to is None
