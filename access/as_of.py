@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db.models import Q, QuerySet
 
-from access.models import Fact, FactKind
+from access.models.history import Fact, FactKind
 from connections.models import Connection
 from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, ToolGrant
 from servers.models import Identity

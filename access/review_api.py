@@ -31,6 +31,7 @@ from access.models import (
 from access.review_forms import LineFilter, ReviewFilter
 from accounts.models import Team, User
 from capabilities import Capability
+from connections.subjects import by_person
 from gateways.models import Gateway
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
@@ -147,7 +148,7 @@ class ReviewLineQuery(ListQuery):
         "days before the start; `answered`; or the answer.",
     )
     kind = serializers.ChoiceField(ThingKind.choices, required=False, help_text="Only lines of this kind.")
-    user = serializers.UUIDField(required=False, help_text="Only lines of the person with this id.")
+    user = by_person(help_text="Only lines of this person, by id, address or name.")
 
 
 class ReviewBody(RequestBody):
@@ -302,9 +303,11 @@ class ReviewLines(Resource):
         Lines of credentials require `identities:read`, unless you are a reviewer.
         """
         review = get_object_or_404(Review.objects.visible_to(self.me), pk=pk)
-        asked = {name: str(value) for name, value in self.query_data.items()}
-        narrowing = LineFilter(asked | {"person": asked.get("user", "")}, viewer=self.me)
-        rows = narrowing.narrow(ReviewLine.objects.filter(review=review).visible_to(self.me))
+        asked = dict(self.query_data)
+        rows = ReviewLine.objects.filter(review=review).visible_to(self.me)
+        if "user" in asked:
+            rows = rows.filter(person__in=asked.pop("user"))
+        rows = LineFilter({name: str(value) for name, value in asked.items()}, viewer=self.me).narrow(rows)
         return self.page(rows.order_by("number"), lambda rows: rows.select_related("reviewer"))
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from access.as_of import gateway_grants_at
 from access.in_force import InForce, Pair
-from access.models import Fact, FactKind
+from access.models.history import Fact, FactKind
 from accounts.models import Team, User
 from gateways.models import Gateway, GatewayGrant
 

@@ -108,7 +108,7 @@ class FoundHold(NamedTuple):
     patience: int | None
 
 
-class Answer(NamedTuple):
+class HoldAnswer(NamedTuple):
     """The answer to a call that was not sent: its reason in the log, and the state of its hold."""
 
     reason: str
@@ -117,11 +117,11 @@ class Answer(NamedTuple):
 
 
 ANSWERS = {
-    "waiting": Answer("held", "waiting", HELD),
-    "denied": Answer("hold_denied", "denied", DENIED),
-    "withdrawn": Answer("hold_denied", "withdrawn", WITHDRAWN),
-    "expired": Answer("hold_expired", "expired", EXPIRED),
-    "full": Answer("too_many_holds", "", FULL),
+    "waiting": HoldAnswer("held", "waiting", HELD),
+    "denied": HoldAnswer("hold_denied", "denied", DENIED),
+    "withdrawn": HoldAnswer("hold_denied", "withdrawn", WITHDRAWN),
+    "expired": HoldAnswer("hold_expired", "expired", EXPIRED),
+    "full": HoldAnswer("too_many_holds", "", FULL),
 }
 
 

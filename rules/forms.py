@@ -141,7 +141,7 @@ class CallRuleForm(forms.Form):
         return self.cleaned_data["approvers"] or Approvers.ANYBODY
 
     def clean_hold_minutes(self) -> int:
-        return self.cleaned_data["hold_minutes"] or DEFAULTS["hold_minutes"]
+        return int(self.cleaned_data["hold_minutes"] or DEFAULTS["hold_minutes"])
 
     def clean_tools(self) -> list[str]:
         patterns = list(dict.fromkeys(filter(None, map(str.strip, self.cleaned_data["tools"].splitlines()))))

@@ -99,6 +99,7 @@ def test_values_are_for_people_who_may_read_payloads(
         assert "secret plan" not in page
         assert "740" not in page
 
+    assert mia.role
     make.grant(mia.role, [Capability.LOGS_PAYLOADS])
     assert "secret plan" in text(sign_in(mia).get(f"/approvals/{hold.pk}/"))
 
@@ -170,6 +171,7 @@ def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_el
     hold = first_for(make.hold(link, docs), "person")
     assert [person for person in (mia, ben) if hold.may_be_decided_by(person)] == [mia]
 
+    assert mia.role
     make.grant(mia.role, [Capability.APPROVALS_DECIDE])
     mia = User.objects.get(pk=mia.pk)
     other = make.hold(link, docs, arguments={}, somebody_else=True)
@@ -188,6 +190,7 @@ def test_an_approver_who_lost_the_capability_is_refused_at_the_click(
     hold, browser = make.hold(link, docs), sign_in(ben)
     assert "Approve" in text(browser.get(f"/approvals/{hold.pk}/"))
 
+    assert ben.role
     ben.role.permissions.clear()
 
     assert browser.post(f"/approvals/{hold.pk}/decide/", {"act": "approve"}).status_code == 404

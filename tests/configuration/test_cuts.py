@@ -1,5 +1,7 @@
 """A plan says whom a change cuts off, in the words of the pages."""
 
+from typing import Any
+
 import pytest
 
 from accounts.models import User
@@ -26,7 +28,12 @@ def owner() -> User:
     gateway = make.gateway(server, slug="work")
     Feature.objects.learn(Assignment.objects.get(), [{"name": "search"}])
     link = make.connection(make.agent(by=owner, name="CI bot"), gateway, owner)
-    of_call = {"host_id": link.host_id, "gateway_id": gateway.pk, "server_id": server.pk, "user_id": owner.pk}
+    of_call: dict[str, Any] = {
+        "host_id": link.host_id,
+        "gateway_id": gateway.pk,
+        "server_id": server.pk,
+        "user_id": owner.pk,
+    }
     call(**of_call, feature_name="docs__search")
     return owner
 
