@@ -31,6 +31,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.GATEWAYS_TOGGLE,
         Capability.RULES_READ,
         Capability.RULES_MANAGE,
+        Capability.APPROVALS_DECIDE,
     ),
     "Servers and credentials": (
         Capability.SERVERS_READ,

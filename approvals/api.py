@@ -18,12 +18,12 @@ from approvals.models import (
     Allowance,
     AllowanceQuerySet,
     AllowFor,
-    AlreadyDecided,
     BadAllowance,
     Hold,
+    HoldDecided,
     HoldQuerySet,
     HoldState,
-    NotYoursToDecide,
+    NotYourDecision,
 )
 from approvals.views import allowance_or_404, hold_or_404
 from capabilities import NOBODY, Capability
@@ -34,9 +34,9 @@ from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 OWN = Own(Capability.APPROVALS_DECIDE)
 PROBLEMS: Mapping[type[Exception], Problem] = {
-    AlreadyDecided: Problem(HTTPStatus.CONFLICT, "already_decided"),
+    HoldDecided: Problem(HTTPStatus.CONFLICT, "already_decided"),
     BadAllowance: Problem(HTTPStatus.BAD_REQUEST, "invalid", "names"),
-    NotYoursToDecide: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+    NotYourDecision: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
 }
 
 

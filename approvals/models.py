@@ -37,11 +37,11 @@ class HoldRefused(Exception):
     """The hold cannot be decided; the message says why."""
 
 
-class AlreadyDecided(HoldRefused):
+class HoldDecided(HoldRefused):
     """This call does not wait for a decision any more."""
 
 
-class NotYoursToDecide(HoldRefused):
+class NotYourDecision(HoldRefused):
     """You cannot decide on this call."""
 
 
@@ -281,17 +281,17 @@ class Hold(models.Model):
         """Take the request back, as the person for whom the agent acts. Raises HoldRefused."""
         with transaction.atomic():
             if by.pk != self.user_id:
-                raise NotYoursToDecide("Only the person the agent acts for can withdraw the request.")
+                raise NotYourDecision("Only the person the agent acts for can withdraw the request.")
             self._close(HoldState.WITHDRAWN, Action.HOLD_WITHDRAWN, "", by)
 
     def _decide(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
         row = Hold.objects.with_details().get(pk=self.pk)
         if not row.may_be_decided_by(by):
             is_own = row.somebody_else and by.pk == row.user_id
-            raise NotYoursToDecide(
+            raise NotYourDecision(
                 "The rule asks for somebody else: nobody decides on calls of their own agent."
                 if is_own
-                else NotYoursToDecide.__doc__
+                else NotYourDecision.__doc__
             )
         return self._close(state, action, sentence, by)
 
@@ -310,7 +310,7 @@ class Hold(models.Model):
             )
         )
         if not changed:
-            raise AlreadyDecided(AlreadyDecided.__doc__)
+            raise HoldDecided(HoldDecided.__doc__)
         Event.objects.record(action, self, by=by, changes={"rule": self.rule_name})
         self.refresh_from_db()
         return self
@@ -404,9 +404,9 @@ class Allowance(models.Model):
         return is_own or person.has_perm(Capability.APPROVALS_DECIDE)
 
     def end(self, *, by: User) -> bool:
-        """End it from the next call on. Return False if it had ended. Raises NotYoursToDecide."""
+        """End it from the next call on. Return False if it had ended. Raises NotYourDecision."""
         if not self.may_be_ended_by(by):
-            raise NotYoursToDecide("You cannot end this.")
+            raise NotYourDecision("You cannot end this.")
         with transaction.atomic():
             ended = Allowance.objects.live().filter(pk=self.pk).update(ended_at=Now(), ended_by=by)
             if ended:

@@ -262,7 +262,10 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
 # What a capability allows only together with others. A test compares this with the rules of pages and operations.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
-    C.GATEWAYS_READ: (("see the access report and who may use which tool", (C.PEOPLE_READ,)),),
+    C.GATEWAYS_READ: (
+        ("see the access report and who may use which tool", (C.PEOPLE_READ,)),
+        ("see the rules of a gateway", (C.RULES_READ,)),
+    ),
     C.GATEWAYS_MANAGE: (
         ("archive gateways", (C.MCP_CONNECTIONS_REVOKE,)),
         ("enable only the tools in use", (C.LOGS_READ,)),
@@ -274,6 +277,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
         ("see a server's incident", (C.SERVERS_READ,)),
         ("see a person's incident", (C.PEOPLE_READ,)),
     ),
+    C.RULES_MANAGE: (("try rules on recorded calls", (C.LOGS_READ,)),),
     C.LOGS_PAYLOADS: (("see payloads of other people's calls", (C.LOGS_READ,)),),
     C.PEOPLE_MANAGE: (("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.WORKSPACE_MANAGE: (("set up sign-in by the organisation", (C.PEOPLE_MANAGE,)),),

@@ -97,7 +97,7 @@ class UnclearArguments(UpstreamError):
         super().__init__("")
 
 
-class Found(NamedTuple):
+class FoundHold(NamedTuple):
     """The answer of `approvals_ask`. `patience` is the connection's own wait in seconds, if it has one."""
 
     verdict: str
@@ -128,7 +128,7 @@ ANSWERS = {
 class NotApproved(Exception):
     """The call was not sent: its hold waits, was denied or withdrawn, or has expired."""
 
-    def __init__(self, state: str, found: Found, url: str, sentence: str = "") -> None:
+    def __init__(self, state: str, found: FoundHold, url: str, sentence: str = "") -> None:
         super().__init__(state)
         self.answer = ANSWERS[state]
         self._found = found
@@ -234,7 +234,7 @@ class Holds:
         if await self._is_allowed_for_a_while(call, query):
             return True
         (row,) = await self._state.fetch(ASK, query)
-        found = Found(*row)
+        found = FoundHold(*row)
         if found.id is not None:
             call.request.row.hold_id = found.id
         if found.verdict == "used":
@@ -280,7 +280,7 @@ class Holds:
 
     # The open wait
 
-    async def _wait(self, call: HeldCall, found: Found) -> None:
+    async def _wait(self, call: HeldCall, found: FoundHold) -> None:
         """Wait until the hold is approved, used or gone. Raises NotApproved."""
         assert found.id is not None
         try:
@@ -291,7 +291,7 @@ class Holds:
                 self._note_limit(call)
             raise
 
-    async def _until_decided(self, call: HeldCall, found: Found, news: asyncio.Event) -> None:
+    async def _until_decided(self, call: HeldCall, found: FoundHold, news: asyncio.Event) -> None:
         assert found.id is not None
         reports_at = call.waited
         while True:
@@ -311,7 +311,7 @@ class Holds:
                 async with asyncio.timeout(min(left, LOOK_SECONDS, max(reports_at - call.waited, 0.01))):
                     await news.wait()
 
-    async def _look(self, found: Found) -> tuple[str, float]:
+    async def _look(self, found: FoundHold) -> tuple[str, float]:
         """Return the state of the hold and the seconds until it ends. Raises NotApproved for a refusal."""
         try:
             rows = await self._state.fetch(READ, (found.id,))
@@ -324,10 +324,10 @@ class Holds:
             raise self._not_approved(state, found._replace(ends=ends), sentence)
         return state, max(left, 0.05)
 
-    def _not_approved(self, state: str, found: Found, sentence: str = "") -> NotApproved:
+    def _not_approved(self, state: str, found: FoundHold, sentence: str = "") -> NotApproved:
         return NotApproved(state, found, self._url(found), sentence)
 
-    def _url(self, found: Found) -> str:
+    def _url(self, found: FoundHold) -> str:
         return f"{self._public_url}{APPROVALS}{f'{found.id}/' if found.id else ''}"
 
     @contextmanager

@@ -62,8 +62,11 @@ class RuleSerializer(serializers.Serializer[Rule]):
     enabled = serializers.BooleanField(help_text="Whether the rule is enabled.")
     note = serializers.CharField(help_text="Note for administrators.")
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first on held calls.")
-    approver_team: Any = serializers.SlugRelatedField(
-        slug_field="name", read_only=True, allow_null=True, help_text="Team that decides; null for other approvers."
+    approver_team = serializers.CharField(
+        source="approver_team.name",
+        default=None,
+        allow_null=True,
+        help_text="Team that decides; null for other approvers.",
     )
     somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")

@@ -199,8 +199,8 @@ class RulePages(CapabilityAdmin):
     list_select_related = ("gateway",)
     search_fields = ("name", "gateway__name")
     fields = words(
-        "gateway name servers tools tool_effect when effect text mode enabled status note position revision"
-        " created_by created_at updated_at"
+        "gateway name servers tools tool_effect when effect text approvers approver_team somebody_else hold_minutes"
+        " mode enabled status note position revision created_by created_at updated_at"
     )
 
 

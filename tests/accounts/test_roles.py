@@ -85,7 +85,7 @@ def test_the_list_counts_users_and_capabilities(chief: User, sign_in: SignIn) ->
     row = text(sign_in(chief).get("/people/roles/")).split("Watcher</a>")[1].split("</tr>")[0]
 
     assert 'class="number">1</td>' in row
-    assert 'class="number">1 of 31</td>' in row
+    assert 'class="number">1 of 32</td>' in row
 
 
 def test_the_list_costs_the_same_for_few_and_for_many(

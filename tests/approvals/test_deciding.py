@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from accounts.models import Team, User
-from approvals.models import Allowance, AllowFor, Hold, HoldState, NotYoursToDecide
+from approvals.models import Allowance, AllowFor, Hold, HoldState, NotYourDecision
 from attention import telling
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -156,7 +156,7 @@ def test_a_team_decides_first_and_others_after_half_the_time(
     assert [person for person in (mia, ben, lead) if hold.may_be_decided_by(person)] == [lead]
     assert [*Hold.objects.to_decide(lead)] == [hold]
     assert not Hold.objects.to_decide(ben)
-    with pytest.raises(NotYoursToDecide):
+    with pytest.raises(NotYourDecision):
         hold.approve(by=ben)
 
     Hold.objects.update(fallback_at=timezone.now())
@@ -175,7 +175,7 @@ def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_el
     other = make.hold(link, docs, arguments={}, somebody_else=True)
     assert not other.may_be_decided_by(mia)
     assert other not in Hold.objects.to_decide(mia)
-    with pytest.raises(NotYoursToDecide, match="somebody else"):
+    with pytest.raises(NotYourDecision, match="somebody else"):
         other.approve(by=mia)
     with pytest.raises(IntegrityError), transaction.atomic():
         Hold.objects.filter(pk=other.pk).update(state="approved", decided_by=mia)

@@ -299,7 +299,7 @@ def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatc
         sealing.keep_up()
     later = call(trace_id="cd" * 16)
     sealing.keep_up()
-    assert [orjson.loads(each.body)["columns"] for each in Checkpoint.objects.all()] == [1, 1, 4]
+    assert [orjson.loads(each.body)["columns"] for each in Checkpoint.objects.all()] == [1, 1, 5]
     assert verify().findings == []
 
     by_hand("UPDATE auditlog_call SET trace_id = %s WHERE uid = %s", "ef" * 16, later.uid)

@@ -29,6 +29,7 @@ KEYS = {
         "host",
         "gateway",
         "blocked_reason",
+        "hold_wait",
     ),
     *(
         "api_key_prefix",

@@ -76,10 +76,16 @@ def upstream_errors() -> list[type[UpstreamError]]:
     return kinds
 
 
+# The answer is the result of a tool, which tells the model to call again.
+HELD = {"too_many_holds", "held", "hold_denied", "hold_expired"}
+
+
 def answer_of(reason: str) -> str:
     """Return the HTTP status (if not 200) and the JSON-RPC code of a refusal with this reason."""
     codes = {kind.reason: kind.code for kind in upstream_errors() if kind is not Refusal}
     codes["open_files"] = jsonrpc.INTERNAL_ERROR
+    if reason in HELD:
+        return "[result](#held-calls)"
     status = REASONS[reason].status or STATUSES.get(reason)
     code = jsonrpc.UNAUTHORIZED if status == 401 else codes.get(reason, jsonrpc.FORBIDDEN)
     return f"{status}, {code}" if status else str(code)
