@@ -8,9 +8,9 @@ checkout, alternating with this one, to compare a change with the code before th
 calls the tool in a client session, at a server that has sessions too; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
-Each of three options measures the gateway once more. `--stored-sessions N` first stores N other sessions.
+Each of four options measures the gateway once more. `--stored-sessions N` first stores N other sessions.
 `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this share of
-calls; a collector receives and discards the spans.
+calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions.
 """
 
 import argparse
@@ -59,6 +59,7 @@ http {{
 ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this gateway before it"
 OTHER = "d  the other gateway before it"
 FULL, LISTENED, TRACED = "e  c with sessions stored", "f  c with streams open", "g  c with calls traced"
+RULED = "h  c with rules on each call"
 STREAMS_OF_A_TOKEN = 50
 TOKENS = 20
 
@@ -113,6 +114,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="another checkout, set up by `make setup`")
     parser.add_argument("--stored-sessions", type=int, default=0, metavar="N", help="such as 100000")
     parser.add_argument("--idle-streams", type=int, default=0, metavar="N", help="such as 500")
+    parser.add_argument("--rules", type=int, default=0, metavar="N", help="conditions on each call, such as 20")
     parser.add_argument("--tracing", type=float, metavar="SHARE", help="of the calls, from 0 to 1")
     return parser.parse_args()
 
@@ -148,28 +150,32 @@ def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_n
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
         both: Watched = {**watched, "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
         yield bare_place(NGINX_BEFORE, between, home, options.kinds, both)
-    for name, code, own_home, sessions, streams in gateways(options, home):
+    for name, code, own_home, sessions, streams, rules in gateways(options, home):
         own_home.mkdir(mode=0o755, exist_ok=True)
         traces = traced(stack, options.tracing) if name == TRACED else {}
         gateway = Gateway(stack, code, own_home, upstream, traces)
         if sessions:
             rows(code, gateway.environment, "store", sessions=sessions)
+        if rules:
+            rows(code, gateway.environment, "rule", rules=rules)
         if streams:
             gateway.open_streams(streams)
         yield gateway.place(name, options.kinds, server.pid)
 
 
-def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path, int, int]]:
-    """Return the gateways to compare: name, checkout, data folder, stored sessions and open streams of each."""
-    every = [(GATEWAY, ROOT, home, 0, 0)]
+def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path, int, int, int]]:
+    """Return the gateways to compare: name, checkout, data folder, stored sessions, open streams and rules of each."""
+    every = [(GATEWAY, ROOT, home, 0, 0, 0)]
     if options.against is not None:
-        every.append((OTHER, options.against, home / "other", 0, 0))
+        every.append((OTHER, options.against, home / "other", 0, 0, 0))
     if options.stored_sessions:
-        every.append((FULL, ROOT, home / "full", options.stored_sessions, 0))
+        every.append((FULL, ROOT, home / "full", options.stored_sessions, 0, 0))
     if options.idle_streams:
-        every.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams))
+        every.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams, 0))
     if options.tracing is not None:
-        every.append((TRACED, ROOT, home / "traced", 0, 0))
+        every.append((TRACED, ROOT, home / "traced", 0, 0, 0))
+    if options.rules:
+        every.append((RULED, ROOT, home / "ruled", 0, 0, options.rules))
     return every
 
 
@@ -276,7 +282,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
     if OTHER in results:
         print_compared("c compared with d", results[GATEWAY], results[OTHER])
-    for name in (FULL, LISTENED, TRACED):
+    for name in (FULL, LISTENED, TRACED, RULED):
         if name in results:
             print_compared(f"{name[0]} compared with c", results[name], results[GATEWAY])
     print(flush=True)

@@ -81,6 +81,16 @@ def count(gateways: list[str]) -> int:
     return Call.objects.filter(gateway_name__in=gateways).count()
 
 
+def rule(rules: int) -> int:
+    """Create so many rules, whose conditions every call of `echo` is compared with and none matches."""
+    from rules.models import Rule  # noqa: PLC0415 - older checkouts have no rules
+
+    for number in range(rules):
+        when = f"args.text == 'rule {number}' && tool.destructive && !('Operations' in person.teams)"
+        Rule.objects.add(name=f"Rule {number}", effect="refuse", when=when, mode="on", by=None)
+    return rules
+
+
 def store(sessions: int) -> int:
     """Store this many client sessions, each with one session at a server, a hundred per connection."""
     from django.db import connection  # noqa: PLC0415
@@ -128,6 +138,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "two_people": two_people,
     "count": count,
     "store": store,
+    "rule": rule,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""Arguments chosen by an attacker neither get past a rule nor make it slow: each is decided, within the limits."""
+
+from typing import Any
+
+import pytest
+
+from proxy.access import rules
+from proxy.access.rules import DecidingRule, RuledCall, decide_by_rules
+from tests.rules.test_expressions import CALL, nested
+
+SENSIBLE = (
+    "args.path.contains('secret')",
+    "args.amount > 500",
+    "args.path.matches('(?i)(^|/)[.]ssh/')",
+    "args.files.exists(file, file.contains('secret'))",
+    "args == {}",
+    "size(args) > 20",
+)
+
+
+def refusing(when: str, name: str = "Rule", **fields: Any) -> DecidingRule:
+    values: dict[str, Any] = {
+        "mode": "on",
+        "effect": "refuse",
+        "text": "",
+        "tools": (),
+        "tool_effect": "",
+        "servers": (),
+    }
+    return DecidingRule(id="1", name=name, version=1, when=when, **values | fields)
+
+
+def decided(arguments: Any, *whens: str, **fields: Any) -> rules.RuleDecision:
+    return decide_by_rules([refusing(when, **fields) for when in whens], RuledCall("s", CALL, arguments))
+
+
+HOSTILE: dict[str, Any] = {
+    "a megabyte": "x" * 1_000_000,
+    "a megabyte of names": {"k" * 100 + str(number): "" for number in range(10_000)},
+    "many values": list(range(100_000)),
+    "a deep object": nested(900),
+    "a deep list": [[[[[]]]]] * 400,
+    "a large number": 2**200,
+    "a lone surrogate": "\ud800secret",
+    "a NUL": "\x00secret",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("when", SENSIBLE)
+def test_a_rule_on_a_hostile_argument_is_decided_and_refuses_if_it_has_no_result(name: str, when: str) -> None:
+    decision = decided({"path": HOSTILE[name], "amount": HOSTILE[name], "files": HOSTILE[name]}, when)
+
+    if decision.error:
+        assert decision.effect == "refuse"
+    assert not decided({"path": HOSTILE[name]}, when, effect="label", text="x").effect
+
+
+@pytest.mark.parametrize("name", ["a megabyte", "many values", "a deep object", "a large number", "a lone surrogate"])
+def test_a_hostile_argument_hides_no_other_argument(name: str) -> None:
+    assert decided({"other": HOSTILE[name], "amount": 600}, "args.amount > 500").effect == "refuse"
+    assert not decided({"other": HOSTILE[name], "amount": 100}, "args.amount > 500").effect
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["600", [600], {"amount": 600}, None, "\u0666\u0660\u0660", True, 2**64, "6e2"],
+    ids=lambda value: str(value)[:9],
+)
+def test_a_value_of_another_type_does_not_get_past_a_comparison(value: Any) -> None:
+    assert decided({"amount": value}, "args.amount > 500").effect == "refuse"
+
+
+@pytest.mark.parametrize("word", ["caf\u00e9", "cafe\u0301"])
+def test_texts_are_compared_as_they_were_sent(word: str) -> None:
+    assert (decided({"word": word}, "args.word == 'caf\u00e9'").effect == "refuse") is (word == "caf\u00e9")
+
+
+def test_the_time_of_all_conditions_together_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MOST_SECONDS", -1.0)  # The time is used up at once.
+
+    decision = decided({"amount": 1}, "args.amount > 500")
+
+    assert (decision.effect, decision.error) == ("refuse", rules.TOO_SLOW)
+
+
+def test_names_of_tools_cannot_make_a_pattern_slow() -> None:
+    hostile = RuledCall("s", CALL | {"tool.name": "a" * 300}, {})
+
+    assert not decide_by_rules([refusing("", tools=("*a" * 60 + "b",))], hostile).effect
