@@ -304,6 +304,8 @@ class Holds:
                 if call.client_left:
                     self._note_limit(call)
                 raise self._not_approved("waiting", found)
+            if call.stream is not None and not call.stream.opened:
+                await call.stream.begin()
             if call.waited >= reports_at:
                 await call.report(f"Waiting for approval: {self._url(found)}")
                 reports_at += PROGRESS_SECONDS

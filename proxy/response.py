@@ -220,6 +220,10 @@ class Stream:
         """True if the client of a session has disconnected from this stream."""
         return self._history is not None and self._history.away
 
+    async def begin(self) -> None:
+        """Open the stream now, because the answer may take long."""
+        await self._write(b"", ping=True)
+
     async def notify(self, message: jsonrpc.Object) -> None:
         """Send a notification."""
         await self._write(jsonrpc.dumps(message))
