@@ -23,6 +23,16 @@ def test_style_sheet_scripts_and_icons_weigh_at_most_180_kb_and_60_kb_compressed
     assert sum(len(gzip.compress(file.read_bytes())) for file in FETCHED) <= 60 * 1024
 
 
+def test_no_component_of_the_style_sheet_lies_in_the_block_of_another() -> None:
+    text = re.sub(r'/\*.*?\*/|"[^"]*"', "", (OURS / "app.css").read_text(), flags=re.DOTALL)
+    depth = 0
+    for line in text.splitlines():
+        # What is not indented lies in a layer, or in nothing.
+        assert depth <= 1 or not line or line[0] in " }", line
+        depth += line.count("{") - line.count("}")
+    assert depth == 0
+
+
 def test_fonts_are_served_by_us_never_move_a_page_that_is_there_and_carry_their_licence() -> None:
     faces = re.findall(r"@font-face \{(.*?)\}", (OURS / "app.css").read_text(), re.DOTALL)
     served = [found[1] for face in faces if (found := re.search(r"src: url\(([^)]+)\)", face))]
