@@ -84,7 +84,7 @@ class HostQuerySet(models.QuerySet["Host"]):
 
 
 class Host(Versioned, Switchable):
-    """An app or agent that connects: the unit administrators allow or disable."""
+    """An app or agent that connects. Administrators allow or disable each host as a whole."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=HostKind, editable=False)

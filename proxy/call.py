@@ -279,7 +279,7 @@ class Endpoint:
             return None
         return self._unknown_token(request) if headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
 
-    # Authorize: rows 1 to 11 of docs/reference/decision-order.md
+    # Authorize: checks 1 to 11 of docs/reference/decision-order.md
 
     async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
         """Return the token's grant (None: unknown token), and the refusal of the request (None: allowed)."""
@@ -597,8 +597,8 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Return the server and feature of this request, and the grant that allows it.
 
-        Rows 13 to 16 of the decision order. A call that a rule holds waits here; after each decision everything is
-        decided again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        Checks 13 to 16 of the decision order. A call that a rule holds waits here for approval; when somebody has
+        decided, these checks are made again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:
@@ -623,7 +623,7 @@ class Endpoint:
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
         """Find the server and feature of this request, with a fresh credential, and return them with their grant.
 
-        Rows 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
+        Checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.

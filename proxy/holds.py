@@ -371,7 +371,7 @@ class Holds:
     # For how long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that a client took the answer to a call after so many seconds: its next held calls may wait longer."""
+        """Note that the client took an answer after `seconds`, so that its next held calls may wait as long."""
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 

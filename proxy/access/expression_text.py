@@ -131,7 +131,7 @@ def _check_body(inner: Sequence[ExpressionToken], macro: str, *, over_literal: b
 
 
 def _is_macro_variable(tokens: Sequence[ExpressionToken], index: int) -> bool:
-    """Return whether this name belongs to a macro nested around it: its own check covers it."""
+    """Return whether this name is the variable of an enclosing macro; the check of that macro covers the name."""
     depth = 0
     for at in range(index, -1, -1):
         depth += (tokens[at].text == ")") - (tokens[at].text == "(")

@@ -200,7 +200,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A session at a server and the target for messages about it: the columns of TOLD."""
+    """A row of TOLD: a session at a server, and where to send messages about the session."""
 
     row: str
     sealed_id: bytes

@@ -116,7 +116,7 @@ def test_of_too_many_calls_the_newest_are_shown_and_the_others_are_on_the_next_p
     page.ask()
 
     assert page.tools == ["long", *(f"tool{number}" for number in reversed(range(3, 52)))]
-    assert "53</span> new at once: the newest 50 are shown." in page.tail
+    assert "53</span> new calls arrived together: the newest 50 are shown." in page.tail
     older = re.search(r'href="([^"]+)">Older', page.text)[1]  # type: ignore[index]
     shown = page.client.get(older).context["rows"]
     assert [row.call.feature_name for row in shown] == ["tool2", "tool1", "tool0", "long"]

@@ -106,9 +106,9 @@ class Troubled(Counter):
         super().__init__(SESSION_ERA)
         self.answers: list[Json] = []
         self.say: list[Json] = []
-        """What is said on every standing stream."""
+        """The messages on all standing streams."""
         self.say_in: dict[str | None, list[Json]] = {}
-        """What is said on that of one session."""
+        """The messages on the standing stream of one session."""
         self._asked: dict[tuple[str | None, Any], asyncio.Future[Json]] = {}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

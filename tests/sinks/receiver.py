@@ -75,7 +75,7 @@ class Webhook:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.acknowledged: Counter[str] = Counter()
-        """How often each row came, by its id."""
+        """The number of times that each row came, by its id."""
         self.rows: list[Json] = []
         self.script: list[Answer] = []
         self.refuses: Callable[[list[Json]], int | None] = lambda rows: None
