@@ -40,7 +40,7 @@ GROUP BY c.n
 class AccessLine:
     """A person's access to one gateway, or to one tool there.
 
-    `grants` are the tool grants that count for the person; empty on a gateway that gives all its tools. `tools` is the
+    `given` are the tool grants that count for the person; empty on a gateway that gives all its tools. `tools` is the
     number of tools they may use there, `all_tools` the number that the gateway offers. `last_used_at` counts ended
     connections too; None on a past day.
     """
@@ -49,7 +49,7 @@ class AccessLine:
     gateway: Gateway
     feature: Feature | None = None
     sources: list[AccessSource] = field(default_factory=list)
-    grants: list[ToolGrant] = field(default_factory=list)
+    given: list[AccessSource] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     identities: list[Identity] = field(default_factory=list)
@@ -82,7 +82,7 @@ class AccessLine:
     @property
     def sets(self) -> list[str]:
         """The tool sets with whom they are given to."""
-        return [f"{grant.tool_set.name} ({grant.subject})" for grant in self.grants]
+        return [f"{source.row.tool_set.name} ({source.row.subject})" for source in self.given]
 
     @cached_property
     def agents(self) -> list[str]:
@@ -116,13 +116,13 @@ class LineLoader:
         sources = Sources(self._known, self._people, self._gateways)
         for line in lines:
             line.sources = [*sources.of(line.person, line.gateway)]
-        self._add_grants(lines)
+        self._add_grants(lines, sources)
         self._add_use(lines)
         return lines
 
     # What gives access.
 
-    def _add_grants(self, lines: list[AccessLine]) -> None:
+    def _add_grants(self, lines: list[AccessLine], sources: Sources) -> None:
         free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("pk")))
         limited = {pk for pk, each in self._by_pk.items() if not each.gives_all}
         grants = defaultdict[UUID, list[ToolGrant]](list)
@@ -132,7 +132,8 @@ class LineLoader:
             grants[grant.gateway_id].append(grant)
         for line in lines:
             line.all_tools = line.tools = free.get(line.gateway.pk, 0)
-            line.grants = [grant for grant in grants[line.gateway.pk] if self._has(line.person, grant)]
+            theirs_here = (grant for grant in grants[line.gateway.pk] if self._has(line.person, grant))
+            line.given = [sources.of_grant(line.person, grant) for grant in theirs_here]
         self._count_tools([line for line in lines if line.gateway.pk in limited])
 
     def _has(self, person: User, grant: ToolGrant) -> bool:
@@ -196,4 +197,4 @@ def _numbers(rows: Any) -> dict[UUID, int]:
 
 
 def _sets(line: AccessLine) -> frozenset[UUID]:
-    return frozenset(grant.tool_set_id for grant in line.grants)
+    return frozenset(source.row.tool_set_id for source in line.given)

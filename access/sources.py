@@ -17,17 +17,18 @@ from access.as_of import gateway_grants_at
 from access.in_force import InForce, Pair
 from access.models.history import Fact, FactKind
 from accounts.models import Team, User
-from gateways.models import Gateway, GatewayGrant
+from gateways.models import Gateway, GatewayGrant, ToolGrant
 
 EXTENDED = timedelta(seconds=5)  # At most this much time is between the end of a grant and the one that extends it.
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSource:
-    """A reason why a person may use a gateway.
+    """A reason why a person may use a gateway, or a tool set there.
 
-    `kind` is `everyone`, `superuser`, `role`, `team` or `grant`. `row` is the object that ends it: the gateway, the
-    person, the role, the membership (of `Team.users.through`) or the grant; of a past day, the Fact or the grant.
+    `kind` is `everyone`, `superuser`, `role`, `team`, `grant` or `tools`. `row` is the object that ends it: the
+    gateway, the person, the role, the membership (of `Team.users.through`) or the grant; of a past day, the Fact or the
+    grant. For a tool set it is always the ToolGrant.
     """
 
     kind: str
@@ -74,6 +75,15 @@ class Sources:
             yield from self._of_teams(person, gateway)
             if grant := self._grants.get((person.pk, gateway.pk)):
                 yield AccessSource("grant", gateway.name, grant, self._start(grant), grant.ends_at)
+
+    def of_grant(self, person: User, grant: ToolGrant) -> AccessSource:
+        """Return the source of a tool set, from the time when the grant gave it to this person."""
+        if grant.everyone:
+            return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
+        if grant.user_id:
+            return AccessSource("tools", grant.tool_set.name, grant, grant.given_at, grant.ends_at)
+        since = _latest(grant.given_at, self._since(FactKind.MEMBER, person.pk, grant.team_id))
+        return AccessSource("team", grant.subject, grant, since)
 
     def _of_role(self, person: User) -> AccessSource:
         if fact := self._facts.get((FactKind.SUPERUSER, person.pk, None)):

@@ -20,7 +20,7 @@ from gateways.models import GatewayGrant, ToolGrant
 from servers.models import Identity, IdentityAlreadyRevoked
 from tokens.models import Token, TokenAlreadyRevoked
 
-type ThingRow = tuple[ThingKind, UUID | None, str, Any]  # Kind, id, words, and the row with its dates if it has any.
+type ThingRow = tuple[ThingKind, UUID | None, str, Any]  # Kind, id, words, and the object with its dates.
 
 UNUSED_DAYS = 90  # Things unused for so long are preselected to be ended.
 
@@ -56,7 +56,7 @@ OTHERS = {
 class ReviewedThing:
     """A thing of a person; `pk` is the id of the row that ends it, None if there is none.
 
-    `gateways` are the names of the gateways it concerns, `begun` when the access may first have been used.
+    `gateways` are the names of the gateways it concerns; `since` is the earliest start on any of them.
     """
 
     person: User
@@ -66,7 +66,6 @@ class ReviewedThing:
     since: datetime | None = None
     until: datetime | None = None
     last_used_at: datetime | None = None
-    begun: datetime | None = None
     gateways: set[str] = field(default_factory=set)
 
     @property
@@ -80,7 +79,7 @@ class ReviewedThing:
     @property
     def is_unused(self) -> bool:
         """True if it was not used for UNUSED_DAYS; access counts from its start."""
-        last = max(filter(None, (self.last_used_at, self.since or self.begun)), default=None)
+        last = max(filter(None, (self.last_used_at, self.since)), default=None)
         return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
 
 
@@ -92,16 +91,15 @@ def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
             known = found.setdefault(thing.key, thing)
             known.gateways.add(line.gateway.name)
             known.last_used_at = max(filter(None, (known.last_used_at, thing.last_used_at)), default=None)
+            known.since = min(filter(None, (known.since, thing.since)), default=None)
     return sorted(found.values(), key=lambda thing: thing.order)
 
 
 def _things(line: AccessLine) -> Iterator[ReviewedThing]:
-    begun = max(line.person.date_joined, line.gateway.created_at)
     for kind, pk, what, row in _rows(line):
         used_at = row.last_used_at if hasattr(row, "last_used_at") else line.last_used_at
-        since = _first(row, "given_at", "connected_at", "created_at")
-        until = _first(row, "ends_at", "expires_at")
-        yield ReviewedThing(line.person, kind, pk, what, since, until, used_at, begun)
+        since = _first(row, "since", "connected_at", "created_at")
+        yield ReviewedThing(line.person, kind, pk, what, since, _first(row, "until", "expires_at"), used_at)
 
 
 def _first(row: Any, *names: str) -> Any:
@@ -110,8 +108,7 @@ def _first(row: Any, *names: str) -> Any:
 
 
 def _rows(line: AccessLine) -> Iterator[ThingRow]:
-    yield from map(_of_source, line.sources)
-    yield from map(_of_grant, line.grants)
+    yield from map(_of_source, [*line.sources, *line.given])
     hosts = {connection.pk: connection.host.name for connection in line.connections}
     for token in line.tokens:
         yield ThingKind.TOKEN, token.pk, f"Token {token.name} of {hosts.get(token.connection_id, 'an agent')}", token
@@ -123,25 +120,19 @@ def _rows(line: AccessLine) -> Iterator[ThingRow]:
         yield ThingKind.IDENTITY, identity.pk, f"Credential {identity.label} for {identity.server.name}", identity
 
 
-def _of_grant(grant: ToolGrant) -> ThingRow:
-    if grant.user_id:
-        return ThingKind.TOOLS, grant.pk, f"Tool set {grant.tool_set.name}", grant
-    if grant.team:
-        return ThingKind.TEAM, grant.team_id, f"Team {grant.team.name}", None
-    return ThingKind.EVERYONE, None, "Open to everyone", None
-
-
 def _of_source(source: AccessSource) -> ThingRow:
     match source.kind:
         case "team":
-            return ThingKind.TEAM, source.row.team_id, f"Team {source.name}", None
+            return ThingKind.TEAM, source.row.team_id, f"Team {source.name}", source
         case "grant":
-            return ThingKind.GATEWAY, source.row.pk, "Own grant", source.row
+            return ThingKind.GATEWAY, source.row.pk, "Own grant", source
+        case "tools":
+            return ThingKind.TOOLS, source.row.pk, f"Tool set {source.name}", source
         case "role":
-            return ThingKind.ROLE, source.row.pk, f"Role {source.name}", None
+            return ThingKind.ROLE, source.row.pk, f"Role {source.name}", source
         case "superuser":
-            return ThingKind.ROLE, None, "Superuser", None
-    return ThingKind.EVERYONE, None, "Open to everyone", None
+            return ThingKind.ROLE, None, "Superuser", source
+    return ThingKind.EVERYONE, None, "Open to everyone", source
 
 
 # Ending: the model's own verb, with the permission that its page requires.

@@ -13,6 +13,7 @@ from access.models import (
     AlreadyClosed,
     Answer,
     BadScope,
+    Fact,
     NobodyReviews,
     NotAReviewer,
     RemindedJustNow,
@@ -116,6 +117,29 @@ def test_the_lines_are_the_things_that_give_and_use_access(work: Gateway, boss: 
     ]
     assert {line.reviewer for line in review.lines.all()} == {grace}
     assert words(Event.objects.first()).startswith("boss@example.com started the access review “Q4” with ")
+
+
+def test_lines_of_teams_roles_and_everyone_say_since_when(
+    work: Gateway, boss: User, grace: User, ann: User, ben: User
+) -> None:
+    open_to_all = make.gateway(name="Open", tools_given="granted")
+    helpers = Team.objects.add(name="Helpers", users=[ann], by=None)
+    tools = ToolSet.objects.add(gateway=open_to_all, name="All", patterns=["*"], by=boss)
+    ToolGrant.objects.give(tools, team=helpers, by=boss)
+    days = {ago: timezone.now() - timedelta(days=ago) for ago in (20, 95)}
+    Fact.objects.update(began_at=days[95])
+    User.objects.update(date_joined=days[95])
+    ToolGrant.objects.filter(team=helpers).update(given_at=days[20])
+    Team.objects.get(name="Support").edit(name="Support", users=[ann, ben], by=None)
+
+    lines = started(boss, grace, fallback=boss).lines.all()
+    since = {(line.person, line.what): line.since and line.since.date() for line in lines}
+
+    assert since[ann, "Team Support"] == since[ann, "Open to everyone"] == days[95].date()
+    assert since[boss, f"Role {boss.role}"] == days[95].date()
+    assert since[ann, "Team Helpers"] == days[20].date()
+    assert since[ben, "Team Support"] == timezone.now().date()
+    assert {line.what for line in of(lines[0].review, ben) if line.unused} == {"Open to everyone"}
 
 
 def test_ending_every_line_of_a_person_ends_all_of_their_access(
