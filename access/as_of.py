@@ -8,20 +8,12 @@ from uuid import UUID
 
 from django.db.models import Q, QuerySet
 
-from access.models.history import Fact, FactKind
+from access.models.history import Fact, FactKind, lasted
 from connections.models import Connection
 from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, ToolGrant
 from servers.models import Identity
 from tokens.models import Token, TokenKind
 from tokens.rows import of_status
-
-
-def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows that began at `moment` or before, and that had not ended."""
-    found = Q(**{f"{began}__lte": moment})
-    for end in ends:
-        found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
-    return found
 
 
 def connections_at(moment: datetime | None) -> QuerySet[Connection]:

@@ -15,8 +15,8 @@ from uuid import UUID
 from django.db.models import Q, QuerySet, StringAgg, TextField, Value
 from django.db.models.functions import Cast, Lower
 
-from access.as_of import deleted_teams, gateway_grants_at, lasted, tool_grants_at
-from access.models.history import Fact, FactKind
+from access.as_of import deleted_teams, gateway_grants_at, tool_grants_at
+from access.models.history import Fact, FactKind, lasted
 from accounts.models import Team, User
 from connections.models import uses_every_gateway
 from gateways.models import Gateway, Reach, ToolsGiven

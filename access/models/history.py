@@ -25,10 +25,18 @@ class FactKind(models.TextChoices):
     USES_ALL = "uses_all", "People with the role use all gateways."
 
 
+def lasted(moment: datetime, began: str, *ends: str) -> Q:
+    """Match rows that began at `moment` or before, and that had not ended."""
+    found = Q(**{f"{began}__lte": moment})
+    for end in ends:
+        found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
+    return found
+
+
 class FactQuerySet(models.QuerySet["Fact"]):
     def at(self, moment: datetime) -> "FactQuerySet":
         """Return the facts that were true at `moment`."""
-        return self.filter(Q(ended_at=None) | Q(ended_at__gt=moment), began_at__lte=moment)
+        return self.filter(lasted(moment, "began_at", "ended_at"))
 
 
 class Fact(models.Model):
