@@ -28,6 +28,7 @@ from access.models import (
     ThingKind,
     Unanswered,
 )
+from access.models.rules import SEES
 from access.review_forms import LineFilter, ReviewFilter
 from accounts.models import Team, User
 from capabilities import Capability
@@ -36,7 +37,7 @@ from gateways.models import Gateway
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-READS = frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ, Capability.MCP_CONNECTIONS_READ})
+READS = frozenset(SEES)
 STARTS = frozenset({Capability.PEOPLE_MANAGE, Capability.GATEWAYS_READ, Capability.MCP_CONNECTIONS_READ})
 MOST_NAMED = 1_000
 SUBJECTS: Mapping[str, Any] = {

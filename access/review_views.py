@@ -26,6 +26,7 @@ from access.models import (
     ReviewLineQuerySet,
     may_start,
 )
+from access.models.rules import SEES
 from access.models.things import OTHERS
 from access.review_answers import AnswerForm, ends_in_words
 from access.review_forms import LineFilter, ReassignForm, ReviewFilter, StartForm
@@ -88,7 +89,7 @@ LINES = Table(
 
 def reads(view: Any) -> Any:
     """Require all capabilities that reading a review takes."""
-    for capability in (Capability.MCP_CONNECTIONS_READ, Capability.PEOPLE_READ, Capability.GATEWAYS_READ):
+    for capability in reversed(SEES):
         view = requires(capability)(view)
     return view
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from access.models.rules import SEES as SEES_REVIEWS
 from capabilities import Capability, Held, Holder, meets
 from tokens.rows import SEES as SEES_TOKENS
 
@@ -73,7 +74,7 @@ PAGES = (
         "Access reviews",
         "access:reviews",
         "lock",
-        frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ, Capability.MCP_CONNECTIONS_READ}),
+        frozenset(SEES_REVIEWS),
         "recertification attestation certify audit entitlements",
     ),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
