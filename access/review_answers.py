@@ -13,7 +13,7 @@ from access.models import Answer, Answers, Review, ReviewLine, ReviewLineQuerySe
 from accounts.models import User
 from auditlog.over_time import refused
 from capabilities import Capability
-from ui.pages import first_names, number_of, sentences
+from ui.pages import first_names, number_of, sentences, uuid_of
 
 PREFIX = "line-"
 VALUES = {"open": Answer.OPEN, "keep": Answer.KEEP, "end": Answer.END, "flag": Answer.FLAG}
@@ -63,7 +63,7 @@ class AnswerForm:
         person, _, word = rest.rpartition(":")
         lines = ReviewLine.objects.filter(review=self._review).answerable_by(self._by)
         if scope in ("all", "person") and word in VALUES:
-            among = self._shown.filter(person=_uuid(person)) if scope == "person" else self._shown
+            among = self._shown.filter(person=uuid_of(person)) if scope == "person" else self._shown
             asked = lines.open().filter(pk__in=among.order_by().values("pk"))
             yield from ((line, VALUES[word]) for line in asked if word != "end" or line.can_be_ended)
             return
@@ -73,7 +73,7 @@ class AnswerForm:
     def _given(self) -> dict[UUID, str]:
         found: dict[UUID, str] = {}
         for name in [name for name in self._data if name.startswith(PREFIX)][:MOST_ON_PAGE]:
-            pk, answer = _uuid(name.removeprefix(PREFIX)), VALUES.get(str(self._data[name]))
+            pk, answer = uuid_of(name.removeprefix(PREFIX)), VALUES.get(str(self._data[name]))
             if pk and answer is not None:
                 found[pk] = answer
         return found
@@ -91,13 +91,6 @@ class AnswerForm:
     def _answer(self, answer: str, lines: Iterable[ReviewLine]) -> Answers:
         rows = ReviewLine.objects.filter(pk__in=[line.pk for line in lines])
         return self._review.answer(rows, answer, by=self._by)
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:

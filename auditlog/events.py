@@ -31,7 +31,7 @@ from auditlog.fields import EVENT_EXPORT_COLUMNS
 from auditlog.filters import RANGES
 from auditlog.models import Event, Via, masked
 from auditlog.paging import Cursor, page
-from auditlog.search import count_rows, uuid_of
+from auditlog.search import count_rows
 from auditlog.sentences import parts
 from capabilities import Capability, requires
 from connections.models import Connection, HostAtGateway
@@ -41,7 +41,7 @@ from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from tokens.models import Token
 from ui.export import TYPES, TooManyExports, file_response, too_many_response
-from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
+from ui.pages import PAGE_SIZE, AppRequest, is_for, show, uuid_of, with_query
 
 # Names of kinds of objects in events.
 KINDS = {

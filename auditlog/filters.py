@@ -32,8 +32,8 @@ from auditlog.query_language import (
     parse_search,
 )
 from auditlog.rollups.schema import TIME_RANGES, range_start
-from auditlog.search import EXACT, Criterion, Search, criterion, either, equal, none_of, uuid_of
-from ui.pages import YEARS
+from auditlog.search import EXACT, Criterion, Search, criterion, either, equal, none_of
+from ui.pages import YEARS, uuid_of
 
 MOST_VALUES = 20  # Per filter.
 ID_LENGTH = 40

@@ -29,6 +29,7 @@ from auditlog.paging import EPOCH, LAST, Cursor, Page, is_newer
 from auditlog.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS
+from ui.pages import uuid_of
 
 SEARCH_LIMIT = 10_000  # Rows that one page reads at most; a larger count is shown as "10,000+" without roll-ups.
 DAYS_AT_ONCE = 8  # Partitions per statement of an export, because each partition costs a dozen locks.
@@ -201,14 +202,6 @@ def _any_column(columns: Iterable[str], lookup: str, value: Any) -> Q:
 
 def _any_of(tests: Sequence[Q]) -> Q:
     return reduce(or_, tests, Q())
-
-
-def uuid_of(text: str) -> UUID | None:
-    """Return `text` as an id, or None if it is not an id, but for example a name."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def uuids(values: Sequence[str | float]) -> list[UUID]:

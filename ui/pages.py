@@ -238,12 +238,17 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
     return at.astimezone(UTC) if at and at.tzinfo and at.year in YEARS else None
 
 
-def uuid_param(values: QueryDict, name: str) -> UUID | None:
-    """Parse a parameter as an id. Return None if it is missing or invalid."""
+def uuid_of(text: str) -> UUID | None:
+    """Return `text` as an id, or None if it is not an id, but for example a name."""
     try:
-        return UUID(values.get(name, ""))
+        return UUID(text)
     except ValueError:
         return None
+
+
+def uuid_param(values: QueryDict, name: str) -> UUID | None:
+    """Parse a parameter as an id. Return None if it is missing or invalid."""
+    return uuid_of(values.get(name, ""))
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:

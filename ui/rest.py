@@ -31,7 +31,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from ui.errors import TryLater
 from ui.operations import Query, operation_of
-from ui.pages import PAGE_SIZE
+from ui.pages import PAGE_SIZE, uuid_of
 from ui.versions import ChangedMeanwhile, Precondition
 
 if TYPE_CHECKING:
@@ -459,7 +459,7 @@ class SubjectField(serializers.CharField):
 
     def _called(self, text: str) -> Q:
         columns = {f"{name}__iexact": text for name in self.names}
-        if (pk := _uuid(text)) is not None:
+        if (pk := uuid_of(text)) is not None:
             columns = dict.fromkeys(self.ids, pk)  # type: ignore[arg-type]  # Ids and names are never compared together.
         called = Q()
         for column, value in columns.items():
@@ -475,10 +475,3 @@ class SubjectField(serializers.CharField):
         close += [name for name in get_close_matches(word, known, MOST_NAMED) if name not in close]
         near = [f"“{known[name]}”" for name in close[:MOST_NAMED]]
         return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

@@ -16,12 +16,12 @@ from attention.models import Channel
 from auditlog.fields import PAYLOADS
 from auditlog.models import Call, Event
 from auditlog.paging import Cursor, page
-from auditlog.search import uuid_of
 from capabilities import Capability
 from gatewayadmin.admin.base import FINAL, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
 from hosts.models import Host
 from sinks.models import ArchivedPartition, Sink
 from sinks.sending import send_test_line
+from ui.pages import uuid_of
 
 CURSOR = "at"
 MANAGE = any_of(Capability.SINKS_MANAGE)
