@@ -156,11 +156,11 @@ def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bo
             grant = model.objects.live().filter(pk=pk).first()
             return bool(grant and grant.end(by=by))
         case ThingKind.TOKEN:
-            return _revoke_token(pk, actor, by)
+            return _revoke(Token.objects.live().select_related("connection").filter(pk=pk).first(), actor, by)
         case ThingKind.CONNECTION:
-            return _revoke_connection(pk, actor, by)
+            return _revoke(Connection.objects.live().filter(pk=pk).first(), actor, by)
         case ThingKind.IDENTITY:
-            return _revoke_identity(pk, actor, by)
+            return _revoke(Identity.objects.live().filter(pk=pk).first(), actor, by)
     raise CannotEnd(OTHERS[kind])
 
 
@@ -177,36 +177,21 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
         return team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=by)
 
 
-def _revoke_token(pk: UUID, actor: User, by: User) -> bool:
-    token = Token.objects.live().select_related("connection").filter(pk=pk).first()
-    if token is None:
-        return False
-    if not _is_own(token.connection.user_id, actor):
-        _must_hold(actor, Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-    (token.revoke_with_connection if token.connection.may_be_revoked_by(actor) else token.revoke)(by=by)
+def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
+    """Revoke a live row; people other than its owner, and API keys, need a capability. Returns False without a row."""
+    match row:
+        case Token():
+            owner, needed = row.connection.user_id, (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+        case Connection():
+            owner, needed = row.user_id, (Capability.MCP_CONNECTIONS_REVOKE,)
+        case Identity():
+            owner, needed = row.owner_id, (row.needed,)
+        case _:
+            return False
+    if owner != actor.pk or actor.narrowed_to is not None:
+        _must_hold(actor, *needed)
+    if isinstance(row, Token) and row.connection.may_be_revoked_by(actor):
+        row.revoke_with_connection(by=by)
+    else:
+        row.revoke(by=by)
     return True
-
-
-def _revoke_connection(pk: UUID, actor: User, by: User) -> bool:
-    connection = Connection.objects.live().filter(pk=pk).first()
-    if connection is None:
-        return False
-    if not _is_own(connection.user_id, actor):
-        _must_hold(actor, Capability.MCP_CONNECTIONS_REVOKE)
-    connection.revoke(by=by)
-    return True
-
-
-def _revoke_identity(pk: UUID, actor: User, by: User) -> bool:
-    identity = Identity.objects.live().filter(pk=pk).first()
-    if identity is None:
-        return False
-    if not _is_own(identity.owner_id, actor):
-        _must_hold(actor, identity.needed)
-    identity.revoke(by=by)
-    return True
-
-
-def _is_own(owner: UUID | None, actor: User) -> bool:
-    """True for the actor's own row; an API key needs the capability for it too."""
-    return owner == actor.pk and actor.narrowed_to is None
