@@ -29,22 +29,16 @@ from access.models import (
     Unanswered,
 )
 from access.models.rules import SEES
-from access.review_forms import LineFilter, ReviewFilter
-from accounts.models import Team, User
+from access.review_forms import SUBJECTS, LineFilter, ReviewFilter
+from accounts.models import User
 from capabilities import Capability
 from connections.subjects import by_person
-from gateways.models import Gateway
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 READS = frozenset(SEES)
 STARTS = frozenset({Capability.PEOPLE_MANAGE, Capability.GATEWAYS_READ, Capability.MCP_CONNECTIONS_READ})
 MOST_NAMED = 1_000
-SUBJECTS: Mapping[str, Any] = {
-    ReviewScope.GATEWAYS: Gateway.objects.live,
-    ReviewScope.TEAMS: Team.objects.all,
-    ReviewScope.PEOPLE: lambda: User.objects.filter(is_active=True),
-}
 OPEN = "open"  # Instead of an empty answer.
 
 
@@ -242,12 +236,12 @@ class ReviewResource(Resource):
         body = self.body()
         people = _found(User.objects.all(), body.pop("reviewer_ids"), "reviewer_ids")
         fallback = body.pop("fallback_id", None)
-        rows, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
-        if bool(rows) != bool(named):
+        subjects, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
+        if bool(subjects) != bool(named):
             raise ValidationError({"subject_ids": ["Name what to review, or nothing for everything."]})
         review = Review.objects.start(
             **body,
-            subjects=_found(rows(), named, "subject_ids") if rows else [],
+            subjects=_found(subjects.rows(), named, "subject_ids") if subjects else [],
             reviewers=people,
             fallback=_found(User.objects.all(), [fallback], "fallback_id")[0] if fallback else None,
             by=self.me,

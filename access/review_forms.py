@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -107,24 +107,31 @@ def named_people(text: str) -> list[User]:
     return named_approvers(text.replace(",", " ").split())
 
 
-def _named(words: Sequence[str], rows: Any, columns: Sequence[str], noun: str) -> list[Any]:
-    """Return the rows with these names. Raises ValidationError."""
-    wanted = {word.casefold(): word for word in words}
-    lowered = {f"lower_{column}": Lower(column) for column in columns}
-    matches = Q()
-    for column in lowered:
-        matches |= Q(**{f"{column}__in": list(wanted)})
-    found = list(rows.annotate(**lowered).filter(matches))
-    known = {str(getattr(row, column)).casefold() for row in found for column in columns}
-    if missing := [word for key, word in wanted.items() if key not in known]:
-        raise ValidationError(f"There is no {noun} “{missing[0]}”.")
-    return found
+class ScopeRows(NamedTuple):
+    """The rows that a review of one scope can be about, and the columns that name them in the form."""
+
+    rows: Callable[[], Any]
+    columns: Sequence[str]
+    noun: str
+
+    def named(self, words: Sequence[str]) -> list[Any]:
+        """Return the rows with these names. Raises ValidationError."""
+        wanted = {word.casefold(): word for word in words}
+        lowered = {f"lower_{column}": Lower(column) for column in self.columns}
+        matches = Q()
+        for column in lowered:
+            matches |= Q(**{f"{column}__in": list(wanted)})
+        found = list(self.rows().annotate(**lowered).filter(matches))
+        known = {str(getattr(row, column)).casefold() for row in found for column in self.columns}
+        if missing := [word for key, word in wanted.items() if key not in known]:
+            raise ValidationError(f"There is no {self.noun} “{missing[0]}”.")
+        return found
 
 
-SUBJECTS: Mapping[str, Callable[[Sequence[str]], list[Any]]] = {
-    ReviewScope.GATEWAYS: lambda words: _named(words, Gateway.objects.live(), ("name", "slug"), "gateway"),
-    ReviewScope.TEAMS: lambda words: _named(words, Team.objects.all(), ("name",), "team"),
-    ReviewScope.PEOPLE: lambda words: _named(words, User.objects.filter(is_active=True), ("email",), "active person"),
+SUBJECTS: Mapping[str, ScopeRows] = {
+    ReviewScope.GATEWAYS: ScopeRows(Gateway.objects.live, ("name", "slug"), "gateway"),
+    ReviewScope.TEAMS: ScopeRows(Team.objects.all, ("name",), "team"),
+    ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
     Unanswered.LIST: "They keep their access. The result lists them.",
@@ -186,7 +193,7 @@ class StartForm(forms.Form):
             self.add_error("subjects", "Name at least one.")
         elif scope in SUBJECTS:
             try:
-                values["subjects"] = SUBJECTS[scope](words)
+                values["subjects"] = SUBJECTS[scope].named(words)
             except ValidationError as error:
                 self.add_error("subjects", error)
         else:
