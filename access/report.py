@@ -1,7 +1,4 @@
-"""The access report: who may use which gateways and tools, narrowed, counted and sorted.
-
-`lines_of` is for other pages and chores: all lines of some people, teams and gateways.
-"""
+"""The access report: who may use which gateways and tools, narrowed, counted and sorted."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from access.permitted import PermittedUnits
 from accounts.models import Team, User
 from accounts.people_forms import matching_words
 from connections.models import Connection
-from gateways.models import Feature, FeatureQuerySet, Gateway
+from gateways.models import Feature, FeatureQuerySet
 from ui.forms import holds
 
 MOST_SORTED = 1_000  # Lines that can be sorted by a value that only loaded lines have.
@@ -192,11 +189,3 @@ class AccessReport:
 def end_of(day: date) -> datetime:
     """Return the last moment of a day in UTC."""
     return datetime.combine(day, time.max, UTC)
-
-
-def lines_of(
-    *, people: Iterable[User] = (), teams: Iterable[Team] = (), gateways: Iterable[Gateway] = ()
-) -> Iterator[AccessLine]:
-    """Yield every line of these people, of the members of these teams, and of these gateways; all if none is given."""
-    pks = [[row.pk for row in rows] for rows in (people, teams, gateways)]
-    yield from AccessReport(Asked(people=pks[0], teams=pks[1], gateways=pks[2]))

@@ -38,11 +38,6 @@ class AccessSource:
     until: datetime | None = None
 
     @property
-    def key(self) -> str:
-        """A text that never changes while the access lasts."""
-        return f"{self.kind}:{self.row.pk}"
-
-    @property
     def is_by_request(self) -> bool:
         return self.kind == "grant" and self.row.request_id is not None
 

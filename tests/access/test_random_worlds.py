@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from access.in_force import InForce, in_force_at, in_force_now
-from access.report import AccessReport, Asked, lines_of
+from access.report import AccessReport, Asked
 from auditlog.why import Question, current_decision
 from gateways.models import Gateway
 from hosts.models import Host
@@ -64,8 +64,9 @@ def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: No
     for seed in range(worlds):
         painter.paint(bones.world(seed))
         gateways, tools = decided(bones, host)
-        report = [*lines_of(people=bones.rows["User"], gateways=bones.rows["Gateway"])]
-        by_tool = AccessReport(Asked(people=[user.pk for user in bones.rows["User"]], tool="known"))
+        people, places = ([row.pk for row in bones.rows[name]] for name in ("User", "Gateway"))
+        report = [*AccessReport(Asked(people=people, gateways=places))]
+        by_tool = AccessReport(Asked(people=people, tool="known"))
 
         assert {line.key for line in report} == gateways, seed
         assert {line.key for line in by_tool} == tools, seed

@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from access.report import AccessReport, Asked, lines_of
+from access.report import AccessReport, Asked
 from accounts.models import Role, Team, User
 from capabilities import Capability
 from connections.models import Connection
@@ -69,7 +69,7 @@ def test_a_line_says_what_gives_access_and_what_is_used(ana: User, ann: User, wo
     link = make.connection(make.agent(by=ana, name="Bot"), work, ann, [identity])
     make.token(link)
 
-    (line,) = lines_of(people=[ann], gateways=[work])
+    (line,) = AccessReport(Asked(people=[ann.pk], gateways=[work.pk]))
 
     assert [source.kind for source in line.sources] == ["team", "grant"]
     assert line.sources[0].row == Team.users.through.objects.get(user=ann, team=team)
@@ -85,7 +85,7 @@ def test_people_without_access_are_not_listed(ana: User, ann: User, ben: User, w
     work.edit(reach=Reach.EVERYONE, by=ana)
     ben.deactivate(by=ana)
 
-    listed = {line.person.email for line in lines_of(gateways=[work])}
+    listed = {line.person.email for line in AccessReport(Asked(gateways=[work.pk]))}
     assert ann.email in listed
     assert not {ben.email, auditor.email} & listed
 
@@ -93,7 +93,7 @@ def test_people_without_access_are_not_listed(ana: User, ann: User, ben: User, w
 def test_the_report_of_a_team_has_its_members_only(ana: User, ann: User, ben: User) -> None:
     gateway, team = make.gateway(), Team.objects.add(name="Support", users=[ann], by=None)
 
-    assert {line.person for line in lines_of(teams=[team], gateways=[gateway])} == {ann}
+    assert {line.person for line in AccessReport(Asked(teams=[team.pk], gateways=[gateway.pk]))} == {ann}
 
 
 def test_filters_narrow_by_person_gateway_team_server_tool_and_agent(
