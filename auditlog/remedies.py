@@ -420,8 +420,6 @@ def _narrowed(reason: str, remedy: Remedy, row: Any, subjects: Subjects) -> Iter
     match subject := remedy.subject:
         case "host" | "gateway" | "server" | "user" | "connection":
             yield subject, str(row.pk)
-        case "rule":
-            yield from ()
         case "token":
             yield "connection", str(row.connection_id)
         case "identity":
