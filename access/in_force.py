@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -80,17 +81,22 @@ def in_force_now(people: QuerySet[User] | None = None) -> InForce:
 
 
 def _teams_of(people: QuerySet[User] | None) -> Mapping[UUID, frozenset[UUID]]:
-    """Return the teams of these people (None: all). Few combinations of teams occur, so each is read once."""
-    rows: Any = Team.users.through.objects.order_by().values("user_id")
+    """Return the teams of these people (None: all)."""
+    rows: Any = Team.users.through.objects.all()
     if people is not None:
         rows = rows.filter(user__in=people.order_by().values("pk"))
-    teams = StringAgg(Cast("team_id", TextField()), Value(" "), order_by="team_id")
+    return _combined(rows, "user_id", "team_id")
+
+
+def _combined(rows: Any, person: str, team: str) -> Mapping[UUID, frozenset[UUID]]:
+    """Return the teams of each person. Few combinations of teams occur, so each is read once."""
+    teams = StringAgg(Cast(team, TextField()), Value(" "), order_by=team)
     combinations: dict[str, frozenset[UUID]] = {}
     found = {}
-    for person, words in rows.annotate(teams=teams).values_list("user_id", "teams"):
+    for pk, words in rows.order_by().values(person).annotate(teams=teams).values_list(person, "teams"):
         if words not in combinations:
             combinations[words] = frozenset(map(UUID, words.split()))
-        found[person] = combinations[words]
+        found[pk] = combinations[words]
     return found
 
 
@@ -104,7 +110,11 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return what is in force now and was at `limit`, too; an extended grant counts from its first start."""
     true = History(Q(began_at__gt=limit, ended_at=None))
-    members, teams, everyone = true.pairs(FactKind.MEMBER), true.pairs(FactKind.OPEN_TO), true.of(FactKind.EVERYONE)
+    teams, everyone, without = (
+        true.pairs(FactKind.OPEN_TO),
+        true.of(FactKind.EVERYONE),
+        cache(frozenset[UUID].difference),
+    )
     added = User.objects.filter(role__in=true.of(FactKind.USES_ALL)).values_list("pk", flat=True)
     joined = {*User.objects.filter(date_joined__gt=limit).values_list("pk", flat=True)}
     grants = gateway_grants_at(None).filter(given_at__gt=limit).order_by().values_list("user_id", "gateway_id")
@@ -117,7 +127,7 @@ def without_new(known: InForce, limit: datetime) -> InForce:
             one._replace(for_everyone=one.for_everyone and one.pk not in everyone) for one in known.gateways
         ),
         open_to={pk: old - teams.get(pk, none) for pk, old in known.open_to.items()},
-        teams_of={pk: old - members.get(pk, none) for pk, old in known.teams_of.items()},
+        teams_of={pk: without(old, true.teams_of.get(pk, none)) for pk, old in known.teams_of.items()},
         use_all=known.use_all - {*added} - true.of(FactKind.ROLE) - true.of(FactKind.SUPERUSER),
         opened=known.opened - ({*grants} - {*extended}),
     )
@@ -151,7 +161,7 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
             for pk, name in gateways.values_list("pk", "name")
         ),
         {pk: teams for pk, teams in true.pairs(FactKind.OPEN_TO).items() if pk not in everyone},
-        true.pairs(FactKind.MEMBER),
+        true.teams_of,
         frozenset(filter(true.uses_all, using)),
         frozenset(gateway_grants_at(moment).order_by().values_list("user_id", "gateway_id")),
         tuple(
@@ -169,8 +179,10 @@ class History:
 
     def __init__(self, where: Q) -> None:
         self._facts = defaultdict[str, list[tuple[UUID, UUID | None]]](list)
-        for kind, subject, other in Fact.objects.filter(where).order_by().values_list("kind", "subject", "object"):
+        facts, members = Fact.objects.filter(where).order_by(), Q(kind=FactKind.MEMBER)
+        for kind, subject, other in facts.exclude(members).values_list("kind", "subject", "object"):
             self._facts[kind].append((subject, other))
+        self.teams_of = _combined(facts.filter(members), "subject", "object")
         self._roles = dict(self._facts[FactKind.ROLE])
         self._away, self._superusers = self.of(FactKind.INACTIVE), self.of(FactKind.SUPERUSER)
         self._looking, self._using_all = self.of(FactKind.ONLY_LOOKS), self.of(FactKind.USES_ALL)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import groupby
 from operator import or_
 from typing import NamedTuple
 from uuid import UUID
@@ -21,7 +22,7 @@ from gateways.models import FeatureQuerySet
 NO_TEAMS = frozenset[UUID]()
 # The function decides calls, too.
 _IN_SETS = """
-SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s WHERE s.feature_id = ANY (%s::uuid[])
+SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN ({tools}) f (id) ON f.id = s.feature_id
 """
 
 
@@ -54,11 +55,14 @@ class PermittedUnits:
     def __init__(self, known: InForce, features: FeatureQuerySet | None = None) -> None:
         self.known = known
         self.units = _units(known, features)
-        self._at = defaultdict[UUID, int](int)  # The bits of each gateway.
-        for number, unit in enumerate(self.units):
-            self._at[unit.gateway] |= 1 << number
+        self._at: dict[UUID, int] = {}  # The bits of each gateway, whose units follow each other.
+        start = 0
+        for gateway, units in groupby(self.units, lambda unit: unit.gateway):
+            number = len([*units])
+            self._at[gateway] = ((1 << number) - 1) << start
+            start += number
         self._gateways = self._given_gateways()
-        self._tools = None if features is None else self._given_tools()
+        self._tools = None if features is None else self._given_tools(features)
 
     def of(self, person: UUID) -> int:
         """Return the bits of one of the people in force."""
@@ -92,9 +96,9 @@ class PermittedUnits:
         given.people.update(dict.fromkeys(known.use_all, (1 << len(self.units)) - 1))
         return given
 
-    def _given_tools(self) -> GivenUnits:
+    def _given_tools(self, features: FeatureQuerySet) -> GivenUnits:
         known, given = self.known, GivenUnits(self.at(each.pk for each in self.known.gateways if each.gives_all))
-        bits = self._bits_of_sets({tool_set for tool_set, _, _ in known.tool_grants})
+        bits = self._bits_of_sets({tool_set for tool_set, _, _ in known.tool_grants}, features)
         for tool_set, team, person in known.tool_grants:
             if team:
                 given.teams[team] |= bits.get(tool_set, 0)
@@ -104,13 +108,15 @@ class PermittedUnits:
                 given.everyone |= bits.get(tool_set, 0)
         return given
 
-    def _bits_of_sets(self, sets: Iterable[UUID]) -> dict[UUID, int]:
+    def _bits_of_sets(self, sets: Iterable[UUID], features: FeatureQuerySet) -> dict[UUID, int]:
         number = {unit.feature: n for n, unit in enumerate(self.units)}
         found = defaultdict[UUID, int](int)
+        tools, parameters = features.order_by().values("pk").query.sql_with_params()
         with connection.cursor() as cursor:
-            cursor.execute(_IN_SETS, [[*sets], [*number]])
+            cursor.execute(_IN_SETS.format(tools=tools), [[*sets], *parameters])
             for tool_set, feature in cursor.fetchall():
-                found[tool_set] |= 1 << number[feature]
+                if feature in number:  # A tool of an archived gateway has no unit.
+                    found[tool_set] |= 1 << number[feature]
         return found
 
 
@@ -120,5 +126,5 @@ def _units(known: InForce, features: FeatureQuerySet | None) -> Sequence[AccessU
         return [AccessUnit(each.pk) for each in known.gateways]
     place = {each.pk: number for number, each in enumerate(known.gateways)}
     rows = features.order_by().values_list("assignment__gateway", "pk", "exposed_name")
-    found = sorted((place[gateway], name, pk, gateway) for gateway, pk, name in rows if gateway in place)
+    found = sorted((at, name, pk, gateway) for gateway, pk, name in rows if (at := place.get(gateway)) is not None)
     return [AccessUnit(gateway, pk) for _, _, pk, gateway in found]
