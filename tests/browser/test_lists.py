@@ -41,6 +41,7 @@ LISTS = {
     "gateways of a server": "/servers/{server}/gateways/",
     "identities of a server": "/servers/{server}/identities/",
     "people": "/people/?q={key}",
+    "access report": "/access/report/?q={key}",
     "teams": "/people/teams/",
     "a team": "/people/teams/{team}/",
     "roles": "/people/roles/",
