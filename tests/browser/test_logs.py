@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from auditlog.filters import COLUMN_NAMES as COLUMNS
 from tests import curl
@@ -139,6 +139,28 @@ def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> Non
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
     page.get_by_role("button", name="Keys").click()
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+
+
+@pytest.mark.full
+def test_a_time_range_chosen_while_a_search_runs_is_kept(live: Serve, page: Page) -> None:
+    page.goto(f"{live.url}/logs/")
+    search, slow = page.get_by_role("searchbox", name="Filter expression"), list[Route]()
+
+    def delay(route: Route) -> None:
+        slow.append(route)
+
+    page.route(lambda url: "q=" in url and "range=7d" not in url, delay)
+
+    with page.expect_request(re.compile("q=tool")):
+        search.fill("tool is echo")
+    page.get_by_role("button", name="Time range").click()
+    page.get_by_role("radio", name="Last 7 days").check()
+    for route in slow:
+        if not route.request.failure:
+            route.continue_()
+
+    expect(page).to_have_url(f"{live.url}/logs/?q=tool+is+echo&range=7d")
+    expect(page.locator("#range-label")).to_have_text("Last 7 days")
 
 
 @pytest.mark.full
