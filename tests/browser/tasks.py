@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -77,6 +78,12 @@ class Mouse:
             self.press(it)
         self.page.keyboard.press("Control+A")
         self.page.keyboard.type(text)
+        self.fields += 1
+
+    def choose(self, it: Locator, day: date) -> None:
+        """Enter a day."""
+        self.press(it)
+        it.fill(day.isoformat())
         self.fields += 1
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,14 @@ from tests.workspace import OWNER, PASSWORD, Serve
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
 
 MOST_CLICKS, MOST_FIELDS = 30, 3  # For all eight questions together.
+DAY = datetime.now(UTC).date() - timedelta(days=60)  # Ben was in the team then.
 AUDITOR, BEN = "ada@example.com", "ben@example.com"
 ROWS = """
 import json
 from datetime import timedelta
 from django.utils import timezone
-from accounts.models import Role, User
+from access.models import Fact
+from accounts.models import Role, Team, User
 from gateways.models import Gateway, ToolGrant, ToolSet
 from hosts.models import Host
 from tests import make
@@ -42,9 +45,16 @@ tools = ToolSet.objects.add(gateway=quickstart, name="Readers", patterns=["*"], 
 ToolGrant.objects.give(tools, user=ben, by=ana)
 idle, busy = (make.agent(by=ana, name=name) for name in ("Idle bot", "Busy bot"))
 issued = make.token(make.connection(busy, quickstart, ben), name="Old token")
+team = Team.objects.add(name="Contractors", users=[ben], by=ana)
+ledger = make.gateway(slug="ledger", name="Ledger", reach="teams", teams=[team])
+team.edit(name=team.name, users=[], by=ana)
 long_ago = timezone.now() - timedelta(days=100)
 Host.objects.filter(pk=idle.pk).update(created_at=long_ago)
 Token.objects.filter(pk=issued.token.pk).update(created_at=long_ago, rotated_at=None)
+User.objects.update(date_joined=long_ago)
+Gateway.objects.filter(pk=ledger.pk).update(created_at=long_ago)
+Fact.objects.filter(object=team.pk).update(began_at=long_ago)
+Fact.objects.filter(object=team.pk, subject=ben.pk).update(ended_at=timezone.now() - timedelta(days=40))
 print(json.dumps({{"token": issued.secret}}))
 """
 
@@ -116,6 +126,28 @@ def which_agents_are_idle(one: Mouse, files: Files) -> None:
     expect(page.get_by_role("row").filter(has_text="Busy bot")).to_be_hidden()
 
 
+def who_has_access_to_what(one: Mouse, files: Files) -> None:
+    page = one.page
+    one.go("Access")
+    one.press(page.get_by_role("navigation", name="Access").get_by_role("link", name="Report"))
+    page.keyboard.press("/")  # As the search field shows.
+    one.write(page.get_by_role("searchbox", name="Search people and gateways"), "quickstart")
+    expect(page.get_by_role("row").filter(has_text="Ledger")).to_be_hidden()
+    row = page.get_by_role("row").filter(has_text=BEN)
+    expect(row).to_contain_text(re.compile("everyone.*Busy bot"))
+
+
+def what_could_this_person_do_then(one: Mouse, files: Files) -> None:
+    page = one.page
+    one.go("People")
+    one.press(page.get_by_role("link", name="Ben"))
+    one.press(page.get_by_role("link", name="Access report"))
+    expect(page.get_by_role("row").filter(has_text="Quickstart")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="Ledger")).to_be_hidden()
+    one.choose(page.get_by_label("As of the end of the day"), DAY)
+    expect(page.get_by_role("row").filter(has_text="Ledger")).to_contain_text("team Contractors")
+
+
 def which_tokens_are_older_than_90_days(one: Mouse, files: Files) -> None:
     page = one.page
     one.go("Settings")
@@ -161,6 +193,8 @@ type Question = Callable[[Mouse, Files], None]
 QUESTIONS: tuple[Question, ...] = (
     who_used_this_tool_last_week,
     which_agents_are_idle,
+    who_has_access_to_what,
+    what_could_this_person_do_then,
     which_tokens_are_older_than_90_days,
     who_granted_this,
     is_the_log_whole,
