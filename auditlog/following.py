@@ -61,7 +61,7 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return a text with the mode and number that the page should display, to detect changes."""
+        """Return what the page should display, to compare with `shown`: `live` or `paused`, and the number of calls."""
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 
     @property

@@ -272,7 +272,7 @@ def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
 
 
 class _RequestLog:
-    """The id and the status of one request, and one log line at its end, without the query."""
+    """The id and the status of one request, and one log line at its end, without the query string."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope

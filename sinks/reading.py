@@ -177,10 +177,9 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late calls: calls older than `near_from` when they were committed.
+        """Return the next batch of late calls: those that started before `near_from`, with ids up to `calls_to`.
 
-        A call with an id above `calls_to` was committed after `calls_at`. It is late if it started more than NEAR
-        before `calls_at`. The last batch advances `near_from`.
+        The usual rounds read only calls that started later. The last batch moves `near_from` to NEAR before `calls_at`.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,

@@ -106,7 +106,7 @@ def own_uri(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return whether this JSON text may contain an exposed URI. URIs with escaped letters are not found."""
+    """Return whether this JSON text may contain a URI that the gateway made; one with escaped letters is missed."""
     return b"gateway" in body
 
 

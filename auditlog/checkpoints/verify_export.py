@@ -317,7 +317,10 @@ class Verification:
             self.found("Checkpoints or rows were removed from the file, or added to it.")
 
     def review(self, lines: Any) -> None:
-        """Compare an export of a review (bytes) with the verified events that closed reviews. Raises ValueError."""
+        """Compare an export of an access review with the verified events of closed reviews.
+
+        Adds a finding if it is incomplete or matches none. Raises ValueError if a line is not JSON.
+        """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}
         if not (isinstance(last, dict) and last.get("export", {}).get("complete")):

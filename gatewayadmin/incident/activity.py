@@ -189,7 +189,7 @@ def _first_call(columns: dict[str, UUID], since: datetime) -> datetime:
 
 
 def _recent[C: Count](counts: list[C]) -> list[C]:
-    """Return the counts with calls in the last 24 hours, most calls first."""
+    """Return the tools or addresses that had calls in the last 24 hours, most calls first."""
     return sorted((one for one in counts if one.now), key=lambda one: -one.now)
 
 

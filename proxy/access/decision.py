@@ -43,9 +43,9 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature listed for this connection: its definition, and the server's own name for it if that name has dots.
+    """A feature that this connection can list. `dotted_name` is the server's own name of it, if that has dots.
 
-    `said` are the members of the definition that an administrator states instead of the server.
+    `said` has the title and description that an administrator set, which replace the server's; None if neither is set.
     """
 
     exposed_name: str
