@@ -1,6 +1,7 @@
 """A real Chromium in which any console message fails the test."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,10 @@ expect.set_options(timeout=1000 * PATIENCE)
 type Open = Callable[..., BrowserContext]
 
 
+# htmx reports a request that a newer one replaced (`hx-sync`) as an error; failed requests have further messages.
+ABORTED = re.compile("htmx:(sendAbort|afterRequest),")
+
+
 @dataclass
 class Trouble:
     """Errors reported by the browser; a test that provokes an error page adds the expected text to `expected`."""
@@ -60,7 +65,8 @@ class Trouble:
         page.on("pageerror", lambda error: self.seen.append(f"{page.url}: {error}"))
 
     def console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        is_replaced = ABORTED.search(message.text)
+        if message.type in ("error", "warning") and not is_replaced:
             self.seen.append(f"{message.location.get('url')}: {message.text}")
 
     def unexpected(self) -> list[str]:

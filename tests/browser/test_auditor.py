@@ -130,6 +130,7 @@ def who_has_access_to_what(one: Mouse, files: Files) -> None:
     page = one.page
     one.go("Access")
     one.press(page.get_by_role("navigation", name="Access").get_by_role("link", name="Report"))
+    expect(page.get_by_role("columnheader", name="Through")).to_be_visible()
     page.keyboard.press("/")  # As the search field shows.
     one.write(page.get_by_role("searchbox", name="Search people and gateways"), "quickstart")
     expect(page.get_by_role("row").filter(has_text="Ledger")).to_be_hidden()
