@@ -1144,8 +1144,7 @@ async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[R
 
     async def watch() -> None:
         nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await request.disconnected()
         left = request.client_left = True
         if task is not None:
             task.cancel()

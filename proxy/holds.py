@@ -357,8 +357,7 @@ class Holds:
             return
 
         async def watch() -> None:
-            while (await call.request.receive())["type"] != "http.disconnect":
-                pass
+            await call.request.disconnected()
             call.client_left = True
             news.set()
 

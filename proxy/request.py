@@ -319,6 +319,11 @@ class McpRequest:
         self._parts = []
         return True
 
+    async def disconnected(self) -> None:
+        """Wait until the client disconnects."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
     def parse(self) -> None:
         """Parse the body. An error is stored in `malformed`, and reported only after authentication."""
         if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):

@@ -34,7 +34,7 @@ def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> N
     assert (row.outcome, row.deny_reason, row.hold_id, row.rule_id) == ("denied", "held", hold.pk, desk.rule.pk)
     assert (hold.asking_call, hold.user.email, hold.tool) == (row.uid, "mia@example.com", TOOL)
     assert hold.ends_at - hold.asked_at == timedelta(minutes=15)
-    assert hold.arguments() == {"amount": 740}
+    assert hold.arguments == {"amount": 740}
     assert b"740" not in bytes(hold.sealed_arguments)
 
 
