@@ -67,11 +67,6 @@ class AllowFor(models.TextChoices):
     TODAY = "today", "Same tool, same agent, today"
 
 
-def _of_team(viewer: User) -> Exists:
-    """Match holds on which a team of `viewer` decides."""
-    return Exists(Team.objects.filter(pk=OuterRef("team"), users=viewer))
-
-
 class HoldQuerySet(models.QuerySet["Hold"]):
     def waiting(self) -> HoldQuerySet:
         """Return the holds that still wait for a decision."""
@@ -91,7 +86,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
             return self
         if viewer.narrowed_to is not None:
             return self.none()
-        return self.filter(Q(user=viewer) | Q(_of_team(viewer)))
+        return self.filter(Q(user=viewer) | Q(team__in=viewer.teams.values("pk")))
 
     def to_decide(self, viewer: User | None) -> HoldQuerySet:
         """Return the waiting holds on which `viewer` (None: anybody) may decide now, the first to end first."""
@@ -107,10 +102,15 @@ class HoldQuerySet(models.QuerySet["Hold"]):
             return self.none()
         mine = Q(pk=None)
         if person.narrowed_to is None:
-            mine = Q(approvers=Approvers.PERSON, user=person) | Q(Q(_of_team(person)), approvers=Approvers.TEAM)
+            mine = Q(Exists(Hold.objects.asking(person).filter(pk=OuterRef("pk"))))
         if person.has_perm(Capability.APPROVALS_DECIDE):
             mine |= Q(approvers=Approvers.ANYBODY) | Q(fallback_at__lte=Now())
         return self.filter(mine).exclude(somebody_else=True, user=person)
+
+    def asking(self, person: User | OuterRef) -> HoldQuerySet:
+        """Return the holds whose rule lets `person` decide first, as the person or in the team; for `Exists`."""
+        of_person = Q(approvers=Approvers.PERSON, user=person)
+        return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
     def matching(self, words: str) -> HoldQuerySet:
         """Return the holds whose tool, agent, person or rule has these words."""
