@@ -606,7 +606,7 @@ class Endpoint:
             if message.method != "tools/call":
                 return grant, resolved
             rule = _check_rules(request, grant, resolved, message).holding
-            if rule is None or self._parts.suspended.has_given(message):
+            if rule is None or (request.modern and self._parts.suspended.has_given(message)):
                 return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
             held = held or await self._parts.holds.begin(request, message, stream)
             if await self._parts.holds.may_run(held, rule):

@@ -1,5 +1,6 @@
 """A held call runs once after approval, and never without it."""
 
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from tests.eventually import eventually
 from tests.proxy.conftest import PUBLIC_URL, sql
 from tests.proxy.listening import listening
 from tests.proxy.test_endpoint import modern
+from ui.sealing import cipher
 
 
 def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> None:
@@ -269,6 +271,19 @@ def test_ambiguous_arguments_are_refused(desk: Desk) -> None:
     assert (answer["error"]["code"], answer["error"]["data"]["reason"]) == (-32602, "unclear_arguments")
     assert "an object has a name twice" in answer["error"]["message"]
     assert not Hold.objects.exists()
+
+
+@pytest.mark.parametrize("era", ["session", "modern"])
+def test_the_state_of_another_call_runs_no_held_call(desk: Desk, era: str) -> None:
+    facts = ["requestState", str(desk.connection.pk), 0, str(desk.connection.pk), "digest", time.time() + 300]
+    params = {"name": TOOL, "arguments": {}, "requestState": cipher().seal(json.dumps(facts)).decode()}
+
+    if era == "session":
+        assert desk.agent.ask("tools/call", params).json()["result"]["_meta"]["state"] == "waiting"
+    else:
+        body, headers = modern("tools/call", params)
+        assert desk.agent.post(body, **headers).json()["error"]["data"]["reason"] == "request_state"
+    assert desk.runs == 0
 
 
 def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
