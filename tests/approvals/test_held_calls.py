@@ -1,12 +1,14 @@
 """A held call runs once after approval, and never without it."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from approvals.models import MOST_WAITING, Allowance, AllowFor, Hold, HoldDecided, HoldState
@@ -295,6 +297,27 @@ def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
 
     other.refresh_from_db()
     assert other.state == HoldState.APPROVED
+    assert Event.objects.filter(action__startswith="hold.").count() == 1
+
+
+def test_of_two_people_who_decide_at_once_one_decides(desk: Desk) -> None:
+    hold, together = desk.held({}), threading.Barrier(2)
+
+    def decide(number: int) -> str:
+        row = Hold.objects.get(pk=hold.pk)
+        together.wait(60)
+        try:
+            (row.approve if number % 2 else row.deny)(by=desk.ben)
+        except HoldDecided:
+            return ""
+        finally:
+            connection.close()
+        return row.state
+
+    states = [state for state in desk.pool.map(decide, range(2)) if state]
+
+    hold.refresh_from_db()
+    assert states == [hold.state]
     assert Event.objects.filter(action__startswith="hold.").count() == 1
 
 
