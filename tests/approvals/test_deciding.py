@@ -174,7 +174,7 @@ def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
     first_for(make.hold(link, docs, arguments={}), "person")
 
     def waiting(person: User) -> int:
-        return sign_in(person).get("/help/").context["attention"].get("holds", 0)
+        return int(sign_in(person).get("/help/").context["attention"].get("holds", 0))
 
     assert {person.email: waiting(person) for person in (mia, ben, lead)} == {
         "mia@example.com": 1,
