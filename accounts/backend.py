@@ -9,6 +9,7 @@ from django.db.models import Exists, OuterRef, Subquery
 from django.http import HttpRequest
 
 from accounts.models import User, WorkspaceSettings
+from approvals.models import Hold
 
 
 class RoleBackend(BaseBackend):
@@ -36,4 +37,5 @@ class RoleBackend(BaseBackend):
         return people.annotate(
             required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
             is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),
+            is_asked_about_holds=Exists(Hold.objects.waiting().asking(OuterRef("pk"))),
         ).first()

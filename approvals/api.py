@@ -75,11 +75,15 @@ class HoldSerializer(serializers.Serializer[Hold]):
     asking_call = serializers.UUIDField(help_text="Id of the call that asked, in the log.")
     run_call = serializers.UUIDField(allow_null=True, help_text="Id of the call that ran, in the log; null if none.")
 
+    def to_representation(self, instance: Hold) -> Any:
+        self._shown = shown_to(self.context["request"].user, instance)
+        return super().to_representation(instance)
+
     def get_arguments(self, hold: Hold) -> str | None:
-        return shown_to(self.context["request"].user, hold).text or None
+        return self._shown.text or None
 
     def get_argument_names(self, hold: Hold) -> list[str]:
-        return [line.path for line in shown_to(self.context["request"].user, hold).lines]
+        return [line.path for line in self._shown.lines]
 
 
 class HoldQuery(ListQuery):
@@ -157,12 +161,8 @@ class HoldResource(Resource):
         return self.answer(hold_or_404(self.me, pk))
 
 
-def _to_decide(rows: HoldQuerySet, viewer: Any) -> HoldQuerySet:
-    return rows.filter(pk__in=Hold.objects.to_decide(viewer).order_by().values("pk"))
-
-
 _SHOWN: dict[str, Any] = {
-    "decide": _to_decide,
+    "decide": HoldQuerySet.to_decide,
     "waiting": lambda rows, viewer: rows.waiting(),
     "decided": lambda rows, viewer: rows.decided(),
     "own": lambda rows, viewer: rows.filter(user=viewer),

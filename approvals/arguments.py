@@ -53,16 +53,17 @@ class ShownArguments(NamedTuple):
         return sum(line.is_changed for line in self.lines)
 
 
-def shown_to(viewer: User, hold: Hold) -> ShownArguments:
-    """Return the arguments of a hold: with values, without recognisable secrets, or only names and kinds."""
-    arguments = hold.arguments()
+def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
+    """Return the arguments of a hold, compared with those of `earlier`.
+
+    They have values without recognisable secrets, or only names and kinds for a viewer who may not read values.
+    """
+    arguments = hold.arguments
     if arguments is None:
         return ShownArguments([], is_unreadable=True)
     if not hold.shows_arguments_to(viewer):
         return ShownArguments([ArgumentLine(path, *_outline(value)) for path, value in _first(arguments)])
-    earlier = hold.last_approved
-    before = earlier.arguments() if earlier is not None else None
-    return _compared(arguments, before)
+    return _compared(arguments, earlier.arguments if earlier is not None else None)
 
 
 def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> ShownArguments:
@@ -95,13 +96,18 @@ def _first(value: Any) -> list[tuple[str, Any]]:
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the values in an object by path, such as `metadata.ticket`; lists and empty objects are values."""
-    pending = [(str(name), each) for name, each in value.items()] if isinstance(value, dict) else []
+    pending = _members(value) if isinstance(value, dict) else []
     while pending:
-        path, each = pending.pop(0)
+        path, each = pending.pop()
         if isinstance(each, dict) and each:
-            pending[:0] = [(f"{path}.{name}", inner) for name, inner in each.items()]
+            pending += _members(each, f"{path}.")
         else:
             yield path, each
+
+
+def _members(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the members of an object with their paths, the last first."""
+    return [(f"{prefix}{name}", each) for name, each in reversed(value.items())]
 
 
 def _text(value: Any) -> str:

@@ -36,7 +36,7 @@ class HoldFilter(ListFilter):
             rows = rows.filter(state__in=states)
         match self.values.get("show"):
             case "decide":
-                return rows.filter(pk__in=Hold.objects.to_decide(self._viewer).order_by().values("pk"))
+                return rows.to_decide(self._viewer)
             case "own":
                 return rows.filter(user=self._viewer)
         return rows
@@ -71,5 +71,5 @@ class DecisionForm(forms.Form):
 
     def __init__(self, *args: Any, hold: Hold, **options: Any) -> None:
         super().__init__(*args, **options)
-        arguments = hold.arguments() or {}
+        arguments = hold.arguments or {}
         self.fields["names"].choices = [(name, name) for name in arguments]  # type: ignore[attr-defined]

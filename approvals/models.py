@@ -15,6 +15,7 @@ from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils import timezone
+from django.utils.functional import cached_property
 
 from accounts.models import Team, User, WorkspaceSettings
 from auditlog.actions import Action
@@ -66,11 +67,6 @@ class AllowFor(models.TextChoices):
     TODAY = "today", "Same tool, same agent, today"
 
 
-def _of_team(viewer: User) -> Exists:
-    """Match holds on which a team of `viewer` decides."""
-    return Exists(Team.objects.filter(pk=OuterRef("team"), users=viewer))
-
-
 class HoldQuerySet(models.QuerySet["Hold"]):
     def waiting(self) -> HoldQuerySet:
         """Return the holds that still wait for a decision."""
@@ -90,32 +86,38 @@ class HoldQuerySet(models.QuerySet["Hold"]):
             return self
         if viewer.narrowed_to is not None:
             return self.none()
-        return self.filter(Q(user=viewer) | Q(_of_team(viewer)))
+        return self.filter(Q(user=viewer) | Q(team__in=viewer.teams.values("pk")))
 
     def to_decide(self, viewer: User | None) -> HoldQuerySet:
-        """Return the waiting holds on which `viewer` (None: anybody) may decide now, the first to end first.
+        """Return the waiting holds on which `viewer` (None: anybody) may decide now, the first to end first."""
+        rows = self if viewer is None else self.decidable_by(viewer)
+        return rows.waiting().order_by("ends_at", "pk")
+
+    def decidable_by(self, person: User) -> HoldQuerySet:
+        """Return the holds on which `person` may decide now, in any state.
 
         With APPROVALS_DECIDE also those on which the approvers of the rule have not decided for half the time.
         """
-        waiting = self.waiting().order_by("ends_at", "pk")
-        if viewer is None:
-            return waiting
+        if not person.is_active:
+            return self.none()
         mine = Q(pk=None)
-        if viewer.narrowed_to is None:
-            mine = Q(approvers=Approvers.PERSON, user=viewer) | Q(Q(_of_team(viewer)), approvers=Approvers.TEAM)
-        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+        if person.narrowed_to is None:
+            mine = Q(Exists(Hold.objects.asking(person).filter(pk=OuterRef("pk"))))
+        if person.has_perm(Capability.APPROVALS_DECIDE):
             mine |= Q(approvers=Approvers.ANYBODY) | Q(fallback_at__lte=Now())
-        return waiting.filter(mine).exclude(somebody_else=True, user=viewer)
+        return self.filter(mine).exclude(somebody_else=True, user=person)
+
+    def asking(self, person: User | OuterRef) -> HoldQuerySet:
+        """Return the holds whose rule lets `person` decide first, as the person or in the team; for `Exists`."""
+        of_person = Q(approvers=Approvers.PERSON, user=person)
+        return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
     def matching(self, words: str) -> HoldQuerySet:
         """Return the holds whose tool, agent, person or rule has these words."""
         if not words:
             return self
-        fields = ("tool", "connection__host__name", "user__email", "rule_name")
-        found = Q(pk=None)
-        for field in fields:
-            found |= contains(field, words)
-        return self.filter(found)
+        call = contains("tool", words) | contains("connection__host__name", words)
+        return self.filter(call | contains("user__email", words) | contains("rule_name", words))
 
     def expire_due(self) -> int:
         """Mark the holds that ended without a decision, and return their number."""
@@ -202,10 +204,6 @@ class Hold(models.Model):
         return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
 
     @property
-    def is_waiting(self) -> bool:
-        return self.state == HoldState.WAITING and self.ends_at > timezone.now()
-
-    @property
     def current_state(self) -> str:
         """The state; a hold that ended without a decision is expired, even if it is not marked yet."""
         is_over = self.state == HoldState.WAITING and self.ends_at <= timezone.now()
@@ -214,9 +212,10 @@ class Hold(models.Model):
     @property
     def approvers_text(self) -> str:
         """The people who decide first, for a sentence."""
-        if self.approvers == Approvers.TEAM:
-            return f"the team {self.team.name}" if self.team else "people who may decide on held calls"
-        return self.user.email if self.approvers == Approvers.PERSON else "people who may decide on held calls"
+        if self.approvers == Approvers.PERSON:
+            return self.user.email
+        is_of_team = self.approvers == Approvers.TEAM and self.team is not None
+        return f"the team {self.team}" if is_of_team else "people who may decide on held calls"
 
     @property
     def earlier_run(self) -> Hold | None:
@@ -232,8 +231,9 @@ class Hold(models.Model):
         here = approved.filter(tool=self.tool, connection=self.connection_id).exclude(pk=self.pk)
         return here.order_by("-decided_at").first()
 
+    @cached_property
     def arguments(self) -> dict[str, Any] | None:
-        """Return the decrypted arguments; None if no configured key decrypts them."""
+        """The decrypted arguments; None if no configured key decrypts them."""
         try:
             found: dict[str, Any] = jsonrpc.loads(cipher().open(bytes(self.sealed_arguments)).encode())
         except Undecryptable:
@@ -247,19 +247,8 @@ class Hold(models.Model):
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may approve or deny; who may see the hold, its state and the time do not matter here."""
-        if not person.is_active or (self.somebody_else and person.pk == self.user_id):
-            return False
-        may_always = person.has_perm(Capability.APPROVALS_DECIDE)
-        if may_always and (self.approvers == Approvers.ANYBODY or self.fallback_at <= timezone.now()):
-            return True
-        return person.narrowed_to is None and self._is_approver(person)
-
-    def _is_approver(self, person: User) -> bool:
-        if self.approvers == Approvers.PERSON:
-            return person.pk == self.user_id
-        is_of_team = self.approvers == Approvers.TEAM and self.team is not None
-        return is_of_team and self.team is not None and self.team.users.filter(pk=person.pk).exists()
+        """True if `person` may approve or deny; who may see the hold, and its state, do not matter here."""
+        return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
         """Let the call run once until `ends_at`, which is moved to a full period from now.
@@ -285,9 +274,8 @@ class Hold(models.Model):
             self._close(HoldState.WITHDRAWN, Action.HOLD_WITHDRAWN, "", by)
 
     def _decide(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
-        row = Hold.objects.with_details().get(pk=self.pk)
-        if not row.may_be_decided_by(by):
-            is_own = row.somebody_else and by.pk == row.user_id
+        if not self.may_be_decided_by(by):
+            is_own = self.somebody_else and by.pk == self.user_id
             raise NotYourDecision(
                 "The rule asks for somebody else: nobody decides on calls of their own agent."
                 if is_own
@@ -331,7 +319,7 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
 
     def give(self, hold: Hold, period: AllowFor, names: list[str], *, by: User) -> Allowance:
         """Allow more calls like `hold` until the period ends. Raises BadAllowance."""
-        arguments = hold.arguments() or {}
+        arguments = hold.arguments or {}
         if any(name not in arguments for name in names):
             raise BadAllowance(BadAllowance.__doc__)
         names = sorted(set(names))

@@ -127,15 +127,13 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _context(viewer: User, hold: Hold, form: DecisionForm | None = None) -> dict[str, Any]:
-    is_open = hold.is_waiting
-    may_decide = is_open and hold.may_be_decided_by(viewer)
     earlier = hold.earlier_run
     may_see_rule = viewer.has_perm(Capability.RULES_READ)
     return {
         "hold": hold,
         "state": hold.current_state,
-        "arguments": shown_to(viewer, hold),
-        "may_decide": may_decide,
+        "arguments": shown_to(viewer, hold, hold.last_approved),
+        "may_decide": Hold.objects.to_decide(viewer).filter(pk=hold.pk).exists(),
         "is_own": viewer.pk == hold.user_id,
         "may_change_wait": may_change_wait(viewer, hold),
         "form": form or DecisionForm(hold=hold),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.db.models import F, Q, QuerySet, Value
+from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.db.models.functions import Concat
 from django.urls import reverse
 
@@ -24,7 +24,6 @@ from connections.carried_identities import lacking_identity
 from gateways.models import AccessRequest, AccessRequestQuerySet, Feature
 from hosts.forms import PENDING
 from hosts.models import Host
-from rules.models import Approvers
 from servers.forms import shared_identity_to_renew
 from servers.models import Health, Identity, Server
 from sinks.models import Sink
@@ -143,10 +142,7 @@ def _access(person: User | None) -> OpenMatter:
 
 def _hold_approvers() -> QuerySet[User]:
     """Return the active people who decide on a waiting hold without the capability: by their team, or their own."""
-    waiting = Hold.objects.waiting().order_by()
-    by_team = Q(teams__in=waiting.filter(approvers=Approvers.TEAM).values("team"))
-    own = Q(pk__in=waiting.filter(approvers=Approvers.PERSON).values("user"))
-    return User.objects.filter(by_team | own, is_active=True).distinct()
+    return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 
 def _holds(person: User | None) -> OpenMatter:

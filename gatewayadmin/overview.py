@@ -62,10 +62,10 @@ def _counts(reader: Any) -> dict[str, int]:
     if not isinstance(reader, User):
         return {}
     looks = [_waiting(kind) for kind in _kinds(reader)]
-    # `is_approver` was loaded with the session's person (accounts.backend).
+    # `is_approver` and `is_asked_about_holds` were loaded with the session's person (accounts.backend).
     if getattr(reader, "is_approver", True) or reader.has_perm(Capability.GATEWAYS_MANAGE):
         looks.append(_number("access", access_to_decide(reader)))
-    if reader.has_perm(Capability.APPROVALS_DECIDE):
+    if getattr(reader, "is_asked_about_holds", True) or reader.has_perm(Capability.APPROVALS_DECIDE):
         looks.append(_number("holds", Hold.objects.to_decide(reader)))
     if not looks:
         return {}

@@ -97,7 +97,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         recorder = PayloadRecorder(cipher, redactor)
         requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher, streams)
-        holds = Holds(state, bus, cipher, config.public_url)
+        holds = Holds(state, bus, cipher, requests, config.public_url)
         streams.before_stop.append(holds.end_waits)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         events = StreamEvents(state, bus, cipher)

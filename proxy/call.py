@@ -51,7 +51,8 @@ from proxy.access.rule_checker import RuleRefused, ruled_call
 from proxy.access.rules import HOLD, NO_RULES, REFUSE, RuleDecision, decide_by_rules
 from proxy.config import Config
 from proxy.handshake import Handshake
-from proxy.holds import HeldCall, Holds, NotApproved
+from proxy.hold_answers import NotApproved
+from proxy.holds import HeldCall, Holds
 from proxy.lists import BadListCursor, Lists
 from proxy.message_router import LEVELS, SessionCall
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -564,6 +565,7 @@ class Endpoint:
 
         Notifications go to `stream`, if there is one. Raises OutOfScope, UpstreamError or NotApproved.
         """
+        message = self._parts.holds.unwrapped(request, message)
         grant, resolved = await self._allowed(request, grant, message, stream)
         assigned, usage = resolved.assigned, self._parts.usage
         if resolved.alias and rewriting.may_hold_exposed(request.body):
@@ -606,7 +608,7 @@ class Endpoint:
             if message.method != "tools/call":
                 return grant, resolved
             rule = _check_rules(request, grant, resolved, message).holding
-            if rule is None or self._parts.suspended.has_given(message):
+            if rule is None or (request.modern and self._parts.suspended.has_given(message)):
                 return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
             held = held or await self._parts.holds.begin(request, message, stream)
             if await self._parts.holds.may_run(held, rule):
@@ -767,12 +769,16 @@ class Endpoint:
             # The tool's schema has changed since it was listed, and with it the headers that repeat arguments.
             self._parts.lists.refresh(resolved.assigned, grant, TOOL)
         wants_input = answer.era == MODERN and answer.document.get("result", {}).get("resultType") == "input_required"
-        if wants_input and not request.modern:
-            try:
-                return await self._parts.requests.give_input(sent.asking, answer, partial(sent.ask, sent.on_request))
-            except (NotRecordable, Busy) as error:  # This round was not sent, but the first request was.
-                raise CallLost(target.server_name, str(error)) from error
-        return answer
+        return await self._with_input(sent, answer) if wants_input else answer
+
+    async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
+        """Return the answer that asks for input to a client of 2026-07-28; get the input from a client of a session."""
+        if sent.request.modern:
+            return self._parts.holds.wrapped(sent.request, answer)
+        try:
+            return await self._parts.requests.give_input(sent.asking, answer, partial(sent.ask, sent.on_request))
+        except (NotRecordable, Busy) as error:  # This round was not sent, but the first request was.
+            raise CallLost(sent.target.server_name, str(error)) from error
 
     async def _target(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
@@ -1144,8 +1150,7 @@ async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[R
 
     async def watch() -> None:
         nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await request.disconnected()
         left = request.client_left = True
         if task is not None:
             task.cancel()
@@ -1210,7 +1215,8 @@ class _Sent:
     @property
     def asking(self) -> InteractiveCall:
         """The call, in the form that ServerRequests takes."""
-        return InteractiveCall(self.request, self.grant, self.target, self.stream)
+        target = self.target
+        return InteractiveCall(self.request, self.grant, target.capabilities, target.server_name, self.stream)
 
     async def ask(self, on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
         """Send the request, with `more` params, and return the answer. Raises an UpstreamError."""

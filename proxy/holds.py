@@ -4,33 +4,45 @@ A hold is a row for one connection, tool and arguments. The database function `a
 the hold that waits, or makes one, in one transaction and before the server is asked: an approval is used once, whatever
 the number of workers and repeats. While a hold waits, the request stays open for a while, without a database
 connection. A client that disconnects or cancels changes nothing about its hold.
+
+A client that opens URLs is sent the page of its hold once, by the call that made the hold. What it answers decides
+nothing: it waits like all others.
+
+An approved call may ask for input (2026-07-28). The client's `requestState` then names, encrypted, the hold and the
+request that asked; the next request takes its place in the row of the hold. So a call goes on once from each of its
+answers, with the same connection, tool, arguments, rule and definition; any other repeat is held.
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from proxy.access.rules import DecidingRule
+from proxy.hold_answers import ANSWERS, PAGE, FoundHold, NotApproved, PageOffered, page_request
 from proxy.reasons import APPROVALS
-from proxy.request import McpRequest
-from proxy.response import Response, Stream
+from proxy.request import Continued, McpRequest
+from proxy.response import Stream
+from proxy.server_requests import InteractiveCall, ServerRequests, can_answer
 from proxy.store.bus import Statements, Subscribable
 from proxy.store.pg import DatabaseUnavailable
-from wire import canonical_json, jsonrpc
+from wire import canonical_json, jsonrpc, versions
 from wire.background import Background, spawn
 from wire.canonical_json import Ambiguous
-from wire.cipher import Cipher
+from wire.cipher import Cipher, Undecryptable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object
+from wire.mcp import RpcResponse
 
 logger = logging.getLogger(__name__)
 
 TOPIC = "hold"
+KIND = "approved call"
+MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 call that continues another.
 
 # Seconds for which a request stays open. Some clients give up after 5 s, most of those that ask for progress after 60.
 WITHOUT_PROGRESS, WITH_PROGRESS, PATIENT = 4, 50, 240
@@ -55,6 +67,17 @@ GIVE_BACK = """
 UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
 WHERE id = %s AND state = 'used' AND run_call = %s
 """
+# The request `call` continues the approved call after the request `before`, once.
+CONTINUE = """
+UPDATE approvals_hold SET run_call = %(call)s
+WHERE id = %(hold)s AND state = 'used' AND run_call = %(before)s AND used_at > clock_timestamp() - interval '1 hour'
+    AND connection_id = %(connection)s AND server_id = %(server)s AND tool = %(tool)s AND digest = %(digest)s
+    AND rule_id = %(rule)s AND rule_version = %(version)s
+    AND definition = approvals_definition(%(connection)s, %(server)s, %(tool)s)
+RETURNING id
+"""
+DISCONTINUE = "UPDATE approvals_hold SET run_call = %(before)s WHERE id = %(hold)s AND run_call = %(call)s"
+IS_FIRST = "SELECT 1 FROM approvals_hold WHERE id = %s AND asking_call = %s"
 ALLOWANCES = """
 SELECT id::text, names, digest FROM approvals_allowance
 WHERE connection_id = %(connection)s AND server_id = %(server)s AND tool = %(tool)s AND rule_id = %(rule)s
@@ -69,21 +92,6 @@ RETURNING hold_id::text
 LEARN_PATIENCE = "UPDATE connections_connection SET hold_wait = %s WHERE id = %s AND hold_wait IS NULL"
 LEARN_LIMIT = "UPDATE connections_connection SET hold_wait = least(coalesce(hold_wait, %s), %s) WHERE id = %s"
 
-HELD = (
-    "This call waits for approval by {approvers}. Nothing was executed. Call the tool again with the same arguments"
-    " after the approval; the request ends at {ends}. {url}"
-)
-DENIED = "A person denied this call. Nothing was executed. {sentence}"
-WITHDRAWN = "The request to approve this call was withdrawn. Nothing was executed. {sentence}"
-EXPIRED = (
-    "Nobody decided on this call in time. Nothing was executed. To ask again, call the tool again with the same"
-    " arguments. {url}"
-)
-FULL = (
-    "This call needs approval, but {approvers} calls of this connection wait for approval already. Nothing was"
-    " executed. Wait for their decisions. {url}"
-)
-
 
 class UnclearArguments(UpstreamError):
     """The arguments could mean two things, so nobody can approve them."""
@@ -97,71 +105,13 @@ class UnclearArguments(UpstreamError):
         super().__init__("")
 
 
-class FoundHold(NamedTuple):
-    """The answer of `approvals_ask`. `patience` is the connection's own wait in seconds, if it has one."""
-
-    verdict: str
-    id: str | None
-    ends: float | None
-    sentence: str
-    approvers: str
-    patience: int | None
-
-
-class HoldAnswer(NamedTuple):
-    """The answer to a call that was not sent: its reason in the log, and the state of its hold."""
-
-    reason: str
-    state: str
-    template: str
-
-
-ANSWERS = {
-    "waiting": HoldAnswer("held", "waiting", HELD),
-    "denied": HoldAnswer("hold_denied", "denied", DENIED),
-    "withdrawn": HoldAnswer("hold_denied", "withdrawn", WITHDRAWN),
-    "expired": HoldAnswer("hold_expired", "expired", EXPIRED),
-    "full": HoldAnswer("too_many_holds", "", FULL),
-}
-
-
-class NotApproved(Exception):
-    """The call was not sent: its hold waits, was denied or withdrawn, or has expired."""
-
-    def __init__(self, state: str, found: FoundHold, url: str, sentence: str = "") -> None:
-        super().__init__(state)
-        self.answer = ANSWERS[state]
-        self._found = found
-        self._url = url
-        self._sentence = sentence
-
-    def response(self, request: McpRequest, more: Object) -> Response:
-        """Return the result of the tool: an error, so that no client expects the structure of a success."""
-        result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
-        request_id = request.message.id if request.message is not None else None
-        return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
-
-    def _text(self) -> str:
-        known = {"approvers": self._found.approvers, "ends": _time(self._found.ends), "url": self._url}
-        return self.answer.template.format(**known, sentence=self._sentence).strip()
-
-    def _meta(self) -> Object:
-        if self._found.id is None:
-            return {"url": self._url}
-        ends = _time(self._found.ends)
-        return {"hold": self._found.id, "url": self._url, "state": self.answer.state, "ends": ends}
-
-
-def _time(at: float | None) -> str:
-    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 @dataclass(slots=True, eq=False)
 class HeldCall:
     """A call that a rule holds. `began` is when it began to wait, on the clock of the event loop."""
 
     request: McpRequest
     stream: Stream | None
+    capabilities: Object
     arguments: Object
     digest: bytes
     sealed: bytes
@@ -192,8 +142,11 @@ class HeldCall:
 class Holds:
     """The held calls of this worker."""
 
-    def __init__(self, state: Statements, bus: Subscribable, cipher: Cipher, public_url: str) -> None:
+    def __init__(
+        self, state: Statements, bus: Subscribable, cipher: Cipher, requests: ServerRequests, public_url: str
+    ) -> None:
         self._state = state
+        self._requests = requests
         self._cipher = cipher
         self._public_url = public_url
         self._news: dict[str, set[asyncio.Event]] = {}
@@ -216,7 +169,8 @@ class Holds:
         digest, sealed = await asyncio.to_thread(work) if len(request.body) > INLINE_BYTES else work()
         token = message.meta.get("progressToken") if stream is not None else None
         is_token = type(token) is int or isinstance(token, str)
-        return HeldCall(request, stream, arguments, digest, sealed, token if is_token else None)
+        capabilities = _capabilities(request, message)
+        return HeldCall(request, stream, capabilities, arguments, digest, sealed, token if is_token else None)
 
     def _prepared(self, body: bytes, arguments: Object) -> tuple[bytes, bytes]:
         try:
@@ -231,7 +185,7 @@ class Holds:
         After False, decide the call again. Raises NotApproved, DatabaseUnavailable.
         """
         query = self._query(call, rule)
-        if await self._is_allowed_for_a_while(call, query):
+        if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
             return True
         (row,) = await self._state.fetch(ASK, query)
         found = FoundHold(*row)
@@ -243,7 +197,7 @@ class Holds:
         if found.verdict in ANSWERS and found.verdict != "waiting":
             raise self._not_approved(found.verdict, found, found.sentence)
         if found.verdict == "waiting":
-            await self._wait(call, found)
+            await self._wait(call, found, offers=await self._offers_page(call, found))
         return False
 
     def _query(self, call: HeldCall, rule: DecidingRule) -> dict[str, Any]:
@@ -276,16 +230,67 @@ class Holds:
         """Make the approval of this call usable again, because the call was certainly not sent."""
         request.uses_approval = False
         with suppress(DatabaseUnavailable):
-            await self._state.fetch(GIVE_BACK, (request.row.hold_id, request.uid))
+            if request.continues is None:
+                await self._state.fetch(GIVE_BACK, (request.row.hold_id, request.uid))
+            else:
+                await self._state.fetch(DISCONTINUE, request.continues._asdict() | {"call": request.uid})
+
+    # Approved calls that ask for input
+
+    def unwrapped(self, request: McpRequest, message: Message) -> Message:
+        """Return a call of 2026-07-28 as its server gets it: with its own `requestState`, and without our page."""
+        params = message.params
+        if not request.modern or message.method != "tools/call" or not params.keys() & set(MORE):
+            return message
+        given = {name: value for name, value in params.items() if name not in MORE}
+        responses, state = params.get("inputResponses"), params.get("requestState")
+        if isinstance(responses, dict) and PAGE in responses:
+            responses = {key: value for key, value in responses.items() if key != PAGE} or None
+        if (opened := self._opened(state)) is not None:
+            request.continues, state = opened
+        members = dict(zip(MORE, (state, responses), strict=True))
+        return replace(message, params=given | {name: value for name, value in members.items() if value is not None})
+
+    def wrapped(self, request: McpRequest, answer: RpcResponse) -> RpcResponse:
+        """Return an answer that asks for input; that of an approved call with a `requestState` that continues it."""
+        if not request.uses_approval:
+            return answer
+        result = answer.whole["result"]
+        facts = [KIND, request.row.hold_id, request.uid, result.get("requestState")]
+        sealed = self._cipher.seal(json.dumps(facts)).decode()
+        document = {**answer.document, "result": {**result, "requestState": sealed}}
+        return answer._replace(document=document, text=jsonrpc.dumps(document), reader=None)
+
+    def _opened(self, state: object) -> tuple[Continued, Any] | None:
+        """Return what `wrapped` sealed: the call to continue, and the server's own state. None for other states."""
+        try:
+            kind, hold, before, own = json.loads(self._cipher.open(state.encode() if isinstance(state, str) else b""))
+        except (Undecryptable, ValueError, TypeError):
+            return None
+        return (Continued(hold, before), own) if kind == KIND else None
+
+    async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
+        """Continue an approved call after an answer that asked for input, if nobody has continued it there."""
+        request = call.request
+        if request.continues is None:
+            return False
+        if not await self._state.fetch(CONTINUE, query | request.continues._asdict()):
+            request.continues = None
+            return False
+        request.row.hold_id, request.uses_approval = request.continues.hold, True
+        return True
 
     # The open wait
 
-    async def _wait(self, call: HeldCall, found: FoundHold) -> None:
+    async def _wait(self, call: HeldCall, found: FoundHold, *, offers: bool) -> None:
         """Wait until the hold is approved, used or gone. Raises NotApproved."""
         assert found.id is not None
+        if offers and call.request.modern:
+            raise PageOffered(found, self._url(found))
         try:
             with self._listening(found.id) as news, self._watching(call, news):
-                await self._until_decided(call, found, news)
+                async with self._page_open(call, found, offers=offers):
+                    await self._until_decided(call, found, news)
         except asyncio.CancelledError:
             if call.request.was_cancelled:
                 self._note_limit(call)
@@ -357,8 +362,7 @@ class Holds:
             return
 
         async def watch() -> None:
-            while (await call.request.receive())["type"] != "http.disconnect":
-                pass
+            await call.request.disconnected()
             call.client_left = True
             news.set()
 
@@ -367,6 +371,30 @@ class Holds:
             yield
         finally:
             watcher.cancel()
+
+    # The page of the hold, for clients that open URLs
+
+    async def _offers_page(self, call: HeldCall, found: FoundHold) -> bool:
+        """True if the client opens URLs and this call made the hold, so that each page is offered once."""
+        if not can_answer(call.capabilities, page_request(found, "")):
+            return False
+        return bool(await self._state.fetch(IS_FIRST, (found.id, call.request.uid)))
+
+    @asynccontextmanager
+    async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
+        """Ask the client of a session to open the page meanwhile, and tell it when the wait is over."""
+        grant, stream = call.request.grant, call.stream
+        if not offers or grant is None or grant.session is None or stream is None:
+            yield
+            return
+        asking = InteractiveCall(call.request, grant, call.capabilities, call.request.row.server_name, stream)
+        offered = spawn("page of a held call", self._requests.ask_client(asking, page_request(found, self._url(found))))
+        try:
+            yield
+        finally:
+            offered.cancel()
+            params = {"elicitationId": found.id}
+            await stream.notify({"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": params})
 
     # For how long the clients of a connection wait
 
@@ -382,3 +410,10 @@ class Holds:
 
     def _in_background(self, statement: str, *parameters: object) -> None:
         self._background.spawn("patience of a connection", self._state.fetch(statement, parameters))
+
+
+def _capabilities(request: McpRequest, message: Message) -> Object:
+    """Return what the client of this call declared: with the call (2026-07-28), or in its session."""
+    session = request.grant.session if request.grant is not None else None
+    declared = message.meta.get(versions.CAPABILITIES_KEY) if request.modern else session and session.capabilities
+    return declared if isinstance(declared, dict) else {}

@@ -477,7 +477,8 @@ class Carrier:
         grant = newest.request.grant if newest is not None else None
         if newest is None or grant is None or grant.session is None:
             return False
-        await self._requests.carry(InteractiveCall(newest.request, grant, upstream, newest), asked, answer)
+        asking = InteractiveCall(newest.request, grant, upstream.capabilities, upstream.server_name, newest)
+        await self._requests.carry(asking, asked, answer)
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:

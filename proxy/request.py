@@ -174,6 +174,13 @@ type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 UNAUTHENTICATED_BODY = 64 * 1024
 
 
+class Continued(NamedTuple):
+    """An approved call that asked for input: its hold, and the id of the request whose answer asked."""
+
+    hold: str
+    before: str
+
+
 class ClientLeft(Exception):
     """The client disconnected before its request was complete."""
 
@@ -192,6 +199,7 @@ class McpRequest:
         "began",
         "body",
         "client_left",
+        "continues",
         "ending",
         "feature",
         "grant",
@@ -250,6 +258,7 @@ class McpRequest:
         # Whether the client disconnected, if that is watched; and whether the call used an approval to run.
         self.client_left = False
         self.uses_approval = False
+        self.continues: Continued | None = None
         # The access query; the task that serves the request; the reason to end it early.
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
@@ -318,6 +327,11 @@ class McpRequest:
         self.body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
         return True
+
+    async def disconnected(self) -> None:
+        """Wait until the client disconnects."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     def parse(self) -> None:
         """Parse the body. An error is stored in `malformed`, and reported only after authentication."""

@@ -291,8 +291,7 @@ class Stream:
             await request.send({"type": "http.response.body", "body": history.beginning(), "more_body": True})
 
     async def _watch(self, history: StreamHistory) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+        await self._request.disconnected()
         history.leave()
         self.stop_pings()
 

@@ -32,7 +32,7 @@ from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Message, Object
-from wire.mcp import MODERN, SESSION, Answer, OnRequest, RpcResponse, Target
+from wire.mcp import MODERN, SESSION, Answer, OnRequest, RpcResponse
 from wire.sessions import BRIDGED
 
 logger = logging.getLogger(__name__)
@@ -66,11 +66,12 @@ class StreamOver(Exception):
 
 
 class InteractiveCall(NamedTuple):
-    """A call during which the server may ask the client: its target, and the client's stream, if any."""
+    """A call during which the client may be asked: what the client can do, and its stream, if any."""
 
     request: McpRequest
     grant: AccessRow
-    target: Target
+    capabilities: Mapping[str, Any]
+    server_name: str
     stream: ClientStream | None
 
 
@@ -137,7 +138,7 @@ class ServerRequests:
         If this is cancelled because the call is over, the server gets an error as answer.
         """
         session, stream = asking.grant.session, asking.stream
-        if session is None or stream is None or not can_answer(asking.target.capabilities, asked):
+        if session is None or stream is None or not can_answer(asking.capabilities, asked):
             self.in_background(answer(NOT_SUPPORTED))
             return
         try:
@@ -252,7 +253,7 @@ class ServerRequests:
 
         `again` gets the members to add to the params. Raises an UpstreamError.
         """
-        server = asking.target.server_name
+        server = asking.server_name
         for _ in range(MOST_ROUNDS):
             result = answer.document.get("result", {})
             if answer.error is not None or result.get("resultType", "complete") != "input_required":
@@ -268,13 +269,13 @@ class ServerRequests:
         raise BadAnswer(server, f"it asked for input more than {MOST_ROUNDS} times")
 
     async def _ask_all(self, asking: InteractiveCall, requests: Any) -> Object:
-        server = asking.target.server_name
+        server = asking.server_name
         if not isinstance(requests, dict) or len(requests) > MOST_ASKED:
             raise BadAnswer(server, "its input requests cannot be read")
         for asked in requests.values():
             if asking.stream is None or asking.grant.session is None or not isinstance(asked, dict):
                 raise BadAnswer(server, "it needs input, which this client does not support")
-            if not can_answer(asking.target.capabilities, asked):
+            if not can_answer(asking.capabilities, asked):
                 raise BadAnswer(server, f"it wants {str(asked.get('method'))[:60]}, which this client cannot give")
         replies = await asyncio.gather(*(self.ask_client(asking, asked) for asked in requests.values()))
         for answered in replies:
@@ -519,7 +520,7 @@ class SuspendedCalls:
 
         Raises BadState, CallLost, or the error of the call.
         """
-        grant, server = asking.grant, asking.target.server_name
+        grant, server = asking.grant, asking.server_name
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
@@ -561,7 +562,7 @@ class SuspendedCalls:
 
         owner = Owner(asking.grant.connection_id, None, call.uid)
         try:
-            if not can_answer(asking.target.capabilities, asked) or not await self._have_row(call):
+            if not can_answer(asking.capabilities, asked) or not await self._have_row(call):
                 self._requests.in_background(answer(NOT_SUPPORTED))
                 return
             answered = await self._requests.wait(asking, asked, str(uuid4()), owner, send)

@@ -250,8 +250,7 @@ class StandingStream:
         await self.request.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _watch(self) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
+        await self.request.disconnected()
         self._left = self._over = True
         self._woken.set()
 

@@ -16,6 +16,7 @@ from capabilities import Capability
 from connections.models import Connection
 from rules.models import Rule
 from tests import make
+from tests.asgi_server import App
 from tests.conformance.counter import Counter
 from tests.conftest import Run
 from tests.eventually import eventually
@@ -77,13 +78,13 @@ def counted(result: Any) -> int:
 
 @pytest.fixture
 def desk_of(transactional_db: None, run: Run) -> Iterator[Callable[..., Desk]]:
-    """Return a function that makes a desk with so many workers, and changes to its rule."""
+    """Return a function that makes a desk with so many workers, a server other than `counter`, changes to its rule."""
     Call.partitions.make_ahead()
     stack = ExitStack()
 
-    def make_desk(workers: int = 1, **rule: Any) -> Desk:
+    def make_desk(workers: int = 1, app: App | None = None, **rule: Any) -> Desk:
         counter = Counter()
-        work = make.gateway(make.server(slug="docs", url=run(counter).url), slug="work")
+        work = make.gateway(make.server(slug="docs", url=run(app or counter).url), slug="work")
         mia, ben = make.user(email="mia@example.com"), make.user(Capability.APPROVALS_DECIDE, email="ben@example.com")
         connection = make.connection(make.agent(by=mia, name="CI bot"), work, mia)
         proxies = [stack.enter_context(served()) for _ in range(workers)]

@@ -165,6 +165,26 @@ def test_a_team_decides_first_and_others_after_half_the_time(
     hold.approve(by=ben)
 
 
+def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
+    link: Connection, docs: Server, mia: User, ben: User, sign_in: SignIn
+) -> None:
+    team, lead = Team.objects.create(name="Leads"), make.user(email="lead@example.com")
+    team.users.add(lead)
+    first_for(make.hold(link, docs), "team", team=team)
+    first_for(make.hold(link, docs, arguments={}), "person")
+
+    def waiting(person: User) -> int:
+        return int(sign_in(person).get("/help/").context["attention"].get("holds", 0))
+
+    assert {person.email: waiting(person) for person in (mia, ben, lead)} == {
+        "mia@example.com": 1,
+        "ben@example.com": 0,
+        "lead@example.com": 1,
+    }
+    Hold.objects.update(fallback_at=timezone.now())
+    assert waiting(ben) == 2
+
+
 def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_else(
     link: Connection, docs: Server, mia: User, ben: User
 ) -> None:
@@ -233,6 +253,32 @@ def test_what_is_allowed_for_a_while_is_listed_and_ended(
     allowance.refresh_from_db()
     assert allowance.ended_by == ben
     assert "Nothing is allowed for a while" in text(browser.get("/approvals/allowed/"))
+
+
+def test_the_owner_of_the_agent_ends_an_allowance_and_others_do_not(
+    link: Connection, docs: Server, mia: User, ben: User, sign_in: SignIn
+) -> None:
+    hold = make.hold(link, docs)
+    hold.approve(by=ben, allow=AllowFor.HOUR)
+    allowance, lead, team = Allowance.objects.get(), make.user(), Team.objects.create(name="Leads")
+    team.users.add(lead)
+    Hold.objects.update(approvers="team", team=team)
+
+    for other in (lead, make.user()):
+        assert "docs__search" not in text(sign_in(other).get("/approvals/allowed/"))
+        assert sign_in(other).post(f"/approvals/allowed/{allowance.pk}/end/").status_code == 404
+        assert Rest.of(other).post(f"/allowances/{allowance.pk}/end").status_code in {403, 404}
+        with pytest.raises(NotYourDecision):
+            allowance.end(by=other)
+    allowance.refresh_from_db()
+    assert allowance.ended_at is None
+
+    sign_in(mia).post(f"/approvals/allowed/{allowance.pk}/end/")
+
+    allowance.refresh_from_db()
+    assert allowance.ended_by == mia
+    assert not allowance.end(by=ben)
+    assert sentence(Event.objects.get(action="allowance.ended")).startswith("mia@example.com")
 
 
 def test_expired_holds_are_marked_and_dropped_with_the_log(link: Connection, docs: Server, ben: User) -> None:

@@ -1,11 +1,14 @@
 """A held call runs once after approval, and never without it."""
 
+import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from approvals.models import MOST_WAITING, Allowance, AllowFor, Hold, HoldDecided, HoldState
@@ -16,6 +19,7 @@ from tests.eventually import eventually
 from tests.proxy.conftest import PUBLIC_URL, sql
 from tests.proxy.listening import listening
 from tests.proxy.test_endpoint import modern
+from ui.sealing import cipher
 
 
 def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> None:
@@ -34,7 +38,7 @@ def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> N
     assert (row.outcome, row.deny_reason, row.hold_id, row.rule_id) == ("denied", "held", hold.pk, desk.rule.pk)
     assert (hold.asking_call, hold.user.email, hold.tool) == (row.uid, "mia@example.com", TOOL)
     assert hold.ends_at - hold.asked_at == timedelta(minutes=15)
-    assert hold.arguments() == {"amount": 740}
+    assert hold.arguments == {"amount": 740}
     assert b"740" not in bytes(hold.sealed_arguments)
 
 
@@ -271,6 +275,19 @@ def test_ambiguous_arguments_are_refused(desk: Desk) -> None:
     assert not Hold.objects.exists()
 
 
+@pytest.mark.parametrize("era", ["session", "modern"])
+def test_the_state_of_another_call_runs_no_held_call(desk: Desk, era: str) -> None:
+    facts = ["requestState", str(desk.connection.pk), 0, str(desk.connection.pk), "digest", time.time() + 300]
+    params = {"name": TOOL, "arguments": {}, "requestState": cipher().seal(json.dumps(facts)).decode()}
+
+    if era == "session":
+        assert desk.agent.ask("tools/call", params).json()["result"]["_meta"]["state"] == "waiting"
+    else:
+        body, headers = modern("tools/call", params)
+        assert desk.agent.post(body, **headers).json()["error"]["data"]["reason"] == "request_state"
+    assert desk.runs == 0
+
+
 def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
     one, other = desk.held({}), Hold.objects.get()
     one.approve(by=desk.ben)
@@ -280,6 +297,27 @@ def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
 
     other.refresh_from_db()
     assert other.state == HoldState.APPROVED
+    assert Event.objects.filter(action__startswith="hold.").count() == 1
+
+
+def test_of_two_people_who_decide_at_once_one_decides(desk: Desk) -> None:
+    hold, together = desk.held({}), threading.Barrier(2)
+
+    def decide(number: int) -> str:
+        row = Hold.objects.get(pk=hold.pk)
+        together.wait(60)
+        try:
+            (row.approve if number % 2 else row.deny)(by=desk.ben)
+        except HoldDecided:
+            return ""
+        finally:
+            connection.close()
+        return row.state
+
+    states = [state for state in desk.pool.map(decide, range(2)) if state]
+
+    hold.refresh_from_db()
+    assert states == [hold.state]
     assert Event.objects.filter(action__startswith="hold.").count() == 1
 
 

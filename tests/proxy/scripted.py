@@ -152,9 +152,9 @@ def offering(*names: str) -> App:
     return Script([[tool(name) for name in names]], call).app()
 
 
-def calling(call: Handler, *, modern: bool = False, **schema: Any) -> App:
-    """Return a server with one tool, named `it`. The function `call` answers the tool's calls."""
-    return Script([[tool("it", **schema)]], call, modern=modern).app()
+def calling(call: Handler, *, modern: bool = False, name: str = "it", **schema: Any) -> App:
+    """Return a server with one tool. The function `call` answers the tool's calls."""
+    return Script([[tool(name, **schema)]], call, modern=modern).app()
 
 
 def serving(method: str, handler: Handler, *, modern: bool = False) -> App:

@@ -1,0 +1,108 @@
+"""Answers to calls that a rule holds and that were not sent: a text for the model, or a page for the person."""
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from proxy.request import McpRequest
+from proxy.response import Response
+from wire import jsonrpc
+from wire.jsonrpc import Object
+
+HELD = (
+    "This call waits for approval by {approvers}. Nothing was executed. Call the tool again with the same arguments"
+    " after the approval; the request ends at {ends}. {url}"
+)
+DENIED = "A person denied this call. Nothing was executed. {sentence}"
+WITHDRAWN = "The request to approve this call was withdrawn. Nothing was executed. {sentence}"
+EXPIRED = (
+    "Nobody decided on this call in time. Nothing was executed. To ask again, call the tool again with the same"
+    " arguments. {url}"
+)
+FULL = (
+    "This call needs approval, but {approvers} calls of this connection wait for approval already. Nothing was"
+    " executed. Wait for their decisions. {url}"
+)
+
+
+class FoundHold(NamedTuple):
+    """The answer of `approvals_ask`. `patience` is the connection's own wait in seconds, if it has one."""
+
+    verdict: str
+    id: str | None
+    ends: float | None
+    sentence: str
+    approvers: str
+    patience: int | None
+
+
+class HoldAnswer(NamedTuple):
+    """The answer to a call that was not sent: its reason in the log, and the state of its hold."""
+
+    reason: str
+    state: str
+    template: str
+
+
+ANSWERS = {
+    "waiting": HoldAnswer("held", "waiting", HELD),
+    "denied": HoldAnswer("hold_denied", "denied", DENIED),
+    "withdrawn": HoldAnswer("hold_denied", "withdrawn", WITHDRAWN),
+    "expired": HoldAnswer("hold_expired", "expired", EXPIRED),
+    "full": HoldAnswer("too_many_holds", "", FULL),
+}
+
+
+class NotApproved(Exception):
+    """The call was not sent: its hold waits, was denied or withdrawn, or has expired."""
+
+    def __init__(self, state: str, found: FoundHold, url: str, sentence: str = "") -> None:
+        super().__init__(state)
+        self.answer = ANSWERS[state]
+        self._found = found
+        self._url = url
+        self._sentence = sentence
+
+    def response(self, request: McpRequest, more: Object) -> Response:
+        """Return the result of the tool: an error, so that no client expects the structure of a success."""
+        result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
+        request_id = request.message.id if request.message is not None else None
+        return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
+
+    def _text(self) -> str:
+        known = {"approvers": self._found.approvers, "ends": _time(self._found.ends), "url": self._url}
+        return self.answer.template.format(**known, sentence=self._sentence).strip()
+
+    def _meta(self) -> Object:
+        if self._found.id is None:
+            return {"url": self._url}
+        ends = _time(self._found.ends)
+        return {"hold": self._found.id, "url": self._url, "state": self.answer.state, "ends": ends}
+
+
+def _time(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# The key of the request to open the page, in `inputRequests` and `inputResponses` of 2026-07-28.
+PAGE = "gateway-approval"
+
+
+def page_request(found: FoundHold, url: str) -> Object:
+    """Return the request to open the page of a hold, for clients that open URLs. Its answer decides nothing."""
+    message = f"This call waits for approval by {found.approvers}."
+    params = {"mode": "url", "message": message, "url": url, "elicitationId": found.id}
+    return {"method": "elicitation/create", "params": params}
+
+
+class PageOffered(NotApproved):
+    """The call was not sent: its client of 2026-07-28 is asked to open the page, and its next request waits."""
+
+    def __init__(self, found: FoundHold, url: str) -> None:
+        super().__init__("waiting", found, url)
+
+    def response(self, request: McpRequest, more: Object) -> Response:
+        """Return the result `input_required`. It needs no `requestState`: the next request is the same call."""
+        asked = {PAGE: page_request(self._found, self._url)}
+        result = {"resultType": "input_required", "inputRequests": asked, "_meta": self._meta()}
+        request_id = request.message.id if request.message is not None else None
+        return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
