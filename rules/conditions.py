@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from proxy.access.expression_text import is_identifier
+
 
 class Builder(NamedTuple):
     """A kind of condition that the form offers."""
@@ -38,7 +40,6 @@ COMPARISONS = {
 OF_NUMBERS = {"greater", "less"}
 PRODUCTION_NAMES = "(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)"
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*").fullmatch
 
 
 class BadChoice(Exception):
@@ -73,14 +74,14 @@ def _argument(values: dict[str, Any]) -> str:
     if not name:
         raise BadChoice("argument", "Enter the name of the argument.")
     parts = name.split(".")
-    if all(map(_IDENTIFIER, parts)):
+    if all(map(is_identifier, parts)):
         return f"args.{name}"
     return f"args[{literal(name)}]"
 
 
 def _compared(values: dict[str, Any]) -> str:
     comparison, value = str(values.get("comparison")), str(values.get("value") or "")
-    if comparison == "present" and not _IDENTIFIER(str(values.get("argument") or "").strip()):
+    if comparison == "present" and not is_identifier(str(values.get("argument") or "").strip()):
         return f"{literal(str(values.get('argument') or '').strip())} in args"
     if comparison in OF_NUMBERS and not _NUMBER(value):
         raise BadChoice("value", "Enter a number.")

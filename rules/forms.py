@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 
 from accounts.models import Team
-from gateways.models import Gateway
+from gateways.models import Feature, Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.conditions import (
     ALWAYS,
@@ -21,16 +22,17 @@ from rules.conditions import (
 from rules.models import (
     LONGEST_HOLD,
     LONGEST_TEXT,
-    OFFERED_EFFECTS,
+    USUAL_HOLD,
     Approvers,
     BadCondition,
     Rule,
+    RuleEffect,
     RuleError,
     RuleMode,
     RuleQuerySet,
     ToolEffect,
 )
-from rules.targets import check_arguments, target_tools
+from rules.targets import arguments_of_tools, check_arguments, target_tools
 from servers.models import Server
 from ui.forms import ExplainedChoice, ListFilter
 
@@ -46,13 +48,13 @@ MODES = {
 }
 
 
-DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": 15}
+DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": USUAL_HOLD}
 HOLDING = ("approvers", "approver_team", "somebody_else", "hold_minutes")
 
 
 class RuleFilter(ListFilter):
     radios = ("effect", "state")
-    effect = forms.ChoiceField(required=False, choices=OFFERED_EFFECTS)
+    effect = forms.ChoiceField(required=False, choices=RuleEffect.choices)
     state = forms.ChoiceField(
         required=False, choices=[("on", "On"), ("watch", "Watching"), ("disabled", "Disabled")], label="State"
     )
@@ -106,7 +108,7 @@ class CallRuleForm(forms.Form):
         max_length=MOST_CHARACTERS,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
     )
-    effect = forms.ChoiceField(label="Then", choices=OFFERED_EFFECTS, widget=ExplainedChoice(EFFECTS))
+    effect = forms.ChoiceField(label="Then", choices=RuleEffect.choices, widget=ExplainedChoice(EFFECTS))
     text = forms.CharField(
         label="Sentence or label",
         required=False,
@@ -134,8 +136,16 @@ class CallRuleForm(forms.Form):
         defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
         super().__init__(data, initial=defaults | DEFAULTS | (initial or {}) | _initial(rule))
         self.rule = rule
-        if rule and rule.effect not in dict(OFFERED_EFFECTS):
-            self.fields["effect"].choices = [(rule.effect, rule.get_effect_display())]  # type: ignore[attr-defined]
+
+    @cached_property
+    def selected(self) -> list[Feature]:
+        """The tools that the rule selects. Before the form is valid, those of the saved rule; of a new rule, all."""
+        return target_tools(self.rule) if self.rule else target_tools(Rule(), ())
+
+    @cached_property
+    def arguments(self) -> dict[str, str]:
+        """The arguments of the selected tools, each with its type; empty for an unknown type."""
+        return arguments_of_tools(self.selected)
 
     def clean_approvers(self) -> str:
         return self.cleaned_data["approvers"] or Approvers.ANYBODY
@@ -162,9 +172,10 @@ class CallRuleForm(forms.Form):
 
     def _check(self) -> None:
         row = self.unsaved()
+        self.selected = target_tools(row, self.cleaned_data["servers"])
         try:
             row.tidy()
-            check_arguments(row.when, target_tools(row, self.cleaned_data["servers"]))
+            check_arguments(row.when, self.selected)
         except BadCondition as bad:
             chosen = self.cleaned_data["condition"] == EXPRESSION
             self.add_error("when" if chosen else "argument", pointed(row.when, bad) if chosen else str(bad))

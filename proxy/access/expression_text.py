@@ -44,6 +44,7 @@ class ExpressionToken(NamedTuple):
     is_text: bool
 
 
+is_identifier = re.compile(r"[A-Za-z_]\w*").fullmatch
 _TOKEN = re.compile(
     r"""(?P<text>(?:[rR][bB]?|[bB][rR])(?:'{3}.*?'{3}|"{3}.*?"{3}|'[^'\n]*'|"[^"\n]*")"""
     r"""|[bB]?(?:'{3}(?:\\.|[^\\])*?'{3}|"{3}(?:\\.|[^\\])*?"{3}|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))"""
@@ -154,7 +155,7 @@ def arguments_in(tokens: Sequence[ExpressionToken]) -> frozenset[str] | None:
         if not token.is_name or token.text != ARGUMENTS:
             continue
         dot, name = (*(each.text for each in tokens[index + 1 : index + 3]), "", "")[:2]
-        if dot == "." and _is_identifier(name) and not _is_call(tokens, index + 2):
+        if dot == "." and is_identifier(name) and not _is_call(tokens, index + 2):
             names.add(name)
         elif dot == "[" and _PLAIN_TEXT.fullmatch(name) and tokens[index + 3].text == "]":
             names.add(name[1:-1])
@@ -164,4 +165,3 @@ def arguments_in(tokens: Sequence[ExpressionToken]) -> frozenset[str] | None:
 
 
 _PLAIN_TEXT = re.compile(r"""'[^'\\]*'|"[^"\\]*\"""")
-_is_identifier = re.compile(r"[A-Za-z_]\w*").fullmatch
