@@ -81,14 +81,15 @@ def _argument(values: dict[str, Any]) -> str:
 
 def _compared(values: dict[str, Any]) -> str:
     comparison, value = str(values.get("comparison")), str(values.get("value") or "")
-    if comparison == "present" and not is_identifier(str(values.get("argument") or "").strip()):
-        return f"{literal(str(values.get('argument') or '').strip())} in args"
+    argument = _argument(values)
+    if comparison == "present" and argument.endswith("]"):  # has() takes only members.
+        return f"{argument[len('args[') : -1]} in args"
     if comparison in OF_NUMBERS and not _NUMBER(value):
         raise BadChoice("value", "Enter a number.")
     if comparison != "present" and not value:
         raise BadChoice("value", "Enter a value.")
     is_plain = comparison in OF_NUMBERS or (comparison in ("equals", "differs") and (_NUMBER(value) or value in WORDS))
-    return COMPARISONS[comparison][1].format(_argument(values), value if is_plain else literal(value))
+    return COMPARISONS[comparison][1].format(argument, value if is_plain else literal(value))
 
 
 WORDS = ("true", "false", "null")

@@ -39,6 +39,7 @@ def client(boss: User) -> Client:
         ("argument", {"argument": "a name", "comparison": "contains", "value": "x"}, 'args["a name"].contains("x")'),
         ("argument", {"argument": "force", "comparison": "equals", "value": "true"}, "args.force == true"),
         ("argument", {"argument": "force", "comparison": "present"}, "has(args.force)"),
+        ("argument", {"argument": "to.name", "comparison": "present"}, "has(args.to.name)"),
         ("argument", {"argument": "a name", "comparison": "present"}, '"a name" in args'),
         ("hours", {"opens": 8, "closes": 18}, "now.hour < 8 || now.hour >= 18"),
         ("hours", {"opens": 8, "closes": 18, "weekends": True}, "now.hour < 8 || now.hour >= 18 || now.weekday > 5"),
