@@ -73,10 +73,12 @@ def _argument(values: dict[str, Any]) -> str:
     name = str(values.get("argument") or "").strip()
     if not name:
         raise BadChoice("argument", "Enter the name of the argument.")
-    parts = name.split(".")
-    if all(map(is_identifier, parts)):
-        return f"args.{name}"
-    return f"args[{literal(name)}]"
+    return f"args.{name}" if all(map(is_identifier, name.split("."))) else path_of(name)
+
+
+def path_of(argument: str) -> str:
+    """Return an argument of a call as it is written in CEL."""
+    return f"args.{argument}" if is_identifier(argument) else f"args[{literal(argument)}]"
 
 
 def _compared(values: dict[str, Any]) -> str:

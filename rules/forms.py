@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -18,6 +19,7 @@ from rules.conditions import (
     EXPRESSION,
     BadChoice,
     expression_of,
+    path_of,
 )
 from rules.models import (
     LONGEST_HOLD,
@@ -50,6 +52,15 @@ MODES = {
 
 DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": USUAL_HOLD}
 HOLDING = ("approvers", "approver_team", "somebody_else", "hold_minutes")
+_WRONG = re.compile(r"\w+(\.\w+)*|.").match  # What is marked: the name that begins at the wrong character.
+
+
+class MarkedLine(NamedTuple):
+    """A line of an expression; `wrong` is the part with the error, if it has one."""
+
+    before: str
+    wrong: str = ""
+    after: str = ""
 
 
 class RuleFilter(ListFilter):
@@ -106,7 +117,7 @@ class CallRuleForm(forms.Form):
         label="Expression",
         required=False,
         max_length=MOST_CHARACTERS,
-        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
+        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocapitalize": "off", "autocomplete": "off"}),
     )
     effect = forms.ChoiceField(label="Then", choices=RuleEffect.choices, widget=ExplainedChoice(EFFECTS))
     text = forms.CharField(
@@ -136,6 +147,7 @@ class CallRuleForm(forms.Form):
         defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
         super().__init__(data, initial=defaults | DEFAULTS | (initial or {}) | _initial(rule))
         self.rule = rule
+        self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
 
     @cached_property
     def selected(self) -> list[Feature]:
@@ -143,9 +155,9 @@ class CallRuleForm(forms.Form):
         return target_tools(self.rule) if self.rule else target_tools(Rule(), ())
 
     @cached_property
-    def arguments(self) -> dict[str, str]:
-        """The arguments of the selected tools, each with its type; empty for an unknown type."""
-        return arguments_of_tools(self.selected)
+    def arguments(self) -> list[tuple[str, str, str]]:
+        """The arguments of the selected tools: name, expression and type; the type is empty if it is unknown."""
+        return [(name, path_of(name), kind) for name, kind in arguments_of_tools(self.selected).items()]
 
     def clean_approvers(self) -> str:
         return self.cleaned_data["approvers"] or Approvers.ANYBODY
@@ -177,8 +189,11 @@ class CallRuleForm(forms.Form):
             row.tidy()
             check_arguments(row.when, self.selected)
         except BadCondition as bad:
-            chosen = self.cleaned_data["condition"] == EXPRESSION
-            self.add_error("when" if chosen else "argument", pointed(row.when, bad) if chosen else str(bad))
+            if self.cleaned_data["condition"] == EXPRESSION:
+                self.marked, place = marked(row.when, bad.at)
+                self.add_error("when", f"{bad} {place}")
+            else:
+                self.add_error("argument", str(bad))
         except RuleError as error:
             self.add_error(error.field or None, str(error))
 
@@ -195,12 +210,14 @@ class CallRuleForm(forms.Form):
         return Rule(gateway=self.cleaned_data.get("gateway"), tools=self.cleaned_data.get("tools") or [], **values)
 
 
-def pointed(when: str, bad: BadCondition) -> str:
-    """Return the message of a bad condition with the line and the column of the first wrong character."""
-    before = when[: bad.at]
-    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-    found = when[bad.at : bad.at + 12].split("\n", maxsplit=1)[0]
-    return f"{bad} Line {line}, column {column}{f', at “{found}”' if found else ''}."
+def marked(when: str, at: int) -> tuple[list[MarkedLine], str]:
+    """Return the lines of an expression whose first wrong character is at `at`, and its line and column in words."""
+    line, column = when.count("\n", 0, at), at - (when.rfind("\n", 0, at) + 1)
+    lines = [MarkedLine(text) for text in when.split("\n")]
+    text = lines[line].before
+    wrong = found[0] if (found := _WRONG(text, column)) else ""
+    lines[line] = MarkedLine(text[:column], wrong or "\N{NO-BREAK SPACE}", text[column + len(wrong) :])
+    return lines, f"Line {line + 1}, column {column + 1}."
 
 
 def _initial(rule: Rule | None) -> dict[str, Any]:

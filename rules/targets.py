@@ -7,7 +7,7 @@ from typing import Any
 
 from gateways.models import Feature
 from proxy.access.expression_text import ARGUMENTS, tokens_of
-from proxy.access.expressions import compiled
+from proxy.access.expressions import compiled, did_you_mean
 from proxy.access.rules import ON, DecidingRule, RuledCall, ToolClaims, facts_of, is_target
 from rules.models import BadCondition, Rule
 
@@ -71,7 +71,8 @@ def check_arguments(when: str, tools: Collection[Feature]) -> None:
     known = arguments_of_tools(tools)
     for name in sorted(names):
         if name not in known:
-            raise BadCondition(f"None of the selected tools has an argument {name}.", _place_of(when, name))
+            problem = f"None of the selected tools has an argument {name}.{did_you_mean(name, known)}"
+            raise BadCondition(problem, _place_of(when, name))
 
 
 def _is_open(schema: Any) -> bool:

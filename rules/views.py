@@ -34,7 +34,7 @@ TABLE = Table(
         Column("position", "Order", 4, kind="number", sorts=("position",), priority=4),
         Column("name", "Rule", sorts=(Lower("name"),)),
         Column("when", "When", 20, priority=3),
-        Column("effect", "Effect", 8, priority=2, value="get_effect_display"),
+        Column("effect", "Effect", 9.5, priority=2, value="get_effect_display"),
         Column("gateway", "Where", 10, priority=4, value=lambda rule: rule.gateway.name if rule.gateway else ""),
         Column("status", "Mode", 8, on_phone=True),
         CREATED,
@@ -139,8 +139,7 @@ def try_before(request: AppRequest) -> HttpResponse:
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])
     found = replay(rule, form.cleaned_data["gateway"])
-    sees = request.user.has_perm(Capability.LOGS_PAYLOADS)
-    return show(request, "rules/replay.html", {"replay": found, "sees_payloads": sees, "when": rule.when})
+    return show(request, "rules/replay.html", {"replay": found})
 
 
 @require_http_methods(["GET", "POST"])

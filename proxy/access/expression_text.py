@@ -44,7 +44,7 @@ class ExpressionToken(NamedTuple):
     is_text: bool
 
 
-is_identifier = re.compile(r"[A-Za-z_]\w*").fullmatch
+is_identifier = re.compile(r"(?!(?:in|true|false|null)$)[A-Za-z_]\w*", re.ASCII).fullmatch
 _TOKEN = re.compile(
     r"""(?P<text>(?:[rR][bB]?|[bB][rR])(?:'{3}.*?'{3}|"{3}.*?"{3}|'[^'\n]*'|"[^"\n]*")"""
     r"""|[bB]?(?:'{3}(?:\\.|[^\\])*?'{3}|"{3}(?:\\.|[^\\])*?"{3}|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))"""

@@ -128,7 +128,8 @@ def test_a_condition_without_a_result_says_why_and_quotes_no_argument(
     [
         ("amount > 5", 0),
         ("args.amount >", 13),
-        ("tool.nme == 'x'", 4),
+        ("tool.nme == 'x'", 0),
+        ("args.x.contain('a')", 7),
         ("args.x == 1 &&\n  now.hour == 'x'", 26),
         ("args.x", 0),
         ("args.list.exists(x, args.other == x)", 20),
