@@ -48,10 +48,13 @@ ERRORS = {RuleNameTaken: "name", TooManyRules: None, RuleError: None}
 # Rules to start from: values of the form.
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "destructive": (
-        "No destructive tools",
-        {"name": "No destructive tools", "tool_effect": "destructive", "effect": "refuse"},
+        "Destructive tools ask first",
+        {"name": "Destructive tools ask first", "tool_effect": "destructive", "effect": "hold"},
     ),
-    "argument": ("An argument matches", {"condition": "argument", "comparison": "contains", "effect": "refuse"}),
+    "amount": (
+        "Large amounts",
+        {"name": "Large amounts", "condition": "argument", "comparison": "greater", "effect": "hold"},
+    ),
     "hours": ("Outside office hours", {"name": "Outside office hours", "condition": "hours", "effect": "label"}),
     "production": ("Production names", {"name": "Production", "condition": "production", "effect": "refuse"}),
     "expression": ("An expression", {"condition": "expression", "effect": "label"}),
