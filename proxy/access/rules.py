@@ -201,9 +201,10 @@ class _Conditions:
     @cached_property
     def _for_all(self) -> Any:
         """The values for all conditions; None if an argument is too large, because then each gets its own."""
-        names = [program.arguments for program in self._programs.values() if program]
+        programs = [program for program in self._programs.values() if program]
+        names = [program.arguments for program in programs if program.arguments is not None]
         try:
-            return self._values(None if None in names else frozenset().union(*names))
+            return self._values(frozenset[str]().union(*names) if len(names) == len(programs) else None)
         except NotEvaluated:
             return None
 

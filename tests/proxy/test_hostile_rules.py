@@ -38,9 +38,10 @@ LARGE = {
 PLAIN_CALLS = 60
 
 
-def body(arguments: Any) -> bytes:
-    params = {"name": "docs__echo", "arguments": arguments}
-    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+def post(agent: Agent, arguments: Any) -> httpx.Response:
+    """Call the tool; lone surrogates are sent as JSON writes them."""
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__echo", "arguments": arguments}}
+    return agent.post(json.dumps(call).encode(), content_type="application/json")
 
 
 def latencies(agent: Agent, more: Callable[[int], bool]) -> list[float]:
@@ -67,7 +68,7 @@ def test_hostile_calls_are_refused_while_calls_of_others_are_answered(
     alone = latencies(agents[0], lambda number: number < PLAIN_CALLS)
 
     with ThreadPoolExecutor(2) as threads:
-        hostile = threads.submit(lambda: [agents[1].post(body(each)) for each in arguments * 3])
+        hostile = threads.submit(lambda: [post(agents[1], each) for each in arguments * 3])
         beside = latencies(agents[0], lambda number: number < 2 or not hostile.done())
 
     answers: list[httpx.Response] = hostile.result()
