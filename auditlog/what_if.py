@@ -100,7 +100,9 @@ def trail_of(answer: CurrentDecision, reader: User) -> Trail:
 
 
 def _stop_text(obstacle: Obstacle, words: Reason) -> str:
-    return f"The rule “{obstacle.rule.name}” refuses it." if obstacle.rule else words.sentence
+    if obstacle.rule is None:
+        return words.sentence
+    return f"The rule “{obstacle.rule.name}” {'holds it for approval' if obstacle.reason == 'held' else 'refuses it'}."
 
 
 def _near(answer: CurrentDecision, reader: User) -> list[str]:

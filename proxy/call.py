@@ -1073,13 +1073,12 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
 
 def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message) -> RuleDecision:
     """Apply the gateway's rules to this tool call, and note their labels in its row. Raises RuleRefused."""
-    if grant.rules is None:
+    rules, row, tool = grant.rules, request.row, request.row.feature_name
+    if rules is None:
         return NO_RULES
-    row, tool, arguments = request.row, request.row.feature_name, message.params.get("arguments")
-    call = ruled_call(
-        grant, resolved, tool, arguments, client=row.client_name, address=row.client_ip, at=row.created_at
-    )
-    decision = decide_by_rules(grant.rules.rules, call)
+    called = resolved.assigned, resolved.claims, tool, message.params.get("arguments")
+    call = ruled_call(grant, rules, *called, client=(row.client_name, row.client_ip), at=row.created_at)
+    decision = decide_by_rules(rules.rules, call)
     row.labels, row.rule_id = decision.label_text, decision.rule.id if decision.rule else ""
     if decision.effect == REFUSE:
         raise RuleRefused(decision, resolved, tool)

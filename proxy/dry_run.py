@@ -146,15 +146,15 @@ def _ruled(
     trial: CallTrial,
 ) -> Verdict:
     """Return the verdict with what the rules decide. Without arguments, rules that read them are left out."""
-    if grant.rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
+    rules = grant.rules
+    if rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
         return found
-    call = ruled_call(grant, resolved, feature.name, trial.arguments, address=address or "", at=trial.at or time.time())
+    called = resolved.assigned, resolved.claims, feature.name, trial.arguments
+    call = ruled_call(grant, rules, *called, client=("", address or ""), at=trial.at or time.time())
     unread = tuple(
-        rule
-        for rule in grant.rules.rules
-        if trial.arguments is None and is_target(rule, call) and reads_arguments(rule.when)
+        rule for rule in rules.rules if trial.arguments is None and is_target(rule, call) and reads_arguments(rule.when)
     )
-    decision = decide_by_rules([rule for rule in grant.rules.rules if rule not in unread], call)
+    decision = decide_by_rules([rule for rule in rules.rules if rule not in unread], call)
     if not decision.effect:
         return found._replace(rules=decision, unread=unread)
     reason = "rule_refused" if decision.effect == REFUSE else "held"

@@ -22,6 +22,7 @@ from proxy.access.expressions import MOST_CHARACTERS
 from rules.models import (
     LONGEST_HOLD,
     LONGEST_TEXT,
+    USUAL_HOLD,
     Approvers,
     BadCondition,
     NeedsTeam,
@@ -117,7 +118,7 @@ class NewRule(RuleChanges):
         "approvers": Approvers.ANYBODY,
         "approver_team": None,
         "somebody_else": False,
-        "hold_minutes": 15,
+        "hold_minutes": USUAL_HOLD,
     }
     gateway = serializers.SlugField(
         default=None, allow_null=True, help_text="Slug of its gateway; null for all gateways."

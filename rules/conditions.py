@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from proxy.access.expression_text import is_identifier
+
 
 class Builder(NamedTuple):
     """A kind of condition that the form offers."""
@@ -38,7 +40,6 @@ COMPARISONS = {
 OF_NUMBERS = {"greater", "less"}
 PRODUCTION_NAMES = "(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)"
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*").fullmatch
 
 
 class BadChoice(Exception):
@@ -72,22 +73,25 @@ def _argument(values: dict[str, Any]) -> str:
     name = str(values.get("argument") or "").strip()
     if not name:
         raise BadChoice("argument", "Enter the name of the argument.")
-    parts = name.split(".")
-    if all(map(_IDENTIFIER, parts)):
-        return f"args.{name}"
-    return f"args[{literal(name)}]"
+    return f"args.{name}" if all(map(is_identifier, name.split("."))) else path_of(name)
+
+
+def path_of(argument: str) -> str:
+    """Return an argument of a call as it is written in CEL."""
+    return f"args.{argument}" if is_identifier(argument) else f"args[{literal(argument)}]"
 
 
 def _compared(values: dict[str, Any]) -> str:
     comparison, value = str(values.get("comparison")), str(values.get("value") or "")
-    if comparison == "present" and not _IDENTIFIER(str(values.get("argument") or "").strip()):
-        return f"{literal(str(values.get('argument') or '').strip())} in args"
+    argument = _argument(values)
+    if comparison == "present" and argument.endswith("]"):  # has() takes only members.
+        return f"{argument[len('args[') : -1]} in args"
     if comparison in OF_NUMBERS and not _NUMBER(value):
         raise BadChoice("value", "Enter a number.")
     if comparison != "present" and not value:
         raise BadChoice("value", "Enter a value.")
     is_plain = comparison in OF_NUMBERS or (comparison in ("equals", "differs") and (_NUMBER(value) or value in WORDS))
-    return COMPARISONS[comparison][1].format(_argument(values), value if is_plain else literal(value))
+    return COMPARISONS[comparison][1].format(argument, value if is_plain else literal(value))
 
 
 WORDS = ("true", "false", "null")

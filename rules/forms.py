@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from django import forms
 from django.core.exceptions import ValidationError
 
 from accounts.models import Team
-from gateways.models import Gateway
+from gateways.models import Feature, Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.conditions import (
     ALWAYS,
@@ -17,20 +19,22 @@ from rules.conditions import (
     EXPRESSION,
     BadChoice,
     expression_of,
+    path_of,
 )
 from rules.models import (
     LONGEST_HOLD,
     LONGEST_TEXT,
-    OFFERED_EFFECTS,
+    USUAL_HOLD,
     Approvers,
     BadCondition,
     Rule,
+    RuleEffect,
     RuleError,
     RuleMode,
     RuleQuerySet,
     ToolEffect,
 )
-from rules.targets import check_arguments, target_tools
+from rules.targets import arguments_of_tools, check_arguments, target_tools
 from servers.models import Server
 from ui.forms import ExplainedChoice, ListFilter
 
@@ -46,13 +50,22 @@ MODES = {
 }
 
 
-DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": 15}
+DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": USUAL_HOLD}
 HOLDING = ("approvers", "approver_team", "somebody_else", "hold_minutes")
+_WRONG = re.compile(r"\w+(\.\w+)*|.").match  # What is marked: the name that begins at the wrong character.
+
+
+class MarkedLine(NamedTuple):
+    """A line of an expression; `wrong` is the part with the error, if it has one."""
+
+    before: str
+    wrong: str = ""
+    after: str = ""
 
 
 class RuleFilter(ListFilter):
     radios = ("effect", "state")
-    effect = forms.ChoiceField(required=False, choices=OFFERED_EFFECTS)
+    effect = forms.ChoiceField(required=False, choices=RuleEffect.choices)
     state = forms.ChoiceField(
         required=False, choices=[("on", "On"), ("watch", "Watching"), ("disabled", "Disabled")], label="State"
     )
@@ -104,9 +117,9 @@ class CallRuleForm(forms.Form):
         label="Expression",
         required=False,
         max_length=MOST_CHARACTERS,
-        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
+        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocapitalize": "off", "autocomplete": "off"}),
     )
-    effect = forms.ChoiceField(label="Then", choices=OFFERED_EFFECTS, widget=ExplainedChoice(EFFECTS))
+    effect = forms.ChoiceField(label="Then", choices=RuleEffect.choices, widget=ExplainedChoice(EFFECTS))
     text = forms.CharField(
         label="Sentence or label",
         required=False,
@@ -134,8 +147,17 @@ class CallRuleForm(forms.Form):
         defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
         super().__init__(data, initial=defaults | DEFAULTS | (initial or {}) | _initial(rule))
         self.rule = rule
-        if rule and rule.effect not in dict(OFFERED_EFFECTS):
-            self.fields["effect"].choices = [(rule.effect, rule.get_effect_display())]  # type: ignore[attr-defined]
+        self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
+
+    @cached_property
+    def selected(self) -> list[Feature]:
+        """The tools that the rule selects. Before the form is valid, those of the saved rule; of a new rule, all."""
+        return target_tools(self.rule) if self.rule else target_tools(Rule(), ())
+
+    @cached_property
+    def arguments(self) -> list[tuple[str, str, str]]:
+        """The arguments of the selected tools: name, expression and type; the type is empty if it is unknown."""
+        return [(name, path_of(name), kind) for name, kind in arguments_of_tools(self.selected).items()]
 
     def clean_approvers(self) -> str:
         return self.cleaned_data["approvers"] or Approvers.ANYBODY
@@ -162,12 +184,16 @@ class CallRuleForm(forms.Form):
 
     def _check(self) -> None:
         row = self.unsaved()
+        self.selected = target_tools(row, self.cleaned_data["servers"])
         try:
             row.tidy()
-            check_arguments(row.when, target_tools(row, self.cleaned_data["servers"]))
+            check_arguments(row.when, self.selected)
         except BadCondition as bad:
-            chosen = self.cleaned_data["condition"] == EXPRESSION
-            self.add_error("when" if chosen else "argument", pointed(row.when, bad) if chosen else str(bad))
+            if self.cleaned_data["condition"] == EXPRESSION:
+                self.marked, place = marked(row.when, bad.at)
+                self.add_error("when", f"{bad} {place}")
+            else:
+                self.add_error("argument", str(bad))
         except RuleError as error:
             self.add_error(error.field or None, str(error))
 
@@ -184,12 +210,14 @@ class CallRuleForm(forms.Form):
         return Rule(gateway=self.cleaned_data.get("gateway"), tools=self.cleaned_data.get("tools") or [], **values)
 
 
-def pointed(when: str, bad: BadCondition) -> str:
-    """Return the message of a bad condition with the line and the column of the first wrong character."""
-    before = when[: bad.at]
-    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-    found = when[bad.at : bad.at + 12].split("\n", maxsplit=1)[0]
-    return f"{bad} Line {line}, column {column}{f', at “{found}”' if found else ''}."
+def marked(when: str, at: int) -> tuple[list[MarkedLine], str]:
+    """Return the lines of an expression whose first wrong character is at `at`, and its line and column in words."""
+    line, column = when.count("\n", 0, at), at - (when.rfind("\n", 0, at) + 1)
+    lines = [MarkedLine(text) for text in when.split("\n")]
+    text = lines[line].before
+    wrong = found[0] if (found := _WRONG(text, column)) else ""
+    lines[line] = MarkedLine(text[:column], wrong or "\N{NO-BREAK SPACE}", text[column + len(wrong) :])
+    return lines, f"Line {line + 1}, column {column + 1}."
 
 
 def _initial(rule: Rule | None) -> dict[str, Any]:

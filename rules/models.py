@@ -31,7 +31,7 @@ MEANING = frozenset(
     {"gateway", "servers", "tools", "tool_effect", "when", "effect"}
     | {"approvers", "approver_team", "somebody_else", "hold_minutes"}
 )
-LONGEST_HOLD = 24 * 60  # Minutes.
+USUAL_HOLD, LONGEST_HOLD = 15, 24 * 60  # Minutes.
 
 
 class RuleError(Exception):
@@ -84,10 +84,6 @@ class RuleEffect(models.TextChoices):
     LABEL = "label", "Label"
 
 
-# The effects that people can choose.
-OFFERED_EFFECTS = RuleEffect.choices
-
-
 class Approvers(models.TextChoices):
     """The people who decide first on the calls that a rule holds."""
 
@@ -112,7 +108,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return self.filter(holds("name", words) | holds("when", words) | holds("note", words)) if words else self
 
     def live(self) -> RuleQuerySet:
-        """Return all rules: a removed one is deleted."""
+        """Return all rules, because a removed one is deleted; remedies ask every model for its live rows."""
         return self.all()
 
     def at(self, gateway: Gateway) -> RuleQuerySet:
@@ -172,7 +168,7 @@ class Rule(Versioned, Switchable):
     )
     approver_team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="+")
     somebody_else = models.BooleanField(default=False, db_default=False)
-    hold_minutes = models.PositiveSmallIntegerField(default=15, db_default=15)
+    hold_minutes = models.PositiveSmallIntegerField(default=USUAL_HOLD, db_default=USUAL_HOLD)
     position = models.PositiveIntegerField(default=0)
     # Increases with each change of MEANING.
     revision = models.PositiveIntegerField(default=1, editable=False)
@@ -228,7 +224,7 @@ class Rule(Versioned, Switchable):
     def _tidy_approvers(self) -> None:
         """Reset what the effect does not use. Raises RuleError."""
         if self.effect != RuleEffect.HOLD:
-            self.approvers, self.somebody_else, self.hold_minutes = Approvers.ANYBODY, False, 15
+            self.approvers, self.somebody_else, self.hold_minutes = Approvers.ANYBODY, False, USUAL_HOLD
         if self.approvers != Approvers.TEAM:
             self.approver_team = None
         elif self.approver_team is None:

@@ -7,7 +7,7 @@ role and the effect of the tool are those of now, because the log does not have 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,20 +20,10 @@ from accounts.models import Team, User, WorkspaceSettings
 from auditlog.models import Call
 from gateways.models import Feature, Gateway
 from hosts.models import Host
-from proxy.access.rule_checker import KINDS
-from proxy.access.rules import (
-    ON,
-    DecidingRule,
-    RuledCall,
-    ToolClaims,
-    facts_of,
-    is_target,
-    matching,
-    moment_of,
-    reads_arguments,
-)
+from proxy.access.rule_checker import ruled_call
+from proxy.access.rules import DecidingRule, RuledCall, Rules, ToolClaims, is_target, matching, reads_arguments
 from proxy.reasons import REASONS, Step
-from rules.models import Rule
+from rules.targets import claims_of
 
 DAYS = 30
 SECONDS = 5.0
@@ -71,23 +61,6 @@ class Replay:
         self.agents.setdefault(call.host_id, call.host_name)
         if len(self.examples) < EXAMPLES:
             self.examples.append(call)
-
-
-def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule as the statement would return it if it was on; `servers` are those of an unsaved rule."""
-    chosen = rule.servers.all() if servers is None else servers
-    return DecidingRule(
-        id=str(rule.pk),
-        name=rule.name,
-        version=rule.revision,
-        mode=ON,
-        effect=rule.effect,
-        text=rule.text,
-        when=rule.when,
-        tools=rule.tools,
-        tool_effect=rule.tool_effect,
-        servers=[str(server.pk) for server in chosen],
-    )
 
 
 def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, seconds: float = SECONDS) -> Replay:
@@ -163,23 +136,12 @@ class CallFacts:
 
     def ruled(self, call: Call, arguments: dict[str, Any] | None) -> RuledCall:
         """Return the call as rules see it."""
-        teams, role = self._person(call.user_id)
-        fields = {
-            "tool.name": call.feature_name,
-            "tool.server": call.server_name,
-            **facts_of(self._claims_of(call)),
-            "agent.name": call.host_name,
-            "agent.kind": self._kind(call.host_id),
-            "person.email": call.user_email,
-            "person.teams": teams,
-            "person.role": role,
-            "gateway.name": call.gateway_name,
-            "gateway.slug": self._slug(call.gateway_id),
-            "client.name": call.client_name,
-            "client.address": call.client_ip or "",
-            **moment_of(call.created_at.timestamp(), self._zone),
-        }
-        return RuledCall(str(call.server_id), fields, arguments)
+        rules = Rules(
+            (), *self._person(call.user_id), self._zone, self._kind(call.host_id), self._slug(call.gateway_id)
+        )
+        called = call, self._claims_of(call), call.feature_name, arguments
+        client = call.client_name, call.client_ip or ""
+        return ruled_call(call, rules, *called, client=client, at=call.created_at.timestamp())
 
     def _claims_of(self, call: Call) -> ToolClaims | None:
         key = (call.gateway_id, call.feature_name)
@@ -187,8 +149,8 @@ class CallFacts:
             rows = Feature.objects.tools().filter(
                 assignment__gateway=call.gateway_id, assignment__removed_at=None, exposed_name=call.feature_name
             )
-            row = rows.values_list("said_title", "title", "said_effect", "annotations").first()
-            self._claims[key] = ToolClaims(row[0] or row[1], row[2], row[3]) if row else None
+            row = rows.only("said_title", "title", "said_effect", "annotations").first()
+            self._claims[key] = claims_of(row) if row else None
         return self._claims[key]
 
     def _person(self, pk: UUID | None) -> tuple[list[str], str]:
@@ -201,7 +163,7 @@ class CallFacts:
     def _kind(self, pk: UUID | None) -> str:
         if pk not in self._kinds:
             kind = Host.objects.filter(pk=pk).values_list("kind", flat=True).first() if pk else None
-            self._kinds[pk] = KINDS.get(kind or "", "")
+            self._kinds[pk] = kind or ""
         return self._kinds[pk]
 
     def _slug(self, pk: UUID | None) -> str:

@@ -7,12 +7,28 @@ from typing import Any
 
 from gateways.models import Feature
 from proxy.access.expression_text import ARGUMENTS, tokens_of
-from proxy.access.expressions import compiled
-from proxy.access.rules import RuledCall, ToolClaims, facts_of, is_target
+from proxy.access.expressions import compiled, did_you_mean
+from proxy.access.rules import ON, DecidingRule, RuledCall, ToolClaims, facts_of, is_target
 from rules.models import BadCondition, Rule
-from rules.replay import deciding
 
 MOST_TOOLS = 2_000  # Tools whose schemas are read.
+
+
+def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
+    """Return the rule as the statement would return it if it was on; `servers` are those of an unsaved rule."""
+    chosen = rule.servers.all() if servers is None else servers
+    return DecidingRule(
+        id=str(rule.pk),
+        name=rule.name,
+        version=rule.revision,
+        mode=ON,
+        effect=rule.effect,
+        text=rule.text,
+        when=rule.when,
+        tools=rule.tools,
+        tool_effect=rule.tool_effect,
+        servers=[str(server.pk) for server in chosen],
+    )
 
 
 def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Feature]:
@@ -24,9 +40,13 @@ def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Featu
 
 
 def _as_call(tool: Feature) -> RuledCall:
-    claims = ToolClaims(tool.title, tool.said_effect, tool.annotations)
-    fields = {"tool.name": tool.exposed_name, **facts_of(claims)}
+    fields = {"tool.name": tool.exposed_name, **facts_of(claims_of(tool))}
     return RuledCall(str(tool.assignment.server_id), fields, None)
+
+
+def claims_of(tool: Feature) -> ToolClaims:
+    """Return the claims of a tool as the statement that decides calls returns them."""
+    return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 
 def arguments_of_tools(tools: Iterable[Feature]) -> dict[str, str]:
@@ -51,7 +71,8 @@ def check_arguments(when: str, tools: Collection[Feature]) -> None:
     known = arguments_of_tools(tools)
     for name in sorted(names):
         if name not in known:
-            raise BadCondition(f"None of the selected tools has an argument {name}.", _place_of(when, name))
+            problem = f"None of the selected tools has an argument {name}.{did_you_mean(name, known)}"
+            raise BadCondition(problem, _place_of(when, name))
 
 
 def _is_open(schema: Any) -> bool:

@@ -19,8 +19,8 @@ from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
 from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
-from rules.replay import Replay, deciding, replay
-from rules.targets import arguments_of_tools, target_tools
+from rules.replay import Replay, replay
+from rules.targets import deciding
 from ui.pages import AppRequest, Undo, answer, leave, number_of, posted, refuse, seen_version, sentences, show
 from ui.tables import CREATED, Column, Table
 from ui.viewset import confirmed, form_page, list_page, switch_on
@@ -34,7 +34,7 @@ TABLE = Table(
         Column("position", "Order", 4, kind="number", sorts=("position",), priority=4),
         Column("name", "Rule", sorts=(Lower("name"),)),
         Column("when", "When", 20, priority=3),
-        Column("effect", "Effect", 8, priority=2, value="get_effect_display"),
+        Column("effect", "Effect", 9.5, priority=2, on_phone=True, value="get_effect_display"),
         Column("gateway", "Where", 10, priority=4, value=lambda rule: rule.gateway.name if rule.gateway else ""),
         Column("status", "Mode", 8, on_phone=True),
         CREATED,
@@ -48,10 +48,13 @@ ERRORS = {RuleNameTaken: "name", TooManyRules: None, RuleError: None}
 # Rules to start from: values of the form.
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "destructive": (
-        "No destructive tools",
-        {"name": "No destructive tools", "tool_effect": "destructive", "effect": "refuse"},
+        "Destructive tools ask first",
+        {"name": "Destructive tools ask first", "tool_effect": "destructive", "effect": "hold"},
     ),
-    "argument": ("An argument matches", {"condition": "argument", "comparison": "contains", "effect": "refuse"}),
+    "amount": (
+        "Large amounts",
+        {"name": "Large amounts", "condition": "argument", "comparison": "greater", "effect": "hold"},
+    ),
     "hours": ("Outside office hours", {"name": "Outside office hours", "condition": "hours", "effect": "label"}),
     "production": ("Production names", {"name": "Production", "condition": "production", "effect": "refuse"}),
     "expression": ("An expression", {"condition": "expression", "effect": "label"}),
@@ -82,8 +85,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
     """List the rules for calls of a gateway: its own and those of the workspace."""
     gateway = gateway_or_404(request.user, slug)
-    rows = Rule.objects.at(Gateway.objects.get(pk=gateway.pk))
-    context = {"gateway": gateway, "tab": "rules"}
+    rows, context = Rule.objects.at(gateway), {"gateway": gateway, "tab": "rules"}
     return list_page(request, "rules/of_gateway.html", rows, table=TABLE, detail=_detailed, **context)
 
 
@@ -98,7 +100,7 @@ def add(request: AppRequest) -> HttpResponse:
         rule = Rule.objects.add(**form.values, by=request.user)
         return leave(request, reverse("rules:edit", args=[rule.pk]), "Rule created")
 
-    return form_page(request, "rules/form.html", form, save, ERRORS, heading="New rule", **_help(form))
+    return form_page(request, "rules/form.html", form, save, ERRORS, heading="New rule", fields=FIELDS)
 
 
 @require_http_methods(["GET", "POST"])
@@ -116,23 +118,10 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "heading": rule.name,
         "rule": rule,
         "version": rule.version,
-        **_help(form),
+        "fields": FIELDS,
         **_failure(rule, request.user),
     }
     return form_page(request, "rules/form.html", form, save, ERRORS, **context)
-
-
-def _help(form: CallRuleForm) -> dict[str, Any]:
-    """Return the fields and the arguments that an expression can use."""
-    rule, servers = form.rule, None
-    if form.is_bound and form.is_valid():
-        rule, servers = form.unsaved(), form.cleaned_data["servers"]
-    tools = target_tools(rule or Rule(), servers if rule and servers is not None else () if rule is None else None)
-    return {
-        "fields": [(name, kind, text) for name, (kind, text) in FIELDS.items()],
-        "arguments": arguments_of_tools(tools),
-        "tool_count": len(tools),
-    }
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
@@ -153,8 +142,7 @@ def try_before(request: AppRequest) -> HttpResponse:
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])
     found = replay(rule, form.cleaned_data["gateway"])
-    sees = request.user.has_perm(Capability.LOGS_PAYLOADS)
-    return show(request, "rules/replay.html", {"replay": found, "sees_payloads": sees, "when": rule.when})
+    return show(request, "rules/replay.html", {"replay": found})
 
 
 @require_http_methods(["GET", "POST"])
@@ -208,7 +196,7 @@ def cut_text(found: Replay) -> str:
 @requires(Capability.RULES_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule, pk=pk)
-    return switch_on(request, rule, "Rule", reverse("rules:disable", args=[pk]), _shown)
+    return switch_on(request, rule, "Rule", reverse("rules:disable", args=[pk]), _switched)
 
 
 @require_http_methods(["GET", "POST"])
@@ -256,10 +244,6 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Remove rule",
         text=f'Remove "{rule.name}"? This cannot be undone; the log keeps its name.',
     )
-
-
-def _shown(request: AppRequest, rule: Any, toast: str, undo: Undo | None) -> HttpResponse:
-    return _switched(request, rule, toast, undo)
 
 
 def _switched(request: AppRequest, rule: Rule, toast: str, undo: Undo | None) -> HttpResponse:

@@ -44,6 +44,7 @@ class ExpressionToken(NamedTuple):
     is_text: bool
 
 
+is_identifier = re.compile(r"(?!(?:in|true|false|null)$)[A-Za-z_]\w*", re.ASCII).fullmatch
 _TOKEN = re.compile(
     r"""(?P<text>(?:[rR][bB]?|[bB][rR])(?:'{3}.*?'{3}|"{3}.*?"{3}|'[^'\n]*'|"[^"\n]*")"""
     r"""|[bB]?(?:'{3}(?:\\.|[^\\])*?'{3}|"{3}(?:\\.|[^\\])*?"{3}|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))"""
@@ -52,6 +53,8 @@ _TOKEN = re.compile(
 )
 MACROS = frozenset({"all", "exists", "exists_one", "map", "filter"})
 LONGEST_PATTERN = 200
+MOST_ELEMENTS = 40
+_COSTLY_IN_PATTERNS = re.compile(r"\\[pP]|\)\{\d")  # They make a pattern of thousands of states: 0.4 s for a long text.
 
 
 def tokens_of(text: str) -> Iterator[ExpressionToken]:
@@ -66,9 +69,9 @@ def check_cost(tokens: Sequence[ExpressionToken]) -> None:
     """Raise BadExpression unless the cost is proportional to the size of the arguments.
 
     The body of a macro may use only its own variable: comparing each element with all arguments would be quadratic.
-    A macro over a list in the expression may use all arguments, but no other macro. Patterns of `matches` are texts
-    in the expression, because an argument could be a pattern that takes seconds to compile; and they are compiled for
-    each text, so not inside a macro.
+    A macro over a list in the expression may use all arguments, but no other macro, and the list has MOST_ELEMENTS.
+    Patterns of `matches` are texts in the expression, because an argument could be a pattern that takes seconds to
+    compile; and they are compiled for each text, so not inside a macro.
     """
     for index, token in enumerate(tokens):
         if token.text == "/" and index + 1 < len(tokens) and tokens[index + 1].text == "/":
@@ -101,18 +104,24 @@ def _check_pattern(inner: Sequence[ExpressionToken], call: ExpressionToken) -> N
         raise BadExpression("The pattern of matches() must be a text in quotation marks.", last.at)
     if len(last.text) > LONGEST_PATTERN:
         raise BadExpression(f"A pattern has at most {LONGEST_PATTERN} characters.", last.at)
+    if found := _COSTLY_IN_PATTERNS.search(last.text):
+        what = "repeat a group a number of times" if found[0].startswith(")") else "use classes of Unicode"
+        raise BadExpression(f"A pattern cannot {what}.", last.at + found.start())
 
 
 def _is_literal(tokens: Sequence[ExpressionToken], index: int) -> bool:
-    """Return whether the token at `index` ends a list that is written in the expression."""
+    """Return whether the token at `index` ends a list that is written in the expression. Raises BadExpression."""
     if index < 0 or tokens[index].text != "]":
         return False
-    depth = 0
+    depth = commas = 0
     for at in range(index, -1, -1):
         depth += (tokens[at].text == "]") - (tokens[at].text == "[") if not tokens[at].is_text else 0
+        commas += tokens[at].text == ","
         if depth == 0:
             before = tokens[at - 1] if at else None
             is_index = before is not None and (before.text in ")]" or before.text[-1].isalnum() or before.is_text)
+            if commas >= MOST_ELEMENTS and not is_index:
+                raise BadExpression(f"A list has at most {MOST_ELEMENTS} elements here.", tokens[at].at)
             return not is_index
     return False
 
@@ -154,7 +163,7 @@ def arguments_in(tokens: Sequence[ExpressionToken]) -> frozenset[str] | None:
         if not token.is_name or token.text != ARGUMENTS:
             continue
         dot, name = (*(each.text for each in tokens[index + 1 : index + 3]), "", "")[:2]
-        if dot == "." and _is_identifier(name) and not _is_call(tokens, index + 2):
+        if dot == "." and is_identifier(name) and not _is_call(tokens, index + 2):
             names.add(name)
         elif dot == "[" and _PLAIN_TEXT.fullmatch(name) and tokens[index + 3].text == "]":
             names.add(name[1:-1])
@@ -164,4 +173,3 @@ def arguments_in(tokens: Sequence[ExpressionToken]) -> frozenset[str] | None:
 
 
 _PLAIN_TEXT = re.compile(r"""'[^'\\]*'|"[^"\\]*\"""")
-_is_identifier = re.compile(r"[A-Za-z_]\w*").fullmatch

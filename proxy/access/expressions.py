@@ -5,7 +5,8 @@ refuses expressions whose cost is not proportional to the arguments, and `check_
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -121,13 +122,22 @@ def _bad(text: str, message: str) -> BadExpression:
         return BadExpression("The condition is nested too deeply." if "recursion" in message else "Not a condition.")
     line, column, problem = int(found[1]), int(found[2]), found[3].replace(" (in container '')", "").strip()
     start = sum(len(each) + 1 for each in text.split("\n")[: max(line - 1, 0)])
+    at = min(start + max(column - 1, 0), len(text))
     if named := _REFERENCE.search(problem):
-        problem = f"There is no field or function {named[1]}."
+        problem = f"There is no field or function {named[1]}.{did_you_mean(named[1], FIELDS)}"
+        begin = text.rfind(named[1], 0, at + 1 + len(named[1]))  # CEL points to its last dot, or to the parenthesis.
+        at = begin if begin >= 0 else at
     elif "found no matching overload" in problem:
         problem = problem.replace("found no matching overload for", "These types do not go together:")
     elif problem.startswith("Syntax error"):
         problem = problem.partition(" expecting")[0].replace("'<EOF>'", "the end")
-    return BadExpression(problem, min(start + max(column - 1, 0), len(text)))
+    return BadExpression(problem, at)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the known name that is most similar; empty if none is."""
+    near = get_close_matches(name, known, 1, 0.8)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 # Arguments

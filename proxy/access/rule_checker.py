@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from proxy.access.decision import AccessRow
 from proxy.access.features import Named, Refusal, Resolved
-from proxy.access.rules import RuledCall, RuleDecision, facts_of, moment_of
+from proxy.access.rules import RuledCall, RuleDecision, Rules, ToolClaims, facts_of, moment_of
 from wire.mcp import TOOL
 
 KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions name them.
@@ -29,24 +28,34 @@ def sentence_of(decision: RuleDecision) -> str:
 
 
 def ruled_call(
-    grant: AccessRow, resolved: Resolved, tool: str, arguments: Any, *, client: str = "", address: str, at: float
+    caller: Any,
+    rules: Rules,
+    server: Any,
+    claims: ToolClaims | None,
+    tool: str,
+    arguments: Any,
+    *,
+    client: tuple[str, str],
+    at: float,
 ) -> RuledCall:
-    """Return a call of `tool`, its name for clients, at the time `at`, as the rules of `grant` see it."""
-    rules = grant.rules
-    assert rules is not None  # A grant without rules needs no call.
+    """Return a call of `tool`, its name for clients, at the time `at`, as conditions see it.
+
+    `caller` and `server` are the grant and its assigned server, or both the row of a logged call. `client` has the name
+    and the address of the client.
+    """
     fields = {
         "tool.name": tool,
-        "tool.server": resolved.assigned.server_name,
-        **facts_of(resolved.claims),
-        "agent.name": grant.host_name,
+        "tool.server": server.server_name,
+        **facts_of(claims),
+        "agent.name": caller.host_name,
         "agent.kind": KINDS.get(rules.host_kind, ""),
-        "person.email": grant.user_email,
+        "person.email": caller.user_email,
         "person.teams": rules.teams,
         "person.role": rules.role,
-        "gateway.name": grant.gateway_name,
+        "gateway.name": caller.gateway_name,
         "gateway.slug": rules.gateway_slug,
-        "client.name": client,
-        "client.address": address,
+        "client.name": client[0],
+        "client.address": client[1],
         **moment_of(at, rules.zone),
     }
-    return RuledCall(resolved.assigned.server_id, fields, arguments)
+    return RuledCall(str(server.server_id), fields, arguments)

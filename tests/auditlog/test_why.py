@@ -24,6 +24,7 @@ from hosts.models import Host
 from oauth.models import Binding
 from proxy import dry_run
 from proxy.access.features import Named
+from rules.models import Rule
 from servers.models import AuthType, Identity, Server
 from tests import make
 from tests.conftest import SignIn
@@ -376,6 +377,20 @@ def test_what_if_shows_the_trail_of_its_address(scene: Scene, viv: User, sign_in
     assert "No. It would stop at Tool." in text(client.get("/logs/what-if/", by_id))
     assert 'value="CI bot"' in shown
     assert "Ask" in text(client.get("/logs/what-if/"))
+
+
+@pytest.mark.parametrize(("effect", "words"), [("refuse", "refuses it"), ("hold", "holds it for approval")])
+def test_what_if_says_what_a_rule_does_with_these_arguments(
+    effect: str, words: str, scene: Scene, viv: User, sign_in: SignIn
+) -> None:
+    Rule.objects.add(name="Large", effect=effect, when="args.amount > 500", mode="on", by=None)
+    client = sign_in(viv)
+
+    assert "Large" not in text(client.get("/logs/what-if/", scene.query | {"arguments": '{"amount": 400}'}))
+    asked = text(client.get("/logs/what-if/", scene.query | {"arguments": '{"amount": 600}'}))
+
+    assert "No. It would stop at Rules." in asked
+    assert f"The rule “Large” {words}." in asked
 
 
 def test_what_if_without_a_tool_checks_only_access(scene: Scene, viv: User) -> None:

@@ -10,7 +10,8 @@ from accounts.models import Team, User, WorkspaceSettings
 from auditlog.models import Call
 from proxy.access.rules import decide_by_rules
 from rules.models import Rule
-from rules.replay import CallFacts, arguments_of, deciding
+from rules.replay import CallFacts, arguments_of
+from rules.targets import deciding
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy

@@ -1,10 +1,12 @@
 """Arguments chosen by an attacker neither get past a rule nor make it slow: each is decided, within the limits."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proxy.access import rules
+from proxy.access.expressions import Program, compiled
 from proxy.access.rules import DecidingRule, RuledCall, decide_by_rules
 from tests.rules.test_expressions import CALL, nested
 
@@ -62,6 +64,17 @@ def test_a_hostile_argument_hides_no_other_argument(name: str) -> None:
     assert not decided({"other": HOSTILE[name], "amount": 100}, "args.amount > 500").effect
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_argument_fails_only_the_conditions_that_name_it(name: str) -> None:
+    call = RuledCall("s", CALL, {"path": HOSTILE[name], "amount": 600})
+    whens = ("size(args.path) == 7", "args.amount > 500", "now.hour == 20", "args.amount > 700")
+
+    matches = rules.matching([refusing(when) for when in whens], call)
+
+    assert [match.rule.when for match in matches if not match.error] == [*whens[1:3]]
+    assert {match.rule.when for match in matches if match.error} <= {whens[0]}
+
+
 @pytest.mark.parametrize(
     "value",
     ["600", [600], {"amount": 600}, None, "\u0666\u0660\u0660", True, 2**64, "6e2"],
@@ -82,6 +95,19 @@ def test_the_time_of_all_conditions_together_is_limited(monkeypatch: pytest.Monk
     decision = decided({"amount": 1}, "args.amount > 500")
 
     assert (decision.effect, decision.error) == ("refuse", rules.TOO_SLOW)
+
+
+def test_compiling_a_condition_uses_up_no_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def compiled_slowly(text: str) -> Program:
+        now[0] += 1
+        return compiled(text)
+
+    monkeypatch.setattr(rules, "compiled", compiled_slowly)
+    monkeypatch.setattr(rules, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0]))
+
+    assert not decided({"amount": 1}, "args.amount > 500", "args.amount > 600").error
 
 
 def test_names_of_tools_cannot_make_a_pattern_slow() -> None:

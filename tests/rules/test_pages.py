@@ -36,9 +36,11 @@ def client(boss: User) -> Client:
         ("always", {}, ""),
         ("argument", {"argument": "amount", "comparison": "greater", "value": "500"}, "args.amount > 500"),
         ("argument", {"argument": "to.name", "comparison": "equals", "value": 'a"b'}, 'args.to.name == "a\\"b"'),
+        ("argument", {"argument": "größe", "comparison": "greater", "value": "5"}, 'args["größe"] > 5'),
         ("argument", {"argument": "a name", "comparison": "contains", "value": "x"}, 'args["a name"].contains("x")'),
         ("argument", {"argument": "force", "comparison": "equals", "value": "true"}, "args.force == true"),
         ("argument", {"argument": "force", "comparison": "present"}, "has(args.force)"),
+        ("argument", {"argument": "to.name", "comparison": "present"}, "has(args.to.name)"),
         ("argument", {"argument": "a name", "comparison": "present"}, '"a name" in args'),
         ("hours", {"opens": 8, "closes": 18}, "now.hour < 8 || now.hour >= 18"),
         ("hours", {"opens": 8, "closes": 18, "weekends": True}, "now.hour < 8 || now.hour >= 18 || now.weekday > 5"),
@@ -78,24 +80,27 @@ def test_a_rule_is_made_in_the_form_and_shown_in_the_list(client: Client, boss: 
     assert "args.amount &gt; 500" in page
 
 
-def test_an_error_of_an_expression_names_its_line_and_column(client: Client) -> None:
+def test_an_error_of_an_expression_names_its_line_and_column_and_is_marked(client: Client) -> None:
     answer = client.post("/rules/add/", FORM | {"condition": "expression", "when": "now.hour > 3 &&\n  amount > 5"})
 
     assert answer.status_code == 422
-    assert "There is no field or function amount. Line 2, column 3, at “amount &gt; 5”." in answer.content.decode()
+    page = answer.content.decode()
+    assert "There is no field or function amount. Line 2, column 3." in page
+    assert "<span>now.hour &gt; 3 &amp;&amp;</span><span>  <u>amount</u> &gt; 5</span>" in page
     assert not Rule.objects.exists()
 
 
 def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> None:
     assigned = make.assignment(make.gateway(), make.server(slug="pay"))
-    schema = {"type": "object", "properties": {"amount": {"type": "number"}}}
+    schema = {"type": "object", "properties": {"amount": {"type": "number"}, "in": {}}}
     Feature.objects.create(assignment=assigned, name="charge", exposed_name="pay__charge", input_schema=schema)
     wrong = FORM | {"condition": "expression", "when": "args.amuont > 5", "tools": "pay__*"}
 
     refused = client.post("/rules/add/", wrong).content.decode()
 
-    assert "None of the selected tools has an argument amuont." in refused
-    assert "args.amount" in refused
+    assert "None of the selected tools has an argument amuont. Did you mean amount?" in refused
+    assert "<code>args.amount</code>" in refused
+    assert "<code>args[&quot;in&quot;]</code>" in refused
     assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
 
 

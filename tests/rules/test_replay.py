@@ -6,7 +6,8 @@ import pytest
 
 from auditlog.models import Call
 from rules.models import Rule
-from rules.replay import deciding, replay
+from rules.replay import replay
+from rules.targets import deciding
 from servers.models import Server
 from tests import make
 from tests.calls import call
