@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from django.utils.crypto import constant_time_compare
 
 from capabilities import Capability
-from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, reference, refused, sources
+from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, refused
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.entries import ListedEntries, read_entries
 from configuration.fields import REFERENCE_FORM
 from configuration.kinds import KINDS, Act, Change, Entry, Found, Kind, World
+from configuration.models import ManagedObject, target_of
 from configuration.schema import mistakes_of
 
 if TYPE_CHECKING:
@@ -149,11 +150,11 @@ def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> It
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
         raise ConfigurationError([Mistake(document.at(()), mistake)])
-    own = {reference for reference, source in sources().items() if source == document.source}
+    own = {target for target, source in ManagedObject.objects.sources().items() if source == document.source}
     for kind in (one for one in KINDS if one.id in listed.lists and not one.parent):
         for key, found in sorted(world.of(kind.id).items()):
             is_gone = (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames
-            if is_gone and found.values.get("enabled") and reference(found.row) in own:
+            if is_gone and found.values.get("enabled") and target_of(found.row) in own:
                 values = found.values | {"enabled": False}
                 yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
 

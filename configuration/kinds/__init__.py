@@ -1,7 +1,7 @@
 """All kinds of objects in configuration files."""
 
 from configuration.kinds.agents import AgentGatewayKind, AgentKind
-from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World, switch
+from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World
 from configuration.kinds.gateways import AssignmentKind, GatewayKind
 from configuration.kinds.organisation import OrganisationKind
 from configuration.kinds.people import RoleKind, TeamKind, WorkspaceKind
@@ -24,4 +24,4 @@ KINDS: tuple[Kind, ...] = (
     OrganisationKind(),
 )
 
-__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World", "switch"]
+__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.fields import Field, flag, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.base import Change, Key, Kind, World
 from connections.impact import cuts
 from connections.models import HostAtGateway
 from hosts.models import Host, HostKind
@@ -33,12 +33,7 @@ class AgentKind(Kind):
             yield (host.name,), host, {one.name: getattr(host, one.name) for one in self.fields}
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        values = dict(change.values)
-        enabled = values.pop("enabled")
-        host = Host.objects.add_agent(**values, by=by)
-        if not enabled:
-            host.disable(by=by)
-        return host
+        return Host.objects.add_agent(**change.settings, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
         host, after = change.row, change.after()
@@ -46,11 +41,9 @@ class AgentKind(Kind):
             host.rename(name=change.values["name"], description=change.values["description"], by=by)
         if "allow_enrolment" in after:
             host.set_enrolment(after["allow_enrolment"], by=by)
-        switch(host, change, by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        disables = change.act is Act.DISABLE or change.after().get("enabled") is False
-        return cuts(change.row, viewer) if change.row and disables else ""
+        return cuts(change.row, viewer) if change.row and change.disables else ""
 
 
 ALLOWED = Field(

@@ -72,9 +72,20 @@ class Change:
     def title(self) -> str:
         return self.kind.title(self.key)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The object's values after the change without `enabled`, which `apply` switches for all kinds."""
+        return {name: value for name, value in self.values.items() if name != "enabled"}
+
+    @property
+    def disables(self) -> bool:
+        """True if the object is disabled after the change, and was not before."""
+        return self.fields.get("enabled", (None, None))[1] is False
+
     def after(self, *names: str) -> dict[str, Any]:
-        """Return the changed values, only of these fields if any are named."""
-        return {name: after for name, (_, after) in self.fields.items() if not names or name in names}
+        """Return the changed values without `enabled`, only of these fields if any are named."""
+        changed = {name: after for name, (_, after) in self.fields.items() if name != "enabled"}
+        return {name: value for name, value in changed.items() if not names or name in names}
 
     def gives(self, *names: str) -> bool:
         """True if one of these fields changes, or is set for a new object to another value than its default."""
@@ -147,10 +158,11 @@ class Kind:
         raise NotImplementedError
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        """Create the object and return its row."""
+        """Create the object, enabled, and return its row."""
         raise NotImplementedError
 
     def edit(self, change: Change, world: World, by: User) -> None:
+        """Change the object, except whether it is enabled."""
         raise NotImplementedError
 
     def remove(self, change: Change, world: World, by: User) -> None:
@@ -214,9 +226,3 @@ class World:
 def reference_for(*words: str) -> str:
     """Return the reference that an export writes instead of a secret: `env:SINK_SIEM_SECRET`."""
     return "env:" + re.sub(r"[^A-Z0-9]+", "_", "_".join(words).upper()).strip("_")
-
-
-def switch(row: Any, change: Change, by: User) -> None:
-    """Enable or disable the row if the change does."""
-    if "enabled" in change.fields:
-        (row.enable if change.fields["enabled"][1] else row.disable)(by=by)

@@ -11,7 +11,7 @@ from django.db.models import Prefetch
 from accounts.models import Team
 from capabilities import Capability
 from configuration.fields import Field, choice, flag, limit, long_text, names, number, slug, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.base import Act, Change, Key, Kind, World
 from configuration.kinds.servers import slug_taken
 from connections.impact import cut_together, cuts, narrowed_to, refused_unlisted
 from gateways.access_forms import MOST_DAYS
@@ -85,26 +85,18 @@ class GatewayKind(Kind):
             yield "request_days", f"Write at most {values['most_request_days']}, the value of most_request_days."
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        values = change.values | {"teams": _teams(change, world)}
-        enabled = values.pop("enabled")
-        gateway = Gateway.objects.add(**values, by=by)
-        if not enabled:
-            gateway.disable(by=by)
-        return gateway
+        return Gateway.objects.add(**change.settings | {"teams": _teams(change, world)}, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        fields = {name: value for name, value in change.after().items() if name != "enabled"}
+        fields = change.after()
         if "teams" in fields:
             fields["teams"] = _teams(change, world)
-        if fields:
-            change.row.edit(**fields, by=by)
-        switch(change.row, change, by)
+        change.row.edit(**fields, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        after = change.after()
         if change.row is None:
             return ""
-        if change.act is Act.DISABLE or after.get("enabled") is False:
+        if change.disables:
             return cuts(change.row, viewer)
         return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
 
@@ -226,8 +218,6 @@ class AssignmentKind(Kind):
             fields["shared_identity"] = identity
         policy = change.values["tool_policy"]
         row = Assignment.objects.assign(gateway=gateway, server=server, tool_policy=policy, **fields, by=by)
-        if not change.values["enabled"]:
-            row.disable(by=by)
         _switch_tools(row, change, by)
         return row
 
@@ -240,7 +230,6 @@ class AssignmentKind(Kind):
         if fields:
             row.edit(**fields, by=by)
         _switch_tools(row, change, by)
-        switch(row, change, by)
 
     def remove(self, change: Change, world: World, by: User) -> None:
         change.row.remove(by=by)
@@ -248,9 +237,7 @@ class AssignmentKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.row is None:
             return ""
-        after = change.after()
-        ends = change.act is Act.REMOVE or after.get("enabled") is False or after.get("tool_policy") == "block_all"
-        if ends:
+        if change.act is Act.REMOVE or change.disables or change.after().get("tool_policy") == ToolPolicy.BLOCK_ALL:
             return cuts(change.row, viewer)
         disabled = [tool for tool in _wrong_tools(change.row, change) if tool.enabled]
         return cut_together(disabled, viewer) if disabled else ""
