@@ -31,6 +31,7 @@ SEEING = (
     Capability.PEOPLE_READ,
     Capability.WORKSPACE_READ,
     Capability.SINKS_MANAGE,
+    Capability.RULES_READ,
 )
 CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
 YAML = "application/yaml"

@@ -19,6 +19,7 @@ from configuration.plan import Plan, plan
 from configuration.words import lacking_lines
 from gateways.models import GatewayError
 from hosts.models import HostError
+from rules.models import RuleError
 from servers.models import ServerError
 from sinks.models import SinkError
 from sso.errors import ProviderError
@@ -33,6 +34,7 @@ REFUSALS = (
     HostError,
     PeopleError,
     ProviderError,
+    RuleError,
     ServerError,
     SinkError,
     IntegrityError,
@@ -80,6 +82,8 @@ def apply(
         _lock_agents(made)
         for change in made.changes:
             _make(change, made, by)
+        for kind in {change.kind for change in made.changes}:
+            kind.finish(made.world, by)
         if document.source:
             _claim(made, commit)
         if made.changes:

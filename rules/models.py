@@ -5,7 +5,7 @@ The statement that decides a call reads the enabled rules (proxy/access/query.sq
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from auditlog.versions import Seen, Versioned
 from gateways.models import Gateway
 from proxy.access.expression_text import BadExpression
 from proxy.access.expressions import MOST_CHARACTERS, compiled
+from rules.order import arranged, moved
 from servers.models import Server
 from ui.forms import holds
 
@@ -145,6 +146,20 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         except IntegrityError:
             raise RuleNameTaken(RuleNameTaken.__doc__) from None
         return row
+
+    def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
+        """Bring these rules into this order, in the places that they have between them."""
+        with transaction.atomic():
+            now = list(self.model.objects.select_for_update())
+            if (after := arranged(now, rules)) != now:
+                self._number(after)
+            for rule, places in moved(now, after).items():
+                Event.objects.record(Action.RULE_MOVED, rule, by=by, changes={"place": [*places]})
+
+    def _number(self, rules: Sequence[Rule]) -> None:
+        for position, rule in enumerate(rules, 1):
+            rule.position = position
+        self.model.objects.bulk_update(rules, ["position"])
 
 
 class Rule(Versioned, Switchable):
@@ -291,9 +306,7 @@ class Rule(Versioned, Switchable):
             if before == to:
                 return False
             rules.insert(to - 1, rules.pop(before - 1))
-            for position, rule in enumerate(rules, 1):
-                rule.position = position
-            type(self).objects.bulk_update(rules, ["position"])
+            type(self).objects._number(rules)  # noqa: SLF001  (its own queryset)
             Event.objects.record(Action.RULE_MOVED, self, by=by, changes={"place": [before, to]})
         self.refresh_from_db(fields=["position"])
         return True

@@ -5,6 +5,7 @@ from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World
 from configuration.kinds.gateways import AssignmentKind, GatewayKind
 from configuration.kinds.organisation import OrganisationKind
 from configuration.kinds.people import RoleKind, TeamKind, WorkspaceKind
+from configuration.kinds.rules import RuleKind
 from configuration.kinds.servers import ServerKind
 from configuration.kinds.sinks import SinkKind
 from configuration.kinds.tool_sets import ToolSetKind
@@ -20,6 +21,7 @@ KINDS: tuple[Kind, ...] = (
     ToolSetKind(),
     AgentKind(),
     AgentGatewayKind(),
+    RuleKind(),
     SinkKind(),
     OrganisationKind(),
 )

@@ -93,7 +93,11 @@ class Change:
 
 
 class Kind:
-    """A kind of object in files. `name` is the key of its list, `key` the field that tells its objects apart."""
+    """A kind of object in files.
+
+    `name` is the key of its list, `key` the field that tells its objects apart. If it `keeps_order`, the order of the
+    list has a meaning.
+    """
 
     name: ClassVar[str]
     noun: ClassVar[str]
@@ -106,6 +110,7 @@ class Kind:
     toggles: ClassVar[Capability | None] = None
     refuses_keys: ClassVar[bool] = False
     is_removed_last: ClassVar[bool] = False
+    keeps_order: ClassVar[bool] = False
 
     @property
     def id(self) -> str:
@@ -153,6 +158,10 @@ class Kind:
             needed.add(self.toggles)
         return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
 
+    def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
+        """Return the place before and after of each object that moves, by its present key, if lists have an order."""
+        return {}
+
     def secret_of(self, row: Any, name: str) -> str:
         """Return the decrypted secret of a field, empty if there is none."""
         raise NotImplementedError
@@ -167,6 +176,9 @@ class Kind:
 
     def remove(self, change: Change, world: World, by: User) -> None:
         raise NotImplementedError
+
+    def finish(self, world: World, by: User) -> None:
+        """Do what is left when all changes of this kind are made."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         """Return in words what the change cuts off, empty if nothing."""
@@ -217,6 +229,10 @@ class World:
         if isinstance(value, list):
             return sorted(self.renames.get((field.refers_to, name), name) for name in value)
         return self.renames.get((field.refers_to, value), value)
+
+    def listed(self, kind: str) -> list[Entry]:
+        """Return the entries of this kind in the order of the document."""
+        return [entry for (of, _), entry in self.entries.items() if of == kind]
 
     def put(self, kind: str, key: Key, row: Any) -> None:
         """Note an object that was just created."""
