@@ -21,7 +21,7 @@ def export(viewer: User) -> str:
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
     """Return one object as a file has it, or None if there is none that files can have."""
-    world = World(KINDS)
+    world = World(KINDS, only=key)
     found = world.of(name).get((key,))
     if found is None or not found.values:
         return None

@@ -29,7 +29,7 @@ class AgentKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for host in Host.objects.live().filter(kind=HostKind.TOKEN):
+        for host in world.narrowed(Host.objects.live().filter(kind=HostKind.TOKEN), self):
             yield (host.name,), host, {one.name: getattr(host, one.name) for one in self.fields}
 
     def add(self, change: Change, world: World, by: User) -> Any:
@@ -56,7 +56,7 @@ ALLOWED = Field(
 
 
 class AgentGatewayKind(Kind):
-    parent, name, noun, key = "agents", "gateways", "agent", "gateway"
+    parent, name, noun, key, lookup = "agents", "gateways", "agent", "gateway", "host__name"
     about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of it."
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
@@ -71,7 +71,7 @@ class AgentGatewayKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         rows = HostAtGateway.objects.live().filter(host__kind=HostKind.TOKEN, gateway__archived_at=None)
-        for row in rows.select_related("host", "gateway", "tool_set"):
+        for row in world.narrowed(rows, self).select_related("host", "gateway", "tool_set"):
             tool_set = row.tool_set.name if row.tool_set else ""
             values = {"gateway": row.gateway.slug, "allowed": row.allowed, "tool_set": tool_set}
             yield (row.host.name, row.gateway.slug), row, values

@@ -17,6 +17,8 @@ from configuration.document import Path
 from configuration.fields import Field
 
 if TYPE_CHECKING:
+    from django.db.models import Model, QuerySet
+
     from accounts.models import User
 
 # The key of an object: its name or slug, after that of its parent; empty for the workspace.
@@ -96,13 +98,14 @@ class Kind:
     """A kind of object in files.
 
     `name` is the key of its list, `key` the field that tells its objects apart. If it `keeps_order`, the order of the
-    list has a meaning.
+    list has a meaning. `lookup` finds its rows by the key of the object at the top that they belong to.
     """
 
     name: ClassVar[str]
     noun: ClassVar[str]
     about: ClassVar[str]
     key: ClassVar[str] = "name"
+    lookup: ClassVar[str] = "name"
     parent: ClassVar[str] = ""
     fields: ClassVar[tuple[Field, ...]]
     sees: ClassVar[frozenset[Capability]]
@@ -186,15 +189,22 @@ class Kind:
 
 
 class World:
-    """The objects of the workspace, read when first asked for."""
+    """The objects of the workspace, read when first asked for; `only` those of one key, with what is below them."""
 
-    def __init__(self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None
+    ) -> None:
+        self._only = only
         self.kinds = {kind.id: kind for kind in kinds}
         self._found: dict[str, dict[Key, Found]] = {}
         self._by_parent: dict[str, dict[Key, list[Key]]] = {}
         self.secrets = secrets or {}
         self.renames: dict[tuple[str, str], str] = {}
         self.entries: dict[tuple[str, Key], Entry] = {}
+
+    def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
+        """Return the rows that are read: all, or those of one object."""
+        return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:
         """Return the objects of this kind by key."""

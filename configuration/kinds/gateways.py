@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Prefetch
+from django.db.models import Prefetch, QuerySet
 
 from accounts.models import Team
 from capabilities import Capability
@@ -46,7 +46,7 @@ OF_FEATURE = ("exposed_name", "kind", "assignment__gateway", "assignment__server
 
 
 class GatewayKind(Kind):
-    name, noun, key = "gateways", "gateway", "slug"
+    name, noun, key, lookup = "gateways", "gateway", "slug", "slug"
     about = "Gateways."
     sees = frozenset({Capability.GATEWAYS_READ})
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
@@ -68,7 +68,7 @@ class GatewayKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for gateway in Gateway.objects.live().prefetch_related("teams"):
+        for gateway in world.narrowed(Gateway.objects.live(), self).prefetch_related("teams"):
             values = {one.name: getattr(gateway, one.name) for one in self.fields if one.name != "teams"}
             values["teams"] = sorted(team.name for team in gateway.teams.all())
             yield (gateway.slug,), gateway, values
@@ -117,7 +117,7 @@ def _teams(change: Change, world: World) -> list[Team]:
 
 
 class AssignmentKind(Kind):
-    parent, name, noun, key = "gateways", "servers", "server", "alias"
+    parent, name, noun, key, lookup = "gateways", "servers", "server", "alias", "gateway__slug"
     about = "The servers of a gateway. A server that is not in the list is removed from the gateway."
     sees = frozenset({Capability.GATEWAYS_READ})
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
@@ -143,10 +143,9 @@ class AssignmentKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         shared = Prefetch("shared_identity", Identity.objects.only("label"))
-        rows = Assignment.objects.placed().filter(gateway__archived_at=None)
-        rows = rows.select_related("server", "gateway").prefetch_related(shared)
-        tools = _switches()
-        for row in rows:
+        rows = world.narrowed(Assignment.objects.placed().filter(gateway__archived_at=None), self)
+        tools = _switches(rows)
+        for row in rows.select_related("server", "gateway").prefetch_related(shared):
             values = {
                 "server": row.server.slug,
                 "alias": row.alias,
@@ -247,11 +246,11 @@ def _needs_credential(server: str, world: World) -> bool:
     return bool(world.planned("servers", server).get("auth_type", AuthType.NONE) != AuthType.NONE)
 
 
-def _switches() -> dict[Any, dict[str, bool]]:
-    """Return the switches of all tools, by assignment and name at the server."""
+def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
+    """Return the switches of the tools of these assignments, by assignment and name at the server."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
-    rows = Feature.objects.tools().placed()
-    for assignment, name, enabled in rows.values_list("assignment", "name", "enabled"):
+    tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
+    for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):
         found[assignment][name] = enabled
     return found
 

@@ -87,7 +87,7 @@ class TeamKind(Kind):
     fields = (text("name", "Name of the team.", 80),)
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for team in Team.objects.all():
+        for team in world.narrowed(Team.objects.all(), self):
             yield (team.name,), team, {"name": team.name}
 
     def add(self, change: Change, world: World, by: User) -> Any:
@@ -111,7 +111,7 @@ class RoleKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for role in Role.objects.with_capabilities():
+        for role in world.narrowed(Role.objects.with_capabilities(), self):
             values: dict[str, Any] = {"name": role.name, "required_sign_in": role.required_sign_in}
             if not role.locked:
                 slugs = sorted(capability.slug for capability in role.capabilities)

@@ -71,7 +71,8 @@ class RuleKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for rule in Rule.objects.select_related("gateway", "approver_team").prefetch_related("servers"):
+        rows = Rule.objects.select_related("gateway", "approver_team").prefetch_related("servers")
+        for rule in world.narrowed(rows, self):
             yield (rule.name,), rule, _written(rule)
 
     def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:

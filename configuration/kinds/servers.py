@@ -28,7 +28,7 @@ ISSUER_ONLY = "for an issuer without metadata."
 
 
 class ServerKind(Kind):
-    name, noun, key = "servers", "server", "slug"
+    name, noun, key, lookup = "servers", "server", "slug", "slug"
     about = "Servers. The built-in Quickstart server is not in files."
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
@@ -56,7 +56,7 @@ class ServerKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for server in Server.objects.live():
+        for server in world.narrowed(Server.objects.live(), self):
             yield (server.slug,), server, {} if server.is_built_in else self._values(server)
 
     def _values(self, server: Server) -> dict[str, Any]:

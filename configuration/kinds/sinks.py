@@ -42,7 +42,7 @@ class SinkKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for sink in Sink.objects.all():
+        for sink in world.narrowed(Sink.objects.all(), self):
             values = {one.name: getattr(sink, one.name) for one in self.fields if one.name != "secret"}
             if sink.place != sink.address:
                 values["address"] = reference_for("sink", sink.name, "address")
