@@ -7,7 +7,7 @@ applied without them, and has to be the same afterwards.
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -100,7 +100,7 @@ def fill(owner: "User") -> None:
         for n in range(25)
     )
     for n in range(40):
-        chosen = {"gateway": gateways[n], "servers": servers[n : n + 2]} if n % 2 else {}
+        chosen: dict[str, Any] = {"gateway": gateways[n], "servers": servers[n : n + 2]} if n % 2 else {}
         Rule.objects.add(name=f"Bench {n}", effect="refuse", when=f"args.amount > {n}", mode="on", **chosen, by=owner)
 
 

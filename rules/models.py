@@ -152,14 +152,9 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:
-                self._number(after)
+                _number(after)
             for rule, places in moved(now, after).items():
                 Event.objects.record(Action.RULE_MOVED, rule, by=by, changes={"place": [*places]})
-
-    def _number(self, rules: Sequence[Rule]) -> None:
-        for position, rule in enumerate(rules, 1):
-            rule.position = position
-        self.model.objects.bulk_update(rules, ["position"])
 
 
 class Rule(Versioned, Switchable):
@@ -306,7 +301,7 @@ class Rule(Versioned, Switchable):
             if before == to:
                 return False
             rules.insert(to - 1, rules.pop(before - 1))
-            type(self).objects._number(rules)  # noqa: SLF001  (its own queryset)
+            _number(rules)
             Event.objects.record(Action.RULE_MOVED, self, by=by, changes={"place": [before, to]})
         self.refresh_from_db(fields=["position"])
         return True
@@ -319,3 +314,10 @@ class Rule(Versioned, Switchable):
             changes = {name: [value, None] for name, value in row.editable().items() if value}
             Event.objects.record(Action.RULE_REMOVED, row, by=by, changes=changes)
             row.delete()
+
+
+def _number(rules: Sequence[Rule]) -> None:
+    """Store the order of all rules."""
+    for position, rule in enumerate(rules, 1):
+        rule.position = position
+    Rule.objects.bulk_update(rules, ["position"])

@@ -73,7 +73,7 @@ def test_rules_are_made_and_read_again(owner: User) -> None:
     large, drops, mail = Rule.objects.all()
     assert plan(document.read({"gateway.yaml": text}), owner).changes == []
     assert applied(LARGE, owner).changes == []
-    assert (large.gateway.slug, [server.slug for server in large.servers.all()]) == ("work", ["pay"])
+    assert (str(large.gateway), [server.slug for server in large.servers.all()]) == ("Work", ["pay"])
     assert (large.when, large.status) == ("args.amount > 500\n&& now.hour < 18", "on")
     assert (large.approver_team, large.hold_minutes) == (Team.objects.get(), 60)
     assert (drops.status, mail.status, mail.text) == ("disabled", "watch", "mail")
