@@ -96,7 +96,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def decidable_by(self, person: User) -> HoldQuerySet:
         """Return the holds on which `person` may decide now, in any state.
 
-        With APPROVALS_DECIDE also those on which the approvers of the rule have not decided for half the time.
+        With APPROVALS_DECIDE also those that anybody with it may decide, and those past `fallback_at`.
         """
         if not person.is_active:
             return self.none()

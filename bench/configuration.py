@@ -1,11 +1,16 @@
-"""Time the export and the plan of a large workspace: `python -m bench.configuration`.
+"""Time export, plan and apply of a large workspace: `python -m bench.configuration`.
 
-It has 50 gateways, 200 servers, 5,000 tools and 40 roles, in a transaction that is rolled back.
+It has 50 gateways, 200 servers, 5,000 tools, 40 roles and 40 rules, in transactions that are rolled back. The export is
+applied without them, and has to be the same afterwards.
 """
 
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accounts.models import User
 
 
 def main() -> None:
@@ -19,20 +24,40 @@ def main() -> None:
 
     database.require()
     with transaction.atomic():
-        measure()
+        text = measure()
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        measure_apply(text)
         transaction.set_rollback(True)
 
 
-def measure() -> None:
+def bench_owner() -> "User":
     from accounts.models import Role, User, permissions_of  # noqa: PLC0415
     from capabilities import Capability  # noqa: PLC0415
+
+    role = Role.objects.create(name="Bench")
+    role.permissions.set(permissions_of(Capability))
+    return User.objects.create_user("bench@example.com", None, role=role)
+
+
+def measure_apply(text: str) -> None:
+    """Apply the export to a workspace without its objects, and compare the exports."""
+    from configuration import document  # noqa: PLC0415
+    from configuration.apply import apply  # noqa: PLC0415
+    from configuration.export import export  # noqa: PLC0415
+
+    owner = bench_owner()
+    made = timed("apply of the export", lambda: apply(document.read({"gateway.yaml": text}), by=owner))
+    print(f"{len(made.changes):,} changes")
+    assert timed("export", lambda: export(owner)) == text
+
+
+def measure() -> str:
     from configuration import document  # noqa: PLC0415
     from configuration.export import export  # noqa: PLC0415
     from configuration.plan import plan  # noqa: PLC0415
 
-    role = Role.objects.create(name="Bench")
-    role.permissions.set(permissions_of(Capability))
-    owner = User.objects.create_user("bench@example.com", None, role=role)
+    owner = bench_owner()
     fill(owner)
     text = timed("export", lambda: export(owner))
     print(f"{len(text.splitlines()):,} lines")
@@ -41,6 +66,7 @@ def measure() -> None:
     edited = text.replace("timeout_seconds: 30", "timeout_seconds: 31").replace("enabled: true", "enabled: false", 20)
     made = timed("plan of an edited export", lambda: plan(document.read({"gateway.yaml": edited}), owner))
     print(f"{len(made.changes):,} changes")
+    return text
 
 
 def timed[Result](what: str, work: Callable[[], Result]) -> Result:
@@ -50,10 +76,11 @@ def timed[Result](what: str, work: Callable[[], Result]) -> Result:
     return result
 
 
-def fill(owner: object) -> None:
+def fill(owner: "User") -> None:
     from accounts.models import Role, permissions_of  # noqa: PLC0415
     from capabilities import Capability  # noqa: PLC0415
     from gateways.models import Assignment, Feature, Gateway  # noqa: PLC0415
+    from rules.models import Rule  # noqa: PLC0415
     from servers.models import Server  # noqa: PLC0415
 
     for number in range(40):
@@ -72,6 +99,9 @@ def fill(owner: object) -> None:
         for place in places
         for n in range(25)
     )
+    for n in range(40):
+        chosen: dict[str, Any] = {"gateway": gateways[n], "servers": servers[n : n + 2]} if n % 2 else {}
+        Rule.objects.add(name=f"Bench {n}", effect="refuse", when=f"args.amount > {n}", mode="on", **chosen, by=owner)
 
 
 if __name__ == "__main__":

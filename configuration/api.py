@@ -16,6 +16,7 @@ from configuration import document
 from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError
 from configuration.export import export
+from configuration.files import LONGEST_SECRET
 from configuration.kinds import KINDS
 from configuration.plan import plan
 from configuration.words import as_json
@@ -30,10 +31,11 @@ SEEING = (
     Capability.PEOPLE_READ,
     Capability.WORKSPACE_READ,
     Capability.SINKS_MANAGE,
+    Capability.RULES_READ,
 )
 CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
 YAML = "application/yaml"
-MOST_FILES, LONGEST_NAME, LONGEST_SECRET = 200, 200, 4000
+MOST_FILES, LONGEST_NAME = 200, 200
 
 
 class ConfigFile(RequestBody):

@@ -13,12 +13,13 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from accounts.rules import PeopleError
 from auditlog.models import current_context, use_context
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
-from configuration.kinds import Act, Change
+from configuration.kinds import Act, Change, World
 from configuration.models import ManagedObject
 from configuration.plan import Plan, plan
 from configuration.words import lacking_lines
 from gateways.models import GatewayError
 from hosts.models import HostError
+from rules.models import RuleError
 from servers.models import ServerError
 from sinks.models import SinkError
 from sso.errors import ProviderError
@@ -33,6 +34,7 @@ REFUSALS = (
     HostError,
     PeopleError,
     ProviderError,
+    RuleError,
     ServerError,
     SinkError,
     IntegrityError,
@@ -80,6 +82,8 @@ def apply(
         _lock_agents(made)
         for change in made.changes:
             _make(change, made, by)
+        for kind in {change.kind for change in made.changes}:
+            kind.finish(made.world, by)
         if document.source:
             _claim(made, commit)
         if made.changes:
@@ -147,15 +151,23 @@ def _make(change: Change, made: Plan, by: User) -> None:
                 case Act.ADD:
                     world.put(kind.id, change.key, kind.add(change, world, by))
                 case Act.CHANGE:
-                    kind.edit(change, world, by)
+                    if change.after():
+                        kind.edit(change, world, by)
                     world.put(kind.id, change.key, change.row)
                 case Act.REMOVE:
                     kind.remove(change, world, by)
-                case Act.DISABLE:
-                    change.row.disable(by=by)
+            _switch(change, world, by)
     except REFUSALS as refusal:
         message = f"{change.title}: {_words(refusal)}"
         raise ConfigurationError([Mistake(made.document.at(change.path), message)]) from refusal
+
+
+def _switch(change: Change, world: World, by: User) -> None:
+    """Enable or disable the object if the change does. New objects are enabled."""
+    if change.disables:
+        world.row(change.kind.id, *change.key).disable(by=by)
+    elif change.act is Act.CHANGE and "enabled" in change.fields:
+        change.row.enable(by=by)
 
 
 def _words(refusal: Exception) -> str:

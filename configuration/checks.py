@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from capabilities import Capability
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.entries import ListedEntries
 from configuration.fields import REFERENCE_FORM
 from configuration.kinds import KINDS, Act, Change, Key, Kind, World
-from configuration.models import ManagedObject
+from configuration.models import ManagedObject, target_of
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -32,23 +32,12 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
             yield Mistake(document.at_key(path), f"You may not see {kind.name}: {labels} is required. Remove the list.")
 
 
-def sources() -> dict[tuple[str, str], str]:
-    """Return the source of each managed object, by its model's name and its id."""
-    rows = ManagedObject.objects.values_list("target_type", "target_id", "source")
-    return {(target_type, target_id): source for target_type, target_id, source in rows}
-
-
-def reference(row: Any) -> tuple[str, str]:
-    """Return the model's name and the id of a row."""
-    return row._meta.model_name, str(row.pk)
-
-
 def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake]:
     """Yield a mistake for each object of the document that another source governs."""
-    known = sources() if document.source else {}
+    known = ManagedObject.objects.sources() if document.source else {}
     for (kind, key), entry in world.entries.items() if known else ():
         found = world.of(kind).get(entry.was or key)
-        source = known.get(reference(found.row)) if found else None
+        source = known.get(target_of(found.row)) if found else None
         if source not in (None, document.source):
             title = entry.kind.title(key)
             yield Mistake(
@@ -100,13 +89,8 @@ class _Names:
 
     def _read(self, kind: Kind) -> dict[str, Key]:
         planned = {key: self._world.planned(kind.id, *key) for key in self._world.of(kind.id)}
-        return {
-            str(values.get("name", found_name(self._world, kind, key))).lower(): key for key, values in planned.items()
-        }
-
-
-def found_name(world: World, kind: Kind, key: Key) -> str:
-    return str(world.of(kind.id)[key].row.name)
+        now = self._world.of(kind.id)
+        return {str(values.get("name", now[key].row.name)).lower(): key for key, values in planned.items()}
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:

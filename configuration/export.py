@@ -21,7 +21,7 @@ def export(viewer: User) -> str:
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
     """Return one object as a file has it, or None if there is none that files can have."""
-    world = World(KINDS)
+    world = World(KINDS, only=key)
     found = world.of(name).get((key,))
     if found is None or not found.values:
         return None
@@ -34,7 +34,8 @@ def may_see(kind: Kind, viewer: User) -> bool:
 
 def _listed(kind: Kind, parent: Key, world: World, viewer: User) -> Any:
     below = world.children(kind.id, parent)
-    written = [_written(kind, key, world, viewer) for key in sorted(below, key=order) if world.of(kind.id)[key].values]
+    keys = below if kind.keeps_order else sorted(below, key=order)
+    written = [_written(kind, key, world, viewer) for key in keys if world.of(kind.id)[key].values]
     return (written[0] if written else {}) if kind.is_single else written
 
 

@@ -21,7 +21,8 @@ class Field:
 
     `instead` ends the message about a wrong value. `refers_to` is the kind of object that a value names. `is_set` marks
     lists without order, `is_secret` references to secrets, which are never read from the workspace. A field that
-    `is_fixed` is set when the object is created, and cannot be changed.
+    `is_fixed` is set when the object is created, and cannot be changed. Text that `is_trimmed` is stored without blanks
+    at its ends.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Field:
     is_set: bool = False
     is_secret: bool = False
     is_fixed: bool = False
+    is_trimmed: bool = False
 
     @property
     def json_schema(self) -> dict[str, Any]:
@@ -43,6 +45,8 @@ class Field:
 
     def normal(self, value: Any) -> Any:
         """Return `value` in the form in which it is compared and written."""
+        if self.is_trimmed:
+            return value.strip()
         return sorted({*value}) if self.is_set and value is not None else value
 
 
@@ -88,13 +92,22 @@ def choice(
     values = [str(value) for value in (choices.values if isinstance(choices, type) else choices)]
     default = default if default is REQUIRED or default is None else str(default)
     schema = {"type": "string", "enum": values}
-    return Field(name, about, schema, f"Write one of: {', '.join(values)}.", default, **more)
+    return Field(name, about, schema, f"Write one of: {', '.join(value or '“”' for value in values)}.", default, **more)
 
 
-def names(name: str, about: str, most: int, *, default: Any = (), pattern: str = ONE_LINE, **more: Any) -> Field:
+def names(
+    name: str,
+    about: str,
+    most: int,
+    *,
+    default: Any = (),
+    pattern: str = ONE_LINE,
+    items: int | None = None,
+    **more: Any,
+) -> Field:
     """Return a field for a list of names without order."""
     item = {"type": "string", "minLength": 1, "maxLength": most, "pattern": pattern}
-    schema = {"type": "array", "items": item, "uniqueItems": True}
+    schema = {"type": "array", "items": item, "uniqueItems": True} | ({"maxItems": items} if items else {})
     instead = "Write a list of different names, such as [one, two], or [] for none."
     return Field(name, about, schema, instead, [*default] if default is not None else None, is_set=True, **more)
 

@@ -8,17 +8,27 @@ from django.db import models
 from django.utils import timezone
 
 
+def target_of(row: models.Model) -> tuple[str, str]:
+    """Return the model's name and the id of a row."""
+    return row._meta.model_name or "", str(row.pk)
+
+
 class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
     def of(self, row: models.Model) -> ManagedObject | None:
         """Return the file that governs `row`, or None."""
-        return self.filter(target_type=row._meta.model_name, target_id=str(row.pk)).first()
+        target_type, target_id = target_of(row)
+        return self.filter(target_type=target_type, target_id=target_id).first()
+
+    def sources(self) -> dict[tuple[str, str], str]:
+        """Return the source of each managed object, by its model's name and its id."""
+        rows = self.values_list("target_type", "target_id", "source")
+        return {(target_type, target_id): source for target_type, target_id, source in rows}
 
     def claim(self, rows: Iterable[models.Model], *, source: str, file: str, commit: str) -> None:
         """Note that these rows are governed by a file of this source."""
         terms = {"source": source, "file": file[:300], "commit": commit, "applied_at": timezone.now()}
-        claimed = [
-            ManagedObject(target_type=row._meta.model_name or "", target_id=str(row.pk), **terms) for row in rows
-        ]
+        targets = map(target_of, rows)
+        claimed = [ManagedObject(target_type=kind, target_id=pk, **terms) for kind, pk in targets]
         self.bulk_create(
             claimed,
             update_conflicts=True,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from django.utils.crypto import constant_time_compare
 
 from capabilities import Capability
-from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, reference, refused, sources
+from configuration.checks import lacking, must_be_right, not_visible, of_other_sources, refused
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.entries import ListedEntries, read_entries
 from configuration.fields import REFERENCE_FORM
-from configuration.kinds import KINDS, Act, Change, Entry, Found, Kind, World
+from configuration.kinds import KINDS, Act, Change, Entry, Found, Key, Kind, World
+from configuration.models import ManagedObject, target_of
 from configuration.schema import mistakes_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def plan(
 def _count_cuts(made: Plan, viewer: User) -> None:
     """Say of each change what it cuts off. Calls are not counted any more when many changes have cut something off."""
     counted = 0
-    for change in (one for one in made.changes if one.row is not None or one.kind.parent):
+    for change in made.changes:
         change.cuts = change.kind.cuts(change, made.world, viewer) if counted < MOST_COUNTED else NOT_COUNTED
         counted += bool(change.cuts)
 
@@ -93,27 +94,31 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
     """Yield the changes of one kind: what is removed first, as another object may get its name."""
-    entries = sorted(listed.entries.get(kind.id, ()), key=lambda entry: entry.key)
+    entries = listed.entries.get(kind.id, [])
+    places = kind.places(entries, world)
+    if not kind.keeps_order:
+        entries = sorted(entries, key=lambda entry: entry.key)
     if kind.parent and kind.id in listed.lists:
         stays = {entry.key for entry in entries} | {entry.was for entry in entries}
         for key in sorted(world.of(kind.id).keys() - stays):
             if key[:-1] in listed.lists[kind.id]:
                 yield Change(Act.REMOVE, kind, key, {}, row=world.of(kind.id)[key].row)
-    changes = [change for entry in entries if (change := _change(kind, entry, world))]
+    changes = [change for entry in entries if (change := _change(kind, entry, world, places))]
     yield from (change for change in changes if change.act is Act.CHANGE)
     yield from (change for change in changes if change.act is Act.ADD)
 
 
-def _change(kind: Kind, entry: Entry, world: World) -> Change | None:
-    found = world.of(kind.id).get(entry.was or entry.key)
+def _change(kind: Kind, entry: Entry, world: World, places: Mapping[Key, tuple[int, int]]) -> Change | None:
+    now = entry.was or entry.key
+    found, place = world.of(kind.id).get(now), {"place": places[now]} if now in places else {}
     secrets = _new_secrets(kind, entry, found, world)
     if found is None:
         values = {one.name: entry.given.get(one.name, one.default) for one in kind.fields}
         values = kind.complete(values, world)
-        fields = {name: (None, value) for name, value in values.items() if name in entry.given}
+        fields = {name: (None, value) for name, value in values.items() if name in entry.given} | place
         return Change(Act.ADD, kind, entry.key, values, fields, path=entry.path, secrets=secrets)
     different = _different(kind, entry, found.values, world)
-    different |= dict.fromkeys(secrets, SECRET_CHANGED)
+    different |= dict.fromkeys(secrets, SECRET_CHANGED) | place
     if not different:
         return None
     values = found.values | entry.given
@@ -149,11 +154,11 @@ def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> It
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
         raise ConfigurationError([Mistake(document.at(()), mistake)])
-    own = {reference for reference, source in sources().items() if source == document.source}
+    own = {target for target, source in ManagedObject.objects.sources().items() if source == document.source}
     for kind in (one for one in KINDS if one.id in listed.lists and not one.parent):
         for key, found in sorted(world.of(kind.id).items()):
             is_gone = (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames
-            if is_gone and found.values.get("enabled") and reference(found.row) in own:
+            if is_gone and found.values.get("enabled") and target_of(found.row) in own:
                 values = found.values | {"enabled": False}
                 yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
 

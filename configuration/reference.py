@@ -51,7 +51,7 @@ def _parts(field: Field) -> Iterator[str]:
     if field.is_secret:
         yield "`env:NAME` or `file:path`"
     elif choices := schema.get("enum"):
-        yield ", ".join(f"`{one}`" for one in choices)
+        yield ", ".join(f"`{one}`" if one else "“”" for one in choices)
     elif "minimum" in schema:
         yield f"{schema['minimum']:,} to {schema['maximum']:,}" + (", or `null`" if "null" in schema["type"] else "")
     elif "boolean" in schema["type"]:

@@ -8,4 +8,6 @@ urlpatterns = [
     path("gateways/<slug:slug>/yaml/", views.gateway, name="gateway"),
     path("servers/<slug:slug>/yaml/", views.server, name="server"),
     path("hosts/<uuid:pk>/yaml/", views.agent, name="agent"),
+    path("rules/<uuid:pk>/yaml/", views.rule, name="rule"),
+    path("people/roles/<uuid:pk>/yaml/", views.role, name="role"),
 ]

@@ -9,9 +9,11 @@ from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
+from accounts.models import Role
 from capabilities import Capability, requires
 from configuration.export import export_one
 from hosts.models import Host
+from rules.models import Rule
 from ui.pages import AppRequest
 
 
@@ -32,6 +34,18 @@ def server(request: AppRequest, slug: str) -> HttpResponse:
 def agent(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
     return _page(request, "agents", host.name, reverse("hosts:detail", args=[pk]))
+
+
+@require_GET
+@requires(Capability.RULES_READ)
+def rule(request: AppRequest, pk: UUID) -> HttpResponse:
+    return _page(request, "rules", get_object_or_404(Rule, pk=pk).name, reverse("rules:edit", args=[pk]))
+
+
+@require_GET
+@requires(Capability.PEOPLE_READ)
+def role(request: AppRequest, pk: UUID) -> HttpResponse:
+    return _page(request, "roles", get_object_or_404(Role, pk=pk).name, reverse("accounts:role", args=[pk]))
 
 
 def _page(request: AppRequest, kind: str, name: str, back: str) -> HttpResponse:

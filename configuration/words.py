@@ -1,4 +1,4 @@
-"""A plan as text and as JSON, and its document from files."""
+"""A plan as text and as JSON."""
 
 from __future__ import annotations
 

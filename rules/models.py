@@ -5,7 +5,7 @@ The statement that decides a call reads the enabled rules (proxy/access/query.sq
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from auditlog.versions import Seen, Versioned
 from gateways.models import Gateway
 from proxy.access.expression_text import BadExpression
 from proxy.access.expressions import MOST_CHARACTERS, compiled
+from rules.order import arranged, moved
 from servers.models import Server
 from ui.forms import holds
 
@@ -141,6 +142,15 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         except IntegrityError:
             raise RuleNameTaken(RuleNameTaken.__doc__) from None
         return row
+
+    def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
+        """Bring these rules into this order, in the places that they have between them."""
+        with transaction.atomic():
+            now = list(self.model.objects.select_for_update())
+            if (after := arranged(now, rules)) != now:
+                _number(after)
+            for rule, places in moved(now, after).items():
+                Event.objects.record(Action.RULE_MOVED, rule, by=by, changes={"place": [*places]})
 
 
 class Rule(Versioned, Switchable):
@@ -287,9 +297,7 @@ class Rule(Versioned, Switchable):
             if before == to:
                 return False
             rules.insert(to - 1, rules.pop(before - 1))
-            for position, rule in enumerate(rules, 1):
-                rule.position = position
-            type(self).objects.bulk_update(rules, ["position"])
+            _number(rules)
             Event.objects.record(Action.RULE_MOVED, self, by=by, changes={"place": [before, to]})
         self.refresh_from_db(fields=["position"])
         return True
@@ -302,3 +310,10 @@ class Rule(Versioned, Switchable):
             changes = {name: [value, None] for name, value in row.editable().items() if value}
             Event.objects.record(Action.RULE_REMOVED, row, by=by, changes=changes)
             row.delete()
+
+
+def _number(rules: Sequence[Rule]) -> None:
+    """Store the order of all rules."""
+    for position, rule in enumerate(rules, 1):
+        rule.position = position
+    Rule.objects.bulk_update(rules, ["position"])

@@ -7,7 +7,7 @@ role and the effect of the tool are those of now, because the log does not have 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,15 +18,20 @@ from django.utils import timezone
 
 from accounts.models import Team, User, WorkspaceSettings
 from auditlog.models import Call
+from capabilities import Capability
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.access.rule_checker import ruled_call
 from proxy.access.rules import DecidingRule, RuledCall, Rules, ToolClaims, is_target, matching, reads_arguments
 from proxy.reasons import REASONS, Step
-from rules.targets import claims_of
+from rules.models import Rule
+from rules.targets import claims_of, deciding
+from ui.pages import number_of, sentences
 
 DAYS = 30
 SECONDS = 5.0
+LATELY_S = 2.0  # A confirmation waits this long for the calls of seven days.
+NO_LONGER_REFUSES = "Calls that it refuses are allowed from the next call on."
 BATCH = 500
 EXAMPLES = 10
 # Calls refused by an earlier check were never shown to the rules.
@@ -76,6 +81,21 @@ def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, sec
             return found
     found.is_complete = True
     return found
+
+
+def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
+    """Return a sentence with the calls of the last seven days that the rule would have touched.
+
+    `servers` are those of an unsaved rule. Empty if the viewer may not read the log.
+    """
+    if not viewer.has_perm(Capability.LOGS_READ):
+        return ""
+    found = replay(deciding(rule, servers), rule.gateway, days=7, seconds=LATELY_S)
+    calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
+    so_far = "" if found.is_complete else " so far, in the time there was"
+    unknown = f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged."
+    touched = f"It would have touched {calls} of {agents} in the last 7 days{so_far}."
+    return sentences(touched, unknown if found.unknown else "")
 
 
 def _calls(gateway: Gateway | None, days: int, *, with_arguments: bool) -> QuerySet[Call]:

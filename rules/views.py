@@ -19,13 +19,11 @@ from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
 from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
-from rules.replay import Replay, replay
+from rules.replay import NO_LONGER_REFUSES, cuts, replay
 from rules.targets import deciding
-from ui.pages import AppRequest, Undo, answer, leave, number_of, posted, refuse, seen_version, sentences, show
+from ui.pages import AppRequest, Undo, answer, leave, posted, refuse, seen_version, show
 from ui.tables import CREATED, Column, Table
 from ui.viewset import confirmed, form_page, list_page, switch_on
-
-LATELY_S = 2.0  # A confirmation waits this long for the calls of seven days.
 
 TABLE = Table(
     "rules",
@@ -160,7 +158,7 @@ def turn_on(request: AppRequest, pk: UUID) -> HttpResponse:
         back=reverse("rules:list"),
         title="Turn the rule on",
         text=f'Let "{rule.name}" act from the next call on?',
-        more=lambda: _cuts(rule, request.user),
+        more=lambda: cuts(rule, request.user),
         kind="primary",
         target=f"#rule-{rule.pk}",
         submit="Turn on",
@@ -173,23 +171,6 @@ def watch(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule, pk=pk)
     undo = Undo.if_changed(rule.set_mode(RuleMode.WATCH, by=request.user), reverse("rules:turn_on", args=[pk]))
     return _switched(request, rule, "Rule only watches", undo)
-
-
-def _cuts(rule: Rule, viewer: User) -> str:
-    """Return a sentence with the calls of the last seven days that the rule would have touched."""
-    if not viewer.has_perm(Capability.LOGS_READ):
-        return ""
-    return cut_text(replay(deciding(rule), rule.gateway, days=7, seconds=LATELY_S))
-
-
-def cut_text(found: Replay) -> str:
-    """Return the result of a replay in a sentence."""
-    calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
-    so_far = "" if found.is_complete else " so far, in the time there was"
-    unknown = (
-        f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged." if found.unknown else ""
-    )
-    return sentences(f"It would have touched {calls} of {agents} in the last 7 days{so_far}.", unknown)
 
 
 @require_POST
@@ -213,7 +194,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         act,
         back=reverse("rules:list"),
         title="Disable rule",
-        text=f'Disable "{rule.name}"? Calls that it refuses are allowed from the next call on.',
+        text=f'Disable "{rule.name}"? {NO_LONGER_REFUSES}',
         kind="primary",
         icon="pause",
         target=f"#rule-{rule.pk}",

@@ -1,10 +1,11 @@
 """All kinds of objects in configuration files."""
 
 from configuration.kinds.agents import AgentGatewayKind, AgentKind
-from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World, switch
+from configuration.kinds.base import Act, Change, Entry, Found, Key, Kind, World
 from configuration.kinds.gateways import AssignmentKind, GatewayKind
 from configuration.kinds.organisation import OrganisationKind
 from configuration.kinds.people import RoleKind, TeamKind, WorkspaceKind
+from configuration.kinds.rules import RuleKind
 from configuration.kinds.servers import ServerKind
 from configuration.kinds.sinks import SinkKind
 from configuration.kinds.tool_sets import ToolSetKind
@@ -20,8 +21,9 @@ KINDS: tuple[Kind, ...] = (
     ToolSetKind(),
     AgentKind(),
     AgentGatewayKind(),
+    RuleKind(),
     SinkKind(),
     OrganisationKind(),
 )
 
-__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World", "switch"]
+__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World"]

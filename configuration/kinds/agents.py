@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.fields import Field, flag, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.base import Change, Key, Kind, World
 from connections.impact import cuts
 from connections.models import HostAtGateway
 from hosts.models import Host, HostKind
@@ -29,16 +29,11 @@ class AgentKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for host in Host.objects.live().filter(kind=HostKind.TOKEN):
+        for host in world.narrowed(Host.objects.live().filter(kind=HostKind.TOKEN), self):
             yield (host.name,), host, {one.name: getattr(host, one.name) for one in self.fields}
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        values = dict(change.values)
-        enabled = values.pop("enabled")
-        host = Host.objects.add_agent(**values, by=by)
-        if not enabled:
-            host.disable(by=by)
-        return host
+        return Host.objects.add_agent(**change.settings, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
         host, after = change.row, change.after()
@@ -46,11 +41,9 @@ class AgentKind(Kind):
             host.rename(name=change.values["name"], description=change.values["description"], by=by)
         if "allow_enrolment" in after:
             host.set_enrolment(after["allow_enrolment"], by=by)
-        switch(host, change, by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        disables = change.act is Act.DISABLE or change.after().get("enabled") is False
-        return cuts(change.row, viewer) if change.row and disables else ""
+        return cuts(change.row, viewer) if change.row and change.disables else ""
 
 
 ALLOWED = Field(
@@ -63,7 +56,7 @@ ALLOWED = Field(
 
 
 class AgentGatewayKind(Kind):
-    parent, name, noun, key = "agents", "gateways", "agent", "gateway"
+    parent, name, noun, key, lookup = "agents", "gateways", "agent", "gateway", "host__name"
     about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of it."
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
@@ -78,7 +71,7 @@ class AgentGatewayKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         rows = HostAtGateway.objects.live().filter(host__kind=HostKind.TOKEN, gateway__archived_at=None)
-        for row in rows.select_related("host", "gateway", "tool_set"):
+        for row in world.narrowed(rows, self).select_related("host", "gateway", "tool_set"):
             tool_set = row.tool_set.name if row.tool_set else ""
             values = {"gateway": row.gateway.slug, "allowed": row.allowed, "tool_set": tool_set}
             yield (row.host.name, row.gateway.slug), row, values

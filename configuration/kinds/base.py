@@ -17,6 +17,8 @@ from configuration.document import Path
 from configuration.fields import Field
 
 if TYPE_CHECKING:
+    from django.db.models import Model, QuerySet
+
     from accounts.models import User
 
 # The key of an object: its name or slug, after that of its parent; empty for the workspace.
@@ -72,9 +74,20 @@ class Change:
     def title(self) -> str:
         return self.kind.title(self.key)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The object's values after the change without `enabled`, which `apply` switches for all kinds."""
+        return {name: value for name, value in self.values.items() if name != "enabled"}
+
+    @property
+    def disables(self) -> bool:
+        """True if the object is disabled after the change, and was not before."""
+        return self.fields.get("enabled", (None, None))[1] is False
+
     def after(self, *names: str) -> dict[str, Any]:
-        """Return the changed values, only of these fields if any are named."""
-        return {name: after for name, (_, after) in self.fields.items() if not names or name in names}
+        """Return the changed values without `enabled`, only of these fields if any are named."""
+        changed = {name: after for name, (_, after) in self.fields.items() if name != "enabled"}
+        return {name: value for name, value in changed.items() if not names or name in names}
 
     def gives(self, *names: str) -> bool:
         """True if one of these fields changes, or is set for a new object to another value than its default."""
@@ -82,12 +95,17 @@ class Change:
 
 
 class Kind:
-    """A kind of object in files. `name` is the key of its list, `key` the field that tells its objects apart."""
+    """A kind of object in files.
+
+    `name` is the key of its list, `key` the field that tells its objects apart. If it `keeps_order`, the order of the
+    list has a meaning. `lookup` finds its rows by the key of the object at the top that they belong to.
+    """
 
     name: ClassVar[str]
     noun: ClassVar[str]
     about: ClassVar[str]
     key: ClassVar[str] = "name"
+    lookup: ClassVar[str] = "name"
     parent: ClassVar[str] = ""
     fields: ClassVar[tuple[Field, ...]]
     sees: ClassVar[frozenset[Capability]]
@@ -95,6 +113,7 @@ class Kind:
     toggles: ClassVar[Capability | None] = None
     refuses_keys: ClassVar[bool] = False
     is_removed_last: ClassVar[bool] = False
+    keeps_order: ClassVar[bool] = False
 
     @property
     def id(self) -> str:
@@ -142,19 +161,27 @@ class Kind:
             needed.add(self.toggles)
         return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
 
+    def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
+        """Return the place before and after of each object that moves, by its present key, if lists have an order."""
+        return {}
+
     def secret_of(self, row: Any, name: str) -> str:
         """Return the decrypted secret of a field, empty if there is none."""
         raise NotImplementedError
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        """Create the object and return its row."""
+        """Create the object, enabled, and return its row."""
         raise NotImplementedError
 
     def edit(self, change: Change, world: World, by: User) -> None:
+        """Change the object, except whether it is enabled."""
         raise NotImplementedError
 
     def remove(self, change: Change, world: World, by: User) -> None:
         raise NotImplementedError
+
+    def finish(self, world: World, by: User) -> None:
+        """Do what is left when all changes of this kind are made."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         """Return in words what the change cuts off, empty if nothing."""
@@ -162,15 +189,22 @@ class Kind:
 
 
 class World:
-    """The objects of the workspace, read when first asked for."""
+    """The objects of the workspace, read when first asked for; `only` those of one key, with what is below them."""
 
-    def __init__(self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None
+    ) -> None:
+        self._only = only
         self.kinds = {kind.id: kind for kind in kinds}
         self._found: dict[str, dict[Key, Found]] = {}
         self._by_parent: dict[str, dict[Key, list[Key]]] = {}
         self.secrets = secrets or {}
         self.renames: dict[tuple[str, str], str] = {}
         self.entries: dict[tuple[str, Key], Entry] = {}
+
+    def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
+        """Return the rows that are read: all, or those of one object."""
+        return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:
         """Return the objects of this kind by key."""
@@ -206,6 +240,10 @@ class World:
             return sorted(self.renames.get((field.refers_to, name), name) for name in value)
         return self.renames.get((field.refers_to, value), value)
 
+    def listed(self, kind: str) -> list[Entry]:
+        """Return the entries of this kind in the order of the document."""
+        return [entry for (of, _), entry in self.entries.items() if of == kind]
+
     def put(self, kind: str, key: Key, row: Any) -> None:
         """Note an object that was just created."""
         self.of(kind)[key] = Found(row, {})
@@ -214,9 +252,3 @@ class World:
 def reference_for(*words: str) -> str:
     """Return the reference that an export writes instead of a secret: `env:SINK_SIEM_SECRET`."""
     return "env:" + re.sub(r"[^A-Z0-9]+", "_", "_".join(words).upper()).strip("_")
-
-
-def switch(row: Any, change: Change, by: User) -> None:
-    """Enable or disable the row if the change does."""
-    if "enabled" in change.fields:
-        (row.enable if change.fields["enabled"][1] else row.disable)(by=by)

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Prefetch
+from django.db.models import Prefetch, QuerySet
 
 from accounts.models import Team
 from capabilities import Capability
 from configuration.fields import Field, choice, flag, limit, long_text, names, number, slug, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.base import Act, Change, Key, Kind, World
 from configuration.kinds.servers import slug_taken
 from connections.impact import cut_together, cuts, narrowed_to, refused_unlisted
 from gateways.access_forms import MOST_DAYS
@@ -46,7 +46,7 @@ OF_FEATURE = ("exposed_name", "kind", "assignment__gateway", "assignment__server
 
 
 class GatewayKind(Kind):
-    name, noun, key = "gateways", "gateway", "slug"
+    name, noun, key, lookup = "gateways", "gateway", "slug", "slug"
     about = "Gateways."
     sees = frozenset({Capability.GATEWAYS_READ})
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
@@ -68,7 +68,7 @@ class GatewayKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for gateway in Gateway.objects.live().prefetch_related("teams"):
+        for gateway in world.narrowed(Gateway.objects.live(), self).prefetch_related("teams"):
             values = {one.name: getattr(gateway, one.name) for one in self.fields if one.name != "teams"}
             values["teams"] = sorted(team.name for team in gateway.teams.all())
             yield (gateway.slug,), gateway, values
@@ -85,26 +85,18 @@ class GatewayKind(Kind):
             yield "request_days", f"Write at most {values['most_request_days']}, the value of most_request_days."
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        values = change.values | {"teams": _teams(change, world)}
-        enabled = values.pop("enabled")
-        gateway = Gateway.objects.add(**values, by=by)
-        if not enabled:
-            gateway.disable(by=by)
-        return gateway
+        return Gateway.objects.add(**change.settings | {"teams": _teams(change, world)}, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        fields = {name: value for name, value in change.after().items() if name != "enabled"}
+        fields = change.after()
         if "teams" in fields:
             fields["teams"] = _teams(change, world)
-        if fields:
-            change.row.edit(**fields, by=by)
-        switch(change.row, change, by)
+        change.row.edit(**fields, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        after = change.after()
         if change.row is None:
             return ""
-        if change.act is Act.DISABLE or after.get("enabled") is False:
+        if change.disables:
             return cuts(change.row, viewer)
         return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
 
@@ -125,7 +117,7 @@ def _teams(change: Change, world: World) -> list[Team]:
 
 
 class AssignmentKind(Kind):
-    parent, name, noun, key = "gateways", "servers", "server", "alias"
+    parent, name, noun, key, lookup = "gateways", "servers", "server", "alias", "gateway__slug"
     about = "The servers of a gateway. A server that is not in the list is removed from the gateway."
     sees = frozenset({Capability.GATEWAYS_READ})
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
@@ -151,10 +143,9 @@ class AssignmentKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         shared = Prefetch("shared_identity", Identity.objects.only("label"))
-        rows = Assignment.objects.placed().filter(gateway__archived_at=None)
-        rows = rows.select_related("server", "gateway").prefetch_related(shared)
-        tools = _switches()
-        for row in rows:
+        rows = world.narrowed(Assignment.objects.placed().filter(gateway__archived_at=None), self)
+        tools = _switches(rows)
+        for row in rows.select_related("server", "gateway").prefetch_related(shared):
             values = {
                 "server": row.server.slug,
                 "alias": row.alias,
@@ -226,8 +217,6 @@ class AssignmentKind(Kind):
             fields["shared_identity"] = identity
         policy = change.values["tool_policy"]
         row = Assignment.objects.assign(gateway=gateway, server=server, tool_policy=policy, **fields, by=by)
-        if not change.values["enabled"]:
-            row.disable(by=by)
         _switch_tools(row, change, by)
         return row
 
@@ -240,7 +229,6 @@ class AssignmentKind(Kind):
         if fields:
             row.edit(**fields, by=by)
         _switch_tools(row, change, by)
-        switch(row, change, by)
 
     def remove(self, change: Change, world: World, by: User) -> None:
         change.row.remove(by=by)
@@ -248,9 +236,7 @@ class AssignmentKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.row is None:
             return ""
-        after = change.after()
-        ends = change.act is Act.REMOVE or after.get("enabled") is False or after.get("tool_policy") == "block_all"
-        if ends:
+        if change.act is Act.REMOVE or change.disables or change.after().get("tool_policy") == ToolPolicy.BLOCK_ALL:
             return cuts(change.row, viewer)
         disabled = [tool for tool in _wrong_tools(change.row, change) if tool.enabled]
         return cut_together(disabled, viewer) if disabled else ""
@@ -260,11 +246,11 @@ def _needs_credential(server: str, world: World) -> bool:
     return bool(world.planned("servers", server).get("auth_type", AuthType.NONE) != AuthType.NONE)
 
 
-def _switches() -> dict[Any, dict[str, bool]]:
-    """Return the switches of all tools, by assignment and name at the server."""
+def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
+    """Return the switches of the tools of these assignments, by assignment and name at the server."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
-    rows = Feature.objects.tools().placed()
-    for assignment, name, enabled in rows.values_list("assignment", "name", "enabled"):
+    tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
+    for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):
         found[assignment][name] = enabled
     return found
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ValidationError
+
 from accounts.models import NewAppPolicy, Role, Team, WorkspaceSettings
-from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD, check_zone
 from accounts.rules import RequiredSignIn
 from capabilities import Capability
 from configuration.fields import choice, flag, limit, number, several, text
@@ -53,6 +55,7 @@ class WorkspaceKind(Kind):
         limit("token_calls_per_minute", "Maximum calls per minute of each token.", MOST_CALLS),
         flag("setup_steps", "Whether the dashboard shows the remaining setup steps.", True),
         choice("required_sign_in", "Required of people in browsers.", RequiredSignIn, RequiredSignIn.NONE),
+        text("zone", "Time zone of rules on tool calls, such as `Europe/Berlin`.", 64, "UTC"),
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
@@ -61,6 +64,12 @@ class WorkspaceKind(Kind):
         # A shorter retention that was asked for takes effect after a day.
         values["log_retention_days"] = row.shorter_retention_days or row.log_retention_days
         yield (), row, values
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        try:
+            check_zone(change.values["zone"])
+        except ValidationError as refusal:
+            yield "zone", refusal.messages[0]
 
     def edit(self, change: Change, world: World, by: User) -> None:
         WorkspaceSettings.edit(by=by, **change.after())
@@ -78,7 +87,7 @@ class TeamKind(Kind):
     fields = (text("name", "Name of the team.", 80),)
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for team in Team.objects.all():
+        for team in world.narrowed(Team.objects.all(), self):
             yield (team.name,), team, {"name": team.name}
 
     def add(self, change: Change, world: World, by: User) -> Any:
@@ -102,7 +111,7 @@ class RoleKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for role in Role.objects.with_capabilities():
+        for role in world.narrowed(Role.objects.with_capabilities(), self):
             values: dict[str, Any] = {"name": role.name, "required_sign_in": role.required_sign_in}
             if not role.locked:
                 slugs = sorted(capability.slug for capability in role.capabilities)

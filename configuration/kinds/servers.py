@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.fields import choice, flag, number, slug, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, switch
+from configuration.kinds.base import Act, Change, Key, Kind, World
 from connections.impact import cuts
 from servers.forms import RESERVED, ServerForm
 from servers.models import (
@@ -28,7 +28,7 @@ ISSUER_ONLY = "for an issuer without metadata."
 
 
 class ServerKind(Kind):
-    name, noun, key = "servers", "server", "slug"
+    name, noun, key, lookup = "servers", "server", "slug", "slug"
     about = "Servers. The built-in Quickstart server is not in files."
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
@@ -56,7 +56,7 @@ class ServerKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for server in Server.objects.live():
+        for server in world.narrowed(Server.objects.live(), self):
             yield (server.slug,), server, {} if server.is_built_in else self._values(server)
 
     def _values(self, server: Server) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class ServerKind(Kind):
         if change.act is Act.ADD and (reason := slug_taken(Server, change.values["slug"])):
             yield "slug", reason
             return
-        if change.act in (Act.ADD, Act.CHANGE) and change.fields.keys() - {"enabled"}:
+        if change.act is Act.ADD or change.after():
             yield from self._check_form(change)
 
     def _check_form(self, change: Change) -> Iterator[tuple[str, str]]:
@@ -91,19 +91,13 @@ class ServerKind(Kind):
                 yield "url", str(refusal)
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        values = dict(change.values)
-        enabled = values.pop("enabled")
-        server = Server.objects.add(**values, by=by)
-        if not enabled:
-            server.disable(by=by)
-        return server
+        return Server.objects.add(**change.settings, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        if fields := {name: value for name, value in change.after().items() if name != "enabled"}:
-            if change.values.get("private") is not None:
-                fields["private"] = change.values["private"]
-            change.row.edit(**fields, end_sign_ins=True, by=by)
-        switch(change.row, change, by)
+        fields = change.after()
+        if change.values.get("private") is not None:
+            fields["private"] = change.values["private"]
+        change.row.edit(**fields, end_sign_ins=True, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.row is None:
@@ -111,14 +105,10 @@ class ServerKind(Kind):
         ends = change.row.sign_ins_ended_by(change.after(*SIGN_IN_SETTINGS)).count()
         asks = change.row.identities.live().count() if change.row.would_redirect(change.after()) else 0
         return sentences(
-            cuts(change.row, viewer) if _disables(change) else "",
+            cuts(change.row, viewer) if change.disables else "",
             str(WouldEndSignIns(ends)) if ends else "",
             f"{number_of(asks, 'credential')} must be confirmed before they are sent there." if asks else "",
         )
-
-
-def _disables(change: Change) -> bool:
-    return change.act is Act.DISABLE or change.after().get("enabled") is False
 
 
 def _initial(server: Server | None) -> dict[str, Any]:

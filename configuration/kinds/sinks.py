@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.fields import Field, choice, flag, secret, text
-from configuration.kinds.base import Act, Change, Key, Kind, World, reference_for, switch
+from configuration.kinds.base import Act, Change, Key, Kind, World, reference_for
 from sinks.models import CONTENT, KIND_CHOICES, Sink
 from sinks.receivers import KINDS as RECEIVERS
 from wire.cipher import Undecryptable
@@ -42,7 +42,7 @@ class SinkKind(Kind):
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        for sink in Sink.objects.all():
+        for sink in world.narrowed(Sink.objects.all(), self):
             values = {one.name: getattr(sink, one.name) for one in self.fields if one.name != "secret"}
             if sink.place != sink.address:
                 values["address"] = reference_for("sink", sink.name, "address")
@@ -74,21 +74,13 @@ class SinkKind(Kind):
 
     def add(self, change: Change, world: World, by: User) -> Any:
         values = {name: change.values[name] for name in ("name", "kind", *CONTENT)} | change.secrets
-        sink = Sink.objects.add(**values, by=by)
-        if not change.values["enabled"]:
-            sink.disable(by=by)
-        return sink
+        return Sink.objects.add(**values, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        fields = change.after("name", *CONTENT) | change.secrets
-        if fields:
-            change.row.edit(**fields, by=by)
-        switch(change.row, change, by)
+        change.row.edit(**change.after("name", *CONTENT) | change.secrets, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        after = change.after()
-        pauses = change.act is Act.DISABLE or after.get("enabled") is False
-        less = [name.removeprefix("sends_") for name in CONTENT if after.get(name) is False]
-        if pauses:
+        less = [name.removeprefix("sends_") for name in CONTENT if change.after().get(name) is False]
+        if change.disables and change.row:
             return "Nothing will be sent until it is enabled again."
         return f"No longer sends: {', '.join(less)}." if less and change.row else ""

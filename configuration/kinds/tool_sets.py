@@ -25,7 +25,7 @@ INSTEAD = f"Write a list of at most {MOST_PATTERNS} patterns, such as ['github__
 
 
 class ToolSetKind(Kind):
-    parent, name, noun = "gateways", "tool_sets", "tool set"
+    parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
     about = "The tool sets of a gateway. A set that is not in the list loses its grants and is archived."
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
@@ -49,7 +49,7 @@ class ToolSetKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         rows = ToolSet.objects.live().filter(gateway__archived_at=None).select_related("gateway")
-        for row in rows.prefetch_related("members"):
+        for row in world.narrowed(rows, self).prefetch_related("members"):
             grants = [grant for grant in _grants(row) if grant.ends_at is None]
             values = {
                 "name": row.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -13,7 +13,7 @@ from accounts.models import User
 from capabilities.catalogue import SUPER_ADMIN
 from configuration import document, files
 from configuration.apply import ApplyRefused
-from configuration.document import ConfigurationError
+from configuration.document import ConfigDocument, ConfigurationError
 from configuration.files import UnreadableFile
 from configuration.remote import Remote, RemoteRefused
 from gatewayadmin.management.base import WorkspaceCommand
@@ -75,15 +75,22 @@ def acting(email: str | None) -> User:
     return found
 
 
-def opened(place: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the texts of a file or folder by name, and the secrets of their references."""
+class OpenedFiles(NamedTuple):
+    """Files with their texts by name, the document that they are, and the secrets of their references."""
+
+    texts: dict[str, str]
+    document: ConfigDocument
+    secrets: dict[str, str]
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        """Return the files with their secrets as REST takes them."""
+        sent = [{"name": name, "content": text} for name, text in self.texts.items()]
+        return {"files": sent, "secrets": self.secrets} | {name: value for name, value in more.items() if value}
+
+
+def opened(place: Path) -> OpenedFiles:
+    """Return a file or the files of a folder. Raises ConfigurationError and UnreadableFile."""
     texts = files.texts(place)
+    read = document.read(texts)
     folder = place if place.is_dir() else place.parent
-    return texts, files.resolve(files.references(document.read(texts).data), folder)
-
-
-def body(place: Path, **more: Any) -> dict[str, Any]:
-    """Return the files with their secrets as REST takes them."""
-    texts, secrets = opened(place)
-    sent = [{"name": name, "content": text} for name, text in texts.items()]
-    return {"files": sent, "secrets": secrets} | {name: value for name, value in more.items() if value}
+    return OpenedFiles(texts, read, files.resolve(files.references(read.data), folder))

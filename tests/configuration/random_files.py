@@ -10,6 +10,7 @@ SLUGS = ["alpha", "beta", "gamma", "delta", "epsilon"]
 TEAMS = ["Engineering", "Sales", "Élan", "on", "12"]
 PERMISSIONS = ["logs:read", "gateways:read", "servers:read", "hosts:read"]
 URL = "https://93.184.216.34/mcp"  # An address, so that no name is resolved.
+CONDITIONS = ["", "args.amount > 500", "now.hour < 8\n|| now.hour >= 18\n", ' args.to == "a: b #c" ']
 TEXTS = ["", "One line", "Two\nlines", "Two\r\nlines: 'quoted' # ☃", " yes ", "~"]
 
 type Flat = dict[tuple[str, ...], dict[str, Any]]
@@ -20,16 +21,19 @@ def random_file(random: Random, *, complete: bool = False) -> dict[str, Any]:
     teams = _some(random, TEAMS)
     servers = [_server(random, slug) for slug in _some(random, SLUGS)]
     gateways = [_gateway(random, slug, teams, servers) for slug in _some(random, SLUGS)]
+    data_slugs = [one["slug"] for one in servers], [one["slug"] for one in gateways]
     data: dict[str, Any] = {
         "version": 1,
         "workspace": {
             "calls_per_minute": random.choice([None, 60, 1000]),
             "log_retention_days": random.randint(90, 95),
+            "zone": random.choice(["UTC", "Europe/Berlin"]),
         },
         "teams": [{"name": name} for name in teams],
         "roles": [{"name": f"Role {name}", **_role(random)} for name in _some(random, SLUGS)],
         "servers": servers,
         "gateways": gateways,
+        "rules": [_rule(random, word, teams, data_slugs) for word in _some(random, SLUGS)],
     }
     if complete:
         return data
@@ -86,6 +90,34 @@ def _assignment(random: Random, server: dict[str, Any], *, is_sole: bool) -> dic
     }
 
 
+def _rule(random: Random, word: str, teams: list[str], slugs: tuple[list[str], list[str]]) -> dict[str, Any]:
+    servers, gateways = slugs
+    effect = random.choice(["refuse", "hold", "label"])
+    return {
+        "name": f"Rule {word}",
+        "gateway": random.choice(["", *gateways]),
+        "servers": _some(random, servers),
+        "tools": _some(random, ["docs__*", "a?", "*_get_*"]),
+        "tool_effect": random.choice(["", "read_only", "destructive"]),
+        "when": random.choice(CONDITIONS),
+        "effect": effect,
+        "text": random.choice(["large", "other"]),
+        "mode": random.choice(["watch", "on"]),
+        "enabled": random.random() < 0.7,
+        **(_held(random, teams) if effect == "hold" else {}),
+    }
+
+
+def _held(random: Random, teams: list[str]) -> dict[str, Any]:
+    approvers = random.choice(["anybody", "person", *["team"] * bool(teams)])
+    return {
+        "approvers": approvers,
+        "approver_team": random.choice(teams) if approvers == "team" else "",
+        "somebody_else": approvers != "person" and random.random() < 0.5,
+        "hold_minutes": random.choice([1, 15, 60]),
+    }
+
+
 def _shortened(random: Random, gateway: dict[str, Any]) -> dict[str, Any]:
     """Return the gateway without some of the fields and lists that can be left out."""
     together = {"slug", "name", "reach", "teams"}
@@ -97,7 +129,7 @@ def flat(text: str) -> Flat:
     data = yaml.safe_load(text)
     found: Flat = {}
     found["workspace",] = data["workspace"]
-    for kind in ("teams", "roles"):
+    for kind in ("teams", "roles", "rules"):
         found |= {(kind, one["name"]): one for one in data[kind]}
     found |= {("servers", one["slug"]): one for one in data["servers"]}
     for gateway in data["gateways"]:

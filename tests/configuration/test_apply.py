@@ -69,9 +69,11 @@ def check_plan_and_apply(file: ConfigDocument, owner: User) -> None:
 
     after = flat(export(owner))
     assert applied.digest == planned.digest
-    assert {named(change) for change in planned.changes} == {
+    assert {named(change) for change in planned.changes if change.fields.keys() != {"place"}} == {
         key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
     }
+    listed = [one["name"] for one in file.data.get("rules", ())]
+    assert [key[-1] for key in after if key[0] == "rules" and key[-1] in listed] == listed
     check_values(planned, before, after)
     events = Event.objects.count()
     assert apply(file, by=owner).changes == []

@@ -4,8 +4,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from accounts.models import Team, User
 from capabilities import Capability
@@ -13,6 +15,7 @@ from configuration import document
 from configuration.apply import apply
 from configuration.plan import plan
 from tests import make
+from tests.configuration.test_rest import KEY
 from tests.docs.pages import ROOT
 from tests.workspace import OWNER, Serve
 
@@ -24,10 +27,11 @@ def printed(mark: str) -> str:
     return str(found)
 
 
-def run(live: Serve, folder: Path, command: str) -> str:
+def run(live: Serve, folder: Path, command: str, **variables: str) -> str:
     """Run a printed command in `folder`, and return what it prints."""
-    command = command.replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT / 'manage.py'}")
-    environment = live.environment()
+    for program in (".venv/bin/python manage.py", "gateway-admin"):
+        command = command.replace(f"{program} ", f"{sys.executable} {ROOT / 'manage.py'} ")
+    environment = live.environment() | variables
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -64,6 +68,38 @@ def test_drift_has_an_exit_code_and_a_mistake_another(live: Serve, tmp_path: Pat
 
     assert [one["code"] for one in codes] == [2, 1]
     assert "wrong.yaml:2:9: “name” is missing." in codes[1]["told"]
+
+
+def workflows() -> list[Any]:
+    """Return the printed workflows of GitHub Actions and GitLab."""
+    found = re.findall(r"^```yaml\n((?:name: )?gateway.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(text) for text in found]
+
+
+def commands() -> list[list[str]]:
+    """Return the commands of each printed workflow."""
+    github, gitlab = workflows()
+    steps = github["jobs"]["gateway"]["steps"]
+    return [[step["run"] for step in steps if "run" in step], gitlab["gateway"]["script"]]
+
+
+@pytest.mark.xdist_group("clients")
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_printed_workflows_plan_and_apply(number: int, live: Serve, tmp_path: Path) -> None:
+    name = make.unique("team")
+    (tmp_path / "gateway.yaml").write_text(f"version: 1\nteams: [{{name: {name}}}]\n")
+    key = live.manage("shell", "--verbosity", "0", "-c", KEY.replace("deploy", make.unique("key"))).strip()
+    of_ci = {"GATEWAY_API_KEY": key, "GITHUB_SHA": "8b21fe0", "CI_COMMIT_BRANCH": "main", "CI_COMMIT_SHA": "8b21fe0"}
+
+    plan, apply = (
+        run(live, tmp_path, command.replace("https://gateway.example.com", live.url), **of_ci)
+        for command in commands()[number]
+    )
+
+    assert f"+ team {name}\n" in plan
+    assert apply == "gateway.yaml: 1 added.\n"
+    (event,) = live.rows("SELECT * FROM auditlog_event WHERE target_label = %s", name)
+    assert (event["via"], event["changes"]["file"]) == ("api", "gateway.yaml, commit 8b21fe0")
 
 
 @pytest.mark.xdist_group("clients")

@@ -1,13 +1,16 @@
 """An export is complete, has the same bytes each time, and its plan is empty."""
 
 import pytest
+import yaml
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Team, User
 from capabilities import Capability
 from configuration import document
-from configuration.export import export
+from configuration.export import export, export_one
 from configuration.plan import plan
-from gateways.models import Feature
+from gateways.models import Feature, ToolSet
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -38,3 +41,18 @@ def test_people_see_what_they_may_see(owner: User) -> None:
 
     assert "\nservers:" not in export(make.user(Capability.PEOPLE_READ))
     assert export(make.user()) == "version: 1\n"
+
+
+def test_one_object_is_shown_without_reading_the_others(owner: User) -> None:
+    for gateway in [make.gateway(make.server(), slug=slug) for slug in ("work", "open", "docs")]:
+        ToolSet.objects.add(gateway=gateway, name="All", patterns=["*"], effects=[], members=[], by=owner)
+    whole = yaml.safe_load(export(owner))
+
+    with CaptureQueriesContext(connection) as queries:
+        shown = yaml.safe_load(export_one("gateways", "work", owner) or "")
+
+    assert shown == {"gateways": [one for one in whole["gateways"] if one["slug"] == "work"]}
+    assert [
+        one["sql"] for one in queries if 'FROM "gateways_toolset"' in one["sql"] and "'work'" not in one["sql"]
+    ] == []
+    assert len(queries) <= 8

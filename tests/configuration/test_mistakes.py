@@ -9,6 +9,7 @@ from configuration import document
 from configuration.apply import apply
 from configuration.document import ConfigurationError
 from configuration.export import export
+from rules.models import Rule
 from servers.models import AuthType
 from tests import make
 from tests.cases import every
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.django_db
 SERVER = "version: 1\nservers:\n  - slug: crm\n    name: CRM\n    url: https://93.184.216.34/mcp\n"
 GATEWAY = "version: 1\ngateways:\n  - slug: new\n    name: New\n"
 ON_OPEN = "version: 1\ngateways:\n  - slug: open\n    name: open\n    servers:\n      - server: docs\n"
+
+RULE = "version: 1\nrules:\n  - name: Large\n    effect: refuse\n"
 
 # The file, the position of the mistake, and a part of the message.
 MISTAKES: dict[str, tuple[str, str, str]] = {
@@ -124,6 +127,50 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "6:17",
         "“server” cannot change",
     ),
+    "unknown zone": ("version: 1\nworkspace:\n  zone: Berlin\n", "3:9", "Write it like Europe/Berlin."),
+    "rule without an effect": ("version: 1\nrules:\n  - name: Large\n", "3:5", "“effect” is missing."),
+    "unknown effect": (RULE.replace("refuse", "deny"), "4:13", "Write one of: refuse, hold, label."),
+    "effect of a tool": (RULE + "    tool_effect: writing\n", "5:18", "Write one of: “”, read_only, destructive."),
+    "rule of an unknown gateway": (RULE + "    gateway: other\n", "5:14", "There is no gateway “other”"),
+    "rule on an unknown server": (RULE + "    servers: [docs, dox]\n", "5:21", "There is no server “dox”"),
+    "rule of an unknown team": (
+        RULE.replace("refuse", "hold") + "    approvers: team\n    approver_team: Sales\n",
+        "6:20",
+        "There is no team “Sales”",
+    ),
+    "hold without its team": (
+        RULE.replace("refuse", "hold") + "    approvers: team\n",
+        "3:5",
+        "Choose the team that decides.",
+    ),
+    "nobody decides": (
+        RULE.replace("refuse", "hold") + "    approvers: person\n    somebody_else: true\n",
+        "6:20",
+        "cannot be the one",
+    ),
+    "minutes of a refusal": (RULE + "    hold_minutes: 30\n", "5:19", "Only rules with “effect: hold” have"),
+    "too many minutes": (RULE.replace("refuse", "hold") + "    hold_minutes: 1441\n", "5:19", "from 1 to 1,440"),
+    "team of anybody": (
+        RULE.replace("refuse", "hold") + "    approver_team: Engineering\n",
+        "5:20",
+        "Only rules with “approvers: team” have",
+    ),
+    "label without text": (RULE.replace("refuse", "label"), "3:5", "Enter the label, without a comma."),
+    "label with a comma": (RULE.replace("refuse", "label") + "    text: a, b\n", "5:11", "without a comma"),
+    "condition that does not parse": (RULE + "    when: 'args.amount >'\n", "5:11", "Line 1, column"),
+    "condition on an unknown field": (
+        RULE + "    when: |\n      true &&\n      amount > 5\n",
+        "5:11",
+        "Line 2, column 1",
+    ),
+    "tool name twice": (RULE + "    tools: [a, a]\n", "5:12", "twice"),
+    "rule in another case": (RULE.replace("Large", "known"), "3:11", "There is rule Known"),
+    "rule twice": (
+        RULE + "  - name: Large\n    effect: refuse\n",
+        "5:11",
+        "rule Large is already in gateway.yaml:3:5.",
+    ),
+    "order of a rule": (RULE + "    position: 1\n", "5:5", "There is no field “position”"),
 }
 
 
@@ -138,6 +185,7 @@ def owner() -> User:
     gone = make.server(slug="gone")
     gone.archived_at = owner.date_joined
     gone.save()
+    Rule.objects.add(name="Known", effect="refuse", by=None)
     make.assignment(make.gateway(slug="open"), docs, identity_scheme="per_user")
     return owner
 

@@ -3,11 +3,12 @@
 import pytest
 import yaml
 
-from accounts.models import User
+from accounts.models import Role, User
 from capabilities import Capability
 from configuration import document
 from configuration.apply import apply
 from hosts.models import Host
+from rules.models import Rule
 from tests import make
 from tests.conftest import SignIn
 
@@ -19,6 +20,8 @@ source: platform-team
 servers: [{slug: docs, name: Docs, url: 'https://93.184.216.34/mcp'}]
 gateways: [{slug: work, name: Work, servers: [{server: docs}]}]
 agents: [{name: CI bot}]
+roles: [{name: Support, capabilities: ['logs:read']}]
+rules: [{name: No drops, effect: refuse, gateway: work}]
 """
 
 
@@ -31,11 +34,14 @@ def test_a_page_says_which_file_governs_its_object(owner: User, sign_in: SignIn)
     apply(document.read({"gateway.yaml": FILE}), by=owner)
     by_hand = make.gateway()
     browser, bot = sign_in(owner), Host.objects.get()
+    role, rule = Role.objects.get(name="Support"), Rule.objects.get()
 
-    for place in ("/gateways/work/", "/servers/docs/", f"/hosts/{bot.pk}/"):
+    places = ["/gateways/work/", "/servers/docs/", f"/hosts/{bot.pk}/", f"/rules/{rule.pk}/"]
+    for place in [*places, f"/people/roles/{role.pk}/"]:
         page = browser.get(place).content.decode()
         assert "Managed by <b>gateway.yaml</b> (platform-team)" in page
         assert f'<a href="{place}yaml/">Copy as YAML</a>' in page
+        assert browser.get(f"{place}yaml/").status_code == 200
     assert "Managed by" not in browser.get(f"/gateways/{by_hand.slug}/").content.decode()
 
 

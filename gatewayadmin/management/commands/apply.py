@@ -6,10 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from configuration import document
 from configuration.apply import apply
 from configuration.words import as_json
-from gatewayadmin.management.configuration import FilesCommand, acting, body, opened, remote
+from gatewayadmin.management.configuration import FilesCommand, acting, opened, remote
 
 
 class Command(FilesCommand):
@@ -23,10 +22,10 @@ class Command(FilesCommand):
     def handle(self, *args: Any, file: Path, **options: Any) -> None:
         terms = {"digest": options["plan"], "commit": options["commit"], "prune": options["prune"]}
         if options["url"]:
-            made = remote(options["url"], options["key_file"]).apply(body(file, **terms))
+            made = remote(options["url"], options["key_file"]).apply(opened(file).body(**terms))
         elif options["user"]:
-            texts, secrets = opened(file)
-            made = as_json(apply(document.read(texts), by=acting(options["user"]), secrets=secrets, **terms))
+            found = opened(file)
+            made = as_json(apply(found.document, by=acting(options["user"]), secrets=found.secrets, **terms))
         else:
             raise CommandError("Name the person who makes the changes: --user EMAIL.")
         self.stdout.write(f"{file}: {made['summary']}.")

@@ -6,10 +6,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from configuration import document
 from configuration.plan import plan
 from configuration.words import as_json
-from gatewayadmin.management.configuration import FilesCommand, acting, body, opened, remote
+from gatewayadmin.management.configuration import FilesCommand, acting, opened, remote
 
 CHANGES = 2  # The exit code with --exit-code if there are changes.
 
@@ -23,11 +22,11 @@ class Command(FilesCommand):
         parser.add_argument("--exit-code", action="store_true", help="exit with 2 if there are changes")
 
     def handle(self, *args: Any, file: Path, prune: bool, **options: Any) -> None:
+        found = opened(file)
         if options["url"]:
-            made = remote(options["url"], options["key_file"]).plan(body(file, prune=prune))
+            made = remote(options["url"], options["key_file"]).plan(found.body(prune=prune))
         else:
-            texts, secrets = opened(file)
-            made = as_json(plan(document.read(texts), acting(options["user"]), secrets=secrets, prune=prune))
+            made = as_json(plan(found.document, acting(options["user"]), secrets=found.secrets, prune=prune))
         self.stdout.write(json.dumps(made) if options["json"] else made["text"], ending="")
         if options["exit_code"] and made["changes"]:
             sys.exit(CHANGES)

@@ -1,0 +1,148 @@
+"""Rules on tool calls in configuration files. The order of the list is the order in which they apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from accounts.models import Team
+from capabilities import Capability
+from configuration.fields import Field, choice, flag, names, number, text
+from configuration.kinds.base import Change, Entry, Key, Kind, World
+from proxy.access.expressions import MOST_CHARACTERS
+from rules.forms import MOST_PATTERNS, pointed
+from rules.models import (
+    LONGEST_HOLD,
+    LONGEST_TEXT,
+    Approvers,
+    BadCondition,
+    Rule,
+    RuleEffect,
+    RuleError,
+    RuleMode,
+    ToolEffect,
+)
+from rules.order import arranged, moved
+from rules.replay import NO_LONGER_REFUSES, cuts
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+# The fields that only some rules have.
+HOLDING = dict.fromkeys(("approvers", "somebody_else", "hold_minutes"), "effect: hold") | {
+    "approver_team": "approvers: team"
+}
+FOR_HOLD = "for `effect` `hold`"
+WHEN = Field(
+    "when",
+    "Condition in CEL; “”: every call.",
+    {"type": "string", "maxLength": MOST_CHARACTERS, "pattern": r"^[^\x00]*$"},
+    f"Write a condition of at most {MOST_CHARACTERS:,} characters, such as 'args.amount > 500'.",
+    "",
+    is_trimmed=True,
+)
+
+
+class RuleKind(Kind):
+    name, noun = "rules", "rule"
+    about = (
+        "Rules on tool calls, in the order in which they apply. Rules that are not in the list keep their places "
+        "among all rules."
+    )
+    sees = frozenset({Capability.RULES_READ})
+    manages = Capability.RULES_MANAGE
+    keeps_order = True
+    fields = (
+        text("name", "Name of the rule; the log has it.", 80),
+        text("gateway", "Slug of its gateway; “”: all gateways.", 40, "", refers_to="gateways"),
+        names("servers", "Only tools of these servers, by slug; none: all.", 16, refers_to="servers"),
+        names("tools", "Only tools of these names, with `*` and `?`; none: all.", 200, items=MOST_PATTERNS),
+        choice("tool_effect", "Only tools of this effect; “”: any.", ToolEffect, ToolEffect.ANY),
+        WHEN,
+        choice("effect", "What the rule does with a call.", RuleEffect),
+        text("text", "Sentence of a refusal, or the label.", LONGEST_TEXT, ""),
+        choice("mode", "`watch` only labels calls with what it would have done.", RuleMode, RuleMode.WATCH),
+        flag("enabled", "Whether it is enabled.", True),
+        text("note", "Note for administrators.", 500, ""),
+        choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
+        text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
+        flag("somebody_else", "Whether nobody may decide on calls of an agent that acts for themselves.", False),
+        number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, 15),
+    )
+
+    def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
+        rows = Rule.objects.select_related("gateway", "approver_team").prefetch_related("servers")
+        for rule in world.narrowed(rows, self):
+            yield (rule.name,), rule, _written(rule)
+
+    def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
+        chosen = [entry.was or entry.key for entry in entries]
+        now = [*world.of(self.id)]
+        added = [key for key in chosen if key not in world.of(self.id)]
+        return moved([*now, *added], arranged(now, chosen))
+
+    def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        if change.row and not world.of(self.id)[change.was or change.key].values:
+            yield "name", "This rule is of an archived gateway or of archived servers only. Choose another name."
+            return
+        team = change.values["approver_team"]
+        rule = Rule(**{name: change.values[name] for name in _OWN}, approver_team=Team(name=team) if team else None)
+        try:
+            rule.tidy()
+        except RuleError as refusal:
+            yield refusal.field, pointed(rule.when, refusal) if isinstance(refusal, BadCondition) else str(refusal)
+            return
+        kept, given = rule.editable(), world.entries[self.id, change.key].given
+        for name in (name for name in HOLDING if given.get(name, kept[name]) != kept[name]):
+            yield name, f"Only rules with “{HOLDING[name]}” have “{name}”. Remove it."
+
+    def add(self, change: Change, world: World, by: User) -> Any:
+        return Rule.objects.add(**_related(change.settings, world), by=by)
+
+    def edit(self, change: Change, world: World, by: User) -> None:
+        if fields := {name: value for name, value in change.after().items() if name != "place"}:
+            change.row.edit(**_related(fields, world), by=by)
+
+    def finish(self, world: World, by: User) -> None:
+        Rule.objects.arrange([world.row(self.id, *entry.key) for entry in world.listed(self.id)], by=by)
+
+    def cuts(self, change: Change, world: World, viewer: User) -> str:
+        before = world.of(self.id)[change.was or change.key].values if change.row else {}
+        if not _stops(change.values):
+            return NO_LONGER_REFUSES if _stops(before) else ""
+        if change.row and _stops(before) and not change.after("gateway", "servers", "tools", "tool_effect", "when"):
+            return ""
+        values = _related(change.settings, world)
+        if None in values["servers"] or (change.values["gateway"] and values["gateway"] is None):
+            return ""  # Of a new server or gateway, which has no calls.
+        servers = values.pop("servers")
+        return cuts(Rule(**values), viewer, servers)
+
+
+_OWN = [one.name for one in RuleKind.fields if not one.refers_to and one.name != "enabled"]
+
+
+def _stops(values: dict[str, Any]) -> bool:
+    """Return whether a rule with these values keeps calls from running."""
+    is_on = bool(values.get("enabled")) and values.get("mode") == RuleMode.ON
+    return is_on and values["effect"] != RuleEffect.LABEL
+
+
+def _written(rule: Rule) -> dict[str, Any]:
+    """Return the values of a rule; none if what it selects is archived, so that it cannot apply."""
+    servers = [server.slug for server in rule.servers.all() if server.archived_at is None]
+    if (rule.gateway and rule.gateway.archived_at) or (rule.servers.all() and not servers):
+        return {}
+    values = rule.editable() | {"enabled": rule.enabled, "servers": sorted(servers), "tools": sorted(rule.tools)}
+    return {one.name: values[one.name] for one in RuleKind.fields}
+
+
+def _related(values: dict[str, Any], world: World) -> dict[str, Any]:
+    """Return the values with rows instead of names."""
+    found = dict(values)
+    if "servers" in found:
+        found["servers"] = [world.row("servers", slug) for slug in found["servers"]]
+    for name, kind in (("gateway", "gateways"), ("approver_team", "teams")):
+        if name in found:
+            found[name] = world.row(kind, found[name]) if found[name] else None
+    return found
