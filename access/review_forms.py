@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -107,7 +108,8 @@ def named_people(text: str) -> list[User]:
     return named_approvers(text.replace(",", " ").split())
 
 
-class ScopeRows(NamedTuple):
+@dataclass(frozen=True)
+class ScopeRows:
     """The rows that a review of one scope can be about, and the columns that name them in the form."""
 
     rows: Callable[[], Any]

@@ -179,6 +179,8 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke a live row; people other than its owner, and API keys, need a capability. Returns False without a row."""
+    owner: UUID | None
+    needed: tuple[Capability, ...]
     match row:
         case Token():
             owner, needed = row.connection.user_id, (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)

@@ -10,7 +10,7 @@ from capabilities import Capability
 from configuration.fields import Field, choice, flag, names, number, text
 from configuration.kinds.base import Change, Entry, Key, Kind, World
 from proxy.access.expressions import MOST_CHARACTERS
-from rules.forms import MOST_PATTERNS, pointed
+from rules.forms import MOST_PATTERNS, marked
 from rules.models import (
     LONGEST_HOLD,
     LONGEST_TEXT,
@@ -90,7 +90,8 @@ class RuleKind(Kind):
         try:
             rule.tidy()
         except RuleError as refusal:
-            yield refusal.field, pointed(rule.when, refusal) if isinstance(refusal, BadCondition) else str(refusal)
+            place = f" {marked(rule.when, refusal.at)[1]}" if isinstance(refusal, BadCondition) else ""
+            yield refusal.field, f"{refusal}{place}"
             return
         kept, given = rule.editable(), world.entries[self.id, change.key].given
         for name in (name for name in HOLDING if given.get(name, kept[name]) != kept[name]):
