@@ -52,7 +52,7 @@ from proxy.access.rules import HOLD, NO_RULES, REFUSE, RuleDecision, decide_by_r
 from proxy.config import Config
 from proxy.handshake import Handshake
 from proxy.hold_answers import NotApproved
-from proxy.holds import HeldCall, Holds
+from proxy.holds import MORE, HeldCall, Holds
 from proxy.lists import BadListCursor, Lists
 from proxy.message_router import LEVELS, SessionCall
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -565,7 +565,8 @@ class Endpoint:
 
         Notifications go to `stream`, if there is one. Raises OutOfScope, UpstreamError or NotApproved.
         """
-        message = self._parts.holds.unwrapped(request, message)
+        is_whole = message.params.keys().isdisjoint(MORE)
+        message = message if is_whole else self._parts.holds.unwrapped(request, message)
         grant, resolved = await self._allowed(request, grant, message, stream)
         assigned, usage = resolved.assigned, self._parts.usage
         if resolved.alias and rewriting.may_hold_exposed(request.body):
@@ -607,7 +608,8 @@ class Endpoint:
             grant, resolved = await self._resolved(request, grant, message)
             if message.method != "tools/call":
                 return grant, resolved
-            rule = _check_rules(request, grant, resolved, message).holding
+            decision = _check_rules(request, grant, resolved, message)
+            rule = decision.rule if decision.effect == HOLD else None
             if rule is None or (request.modern and self._parts.suspended.has_given(message)):
                 return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
             held = held or await self._parts.holds.begin(request, message, stream)

@@ -238,9 +238,9 @@ class Holds:
     # Approved calls that ask for input
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return a call of 2026-07-28 as its server gets it: with its own `requestState`, and without our page."""
+        """Return a call with members of MORE as its server gets it: with its own `requestState`, without our page."""
         params = message.params
-        if not request.modern or message.method != "tools/call" or not params.keys() & set(MORE):
+        if not request.modern or message.method != "tools/call":
             return message
         given = {name: value for name, value in params.items() if name not in MORE}
         responses, state = params.get("inputResponses"), params.get("requestState")

@@ -83,11 +83,6 @@ class RuleDecision(NamedTuple):
     error: str = ""
 
     @property
-    def holding(self) -> DecidingRule | None:
-        """The rule that holds the call, if one does."""
-        return self.rule if self.effect == HOLD else None
-
-    @property
     def label_text(self) -> str:
         """The labels as the log has them, without those that do not fit."""
         text = ""

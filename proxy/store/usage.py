@@ -148,10 +148,13 @@ class UsageTracker:
 
         If both secrets of the token were used, `other` is the prefix of the secret that was used earlier.
         """
-        use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
-        if before := self._pending.get("tokens", {}).get(grant.token_id):
-            older, newer = sorted((before, use), key=lambda update: update["at"])
-            use = newer | {"other": older["prefix"], "other_at": older["at"]}
+        before = self._pending.get("tokens", {}).get(grant.token_id, {})
+        uses = {before.get(name): before.get(f"{when}at") for name, when in (("other", "other_"), ("prefix", ""))}
+        uses[grant.token_prefix] = max(at, uses.get(grant.token_prefix) or at)
+        uses.pop(None, None)
+        prefix, other = [*sorted(uses, key=lambda each: uses[each], reverse=True), None][:2]
+        ip = ip if prefix == grant.token_prefix else before["ip"]
+        use = {"at": uses[prefix], "ip": ip, "prefix": prefix, "other": other, "other_at": uses.get(other)}
         self._set("tokens", grant.token_id, **use)
 
     # The background task
@@ -235,7 +238,8 @@ class UsageTracker:
         connection = await self._open()
         for kind in ("tokens", "connections", "hosts", "identities", "health", "sessions", "upstream_sessions"):
             if kind in pending:
-                await _update(connection, kind, pending[kind])
+                for key in await _update(connection, kind, pending[kind]):
+                    self._set(kind, key, **pending[kind][key])
         if unknown_tokens:
             given = {"ip": list(unknown_tokens), "requests": list(unknown_tokens.values())}
             await connection.execute(STATEMENTS["unknown_tokens"], given)
@@ -285,10 +289,12 @@ def _flush_metrics() -> None:
         logger.warning("metrics not written", extra={"error": str(error)})
 
 
-async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUpdates) -> None:
+async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUpdates) -> list[str]:
+    """Write the updates. Returns the ids of those that must be written again."""
     ids = sorted(pending)
     columns = {name: [pending[key][name] for key in ids] for name in pending[ids[0]]}
-    await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
+    cursor = await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
+    return [key for (key,) in await cursor.fetchall()] if cursor.description else []
 
 
 def _info_columns(infos: Infos) -> dict[str, list[Any]]:

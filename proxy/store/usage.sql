@@ -4,7 +4,8 @@
 -- name: tokens
 -- A token may have two valid secrets, distinguished by prefix; `other` is the one used earlier. The previous one may
 -- end with the first use of the present one. A token that waits to be collected has no present secret: its prefix is
--- that of the previous secret.
+-- that of the previous secret. Returns the tokens whose previous secret should have ended, but whose row was locked.
+WITH written AS (
 UPDATE tokens_token t SET
     last_used_at = greatest(t.last_used_at, m.at),
     last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,
@@ -26,6 +27,12 @@ FROM (
     WHERE r.last_used_at IS NULL OR r.last_used_at < v.at OR r.previous_digest IS NOT NULL
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
+RETURNING t.id
+)
+SELECT t.id::text FROM tokens_token t
+JOIN unnest(%(ids)s::uuid[], %(prefix)s::text[], %(other)s::text[]) AS v (id, prefix, other) USING (id)
+WHERE t.previous_until_used AND t.digest IS NOT NULL AND t.prefix IN (v.prefix, v.other)
+AND t.previous_ends_at > statement_timestamp() AND NOT EXISTS (SELECT FROM written WHERE written.id = t.id)
 
 -- name: connections
 UPDATE connections_connection t SET last_used_at = m.at

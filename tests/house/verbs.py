@@ -980,6 +980,7 @@ INSIDE = {
     "Host.playground",
     "Provider.read_metadata_again",  # Read by *Test* and during sign-in, to refresh the provider's metadata.
     "Review.end_lines",
+    "Rule.arrange",  # By configuration files.
     "Review.note_answers",
     "Review.seal",
     "Review.why_not",

@@ -86,7 +86,7 @@ KINDS = {
     "agent disabled": Kind("POST", "hosts/{host}/disable"),
     "gateway disabled": Kind("POST", "gateways/{slug}/disable"),
     "server disabled": Kind("POST", "servers/{server}/disable"),
-    "assignment disabled": Kind("POST", "gateways/{slug}/servers/{server}/disable"),
+    "assignment disabled": Kind("POST", "gateways/{slug}/servers/s/disable"),
     "tool disabled": Kind("PATCH", "gateways/{slug}/tools/{tool}", {"enabled": False}),
     "connection disabled": Kind("POST", "connections/{connection}/disable"),
     "person deactivated": Kind("POST", "users/{person}/deactivate"),

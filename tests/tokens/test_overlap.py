@@ -1,8 +1,11 @@
 """Replacing a token without an outage: the old secret stays valid for a while after the new secret is made."""
 
+import asyncio
+import time
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.core import mail
 from django.db import connection
@@ -11,10 +14,12 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
+from gatewayadmin.config import database
 from proxy.access.decision import ServersNeeded
-from proxy.store.usage import STATEMENTS
+from proxy.store.usage import STATEMENTS, UsageTracker
 from tests import make
 from tests.conftest import SignIn
+from tests.eventually import until
 from tests.proxy.test_access import ask
 from tests.rest import Rest
 from tests.tokens.rows import text
@@ -94,6 +99,33 @@ def test_an_old_secret_ends_with_the_first_use_of_the_new_one(issued: Issued, an
     assert token.previous_works_until is None
     assert token.secrets_in_use == "both"
     assert Event.objects.get(action="token.rotated").changes["until_used"] == [None, True]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_first_use_of_a_new_secret_counts_even_if_the_row_was_locked(issued: Issued, ann: User) -> None:
+    """Another worker may write the use of the old secret at the same moment."""
+    new = issued.token.rotate(by=ann, overlap_hours=24, until_used=True)
+    slug = new.token.connection.gateway.slug
+    [grant] = ask([(new.secret, slug, ServersNeeded.NONE, "")])
+    assert grant
+
+    async def main() -> None:
+        usage = UsageTracker(database.conninfo(), 60)
+        usage.start()
+        with psycopg.connect(database.conninfo()) as other:
+            other.execute("SELECT FROM tokens_token FOR UPDATE")
+            usage.token_used(grant, "10.0.0.1", time.time())
+            # Connections are written after tokens.
+            await until(
+                lambda: other.execute("SELECT FROM connections_connection WHERE last_used_at IS NOT NULL").rowcount
+            )
+            assert other.execute("SELECT FROM tokens_token WHERE previous_ends_at > now()").rowcount
+        with psycopg.connect(database.conninfo(), autocommit=True) as other:
+            await until(lambda: other.execute("SELECT FROM tokens_token WHERE previous_ends_at <= now()").rowcount)
+        await usage.stop()
+
+    asyncio.run(main())
+    assert Token.objects.get().previous_works_until is None
 
 
 def test_the_old_secret_does_not_end_itself_before_the_new_one_is_collected(issued: Issued, boss: User) -> None:
