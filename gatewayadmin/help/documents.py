@@ -178,7 +178,11 @@ def _score(head: str, section: Section, wanted: list[str]) -> float:
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:
-        score = 8 * _begins(word, head) + 5 * _begins(word, title) + min(3, text.count(word))
+        score = (
+            8 * _begins(word, head)
+            + 5 * _begins(word, title)
+            + min(3, len(re.findall(rf"(?<![^\W_]){re.escape(word)}", text)))
+        )
         if not score:
             return 0
         total += score

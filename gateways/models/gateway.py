@@ -110,7 +110,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             gateway = self.create(created_by=by, **fields)
             gateway.teams.set(teams)
             gateway.approvers.set(approvers)
-            Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
+            named = {"slug": gateway.slug, "reach": gateway.reach, "teams": gateway.team_names()}
+            changes = {name: [None, value] for name, value in named.items() if value}
+            Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes=changes)
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:

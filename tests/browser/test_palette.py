@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.workspace import Serve
 
@@ -93,3 +93,18 @@ def test_help_is_found_by_a_word_of_the_trade_and_read_there(live: Serve, page: 
     page.get_by_role("searchbox", name="Search help").fill("siem")
     page.keyboard.press("Enter")
     expect(page.get_by_role("link", name="Send the logs to a SIEM").first).to_be_visible()
+
+
+@pytest.mark.full
+def test_it_stays_open_when_typing_goes_on_before_an_answer_came(live: Serve, page: Page) -> None:
+    page.goto(f"{live.url}/")
+    waiting = list[Route]()
+    page.route(lambda url: "q=approv" in url and "approval" not in url, lambda route: waiting.append(route))
+
+    page.keyboard.press("Control+k")
+    with page.expect_request(re.compile("q=approv")):
+        page.keyboard.type("approv")
+    page.keyboard.type("als")
+
+    expect(page.locator("#found").get_by_role("link", name=re.compile("^Approvals"))).to_be_visible()
+    expect(page.locator("#palette")).to_be_visible()
