@@ -20,7 +20,7 @@ from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
-TOKENS = Capability.API_TOKENS_MANAGE
+TOKENS = Capability.API_TOKENS_CREATE
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     assert sent["Location"] == page
     assert ">Ask for it</button>" not in after
     assert "You asked for this capability." in after
-    assert "dev@example.com asks for Create and manage API tokens" in dashboard
+    assert "dev@example.com asks for Connect own agents" in dashboard
     assert f"/people/{person.pk}/role/" in dashboard
     [letter] = mail.outbox
     assert (letter.subject, letter.bcc) == ("1 person asks for a capability", [chief.email])
-    assert "dev@example.com: Create and manage API tokens" in letter.body.replace("\u200b", "")
+    assert "dev@example.com: Connect own agents" in letter.body.replace("\u200b", "")
     assert "/people/?asking=1" in letter.body
     assert "asks for" not in text(sign_in(person).get("/"))
     role = make.user(TOKENS).role
