@@ -25,12 +25,13 @@ from tests.eventually import eventually
 from tests.proxy.conftest import Agent
 from tests.running.processes import workers
 from tests.running.replicas import Replicas, replicas
+from tests.workspace import OWNER
 
 pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 HELD = int(os.environ.get("HELD_CALLS", "40"))
 REPEATS = 4
-OWNER_ID = "SELECT id FROM accounts_user WHERE is_superuser LIMIT 1"
+OWNER_ID = f"SELECT id FROM accounts_user WHERE email = '{OWNER}'"
 RULE = """
 from rules.models import Rule
 Rule.objects.add(name="Ask first", effect="hold", mode="on", tools=["*count"], hold_minutes=24 * 60, by=by)
