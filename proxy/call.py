@@ -52,7 +52,7 @@ from proxy.access.rules import HOLD, NO_RULES, REFUSE, RuleDecision, decide_by_r
 from proxy.config import Config
 from proxy.handshake import Handshake
 from proxy.hold_answers import NotApproved
-from proxy.holds import MORE, HeldCall, Holds
+from proxy.holds import MORE, NOT_CONTINUED, HeldCall, Holds
 from proxy.lists import BadListCursor, Lists
 from proxy.message_router import LEVELS, SessionCall
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -610,6 +610,8 @@ class Endpoint:
                 return grant, resolved
             decision = _check_rules(request, grant, resolved, message)
             rule = decision.rule if decision.effect == HOLD else None
+            if rule is None and request.continues is not None:
+                raise BadState(NOT_CONTINUED)
             if rule is None or (request.modern and self._parts.suspended.has_given(message)):
                 return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
             held = held or await self._parts.holds.begin(request, message, stream)
@@ -758,6 +760,8 @@ class Endpoint:
         target = await self._target(request, grant, resolved, message, stream)
         if message.method in SUBSCRIBING and target.era == MODERN:
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
+        if request.continues is not None and target.era == SESSION:
+            raise BadState("its server has changed")
         sent = _Sent(self._parts, request, grant, resolved, message, stream, target)
         if request.modern and "requestState" in message.params:
             # A suspended call is resumed, even if its server has changed to 2026-07-28 since.

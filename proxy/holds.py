@@ -27,7 +27,7 @@ from proxy.hold_answers import ANSWERS, PAGE, FoundHold, NotApproved, PageOffere
 from proxy.reasons import APPROVALS
 from proxy.request import Continued, McpRequest
 from proxy.response import Stream
-from proxy.server_requests import InteractiveCall, ServerRequests, can_answer
+from proxy.server_requests import BadState, InteractiveCall, ServerRequests, can_answer
 from proxy.store.bus import Statements, Subscribable
 from proxy.store.pg import DatabaseUnavailable
 from wire import canonical_json, jsonrpc, versions
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 TOPIC = "hold"
 KIND = "approved call"
+NOT_CONTINUED = "this requestState continues no approved call; call again without it"
 MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 call that continues another.
 
 # Seconds for which a request stays open. Some clients give up after 5 s, most of those that ask for progress after 60.
@@ -116,6 +117,7 @@ class HeldCall:
     digest: bytes
     sealed: bytes
     progress_token: jsonrpc.Id | None
+    is_retry: bool  # It has a `requestState` or `inputResponses` for its server.
     began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     reported: int = 0
     client_left: bool = False
@@ -170,7 +172,9 @@ class Holds:
         token = message.meta.get("progressToken") if stream is not None else None
         is_token = type(token) is int or isinstance(token, str)
         capabilities = _capabilities(request, message)
-        return HeldCall(request, stream, capabilities, arguments, digest, sealed, token if is_token else None)
+        token = token if is_token else None
+        is_retry = not message.params.keys().isdisjoint(MORE)
+        return HeldCall(request, stream, capabilities, arguments, digest, sealed, token, is_retry)
 
     def _prepared(self, body: bytes, arguments: Object) -> tuple[bytes, bytes]:
         try:
@@ -182,11 +186,14 @@ class Holds:
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
         """Use an approval for this call and return True; otherwise wait, and return False when there is news.
 
-        After False, decide the call again. Raises NotApproved, DatabaseUnavailable.
+        After False, decide the call again. Raises NotApproved, DatabaseUnavailable; BadState for a retry that does not
+        continue an approved call, because nobody has approved what it gives its server besides the arguments.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
             return True
+        if call.is_retry:
+            raise BadState(NOT_CONTINUED)
         (row,) = await self._state.fetch(ASK, query)
         found = FoundHold(*row)
         if found.id is not None:
@@ -240,9 +247,11 @@ class Holds:
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
         """Return a call with members of MORE as its server gets it: with its own `requestState`, without our page."""
         params = message.params
-        if not request.modern or message.method != "tools/call":
+        if message.method != "tools/call":
             return message
         given = {name: value for name, value in params.items() if name not in MORE}
+        if not request.modern:  # Sessions have no such members.
+            return replace(message, params=given)
         responses, state = params.get("inputResponses"), params.get("requestState")
         if isinstance(responses, dict) and PAGE in responses:
             responses = {key: value for key, value in responses.items() if key != PAGE} or None
@@ -264,7 +273,8 @@ class Holds:
     def _opened(self, state: object) -> tuple[Continued, Any] | None:
         """Return what `wrapped` sealed: the call to continue, and the server's own state. None for other states."""
         try:
-            kind, hold, before, own = json.loads(self._cipher.open(state.encode() if isinstance(state, str) else b""))
+            facts = json.loads(self._cipher.open(state.encode() if isinstance(state, str) else b""))
+            kind, hold, before, own = facts if isinstance(facts, list) else []
         except (Undecryptable, ValueError, TypeError):
             return None
         return (Continued(hold, before), own) if kind == KIND else None

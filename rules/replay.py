@@ -83,12 +83,18 @@ def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, sec
     return found
 
 
+def may_replay(when: str, viewer: User) -> bool:
+    """True if `viewer` may read calls, and arguments if the condition reads them: matches would tell their values."""
+    may_read = not reads_arguments(when) or viewer.has_perm(Capability.LOGS_PAYLOADS)
+    return may_read and viewer.has_perm(Capability.LOGS_READ)
+
+
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
     """Return a sentence with the calls of the last seven days that the rule would have touched.
 
-    `servers` are those of an unsaved rule. Empty if the viewer may not read the log.
+    `servers` are those of an unsaved rule. Empty if the viewer may not read what the rule reads of the log.
     """
-    if not viewer.has_perm(Capability.LOGS_READ):
+    if not may_replay(rule.when, viewer):
         return ""
     found = replay(deciding(rule, servers), rule.gateway, days=7, seconds=LATELY_S)
     calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")

@@ -19,7 +19,7 @@ from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
 from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
-from rules.replay import NO_LONGER_REFUSES, cuts, replay
+from rules.replay import NO_LONGER_REFUSES, cuts, may_replay, replay
 from rules.targets import deciding
 from ui.pages import AppRequest, Undo, answer, leave, posted, refuse, seen_version, show
 from ui.tables import CREATED, Column, Table
@@ -139,6 +139,11 @@ def try_before(request: AppRequest) -> HttpResponse:
     if not form.is_valid():
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])
+    if not may_replay(rule.when, request.user):
+        form.add_error(
+            None, f"To try a condition on arguments, you need the permission {Capability.LOGS_PAYLOADS.label}."
+        )
+        return refuse(request, "rules/replay.html", {"form": form})
     found = replay(rule, form.cleaned_data["gateway"])
     return show(request, "rules/replay.html", {"replay": found})
 

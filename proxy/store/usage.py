@@ -149,7 +149,7 @@ class UsageTracker:
         If both secrets of the token were used, `other` is the prefix of the secret that was used earlier.
         """
         before = self._pending.get("tokens", {}).get(grant.token_id, {})
-        uses = {before.get(name): before.get(f"{when}at") for name, when in (("other", "other_"), ("prefix", ""))}
+        uses: dict[Any, Any] = {before.get("other"): before.get("other_at"), before.get("prefix"): before.get("at")}
         uses[grant.token_prefix] = max(at, uses.get(grant.token_prefix) or at)
         uses.pop(None, None)
         prefix, other = [*sorted(uses, key=lambda each: uses[each], reverse=True), None][:2]

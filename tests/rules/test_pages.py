@@ -136,6 +136,21 @@ def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client
     assert not Rule.objects.exists()
 
 
+def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Client) -> None:
+    """Otherwise the number of matches would tell their values."""
+    client.force_login(make.user(Capability.RULES_MANAGE, Capability.LOGS_READ))
+    on_arguments = FORM | {"condition": "expression", "when": 'args.iban.startsWith("D")'}
+
+    refused = client.post("/rules/replay/", on_arguments).content.decode()
+    allowed = client.post("/rules/replay/", FORM).content.decode()
+
+    assert f"you need the permission {Capability.LOGS_PAYLOADS.label}" in refused
+    assert "would have been touched" not in refused
+    assert "would have been touched" in allowed
+    rule = Rule.objects.add(name="All", effect="refuse", when='args.iban == "D"', by=None)
+    assert "would have touched" not in client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
+
+
 def test_turning_on_says_what_it_cuts(client: Client) -> None:
     rule = Rule.objects.add(name="All", effect="refuse", by=None)
     call(feature_type="tool", feature_name="a__pay", server_id=make.server().pk)
