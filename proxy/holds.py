@@ -10,7 +10,7 @@ nothing: it waits like all others.
 
 An approved call may ask for input (2026-07-28). The client's `requestState` then names, encrypted, the hold and the
 request that asked; the next request takes its place in the row of the hold. So a call goes on once from each of its
-answers, with the same connection, tool, arguments, rule and definition; any other repeat is held.
+answers, with the same connection, tool, arguments, rule and definition; any other retry is refused (BadState).
 """
 
 import asyncio
