@@ -14,6 +14,7 @@ from rules.forms import MOST_PATTERNS, marked
 from rules.models import (
     LONGEST_HOLD,
     LONGEST_TEXT,
+    USUAL_HOLD,
     Approvers,
     BadCondition,
     Rule,
@@ -67,7 +68,7 @@ class RuleKind(Kind):
         choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
         text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
         flag("somebody_else", "Whether nobody may decide on calls of an agent that acts for themselves.", False),
-        number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, 15),
+        number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
