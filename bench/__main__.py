@@ -8,9 +8,10 @@ checkout, alternating with this one, to compare a change with the code before th
 calls the tool in a client session, at a server that has sessions too; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
-Each of four options measures the gateway once more. `--stored-sessions N` first stores N other sessions.
+Each of five options measures the gateway once more. `--stored-sessions N` first stores N other sessions.
 `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this share of
-calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions.
+calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions. `--sets N` grants
+the tools of each gateway by N tool sets, through teams.
 """
 
 import argparse
@@ -60,6 +61,7 @@ ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this
 OTHER = "d  the other gateway before it"
 FULL, LISTENED, TRACED = "e  c with sessions stored", "f  c with streams open", "g  c with calls traced"
 RULED = "h  c with rules on each call"
+GRANTED = "i  c with tools granted by sets"
 STREAMS_OF_A_TOKEN = 50
 TOKENS = 20
 
@@ -115,6 +117,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--stored-sessions", type=int, default=0, metavar="N", help="such as 100000")
     parser.add_argument("--idle-streams", type=int, default=0, metavar="N", help="such as 500")
     parser.add_argument("--rules", type=int, default=0, metavar="N", help="conditions on each call, such as 20")
+    parser.add_argument("--sets", type=int, default=0, metavar="N", help="tool sets of each gateway, such as 200")
     parser.add_argument("--tracing", type=float, metavar="SHARE", help="of the calls, from 0 to 1")
     return parser.parse_args()
 
@@ -150,33 +153,33 @@ def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_n
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
         both: Watched = {**watched, "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
         yield bare_place(NGINX_BEFORE, between, home, options.kinds, both)
-    for name, code, own_home, sessions, streams, rules in gateways(options, home):
+    for name, code, own_home in gateways(options, home):
         own_home.mkdir(mode=0o755, exist_ok=True)
         traces = traced(stack, options.tracing) if name == TRACED else {}
         gateway = Gateway(stack, code, own_home, upstream, traces)
-        if sessions:
-            rows(code, gateway.environment, "store", sessions=sessions)
-        if rules:
-            rows(code, gateway.environment, "rule", rules=rules)
-        if streams:
-            gateway.open_streams(streams)
+        if name == FULL:
+            rows(code, gateway.environment, "store", sessions=options.stored_sessions)
+        if name == RULED:
+            rows(code, gateway.environment, "rule", rules=options.rules)
+        if name == GRANTED:
+            rows(code, gateway.environment, "give", sets=options.sets, gateways=servers(options.kinds))
+        if name == LISTENED:
+            gateway.open_streams(options.idle_streams)
         yield gateway.place(name, options.kinds, server.pid)
 
 
-def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path, int, int, int]]:
-    """Return the gateways to compare: name, checkout, data folder, stored sessions, open streams and rules of each."""
-    every = [(GATEWAY, ROOT, home, 0, 0, 0)]
-    if options.against is not None:
-        every.append((OTHER, options.against, home / "other", 0, 0, 0))
-    if options.stored_sessions:
-        every.append((FULL, ROOT, home / "full", options.stored_sessions, 0, 0))
-    if options.idle_streams:
-        every.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams, 0))
-    if options.tracing is not None:
-        every.append((TRACED, ROOT, home / "traced", 0, 0, 0))
-    if options.rules:
-        every.append((RULED, ROOT, home / "ruled", 0, 0, options.rules))
-    return every
+def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path]]:
+    """Return the gateways to compare: name, checkout and data folder of each."""
+    every = {
+        GATEWAY: (ROOT, home, True),
+        OTHER: (options.against, home / "other", options.against is not None),
+        FULL: (ROOT, home / "full", options.stored_sessions),
+        LISTENED: (ROOT, home / "listened", options.idle_streams),
+        TRACED: (ROOT, home / "traced", options.tracing is not None),
+        RULED: (ROOT, home / "ruled", options.rules),
+        GRANTED: (ROOT, home / "granted", options.sets),
+    }
+    return [(name, code, folder) for name, (code, folder, asked_for) in every.items() if asked_for]
 
 
 def traced(stack: ExitStack, share: float) -> dict[str, str]:
@@ -282,7 +285,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
     if OTHER in results:
         print_compared("c compared with d", results[GATEWAY], results[OTHER])
-    for name in (FULL, LISTENED, TRACED, RULED):
+    for name in (FULL, LISTENED, TRACED, RULED, GRANTED):
         if name in results:
             print_compared(f"{name[0]} compared with c", results[name], results[GATEWAY])
     print(flush=True)

@@ -17,7 +17,7 @@ django.setup()
 from django.conf import settings
 from django.test import Client
 
-from accounts.models import User
+from accounts.models import Team, User
 from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
@@ -91,6 +91,27 @@ def rule(rules: int) -> int:
     return rules
 
 
+def give(sets: int, gateways: list[str]) -> int:
+    """Let people use only granted tools on these gateways, and make so many sets on each.
+
+    Each set has a name with a pattern of its own; one in ten has a pattern that every tool fits. The owner is given all
+    of these, and a tenth of the others, through 20 teams.
+    """
+    from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
+
+    owner = User.objects.earliest("date_joined")
+    teams = [
+        Team.objects.add(name=f"Team {number}", users=[owner] if number < 2 else [], by=owner) for number in range(20)
+    ]
+    for gateway in Gateway.objects.filter(name__in=gateways):
+        for number in range(sets):
+            patterns = ["*"] if number % 10 == 0 else [f"*tool_{number}_*", f"*__{number}*"]
+            tool_set = ToolSet.objects.add(gateway=gateway, name=f"Set {number}", patterns=patterns, by=owner)
+            ToolGrant.objects.give(tool_set, team=teams[number % 20], by=owner)
+    Gateway.objects.filter(name__in=gateways).update(tools_given="granted")
+    return sets
+
+
 def store(sessions: int) -> int:
     """Store this many client sessions, each with one session at a server, a hundred per connection."""
     from django.db import connection  # noqa: PLC0415
@@ -139,6 +160,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "count": count,
     "store": store,
     "rule": rule,
+    "give": give,
 }
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Client:
     blocks: tuple[Block, ...]
     call: dict[str, str]
     click: OneClick | None = None  # For signing in with the browser.
+    from_internet: bool = False  # Signs in by browser only at gateways that the internet reaches over https.
 
     def by(self, way: str) -> Block | None:
         """Return the block for `browser` or `token`, or None."""
@@ -104,6 +105,7 @@ def clients() -> tuple[Client, ...]:
             tuple(_block(**block) for block in entry["block"]),
             entry.get("call", {}),
             OneClick(**entry["click"]) if "click" in entry else None,
+            entry.get("from_internet", False),
         )
         for entry in data["client"]
     )
@@ -126,7 +128,10 @@ def client_block(client: Client, way: str, *, url: str, name: str, token: str = 
     code = _escaped(block.for_gateway(url, name, token).strip())
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
-    return Shown(client.slug, client.name, block.where, mark_safe(code))  # noqa: S308  (escaped above)
+    where = block.where
+    if client.from_internet and way == "browser" and url.startswith("http:"):
+        where = f"*{client.name} cannot connect to this address, which is not https.* {where}"
+    return Shown(client.slug, client.name, where, mark_safe(code))  # noqa: S308  (escaped above)
 
 
 class CallText(NamedTuple):

@@ -296,11 +296,11 @@ class Guard:
 
 TO_ALLOW = (
     "To allow it, the operator of the gateway adds it to the setting, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and "
-    "restarts the gateway: see docs/reference/settings.md."
+    "restarts the gateway: see /help/reference/settings/."
 )
 WITHOUT_TLS = (
     "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "
-    "docs/reference/settings.md."
+    "/help/reference/settings/."
 )
 LEADS_BACK = "This is an address of this gateway itself, so its calls would loop."
 
