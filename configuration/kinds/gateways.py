@@ -256,7 +256,7 @@ def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
 
 
 def _shared(server: Any, label: str) -> Identity | None:
-    if server is None:
+    if server is None or not label:
         return None
     return Identity.objects.live().shared().filter(server=server, label=label).first()
 
@@ -287,6 +287,9 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
     """Enable and disable tools as the change lists them. Tools that are not listed get the opposite."""
     for name in LISTS:
-        Feature.objects.expect(row, change.after(name).get(name) or ())
-    for tool in _wrong_tools(row, change):
-        (tool.disable if tool.enabled else tool.enable)(by=by)
+        if listed := change.after(name).get(name):
+            Feature.objects.expect(row, listed)
+    wrong = _wrong_tools(row, change)
+    to_enable, to_disable = [tool for tool in wrong if not tool.enabled], [tool for tool in wrong if tool.enabled]
+    Feature.switch_all(to_enable, on=True, by=by)
+    Feature.switch_all(to_disable, on=False, by=by)
