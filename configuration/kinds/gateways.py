@@ -94,8 +94,6 @@ class GatewayKind(Kind):
         change.row.edit(**fields, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None:
-            return ""
         if change.disables:
             return cuts(change.row, viewer)
         return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
@@ -234,8 +232,6 @@ class AssignmentKind(Kind):
         change.row.remove(by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None:
-            return ""
         if change.act is Act.REMOVE or change.disables or change.after().get("tool_policy") == ToolPolicy.BLOCK_ALL:
             return cuts(change.row, viewer)
         disabled = [tool for tool in _wrong_tools(change.row, change) if tool.enabled]
