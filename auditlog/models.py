@@ -3,7 +3,7 @@
 Log rows are insert-only. They store ids and names as plain columns, so that history stays readable after changes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -324,7 +324,8 @@ class EventContext:
     """The interface (`via`), client address and correlation id of the current request.
 
     `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes;
-    `file` names the configuration file that made the changes, with its commit.
+    `file` names the configuration file that made the changes, with its commit. `check` is called before each event is
+    recorded, and may raise to refuse the change.
     """
 
     via: Via = Via.SYSTEM
@@ -333,6 +334,7 @@ class EventContext:
     through: str = ""
     reason: str = ""
     file: str = ""
+    check: Callable[[Action, Sequence[models.Model], Mapping[str, Any]], None] | None = None
 
 
 _context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
@@ -405,9 +407,29 @@ class EventManager(models.Manager["Event"]):
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
         SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
         """
+        self.check_allowed(action, [target], changes or {})
+        event = self._unsaved(action, target, by, changes or {}, actor)
+        event.save(using=self._db, force_insert=True)
+        return event
+
+    def record_all(
+        self, action: Action, targets: Sequence[models.Model], *, by: Actor | None, changes: dict[str, Any]
+    ) -> None:
+        """Record that `by` did `action` to each of `targets`, in one statement. Otherwise the same as `record`."""
+        self.check_allowed(action, targets, changes)
+        self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
+
+    def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
+        """Call the check of the context, which may raise; `record` does so too. For acts that cannot be rolled back."""
+        if check := current_context().check:
+            check(action, targets, changes)
+
+    def _unsaved(
+        self, action: Action, target: models.Model, by: Actor | None, changes: dict[str, Any], actor: str = ""
+    ) -> "Event":
         context = current_context()
         aside = {"through": context.through, "because": context.reason, "file": context.file}
-        return self.create(
+        return Event(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),
             via=context.via,
@@ -417,7 +439,7 @@ class EventManager(models.Manager["Event"]):
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=masked(changes or {}) | {name: text for name, text in aside.items() if text},
+            changes=masked(changes) | {name: text for name, text in aside.items() if text},
         )
 
 
@@ -469,14 +491,27 @@ class Switchable(models.Model):
         return self._set_enabled(on=True, by=by)
 
     def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
+        return bool(self._switch_all([self], on=on, by=by))
+
+    @classmethod
+    def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
+        """Enable or disable `rows` in one statement, with one event each; return those that had the other state.
+
+        Raises DoesNotExist if a row is gone.
+        """
+        if not rows:
+            return []
         with transaction.atomic():
-            row = self.lock()
-            changed: bool = row.enabled != on
-            if changed:
-                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._further_columns(on, by))
-                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
-                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
-        self.enabled = on
+            was = {row.pk: row.enabled for row in cls.lock_all(rows)}
+            if was.keys() != {row.pk for row in rows}:
+                raise cls.DoesNotExist
+            if changed := [row for row in rows if was[row.pk] != on]:
+                columns = [row._further_columns(on, by) for row in changed][-1]  # noqa: SLF001 - of this class
+                cls._default_manager.filter(pk__in=[row.pk for row in changed]).update(enabled=on, **columns)
+                action = Action(f"{cls._meta.model_name}.{'enabled' if on else 'disabled'}")
+                Event.objects.record_all(action, changed, by=by, changes={"enabled": [not on, on]})
+        for row in rows:
+            row.enabled = on
         return changed
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
@@ -485,3 +520,9 @@ class Switchable(models.Model):
     def lock(self) -> Self:
         """Return the current row, locked until the transaction ends."""
         return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
+
+    @classmethod
+    def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
+        """Return the current rows, locked until the transaction ends."""
+        keys = {row.pk for row in rows}
+        return list(cls._base_manager.select_for_update(of=("self",)).filter(pk__in=keys).order_by("pk"))

@@ -92,7 +92,9 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     object = serializers.CharField(help_text="The object in words.")
     key = serializers.ListField(child=serializers.CharField(), help_text="Name or slug, after that of its parent.")
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
-    cuts = serializers.CharField(help_text="Who and what is cut off, in words; empty if nothing.")
+    cuts = serializers.CharField(
+        help_text="Who and what is cut off, in words, or that it is not counted; empty if nothing."
+    )
 
 
 class MissingSerializer(serializers.Serializer[Any]):

@@ -146,17 +146,16 @@ def _naming(document: ConfigDocument, commit: str) -> Iterator[None]:
 def _make(change: Change, made: Plan, by: User) -> None:
     kind, world = change.kind, made.world
     try:
-        with transaction.atomic():
-            match change.act:
-                case Act.ADD:
-                    world.put(kind.id, change.key, kind.add(change, world, by))
-                case Act.CHANGE:
-                    if change.after():
-                        kind.edit(change, world, by)
-                    world.put(kind.id, change.key, change.row)
-                case Act.REMOVE:
-                    kind.remove(change, world, by)
-            _switch(change, world, by)
+        match change.act:
+            case Act.ADD:
+                world.put(kind.id, change.key, kind.add(change, world, by))
+            case Act.CHANGE:
+                if change.after():
+                    kind.edit(change, world, by)
+                world.put(kind.id, change.key, change.row)
+            case Act.REMOVE:
+                kind.remove(change, world, by)
+        _switch(change, world, by)
     except REFUSALS as refusal:
         message = f"{change.title}: {_words(refusal)}"
         raise ConfigurationError([Mistake(made.document.at(change.path), message)]) from refusal

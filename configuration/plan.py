@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ from configuration.schema import mistakes_of
 if TYPE_CHECKING:
     from accounts.models import User
 
-MOST_COUNTED = 200  # Each may take 0.2 s.
-NOT_COUNTED = f"Not counted: more than {MOST_COUNTED} changes cut something off."
+COUNTING_S = 10.0  # For all changes of a plan. The last may take 2 s longer (rules.replay.LATELY_S).
+NOT_COUNTED = f"Not counted: what the changes before it cut off took {COUNTING_S:.0f} s to count."
 SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.
 
 
@@ -80,11 +81,12 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Say of each change what it cuts off. Calls are not counted any more when many changes have cut something off."""
-    counted = 0
+    """Say of each change what it cuts off, until the time for counting is used up."""
+    ends = time.monotonic() + COUNTING_S
     for change in made.changes:
-        change.cuts = change.kind.cuts(change, made.world, viewer) if counted < MOST_COUNTED else NOT_COUNTED
-        counted += bool(change.cuts)
+        if change.row is not None or change.kind.cuts_when_new:
+            is_late = time.monotonic() > ends
+            change.cuts = NOT_COUNTED if is_late else change.kind.cuts(change, made.world, viewer)
 
 
 def _all_changes(listed: ListedEntries, world: World) -> list[Change]:

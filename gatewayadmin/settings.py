@@ -187,6 +187,7 @@ MIDDLEWARE = [
     "auditlog.replica.note_writes",
     "allauth.account.middleware.AccountMiddleware",
     "accounts.held_forms.hold_forms",
+    "configuration.by_hand.ask_before_hand_changes",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "ui.middleware.forms_only",

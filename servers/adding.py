@@ -377,8 +377,8 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
         for kind, definitions in discovered.features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)
         if tools == READ_ONLY:
-            for feature in assignment.features.filter(kind=FeatureKind.TOOL, effect=Effect.READ_ONLY, enabled=False):
-                feature.enable(by=by)
+            reading = assignment.features.filter(kind=FeatureKind.TOOL, effect=Effect.READ_ONLY, enabled=False)
+            Feature.switch_all(list(reading), on=True, by=by)
 
 
 # The page: choose a server by URL or tile, test it, and assign it to gateways.

@@ -43,7 +43,7 @@ class AgentKind(Kind):
             host.set_enrolment(after["allow_enrolment"], by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        return cuts(change.row, viewer) if change.row and change.disables else ""
+        return cuts(change.row, viewer) if change.disables else ""
 
 
 ALLOWED = Field(
@@ -60,6 +60,7 @@ class AgentGatewayKind(Kind):
     about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of it."
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
+    cuts_when_new = True
     fields = (
         text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
         ALLOWED,

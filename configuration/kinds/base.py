@@ -98,7 +98,8 @@ class Kind:
     """A kind of object in files.
 
     `name` is the key of its list, `key` the field that tells its objects apart. If it `keeps_order`, the order of the
-    list has a meaning. `lookup` finds its rows by the key of the object at the top that they belong to.
+    list has a meaning. `lookup` finds its rows by the key of the object at the top that they belong to. If it
+    `cuts_when_new`, new objects can cut something off.
     """
 
     name: ClassVar[str]
@@ -114,6 +115,7 @@ class Kind:
     refuses_keys: ClassVar[bool] = False
     is_removed_last: ClassVar[bool] = False
     keeps_order: ClassVar[bool] = False
+    cuts_when_new: ClassVar[bool] = False
 
     @property
     def id(self) -> str:

@@ -94,8 +94,6 @@ class GatewayKind(Kind):
         change.row.edit(**fields, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None:
-            return ""
         if change.disables:
             return cuts(change.row, viewer)
         return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
@@ -234,8 +232,6 @@ class AssignmentKind(Kind):
         change.row.remove(by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None:
-            return ""
         if change.act is Act.REMOVE or change.disables or change.after().get("tool_policy") == ToolPolicy.BLOCK_ALL:
             return cuts(change.row, viewer)
         disabled = [tool for tool in _wrong_tools(change.row, change) if tool.enabled]
@@ -256,7 +252,7 @@ def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
 
 
 def _shared(server: Any, label: str) -> Identity | None:
-    if server is None:
+    if server is None or not label:
         return None
     return Identity.objects.live().shared().filter(server=server, label=label).first()
 
@@ -287,6 +283,9 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
     """Enable and disable tools as the change lists them. Tools that are not listed get the opposite."""
     for name in LISTS:
-        Feature.objects.expect(row, change.after(name).get(name) or ())
-    for tool in _wrong_tools(row, change):
-        (tool.disable if tool.enabled else tool.enable)(by=by)
+        if listed := change.after(name).get(name):
+            Feature.objects.expect(row, listed)
+    wrong = _wrong_tools(row, change)
+    to_enable, to_disable = [tool for tool in wrong if not tool.enabled], [tool for tool in wrong if tool.enabled]
+    Feature.switch_all(to_enable, on=True, by=by)
+    Feature.switch_all(to_disable, on=False, by=by)

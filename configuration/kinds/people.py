@@ -139,6 +139,6 @@ class RoleKind(Kind):
         change.row.edit(**values, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None or change.fields.keys() <= {"name"}:
+        if change.fields.keys() <= {"name"}:
             return ""
         return f"Applies to {number_of(change.row.users.count(), 'person', 'people')} from their next request on."

@@ -52,7 +52,7 @@ class RuleKind(Kind):
     )
     sees = frozenset({Capability.RULES_READ})
     manages = Capability.RULES_MANAGE
-    keeps_order = True
+    keeps_order = cuts_when_new = True
     fields = (
         text("name", "Name of the rule; the log has it.", 80),
         text("gateway", "Slug of its gateway; “”: all gateways.", 40, "", refers_to="gateways"),

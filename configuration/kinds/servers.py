@@ -100,8 +100,6 @@ class ServerKind(Kind):
         change.row.edit(**fields, end_sign_ins=True, by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None:
-            return ""
         ends = change.row.sign_ins_ended_by(change.after(*SIGN_IN_SETTINGS)).count()
         asks = change.row.identities.live().count() if change.row.would_redirect(change.after()) else 0
         return sentences(

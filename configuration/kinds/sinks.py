@@ -81,6 +81,6 @@ class SinkKind(Kind):
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         less = [name.removeprefix("sends_") for name in CONTENT if change.after().get(name) is False]
-        if change.disables and change.row:
+        if change.disables:
             return "Nothing will be sent until it is enabled again."
-        return f"No longer sends: {', '.join(less)}." if less and change.row else ""
+        return f"No longer sends: {', '.join(less)}." if less else ""

@@ -84,7 +84,7 @@ class ToolSetKind(Kind):
         change.row.archive(by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.row is None or not viewer.has_perm(Capability.PEOPLE_READ):
+        if not viewer.has_perm(Capability.PEOPLE_READ):
             return ""
         grants, wanted = _grants(change.row), change.values.get("teams") or ()
         if change.values.get("everyone") is False and any(grant.everyone for grant in grants):

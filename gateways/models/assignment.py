@@ -200,8 +200,7 @@ class Assignment(Versioned, Switchable):
             policy = self.lock().tool_policy
             on = self.features.filter(kind="tool", enabled=True).select_related("assignment")
             off = list(on.exclude(exposed_name__in=used).order_by("exposed_name"))
-            for feature in off:
-                feature.disable(by=by)
+            self.features.model.switch_all(off, on=False, by=by)
             if policy == ToolPolicy.ALLOW_ALL:
                 self.edit(tool_policy=ToolPolicy.SELECTED, by=by)
             names = [feature.exposed_name for feature in off]
@@ -226,8 +225,7 @@ class Assignment(Versioned, Switchable):
             later = Event.objects.filter(target_type="feature", pk__gt=done.pk)
             switched = set(later.filter(action=Action.FEATURE_DISABLED).values_list("target_id", flat=True))
             features = [feature for feature in off.order_by("exposed_name") if str(feature.pk) not in switched]
-            for feature in features:
-                feature.enable(by=by)
+            self.features.model.switch_all(features, on=True, by=by)
             if self.tool_policy == after:
                 self.edit(tool_policy=before, by=by)
             names = [feature.exposed_name for feature in features]

@@ -6,7 +6,7 @@ The gateway's settings decide both (docs/concepts.md). The proxy and the pages s
 function `gateways_learn`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import uuid4
@@ -390,12 +390,28 @@ class Feature(Versioned, Switchable):
         self.approved, self.definition_hash = text, told["hash"]
         self.offered, self.offered_hash = None, ""
 
+    @classmethod
+    def switch_all(cls, rows: Sequence[Self], *, on: bool, by: User | None) -> None:
+        """Enable or disable features together, with one event for each that had the other state."""
+        cls._switch_all(rows, on=on, by=by)
+
     def lock(self) -> Self:
-        """Lock the assignment, then the feature, in the order of `gateways_learn`; return the current row."""
-        assignment = Assignment.objects.select_for_update(of=("self",)).get(pk=self.assignment_id)
-        row = type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
-        row.assignment = assignment
-        return row
+        """Lock the assignment, then the feature; return the current row."""
+        rows = self.lock_all([self])
+        if not rows:
+            raise Feature.DoesNotExist
+        return rows[0]
+
+    @classmethod
+    def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
+        """Lock the assignments, then the features, in the order of `gateways_learn`; return the current rows."""
+        rows = list(rows)
+        places = Assignment.objects.select_for_update(of=("self",)).order_by("pk")
+        by_key = places.in_bulk({row.assignment_id for row in rows})
+        found = super().lock_all(rows)
+        for row in found:
+            row.assignment = by_key[row.assignment_id]
+        return found
 
 
 class FeatureVersion(models.Model):

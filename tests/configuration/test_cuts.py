@@ -7,7 +7,7 @@ import pytest
 from accounts.models import User
 from capabilities import Capability
 from configuration import document
-from configuration.plan import plan
+from configuration.plan import NOT_COUNTED, plan
 from configuration.words import as_text
 from connections.impact import cuts
 from gateways.models import Assignment, Feature, Gateway
@@ -85,6 +85,20 @@ def test_a_narrower_reach_says_what_came_from_outside(owner: User) -> None:
 
 def test_listed_agents_only_says_whom_it_refuses(owner: User) -> None:
     assert said(f"{WORK}    hosts_allowed: listed\n", owner).startswith("Refuses CI bot: ")
+
+
+def test_what_there_is_no_time_for_is_not_counted(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("configuration.plan.COUNTING_S", -1.0)
+    gateways = f"{WORK}    enabled: false\n  - {{slug: new, name: new}}\n"
+    text = f"{gateways}rules: [{{name: No drops, effect: refuse, mode: 'on'}}]\n"
+
+    changes = plan(document.read({"gateway.yaml": text}), owner).changes
+
+    assert {change.title: change.cuts for change in changes} == {
+        "gateway work": NOT_COUNTED,
+        "gateway new": "",
+        "rule No drops": NOT_COUNTED,
+    }
 
 
 def test_the_text_of_a_plan_has_signs_values_and_a_digest(owner: User) -> None:

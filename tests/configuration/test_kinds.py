@@ -8,9 +8,10 @@ from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from configuration import document
-from configuration.apply import StillDiffers, apply
+from configuration.apply import Lacking, StillDiffers, apply
 from configuration.document import ConfigurationError
 from configuration.export import export
+from configuration.kinds import KINDS
 from configuration.plan import Plan, plan
 from connections.models import HostAtGateway
 from gateways.models import Assignment, Gateway, ToolGrant, ToolSet
@@ -185,6 +186,38 @@ def test_a_pruned_gateway_is_an_event_with_the_file(owner: User) -> None:
     applied("version: 1\nsource: platform-team\ngateways: []\n", owner, prune=True, commit="1a2b3c")
 
     assert Event.objects.get(action="gateway.disabled").changes["file"] == "gateway.yaml, commit 1a2b3c"
+
+
+def test_missing_permissions_for_a_kind_are_named_and_nothing_changes(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    changing = {capability for kind in KINDS for capability in (kind.manages, kind.toggles)}
+    person = make.user(*(set(Capability) - changing))
+    before, events = export(owner), Event.objects.count()
+
+    assert DIFFERENT.keys() == {kind.id for kind in KINDS}
+    for kind in KINDS:
+        with pytest.raises((Lacking, ConfigurationError)) as refused:  # Some lists may not even be seen.
+            applied("version: 1\n" + DIFFERENT[kind.id], person)
+
+        assert f"({kind.manages.slug})" in str(refused.value), kind.id
+    assert (export(owner), Event.objects.count()) == (before, events)
+
+
+GATEWAY = "gateways: [{slug: work, name: Work, "
+DIFFERENT = {
+    "workspace": "workspace: {calls_per_minute: 5}",
+    "teams": "teams: [{name: Sales}]",
+    "roles": "roles: [{name: Support}]",
+    "servers": "servers: [{slug: docs, name: Documents, url: 'https://93.184.216.34/mcp'}]",
+    "gateways": f"{GATEWAY}description: For work}}]",
+    "gateways.servers": f"{GATEWAY}servers: []}}]",
+    "gateways.tool_sets": f"{GATEWAY}tool_sets: []}}]",
+    "agents": "agents: [{name: CI bot, description: Runs jobs}]",
+    "agents.gateways": "agents: [{name: CI bot, gateways: []}]",
+    "rules": "rules: [{name: No drops, effect: refuse}]",
+    "sinks": "sinks: [{name: Output, kind: stdout, sends_calls: false}]",
+    "organisation": "organisation: {name: Example}",
+}
 
 
 def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> None:

@@ -974,6 +974,8 @@ INSIDE = {
     "DirectoryPerson.set_active",
     "DirectoryTeam.describe",
     "Event.record",
+    "Event.record_all",
+    "Feature.switch_all",  # By configuration files, and for unused tools.
     "GatewayGrant.give",  # By AccessRequest.approve.
     "Allowance.give",  # By Hold.approve.
     "Host.appear",
