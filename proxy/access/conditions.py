@@ -61,6 +61,8 @@ class Conditions:
         program = self._programs[when]
         if program is None:
             raise NotEvaluated(NOT_VALID)
+        if not program.needed <= self._arguments.keys():
+            return False
         self._spend(self._seconds(program))
         values, _ = self._for_all or self._values(program.arguments)
         return program.matches(values)
@@ -77,7 +79,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given; most of the others have no result."""
+        """Return the valid conditions whose arguments are all given; others may have no result."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from proxy.access.expression_text import ARGUMENTS
 
-CONSTANT, NAME, MEMBER, CALL, LIST, MAP, LOOP = "constant", "name", "member", "call", "list", "map", "loop"
+CONSTANT, NAME, MEMBER, HAS, CALL, LIST, MAP, LOOP = "constant", "name", "member", "has", "call", "list", "map", "loop"
 
 
 class Node(NamedTuple):
     """A part of a condition. `at` is its position in the text, from 0.
 
     `value` is a constant's text (None for other constants), or the name of a variable, member or function. A member has
-    one part, a map its keys and values. A loop is an expanded macro such as `exists`: `value` is its variable, and the
-    parts are its range, initial result, condition, step and result.
+    one part, also inside `has`; a map has its keys and values. A loop is an expanded macro such as `exists`: `value` is
+    its variable, and the parts are its range, initial result, condition, step and result.
     """
 
     kind: str
@@ -56,7 +56,8 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
         return Node(MAP, None, tuple(_node(entry[part][0], places) for entry in entries for part in (3, 4)), at)
     kind, name, parts = _KINDS[number]
     below = tuple(_node(each, places) for part in parts for each in inner.get(part, ()))
-    at += kind == MEMBER  # CEL points to the dot.
+    if kind == MEMBER:
+        kind, at = HAS if 3 in inner else kind, at + 1  # CEL points to the dot.
     return Node(kind, inner[name][0].decode() if name else None, below, at)
 
 
@@ -105,7 +106,7 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
         if (node.kind, node.value) == (NAME, ARGUMENTS) or (node.kind == LOOP and node.value == ARGUMENTS):
             yield None, node.at
         rest = node.parts
-    elif node.kind == MEMBER:
+    elif node.kind in (MEMBER, HAS):
         yield node.value, node.at
         rest = ()
     else:
@@ -114,3 +115,25 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
         rest = node.parts[1:]
     for part in rest:
         yield from _arguments(part)
+
+
+def needed_by(tree: Node) -> frozenset[str]:
+    """Return arguments without which a condition is not met, without evaluating it; there may be more."""
+    if (tree.kind, tree.value) == (CALL, "_&&_"):
+        return needed_by(tree.parts[0])  # A right part does not count if the left part has no result.
+    return _absent(tree)
+
+
+def _absent(node: Node) -> frozenset[str]:
+    """Return arguments without which this part has the error of an absent one for certain."""
+    if node.kind in (NAME, CONSTANT, LIST, MAP):
+        return frozenset()
+    first, *rest = node.parts
+    if (first.kind, first.value) == (NAME, ARGUMENTS):
+        name = node.value if node.kind == MEMBER else rest[0].value if node.value == "_[_]" else None
+        return frozenset() if name is None else frozenset((name,))
+    if node.kind != CALL or node.value == "_?_:_":
+        return _absent(first)
+    if node.value in ("_||_", "_&&_"):
+        return _absent(first) & _absent(rest[0])
+    return next((_absent(part) for part in node.parts if part.kind not in (NAME, CONSTANT)), frozenset())

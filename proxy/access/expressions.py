@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from proxy.access.expression_cost import Cost, cost_of
 from proxy.access.expression_text import ARGUMENTS, FIELDS, BadExpression
-from proxy.access.expression_tree import arguments_in, tree_of
+from proxy.access.expression_tree import arguments_in, needed_by, tree_of
 from wire.jsonrpc import is_storable
 
 MOST_CHARACTERS = 2_000  # Of an expression.
@@ -28,10 +28,14 @@ class NotEvaluated(Exception):
 
 
 class Program(NamedTuple):
-    """A compiled condition. `arguments` are the arguments it names, with their positions; None if it may use any."""
+    """A compiled condition. `arguments` are the arguments it names, with their positions; None if it may use any.
+
+    A call without one of `needed` does not meet it.
+    """
 
     compiled: Any
     arguments: dict[str, int] | None
+    needed: frozenset[str]
     cost: Cost
 
     @property
@@ -107,7 +111,7 @@ def compiled(text: str) -> Program:
         raise _bad(text, str(error)) from None
     if kind != "BOOL":
         raise BadExpression("A condition is true or false: compare this with something, such as `== true`.")
-    return Program(program, arguments, cost)
+    return Program(program, arguments, needed_by(tree), cost)
 
 
 class Together(NamedTuple):

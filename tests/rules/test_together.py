@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.access import conditions
+from proxy.access.expressions import NotEvaluated, activation, compiled, size_of
 from proxy.access.rules import RuledCall, matching
 from tests.rules.test_expressions import CALL
 from tests.rules.test_hostile_arguments import HOSTILE, refusing
@@ -17,6 +18,12 @@ CONDITIONS = (
     "args.amount > 500 || args.count > 5",
     "args.amount == 1 && args.count == 1",
     "!(args.amount > 500)",
+    "!(args.amount > 500 && args.count == 1)",
+    "args.count == 1 && 10 / args.amount > 1",
+    "10 / args.amount > 1 && args.count == 1",
+    "(args.amount == 1 || args.amount == 2) && !has(args.count.x)",
+    "size(args.list) > 1 && 'x' in args.list",
+    "args.list.all(each, each == 1) ? true : args.count == 1",
     "has(args.amount) ? args.amount < 3 : args.count < 3",
     "has(args.amount.x) || args.count == 1",
     "10 / args.count > 1",
@@ -37,6 +44,23 @@ VALUES = st.one_of(
 ARGUMENTS = st.dictionaries(
     st.sampled_from(("amount", "count", "list", "other")), VALUES | st.lists(VALUES, max_size=4)
 )
+
+
+def alone(when: str, arguments: Any) -> tuple[bool, str]:
+    """Return whether a condition is met, or why it has no result, by CEL alone."""
+    try:
+        size_of(arguments)
+        return compiled(when).matches(activation(CALL | {"args": arguments})), ""
+    except NotEvaluated as error:
+        return False, str(error)
+
+
+@given(st.sampled_from([each for each in CONDITIONS if each not in ("", "not valid")]), ARGUMENTS)
+def test_a_condition_that_needs_an_absent_argument_is_not_met(when: str, arguments: Any) -> None:
+    if not compiled(when).needed <= arguments.keys():
+        named = {name: arguments[name] for name in compiled(when).arguments or arguments if name in arguments}
+        if all(value not in HOSTILE.values() for value in named.values()):
+            assert alone(when, named) == (False, "")
 
 
 def matches(whens: list[str], arguments: Any, fewest: float) -> list[tuple[str, str]]:
