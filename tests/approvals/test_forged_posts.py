@@ -284,7 +284,7 @@ def test_no_forged_request_passes(kind: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_no_message_of_a_client_approves(desk: Desk) -> None:
-    """What an agent sends decides nothing, and an approval is for its own connection."""
+    """Messages of an agent decide nothing, and an approval is for its own connection."""
     hold, mallory = desk.held({"n": 1}), make.user()
     other = make.connection(make.agent(by=mallory), desk.connection.gateway, mallory)
     stranger = desk.proxies[0].agent(other)
