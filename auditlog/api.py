@@ -27,7 +27,7 @@ from auditlog.paging import BadLogCursor, Cursor, Page, page
 from auditlog.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
 from auditlog.search import Search, parameter_criteria
 from auditlog.sentences import sentence
-from auditlog.what_if import Trail, WhatIfQuery, asked, trail_of
+from auditlog.what_if import Trail, WhatIfBody, WhatIfQuery, asked, trail_of
 from auditlog.why import current_decision, question_of
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
@@ -396,7 +396,16 @@ class CallResource(Log):
     @operation(needs=Capability.LOGS_READ, query=WhatIfQuery, answer=TrailSerializer)
     def what_if(self, request: Request) -> Response:
         """Check whether a person could call a tool now."""
-        return Response(TrailSerializer(trail_of(current_decision(asked(self.query_data)), self.me)).data)
+        return self._checked(self.query_data)
+
+    @what_if.mapping.post
+    @operation(needs=Capability.LOGS_READ, body=WhatIfBody, answer=TrailSerializer)
+    def what_if_with_arguments(self, request: Request) -> Response:
+        """Check whether a person could call a tool with these arguments now."""
+        return self._checked(self.body())
+
+    def _checked(self, question: dict[str, Any]) -> Response:
+        return Response(TrailSerializer(trail_of(current_decision(asked(question)), self.me)).data)
 
     @action(detail=False)
     @operation(needs=Capability.LOGS_READ, query=GroupQuery, answer=CallGroupsSerializer)

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.http import HttpResponse
 from django.urls import reverse
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_http_methods, require_POST
 from rest_framework import serializers
 
 from accounts.models import User
@@ -27,7 +27,7 @@ from proxy.access.features import Named
 from proxy.dry_run import Obstacle
 from tokens.models import Token, TokenKind
 from tokens.rows import SEES as SEES_TOKENS
-from ui.operations import Query
+from ui.operations import Query, RequestBody
 from ui.pages import AppRequest, first_names, leave, own_path, show
 from ui.rest import SubjectField
 from wire.mcp import TOOL
@@ -170,11 +170,15 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
 MOST_OFFERED = 100  # Number of names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
 LONGEST_ARGUMENTS = 16_000
+NEEDS_OBJECT = 'Enter a JSON object, such as {"amount": 600}.'
 THINGS = ("host", "user", "gateway")
 
 
 class WhatIfQuery(Query):
-    """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked."""
+    """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked.
+
+    It has no arguments of the tool: they can be secret, and URLs are in histories and logs.
+    """
 
     host = listed_host()
     user = listed_person()
@@ -186,12 +190,32 @@ class WhatIfQuery(Query):
         help_text="Tool, by its name for clients; without one, only the access is checked.",
     )
     address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
-    arguments = serializers.CharField(
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
+            raise serializers.ValidationError(several)
+        return attrs
+
+
+class WhatIfBody(RequestBody, WhatIfQuery):
+    """A what-if question with arguments of the tool, for rules."""
+
+    arguments = serializers.JSONField(
         required=False,
-        allow_blank=True,
-        max_length=LONGEST_ARGUMENTS,
-        help_text="Arguments of the tool, as a JSON object, for rules; without them, rules on arguments are left open.",
+        allow_null=True,
+        help_text="Arguments of the tool, an object; without them, rules on arguments are left open.",
     )
+
+    def validate_arguments(self, arguments: Any) -> dict[str, Any] | None:
+        if arguments is not None and not isinstance(arguments, dict):
+            raise serializers.ValidationError(NEEDS_OBJECT)
+        return arguments
+
+
+class WhatIfForm(WhatIfQuery):
+    """A what-if question as the form sends it: the arguments are a text."""
+
+    arguments = serializers.CharField(required=False, allow_blank=True, max_length=LONGEST_ARGUMENTS)
 
     def validate_arguments(self, text: str) -> dict[str, Any] | None:
         if not text.strip():
@@ -201,13 +225,8 @@ class WhatIfQuery(Query):
         except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
-            raise serializers.ValidationError('Enter a JSON object, such as {"amount": 600}.')
+            raise serializers.ValidationError(NEEDS_OBJECT)
         return arguments
-
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
-            raise serializers.ValidationError(several)
-        return attrs
 
 
 def _several(pks: list[Any]) -> str:
@@ -249,18 +268,25 @@ PICKERS = (
 )
 
 
-@require_GET
+@require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the checks of the current decision for the question in the page's URL."""
-    values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
-    query = WhatIfQuery(data=values, context={"view": FilterViewer(request.user)})
+    """Show the checks of the current decision for the question in the page's URL, or for a posted one.
+
+    Only a posted question has arguments of the tool.
+    """
+    given = request.POST if request.method == "POST" else request.GET
+    values = {picker.name: text for picker in PICKERS if (text := given.get(picker.name, "").strip())}
+    if request.method == "GET":
+        values.pop("arguments", None)
+    query = WhatIfForm(data=values, context={"view": FilterViewer(request.user)})
     trail, errors = None, {}
     if values and query.is_valid():
         trail = trail_of(current_decision(asked(query.validated_data)), request.user)
     elif values:
         errors = {name: str(texts[0]) for name, texts in query.errors.items()}
     shown, offers = values | _named(trail), _offers(FilterViewer(request.user), trail)
+    address = {name: text for name, text in values.items() if name != "arguments"}
     context = {
         "trail": trail,
         "asked_wrongly": bool(errors),
@@ -270,8 +296,8 @@ def what_if(request: AppRequest) -> HttpResponse:
             )
             for each in PICKERS
         ],
-        "back": request.get_full_path(),
-        "near": [(name, f"?{urlencode(values | {'tool': name})}") for name in trail.near] if trail else [],
+        "back": f"{request.path}?{urlencode(address)}",
+        "near": [(name, f"?{urlencode(address | {'tool': name})}") for name in trail.near] if trail else [],
     }
     return show(request, "auditlog/what_if.html", context, status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else 200)
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.db.models import Q
 
-from accounts.models import Team
-from gateways.models import Feature, Gateway
+from accounts.models import Team, User
+from capabilities import Capability
+from gateways.models import Assignment, Feature, Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.conditions import (
     ALWAYS,
@@ -143,20 +145,42 @@ class CallRuleForm(forms.Form):
     mode = forms.ChoiceField(choices=RuleMode.choices, widget=ExplainedChoice(MODES))
     note = forms.CharField(required=False, max_length=500, help_text="For administrators.")
 
-    def __init__(self, data: Any, *, rule: Rule | None = None, initial: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, data: Any, *, viewer: User, rule: Rule | None = None, initial: dict[str, Any] | None = None
+    ) -> None:
         defaults = {"condition": ALWAYS, "comparison": "equals", "opens": 8, "closes": 18, "weekends": True}
         super().__init__(data, initial=defaults | DEFAULTS | (initial or {}) | _initial(rule))
-        self.rule = rule
+        self.rule, self._gateways = rule, Gateway.objects.visible_to(viewer)
+        self._offer_visible(viewer)
         self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
 
+    def _offer_visible(self, viewer: User) -> None:
+        """Offer the gateways and servers that the viewer may see, and those of the rule."""
+        seen = Assignment.objects.seen_by(viewer).values("server")
+        gateways, servers = Q(pk__in=self._gateways.order_by().values("pk")), Q(pk__in=seen)
+        if viewer.has_perm(Capability.SERVERS_READ):
+            servers = ~Q(pk=None)
+        if self.rule:
+            gateways |= Q(pk=self.rule.gateway_id)
+            servers |= Q(pk__in=self.rule.servers.values("pk"))
+        for name, chosen in (("gateway", gateways), ("servers", servers)):
+            field: Any = self.fields[name]
+            field.queryset = field.queryset.filter(chosen)
+
     @cached_property
-    def selected(self) -> list[Feature]:
+    def _targets(self) -> list[Feature]:
         """The tools that the rule selects. Before the form is valid, those of the saved rule; of a new rule, all."""
         return target_tools(self.rule) if self.rule else target_tools(Rule(), ())
 
     @cached_property
+    def selected(self) -> list[Feature]:
+        """The tools that the rule selects, on gateways that the viewer may see."""
+        seen = {*self._gateways.order_by().values_list("pk", flat=True)}
+        return [tool for tool in self._targets if tool.assignment.gateway_id in seen]
+
+    @cached_property
     def arguments(self) -> list[tuple[str, str, str]]:
-        """The arguments of the selected tools: name, expression and type; the type is empty if it is unknown."""
+        """The arguments of these tools: name, expression and type; the type is empty if it is unknown."""
         return [(name, path_of(name), kind) for name, kind in arguments_of_tools(self.selected).items()]
 
     def clean_approvers(self) -> str:
@@ -184,10 +208,11 @@ class CallRuleForm(forms.Form):
 
     def _check(self) -> None:
         row = self.unsaved()
-        self.selected = target_tools(row, self.cleaned_data["servers"])
+        self._targets = target_tools(row, self.cleaned_data["servers"])
         try:
             row.tidy()
-            check_arguments(row.when, self.selected)
+            if len(self.selected) == len(self._targets):  # Otherwise an error would tell arguments of other tools.
+                check_arguments(row.when, self.selected)
         except BadCondition as bad:
             if self.cleaned_data["condition"] == EXPRESSION:
                 self.marked, place = marked(row.when, bad.at)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from gateways.models import Feature
-from proxy.access.expression_text import ARGUMENTS, tokens_of
 from proxy.access.expressions import compiled, did_you_mean
 from proxy.access.rules import ON, DecidingRule, RuledCall, ToolClaims, facts_of, is_target
 from rules.models import BadCondition, Rule
@@ -72,7 +71,7 @@ def check_arguments(when: str, tools: Collection[Feature]) -> None:
     for name in sorted(names):
         if name not in known:
             problem = f"None of the selected tools has an argument {name}.{did_you_mean(name, known)}"
-            raise BadCondition(problem, _place_of(when, name))
+            raise BadCondition(problem, names[name])
 
 
 def _is_open(schema: Any) -> bool:
@@ -80,11 +79,3 @@ def _is_open(schema: Any) -> bool:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         return True
     return bool(schema.get("patternProperties")) or isinstance(schema.get("additionalProperties"), dict)
-
-
-def _place_of(when: str, name: str) -> int:
-    tokens = [*tokens_of(when)]
-    for index, token in enumerate(tokens[:-2]):
-        if token.is_name and token.text == ARGUMENTS and tokens[index + 2].text.strip("'\"") == name:
-            return tokens[index + 2].at
-    return 0

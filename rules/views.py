@@ -91,8 +91,8 @@ def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.RULES_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
     _, initial = EXAMPLES.get(request.GET.get("from", ""), ("", {}))
-    gateway = Gateway.objects.live().filter(slug=request.GET.get("gateway", "")).first()
-    form = CallRuleForm(posted(request), initial=initial | {"gateway": gateway})
+    gateway = Gateway.objects.visible_to(request.user).filter(slug=request.GET.get("gateway", "")).first()
+    form = CallRuleForm(posted(request), viewer=request.user, initial=initial | {"gateway": gateway})
 
     def save() -> HttpResponse:
         rule = Rule.objects.add(**form.values, by=request.user)
@@ -106,7 +106,7 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.RULES_MANAGE, to_change=True)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk)
-    form = CallRuleForm(posted(request), rule=rule)
+    form = CallRuleForm(posted(request), viewer=request.user, rule=rule)
 
     def save() -> HttpResponse:
         rule.edit(**form.values, by=request.user, seen=seen_version(request))
@@ -135,7 +135,7 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
 @requires(Capability.LOGS_READ)
 def try_before(request: AppRequest) -> HttpResponse:
     """Show the recorded calls that the rule in the form would have touched."""
-    form = CallRuleForm(request.POST)
+    form = CallRuleForm(request.POST, viewer=request.user)
     if not form.is_valid():
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])

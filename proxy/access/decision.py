@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -495,7 +495,7 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
             if fields[_SESSION] is not None:
                 fields[_SESSION] = SessionGrant(**orjson.loads(fields[_SESSION]))
             if fields[_RULES] is not None:
-                fields[_RULES] = _rules(orjson.loads(fields[_RULES]))
+                fields[_RULES] = _rules(fields[_RULES])
             grants[values[number]] = AccessRow._make(fields)
         except (ValueError, RecursionError) as error:
             grants[values[number]] = DatabaseUnavailable(str(error))
@@ -517,7 +517,10 @@ _ASSIGNMENTS, _SESSION, _RULES = map(AccessRow._fields.index, ("assignments", "s
 _members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), itemgetter(*FeatureRow._fields)
 
 
-def _rules(row: dict[str, Any]) -> Rules:
+@lru_cache(maxsize=64)
+def _rules(text: str) -> Rules:
+    """Parse the rules that the statement has returned; the same text is parsed once."""
+    row = orjson.loads(text)
     return Rules(**row | {"rules": [DecidingRule._make(each) for each in row["rules"]], "teams": row["teams"] or []})
 
 

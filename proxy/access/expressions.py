@@ -1,7 +1,7 @@
 """Conditions of rules, in CEL (Common Expression Language): compiled once per text, evaluated within bounds.
 
-Evaluation cannot be interrupted, so its cost is bounded beforehand: CEL stops after 10,000 iterations, `check_cost`
-refuses expressions whose cost is not proportional to the arguments, and `check_size` limits the arguments.
+Evaluation cannot be interrupted, so its cost is bounded beforehand: `cost_of` estimates it from the syntax tree, and
+`size_of` limits the arguments. CEL itself stops after 10,000 iterations.
 """
 
 import re
@@ -10,20 +10,15 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from proxy.access.expression_text import (
-    ARGUMENTS,
-    FIELDS,
-    BadExpression,
-    arguments_in,
-    check_cost,
-    tokens_of,
-)
+from proxy.access.expression_cost import Cost, cost_of
+from proxy.access.expression_text import ARGUMENTS, FIELDS, BadExpression
+from proxy.access.expression_tree import arguments_in, needed_by, tree_of
 from wire.jsonrpc import is_storable
 
 MOST_CHARACTERS = 2_000  # Of an expression.
 MOST_COMPILED = 500
 MOST_VALUES = 1_000  # Of the arguments of a call: members, elements and other values.
-MOST_TEXT = 1 << 18  # Characters in the arguments of a call.
+MOST_TEXT = 1 << 18  # Bytes of text in the arguments of a call.
 DEEPEST = 60
 LARGEST_INT = 1 << 63  # Integers of CEL have 64 bits.
 
@@ -33,10 +28,15 @@ class NotEvaluated(Exception):
 
 
 class Program(NamedTuple):
-    """A compiled condition. `arguments` are the arguments it names; None if it may use any."""
+    """A compiled condition. `arguments` are the arguments it names, with their positions; None if it may use any.
+
+    A call without one of `needed` does not meet it.
+    """
 
     compiled: Any
-    arguments: frozenset[str] | None
+    arguments: dict[str, int] | None
+    needed: frozenset[str]
+    cost: Cost
 
     @property
     def reads_arguments(self) -> bool:
@@ -55,11 +55,12 @@ class Program(NamedTuple):
         raise NotEvaluated(_problem_of(str(result)))
 
 
+TOO_LARGE = "an argument is too large"
 _ABSENT = ("NOT_FOUND: Key not found", "UNKNOWN: Index error", "INVALID_ARGUMENT: Index error")
 # By a part of CEL's message, which may quote an argument.
 _PROBLEMS = {
     "budget": "it needs too many iterations",
-    "out of range": "an argument is too large",
+    "out of range": TOO_LARGE,
     "overload": "an argument has a type that the condition does not expect",
     "regular expression": "its regular expression is not valid",
     "divide by zero": "it divides by zero",
@@ -99,18 +100,45 @@ def compiled(text: str) -> Program:
     """
     if len(text) > MOST_CHARACTERS:
         raise BadExpression(f"A condition has at most {MOST_CHARACTERS:,} characters.", MOST_CHARACTERS)
-    tokens = [*tokens_of(text)]
-    check_cost(tokens)
     try:
         program = _environment().compile(text)
         kind = str(program.return_type())
+        tree = tree_of(program.serialize())
+        cost, arguments = cost_of(tree, text), arguments_in(tree)
+    except RecursionError:
+        raise BadExpression(TOO_DEEP) from None
     except RuntimeError as error:
         raise _bad(text, str(error)) from None
     if kind != "BOOL":
         raise BadExpression("A condition is true or false: compare this with something, such as `== true`.")
-    return Program(program, arguments_in(tokens))
+    return Program(program, arguments, needed_by(tree), cost)
 
 
+class Together(NamedTuple):
+    """The program of `a || b || ...` for several conditions, and its cost."""
+
+    compiled: Any
+    cost: Cost
+
+    def is_false(self, activation: Any) -> bool:
+        """Return whether all conditions are false; if one of them is true or has no result, this is False."""
+        try:
+            return self.compiled.eval(activation).value() is False
+        except RuntimeError:
+            return False
+
+
+@lru_cache(maxsize=MOST_COMPILED)
+def together(texts: tuple[str, ...]) -> Together | None:
+    """Compile valid conditions into one program; None if it is too deep for CEL."""
+    costs = zip(*(compiled(text).cost for text in texts), strict=True)
+    try:
+        return Together(_environment().compile(" || ".join(f"({text}\n)" for text in texts)), Cost(*map(sum, costs)))
+    except RuntimeError:
+        return None
+
+
+TOO_DEEP = "The condition is nested too deeply."
 _PLACE = re.compile(r"<input>:(\d+):(\d+): (.+)")
 _REFERENCE = re.compile(r"undeclared reference to '([^']+)'")
 
@@ -119,7 +147,7 @@ def _bad(text: str, message: str) -> BadExpression:
     """Return CEL's compile error in plain words, with the position of the character."""
     found = _PLACE.search(message)
     if found is None:
-        return BadExpression("The condition is nested too deeply." if "recursion" in message else "Not a condition.")
+        return BadExpression(TOO_DEEP if "recursion" in message else "Not a condition.")
     line, column, problem = int(found[1]), int(found[2]), found[3].replace(" (in container '')", "").strip()
     start = sum(len(each) + 1 for each in text.split("\n")[: max(line - 1, 0)])
     at = min(start + max(column - 1, 0), len(text))
@@ -143,12 +171,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 # Arguments
 
 
-def check_size(arguments: Mapping[str, Any]) -> None:
-    """Raise NotEvaluated if these arguments are too large or too deep, or not numbers and texts that CEL has."""
-    _Size().add(arguments, 0)
+class Size(NamedTuple):
+    """The size of arguments: `values` are members, elements and other values, `text` is in bytes of UTF-8."""
+
+    values: int
+    text: int
 
 
-class _Size:
+def size_of(arguments: Mapping[str, Any]) -> Size:
+    """Return the size of these arguments.
+
+    Raises NotEvaluated if they are too large or too deep, or not numbers and texts that CEL has.
+    """
+    counter = _Counter()
+    counter.add(arguments, 0)
+    return Size(counter.values, counter.text)
+
+
+class _Counter:
     def __init__(self) -> None:
         self.values, self.text = 0, 0
 
@@ -159,11 +199,11 @@ class _Size:
         elif isinstance(value, dict | list):
             self._add_container(value, depth)
         elif isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT:
-            raise NotEvaluated(_PROBLEMS["out of range"])
+            raise NotEvaluated(TOO_LARGE)
 
     def _add_container(self, value: Any, depth: int) -> None:
         if self.values + len(value) > MOST_VALUES or depth >= DEEPEST:
-            raise NotEvaluated(_PROBLEMS["out of range"])
+            raise NotEvaluated(TOO_LARGE)
         for each in value:
             if isinstance(value, dict):
                 self._add_text(each)
@@ -172,8 +212,9 @@ class _Size:
                 self.add(each, depth + 1)
 
     def _add_text(self, text: str) -> None:
-        self.text += len(text)
+        is_plain = text.isascii()
+        self.text += len(text) if is_plain else len(text.encode(errors="surrogatepass"))
         if self.text > MOST_TEXT:
-            raise NotEvaluated(_PROBLEMS["out of range"])
-        if not text.isascii() and not is_storable(text):
+            raise NotEvaluated(TOO_LARGE)
+        if not is_plain and not is_storable(text):
             raise NotEvaluated("an argument has a character that is not valid")

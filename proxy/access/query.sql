@@ -354,7 +354,9 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT json_agg(json_build_array(
         id, name, revision, mode, effect, text, "when", tools, tool_effect,
-        (SELECT coalesce(json_agg(server_id), '[]') FROM rules_rule_servers WHERE rule_id = rules_rule.id)
+        CASE WHEN (SELECT EXISTS (SELECT FROM rules_rule_servers)) THEN  -- Usually none, and a query for each is slow.
+            (SELECT coalesce(json_agg(server_id), '[]') FROM rules_rule_servers WHERE rule_id = rules_rule.id)
+        ELSE '[]' END
     ) ORDER BY position, created_at) AS rules
     FROM rules_rule
     WHERE q.kind = 'tool' AND q.servers IN (2 /* not for calls */, 4 /* end */)

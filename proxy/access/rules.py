@@ -5,25 +5,21 @@ over labels, which add up. A condition without a result counts as true for a rul
 """
 
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import translate
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from proxy.access.expression_text import ARGUMENTS, BadExpression
-from proxy.access.expressions import NotEvaluated, Program, activation, check_size, compiled
+from proxy.access.conditions import Conditions, program_of
+from proxy.access.expressions import NotEvaluated
 
 REFUSE, HOLD, LABEL = "refuse", "hold", "label"
 ON, WATCH = "on", "watch"
 PAST = {REFUSE: "refused by", HOLD: "held by"}
 READ_ONLY, DESTRUCTIVE = "read_only", "destructive"
-MOST_SECONDS = 0.02  # Of processor time, for all conditions of a call.
 LONGEST_LABELS = 600  # Length of the column of the log.
-TOO_SLOW = "the conditions of this call take too long"
-NOT_VALID = "the condition is not valid"
 
 
 class ToolClaims(NamedTuple):
@@ -136,7 +132,7 @@ def _label(match: Match) -> str:
 def matching(rules: Iterable[DecidingRule], call: RuledCall) -> list[Match]:
     """Return the rules that match a call, and those whose condition has no result."""
     targets = [rule for rule in rules if is_target(rule, call)]
-    conditions = _Conditions((rule.when for rule in targets), call)
+    conditions = Conditions(tuple(rule.when for rule in targets), call.fields, call.arguments)
     matches = []
     for rule in targets:
         try:
@@ -164,59 +160,8 @@ def _pattern(patterns: tuple[str, ...]) -> Any:
 
 def reads_arguments(when: str) -> bool:
     """Return whether a condition reads the arguments of the call."""
-    program = _program_of(when) if when else None
+    program = program_of(when) if when else None
     return program is not None and program.reads_arguments
-
-
-class _Conditions:
-    """Evaluates these conditions for one call, within MOST_SECONDS of processor time.
-
-    The values of the call are converted once, with no other arguments than the conditions name: of a large call that is
-    a fraction of the time.
-    """
-
-    def __init__(self, whens: Iterable[str], call: RuledCall) -> None:
-        self._fields = call.fields
-        self._arguments: dict[str, Any] = call.arguments if isinstance(call.arguments, dict) else {}
-        self._programs = {when: _program_of(when) for when in whens if when}
-        self._began, self._ends = time.monotonic(), time.thread_time() + MOST_SECONDS
-
-    def meet(self, when: str) -> bool:
-        """Return whether the call meets the condition. Raises NotEvaluated."""
-        if not when:
-            return True
-        program = self._programs[when]
-        if program is None:
-            raise NotEvaluated(NOT_VALID)
-        # The clock of the processor costs half as much as a condition, so the other one is asked first.
-        if time.monotonic() - self._began > MOST_SECONDS and time.thread_time() > self._ends:
-            raise NotEvaluated(TOO_SLOW)
-        return program.matches(self._for_all or self._values(program.arguments))
-
-    @cached_property
-    def _for_all(self) -> Any:
-        """The values for all conditions; None if an argument is too large, because then each gets its own."""
-        programs = [program for program in self._programs.values() if program]
-        names = [program.arguments for program in programs if program.arguments is not None]
-        try:
-            return self._values(frozenset[str]().union(*names) if len(names) == len(programs) else None)
-        except NotEvaluated:
-            return None
-
-    def _values(self, names: frozenset[str] | None) -> Any:
-        """Return the values for conditions that name these arguments. Raises NotEvaluated if one is too large."""
-        given = self._arguments
-        named = given if names is None else {name: given[name] for name in names if name in given}
-        check_size(named)
-        return activation({**self._fields, ARGUMENTS: named})
-
-
-def _program_of(when: str) -> Program | None:
-    """Return the compiled condition; None if it is not valid."""
-    try:
-        return compiled(when)
-    except BadExpression:
-        return None
 
 
 def facts_of(claims: ToolClaims | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.api.world import World, build, holder
 from tests.cases import every, full
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
-from ui.operations import Operation, operation_of
+from ui.operations import Operation, Query, operation_of
 
 pytestmark = pytest.mark.django_db
 
@@ -62,8 +62,10 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """Return the statuses that mean the caller was allowed; 400 if a required query parameter is missing."""
-        asks = any(field.required for field in self.operation.query().fields.values())
+        """Return the statuses that mean the caller was allowed; 400 if a question lacks a parameter."""
+        body = self.operation.body
+        asked = body if body and issubclass(body, Query) else self.operation.query
+        asks = any(field.required for field in asked().fields.values())
         return LET_IN | {400} if asks else LET_IN
 
     @property

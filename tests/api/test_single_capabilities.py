@@ -156,6 +156,7 @@ OPENS: dict[str, set[Capability]] = {
     "GET call-detail": {C.LOGS_READ},
     "GET call-now": {C.LOGS_READ},
     "GET call-what-if": {C.LOGS_READ},
+    "POST call-what-if": {C.LOGS_READ},
     "GET call-groups": {C.LOGS_READ},
     "GET role-list": PEOPLE,
     "POST role-list": {C.PEOPLE_MANAGE},

@@ -94,7 +94,7 @@ def test_each_approved_call_runs_once_at_most_and_no_other(tmp_path: Path) -> No
         both.shell(RULE)
         rows("UPDATE connections_connection SET hold_wait = 0")
         calls = [(agents[number // MOST_WAITING], number) for number in range(HELD)]
-        held = [*pool.map(lambda call: attempt(*call), calls)]
+        held = [*pool.map(lambda call: eventually(lambda: attempt(*call)), calls)]  # Again, the call has one hold.
         assert [result["_meta"]["state"] for result in held] == ["waiting"] * HELD
         rows(
             f"UPDATE approvals_hold SET state = 'approved', decided_at = now(), decided_by_id = ({OWNER_ID})"

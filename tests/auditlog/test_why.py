@@ -1,5 +1,8 @@
 """The cause and remedy of a refused call: who stopped it, how to allow it, and whether it would work now."""
 
+import json
+import logging
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -386,11 +389,40 @@ def test_what_if_says_what_a_rule_does_with_these_arguments(
     Rule.objects.add(name="Large", effect=effect, when="args.amount > 500", mode="on", by=None)
     client = sign_in(viv)
 
-    assert "Large" not in text(client.get("/logs/what-if/", scene.query | {"arguments": '{"amount": 400}'}))
-    asked = text(client.get("/logs/what-if/", scene.query | {"arguments": '{"amount": 600}'}))
+    assert "Large" not in text(client.post("/logs/what-if/", scene.query | {"arguments": '{"amount": 400}'}))
+    asked = text(client.post("/logs/what-if/", scene.query | {"arguments": '{"amount": 600}'}))
 
     assert "No. It would stop at Rules." in asked
     assert f"The rule “Large” {words}." in asked
+    told = Rest.of(viv).post("/logs/what-if", scene.query | {"arguments": {"amount": 600}}).json()
+    assert told["obstacles"][0]["reason"] == {"refuse": "rule_refused", "hold": "held"}[effect]
+
+
+def test_arguments_of_a_what_if_are_in_no_address_and_in_no_log(
+    scene: Scene, viv: User, sign_in: SignIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.link.disable(by=None)
+    secret = make.unique("secret")
+    question = scene.query | {"arguments": json.dumps({"password": secret})}
+    client, rest = sign_in(viv), Rest.of(viv)
+
+    with caplog.at_level(logging.DEBUG):
+        answer = client.post("/logs/what-if/", question)
+        told = rest.post("/logs/what-if", scene.query | {"arguments": {"password": secret}})
+
+    assert (answer.status_code, told.json()["reason"]) == (200, "connection_disabled")
+    shown = text(answer)
+    addresses = re.findall(r'(?:href|action|name="back" value|hx-\S+)="([^"]*)', shown)
+    assert any("what-if" in address for address in addresses)
+    assert not any(secret in address for address in addresses)
+    assert 'method="post"' in shown
+    assert secret not in f"{answer.headers}{told.headers}{caplog.text}"
+    assert not any(secret in str(event.changes) for event in Event.objects.all())
+    assert secret not in text(client.get("/logs/what-if/", question))  # Arguments in an address are not read.
+    assert rest.get("/logs/what-if", **question).status_code == 400
+    no_token = Client(enforce_csrf_checks=True)
+    no_token.force_login(viv)
+    assert no_token.post("/logs/what-if/", question).status_code == 403
 
 
 def test_what_if_without_a_tool_checks_only_access(scene: Scene, viv: User) -> None:

@@ -24,9 +24,9 @@ COSTLY = (
     "args.text.contains('secret')",
     f"args.text.contains('{'a' * 1900}b')",
     "args.text.matches('(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)')",
-    "args.text.matches('[ab]*a[ab]{150}c')",
+    "args.text.matches('[ab]*a[ab]{60}c')",
     "args.text.exists(x, x.exists(y, y == 1))",
-    "args.text.map(x, [x, x]).exists(y, y == [1, 2])",
+    "args.text.filter(x, x != [1, 2]).exists(y, y == [1, 2])",
     f"[{', '.join(['1'] * 40)}].exists(length, size(args.text) == length)",
     "args == {'text': args.text, 'more': 1}",
 )

@@ -1,11 +1,12 @@
 """Arguments chosen by an attacker neither get past a rule nor make it slow: each is decided, within the limits."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from proxy.access import rules
+from proxy.access import conditions, rules
 from proxy.access.expressions import Program, compiled
 from proxy.access.rules import DecidingRule, RuledCall, decide_by_rules
 from tests.rules.test_expressions import CALL, nested
@@ -89,12 +90,31 @@ def test_texts_are_compared_as_they_were_sent(word: str) -> None:
     assert (decided({"word": word}, "args.word == 'caf\u00e9'").effect == "refuse") is (word == "caf\u00e9")
 
 
+def clock(monkeypatch: pytest.MonkeyPatch, steps: float) -> None:
+    """Let each reading of the processor's clock be later by so many seconds."""
+    readings = itertools.count()
+    monkeypatch.setattr(conditions, "time", SimpleNamespace(thread_time=lambda: next(readings) * steps))
+
+
 def test_the_time_of_all_conditions_together_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "MOST_SECONDS", -1.0)  # The time is used up at once.
+    cost = compiled("args.amount > 500").cost.seconds(2, 6)
+    monkeypatch.setattr(conditions, "MOST_SECONDS", cost * 1.5)
+    whens = "args.amount > 500", "args.amount > 501"
 
-    decision = decided({"amount": 1}, "args.amount > 500")
+    clock(monkeypatch, steps=0)
+    assert not decided({"amount": 1}, *whens).error  # The first one took less than it could have.
+    clock(monkeypatch, steps=1)
+    decision = decided({"amount": 1}, *whens)
 
-    assert (decision.effect, decision.error) == ("refuse", rules.TOO_SLOW)
+    assert (decision.effect, decision.error) == ("refuse", conditions.TOO_SLOW)
+
+
+def test_a_condition_that_could_take_too_long_for_these_arguments_is_not_evaluated() -> None:
+    when = "args.path.matches('[0-9a-f]{8}-[0-9a-f]{24}$')"
+
+    assert not decided({"path": "x" * 1_000}, when).effect
+    assert decided({"path": "x" * 100_000}, when).error == "an argument is too large"
+    assert not decided({"path": "x" * 1_000, "other": "x" * 100_000}, when, "args.other == 'y'").effect
 
 
 def test_compiling_a_condition_uses_up_no_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +124,10 @@ def test_compiling_a_condition_uses_up_no_time_of_the_call(monkeypatch: pytest.M
         now[0] += 1
         return compiled(text)
 
-    monkeypatch.setattr(rules, "compiled", compiled_slowly)
-    monkeypatch.setattr(rules, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0]))
+    monkeypatch.setattr(conditions, "compiled", compiled_slowly)
+    monkeypatch.setattr(conditions, "time", SimpleNamespace(thread_time=lambda: now[0]))
 
-    assert not decided({"amount": 1}, "args.amount > 500", "args.amount > 600").error
+    assert not decided({"amount": 1}, *(f"args.amount > {number}" for number in range(20_000, 20_100))).error
 
 
 def test_names_of_tools_cannot_make_a_pattern_slow() -> None:

@@ -104,6 +104,39 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
     assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
 
 
+SEEING: dict[str, tuple[set[Capability], set[str]]] = {
+    "rules": (set(), {"currency"}),
+    "servers": ({Capability.SERVERS_READ}, {"currency", "Theirs server"}),
+    "gateways": ({Capability.GATEWAYS_READ}, {"currency", "sort_code", "Theirs gateway", "Theirs server"}),
+}
+
+
+@pytest.mark.parametrize("may", [Capability.RULES_READ, Capability.RULES_MANAGE])
+@pytest.mark.parametrize("seeing", SEEING)
+def test_the_form_names_nothing_that_the_viewer_may_not_see_elsewhere(may: Capability, seeing: str) -> None:
+    """Gateways, servers, and arguments in the schemas of tools."""
+    more, shown = SEEING[seeing]
+    for name, reach, argument in (("Ours", "everyone", "currency"), ("Theirs", "teams", "sort_code")):
+        gateway = make.gateway(name=f"{name} gateway", reach=reach)
+        assigned = make.assignment(gateway, make.server(name=f"{name} server"))
+        schema = {"type": "object", "properties": {argument: {"type": "string"}}}
+        tool = make.unique("tool")
+        Feature.objects.create(assignment=assigned, name=tool, exposed_name=tool, input_schema=schema)
+    rule = Rule.objects.add(name="All", effect="refuse", by=None)
+    viewer = Client()
+    viewer.force_login(make.user(may, *more))
+
+    pages = [viewer.get(f"/rules/{rule.pk}/").content.decode()]
+    if may == Capability.RULES_MANAGE:
+        wrong = FORM | {"condition": "expression", "when": "args.sort_cod > 5"}
+        pages += [viewer.get("/rules/add/").content.decode(), viewer.post("/rules/add/", wrong).content.decode()]
+        Rule.objects.filter(name=FORM["name"]).delete()
+
+    for page in pages[:2]:
+        assert {name for name in ("currency", "sort_code", "Theirs gateway", "Theirs server") if name in page} == shown
+    assert ("Did you mean sort_code?" in pages[-1]) is (may == Capability.RULES_MANAGE and "sort_code" in shown)
+
+
 def test_a_rule_that_holds_says_who_decides_and_for_how_long(client: Client) -> None:
     team = Team.objects.create(name="Release engineers")
     holding = FORM | {"effect": "hold", "approvers": "team", "hold_minutes": "30", "somebody_else": "on"}

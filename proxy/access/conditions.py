@@ -1,0 +1,127 @@
+"""The conditions of rules, evaluated for one call within a bound of time."""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+from proxy.access.expression_cost import MOST_SECONDS
+from proxy.access.expression_text import ARGUMENTS, BadExpression
+from proxy.access.expressions import (
+    MOST_COMPILED,
+    TOO_LARGE,
+    NotEvaluated,
+    Program,
+    Size,
+    activation,
+    compiled,
+    size_of,
+    together,
+)
+
+FEWEST_TOGETHER = 3  # Conditions that are evaluated together.
+TOO_SLOW = "the conditions of this call take too long"
+NOT_VALID = "the condition is not valid"
+
+
+class _Programs(NamedTuple):
+    """Compiled conditions by text, None for one that is not valid, and the arguments that they name (None: any)."""
+
+    programs: Mapping[str, Program | None]
+    names: frozenset[str] | None
+
+
+@lru_cache(maxsize=MOST_COMPILED)
+def _programs_of(whens: tuple[str, ...]) -> _Programs:
+    programs = {when: program_of(when) for when in whens if when}
+    named = [program.arguments for program in programs.values() if program]
+    return _Programs(programs, None if None in named else frozenset(name for each in named for name in each or ()))
+
+
+class Conditions:
+    """Evaluates these conditions for one call, within MOST_SECONDS of processor time.
+
+    The values of the call are converted once, with no other arguments than the conditions name: of a large call that is
+    a fraction of the time.
+    """
+
+    def __init__(self, whens: tuple[str, ...], fields: Mapping[str, Any], arguments: Any) -> None:
+        self._fields = fields
+        self._arguments: dict[str, Any] = arguments if isinstance(arguments, dict) else {}
+        self._programs, self._names = _programs_of(whens)
+        self._began, self._left = time.thread_time(), MOST_SECONDS
+        self._unmet = frozenset(self._unmet_together())
+
+    def meet(self, when: str) -> bool:
+        """Return whether the call meets the condition. Raises NotEvaluated."""
+        if not when:
+            return True
+        if when in self._unmet:
+            return False
+        program = self._programs[when]
+        if program is None:
+            raise NotEvaluated(NOT_VALID)
+        if not program.needed <= self._arguments.keys():
+            return False
+        self._spend(self._seconds(program))
+        values, _ = self._for_all or self._values(program.arguments)
+        return program.matches(values)
+
+    def _unmet_together(self) -> Collection[str]:
+        """Return conditions that are false, found in one evaluation: none if one of them is true or has no result."""
+        chosen = self._with_arguments()
+        if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
+            return ()
+        (values, size), all_of_them = self._for_all, together(chosen)
+        if all_of_them is None or (seconds := all_of_them.cost.seconds(*size)) > MOST_SECONDS / 2:
+            return ()
+        self._left -= seconds
+        return chosen if all_of_them.is_false(values) else ()
+
+    def _with_arguments(self) -> tuple[str, ...]:
+        """Return the valid conditions whose arguments are all given; others may have no result."""
+        programs, given = self._programs, self._arguments.keys()
+        if self._names is not None and given >= self._names and None not in programs.values():
+            return tuple(programs)
+        return tuple(when for when, each in programs.items() if each and given >= (each.arguments or {}).keys())
+
+    def _seconds(self, program: Program) -> float:
+        """Return the most that a condition takes. Raises NotEvaluated if an argument is too large."""
+        seconds = program.cost.seconds(*self._for_all[1]) if self._for_all else MOST_SECONDS
+        return seconds if seconds < self._left else program.cost.seconds(*size_of(self._named(program.arguments)))
+
+    def _spend(self, seconds: float) -> None:
+        """Count the most that an evaluation takes; if the time is used up, what was taken. Raises NotEvaluated."""
+        if seconds > MOST_SECONDS:
+            raise NotEvaluated(TOO_LARGE)
+        self._left -= seconds
+        if self._left < 0:
+            self._left = MOST_SECONDS - (time.thread_time() - self._began) - seconds
+        if self._left < 0:
+            raise NotEvaluated(TOO_SLOW)
+
+    @cached_property
+    def _for_all(self) -> tuple[Any, Size] | None:
+        """The values for all conditions; None if an argument is too large, because then each gets its own."""
+        try:
+            return self._values(self._names)
+        except NotEvaluated:
+            return None
+
+    def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
+        """Return the values for conditions that name these arguments. Raises NotEvaluated if one is too large."""
+        named = self._named(names)
+        size = size_of(named)
+        return activation({**self._fields, ARGUMENTS: named}), size
+
+    def _named(self, names: Iterable[str] | None) -> dict[str, Any]:
+        given = self._arguments
+        return given if names is None else {name: given[name] for name in names if name in given}
+
+
+def program_of(when: str) -> Program | None:
+    """Return the compiled condition; None if it is not valid."""
+    try:
+        return compiled(when)
+    except BadExpression:
+        return None

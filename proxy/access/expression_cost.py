@@ -1,0 +1,188 @@
+"""The most processor time that a condition may take, estimated from its syntax tree.
+
+Evaluation cannot be interrupted. So a condition is refused when it is saved if small arguments could take too long, and
+it is not evaluated for arguments for which it could. The constants are measured, for arguments chosen by an attacker.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from proxy.access.expression_text import ARGUMENTS, BadExpression
+from proxy.access.expression_tree import CALL, CONSTANT, LIST, MAP, NAME, Node
+
+MOST_SECONDS = 0.02  # Of processor time, for all conditions of a call.
+LONGEST_PATTERN = 200
+SMALL_VALUES, SMALL_TEXT = 20, 4_000  # Arguments that every condition has to be fast for.
+MOST_AMBIGUOUS = 8
+RESULT = "@result"  # The variable in which CEL collects the result of a macro.
+
+# In nanoseconds.
+PER_NODE, PER_VALUE, PER_CHARACTER, PER_COPIED = 150, 400, 12, 40
+OF_FIELD = 256  # Characters of a field of the call.
+COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "contains"})
+LOGIC = frozenset({"_&&_", "_||_", "!_", "@not_strictly_false"})
+WITHOUT_COPY = frozenset({"_[_]", "_?_:_"})
+# Functions whose last parameter must be small: `contains` is quadratic, and CEL keeps every name of a time zone.
+_OF_TIME = "FullYear Month Date DayOfMonth DayOfWeek DayOfYear Hours Minutes Seconds Milliseconds"
+NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split())})
+
+
+class Cost(NamedTuple):
+    """Nanoseconds: `once`, for each value and each byte of text in the arguments, and for the square of the values."""
+
+    once: float = 0
+    value: float = 0
+    square: float = 0
+    text: float = 0
+
+    def times(self, number: float) -> "Cost":
+        return Cost(*(each * number for each in self))
+
+    def seconds(self, values: int, text: int) -> float:
+        """Return the most seconds that the condition takes for arguments of this size."""
+        return (self.once + self.value * values + self.square * values * values + self.text * text) / 1e9
+
+
+class Estimate(NamedTuple):
+    """The cost of an expression. `size` is the size of its result in units of the arguments; 0 is small."""
+
+    size: float
+    cost: Cost
+
+
+def cost_of(tree: Node, text: str) -> Cost:
+    """Return the cost of a condition with this text. Raises BadExpression if it is too costly for small arguments."""
+    cost = _Estimator(text).visit(tree, _Scope({})).cost
+    if _is_slow(cost):
+        raise BadExpression("The condition could take too long: use fewer or shorter comparisons.")
+    return cost
+
+
+def _is_slow(cost: Cost) -> bool:
+    return cost.seconds(SMALL_VALUES, SMALL_TEXT) > MOST_SECONDS
+
+
+class _Scope(NamedTuple):
+    """The sizes of the variables of macros, and the names that may be large here; None if all may."""
+
+    sizes: Mapping[str, float]
+    large: frozenset[str] | None = None
+
+    def size_of(self, name: Node) -> float:
+        size = self.sizes.get(str(name.value), 1 if name.value == ARGUMENTS else 0)
+        if size and self.large is not None and name.value not in self.large:
+            raise BadExpression(f"Inside a macro, only its variable can be used, not {name.value}.", name.at)
+        return size
+
+    def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
+        """Return the scope of the body of a macro.
+
+        Over arguments, the variable stands for all elements together and the cost is that of all iterations. So
+        everything else in there has to be small: comparing each element with all arguments would be quadratic.
+        """
+        names = frozenset((variable, RESULT))
+        large = names if over_arguments else None if self.large is None else self.large | names
+        return _Scope({**self.sizes, variable: size, RESULT: 0}, large)
+
+
+class _Estimator:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def visit(self, node: Node, scope: _Scope) -> Estimate:
+        match node.kind:
+            case "name":
+                return Estimate(scope.size_of(node), Cost(PER_NODE))
+            case "constant":
+                return Estimate(0, Cost(PER_NODE + PER_CHARACTER * len(node.value or "")))
+            case "loop":
+                return self._loop(node, scope)
+        parts = [self.visit(part, scope) for part in node.parts]
+        before = Estimate(sum(part.size for part in parts), _sum(Cost(PER_NODE), *(part.cost for part in parts)))
+        return self._call(node, parts, before) if node.kind == CALL else before
+
+    def _loop(self, loop: Node, scope: _Scope) -> Estimate:
+        over, *_ = loop.parts
+        elements = self.visit(over, scope)
+        is_written = over.kind in (LIST, MAP)
+        inner = scope.inside(str(loop.value), elements.size, over_arguments=bool(elements.size) and not is_written)
+        body = _sum(*(self.visit(part, inner).cost for part in loop.parts[1:]))
+        collects = _collects(loop)
+        if inner.large is not None and elements.size and not is_written:
+            body = Cost(0, body.once * elements.size + body.value, body.square, body.text)
+            body = _sum(body, Cost(square=PER_COPIED * collects * elements.size**2))
+        else:
+            count = len(over.parts) if is_written else OF_FIELD
+            body = _sum(body.times(count), Cost(PER_COPIED * collects * count**2))
+        return Estimate(elements.size * collects, _sum(elements.cost, body))
+
+    def _call(self, call: Node, parts: Sequence[Estimate], before: Estimate) -> Estimate:
+        size, cost = before
+        if call.value in WITHOUT_COPY:
+            return Estimate(size, cost)
+        if call.value in LOGIC:
+            return Estimate(0, cost)
+        if call.value in NEEDS_SMALL and len(parts) > 1 and parts[-1].size:
+            raise BadExpression(
+                f"{call.value}() needs a text in quotation marks or a field, not an argument.", call.parts[-1].at
+            )
+        if call.value == "matches":
+            return Estimate(0, _sum(cost, self._pattern(call.parts[-1], size)))
+        character = 1.0 if call.value in COMPARISONS else PER_CHARACTER
+        if call.value == "contains":  # Each place may be compared with almost all of the text.
+            character = 10 + len(self._text) / 50
+        walk = Cost(0, PER_VALUE * size, 0, character * size)
+        return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
+
+    def _pattern(self, pattern: Node, size: float) -> Cost:
+        """Return the cost of compiling a pattern, which is done for each text, and of comparing it."""
+        if pattern.kind != CONSTANT or pattern.value is None:
+            raise BadExpression("The pattern of matches() must be a text in quotation marks.", pattern.at)
+        if len(pattern.value) > LONGEST_PATTERN:
+            raise BadExpression(f"A pattern has at most {LONGEST_PATTERN} characters.", pattern.at)
+        if found := _COSTLY_IN_PATTERNS.search(pattern.value):
+            what = "repeat a group a number of times" if found[0].startswith(")") else "use classes of Unicode"
+            raise BadExpression(f"A pattern cannot {what}.", pattern.at)
+        cost = _cost_of_pattern(pattern.value)
+        cost = Cost(cost.once + cost.text * OF_FIELD, 0, 0, cost.text * size)
+        if _is_slow(cost):
+            raise BadExpression("The pattern could take too long: repeat less in it.", pattern.at)
+        return cost
+
+
+def _sum(*costs: Cost) -> Cost:
+    return Cost(*map(sum, zip(*costs, strict=True)))
+
+
+def _collects(loop: Node) -> bool:
+    """Return whether a loop collects its elements in a list, as `filter` does. Raises BadExpression for `map`."""
+    collected = [
+        step.parts[1].parts[0]
+        for step in (loop.parts[3], *loop.parts[3].parts)
+        if step.value == "_+_" and step.parts[0].value == RESULT and step.parts[1].kind == LIST
+    ]
+    if any((each.kind, each.value) != (NAME, loop.value) for each in collected):
+        raise BadExpression("map() cannot be used: use exists() or all().", loop.at)
+    return bool(collected)
+
+
+def _cost_of_pattern(pattern: str) -> Cost:
+    """Return the most that compiling a pattern costs, and comparing it with a character.
+
+    RE2 makes a state of an automaton for each set of places in the pattern. With few ambiguous parts there are few
+    sets; otherwise each character of a text chosen by an attacker may need a new one.
+    """
+    places = ambiguous = 0
+    for atom, least, most, often in _ATOM.findall(pattern):
+        number = max(int(least or 1), int(most or 1), 1)
+        places += number
+        ambiguous += number if atom in (".", "|") or atom[0] in "[\\" or least or often else 0
+    compiling = 10_000 + 1_000 * places + 7_000 * ambiguous
+    if ambiguous <= MOST_AMBIGUOUS:
+        return Cost(compiling + 2_000 * 2**ambiguous, text=8)
+    return Cost(compiling, text=60 * places)
+
+
+_COSTLY_IN_PATTERNS = re.compile(r"\\[pP]|\)\{\d")  # They make a pattern of thousands of states.
+_ATOM = re.compile(r"(\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|.)(?:\{(\d+)(?:,(\d*))?\})?([?*+]*)", re.DOTALL)
