@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from accounts.models import WorkspaceSettings
+from accounts.models import User, WorkspaceSettings
 from auditlog import columns, facets, filters, replica, saved_views
 from auditlog.actions import Action
 from auditlog.charts import histogram
@@ -144,7 +144,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "newer": _neighbour(row, call_filter, NEWER),
         "older": _neighbour(row, call_filter, OLDER),
         "detail": Detail(row),
-        **_trail(request, row, asks=asks),
+        **explanation(row, request.user, asks=asks),
         "curl": curl(row, payload=sees_payload),
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
@@ -280,8 +280,8 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
     return request.path if call_filter.scope else reverse("auditlog:calls")
 
 
-def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
-    """Return template context that explains a call.
+def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
+    """Return template context that explains a call to `reader`.
 
     For a denied call, it contains the cause. With `asks`, it also contains the decision that the current rules would
     make.
@@ -292,12 +292,12 @@ def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
     context: dict[str, Any] = {"can_ask": question is not None}
     if is_judged and reason:
         still = answer is not None and reason in [each.reason for each in answer.verdict.obstacles]
-        context["cause"] = cause(reason, of_call(row), request.user, before=row.created_at, still=still)
+        context["cause"] = cause(reason, of_call(row), reader, before=row.created_at, still=still)
         context["is_over"] = answer is not None and not still and is_a_switch(reason) and not answer.is_unknown
     if reason == "unknown_tool" and question and question.feature:
-        context["near"] = near_tools(request.user, question.gateway, question.feature.name)
+        context["near"] = near_tools(reader, question.gateway, question.feature.name)
     if asks and answer is not None:
-        context["trail"] = trail = trail_of(answer, request.user)
+        context["trail"] = trail = trail_of(answer, reader)
         context["near"] = [(name, "") for name in trail.near]
         context["what_if"] = what_if_url(answer.question)
     return context

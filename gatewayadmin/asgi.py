@@ -24,6 +24,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from auditlog import replica
+from gatewayadmin.admin_server import app as admin_server
 from gatewayadmin.config import database, environment
 from gatewayadmin.middleware import FairShares, OuterMiddleware, client_address, is_known
 from gatewayadmin.playground import run
@@ -150,7 +151,7 @@ edge = OuterMiddleware(
     Router(
         [
             *(Route(path, getattr(health, path[1:])) for path in health.PATHS),
-            Route(quickstart.PATH, Raw(quickstart.app(_secret))),
+            *(Route(each.PATH, Raw(each.app(_secret))) for each in (quickstart, admin_server)),
         ],
         redirect_slashes=False,
         default=pages,  # Not a catch-all route, whose pattern would not match line breaks.
@@ -159,7 +160,7 @@ edge = OuterMiddleware(
     hosts=settings.ALLOWED_HOSTS,
     scheme=settings.PUBLIC_URL.partition(":")[0],
     trusted=settings.TRUSTED_PROXIES,
-    unchecked={*health.PATHS, quickstart.PATH},
+    unchecked={*health.PATHS, quickstart.PATH, admin_server.PATH},
     session_cookie=settings.SESSION_COOKIE_NAME,
     is_known=is_known,
 )

@@ -24,7 +24,7 @@ from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
 from oauth.client_metadata import LOOPBACK
-from servers.models import BUILT_IN_URL, Server
+from servers.models import BUILT_IN_URLS, Server
 from ui.pages import AppRequest, answer, moment_of, show
 
 # Users with one of these capabilities see all steps.
@@ -134,8 +134,8 @@ def _facts(viewer: User) -> dict[str, Exists]:
     # Recent partitions first: planning a query over all partitions takes longer than all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)
     return {
-        "has_server": Exists(Server.objects.live().exclude(url=BUILT_IN_URL)),
-        "has_place": Exists(placed.filter(server__archived_at=None).exclude(server__url=BUILT_IN_URL)),
+        "has_server": Exists(Server.objects.live().exclude(url__in=BUILT_IN_URLS)),
+        "has_place": Exists(placed.filter(server__archived_at=None).exclude(server__url__in=BUILT_IN_URLS)),
         "has_connection": Exists(Connection.objects.order_by()),
         "has_call": Exists(lately.order_by()),
         "has_others": Exists(User.objects.exclude(pk=viewer.pk)),

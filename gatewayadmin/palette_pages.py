@@ -37,6 +37,13 @@ TO_DO = (
         Capability.GATEWAYS_MANAGE,
         "allow app apps agents gateways only these kill switch",
     ),
+    Offer(
+        "Add Gateway Admin",
+        "servers:list",
+        "server",
+        frozenset({Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE}),
+        "ask the gateway built-in mcp server agent explain log",
+    ),
     Offer("Add a server", "servers:add", "add", Capability.SERVERS_MANAGE, "new create register upstream"),
     Offer(
         "Start an access review",

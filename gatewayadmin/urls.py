@@ -8,6 +8,7 @@ from accounts import second_factor_views as second_factor
 from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
 from gatewayadmin import first_steps
 from gatewayadmin.admin.base import site
+from gatewayadmin.admin_server.views import add_gateway_admin
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.help import views as help_views
 from gatewayadmin.overview import overview
@@ -92,6 +93,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("setup/", first_steps.steps, name="setup"),
     path("setup/dismiss/", first_steps.dismiss, name="dismiss_setup"),
     path("playground/", playground, name="playground"),
+    path("servers/gateway-admin/add/", add_gateway_admin, name="add_gateway_admin"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
     path("settings/oauth-doctor/", doctor, name="doctor"),

@@ -21,6 +21,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from accounts.models import User
 from auditlog import replica
 from auditlog.models import ENDINGS, Call
 from auditlog.views import log_alone
@@ -88,6 +89,11 @@ class LeastPrivilege:
         return [tool for tool in self.tools if not tool.calls]
 
     @classmethod
+    def seen_by(cls, viewer: User, host: Host) -> LeastPrivilege:
+        """Return the use of `host` through its enabled connections that `viewer` may see."""
+        return cls.of(host, connections_visible_to(viewer).live().filter(host=host, enabled=True))
+
+    @classmethod
     def of(cls, host: Host, connections: ConnectionQuerySet) -> LeastPrivilege:
         """Return the use of `host` through the `connections`, its enabled ones."""
         now = timezone.now()
@@ -141,8 +147,7 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
     if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
-    rows = connections_visible_to(request.user).live().filter(host=host, enabled=True)
-    page = replica.read_from_replica(request, lambda: LeastPrivilege.of(host, rows))
+    page = replica.read_from_replica(request, lambda: LeastPrivilege.seen_by(request.user, host))
     context: dict[str, Any] = {
         "host": host,
         "tab": "least privilege",

@@ -25,7 +25,7 @@ class Config:
     """Settings of one runtime.
 
     `client_address(peer, values of X-Forwarded-For)` returns the client's address. `listener` is the origin at which
-    this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is the number of
+    this process reaches itself, and `listener_secret` opens the built-in servers there. `workers` is the number of
     processes that share each server's concurrency limit, `token_calls` the number of concurrent calls of a token in
     this process. A client has `answer_seconds` to answer a server's request; the client's session expires after
     `session_hours` without use. Large answers in this process take `answers_limit` bytes at most; the answers of one

@@ -39,7 +39,7 @@ from servers.discovery import (
     refusal_of,
 )
 from servers.forms import TAKEN, SecretForm, ServerForm, Trial, suggest
-from servers.models import BUILT_IN_URL, ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Era, Health, Identity, Server
+from servers.models import BUILT_IN_URLS, ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.oauth_client.registration import redirect_uri
 from servers.upstream_guard import upstream_guard
@@ -499,7 +499,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) 
     chosen = request.POST.getlist("gateways")
     offered = NewServerForm(user=request.user).gateway_rows
     if "name" not in request.POST:
-        demo = Assignment.objects.live().filter(server__url=BUILT_IN_URL)
+        demo = Assignment.objects.live().filter(server__url__in=BUILT_IN_URLS)
         real = list(offered.exclude(pk__in=demo.values("gateway")).values_list("slug", flat=True)[:2])
         values["own_gateway"] = not real
         chosen = real if len(real) == 1 else []

@@ -23,7 +23,7 @@ from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
 from servers.forms import TAKEN, ServerFilter, ServerForm, is_taken, suggest
-from servers.models import AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
+from servers.models import ADMIN_URL, AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -130,7 +130,10 @@ def _switched(request: AppRequest, server: Server, toast: str, undo: Undo | None
 @requires(Capability.SERVERS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     rows = counted(Server.objects.live())
-    return list_page(request, "servers/list.html", rows, table=SERVERS, filters=ServerFilter(request.GET))
+    filters = ServerFilter(request.GET)
+    offers = all(map(request.user.has_perm, (Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE)))
+    offers = offers and not Server.objects.filter(url=ADMIN_URL).exists()
+    return list_page(request, "servers/list.html", rows, table=SERVERS, filters=filters, offers_gateway_admin=offers)
 
 
 @require_GET

@@ -26,15 +26,17 @@ from wire.background import Deadline, TimedStream
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.hosts import canonical_host
 
-# Address of the bundled Quickstart server in this process. Needs no Django.
+# Addresses of the built-in servers, which are part of this process. Needs no Django.
 
-PATH = "/builtin/quickstart"
+BUILT_IN = "builtin:"  # Their URLs have this scheme; the rest is the last part of the path.
+FOLDER = "/builtin/"
 SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
+PERSON_HEADER = "X-Gateway-Builtin-Person"  # Id of the person for whom the proxy calls.
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """The listener of this process: its origin, and the per-start secret that the Quickstart server requires."""
+    """The listener of this process: its origin, and the per-start secret that built-in servers require."""
 
     origin: str
     secret: str

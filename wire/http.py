@@ -49,7 +49,7 @@ from wire.errors import (
 )
 from wire.fair_queue import LEAST_PACE, ByteBudget, HeldBytes, QueueFull, Slices, without_idle_limits
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
-from wire.guard import PATH, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
+from wire.guard import BUILT_IN, FOLDER, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.hosts import Resolver
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
@@ -620,8 +620,8 @@ MOST_URLS = 10_000
 # Characters not to quote in a path or query (RFC 3986), including % so that URLs are not encoded twice.
 SAFE = "/?:@!$&'()*+,;=-._~%"
 
-# The scheme of the Quickstart server in this process.
-OWN = "builtin"
+# The scheme of the built-in servers, which are part of this process.
+OWN = BUILT_IN.rstrip(":")
 
 
 class Origin(NamedTuple):
@@ -758,7 +758,7 @@ def _upstream_error(error: Exception) -> type[UpstreamError]:
 
 
 class Transport:
-    """Connections to upstream servers, including the Quickstart server in this process."""
+    """Connections to upstream servers, including the built-in servers of this process."""
 
     def __init__(
         self, guard: Guard, *, limit: int, listener: str = "", secret: str = "", budget: ByteBudget | None = None
@@ -916,8 +916,8 @@ class Transport:
         return connection
 
     def _parse_url(self, server: str, url: str, private: bool) -> ParsedUrl:
-        own = url.startswith(f"{OWN}:")
-        parts = urlsplit(self._listener + PATH if own else url)
+        own = url.startswith(BUILT_IN)
+        parts = urlsplit(self._listener + FOLDER + url.removeprefix(BUILT_IN) if own else url)
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from wire import jsonrpc, rewriting, sse, versions
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, UnknownVersion, Unreachable
 from wire.fair_queue import HeldBytes
+from wire.guard import BUILT_IN, PERSON_HEADER
 from wire.http import HttpResponse, Transport, more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, is_large, is_shallow, storable
 from wire.oauth_client import fits_a_header, is_header_name
@@ -224,14 +225,19 @@ class Target(NamedTuple):
     private: bool = True
     client_info: Object = versions.INFO
     has_own_session: bool = False
-    person_id: str = ""  # The person whose memory budget large answers count against.
+    person_id: str = ""  # The person for whom the server is called, and against whose budget large answers count.
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every request to this server. Only the trace context is taken from the client."""
+        """Return the headers of every request to this server. Only the trace context is taken from the client.
+
+        A built-in server, which needs no credential, is told the person.
+        """
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
         own |= self.trace
         if self.credential is not None:
             own[self.credential[0]] = self.credential[1]
+        elif self.url.startswith(BUILT_IN):
+            own[PERSON_HEADER] = self.person_id
         return own
 
 

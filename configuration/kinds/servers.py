@@ -11,7 +11,6 @@ from configuration.kinds.base import Act, Change, Key, Kind, World
 from connections.impact import cuts
 from servers.forms import RESERVED, ServerForm
 from servers.models import (
-    BUILT_IN_URL,
     SIGN_IN_SETTINGS,
     AuthType,
     ResourceSent,
@@ -29,7 +28,7 @@ ISSUER_ONLY = "for an issuer without metadata."
 
 class ServerKind(Kind):
     name, noun, key, lookup = "servers", "server", "slug", "slug"
-    about = "Servers. The built-in Quickstart server is not in files."
+    about = "Servers. The built-in servers are not in files."
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
     fields = (
@@ -66,7 +65,7 @@ class ServerKind(Kind):
         return {name: getattr(server, name) for name in names}
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        if change.row and change.row.url == BUILT_IN_URL:
+        if change.row and change.row.is_built_in:
             yield "slug", "This server is part of the gateway. Remove it from the file; gateways can still have it."
             return
         if change.act is Act.ADD and (reason := slug_taken(Server, change.values["slug"])):

@@ -36,7 +36,7 @@ from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
 from servers import discovery
 from servers.discovery import Discovered, DiscoveryFailed
-from servers.models import BUILT_IN_URL, Identity, Server
+from servers.models import BUILT_IN_URLS, Identity, Server
 from servers.oauth_client.models import SignIn
 from servers.oauth_client.registration import keep_fresh
 from servers.upstream_guard import leads_inside
@@ -250,7 +250,7 @@ def _make_indexes(now: datetime) -> int:
 def _note_addresses() -> int:
     """Look up and store whether servers have private addresses, for servers where this is unknown."""
     found = 0
-    for server in Server.objects.live().filter(private=None).exclude(url=BUILT_IN_URL):
+    for server in Server.objects.live().filter(private=None).exclude(url__in=BUILT_IN_URLS):
         inside = leads_inside(server.url)
         if inside is not None:
             found += Server.objects.filter(pk=server.pk, url=server.url, private=None).update(private=inside)

@@ -1,11 +1,6 @@
-"""The bundled Quickstart server: a few harmless tools, so that a new workspace has something to call.
-
-A stateless MCP server of both eras in this process. The gateway calls it over the network like any other server. It
-accepts only requests with a secret generated at each start, which only our own proxy has.
-"""
+"""The bundled Quickstart server: a few harmless tools, so that a new workspace has something to call."""
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,12 +8,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from wire import guard, jsonrpc, sse, versions
+from gatewayadmin.serving import builtin
+from gatewayadmin.serving.builtin import NotFound, ToolFailed, text_result
+from wire import guard, jsonrpc, sse
 from wire.jsonrpc import Message, Object
 
-PATH = guard.PATH
+PATH = f"{guard.FOLDER}quickstart"
 INFO = {"name": "Quickstart", "version": "1.0"}
 GUIDE = "quickstart://guide"
 GUIDE_TEXT = """This server is part of Gateway Admin. Its tools only answer: echo, add,
@@ -27,38 +24,12 @@ current_time, slow (with progress) and fail. Call one, then look at the Logs pag
 STEPS = 5
 
 
-class ToolFailed(Exception):
-    """The tool ran and failed; the message is for the model."""
-
-
-class NotFound(Exception):
-    """The request names an unknown tool, prompt or resource."""
-
-
 def app(secret: str) -> ASGIApp:
     """Return the server as an ASGI app. Requests without `secret` get 404."""
-
-    async def quickstart(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        presented = request.headers.get(guard.SECRET_HEADER, "")
-        if not secret or not hmac.compare_digest(presented.encode(), secret.encode()):
-            response = Response(status_code=404)
-        elif request.method != "POST":
-            response = Response(status_code=405, headers={"Allow": "POST"})
-        else:
-            response = await _respond(await request.body())
-        await response(scope, receive, send)
-
-    return quickstart
+    return builtin.app(secret, _respond)
 
 
-async def _respond(body: bytes) -> Response:
-    try:
-        message = jsonrpc.parse_message(body)
-    except jsonrpc.MalformedMessage as fault:
-        return Response(jsonrpc.error(None, fault.code, fault.message), 400, media_type="application/json")
-    if not message.is_request:
-        return Response(status_code=202)
+async def _respond(message: Message, _: Request) -> Response:
     if (message.method, message.params.get("name")) == ("tools/call", "slow") and "progressToken" in message.meta:
         headers = {"Cache-Control": "no-cache, no-transform"}
         return StreamingResponse(_events(message), media_type="text/event-stream", headers=headers)
@@ -77,26 +48,7 @@ async def _events(message: Message) -> AsyncIterator[bytes]:
 
 
 async def _answer(message: Message) -> bytes:
-    """Return the JSON-RPC response."""
-    try:
-        if message.method in FIXED:
-            value = {**FIXED[message.method]}
-        elif message.method in HANDLERS:
-            value = await HANDLERS[message.method](message.params)
-        else:
-            return jsonrpc.error(message.id, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method}")
-    except NotFound as missing:
-        return jsonrpc.error(message.id, jsonrpc.INVALID_PARAMS, str(missing))
-    if versions.MODERN_KEY in message.meta:
-        value |= {"resultType": "complete", "_meta": {versions.SERVER_INFO_KEY: INFO}}
-        if message.method in CACHEABLE:
-            value |= {"ttlMs": 0, "cacheScope": "private"}
-    return jsonrpc.result(message.id, value)
-
-
-async def _initialize(params: Object) -> Object:
-    about = {"capabilities": CAPABILITIES, "serverInfo": INFO, "instructions": GUIDE_TEXT}
-    return {"protocolVersion": versions.negotiated(params.get("protocolVersion")), **about}
+    return await builtin.answer(message, INFO, FIXED, HANDLERS)
 
 
 async def _read_resource(params: Object) -> Object:
@@ -121,9 +73,9 @@ async def _call_tool(params: Object) -> Object:
     if not isinstance(arguments, dict):
         raise NotFound("The arguments must be an object.")
     try:
-        return {"content": [{"type": "text", "text": await tool(arguments)}], "isError": False}
+        return text_result(await tool(arguments))
     except ToolFailed as failure:
-        return {"content": [{"type": "text", "text": str(failure)}], "isError": True}
+        return text_result(str(failure), is_error=True)
 
 
 async def _echo(arguments: Object) -> str:
@@ -202,12 +154,7 @@ CAPABILITIES: Object = {"tools": {}, "resources": {}, "prompts": {}}
 _NAME = {"name": "name", "description": "The name to greet", "required": True}
 # Results that do not depend on the request, by method.
 FIXED: dict[str, Object] = {
-    "ping": {},
-    "server/discover": {
-        "supportedVersions": list(versions.SUPPORTED),
-        "capabilities": CAPABILITIES,
-        "instructions": GUIDE_TEXT,
-    },
+    **builtin.introduction(CAPABILITIES, GUIDE_TEXT),
     "tools/list": {"tools": TOOLS},
     "resources/list": {"resources": [{"uri": GUIDE, "name": "guide", "title": "Guide", "mimeType": "text/plain"}]},
     "prompts/list": {
@@ -215,9 +162,7 @@ FIXED: dict[str, Object] = {
     },
 }
 HANDLERS = {
-    "initialize": _initialize,
     "tools/call": _call_tool,
     "resources/read": _read_resource,
     "prompts/get": _get_prompt,
 }
-CACHEABLE = {*FIXED, "resources/read"} - {"ping"}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 from django.conf import settings
 from django.core.management import call_command
-from django.db import transaction
-from django.db.models import Q
 
 from accounts.models import Role, User, WorkspaceSettings, make_first_owner
 from auditlog.models import Call
 from gatewayadmin.config.database import Lock, advisory_lock
 from gatewayadmin.serving.quickstart import TOOLS
-from gateways.models import Assignment, Feature, Gateway
-from servers.models import BUILT_IN_URL, Server
+from gateways.built_in import NameInUse, add_built_in
+from servers.models import BUILT_IN_URL
 
 QUICKSTART = "quickstart"
 
@@ -73,12 +72,6 @@ def _welcome() -> Welcome:
 
 def _make_quickstart() -> None:
     """Create the bundled server and its gateway, unless the name Quickstart is or was in use."""
-    named = Q(slug=QUICKSTART) | Q(name__iexact=QUICKSTART)
-    if Server.objects.filter(named | Q(url=BUILT_IN_URL)).exists() or Gateway.objects.filter(named).exists():
-        return
-    with transaction.atomic():
-        server = Server.objects.add(name="Quickstart", slug=QUICKSTART, url=BUILT_IN_URL, by=None)
-        about = "Harmless tools to try things out. Part of this installation."
-        gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
-        assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
-        Feature.objects.learn(assignment, TOOLS)  # So that the first snippet names a tool that works.
+    about = "Harmless tools to try things out. Part of this installation."
+    with suppress(NameInUse):
+        add_built_in(BUILT_IN_URL, name="Quickstart", slug=QUICKSTART, about=about, tools=TOOLS, by=None)

@@ -2,7 +2,9 @@
 
 from servers.models.identity import Identity, IdentityQuerySet
 from servers.models.server import (
+    ADMIN_URL,
     BUILT_IN_URL,
+    BUILT_IN_URLS,
     CREDENTIAL_TARGET,
     ENDPOINTS,
     HIDDEN,
@@ -26,7 +28,9 @@ from servers.models.server import (
 )
 
 __all__ = [
+    "ADMIN_URL",
     "BUILT_IN_URL",
+    "BUILT_IN_URLS",
     "CREDENTIAL_TARGET",
     "ENDPOINTS",
     "HIDDEN",

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # Where and how stored credentials are sent.
 ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # For an issuer without metadata.
 SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes", *ENDPOINTS, "assume_pkce")
+# The servers that are part of this process.
 BUILT_IN_URL = "builtin:quickstart"
+ADMIN_URL = "builtin:gateway-admin"
+BUILT_IN_URLS = (BUILT_IN_URL, ADMIN_URL)
 HIDDEN = "***"
 
 slug_validator = RegexValidator(
@@ -195,7 +198,7 @@ class Server(Versioned, Switchable):
         constraints = (
             models.UniqueConstraint(Lower("name"), condition=Q(archived_at=None), name="live_server_name_is_unique"),
             models.CheckConstraint(
-                condition=Q(url__startswith="https://") | Q(url__startswith="http://") | Q(url=BUILT_IN_URL),
+                condition=Q(url__startswith="https://") | Q(url__startswith="http://") | Q(url__in=BUILT_IN_URLS),
                 name="server_url_is_http",
             ),
             models.CheckConstraint(
@@ -223,8 +226,8 @@ class Server(Versioned, Switchable):
 
     @property
     def is_built_in(self) -> bool:
-        """True if this is the bundled Quickstart server, which is part of this process."""
-        return self.url == BUILT_IN_URL
+        """True if this server, such as Quickstart, is part of this process."""
+        return self.url in BUILT_IN_URLS
 
     @property
     def needs_credential(self) -> bool:

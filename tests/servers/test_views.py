@@ -152,7 +152,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
         make.gateway(make.server())
     client = sign_in(ana)
 
-    with django_assert_num_queries(6):  # session, user, permissions, count, rows, rail
+    with django_assert_num_queries(7):  # session, user, permissions, Gateway Admin, count, rows, rail
         client.get("/servers/")
 
 

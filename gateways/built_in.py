@@ -1,0 +1,39 @@
+"""Adding a server that is part of this process, with a gateway of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q
+
+from accounts.models import User
+from gateways.models import Assignment, Feature, Gateway, Reach
+from servers.models import Server
+
+
+class NameInUse(Exception):
+    """A server or gateway has this name, or had it: slugs are never used again."""
+
+
+def add_built_in(
+    url: str,
+    *,
+    name: str,
+    slug: str,
+    about: str,
+    tools: Iterable[Mapping[str, Any]],
+    reach: Reach = Reach.EVERYONE,
+    by: User | None,
+) -> Gateway:
+    """Create the server with the reserved `url`, which has these `tools`, and its gateway. Raises NameInUse."""
+    named = Q(slug=slug) | Q(name__iexact=name)
+    if Server.objects.filter(named | Q(url=url)).exists() or Gateway.objects.filter(named).exists():
+        raise NameInUse(f"A server or gateway called {name} is there already, or was.")
+    with transaction.atomic():
+        server = Server.objects.add(name=name, slug=slug, url=url, by=by)
+        gateway = Gateway.objects.add(name=name, slug=slug, description=about, reach=reach, by=by)
+        assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=by)
+        Feature.objects.learn(assignment, tools)  # So that its lists and snippets name tools at once.
+    return gateway
