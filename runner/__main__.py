@@ -135,7 +135,7 @@ def _checked(file: RunnerFile, secret: str) -> RunnerApp:
     elif lacking := lacking_capabilities():
         raise CannotStart(
             f"The runner cannot give each program a user of its own: it lacks {', '.join(lacking)}. Run it as root or "
-            "with these capabilities. Or write “isolation: none” in the file: programs can then read each other's secrets."
+            "with these capabilities. Or write “isolation: none”: programs can then read each other's secrets."
         )
     app = RunnerApp(file, secret)
     if closed := app.accounts.closed_folder():

@@ -404,7 +404,8 @@ def _state(ctx: Context) -> dict[str, Any]:
 
 
 def _progress_of(ctx: Context) -> Any:
-    return ctx.session.report_progress if (ctx.meta or {}).get("progressToken") is not None else None
+    meta = (ctx.params or {}).get("_meta") or {}
+    return ctx.session.report_progress if "progressToken" in meta else None
 
 
 def _modern(method: str, result: dict[str, Any], program: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ HIGHEST_CAPABILITY = 63
 def main() -> None:
     given = json.loads(sys.argv[1])
     prctl = ctypes.CDLL(None).prctl
-    set_limits(given)
+    if not given.get("kill"):
+        set_limits(given)
     if given["uid"]:
         become(given["uid"], prctl)
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
@@ -44,7 +45,9 @@ def set_limits(given: dict[str, Any]) -> None:
     if given["cpu_seconds"]:
         limits.append((resource.RLIMIT_CPU, given["cpu_seconds"], given["cpu_seconds"] + 1))
     for kind, soft, hard in limits:
-        resource.setrlimit(kind, (soft, hard))
+        highest = resource.getrlimit(kind)[1]
+        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Not every root may raise it.
+        resource.setrlimit(kind, (min(soft, most), most))
     os.umask(0o077)
 
 

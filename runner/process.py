@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ STDERR_BYTES_PER_SECOND = 1024 * 1024
 CLOSE_SECONDS, TERM_SECONDS = 2.0, 3.0
 SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  Searched for files that a program left.
 CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
+logger = logging.getLogger("runner")
 LAUNCH = str(Path(__file__).with_name("launch.py"))
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -144,9 +146,11 @@ class Accounts:
 
 
 async def kill_user(uid: int) -> None:
-    given = {"uid": uid, "kill": True, "open_files": 64, "processes": 100_000, "cpu_seconds": 10}
-    killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, json.dumps(given))
-    await killer.wait()
+    """Kill all processes of a program's user."""
+    given = json.dumps({"uid": uid, "kill": True})
+    killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
+    if await killer.wait():
+        logger.error("The processes of user %d could not be killed.", uid)
 
 
 class Pace:

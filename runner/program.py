@@ -34,6 +34,24 @@ class MessageReceiver(Protocol):
     async def on_notification(self, method: str, params: Mapping[str, Any] | None) -> None: ...
 
 
+class ProgressRelay:
+    """Passes progress on, all of it before the result: nothing can be sent to the client after that."""
+
+    def __init__(self, send: ProgressFnT | None) -> None:
+        self._send = send
+        self._lock = anyio.Lock()
+
+    async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
+        async with self._lock:
+            if self._send:
+                await self._send(progress, total, message)
+
+    async def finish(self) -> None:
+        """Return when the progress that came before this is sent."""
+        async with self._lock:
+            return
+
+
 class Program:
     """An MCP connection to one program."""
 
@@ -133,12 +151,15 @@ class Program:
         self, method: str, params: Mapping[str, Any] | None, on_progress: ProgressFnT | None = None
     ) -> dict[str, Any]:
         """Return the program's result. Raises MCPError, also if the program ends or does not answer in time."""
-        options: CallOptions = {"on_progress": on_progress} if on_progress else {}
+        progress = ProgressRelay(on_progress)
+        options: CallOptions = {"on_progress": progress} if on_progress else {}
         seconds = self.process.entry.limit("call_seconds")
         self.calls += 1
         try:
             with anyio.fail_after(seconds):
-                return await self._dispatcher.send_raw_request(method, params, options)
+                result = await self._dispatcher.send_raw_request(method, params, options)
+                await progress.finish()
+                return result
         except TimeoutError:
             self._check_in_background()
             text = f"“{self._name}” did not answer within {seconds} s. {MAYBE_EXECUTED}"

@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
-import yaml
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -61,6 +60,16 @@ class Running:
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", **({"headers": self.headers, "timeout": 30} | more))
 
+    def post(
+        self, name: str, method: str, params: Any = None, *, person: str = "", session: str = ""
+    ) -> httpx.Response:
+        """Send a request of a session."""
+        headers = self.headers | {"Accept": "application/json, text/event-stream"}
+        headers |= {"X-Gateway-User": person} if person else {}
+        headers |= {"Mcp-Session-Id": session, "Mcp-Protocol-Version": "2025-11-25"} if session else {}
+        body = {"jsonrpc": "2.0", "id": 1, "method": method} | ({"params": params} if params else {})
+        return httpx.post(self.url(name), json=body, headers=headers, timeout=60)
+
     def status(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(each for each in self.get("/programs").json()["programs"] if each["name"] == name)
         return found
@@ -73,7 +82,7 @@ class Running:
 
     def write(self, **fields: Any) -> None:
         self.document |= fields
-        (self.folder / "runner.yaml").write_text(yaml.safe_dump(self.document))
+        (self.folder / "runner.yaml").write_text(json.dumps(self.document))
 
     @contextlib.asynccontextmanager
     async def client(self, name: str, mode: Any = "legacy", *, person: str = "", **more: Any) -> AsyncIterator[Client]:
@@ -116,7 +125,7 @@ def runner(
 
 
 def start(folder: Path, document: dict[str, Any], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    (folder / "runner.yaml").write_text(yaml.safe_dump(document))
+    (folder / "runner.yaml").write_text(json.dumps(document))
     given = {"PATH": os.environ["PATH"], "GATEWAY_RUNNER_SECRET": SECRET, **environment}
     command = [sys.executable, "-m", "runner", "serve", "--file", str(folder / "runner.yaml")]
     with (folder / "log").open("wb") as log:
