@@ -21,6 +21,11 @@ MOST_BYTES = 16 * 1024 * 1024
 LONGEST_PAUSE = 60
 
 
+async def _remove_mcp_headers(request: httpx2.Request) -> None:
+    for name in [name for name in request.headers if name.startswith("mcp-")]:
+        del request.headers[name]
+
+
 class DescriptionUnusable(Exception):
     """The OpenAPI description cannot be read, or lacks an operation."""
 
@@ -84,7 +89,11 @@ class OpenApiEndpoint:
         if missing := allowed - known:
             raise DescriptionUnusable(f"no operation is called {', '.join(sorted(missing))}")
         client = httpx2.AsyncClient(
-            base_url=fields["url"], headers=self.entry.values, timeout=fields.get("call_seconds", 30), trust_env=False
+            base_url=fields["url"],
+            headers=self.entry.values,
+            timeout=fields.get("call_seconds", 30),
+            trust_env=False,
+            event_hooks={"request": [_remove_mcp_headers]},
         )
         return FastMCP.from_openapi(
             description,

@@ -58,6 +58,12 @@ class ProcessUsage:
     session: int
     memory_bytes: int
 
+    def has_home(self, home: Path) -> bool:
+        """True if the process's HOME is this, which children inherit, also those that left session and parent."""
+        with contextlib.suppress(OSError):
+            return f"HOME={home}".encode() in Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
+        return False
+
 
 def running_processes() -> Iterator[ProcessUsage]:
     """Yield all processes. Users come from `status`: a program can change the owner of its folder in /proc."""
@@ -251,9 +257,14 @@ class ProgramProcess:
         if self.account.uid:
             await kill_user(self.account.uid)
             return
-        for each in [each for each in running_processes() if each.session == self.process.pid]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(each.pid, signal.SIGKILL)
+        for _ in range(20):  # Some may fork meanwhile.
+            rest = self._mine(await asyncio.to_thread(list, running_processes()))
+            for each in rest:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(each.pid, signal.SIGKILL)
+            if not rest:
+                return
+            await asyncio.sleep(0.05)
 
     async def stop(self, reason: str) -> None:
         """Close standard input, then ask the program to end, then kill it with its children."""
@@ -298,9 +309,4 @@ class ProgramProcess:
     def _mine(self, processes: Iterable[ProcessUsage]) -> list[ProcessUsage]:
         if self.account.uid:
             return [each for each in processes if each.uid == self.account.uid]
-        known, found = {self.process.pid}, list[ProcessUsage]()
-        for each in sorted(processes, key=lambda process: process.pid):
-            if each.pid in known or each.parent in known or each.session == self.process.pid:
-                known.add(each.pid)
-                found.append(each)
-        return found
+        return [each for each in processes if each.session == self.process.pid or each.has_home(self.account.home)]

@@ -11,6 +11,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import ElicitResult
 
+from runner.process import running_processes
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, as_json, hostile, runner, text
 
@@ -170,8 +171,10 @@ async def test_a_hanging_call_ends_and_the_program_serves_others(running: Runnin
 
 
 async def test_a_fork_bomb_ends(running: Running) -> None:
+    home = running.folder / "runner-data" / "homes" / "fork"
     await called(running, "fork", "fork")
     await until(lambda: running.status("fork")["state"] == "failing")
+    await until(lambda: not [each for each in running_processes() if each.has_home(home)])
 
     assert "processes" in running.status("fork")["error"] or "memory" in running.status("fork")["error"]
 
