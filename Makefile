@@ -10,7 +10,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 endif
 
 BIN := .venv/bin
-IMAGE_EXTRAS := scim otel saml archive
+IMAGE_EXTRAS := scim otel saml archive runner
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header
 
 # `check --deploy` judges an installation as it should be: public over https, mail that arrives.

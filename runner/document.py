@@ -68,7 +68,7 @@ SERVER = _object(
             pattern=f"^{PACKAGE}$",
         ),
         "environment": _values("Variables: `env:NAME` and `file:PATH` are references. Secrets need one."),
-        "folder": _text("Working folder. Without it, the program's home."),
+        "folder": _text("Working folder, from the root. Without it, the program's home.", pattern="^/"),
         "mode": {
             "enum": ["shared", "session"],
             "default": "shared",

@@ -71,6 +71,10 @@ RUN_BY = (
             ("teams:", "test_the_printed_files_are_right"),
         )
     ),
+    *(
+        ("docs/how-to/programs.md", begin, "runner/test_documents.py::test_the_printed_file_and_commands_are_right")
+        for begin in ("version: 1", ".venv/bin/python -m runner", "GATEWAY_RUNNER_SECRET=")
+    ),
     (
         "docs/how-to/connect-a-client.md",
         ".venv/bin/python manage.py doctor",
