@@ -120,6 +120,8 @@ async def _serve(file: RunnerFile) -> int:
         task.add_done_callback(tasks.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn sends it again at its end, before the programs are ended.
+        signal.signal(number, lambda *_: None)
     async with app.serving():
         logger.info("Serving %d entries at http://%s:%d", len(file.entries), host, port)
         await server.serve()

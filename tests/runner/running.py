@@ -100,12 +100,13 @@ def text(result: Any) -> str:
 
 @contextlib.contextmanager
 def runner(
-    servers: list[dict[str, Any]], *, environment: Mapping[str, str] | None = None, **fields: Any
+    servers: list[dict[str, Any]], *, environment: Mapping[str, str] | None = None, lock: str = "{}", **fields: Any
 ) -> Iterator[Running]:
     """Run `gateway-admin-runner serve` with these entries."""
     with tempfile.TemporaryDirectory(prefix="runner-") as name:
         folder, port = Path(name), free_port()
         folder.chmod(0o755)
+        (folder / "runner.lock").write_text(lock)
         defaults = {"version": 1, "listen": f"127.0.0.1:{port}", "isolation": "none", "servers": servers}
         process = start(folder, defaults | fields, environment or {})
         running = Running(folder, port, process, defaults | fields)
