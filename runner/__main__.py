@@ -9,14 +9,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from runner import VERSION
 from runner.document import SCHEMA, FileMistakes, RunnerFile, read_file
 from runner.packages import InstallFailed, command_of, install
 from runner.process import lacking_capabilities
-from runner.server import RunnerApp
+
+if TYPE_CHECKING:
+    from runner.server import RunnerApp
 
 logger = logging.getLogger("runner")
 SHORTEST_SECRET = 32
@@ -41,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name != "schema":
             command.add_argument("--file", type=Path, default=Path("runner.yaml"), help="default: runner.yaml")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy in ("mcp", "fastmcp", "httpx2"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         return _run(chosen)
     except FileMistakes as error:
@@ -100,6 +98,11 @@ def _secret() -> str:
 
 
 async def _serve(file: RunnerFile) -> int:
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for noisy in ("mcp", "fastmcp", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     app = _checked(file, _secret())
     host, port = file.address
     config = uvicorn.Config(
@@ -128,8 +131,10 @@ async def _serve(file: RunnerFile) -> int:
     return 0
 
 
-def _checked(file: RunnerFile, secret: str) -> RunnerApp:
+def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
     """Return the app. Raises CannotStart where programs could not be isolated as the file says."""
+    from runner.server import RunnerApp
+
     if file.value("isolation") == "none":
         logger.warning(
             "isolation: none. Programs run as this user, and can read each other's memory, files and secrets."

@@ -6,9 +6,11 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+from runner.__main__ import main
 from runner.document import SCHEMA, FileMistakes, read_file
-from tests.runner.running import SECRET, command
+from tests.runner.running import SECRET
 
+type Capture = pytest.CaptureFixture[str]
 SERVER = "version: 1\nservers:\n  - name: files\n    command: [ls]\n"
 
 
@@ -90,44 +92,49 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
     assert entry.masked("abcdef line two plain") == "••• ••• plain"
 
 
-def test_the_published_schema_accepts_what_the_runner_accepts() -> None:
-    printed = json.loads(command("schema").stdout)
+def test_the_published_schema_accepts_what_the_runner_accepts(capsys: Capture) -> None:
+    main(["schema"])
+    printed = json.loads(capsys.readouterr().out)
 
     assert printed == json.loads(json.dumps(SCHEMA))
     jsonschema_rs.validator_for(printed).validate({"version": 1, "servers": [{"name": "a", "command": ["b"]}]})
 
 
-def test_check_lists_entries_that_cannot_start(tmp_path: Path) -> None:
+def test_check_lists_entries_that_cannot_start(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "runner.yaml").write_text(
         f"{SERVER}    environment: {{A: env:ABSENT}}\n  - {{name: b, command: [no-such]}}\n"
     )
-    checked = command("check", "--file", str(tmp_path / "runner.yaml"))
+    checked = main(["check", "--file", str(tmp_path / "runner.yaml")]), capsys.readouterr().out
     (tmp_path / "runner.yaml").write_text("version: 3\n")
-    mistaken = command("check", "--file", str(tmp_path / "runner.yaml"))
+    mistaken = main(["check", "--file", str(tmp_path / "runner.yaml")]), capsys.readouterr().err
 
-    assert checked.returncode == 1
-    assert "files: A: env:ABSENT is not set" in checked.stdout
-    assert "b: the program no-such is not in " in checked.stdout
-    assert mistaken.returncode == 2
-    assert "runner.yaml:1:10: " in mistaken.stderr
+    assert checked[0] == 1
+    assert "files: A: env:ABSENT is not set" in checked[1]
+    assert "b: the program no-such is not in " in checked[1]
+    assert mistaken[0] == 2
+    assert "runner.yaml:1:10: " in mistaken[1]
 
 
-@pytest.mark.parametrize("given", [{}, {"GATEWAY_RUNNER_SECRET": "short"}])
-def test_serving_takes_a_long_secret(tmp_path: Path, given: dict[str, str]) -> None:
+@pytest.mark.parametrize("given", ["", "short"])
+def test_serving_takes_a_long_secret(
+    tmp_path: Path, given: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runner.yaml").write_text("version: 1\nisolation: none\n")
-    done = command("serve", "--file", str(tmp_path / "runner.yaml"), environment=given)
+    monkeypatch.setenv("GATEWAY_RUNNER_SECRET", given)
 
-    assert done.returncode == 1
-    assert "Set GATEWAY_RUNNER_SECRET" in done.stderr
-    assert "at least 32 characters" in done.stderr
+    assert main(["serve", "--file", str(tmp_path / "runner.yaml")]) == 1
+    told = capsys.readouterr().err
+    assert "Set GATEWAY_RUNNER_SECRET" in told
+    assert "at least 32 characters" in told
 
 
-def test_a_file_with_the_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_the_secret_that_others_can_read_is_refused(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runner.yaml").write_text("version: 1\nisolation: none\n")
     (tmp_path / "secret").write_text(SECRET)
     (tmp_path / "secret").chmod(0o644)
-    given = {"GATEWAY_RUNNER_SECRET_FILE": str(tmp_path / "secret")}
-    done = command("serve", "--file", str(tmp_path / "runner.yaml"), environment=given)
+    monkeypatch.setenv("GATEWAY_RUNNER_SECRET_FILE", str(tmp_path / "secret"))
 
-    assert done.returncode == 1
-    assert "Run chmod 600 on it." in done.stderr
+    assert main(["serve", "--file", str(tmp_path / "runner.yaml")]) == 1
+    assert "Run chmod 600 on it." in capsys.readouterr().err

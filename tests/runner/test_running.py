@@ -17,7 +17,8 @@ from tests.runner.running import SECRET, Running, as_json, hostile, runner, text
 
 pytestmark = pytest.mark.xdist_group("runner")
 MAYBE = "The call may have been executed, and is not sent again."
-QUICK = {"memory_mb": 200, "processes": 20, "call_seconds": 2}
+QUICK = {"memory_mb": 200, "processes": 20}
+HANGS = {"call_seconds": 2}
 BROKEN = ("die", "garbage", "memory", "huge", "hang", "fork", "flood", "detach")
 TOKEN = "the-token-of-the-program"
 
@@ -25,10 +26,15 @@ TOKEN = "the-token-of-the-program"
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     """A runner without isolation, which runs everywhere, with a program for each way to break."""
-    servers = [hostile(name, limits=QUICK, environment={"TOKEN": "env:TOKEN"}) for name in BROKEN]
+    servers = [
+        hostile(name, limits=QUICK | HANGS if name == "hang" else QUICK, environment={"TOKEN": "env:TOKEN"})
+        for name in BROKEN
+    ]
     servers += [
         hostile("good", title="Good", description="Counts."),
-        hostile("own", mode="session", person="PERSON", limits={"programs": 3}),
+        hostile("own", mode="session", person="PERSON"),
+        hostile("apart", mode="session", person="PERSON"),
+        hostile("few", mode="session", limits={"programs": 2}),
         hostile("brief", mode="session", idle_seconds=1),
         hostile("crash", "crash"),
         hostile("secretless", environment={"KEY": "env:NOT_THERE"}),
@@ -72,17 +78,17 @@ async def test_a_shared_program_serves_clients_of_both_eras(running: Running, mo
 
 async def test_each_session_has_a_program_of_its_own(running: Running) -> None:
     async with (
-        running.client("own", person="ana@example.com") as ana,
-        running.client("own", person="max@example.com") as max_,
+        running.client("apart", person="ana@example.com") as ana,
+        running.client("apart", person="max@example.com") as max_,
     ):
         assert text(await ana.call_tool("count", {})).startswith("call 1 of ")
         assert text(await ana.call_tool("count", {})).startswith("call 2 of ")
         assert text(await max_.call_tool("count", {})).startswith("call 1 of ")
         assert text(await ana.call_tool("person", {})) == "ana@example.com"
         assert text(await max_.call_tool("person", {})) == "max@example.com"
-        assert running.status("own")["running"] >= 2
+        assert running.status("apart")["running"] >= 2
 
-    await until(lambda: running.status("own")["running"] == 0)
+    await until(lambda: running.status("apart")["running"] == 0)
 
 
 async def test_a_client_of_both_eras_gets_a_session_where_programs_have_state(running: Running) -> None:
@@ -122,9 +128,9 @@ def test_a_session_belongs_to_its_person(running: Running) -> None:
 
 async def test_more_programs_than_the_limit_are_refused(running: Running) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(3):
-            await stack.enter_async_context(running.client("own", person=f"{number}@example.com"))
-        found = await refused(running, "own", person="one@example.com")
+        for _ in range(2):
+            await stack.enter_async_context(running.client("few"))
+        found = await refused(running, "few")
 
     assert "as many programs as “limits.programs” allows are running" in found
 

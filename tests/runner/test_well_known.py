@@ -22,14 +22,10 @@ exec {python} -S {program}
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     repository = str(folder / "repository")
+    everything = {"package": NPM.format("everything"), "command": ["mcp-server-everything"]}
     return [
-        {
-            "name": "everything",
-            "package": NPM.format("everything"),
-            "command": ["mcp-server-everything"],
-            "mode": "session",
-        },
-        {"name": "everything-shared", "package": NPM.format("everything"), "command": ["mcp-server-everything"]},
+        {"name": "everything", "mode": "session", **everything},
+        {"name": "everything-shared", **everything},
         {"name": "files", "package": NPM.format("filesystem"), "command": ["mcp-server-filesystem", str(folder)]},
         {"name": "memory", "package": NPM.format("memory"), "command": ["mcp-server-memory"], "mode": "session"},
         {"name": "git", "package": GIT, "command": ["mcp-server-git", "--repository", repository]},
