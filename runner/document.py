@@ -114,10 +114,12 @@ SCHEMA = {
             "isolation": {
                 "enum": ["uid", "none"],
                 "default": "uid",
-                "description": "`uid`: each program has a user ID of its own. `none`: all have the runner's.",
+                "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
             },
             "uids": _text(
-                "User IDs for programs, FIRST-LAST.", pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$", default="200000-200999"
+                "UIDs for programs, FIRST-LAST. Nothing else may have them.",
+                pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
+                default="200000-200999",
             ),
             "servers": _list("Programs.", SERVER),
             "openapi": _list("OpenAPI descriptions.", OPENAPI),
@@ -127,7 +129,7 @@ SCHEMA = {
 }
 
 
-class Position(NamedTuple):
+class FilePosition(NamedTuple):
     """Line and column, from 1."""
 
     line: int
@@ -139,7 +141,7 @@ class FileMistakes(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunnerEntry:
     """A program or OpenAPI description of the file, with its values resolved.
 
     `error` says why the entry cannot be served, for example a missing reference.
@@ -181,7 +183,7 @@ class RunnerFile:
 
     path: Path
     fields: dict[str, Any]
-    entries: list[Entry]
+    entries: list[RunnerEntry]
 
     def value(self, name: str) -> Any:
         properties: Any = SCHEMA["properties"]
@@ -202,7 +204,7 @@ class RunnerFile:
         return range(first, last + 1)
 
 
-class _Loader(yaml.SafeLoader):
+class _FileLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -225,26 +227,26 @@ def read_file(path: Path, environment: Mapping[str, str]) -> RunnerFile:
     return RunnerFile(path, data, entries)
 
 
-type _Marks = dict[tuple[Any, ...], Position]
+type _Marks = dict[tuple[Any, ...], FilePosition]
 
 
-def _parsed(text: str) -> tuple[Any, _Marks, list[tuple[Position, str]]]:
+def _parsed(text: str) -> tuple[Any, _Marks, list[tuple[FilePosition, str]]]:
     marks: _Marks = {}
-    mistakes: list[tuple[Position, str]] = []
+    mistakes: list[tuple[FilePosition, str]] = []
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_FileLoader)
         if node is None:
-            return None, marks, [(Position(1, 1), "The file is empty. Begin it with “version: 1”.")]
+            return None, marks, [(FilePosition(1, 1), "The file is empty. Begin it with “version: 1”.")]
         return _plain(node, (), marks, mistakes), marks, mistakes
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        at = Position(mark.line + 1, mark.column + 1) if mark else Position(1, 1)
+        at = FilePosition(mark.line + 1, mark.column + 1) if mark else FilePosition(1, 1)
         problem = getattr(error, "problem", None) or "it cannot be read"
         return None, marks, [(at, f"This is not YAML: {problem}. Check indentation, quotes and colons.")]
 
 
-def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list[tuple[Position, str]]) -> Any:
-    marks[path] = Position(node.start_mark.line + 1, node.start_mark.column + 1)
+def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list[tuple[FilePosition, str]]) -> Any:
+    marks[path] = FilePosition(node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(each, (*path, index), marks, mistakes) for index, each in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -252,7 +254,7 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list
     found: dict[str, Any] = {}
     for key, value in node.value:
         name = str(key.value)
-        at = Position(key.start_mark.line + 1, key.start_mark.column + 1)
+        at = FilePosition(key.start_mark.line + 1, key.start_mark.column + 1)
         if name in found:
             mistakes.append((at, f"“{name}” is there twice. Remove one of the two."))
         found[name] = _plain(value, (*path, name), marks, mistakes)
@@ -260,7 +262,7 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list
     return found
 
 
-def _scalar(node: yaml.Node, at: Position, mistakes: list[tuple[Position, str]]) -> Any:
+def _scalar(node: yaml.Node, at: FilePosition, mistakes: list[tuple[FilePosition, str]]) -> Any:
     """Return text, except for whole numbers, true, false and nothing."""
     match node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value):
         case "int", text if re.fullmatch(r"[-+]?\d{1,18}", text):
@@ -275,10 +277,10 @@ def _scalar(node: yaml.Node, at: Position, mistakes: list[tuple[Position, str]])
             return text
 
 
-def _nearest(marks: _Marks, path: tuple[Any, ...]) -> Position:
+def _nearest(marks: _Marks, path: tuple[Any, ...]) -> FilePosition:
     while path not in marks and path:
         path = path[:-1]
-    return marks.get(path, Position(1, 1))
+    return marks.get(path, FilePosition(1, 1))
 
 
 def _entries(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -359,7 +361,7 @@ def _is_plain_secret(variable: str, value: str, kind: str) -> bool:
     return bool(kind == "openapi" or SECRET_NAME.search(variable) or SECRET_VALUE.search(value))
 
 
-def _resolved(fields: dict[str, Any], folder: Path, environment: Mapping[str, str]) -> Entry:
+def _resolved(fields: dict[str, Any], folder: Path, environment: Mapping[str, str]) -> RunnerEntry:
     values: dict[str, str] = {}
     secrets, missing = [], []
     for variable, given in (fields.get("environment") or fields.get("headers") or {}).items():
@@ -374,7 +376,7 @@ def _resolved(fields: dict[str, Any], folder: Path, environment: Mapping[str, st
         except LookupError as error:
             missing.append(f"{variable}: {error.args[0]}")
     ordered = tuple(sorted(secrets, key=len, reverse=True))
-    return Entry(fields["name"], fields, values, ordered, "; ".join(missing))
+    return RunnerEntry(fields["name"], fields, values, ordered, "; ".join(missing))
 
 
 def _referenced(kind: str, name: str, folder: Path, environment: Mapping[str, str]) -> str:

@@ -40,9 +40,9 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERS
 from starlette.types import Receive, Scope, Send
 
 from runner import VERSION
-from runner.document import Entry
+from runner.document import RunnerEntry
 from runner.process import MESSAGE_BYTES, Accounts, ErrorLines, ProgramProcess
-from runner.program import Program, ProgramFailed
+from runner.program import ProgramFailed, RunningProgram
 
 PERSON_HEADER = "x-gateway-user"
 LONGEST_BACKOFF, SHORTEST_STABLE_RUN, LONGEST_WAIT = 60, 60, 2
@@ -117,18 +117,20 @@ class SharedClients:
 class ProgramEndpoint:
     """One program of runner.yaml: its MCP endpoint, its running programs and their state."""
 
-    def __init__(self, entry: Entry, accounts: Accounts, command: Callable[[Entry], tuple[list[str], str]]) -> None:
+    def __init__(
+        self, entry: RunnerEntry, accounts: Accounts, command: Callable[[RunnerEntry], tuple[list[str], str]]
+    ) -> None:
         self.entry, self.errors = entry, ErrorLines(entry)
-        self.programs: set[Program] = set()
+        self.programs: set[RunningProgram] = set()
         self.restarts, self.error = 0, entry.error
         self.started_at: str | None = None
         self.last_exit: dict[str, Any] | None = None
-        self._sessions: dict[str, Program] = {}
+        self._sessions: dict[str, RunningProgram] = {}
         self._accounts, self._command = accounts, command
         self._failures, self._not_before, self._has_crashed = 0, 0.0, False
         self._starting = 0
         self._lock = asyncio.Lock()
-        self._shared: Program | None = None
+        self._shared: RunningProgram | None = None
         self._cleanup: asyncio.Task[Any] | None = None
         self._clients = SharedClients()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,7 +166,7 @@ class ProgramEndpoint:
         await self._manager.handle_request(scope, receive, send)
 
     async def _handle(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        program: Program | None = _state(ctx).get("program")
+        program: RunningProgram | None = _state(ctx).get("program")
         if ctx.request_id is None:
             if program and ctx.method == "notifications/roots/list_changed":
                 await program.notify(ctx.method, ctx.params)
@@ -210,7 +212,7 @@ class ProgramEndpoint:
         program = self._sessions.get(session)
         return program is not None and (program.process.is_stopped or program.process.exited.is_set())
 
-    async def _in_session(self, ctx: Context, program: Program | None) -> dict[str, Any]:
+    async def _in_session(self, ctx: Context, program: RunningProgram | None) -> dict[str, Any]:
         client: SessionClient | None = _state(ctx).get("client")
         if client and program:
             if self._person(ctx) != program.person:
@@ -268,7 +270,7 @@ class ProgramEndpoint:
                 self._in_background(program.process.stop("its request ended"))
         return _modern(ctx.method, result, program)
 
-    async def _program_of_request(self, ctx: Context) -> Program:
+    async def _program_of_request(self, ctx: Context) -> RunningProgram:
         return await self._start(self._clients, RUNNER_CLIENT, person=self._person(ctx))
 
     async def _discover(self) -> dict[str, Any]:
@@ -284,7 +286,7 @@ class ProgramEndpoint:
             described["instructions"] = program.introduction["instructions"]
         return _modern(LISTS[0], described, program)
 
-    def _capabilities(self, program: Program) -> dict[str, Any]:
+    def _capabilities(self, program: RunningProgram) -> dict[str, Any]:
         unshared = ("logging", "tasks") if self._is_shared else ()
         return {key: each for key, each in program.introduction["capabilities"].items() if key not in unshared}
 
@@ -299,7 +301,7 @@ class ProgramEndpoint:
 
     # Programs
 
-    async def _shared_program(self) -> Program:
+    async def _shared_program(self) -> RunningProgram:
         async with self._lock:
             if self._shared is None or self._shared.process.is_stopped or self._shared.process.exited.is_set():
                 if self._cleanup:  # Its user and home are free then.
@@ -311,7 +313,7 @@ class ProgramEndpoint:
 
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
-    ) -> Program:
+    ) -> RunningProgram:
         """Start a program, at the earliest after the pause that follows a failure. Raises MCPError."""
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:
@@ -339,7 +341,7 @@ class ProgramEndpoint:
 
     async def _started(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], person: str
-    ) -> Program:
+    ) -> RunningProgram:
         command, folder = self._command(self.entry)
         variables = dict(self.entry.values)
         if folder:
@@ -350,7 +352,7 @@ class ProgramEndpoint:
         process = None
         try:
             process = await ProgramProcess.start(self.entry, account, self.errors, command, variables)
-            program = Program(process, receiver, self.errors, person=person)
+            program = RunningProgram(process, receiver, self.errors, person=person)
             await program.introduce(params)
         except BaseException:
             self._cleanup = self._in_background(self._discard(process, account))
@@ -365,7 +367,7 @@ class ProgramEndpoint:
             self.last_exit = process.last_exit
         await self._accounts.give_back(account)
 
-    async def _after(self, program: Program) -> None:
+    async def _after(self, program: RunningProgram) -> None:
         await program.process.exited.wait()
         self.programs.discard(program)
         self.last_exit = program.process.last_exit

@@ -13,7 +13,7 @@ from fastmcp import FastMCP
 from fastmcp.server.providers.openapi import MCPType
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runner.document import Entry
+from runner.document import RunnerEntry
 from runner.process import ErrorLines
 
 logger = logging.getLogger("runner")
@@ -36,7 +36,7 @@ class OpenApiEndpoint:
     programs: Sequence[Any] = ()
     restarts, started_at, last_exit = 0, None, None
 
-    def __init__(self, entry: Entry, folder: Path) -> None:
+    def __init__(self, entry: RunnerEntry, folder: Path) -> None:
         self.entry, self.errors, self.error = entry, ErrorLines(entry), entry.error or "not read yet"
         self._folder = folder
         self._app: ASGIApp | None = None

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runner.document import Entry, RunnerFile
+from runner.document import RunnerEntry, RunnerFile
 from runner.process import PATH
 
 MARK = ".installed"
@@ -42,7 +42,7 @@ def install(file: RunnerFile) -> list[str]:
     return names
 
 
-def command_of(file: RunnerFile, entry: Entry) -> tuple[list[str], str]:
+def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
     """Return the entry's command with its program's full path, and the package's folder of programs ("" without).
 
     Raises LookupError if the program is not there.

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner.document import Entry, RunnerFile
+from runner.document import RunnerEntry, RunnerFile
 
 MESSAGE_BYTES = 16 * 1024 * 1024
 LINES, LINE_CHARACTERS = 200, 4000
@@ -76,7 +76,7 @@ def running_processes() -> Iterator[ProcessUsage]:
 
 
 @dataclass(frozen=True)
-class Account:
+class ProgramAccount:
     """The user and home of a program; uid 0 stands for the runner's own user."""
 
     uid: int
@@ -111,7 +111,7 @@ class Accounts:
         for uid in {each.uid for each in running_processes() if each.uid in self._uids}:
             await kill_user(uid)
 
-    def take(self, name: str, *, lasting: bool) -> Account:
+    def take(self, name: str, *, lasting: bool) -> ProgramAccount:
         """Return a free account with a home. Raises LookupError if no user ID is free."""
         home = self._homes / (name if lasting else f"{name}.session-{time.time_ns()}")
         uid = self._free_uid(home) if self.isolated else 0
@@ -119,7 +119,7 @@ class Accounts:
         if uid:
             os.chown(home, uid, uid)
             self._taken.add(uid)
-        return Account(uid, home, lasting)
+        return ProgramAccount(uid, home, lasting)
 
     def _free_uid(self, home: Path) -> int:
         owners = {each.stat().st_uid for each in self._homes.iterdir()}
@@ -133,14 +133,14 @@ class Accounts:
                 return uid
         raise LookupError("All user IDs of “uids” are in use. Write a longer range.")
 
-    async def give_back(self, account: Account) -> None:
+    async def give_back(self, account: ProgramAccount) -> None:
         """Remove all that a program left, except a home that lasts."""
         if account.uid:
             await kill_user(account.uid)
         await asyncio.to_thread(self._remove, account)
         self._taken.discard(account.uid)
 
-    def _remove(self, account: Account) -> None:
+    def _remove(self, account: ProgramAccount) -> None:
         if not account.lasting:
             shutil.rmtree(account.home, ignore_errors=True)
         if account.uid:
@@ -177,7 +177,7 @@ class Pace:
 class ErrorLines:
     """The last lines of standard error of an entry's programs, without the secrets that the entry was given."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: RunnerEntry) -> None:
         self._entry = entry
         self.lines: deque[dict[str, Any]] = deque(maxlen=LINES)
 
@@ -205,7 +205,9 @@ class ErrorLines:
 class ProgramProcess:
     """A running program and its children."""
 
-    def __init__(self, entry: Entry, account: Account, errors: ErrorLines, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, entry: RunnerEntry, account: ProgramAccount, errors: ErrorLines, process: asyncio.subprocess.Process
+    ) -> None:
         self.entry, self.account, self.process = entry, account, process
         self.memory_bytes = 0
         self.reason, self.is_stopped = "", False
@@ -223,7 +225,12 @@ class ProgramProcess:
 
     @classmethod
     async def start(
-        cls, entry: Entry, account: Account, errors: ErrorLines, command: list[str], variables: Mapping[str, str]
+        cls,
+        entry: RunnerEntry,
+        account: ProgramAccount,
+        errors: ErrorLines,
+        command: list[str],
+        variables: Mapping[str, str],
     ) -> "ProgramProcess":
         """Run `command` with the entry's limits and no other environment than this."""
         limits = {name: entry.limit(name) for name in ("processes", "open_files", "cpu_seconds")}

@@ -52,7 +52,7 @@ class ProgressRelay:
             return
 
 
-class Program:
+class RunningProgram:
     """An MCP connection to one program."""
 
     def __init__(

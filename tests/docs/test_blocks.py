@@ -358,7 +358,8 @@ def test_the_settings_a_document_names_exist() -> None:
             assert set(re.findall(r"\bGATEWAY_[A-Z]\w*", page.read_text())) - known <= OTHERS, page
 
 
-OTHERS = {"GATEWAY_TOKEN"}  # A variable of copied calls.
+# A variable of copied calls, and those of the runner.
+OTHERS = {"GATEWAY_TOKEN", "GATEWAY_RUNNER_SECRET", "GATEWAY_RUNNER_SECRET_FILE"}
 COMMAND = re.compile(r"(?:python )?manage\.py ([a-z_]+[^`\n|)]*)")
 
 

@@ -57,8 +57,9 @@ class Running:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.port}/{name}/mcp"
 
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", **({"headers": self.headers, "timeout": 30} | more))
+    def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        given = self.headers if headers is None else headers
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=given, timeout=30)
 
     def post(
         self, name: str, method: str, params: Any = None, *, person: str = "", session: str = ""
@@ -136,7 +137,7 @@ def start(folder: Path, document: dict[str, Any], environment: Mapping[str, str]
 def answers(running: Running) -> bool:
     assert running.process.poll() is None, running.log()
     with contextlib.suppress(httpx.TransportError):
-        return running.get("/healthz").json() == {"ok": True}
+        return bool(running.get("/healthz").json() == {"ok": True})
     return False
 
 
