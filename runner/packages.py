@@ -17,6 +17,7 @@ from runner.process import PATH
 
 MARK = ".installed"
 NPM = ("--ignore-scripts", "--no-audit", "--no-fund", "--omit-lockfile-registry-resolved", "--no-progress")
+NPM_WAITS = ("--fetch-timeout=60000", "--fetch-retries=3")  # A stalled connection is tried again.
 PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install", "--only-binary", ":all:")
 
 
@@ -82,10 +83,10 @@ def _npm(what: str, folder: Path, locked: Any) -> Any:
     (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {name: version}}))
     lock = folder / "package-lock.json"
     if not locked:
-        _run(["npm", "install", "--package-lock-only", *NPM], folder)
+        _run(["npm", "install", "--package-lock-only", *NPM, *NPM_WAITS], folder)
         locked = json.loads(lock.read_text())
     lock.write_text(json.dumps(locked))
-    _run(["npm", "ci", *NPM], folder)
+    _run(["npm", "ci", *NPM, *NPM_WAITS], folder)
     return locked
 
 
