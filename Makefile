@@ -10,7 +10,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 endif
 
 BIN := .venv/bin
-IMAGE_EXTRAS := scim otel saml archive
+IMAGE_EXTRAS := scim otel saml archive runner
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header
 
 # `check --deploy` judges an installation as it should be: public over https, mail that arrives.
@@ -24,7 +24,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## set up whatever is missing, start everything, print where to sign in (PORT=8000)
+run: ## set up whatever is missing, start everything, print where to sign in (PORT=8000); with a runner.yaml its programs, too
 	@.ci/setup run
 	@exec $(BIN)/python manage.py serve
 
@@ -75,7 +75,7 @@ check: setup ## format, lint, templates, types, layers, image, manifests, deploy
 	$(BIN)/djade --check $$(git ls-files 'templates/*.html')
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/hadolint Containerfile
+	$(BIN)/hadolint Containerfile deploy/compose/runner.Containerfile
 	$(BIN)/kubernetes-validate --quiet --strict -k 1.37 $$(git ls-files 'deploy/kubernetes/*.yaml' | grep -v kustomization)
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python manage.py makemigrations --check --dry-run

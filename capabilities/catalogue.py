@@ -279,7 +279,10 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
         ("see a person's incident", (C.PEOPLE_READ,)),
     ),
     C.RULES_MANAGE: (("try rules on recorded calls", (C.LOGS_READ,)),),
-    C.LOGS_PAYLOADS: (("see payloads of other people's calls", (C.LOGS_READ,)),),
+    C.LOGS_PAYLOADS: (
+        ("see payloads of other people's calls", (C.LOGS_READ,)),
+        ("see the standard error of programs", (C.LOGS_READ, C.SERVERS_READ)),
+    ),
     C.PEOPLE_MANAGE: (
         ("cut people off", (C.MCP_CONNECTIONS_REVOKE,)),
         ("start access reviews", (C.GATEWAYS_READ, C.MCP_CONNECTIONS_READ)),

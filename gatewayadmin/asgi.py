@@ -76,6 +76,7 @@ def proxy_config() -> proxy.Config:
         private_upstreams=tuple(settings.PRIVATE_UPSTREAMS),
         own_endpoints=own_endpoints(),
         outbound_proxy=settings.OUTBOUND_PROXY,
+        runner=settings.RUNNER,
         workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
         token_calls=settings.TOKEN_CALLS,
         body_limit=settings.BODY_MIB << 20,

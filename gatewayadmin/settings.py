@@ -7,7 +7,7 @@ from wsgiref.headers import Headers
 
 from django.utils.csp import CSP
 
-from gatewayadmin.config import database, environment, keys, outbound
+from gatewayadmin.config import database, environment, keys, outbound, runner
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
@@ -69,6 +69,12 @@ ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 API_KEY = secret("GATEWAY_API_KEY")  # Of the commands with --url, for another installation.
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
+# A clone with this file has a runner, which `serve` starts, unless GATEWAY_RUNNER_URL names another.
+RUNNER_FILE = BASE_DIR / "runner.yaml"
+RUNNER = runner.of_environment()
+STARTS_RUNNER = RUNNER is None and not IS_INSTALLED and RUNNER_FILE.is_file()
+if STARTS_RUNNER:
+    RUNNER = runner.of_clone(RUNNER_FILE, DATA_DIR / "keys")
 FAST_HTTP = switch_value("GATEWAY_FAST_HTTP", default=True)
 HELP_IS_PUBLIC = switch_value("GATEWAY_HELP_PUBLIC", default=False)
 REPORT_URL = environment.link("GATEWAY_REPORT_URL")

@@ -60,7 +60,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds, streams.sessions)
     bus.on("sessions", usage.write_sessions)
     cipher = Cipher(config.encryption_keys)
-    guard = Guard(config.private_upstreams, config.own_endpoints, proxy=config.outbound_proxy)
+    guard = Guard(config.private_upstreams, config.own_endpoints, proxy=config.outbound_proxy, runner=config.runner)
     budget = ByteBudget(config.answers_limit, config.queue_seconds)
     transport = Transport(
         guard,

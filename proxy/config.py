@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from wire.forward_proxy import OutboundProxy
 from wire.guard import NOWHERE, Network, OwnEndpoints
+from wire.runner import Runner
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
 
@@ -43,6 +44,7 @@ class Config:
     private_upstreams: tuple[Network, ...] = ()
     own_endpoints: OwnEndpoints = NOWHERE
     outbound_proxy: OutboundProxy | None = None
+    runner: Runner | None = None
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
     body_limit: int = 4 << 20

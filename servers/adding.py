@@ -28,13 +28,14 @@ from gateways.models import (
     ToolPolicy,
     allow_identity,
 )
-from servers import well_known
+from servers import programs, well_known
 from servers.discovery import (
     Discovered,
     DiscoveryFailed,
     DiscoveryRefused,
     NoEndpoint,
     discover_features,
+    probe,
     record_contact,
     refusal_of,
 )
@@ -390,11 +391,16 @@ TESTED = "tested_server"  # Session key: the outcome of testing a server before 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server. Any other POST: add it."""
+    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server. Any other POST: add it.
+
+    POST with `program`: add this program of the runner, on no gateway.
+    """
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
     if {"check", "tile", "test", "try"} & request.POST.keys():
         return _asked(request)
+    if "program" in request.POST:
+        return _add_program(request)
     form = NewServerForm(request.POST, user=request.user)
     if form.is_valid() and form.accepts_credential():
         try:
@@ -422,13 +428,51 @@ def _choice(request: AppRequest) -> dict[str, Any]:
             context["registered"] = well_known.search_registry(words)
         except well_known.NoRegistry as fault:
             context["registry_fault"] = str(fault)
+    if request.htmx.target != "tiles":
+        context |= _programs()
     return context
+
+
+def _programs() -> dict[str, Any]:
+    """Return the context of *Programs*: what the runner has, or what to do."""
+    try:
+        return {"has_runner": True, "offers": programs.offers()}
+    except programs.NoRunner:
+        return {"has_runner": False}
+    except programs.RunnerUnavailable as fault:
+        return {"has_runner": True, "runner_fault": str(fault)}
+
+
+def _add_program(request: AppRequest) -> HttpResponse:
+    """Add a program of the runner under its own title, without a gateway, and contact it."""
+    try:
+        program = programs.list_programs().find(request.POST["program"])
+    except programs.RunnerUnavailable as fault:
+        return show(request, f"{PAGE}#flow", _choice(request) | {"runner_fault": str(fault)}, status=422)
+    slug = suggest(program.title, Server.objects.all(), 16) or suggest(program.name, Server.objects.all(), 16)
+    values = {"name": program.title, "slug": slug, "url": program.url, "auth_type": AuthType.NONE}
+    form = NewServerForm(values | {"timeout_seconds": 30}, user=request.user)
+    if not form.is_valid():
+        return show(request, f"{PAGE}#flow", _context(request, form), status=422)
+    try:
+        server = add_server(form, by=request.user)
+    except IntegrityError:
+        form.add_error("name", TAKEN)
+        return show(request, f"{PAGE}#flow", _context(request, form), status=422)
+    try:
+        count = len(probe(server, by=request.user).tools)
+        outcome = f"{server.name} added with {count:,} tool{'s' * (count != 1)}. Assign it to a gateway."
+    except DiscoveryFailed as failure:
+        outcome = f"{server.name} added, but it {failure}."
+    return leave(request, reverse("servers:detail", args=[server.slug]), outcome)
 
 
 def _asked(request: AppRequest) -> HttpResponse:
     """Test the server, and show the second step with the outcome and everything entered so far."""
     posted = {name: request.POST[name] for name in request.POST if name not in ("csrfmiddlewaretoken", "gateways")}
     tile = well_known.find_known_server(request.POST.get("tile", ""))
+    if tile and tile.program:
+        return show(request, f"{PAGE}#flow", _choice(request) | {"recipe": tile})
     if tile:
         posted |= {"url": tile.url, "name": tile.name, "auth_type": tile.takes, "header_name": tile.header}
     if "try" in posted:

@@ -317,6 +317,8 @@ class ServerForm(SignInSettings, SlugForm):
         values = super().clean()
         if "url" in self.fields and "url" in values:
             values["private"] = self._private(values)
+            if upstream_guard().program_at(values["url"]) and values.get("auth_type", AuthType.NONE) != AuthType.NONE:
+                self.add_error("auth_type", NO_CREDENTIAL)
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
@@ -339,8 +341,11 @@ def is_taken(name: str) -> bool:
 
 
 NO_COMMAND = (
-    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: enter its "
-    "URL, such as https://mcp.example.com/mcp."
+    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: name the "
+    "command in the file of a runner, which serves it, or enter a URL such as https://mcp.example.com/mcp."
+)
+NO_CREDENTIAL = (
+    "A program of the runner takes no credential from here: its secrets are in the environment that runner.yaml names."
 )
 PROGRAMS = frozenset(
     "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905

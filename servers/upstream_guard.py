@@ -17,7 +17,9 @@ def own_endpoints() -> OwnEndpoints:
 
 
 def upstream_guard() -> Guard:
-    return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints(), proxy=settings.OUTBOUND_PROXY)
+    return Guard(
+        tuple(settings.PRIVATE_UPSTREAMS), own_endpoints(), proxy=settings.OUTBOUND_PROXY, runner=settings.RUNNER
+    )
 
 
 def guard_for_strangers() -> Guard:

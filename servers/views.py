@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import IntegrityError
 from django.db.models import Count, Q
 from django.db.models.functions import Lower
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -18,9 +18,10 @@ from accounts.models import User
 from accounts.sign_in import ask_again, must_ask_again
 from auditlog.charts import CallPlots
 from auditlog.views import log_alone, log_tab
-from capabilities import Capability, requires
+from capabilities import Capability, meets, requires
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
+from servers import programs
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
 from servers.forms import TAKEN, ServerFilter, ServerForm, is_taken, suggest
 from servers.models import ADMIN_URL, AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
@@ -162,7 +163,37 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     if request.user.has_perm(Capability.LOGS_READ):
         where, filters = {"server_id": [server.pk]}, {"server": str(server.pk)}
         context["call_plots"] = CallPlots.of(request, where, filters, tops=("tool", "gateway"))
+    if name := programs.program_name(server):
+        context |= programs.state_of(server, name)
+        if "program" in context and meets(request.user, programs.READS_STANDARD_ERROR):
+            context |= programs.standard_error_of(server, name)
     return show(request, "servers/overview.html", context)
+
+
+@require_GET
+@requires(Capability.SERVERS_READ)
+def program(request: AppRequest, slug: str) -> HttpResponse:
+    """Show the card *Program* of a server that is a program of the runner."""
+    server, name = program_or_404(slug)
+    return render(request, "servers/program.html", programs.state_of(server, name))
+
+
+@require_GET
+@requires(Capability.SERVERS_READ)
+@requires(Capability.LOGS_READ)
+@requires(Capability.LOGS_PAYLOADS)
+def standard_error(request: AppRequest, slug: str) -> HttpResponse:
+    """Show the last lines that a program of the runner wrote to standard error."""
+    server, name = program_or_404(slug)
+    return render(request, "servers/standard_error.html", programs.standard_error_of(server, name))
+
+
+def program_or_404(slug: str) -> tuple[Server, str]:
+    """Return a server and its name at the runner; 404 if it is no program of the runner."""
+    server = server_or_404(slug)
+    if name := programs.program_name(server):
+        return server, name
+    raise Http404
 
 
 @require_GET

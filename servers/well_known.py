@@ -21,7 +21,7 @@ from servers.upstream_guard import upstream_guard
 from wire.outbound import NoAnswer, OutboundClient
 
 BUILT_IN = Path(__file__).with_name("well_known.json")
-KINDS = {"code": "Code", "work": "Work", "data": "Data", "money": "Money"}
+KINDS = {"code": "Code", "work": "Work", "data": "Data", "money": "Money", "program": "Programs"}
 SECONDS = 5.0
 BIGGEST = 1024 * 1024
 MOST = 24
@@ -43,13 +43,14 @@ class Tile:
     key: str
     name: str
     about: str
-    url: str
+    url: str = ""
     kind: str = ""
     auth: tuple[str, ...] = ()
     header: str = ""
     registration: str = ""
     note: str = ""
     seen: str = ""
+    program: str = ""  # For programs instead of a URL: the entry of runner.yaml.
 
     @property
     def takes(self) -> str:

@@ -38,6 +38,7 @@ few = {"max_examples": 10, "derandomize": True}
 hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), **few)
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
+settings.RUNNER = None  # Not the runner of the developer's clone.
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner puts mails in an outbox instead.
 # Removed because it scans all static files for each `Client`. Tests of running workspaces cover this middleware.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]

@@ -4,6 +4,8 @@ A real hash takes a quarter of a second, and each person of a workspace has one.
 own settings.
 """
 
+from gatewayadmin.config import runner
 from gatewayadmin.settings import *  # noqa: F403
 
+RUNNER, STARTS_RUNNER = runner.of_environment(), False  # Not the runner of the developer's clone.
 PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]

@@ -392,7 +392,7 @@ class McpClient:
             with (
                 TimeLimit(OLD_SECONDS),
                 await self._transport.send(
-                    "GET", target.server_name, target.url, headers, private=target.private
+                    "GET", target.server_name, target.url, headers, private=target.private, user=target.user
                 ) as response,
             ):
                 return response.media_type == "text/event-stream" and await _names_an_endpoint(response)

@@ -284,6 +284,13 @@ class CredentialRenewed(AccessRefused):
     sentence = 'Server "{server}" refused its token, which has been renewed since; this call was not repeated.'
 
 
+class SecretRefused(UpstreamError):
+    """The runner of this program refused the gateway's secret (401), so the program got nothing."""
+
+    sentence = 'The runner of server "{server}" refused the gateway. Its administrator can correct the secret.'
+    cause = "was not reached: its runner refused GATEWAY_RUNNER_SECRET; give both the same, and restart both"
+
+
 class Busy(UpstreamError):
     """Too many calls are running or waiting, so the call was not executed. Retry after `seconds`."""
 

@@ -25,6 +25,7 @@ import psutil
 from wire.background import Deadline, TimedStream
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.hosts import canonical_host
+from wire.runner import Runner
 
 # Addresses of the built-in servers, which are part of this process. Needs no Django.
 
@@ -174,7 +175,8 @@ def _literal(host: str) -> str:
 class Guard:
     """Decides which addresses may be called.
 
-    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway.
+    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoints of
+    `runner` are allowed as URLs, wherever they are; its address is not allowed for any other request.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -182,6 +184,7 @@ class Guard:
     # Ranges that are allowed for other guards only; used for the error message.
     closed: tuple[Network, ...] = ()
     proxy: OutboundProxy | None = None
+    runner: Runner | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
         """Return whether this IP address may be called. Without TLS only the allowed ranges may be called."""
@@ -233,6 +236,10 @@ class Guard:
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
+    def program_at(self, url: str) -> str | None:
+        """Return the name of the runner's program whose endpoint `url` is; None for every other URL."""
+        return self.runner.program_at(url) if self.runner else None
+
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raise AddressRefused unless the guard admits the address.
 
@@ -254,6 +261,8 @@ class Guard:
         host = parts.hostname or ""
         if self.own.has(url):
             raise UrlRefused(LEADS_BACK)
+        if self.program_at(url):
+            return
         if _is_literal(host):
             if not self.admits(host, encrypted=parts.scheme == "https"):
                 raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.{self._what_to_set(host)}")
@@ -263,9 +272,11 @@ class Guard:
     def check_now(self, url: str) -> bool:
         """Check a URL and the addresses of its host. Raises UrlRefused if none of them may be called.
 
-        Return whether all addresses are in the allowed ranges.
+        Return whether the server is a program of the runner, or all its addresses are in the allowed ranges.
         """
         self.check_url(url)
+        if self.program_at(url):
+            return True
         parts = urlsplit(url)
         host = parts.hostname or ""
         if parts.scheme == "https" and self.way_by_name(host):

@@ -42,6 +42,7 @@ from wire.errors import (
     NotConnected,
     NotTls,
     NoWayOut,
+    SecretRefused,
     TlsFailed,
     TooLarge,
     Unreachable,
@@ -53,6 +54,7 @@ from wire.guard import BUILT_IN, FOLDER, SECRET_HEADER, AddressRefused, Guard, L
 from wire.hosts import Resolver
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
+from wire.runner import Runner
 
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
@@ -627,20 +629,26 @@ OWN = BUILT_IN.rstrip(":")
 class Origin(NamedTuple):
     """Key of the connection pool. Requests to the same origin share connections.
 
-    Connections for servers that may have a private address are separate.
+    Connections for servers that may have a private address are separate. The operator's own addresses are `trusted`:
+    the Quickstart server in this process, and the runner. They are called directly, without a check.
     """
 
     scheme: str
     host: str
     port: int
     private: bool = True
+    trusted: bool = False
 
 
 class ParsedUrl(NamedTuple):
-    """A parsed URL: its origin, and the request head that follows the verb (path, version, Host)."""
+    """A parsed URL: its origin, and the request head that follows the verb (path, version, Host).
+
+    `runner` is set for its programs, which get its secret and the person's e-mail address.
+    """
 
     origin: Origin
     head: str
+    runner: Runner | None = None
 
 
 class HttpResponse:
@@ -795,7 +803,7 @@ class Transport:
         """Number of idle connections in the pool."""
         return sum(map(len, self._idle.values()))
 
-    async def send(
+    async def send(  # noqa: PLR0913 - of one request
         self,
         verb: str,
         server: str,
@@ -806,16 +814,20 @@ class Transport:
         private: bool = True,
         written: Callable[[], object] = bool,
         person: str = "",
+        user: str = "",
     ) -> HttpResponse:
         """Send one request to `url`. Enter the response as a context to use it. `server` is for error messages.
 
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
-        when the request was written. A large answer counts against the budget of `person`.
+        when the request was written. A large answer counts against the budget of `person`. Only programs of the
+        runner get `user`, an e-mail address.
 
         Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot
         be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
+        if parsed.runner is not None:
+            headers = {**headers, **parsed.runner.headers(user)}
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
         head = f"{verb} {parsed.head}{lines}Content-Length: {len(body)}\r\n\r\n"
         # A header value with a line break would begin another header, or another request.
@@ -831,7 +843,11 @@ class Transport:
                 raise
         except tuple(failure for failure, _ in FAILURES) as error:
             raise _upstream_error(error)(server, getattr(error, "verify_message", "") or str(error)) from error
-        return HttpResponse(self, parsed.origin, connection, server)
+        response = HttpResponse(self, parsed.origin, connection, server)
+        if parsed.runner is not None and response.status == 401:
+            connection.discard()
+            raise SecretRefused(server, "HTTP 401 of the runner")
+        return response
 
     def _idle_connection(self, origin: Origin) -> HttpConnection | None:
         """Take a usable idle connection from the pool; return None if there is none."""
@@ -870,14 +886,14 @@ class Transport:
 
     async def _connect(self, origin: Origin) -> HttpConnection:
         guard = self._guards[origin.private]
-        if origin.scheme == "https" and (proxy := guard.way_by_name(origin.host)):
+        if origin.scheme == "https" and not origin.trusted and (proxy := guard.way_by_name(origin.host)):
             return await self._open_through(proxy, origin, origin.host, PROXY_SECONDS)
         found = await self._resolver.find(origin.host, origin.port)
         failure: OSError = socket.gaierror("the name has no address")
         for family, kind, protocol, _, sockaddr in found:
             try:
                 address, proxy = str(sockaddr[0]), None
-                if origin.scheme != OWN:
+                if not origin.trusted:
                     guard.check(address, origin.port, encrypted=origin.scheme == "https")
                     proxy = guard.way(origin.host, address)
                 async with asyncio.timeout(CONNECT_SECONDS / len(found)):
@@ -927,13 +943,15 @@ class Transport:
         if not own and self._guard.own.has(url):
             raise Loop(server, "the URL is one of this gateway's own")
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
+        runner = self._guard.runner if self._guard.program_at(url) else None
         secret = f"{SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
         head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {versions.NAME}\r\n{secret}"
         known = self._parsed_urls[private]
         if len(known) >= MOST_URLS:
             known.clear()
-        parsed = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port, private), head)
+        origin = Origin(parts.scheme, parts.hostname, port, private, trusted=own or runner is not None)
+        parsed = ParsedUrl(origin, head, runner)
         known[url] = parsed
         return parsed
 

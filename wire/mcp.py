@@ -226,6 +226,7 @@ class Target(NamedTuple):
     client_info: Object = versions.INFO
     has_own_session: bool = False
     person_id: str = ""  # The person for whom the server is called, and against whose budget large answers count.
+    user: str = ""  # The person's e-mail address, which only programs of the runner get.
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request to this server. Only the trace context is taken from the client.
@@ -553,7 +554,14 @@ async def send_request(
     sent = {**params, "_meta": meta}
     body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
     with await transport.send(
-        "POST", target.server_name, target.url, headers, body, private=target.private, person=target.person_id
+        "POST",
+        target.server_name,
+        target.url,
+        headers,
+        body,
+        private=target.private,
+        person=target.person_id,
+        user=target.user,
     ) as response:
         return await read_response(response, target, request_id, MODERN, on_notification)
 

@@ -460,6 +460,7 @@ class SessionWire:
             private=target.private,
             written=written,
             person=target.person_id,
+            user=target.user,
         )
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,7 @@ from gatewayadmin.config.environment import Refused, refuse, secret
 
 SHORTEST = 32
 NAMES = ("GATEWAY_SECRET_KEY", "GATEWAY_TOKEN_KEYS", "GATEWAY_ENCRYPTION_KEYS")
+RUNNER_SECRET = "GATEWAY_RUNNER_SECRET"  # noqa: S105  (a name, no secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ def kept_in(folder: Path, *, begun: bool = False) -> Keys:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         return _keys(lambda name: secret(name) or _kept(folder, name, begun=begun))
+    except OSError as error:
+        raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
+
+
+def runner_secret(folder: Path) -> str:
+    """Return the secret that this gateway shares with the runner it starts; made once. Raises Refused."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _kept(folder, RUNNER_SECRET, begun=False)
     except OSError as error:
         raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
 

@@ -37,6 +37,7 @@ from scim.api import ProvisioningKeyResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
 from servers.oauth_client.views import SignIns
+from servers.program_api import ProgramResource
 from sinks.api import SinkResource
 from sso.api import OrganisationResource
 from tokens.api import ApiKeyResource, Regenerate, TokenResource
@@ -93,6 +94,9 @@ _below = [
     at("hosts/<uuid:pk>/stop", "host-stop", Stops, post="host"),
     at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
+    at("programs", "program-list", ProgramResource, get="listing"),
+    at("servers/<slug:slug>/program", "server-program", ProgramResource, get="retrieve"),
+    at("servers/<slug:slug>/program/stderr", "server-standard-error", ProgramResource, get="standard_error"),
     at("servers/<slug:slug>/stop", "server-stop", Stops, post="server"),
     at("tokens/<uuid:pk>/stop", "token-stop", Stops, post="token"),
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),

@@ -269,12 +269,20 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class GunicornServer(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a socket that is bound already; `say_hello` is called when it listens.
+    """gunicorn on a socket that is bound already; `say_hello` is called when it listens, `say_goodbye` when it ends.
 
     One more process than `workers` is started, for the chores.
     """
 
-    def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        workers: int,
+        metrics: Path,
+        say_hello: Callable[[], None],
+        say_goodbye: Callable[[], None] | None = None,
+    ) -> None:
         self.chores_lock = metrics / "chores.lock"
         self._stops = mmap.mmap(-1, 1)  # Shared with the workers.
         open_files.raise_limit()
@@ -292,6 +300,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "proc_name": "gateway-admin",
             "when_ready": lambda arbiter: say_hello(),
+            "on_exit": (lambda arbiter: say_goodbye()) if say_goodbye else None,
             "child_exit": lambda arbiter, worker: _forget_metrics(metrics, worker.pid),
         }
         super().__init__()

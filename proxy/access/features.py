@@ -464,6 +464,7 @@ def target_of(
         versions.INFO if session is None or not session.client_name else _client_info(session),
         session is not None,
         grant.user_id,
+        grant.user_email,
     )
 
 
@@ -485,6 +486,7 @@ def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher,
         session=None,
         client_info=versions.INFO,
         has_own_session=False,
+        user="",
     )
 
 

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from gatewayadmin.config import environment
+from runner.document import read_file
+from runner.process import CAPABILITIES
 from tests.deploy.test_kubernetes import CONNECTIONS_OF_OTHERS, connections_of
 from tests.docs.test_blocks import parsed
 from tests.running.starts import manage
@@ -27,9 +29,9 @@ CONTAINERFILE = (ROOT / "Containerfile").read_text()
 OURS = {"gateway", "migrate", "housekeeping"}
 # The fields of the Compose Specification used in this file; any other field is misspelt, or must be added here.
 FIELDS = {
-    "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
-    "networks", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size",
-    "stop_grace_period", "tmpfs", "volumes",
+    "build", "cap_add", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "env_file", "environment",
+    "healthcheck", "image", "networks", "ports", "profiles", "read_only", "restart", "secrets",
+    "security_opt", "shm_size", "stop_grace_period", "tmpfs", "volumes",
 }  # fmt: skip
 
 
@@ -81,6 +83,26 @@ def test_the_gateway_is_confined() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert set(service["tmpfs"]) == {"/tmp", "/data"}  # Not shared, because process ids repeat.
+
+
+def test_the_runner_is_confined_and_its_programs_reach_the_gateway_alone() -> None:
+    for name in ("runner", "runner-install"):
+        service = SERVICES[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert set(service["cap_add"]) == CAPABILITIES.keys()
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not any("docker.sock" in volume for volume in service["volumes"])
+        assert not service.get("secrets"), "programs could read them"
+    assert SERVICES["runner"]["networks"] == ["programs"]
+    assert COMPOSE["networks"]["programs"]["internal"] is True
+    on_it = {name for name, service in SERVICES.items() if "programs" in service["networks"]}
+    assert on_it == {"gateway", "runner"}
+    assert SERVICES["runner"]["env_file"][0] == SERVICES["gateway"]["env_file"][0]["path"]
+    file = read_file(ROOT / "deploy" / "compose" / "runner.yaml", {})
+    assert file.address == ("0.0.0.0", 8900)
+    assert file.value("hosts") == ["runner:8900"]
+    assert file.value("isolation") == "uid"
 
 
 def test_nobody_but_nginx_is_reached_from_outside() -> None:
@@ -157,7 +179,7 @@ def let_in() -> list[str]:
 
 def test_the_build_sees_what_the_wheel_is_built_from() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    names = ("", "-build", "-image", "-scim", "-otel", "-saml", "-archive")
+    names = ("", "-build", "-image", "-scim", "-otel", "-saml", "-archive", "-runner")
     locks = {f"requirements{name}.lock" for name in names}
     expected = {*wheel["packages"], *wheel["force-include"], *locks, "LICENSE", "README.md", "pyproject.toml"}
 

@@ -26,7 +26,11 @@ def test_the_files_exist() -> None:
         )
     )
     places = [ROOT, KUBERNETES]
-    made = {"deploy/compose/secrets", *(one["file"].removeprefix("./") for one in COMPOSE["secrets"].values())}
+    made = {
+        "deploy/compose/secrets",
+        "deploy/compose/secrets/runner.env",
+        *(one["file"].removeprefix("./") for one in COMPOSE["secrets"].values()),
+    }
 
     assert len(paths) > 8
     assert {path for path in paths - made if not any((place / path).exists() for place in places)} == set()

@@ -71,6 +71,10 @@ RUN_BY = (
             ("teams:", "test_the_printed_files_are_right"),
         )
     ),
+    *(
+        ("docs/how-to/programs.md", begin, "runner/test_documents.py::test_the_printed_file_and_commands_are_right")
+        for begin in ("version: 1", ".venv/bin/python -m runner", "GATEWAY_RUNNER_SECRET=")
+    ),
     (
         "docs/how-to/connect-a-client.md",
         ".venv/bin/python manage.py doctor",
@@ -354,7 +358,8 @@ def test_the_settings_a_document_names_exist() -> None:
             assert set(re.findall(r"\bGATEWAY_[A-Z]\w*", page.read_text())) - known <= OTHERS, page
 
 
-OTHERS = {"GATEWAY_TOKEN"}  # A variable of copied calls.
+# A variable of copied calls, and those of the runner.
+OTHERS = {"GATEWAY_TOKEN", "GATEWAY_RUNNER_SECRET", "GATEWAY_RUNNER_SECRET_FILE"}
 COMMAND = re.compile(r"(?:python )?manage\.py ([a-z_]+[^`\n|)]*)")
 
 

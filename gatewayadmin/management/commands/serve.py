@@ -11,6 +11,7 @@ from gatewayadmin.config import checks, database, environment
 from gatewayadmin.config.checks import DatabaseReport, default_workers
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
+from gatewayadmin.serving import runner_process
 from gatewayadmin.serving.server import GunicornServer, PortTaken, metrics_folder, reserve
 from gatewayadmin.serving.start import Welcome, prepare
 from wire import versions
@@ -65,8 +66,13 @@ class Command(BaseCommand):
         processes = workers or default_workers()
         # Workers divide the servers' limits of concurrent calls.
         environment.set_for_children("GATEWAY_WORKERS", str(processes))
+        runner = runner_process.start(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
         GunicornServer(
-            listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
+            listener,
+            workers=processes,
+            metrics=metrics,
+            say_hello=lambda: self._greet(welcome, host, port, in_use),
+            say_goodbye=runner.terminate if runner else None,
         ).run()
 
     def _require_keys(self) -> None:

@@ -1,0 +1,33 @@
+"""The runner of programs: GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET, or the one that `serve` starts in a clone."""
+
+import re
+from pathlib import Path
+
+from gatewayadmin.config.environment import refuse, secret, web_address
+from gatewayadmin.config.keys import RUNNER_SECRET, SHORTEST, runner_secret
+from wire.oauth_client import fits_a_header
+from wire.runner import Runner
+
+RUNNER_URL = "GATEWAY_RUNNER_URL"
+USUAL = ("127.0.0.1", "8900")  # If the file has no `listen`.
+_listen = re.compile(r"""^listen:[ ]*["']?(?P<host>\S+):(?P<port>\d{1,5})["']?[ ]*(#.*)?$""", re.MULTILINE).search
+
+
+def of_environment() -> Runner | None:
+    """Return the runner that the environment names; None if it names none. Raises Refused."""
+    url, key = web_address(RUNNER_URL, ""), secret(RUNNER_SECRET)
+    if not url and not key:
+        return None
+    if not url or not key:
+        refuse(RUNNER_URL, f"and {RUNNER_SECRET} belong together: set both, or neither.")
+    if len(key) < SHORTEST or not fits_a_header(key):
+        refuse(RUNNER_SECRET, f"must be at least {SHORTEST} printable ASCII characters, chosen at random.")
+    return Runner(url, key)
+
+
+def of_clone(file: Path, keys: Path) -> Runner:
+    """Return the runner that `serve` starts: at the address in its file, with a secret in `keys`. Raises Refused."""
+    found = _listen(file.read_text(errors="replace"))
+    host, port = (found["host"], found["port"]) if found else USUAL
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  (compared, not bound)
+    return Runner(f"http://{host}:{port}", runner_secret(keys))

@@ -1,0 +1,27 @@
+"""The runner of a clone: `serve` starts it when runner.yaml lies beside manage.py, and it ends with `serve`."""
+
+import subprocess
+import sys
+
+from django.conf import settings
+
+from gatewayadmin.config import environment
+from gatewayadmin.config.keys import RUNNER_SECRET
+from gatewayadmin.config.runner import RUNNER_URL
+from wire.runner import Runner
+
+# Linux ends the runner with this process, even if it is killed. Other systems end it with the process group.
+STARTER = """
+import contextlib, ctypes, os, signal, sys
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "runner", *sys.argv[1:]])
+"""
+
+
+def start(runner: Runner) -> subprocess.Popen[bytes]:
+    """Start the runner of this clone. It prints its own errors; the gateway serves without it, too."""
+    environment.set_for_children(RUNNER_URL, runner.url)
+    environment.set_for_children(RUNNER_SECRET, runner.secret)
+    command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
+    return subprocess.Popen(command, cwd=settings.BASE_DIR, stdin=subprocess.DEVNULL)  # noqa: S603

@@ -1,0 +1,70 @@
+"""Become the user of a program, take its limits, and run it: `launch.py JSON`, started by `runner.process` alone.
+
+A file of its own that imports the standard library alone, because it runs in each new process before the program does.
+The environment is the program's already; it is not in the arguments, which other users can read.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 1, 24, 38, 47, 4
+HIGHEST_CAPABILITY = 63
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    prctl = ctypes.CDLL(None).prctl
+    if not given.get("kill"):
+        set_limits(given)
+    if given["uid"]:
+        become(given["uid"], prctl)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        sys.exit("runner: this system cannot refuse new privileges")
+    if given.get("kill"):
+        kill_all_of(given["uid"])
+        return
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    command = given["command"]
+    try:
+        os.chdir(given["folder"])
+        os.execvp(command[0], command)  # noqa: S606  A list from runner.yaml; no shell reads it.
+    except OSError as error:
+        sys.exit(f"runner: cannot run {command[0]} in {given['folder']}: {error.strerror}")
+
+
+def set_limits(given: dict[str, Any]) -> None:
+    limits = [(resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_NOFILE, given["open_files"], given["open_files"])]
+    if given["uid"]:  # Without a user of its own, the number of processes would include those of other programs.
+        limits.append((resource.RLIMIT_NPROC, given["processes"], given["processes"]))
+    if given["cpu_seconds"]:
+        limits.append((resource.RLIMIT_CPU, given["cpu_seconds"], given["cpu_seconds"] + 1))
+    for kind, soft, hard in limits:
+        highest = resource.getrlimit(kind)[1]
+        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Not every root may raise it.
+        resource.setrlimit(kind, (min(soft, most), most))
+    os.umask(0o077)
+
+
+def become(uid: int, prctl: Any) -> None:
+    for capability in range(HIGHEST_CAPABILITY + 1):
+        prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def kill_all_of(uid: int) -> None:
+    """Kill all processes of this process's user, however fast they fork: none can leave its user."""
+    if os.getresuid() != (uid, uid, uid) or uid == 0:
+        sys.exit("runner: not the user of a program")
+    os.kill(-1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

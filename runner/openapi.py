@@ -1,0 +1,117 @@
+"""Serve an OpenAPI description: its allowed operations are tools."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+from fastmcp import FastMCP
+from fastmcp.server.providers.openapi import MCPType
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from runner.document import RunnerEntry
+from runner.process import ErrorLines
+
+logger = logging.getLogger("runner")
+MOST_BYTES = 16 * 1024 * 1024
+LONGEST_PAUSE = 60
+
+
+async def _remove_mcp_headers(request: httpx2.Request) -> None:
+    for name in [name for name in request.headers if name.startswith("mcp-")]:
+        del request.headers[name]
+
+
+class DescriptionUnusable(Exception):
+    """The OpenAPI description cannot be read, or lacks an operation."""
+
+
+class OpenApiEndpoint:
+    """One OpenAPI description of runner.yaml, and its MCP endpoint."""
+
+    programs: Sequence[Any] = ()
+    restarts, started_at, last_exit = 0, None, None
+
+    def __init__(self, entry: RunnerEntry, folder: Path) -> None:
+        self.entry, self.errors, self.error = entry, ErrorLines(entry), entry.error or "not read yet"
+        self._folder = folder
+        self._app: ASGIApp | None = None
+
+    @property
+    def state(self) -> str:
+        return "running" if self._app else "failing"
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Read the description, again after a pause if it fails, and serve it until `stopped`."""
+        if self.entry.error:
+            return
+        pause = 1
+        while not stopped.is_set():
+            try:
+                app = (await self._server()).http_app(path=f"/{self.entry.name}/mcp", host_origin_protection=False)
+                async with app.router.lifespan_context(app):
+                    self._app, self.error = app, ""
+                    await stopped.wait()
+            except (DescriptionUnusable, httpx2.HTTPError, OSError, ValueError, yaml.YAMLError) as error:
+                self.error = self.entry.masked(f"{type(error).__name__}: {error}")
+                logger.warning("%s: %s", self.entry.name, self.error)
+            self._app = None
+            await asyncio.wait([asyncio.create_task(stopped.wait())], timeout=pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer an MCP request. FastMCP sends headers on to the API, so it gets only those of MCP."""
+        assert self._app
+        names = (b"accept", b"content-type", b"content-length", b"host")
+        headers = [(name, value) for name, value in scope["headers"] if name in names or name.startswith(b"mcp-")]
+        await self._app({**scope, "headers": headers}, receive, send)
+
+    def has_lost(self, session: str) -> bool:
+        return False
+
+    def stop_idle(self) -> None:
+        """Do nothing: no program runs."""
+
+    async def _server(self) -> FastMCP[Any]:
+        fields = self.entry.fields
+        description = await self._description()
+        allowed = set(fields["operations"])
+        known = {
+            operation.get("operationId")
+            for methods in description.get("paths", {}).values()
+            for operation in methods.values()
+            if isinstance(operation, dict)
+        }
+        if missing := allowed - known:
+            raise DescriptionUnusable(f"no operation is called {', '.join(sorted(missing))}")
+        client = httpx2.AsyncClient(
+            base_url=fields["url"],
+            headers=self.entry.values,
+            timeout=fields.get("call_seconds", 30),
+            trust_env=False,
+            event_hooks={"request": [_remove_mcp_headers]},
+        )
+        return FastMCP.from_openapi(
+            description,
+            client=client,
+            name=fields.get("title") or self.entry.name,
+            route_map_fn=lambda route, _: MCPType.TOOL if route.operation_id in allowed else MCPType.EXCLUDE,
+        )
+
+    async def _description(self) -> dict[str, Any]:
+        place = self.entry.fields["document"]
+        if place.startswith(("http://", "https://")):
+            async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+                text = (await client.get(place)).raise_for_status().text
+        else:
+            text = (self._folder / place).read_text()
+        if len(text) > MOST_BYTES:
+            raise DescriptionUnusable("it is longer than 16 MB")
+        found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        if not isinstance(found, dict) or "paths" not in found:
+            raise DescriptionUnusable("it is no OpenAPI description: “paths” is missing")
+        return found

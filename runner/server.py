@@ -1,0 +1,165 @@
+"""The HTTP server of the runner: the MCP endpoints, and the status for the gateway."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from runner import VERSION
+from runner.document import FileMistakes, RunnerFile
+from runner.endpoint import ProgramEndpoint
+from runner.openapi import OpenApiEndpoint
+from runner.packages import command_of
+from runner.process import Accounts, running_processes
+
+logger = logging.getLogger("runner")
+FIXED = ("listen", "hosts", "data", "isolation", "uids")  # These take a restart.
+type Endpoint = ProgramEndpoint | OpenApiEndpoint
+
+
+class RunnerApp:
+    """The ASGI app, and the endpoints of the file as it was last read."""
+
+    def __init__(self, file: RunnerFile, secret: str) -> None:
+        self.file, self._secret = file, secret
+        self.accounts = Accounts(file)
+        self.endpoints: dict[str, Endpoint] = {}
+        self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+        host, port = file.address
+        hosts = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host} - {"0.0.0.0"}  # noqa: S104
+        self._hosts = {f"{each}:{port}" for each in hosts} | set(file.value("hosts") or [])
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> Any:
+        """Serve the entries of the file while the block runs."""
+        await self.accounts.clear()
+        await self._apply(self.file)
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(*(self._end(name) for name in list(self._running)))
+
+    async def reload(self, read: Callable[[], RunnerFile]) -> None:
+        """Read the file again. Unchanged programs go on; a file with mistakes changes nothing."""
+        try:
+            file = read()
+        except FileMistakes as error:
+            logger.warning("The file has mistakes, so nothing was changed:\n%s", error)
+            return
+        if changed := [name for name in FIXED if file.value(name) != self.file.value(name)]:
+            logger.warning("Restart the runner to change: %s.", ", ".join(changed))
+        await self._apply(file)
+        logger.info("Read %s again: %d entries.", file.path, len(file.entries))
+
+    async def _apply(self, file: RunnerFile) -> None:
+        wanted = {entry.name: entry for entry in file.entries}
+        gone = [name for name, endpoint in self.endpoints.items() if wanted.get(name) != endpoint.entry]
+        await asyncio.gather(*(self._end(name) for name in gone))
+        self.file = file
+        for entry in file.entries:
+            if entry.name in self.endpoints:
+                continue
+            endpoint: Endpoint = (
+                OpenApiEndpoint(entry, file.path.parent)
+                if entry.is_openapi
+                else ProgramEndpoint(entry, self.accounts, lambda each: command_of(self.file, each))
+            )
+            stopped = asyncio.Event()
+            self.endpoints[entry.name] = endpoint
+            self._running[entry.name] = (stopped, asyncio.create_task(endpoint.run(stopped)))
+            if entry.error:
+                logger.error("%s is not served: %s", entry.name, entry.error)
+        await asyncio.sleep(0)  # The endpoints begin to run.
+
+    async def _end(self, name: str) -> None:
+        self.endpoints.pop(name, None)
+        stopped, task = self._running.pop(name)
+        stopped.set()
+        await task
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            endpoints = list(self.endpoints.values())
+            programs = [program for endpoint in endpoints for program in endpoint.programs]
+            processes = list(await asyncio.to_thread(lambda: list(running_processes()))) if programs else []
+            for program in programs:
+                program.process.check_limits(processes)
+            for endpoint in endpoints:
+                endpoint.stop_idle()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        endpoint = self.endpoints.get(scope["path"].removesuffix("/mcp").removeprefix("/"))
+        answer = self._refusal(scope, headers) or self._status(scope, endpoint, headers)
+        if answer or not endpoint:
+            await (answer or _error(404, "There is no such address."))(scope, receive, send)
+            return
+        # The secret goes no further than this.
+        scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
+        await endpoint(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
+        """Refuse browsers that another site sends here (DNS rebinding), and requests without the secret."""
+        if scope["path"] == "/healthz":
+            return JSONResponse({"ok": True})
+        if headers.get(b"host", "").lower() not in self._hosts:
+            return _error(421, "This host is not served. Add it to “hosts” in runner.yaml.")
+        if b"origin" in headers:
+            return _error(403, "Browsers are not served.")
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._secret.encode()):
+            return _error(401, "The secret of the runner is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _status(self, scope: Scope, endpoint: Endpoint | None, headers: dict[bytes, str]) -> JSONResponse | None:
+        """Answer what is not MCP; None for the rest."""
+        match scope["method"], scope["path"].split("/")[1:]:
+            case "GET", ["programs"]:
+                isolation = "uid" if self.accounts.isolated else "none"
+                programs = [described(each) for each in self.endpoints.values()]
+                return JSONResponse({"version": VERSION, "isolation": isolation, "programs": programs})
+            case "GET", ["programs", name, "stderr"] if name in self.endpoints:
+                return JSONResponse({"lines": list(self.endpoints[name].errors.lines)})
+            case _, [_, "mcp"] if endpoint:
+                if endpoint.has_lost(headers.get(b"mcp-session-id", "")):
+                    return _error(404, "The program of this session has ended. Begin another session.")
+                if endpoint.entry.error or (endpoint.entry.is_openapi and endpoint.error):
+                    return _error(503, f"“{endpoint.entry.name}” is not served: {endpoint.error}")
+                return None
+        return _error(404, "There is no such address.")
+
+
+def described(endpoint: Endpoint) -> dict[str, Any]:
+    """Return an entry as `GET /programs` has it."""
+    fields = endpoint.entry.fields
+    memory = [program.process.memory_bytes for program in endpoint.programs]
+    return {
+        "name": endpoint.entry.name,
+        "title": fields.get("title") or endpoint.entry.name,
+        "description": fields.get("description", ""),
+        "kind": "openapi" if endpoint.entry.is_openapi else "program",
+        "mode": endpoint.entry.mode,
+        "path": f"/{endpoint.entry.name}/mcp",
+        "state": endpoint.state,
+        "error": (endpoint.error or None) if endpoint.state == "failing" else None,
+        "running": len(endpoint.programs),
+        "restarts": endpoint.restarts,
+        "started_at": endpoint.started_at,
+        "last_exit": endpoint.last_exit,
+        "memory_bytes": sum(memory) if memory else None,
+    }
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": message}}
+    return JSONResponse(body, status, headers)

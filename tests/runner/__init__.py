@@ -1,0 +1,1 @@
+"""The runner, as the command that people start, with real programs."""

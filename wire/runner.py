@@ -1,0 +1,48 @@
+"""The runner of programs (gateway-admin-runner): its address and secret, and the MCP endpoints of its programs.
+
+Each program is served at `/NAME/mcp` of the runner's origin. Requests to exactly these URLs carry the secret and the
+person; requests to any other URL never do. Needs no Django.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass, field
+from urllib.parse import quote, urlsplit
+
+from wire import hosts
+
+USER_HEADER = "X-Gateway-User"
+NOBODY = "gateway"  # No e-mail address, so that it is never a person's.
+
+_VISIBLE = string.punctuation.replace("%", "")
+_endpoint = re.compile(r"/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/mcp", re.ASCII).fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """The origin of a runner, and the secret it requires."""
+
+    url: str
+    secret: str = field(repr=False)
+
+    def headers(self, user: str = "") -> dict[str, str]:
+        """Return the headers of a request: the secret, and the person's e-mail address, percent-encoded.
+
+        Without a person, as for lists that all people share and for health checks, the gateway names itself.
+        """
+        return {"Authorization": f"Bearer {self.secret}", USER_HEADER: quote(user or NOBODY, safe=_VISIBLE)}
+
+    def program_at(self, url: str) -> str | None:
+        """Return the name of the program whose MCP endpoint `url` is; None for every other URL."""
+        if not url.isprintable() or " " in url or "\\" in url:  # Clients read such URLs in different ways.
+            return None
+        try:
+            parts = urlsplit(url)
+            same_origin = hosts.origin_of(url) == hosts.origin_of(self.url)
+        except ValueError:
+            return None
+        found = _endpoint(parts.path)
+        is_plain = not parts.query and not parts.fragment and "@" not in parts.netloc
+        return found[1] if found and same_origin and is_plain else None
