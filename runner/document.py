@@ -67,7 +67,9 @@ SERVER = _object(
             "Package with the program: `npm:NAME@1.2.3` or `pypi:NAME==1.2.3`, an exact version.",
             pattern=f"^{PACKAGE}$",
         ),
-        "environment": _values("Variables: `env:NAME` and `file:PATH` are references. Secrets need one."),
+        "environment": _values(
+            "Variables: `env:NAME` and `file:PATH` are references. Secrets need one. `${HOME}` is the home."
+        ),
         "folder": _text("Working folder, from the root. Without it, the program's home.", pattern="^/"),
         "mode": {
             "enum": ["shared", "session"],
@@ -169,6 +171,13 @@ class RunnerEntry:
         """Return a limit of the entry, or its default; 0 if there is none."""
         given = self.fields.get("limits", {}).get(name)
         return int(given or LIMITS[name].get("default", 0))
+
+    def variables(self, home: Path) -> dict[str, str]:
+        """Return the values, with the program's home for `${HOME}` in those that are no secrets."""
+        return {
+            name: value if value in self.secrets else value.replace("${HOME}", str(home))
+            for name, value in self.values.items()
+        }
 
     def masked(self, text: str) -> str:
         """Return the text without the secrets that the entry was given."""

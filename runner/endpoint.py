@@ -343,12 +343,12 @@ class ProgramEndpoint:
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], person: str
     ) -> RunningProgram:
         command, folder = self._command(self.entry)
-        variables = dict(self.entry.values)
+        account = self._accounts.take(self.entry.name, lasting=self._is_shared)
+        variables = self.entry.variables(account.home)
         if folder:
             variables.setdefault("PATH", f"{folder}:/usr/local/bin:/usr/bin:/bin")
         if "person" in self.entry.fields:
             variables[self.entry.fields["person"]] = person
-        account = self._accounts.take(self.entry.name, lasting=self._is_shared)
         process = None
         try:
             process = await ProgramProcess.start(self.entry, account, self.errors, command, variables)

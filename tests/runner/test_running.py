@@ -31,6 +31,7 @@ def running() -> Iterator[Running]:
         for name in BROKEN
     ]
     servers += [
+        hostile("home", environment={"FILE": "${HOME}/x"}),
         hostile("good", title="Good", description="Counts."),
         hostile("own", mode="session", person="PERSON"),
         hostile("apart", mode="session", person="PERSON"),
@@ -198,6 +199,12 @@ async def test_a_program_gets_only_its_own_environment(running: Running) -> None
 
     assert found.keys() - {"LC_CTYPE"} == {"PATH", "HOME", "LANG", "TOKEN", "cwd"}
     assert found["cwd"] == found["HOME"]
+
+
+async def test_an_environment_can_name_the_home(running: Running) -> None:
+    found = json.loads(await called(running, "home", "environment"))
+
+    assert found["FILE"] == f"{found['HOME']}/x"
 
 
 async def test_a_program_that_does_not_start_says_why_and_is_started_less_and_less_often(running: Running) -> None:

@@ -22,12 +22,13 @@ exec {python} -S {program}
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     repository = str(folder / "repository")
+    own_file = {"mode": "session", "environment": {"MEMORY_FILE_PATH": "${HOME}/memory.jsonl"}}
     everything = {"package": NPM.format("everything"), "command": ["mcp-server-everything"]}
     return [
         {"name": "everything", "mode": "session", **everything},
         {"name": "everything-shared", **everything},
         {"name": "files", "package": NPM.format("filesystem"), "command": ["mcp-server-filesystem", str(folder)]},
-        {"name": "memory", "package": NPM.format("memory"), "command": ["mcp-server-memory"], "mode": "session"},
+        {"name": "memory", "package": NPM.format("memory"), "command": ["mcp-server-memory"], **own_file},
         {"name": "git", "package": GIT, "command": ["mcp-server-git", "--repository", repository]},
         {"name": "time", "package": TIME, "command": ["mcp-server-time", "--local-timezone", "UTC"]},
         {"name": "binary", "command": [str(folder / "program")]},
