@@ -144,6 +144,7 @@ INSTALLED_APPS = [
     "scim",
     "sso",
     "configuration",
+    "directory",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

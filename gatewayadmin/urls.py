@@ -31,6 +31,7 @@ _ROOMS = (
     "attention",
     "access",
     "configuration",
+    "directory",
     "approvals",
     "scim",
     "sso",
