@@ -172,7 +172,7 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Serve `answer(gateways, request, ...)` below an address, without sign-in; None is 404, like an unknown address."""
+    """Serve `answer(gateways, request, ...)` below an address, without sign-in; for None the status is 404."""
 
     @login_not_required
     @wraps(answer)

@@ -28,7 +28,7 @@ ADDRESSES = Table(
     "Directory addresses",
     (
         Column("name", "For", sorts=(Coalesce(Lower("team__name"), Value("")),), value=str),
-        Column("url", "Address", 20, priority=3),
+        Column("url", "Address", 13, priority=5),
         Column(
             "read",
             "Last read",
@@ -40,7 +40,7 @@ ADDRESSES = Table(
             on_phone=True,
             value="read_at",
         ),
-        Column("client", "By", 14, priority=4, value="read_by"),
+        Column("client", "By", 13, priority=3, value="read_by"),
         Column("status", "Status", 7, on_phone=True),
         Column("acts", "Actions", 8, kind="acts", said=False),
     ),
@@ -123,7 +123,9 @@ def add(request: AppRequest) -> HttpResponse:
         return leave(request, to, f"{number_of(len(made), 'address', 'addresses')} created")
 
     errors = {AddressExists: "audiences"}
-    return form_page(request, "directory/form.html", form, save, errors, heading="Create addresses", back=back)
+    return form_page(
+        request, "directory/form.html", form, save, errors, heading="Create addresses", submit="Create", back=back
+    )
 
 
 @require_GET
@@ -150,12 +152,12 @@ def _context(request: AppRequest, address: DirectoryAddress) -> dict[str, Any]:
 
 @require_GET
 @requires(Capability.GATEWAYS_READ)
-def policy_file(request: AppRequest, pk: UUID, slug: str) -> HttpResponse:
+def policy_file(request: AppRequest, pk: UUID, file: str) -> HttpResponse:
     """Download a policy file."""
-    for file in policy_files(_address_or_404(pk)):
-        if file.slug == slug:
-            disposition = f'attachment; filename="{file.name}"'
-            return HttpResponse(file.text, file.media_type, headers={"Content-Disposition": disposition})
+    for one in policy_files(_address_or_404(pk)):
+        if one.slug == file:
+            disposition = f'attachment; filename="{one.name}"'
+            return HttpResponse(one.text, one.media_type, headers={"Content-Disposition": disposition})
     raise Http404
 
 

@@ -8,10 +8,11 @@ from django.conf import settings
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Lower
+from django.utils import timezone
 
 from accounts.models import Team, User
 from auditlog.actions import Action
-from auditlog.models import Event, Switchable
+from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import Identity, slug_validator
@@ -238,6 +239,9 @@ class Gateway(Versioned, Switchable):
 
     def __str__(self) -> str:
         return self.name
+
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        return {"updated_at": timezone.now()}  # Clients of the directory ask for what changed since a time.
 
     @property
     def url(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -173,7 +174,10 @@ def test_an_api_key_lists_what_its_owner_may_use(open_to_all: Gateway, open_to_s
     key = make.api_key(boss, Capability.GATEWAYS_READ)
 
     assert slugs(Rest.bearing(key.secret).get(path)) == ["docs-for-all"]
-    assert problem(Rest.bearing(make.api_key(boss).secret).get(path)) == (403, "capability_required")
+    assert problem(Rest.bearing(make.api_key(boss, Capability.LOGS_READ).secret).get(path)) == (
+        403,
+        "capability_required",
+    )
 
 
 def test_vs_code_lists_pages_searches_and_finds_installed_servers(everyone: DirectoryAddress, boss: User) -> None:
@@ -229,10 +233,8 @@ def test_bad_parameters_are_refused_with_the_reason(query: dict[str, str], every
 
 @given(cursor=st.text())
 def test_no_cursor_fails_the_server(cursor: str) -> None:
-    try:
+    with contextlib.suppress(registry.BadQuery):
         registry._position(cursor)
-    except registry.BadQuery:
-        pass
 
 
 def test_any_site_may_read_it_and_nothing_else(everyone: DirectoryAddress, open_to_all: Gateway) -> None:
