@@ -3,5 +3,5 @@
 from django.apps import AppConfig
 
 
-class Directory(AppConfig):
+class ClientDirectory(AppConfig):
     name = "directory"

@@ -159,6 +159,7 @@ def _position(cursor: str) -> tuple[str, str]:
         return "", ""
     try:
         slug, search = json.loads(base64.b64decode(f"{cursor}==", altchars=b"-_"))
+        f"{slug}{search}".encode()  # JSON may escape half a surrogate pair, which the database refuses.
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise BadQuery("cursor", "Is not a cursor of this list.") from None
     if not isinstance(slug, str) or not isinstance(search, str) or "\0" in slug + search:

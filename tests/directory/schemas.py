@@ -1,4 +1,4 @@
-"""What the published schemas ask of the documents that clients read here, and the schemas themselves if they are given.
+"""The schemas of documents that clients read here, as far as the product uses them, and as published if given.
 
 PUBLISHED_SCHEMAS is a folder with `openapi.yaml` (modelcontextprotocol/registry, docs/reference/api) and
 `claude-code-settings.json` (SchemaStore/schemastore, src/schemas/json), to compare with newer versions of them.
@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import yaml
-from jsonschema import Draft202012Validator, FormatChecker
 
 PUBLISHED = os.environ.get("PUBLISHED_SCHEMAS", "")
 
@@ -130,4 +130,4 @@ def _of_registry(name: str) -> dict[str, Any]:
 
 
 def _check(document: Any, schema: dict[str, Any]) -> None:
-    Draft202012Validator(schema, format_checker=FormatChecker()).validate(document)
+    jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(document)

@@ -89,15 +89,26 @@ def test_the_list_says_when_it_was_read_and_by_which_client(browser: Client, sal
     assert [str(row) for row in browser.get(LIST, {"q": "every"}).context["page"]] == ["Everyone"]
     assert [str(row) for row in browser.get(LIST, {"q": "sal"}).context["page"]] == ["Sales"]
     assert "No address matches." in text(browser.get(LIST, {"show": "disabled"}))
-    assert for_sales.url in text(browser.get(LIST, {"format": "csv"}))
+    exported: Any = browser.get(LIST, {"format": "csv"})
+    assert for_sales.url in b"".join(exported.streaming_content).decode()
+
+
+def test_deleting_a_team_says_that_its_address_stops(browser: Client, sales: Team, boss: User) -> None:
+    page = f"/people/teams/{sales.pk}/delete/"
+
+    assert "client directory" not in text(browser.get(page))
+    DirectoryAddress.objects.add(team=sales, by=boss)
+    assert "Its address in the client directory would stop." in text(browser.get(page))
+    browser.post(page)
+    assert not DirectoryAddress.objects.exists()
 
 
 def test_an_empty_file_of_claude_code_is_marked(browser: Client, boss: User) -> None:
     address = DirectoryAddress.objects.add(team=None, by=boss)
 
-    assert "it would turn off every MCP server" in text(browser.get(f"{LIST}{address.pk}/"))
+    assert "with it, Claude Code loads no MCP server" in text(browser.get(f"{LIST}{address.pk}/"))
     make.gateway(by=boss)
-    assert "it would turn off every MCP server" not in text(browser.get(f"{LIST}{address.pk}/"))
+    assert "with it, Claude Code loads no MCP server" not in text(browser.get(f"{LIST}{address.pk}/"))
 
 
 def test_seeing_and_changing_are_apart(sales: Team, boss: User, sign_in: SignIn, max: User) -> None:

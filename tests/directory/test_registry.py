@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from accounts.models import Team, User
 from capabilities import Capability
 from directory import registry
 from directory.models import DirectoryAddress
+from gatewayadmin.serving.log_format import JsonFormatter
 from gateways.models import Gateway, GatewayGrant, Reach
 from oauth.limits import A_MINUTE
 from tests import make
@@ -251,6 +253,15 @@ def test_any_site_may_read_it_and_nothing_else(everyone: DirectoryAddress, open_
     assert (preflight.status_code, answer["Cache-Control"], answer.cookies) == (204, "no-store", {})
     assert Client().post(path).status_code == 405
     assert Client().head(path).status_code == 200
+
+
+def test_the_log_of_requests_masks_addresses(everyone: DirectoryAddress) -> None:
+    def logged(path: str) -> str:
+        record = logging.makeLogRecord({"msg": "request", "path": path})
+        return JsonFormatter().format(record)
+
+    assert everyone.token not in logged(f"/directory/{everyone.token}/v0.1/servers")
+    assert str(everyone.pk) in logged(f"/settings/directory/{everyone.pk}/")
 
 
 def test_reads_are_noted_once_a_minute(everyone: DirectoryAddress) -> None:
