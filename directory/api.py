@@ -71,6 +71,12 @@ class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
     text = serializers.CharField(trim_whitespace=False, help_text="Content of the file.")
 
 
+class PolicyFilesSerializer(serializers.Serializer[Any]):
+    """All policy files of an address."""
+
+    files = PolicyFileSerializer(many=True, help_text="The files.")
+
+
 class DirectoryAddressResource(Resource):
     """Addresses at which clients list gateways without signing in."""
 
@@ -124,10 +130,10 @@ class DirectoryAddressResource(Resource):
         return self.changed(address, address.regenerate)
 
     @action(detail=True, methods=["get"])
-    @operation(needs=Capability.GATEWAYS_READ, answer=PolicyFileSerializer(many=True))
+    @operation(needs=Capability.GATEWAYS_READ, answer=PolicyFilesSerializer)
     def files(self, request: Request, pk: UUID) -> Response:
         """Get the policy files of an address of the directory."""
-        return Response(PolicyFileSerializer(policy_files(_find(pk)), many=True).data)
+        return Response(PolicyFilesSerializer({"files": policy_files(_find(pk))}).data)
 
 
 def _find(pk: UUID) -> DirectoryAddress:

@@ -139,6 +139,6 @@ def test_rest_does_what_the_pages_do(boss: User, sales: Team) -> None:
     assert rest.post(f"{API}/{made['id']}/disable").json()["enabled"] is False
     assert [row["id"] for row in results(rest.get(API, enabled="false"))] == [made["id"]]
     assert [row["team"] for row in results(rest.get(API, q="everyone"))] == [None]
-    files = {file["slug"]: file for file in rest.get(f"{API}/{made['id']}/files").json()}
+    files = {file["slug"]: file for file in rest.get(f"{API}/{made['id']}/files").json()["files"]}
     assert renewed.json()["url"] in files["vs-code-linux"]["text"]
     assert files["claude-code-servers"]["name"] == "managed-mcp.json"
