@@ -147,6 +147,14 @@ class Action(StrEnum):
         "{actor} changed how long held calls of {target} wait.",
     )
 
+    DIRECTORY_ADDRESS_CREATED = "directoryaddress.created", "{actor} created the directory address for {target}."
+    DIRECTORY_ADDRESS_DISABLED = "directoryaddress.disabled", "{actor} disabled the directory address for {target}."
+    DIRECTORY_ADDRESS_ENABLED = "directoryaddress.enabled", "{actor} enabled the directory address for {target}."
+    DIRECTORY_ADDRESS_REGENERATED = (
+        "directoryaddress.regenerated",
+        "{actor} regenerated the directory address for {target}.",
+    )
+
     EVENTS_EXPORTED = "events.exported", "{actor} exported the admin events."
 
     FEATURE_ACCEPTED = "feature.accepted", "{actor} accepted the definition of {target}."

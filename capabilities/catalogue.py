@@ -81,7 +81,7 @@ class Capability(StrEnum):
         "gateways.see_gateway",
         "gateways:read",
         "View all gateways",
-        "See every gateway with its servers, tools and tool sets. Gives no call.",
+        "See every gateway with its servers, tools and tool sets, and the client directory. Gives no call.",
     )
     # In 1.0 this permission was GATEWAYS_READ, for seeing and using. It stays the one for use: while both versions run,
     # each asks the same permission for a call, and nobody who only looks may call through the older one.
@@ -96,7 +96,7 @@ class Capability(StrEnum):
         "gateways:manage",
         "Basic gateway management",
         "Create and rename gateways. Assign servers, choose their identity schemes and tools, accept definitions, and "
-        "choose which agents may use a gateway. Decide on access requests.",
+        "choose which agents may use a gateway. Decide on access requests. Manage the client directory.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

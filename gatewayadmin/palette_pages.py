@@ -125,6 +125,13 @@ PAGES = (
         "sso single sign-on oidc saml okta entra google identity provider",
     ),
     Offer("Provisioning", "scim:list", "people", Capability.PROVISIONING_READ, "scim directory okta entra"),
+    Offer(
+        "Client directory",
+        "directory:list",
+        "gateway",
+        Capability.GATEWAYS_READ,
+        "registry gallery vscode copilot claude cursor policy mdm managed allow list",
+    ),
     Offer("Log sinks", "sinks:list", "logs", Capability.SINKS_READ, "siem export splunk webhook syslog s3 otlp"),
     Offer("OAuth doctor", "doctor", "trace", Capability.GATEWAYS_MANAGE, "diagnose sign-in test"),
     Offer("Admin events", "auditlog:events", "trace", Capability.AUDIT_READ, "audit who changed trail", key="e"),

@@ -150,6 +150,7 @@ INSTALLED_APPS = [
     "scim",
     "sso",
     "configuration",
+    "directory",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

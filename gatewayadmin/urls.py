@@ -32,6 +32,7 @@ _ROOMS = (
     "attention",
     "access",
     "configuration",
+    "directory",
     "approvals",
     "scim",
     "sso",

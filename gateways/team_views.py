@@ -259,5 +259,7 @@ def _ended_access(team: Team) -> str:
     grants = team.tool_grants.live().select_related("tool_set", "gateway").order_by("gateway__name", "tool_set__name")
     given = [f"{grant.tool_set.name} on {grant.gateway.name}" for grant in grants]
     return sentences(
-        closed, f"{number_of(len(given), 'grant')} of tools would end: {first_names(given)}." if given else ""
+        closed,
+        f"{number_of(len(given), 'grant')} of tools would end: {first_names(given)}." if given else "",
+        "Its address in the client directory would stop." if hasattr(team, "directory_address") else "",
     )

@@ -16,7 +16,7 @@ from oauth2_provider.models import Application
 from accounts.models import Attempt, User
 from wire.hosts import address_group
 
-A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
+A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300, "directory": 600}
 OF_ONE_PERSON = {"document": 5}
 
 

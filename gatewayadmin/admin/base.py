@@ -34,6 +34,7 @@ from auditlog.versions import ChangedMeanwhile, ConflictingChange, FormSeen, Ver
 from capabilities import Capability, CapabilityRequired
 from connections.impact import NothingGoesThrough, cuts, cuts_now
 from connections.models import ConnectionFault
+from directory.models import DirectoryError
 from gateways.models import GatewayError
 from hosts.models import HostError
 from rules.models import RuleError
@@ -83,6 +84,7 @@ REFUSALS = (
     CapabilityRequired,
     ChannelError,
     ConnectionFault,
+    DirectoryError,
     GatewayError,
     HoldRefused,
     HostError,

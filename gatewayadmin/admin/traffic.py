@@ -17,6 +17,7 @@ from auditlog.outcomes import in_short
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
+from directory.models import DirectoryAddress
 from gatewayadmin.admin.base import (
     FINAL,
     CapabilityAction,
@@ -135,6 +136,23 @@ class GatewayPages(CapabilityAdmin):
         " takes_requests request_days most_request_days approvers"
         " new_definitions changed_definitions archived_at created_by created_at updated_at"
     )
+
+
+@register(DirectoryAddress, site=site)
+class DirectoryAddressPages(CapabilityAdmin):
+    """Addresses are created on the product's page."""
+
+    seen_by = (Capability.GATEWAYS_READ,)
+    page = ("directory:address", "pk")
+    acts = (
+        *switches(any_of(Capability.GATEWAYS_MANAGE), Q()),
+        CapabilityAction("regenerate", any_of(Capability.GATEWAYS_MANAGE), Q(), f"The old one answers 404. {FINAL}"),
+    )
+    list_display = words("__str__ url status read_at read_by created_by created_at")
+    list_filter = ("enabled", "read_at")
+    list_select_related = ("team", "created_by")
+    search_fields = ("team__name",)
+    fields = words("team url enabled read_at read_by regenerated_at created_by created_at")
 
 
 @register(HostAtGateway, site=site)

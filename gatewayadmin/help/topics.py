@@ -44,6 +44,7 @@ _TOPICS = {
     "connections:tool_matrix": "how-to/tools",
     "connections:tool_set": "how-to/tools",
     "connections:tool_sets": "how-to/tools",
+    "directory:": "how-to/directory",
     "gateways:": "how-to/add-a-server",
     "configuration:agent": "how-to/configuration-as-code",
     "configuration:gateway": "how-to/configuration-as-code",

@@ -96,6 +96,8 @@ NAMES = {
     **{f"stops_{kind}": f"{kind}_stop" for kind in ("connection", "host", "server", "token", "user")},
 }
 PATH = {
+    "name": "Name of the server in the registry, such as `com.example.gateway/docs`.",
+    "version": "Version of the server, or `latest`.",
     "alias": "Alias of the server at this gateway, or the id of its assignment.",
     "assignment": "Id of the server's assignment to the gateway.",
     "host": "Id of the app or agent.",

@@ -25,6 +25,7 @@ from capabilities import own_resource
 from configuration.api import ConfigurationResource
 from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections, GatewayHosts
 from connections.tool_set_api import GatewayGrants, GatewayToolSets
+from directory.api import DirectoryAddressResource, OwnDirectory
 from gatewayadmin.incident.api import Stops
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
@@ -53,6 +54,7 @@ router.register("admin-events", EventResource, "event")
 router.register("api-keys", ApiKeyResource, "apikey")
 router.register("capabilities", CapabilityResource, "capability")
 router.register("connections", ConnectionResource, "connection")
+router.register("directory-addresses", DirectoryAddressResource, "directoryaddress")
 router.register("gateways", GatewayResource, "gateway")
 router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
@@ -106,6 +108,14 @@ _below = [
     at("me", "me", Me, get="retrieve"),
     at("me/ask-for", "me-ask-for", Me, post="ask_for"),
     at("me/calls", "own-call-list", OwnCalls, get="list"),
+    at("me/directory/v0.1/servers", "own-directory-list", OwnDirectory, get="list"),
+    at("me/directory/v0.1/servers/<path:name>/versions", "own-directory-versions", OwnDirectory, get="versions"),
+    at(
+        "me/directory/v0.1/servers/<path:name>/versions/<str:version>",
+        "own-directory-version",
+        OwnDirectory,
+        get="retrieve",
+    ),
     at("me/gateways", "own-gateway-list", OwnGateways, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("config/export", "config-export", ConfigurationResource, get="export"),

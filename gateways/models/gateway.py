@@ -8,10 +8,11 @@ from django.conf import settings
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Lower
+from django.utils import timezone
 
 from accounts.models import Team, User
 from auditlog.actions import Action
-from auditlog.models import Event, Switchable
+from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import Identity, slug_validator
@@ -69,12 +70,14 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             return self.none()
         if user.has_perm(Capability.GATEWAYS_USE):
             return self.live()
-        # Subqueries, because a join needs DISTINCT, which would compute the annotations of every row first.
-        through_teams = Gateway.objects.filter(teams__in=user.teams.all()).order_by().values("pk")
-        reached = Q(reach=Reach.EVERYONE) | Q(pk__in=through_teams)
+        reached = _open_to(user.teams.all())
         if by_grant:
             reached |= Q(pk__in=user.gateways_given.live().order_by().values("gateway"))
         return self.live().filter(reached)
+
+    def open_to_all_of(self, team: Team | None) -> "GatewayQuerySet":
+        """Return live gateways that all people of `team` may use; with None, those that are open to everyone."""
+        return self.live().filter(_open_to([team] if team else []))
 
     def usable_by(self, user: User) -> "GatewayQuerySet":
         """Return enabled gateways that `user` may use."""
@@ -128,6 +131,12 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
                 teams = {*gateway.teams.all()}
                 if (gateway.pk in pks) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)
+
+
+def _open_to(teams: Iterable[Team]) -> Q:
+    """Match gateways that are open to everyone or to one of the teams."""
+    # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.
+    return Q(reach=Reach.EVERYONE) | Q(pk__in=Gateway.objects.filter(teams__in=teams).order_by().values("pk"))
 
 
 class TeamGateways(Versioned):
@@ -230,6 +239,9 @@ class Gateway(Versioned, Switchable):
 
     def __str__(self) -> str:
         return self.name
+
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        return {"updated_at": timezone.now()}  # Clients of the directory ask for what changed since a time.
 
     @property
     def url(self) -> str:

@@ -15,6 +15,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import HostAtGateway
+from directory.models import DirectoryAddress
 from gateways.models import AccessRequest, Feature, IdentityScheme, ToolGrant, ToolSet
 from hosts.models import Host
 from rules.models import Rule
@@ -87,6 +88,7 @@ def build() -> World:
     review = Review.objects.start(
         name="Quarter", scope="teams", subjects=[team], reviewers=[boss], due_on=timezone.now().date(), by=boss
     )
+    directory_address = DirectoryAddress.objects.add(team=None, by=boss)
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -102,6 +104,9 @@ def build() -> World:
             "call-detail": {"pk": call().uid},
             "call-now": {"pk": call(host_id=bot.pk, user_id=owner.pk, gateway_id=link.gateway_id).uid},
             "channel": {"pk": channel.pk},
+            "directoryaddress": {"pk": directory_address.pk},
+            "own-directory-version": {"name": "localhost/open", "version": "latest"},
+            "own-directory-versions": {"name": "localhost/open"},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
             "provisioning": {"pk": provisioning.pk},
@@ -165,6 +170,7 @@ def build() -> World:
             ("config-apply", "post"): {"files": [{"name": "gateway.yaml", "content": "version: 1"}]},
             ("config-plan", "post"): {"files": [{"name": "gateway.yaml", "content": "version: 1"}]},
             ("connection-identity", "put"): {"identity_id": str(identity.pk)},
+            ("directoryaddress-list", "post"): {"team_id": str(team.pk)},
             ("gatewayhost-detail", "put"): {"allowed": True},
             ("gateway-list", "post"): {"name": "Made"},
             ("host-list", "post"): {"name": "Made"},

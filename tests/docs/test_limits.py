@@ -16,6 +16,7 @@ from gatewayadmin.playground import run
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
 from gateways.access_forms import MOST_APPROVERS
 from gateways.models import access_requests
+from oauth.limits import A_MINUTE
 from proxy import server_requests, streams, upstream_streams
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
@@ -75,6 +76,7 @@ LIMITS = {
     "entries that a filter of SCIM may look through": storage.MOST_LOOKED_THROUGH,
     "requests to `/scim/v2` in a minute, of one key": endpoint.A_MINUTE,
     "provisioning keys": MOST_KEYS,
+    "requests to the [client directory](../how-to/directory.md) in a minute, from one address": A_MINUTE["directory"],
     "exports of one person at once, in each worker": MAX_EXPORTS,
     "seconds a page waits for a database that does not answer": int(SILENCE_S),
 }

@@ -26,6 +26,7 @@ from auditlog.outcomes import REASONS, Step
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
+from directory.models import DirectoryAddress
 from gateways.models import AccessRequest, Assignment, Feature, Gateway, Listing, ToolGrant, ToolPolicy, ToolSet
 from hosts.models import Host
 from oauth.models import Registration
@@ -939,6 +940,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "people.listed": _people,
     "roles.listed": lambda ask: Role.objects.count(),
     "teams.listed": lambda ask: Team.objects.count(),
+    "directory.listed": lambda ask: DirectoryAddress.objects.count(),
+    "directory.gateways": lambda ask: DirectoryAddress.objects.get(pk=ask.pk).gateways().count(),
     "events.listed": _events,
     "calls.listed": _listed_calls,
     "calls.exported": _listed_calls,

@@ -25,6 +25,7 @@ ROOMS = (
     "accounts",
     "attention",
     "connections",
+    "directory",
     "gateways",
     "hosts",
     "proxy",

@@ -33,6 +33,7 @@ LISTS = {
     "connections:for_gateway": "gateway.connections.listed",
     "connections:for_host": "host.connections.listed",
     "connections:mcp": "connections.by_state",
+    "directory:list": "directory.listed",
     "gateways:catalogue": "catalogue.listed",
     "gateways:changed": "features.waiting",
     "gateways:list": "gateways.listed",

@@ -96,6 +96,9 @@ def stopped_by_csrf(answer: Any) -> bool:
 
 # Statuses for signed-out visitors, on pages that serve sign-in or programs and so declare no rule.
 STRANGERS = {
+    "directory:servers": 404,
+    "directory:version": 404,
+    "directory:versions": 404,
     "scim:endpoint": 401,
     "servers:client_document": 200,
     "account_login": 200,
@@ -159,6 +162,9 @@ def address(site: Site, name: str, route: URLPattern) -> str:
         "uidb36": "1",
         "key": "no-key",
         "path": "concepts",
+        "token": "unknown",
+        "name": "localhost/open",
+        "version": "latest",
     }
     return reverse(name, kwargs=taken(route, values))
 

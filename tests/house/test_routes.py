@@ -41,6 +41,9 @@ OWN = {
 # Endpoints for programs, which identify clients and keys, not roles. Of the authorization server, only `authorize` has
 # a user, who is asked to sign in; the token and registration endpoints authenticate the client.
 PROTOCOL = {
+    "directory:servers",  # Clients read the directory without a credential; the address is unguessable.
+    "directory:version",
+    "directory:versions",
     "oauth2_provider:authorize",
     "oauth2_provider:dcr-register",
     "oauth2_provider:dcr-register-management",

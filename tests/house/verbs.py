@@ -12,6 +12,7 @@ from attention.matters import BY_NAME
 from attention.telling import PERSONAL
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
+from directory.models import DirectoryAddress
 from gateways.models import Assignment, Feature, Gateway, ToolGrant
 from hosts.models import Host
 from proxy.models import Session
@@ -912,6 +913,30 @@ VERBS = [
         "Sink.edit",
         page("/settings/sinks/{sink}/", name="Other", sends_calls="on"),
         rest("PATCH /sinks/{sink}", name="Other", sends_events=False),
+    ),
+    verb(
+        "DirectoryAddress.add",
+        page("/settings/directory/add/", audiences="{team}"),
+        rest("POST /directory-addresses", team_id="{team}"),
+    ),
+    verb(
+        "DirectoryAddress.disable",
+        page("/settings/directory/{directory_address}/disable/"),
+        rest("POST /directory-addresses/{directory_address}/disable"),
+        admin("directory/directoryaddress", "disable", "directory_address"),
+    ),
+    verb(
+        "DirectoryAddress.enable",
+        page("/settings/directory/{directory_address}/enable/"),
+        rest("POST /directory-addresses/{directory_address}/enable"),
+        admin("directory/directoryaddress", "enable", "directory_address"),
+        before=off(DirectoryAddress, "directory_address"),
+    ),
+    verb(
+        "DirectoryAddress.regenerate",
+        page("/settings/directory/{directory_address}/regenerate/"),
+        rest("POST /directory-addresses/{directory_address}/regenerate"),
+        admin("directory/directoryaddress", "regenerate", "directory_address"),
     ),
     verb(
         "Sink.disable",

@@ -84,6 +84,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "OpenID Connect or SAML, groups and roles",
             frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ}),
         ),
+        Setting(
+            "directory:list",
+            "Client directory",
+            "gateway",
+            "Addresses and policy files that show clients your gateways",
+            Capability.GATEWAYS_READ,
+        ),
         Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_READ),
         Setting("doctor", "OAuth doctor", "trace", "Tests whether apps can sign in", Capability.GATEWAYS_MANAGE),
     ),
