@@ -36,8 +36,15 @@ class Package:
     def is_exact(self) -> bool:
         return _exact(self.version) is not None
 
+    @property
+    def program(self) -> str:
+        """The usual name of the package's program."""
+        scope, _, bare = self.name.rpartition("/")
+        return f"mcp-{bare}" if scope == "@modelcontextprotocol" else bare.partition("[")[0]
+
     def __str__(self) -> str:
-        return f"{self.kind}:{self.name}@{self.version if self.is_exact else 'VERSION'}"
+        sign = "@" if self.kind == "npm" else "=="
+        return f"{self.kind}:{self.name}{sign}{self.version if self.is_exact else 'VERSION'}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class Command:
         if _bare(first) == "cmd" and rest[:1] and rest[0].lower() == "/c" and rest[1:]:
             first, *rest = rest[1:]
         named = {str(key): str(value) for key, value in environment.items()} if isinstance(environment, dict) else {}
-        package, arguments = _package(_bare(first), rest)
-        return cls(first, tuple(arguments), named, package)
+        package, program, arguments = _package(_bare(first), rest)
+        return cls(program or first, tuple(arguments), named, package)
 
     def bridged(self) -> tuple[str, dict[str, str], str] | None:
         """Return URL, headers and transport of the remote server that a bridge leads to; None if it is no bridge."""
@@ -111,6 +118,8 @@ class Command:
         if self.package and not self.package.is_exact:
             given = f"“{self.package.version}” is not an exact version" if self.package.version else "It has no version"
             yield f"{given}: replace VERSION by the one you checked."
+        if self.package and self.package.kind == "npm":
+            yield f"Check the name of its program: “{self.program}” is the usual one."
         if self.environment:
             yield f"Set {', '.join(self.environment)} where the runner runs. The values are not copied."
         if self._shown_arguments() != list(self.arguments):
@@ -119,21 +128,21 @@ class Command:
             yield f"{paths[0][:80]} is a path of another machine. Write one of the runner's machine."
 
     def runner_block(self, name: str) -> str:
-        """Return the entry for runner.yaml, without any secret."""
-        entry: dict[str, Any] = {}
+        """Return the item for the list `servers` of runner.yaml, without any secret."""
+        slug = slugify(name).replace("_", "-")[:40].strip("-") or "program"
+        entry: dict[str, Any] = {"name": slug} | ({"title": name[:80]} if name != slug else {})
         if self.package:
             entry["package"] = str(self.package)
-        else:
-            entry["command"] = [self.program, *self._shown_arguments()]
-        if self.package and self.arguments:
-            entry["args"] = self._shown_arguments()
+        entry["command"] = [self.program, *self._shown_arguments()]
         if self.environment:
-            entry["env"] = {key: f"env:{key}" for key in self.environment}
-        return document.write({"servers": {slugify(name).replace("_", "-") or "program": entry}})
+            entry["environment"] = {key: f"env:{key}" for key in self.environment}
+        return document.write({"servers": [entry]}).partition("\n")[2]
 
     def _shown_arguments(self) -> list[str]:
         before = ("", *self.arguments)
-        hidden = (word.startswith("-") and "=" not in word and names_a_secret(word) for word in before)
+        hidden = (
+            word.startswith("-") and "=" not in word and (names_a_secret(word) or "key" in word) for word in before
+        )
         return [
             REDACTED if hide and not word.startswith("-") else without_secrets(word)
             for hide, word in zip(hidden, self.arguments, strict=False)
@@ -145,8 +154,8 @@ def _bare(program: str) -> str:
     return re.split(r"[/\\]", program.strip())[-1].lower().removesuffix(".exe").removesuffix(".cmd")
 
 
-def _package(program: str, words: Sequence[str]) -> tuple[Package | None, list[str]]:
-    """Return the package that npx, uvx or a similar program starts, and its arguments."""
+def _package(program: str, words: Sequence[str]) -> tuple[Package | None, str, list[str]]:
+    """Return the package that npx, uvx or a similar program starts, its program, and the arguments."""
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}
     kind = "pypi" if program == "uv" and words[:2] == ["tool", "run"] else starts.get(program, "")
@@ -154,7 +163,7 @@ def _package(program: str, words: Sequence[str]) -> tuple[Package | None, list[s
     if program in ("pipx", "pnpm", "yarn", "npm"):
         kind, words = (kind, words[1:]) if words[:1] in (["run"], ["dlx"], ["exec"]) else ("", words)
     if not kind:
-        return None, words
+        return None, "", words
     named = ""
     while words and words[0].startswith("-"):
         option, sign, value = words.pop(0).partition("=")
@@ -164,7 +173,7 @@ def _package(program: str, words: Sequence[str]) -> tuple[Package | None, list[s
     started = words.pop(0) if words else ""
     text = named or started
     if not text:
-        return None, words
-    at = text.find("==") if "==" in text else text.find("@", 1)
-    name, version = (text[:at], text[at:].lstrip("=@")) if at > 0 else (text, "")
-    return Package(kind, name, version), words
+        return None, "", words
+    found = re.match(r"(@?[^@=<>~! ]+)(?:[@=<>~! ]+(.*))?", text)
+    package = Package(kind, found[1], found[2] or "") if found else Package(kind, text, "")
+    return package, started if named else package.program, words

@@ -105,10 +105,11 @@ def test_programs_become_entries_for_the_runner_without_values_of_their_environm
     github, timer, *others = read_entries(file)
 
     assert github.block == (
-        "servers:\n  git-hub:\n    package: npm:@org/github@2025.4.8\n    args:\n      - --api-key\n"
-        "      - '[redacted]'\n      - --verbose\n    env:\n      GITHUB_TOKEN: env:GITHUB_TOKEN\n"
+        "  - name: git-hub\n    title: Git Hub\n    package: npm:@org/github@2025.4.8\n    command:\n      - github\n"
+        "      - --api-key\n      - '[redacted]'\n      - --verbose\n    environment:\n"
+        "      GITHUB_TOKEN: env:GITHUB_TOKEN\n"
     )
-    assert "pypi:mcp-time>=1@VERSION" in timer.block
+    assert "package: pypi:mcp-time==VERSION\n    command:\n      - mcp-server-time\n" in timer.block
     assert any("replace VERSION" in note for note in timer.notes)
     assert [one.name for one in others if one.why] == ["mine", "off", "odd", "text"]
     assert "hunter2" not in str(github)
