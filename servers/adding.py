@@ -394,8 +394,9 @@ def _store_features(
 ) -> None:
     """Store the listed features. If listing failed, they are listed when the server is first used."""
     record_contact(server, identity, outcome)
-    for assignment in assigned if isinstance(outcome, Discovered) else ():
-        for kind, definitions in outcome.features.items():
+    features = outcome.features if isinstance(outcome, Discovered) else {}
+    for assignment in assigned if features else ():
+        for kind, definitions in features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)
         if tools == READ_ONLY:
             for feature in assignment.features.filter(kind=FeatureKind.TOOL, effect=Effect.READ_ONLY, enabled=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -273,7 +273,7 @@ class ServerResource(Resource):
         entries = [_entry_data(offer, found.get(offer.number)) for offer in offers]
         return Response(ClientEntriesSerializer({"entries": entries}).data)
 
-    def _brought(self, chosen: list[Offer], body: dict[str, Any]) -> list[Outcome]:
+    def _brought(self, chosen: Sequence[Offer], body: dict[str, Any]) -> Sequence[Outcome]:
         to = BringForm(
             {
                 "who": SHARED if body["shared"] else OWN,

@@ -1,36 +1,25 @@
-"""The page *Add servers from a file*: what each server of a client's configuration becomes, and adding those chosen.
-
-The file goes from step to step in the form itself, encrypted, so that no secret is stored or shown.
-"""
+"""What the servers of a client's configuration file become here, and adding those that a person chooses."""
 
 from __future__ import annotations
 
-import zlib
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from django import forms
 from django.db import IntegrityError
-from django.http import HttpResponse
-from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_http_methods
 
 from accounts.models import User
 from accounts.queues import released_while_waiting
-from capabilities import Capability, requires
+from capabilities import Capability
 from gateways.models import FeatureKind, Gateway, GatewayError
 from servers.adding import ALL, OWN, NewServerForm, ServerTrial, add_gateway, add_server, name_of, next_page, try_server
-from servers.client_files import Entry, Unreadable, read_entries
+from servers.client_files import Entry
 from servers.discovery import DiscoveryRefused
 from servers.forms import TAKEN, suggest
 from servers.models import AuthType, Server, ServerError
 from servers.upstream_guard import upstream_guard
-from ui.pages import AppRequest, show
-from ui.sealing import cipher
 from wire.errors import BadAnswer
 from wire.guard import UrlRefused
 from wire.hosts import origin_of
@@ -236,106 +225,3 @@ def _said(wish: Wish, trial: ServerTrial, server: Server) -> tuple[str, str]:
             return f"Added without the credential: the server {trial.outcome}.", "warn"
         return f"Added. {trial.wants if trial.signs_in else 'It needs a credential.'}", "good"
     return f"Added, but the server {trial.outcome}.", "warn"
-
-
-# The page.
-
-PAGE = "servers/bring.html"
-EXPIRED = "The file can no longer be read. Paste it again."
-
-
-@dataclass
-class Draft:
-    """The file between two steps, and the credentials entered so far by number of the entry."""
-
-    text: str
-    entered: dict[str, str]
-
-    def sealed(self, user: User) -> str:
-        """Return the draft encrypted for this person."""
-        packed = zlib.compress(orjson.dumps([str(user.pk), self.text, self.entered]))
-        return cipher().seal(b64encode(packed).decode()).decode()
-
-    @classmethod
-    def opened(cls, sealed: str, user: User) -> Draft | None:
-        """Return the draft; None if it is another person's, or the key was removed from the settings."""
-        try:
-            person, text, entered = orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
-        except ValueError:
-            return None
-        return cls(text, entered) if person == str(user.pk) else None
-
-
-@never_cache
-@require_http_methods(["GET", "POST"])
-@requires(Capability.SERVERS_MANAGE)
-def page(request: AppRequest) -> HttpResponse:
-    """Show the field for the file; POST with `text`: what it becomes; with `sealed` and `add`: add the ticked ones."""
-    data = request.POST
-    if "sealed" not in data:
-        return _review(request, Draft(data.get("text", ""), {})) if "text" in data else _ask(request)
-    draft = Draft.opened(data["sealed"], request.user)
-    if draft is None:
-        return _ask(request, fault=EXPIRED)
-    if "back" in data:
-        return _ask(request, draft.text)
-    return _added(request, draft) if "add" in data else _review(request, draft)
-
-
-def _ask(request: AppRequest, text: str = "", fault: str = "") -> HttpResponse:
-    return show(request, PAGE, {"step": "file", "text": text, "fault": fault}, status=422 if fault else 200)
-
-
-def _review(request: AppRequest, draft: Draft, form: BringForm | None = None, fault: str = "") -> HttpResponse:
-    try:
-        offers = offers_of(read_entries(draft.text))
-    except Unreadable as error:
-        return _ask(request, draft.text, str(error))
-    posted = request.POST if form else None
-    ticked = set(posted.getlist("pick")) if posted else {str(one.number) for one in _addable(offers)[:MOST_ADDED]}
-    rows = [(one, *_filled(one, ticked, draft, posted)) for one in _addable(offers)]
-    groups = {kind: [one for one in offers if one.becomes == kind] for kind in ("program", "here", "unusable")}
-    context = {"step": "review", "rows": rows, **groups, "sealed": draft.sealed(request.user), "fault": fault}
-    context |= {
-        "form": form or BringForm(user=request.user),
-        "most": MOST_ADDED,
-        "has_credential": any(one.credential for one in _addable(offers)),
-    }
-    return show(request, PAGE, context, status=422 if form or fault else 200)
-
-
-def _addable(offers: Iterable[Offer]) -> list[Offer]:
-    return [one for one in offers if one.becomes == "server"]
-
-
-def _filled(offer: Offer, ticked: set[str], draft: Draft, posted: Any) -> tuple[str, bool, bool, bool]:
-    """Return the name, whether the row is ticked, whether the file's credential is, and whether one was entered."""
-    number = str(offer.number)
-    name = posted.get(f"name-{number}", offer.name) if posted else offer.name
-    uses = f"use-{number}" in posted if posted else bool(offer.entry.secret)
-    return name, number in ticked, uses, number in draft.entered
-
-
-def _added(request: AppRequest, draft: Draft) -> HttpResponse:
-    offers = {str(one.number): one for one in _addable(offers_of(read_entries(draft.text)))}
-    picked = [offers[number] for number in request.POST.getlist("pick") if number in offers]
-    for offer in picked:
-        if secret := request.POST.get(f"secret-{offer.number}", "").strip():
-            draft.entered[str(offer.number)] = secret
-    form = BringForm(request.POST, user=request.user)
-    if not 0 < len(picked) <= MOST_ADDED:
-        return _review(request, draft, form, f"Select 1 to {MOST_ADDED} servers.")
-    if not form.is_valid():
-        return _review(request, draft, form)
-    wishes = [_wish(offer, draft, request) for offer in picked]
-    outcomes = bring(wishes, to=form, by=request.user)
-    more = len(offers) > sum(one.server is not None for one in outcomes)
-    context = {"step": "done", "outcomes": outcomes, "more": more, "sealed": draft.sealed(request.user)}
-    return show(request, PAGE, context)
-
-
-def _wish(offer: Offer, draft: Draft, request: AppRequest) -> Wish:
-    number = str(offer.number)
-    given = offer.entry.secret if f"use-{number}" in request.POST else ""
-    name = request.POST.get(f"name-{number}", "").strip() or offer.name
-    return Wish(offer.entry, name, draft.entered.get(number) or given)
