@@ -16,7 +16,16 @@ from rest_framework.response import Response
 from accounts.sign_in import confirm_first
 from capabilities import Capability, CapabilityRequired
 from servers.adding import OWN, SHARED
-from servers.bring import MOST_ADDED, NEW_GATEWAY, BringForm, Offer, Outcome, Wish, bring, offers_of
+from servers.bring import (
+    MOST_ADDED,
+    NEW_GATEWAY,
+    AddedEntry,
+    ChosenEntry,
+    OfferedEntry,
+    PlacementForm,
+    bring,
+    offers_of,
+)
 from servers.client_files import MOST_BYTES, Unreadable, read_entries
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
 from servers.forms import ServerForm
@@ -188,14 +197,14 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
     has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
     suggested_name = serializers.CharField(help_text="Name that the server gets; differs if the name is taken.")
-    runner_yaml = serializers.CharField(help_text="Entry of `runner.yaml`, for programs.")
+    runner_yaml = serializers.CharField(help_text="ClientEntry of `runner.yaml`, for programs.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="What to know, in words.")
     detail = serializers.CharField(help_text="Why it is not usable, or what became of it; otherwise empty.")
     server = ServerReference(allow_null=True, help_text="The added or existing server; otherwise null.")
 
 
 class ClientEntriesSerializer(serializers.Serializer[Any]):
-    """What the entries of a client's file become."""
+    """The entries of a client's file."""
 
     entries = ClientEntrySerializer(many=True, help_text="All entries, in the order of the file.")
 
@@ -273,8 +282,8 @@ class ServerResource(Resource):
         entries = [_entry_data(offer, found.get(offer.number)) for offer in offers]
         return Response(ClientEntriesSerializer({"entries": entries}).data)
 
-    def _brought(self, chosen: Sequence[Offer], body: dict[str, Any]) -> Sequence[Outcome]:
-        to = BringForm(
+    def _brought(self, chosen: Sequence[OfferedEntry], body: dict[str, Any]) -> Sequence[AddedEntry]:
+        to = PlacementForm(
             {
                 "who": SHARED if body["shared"] else OWN,
                 "gateway": NEW_GATEWAY if body["new_gateway"] else body["gateway"],
@@ -287,7 +296,7 @@ class ServerResource(Resource):
             raise CapabilityRequired(Capability.GATEWAYS_MANAGE)
         checked(to)
         use = body["use_credentials"]
-        wishes = [Wish(offer.entry, offer.name, offer.entry.secret if use else "") for offer in chosen]
+        wishes = [ChosenEntry(offer.entry, offer.name, offer.entry.secret if use else "") for offer in chosen]
         return bring(wishes, to=to, by=self.me)
 
     @action(detail=True, methods=["post"])
@@ -327,7 +336,7 @@ class ServerResource(Resource):
         return self.answer(server_or_404(row.slug), status)
 
 
-def _entry_data(offer: Offer, outcome: Outcome | None) -> dict[str, Any]:
+def _entry_data(offer: OfferedEntry, outcome: AddedEntry | None) -> dict[str, Any]:
     entry = offer.entry
     return {
         "name": entry.name,

@@ -1,4 +1,4 @@
-"""What the servers of a client's configuration file become here, and adding those that a person chooses."""
+"""Decide what each server of a client's configuration file becomes, and add those that a person chooses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accounts.queues import released_while_waiting
 from capabilities import Capability
 from gateways.models import FeatureKind, Gateway, GatewayError
 from servers.adding import ALL, OWN, NewServerForm, ServerTrial, add_gateway, add_server, name_of, next_page, try_server
-from servers.client_files import Entry
+from servers.client_files import ClientEntry
 from servers.discovery import DiscoveryRefused
 from servers.forms import TAKEN, suggest
 from servers.models import AuthType, Server, ServerError
@@ -30,11 +30,11 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a server of the file becomes: `here`, `unusable`, `program` or `server`."""
+class OfferedEntry:
+    """A server of the file, and the state it gets here: `here`, `unusable`, `program` or `server`."""
 
     number: int
-    entry: Entry
+    entry: ClientEntry
     name: str  # A name that is not taken.
     here: Server | None = None  # The server with this URL.
     namesake: Server | None = None  # Another server with the name of the entry.
@@ -53,7 +53,7 @@ class Offer:
         return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
 
 
-def offers_of(entries: Sequence[Entry]) -> list[Offer]:
+def offers_of(entries: Sequence[ClientEntry]) -> list[OfferedEntry]:
     """Return what each entry becomes. Nothing is called."""
     servers = list(Server.objects.live().only("name", "slug", "url"))
     by_url = {_same(server.url): server for server in servers}
@@ -66,7 +66,7 @@ def offers_of(entries: Sequence[Entry]) -> list[Offer]:
         if not why and place in urls:
             why = "The file has another entry with this URL."
         here = by_url.get(place) if not entry.why else None
-        offer = Offer(number, entry, name, here, by_name.get(entry.name.strip().casefold()), why)
+        offer = OfferedEntry(number, entry, name, here, by_name.get(entry.name.strip().casefold()), why)
         if offer.becomes == "server":
             taken.add(name.casefold())
             urls.add(place)
@@ -96,8 +96,8 @@ def _refusal(url: str) -> str:
     return ""
 
 
-class BringForm(forms.Form):
-    """Where the added servers go: a gateway, its tools, and the owner of their credentials."""
+class PlacementForm(forms.Form):
+    """The gateway of the added servers, its tools, and the owner of their credentials."""
 
     who = forms.ChoiceField(required=False, choices=NewServerForm.base_fields["who"].choices, initial=OWN)  # type: ignore[attr-defined]
     gateway = forms.ChoiceField(required=False)
@@ -126,20 +126,20 @@ class BringForm(forms.Form):
 
 
 @dataclass(frozen=True)
-class Wish:
+class ChosenEntry:
     """An entry to add under `name`, with the credential to store, or an empty one."""
 
-    entry: Entry
+    entry: ClientEntry
     name: str
     secret: str = ""
 
     def __repr__(self) -> str:
-        return f"Wish({self.name!r})"
+        return f"ChosenEntry({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a wish: the added server, or None, and a sentence."""
+class AddedEntry:
+    """The result for a chosen entry: the added server, or None, and a sentence."""
 
     name: str
     server: Server | None
@@ -148,7 +148,7 @@ class Outcome:
     next_url: str = ""  # Where the person enters a credential, or the server's page.
 
 
-def bring(wishes: Sequence[Wish], *, to: BringForm, by: User) -> list[Outcome]:
+def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
     """Test the servers, add them and assign them to the gateway of the valid form `to`.
 
     Each is added on its own; the outcome of one that cannot be added says why. The new gateway is created with the
@@ -167,32 +167,34 @@ def bring(wishes: Sequence[Wish], *, to: BringForm, by: User) -> list[Outcome]:
     return [_add(wish, trial, to, gateway, by) for wish, trial in zip(wishes, trials, strict=True)]
 
 
-def _try(wish: Wish) -> ServerTrial:
+def _try(wish: ChosenEntry) -> ServerTrial:
     entry = wish.entry
     values = {"name": "-", "url": entry.url, "auth_type": entry.auth_type, "header_name": entry.header_name}
     return try_server(values, wish.secret, tuple(FeatureKind))
 
 
-def _add(wish: Wish, trial: ServerTrial, to: BringForm, new_gateway: Callable[[], Gateway], by: User) -> Outcome:
+def _add(
+    wish: ChosenEntry, trial: ServerTrial, to: PlacementForm, new_gateway: Callable[[], Gateway], by: User
+) -> AddedEntry:
     if getattr(trial.outcome, "reason", "") == BadAnswer.reason:
-        return Outcome(wish.name, None, f"Not added: the server {trial.outcome}.", "bad")
+        return AddedEntry(wish.name, None, f"Not added: the server {trial.outcome}.", "bad")
     form = NewServerForm(_values(wish, trial, to.cleaned_data), user=by)
     if not form.is_valid():
-        return Outcome(wish.name, None, f"Not added: {next(iter(form.errors.values()))[0]}", "bad")
+        return AddedEntry(wish.name, None, f"Not added: {next(iter(form.errors.values()))[0]}", "bad")
     try:
         if form.cleaned_data.get("own_gateway"):
             form.cleaned_data |= {"own_gateway": False, "gateways": [new_gateway()]}
         is_same = bool(form.cleaned_data["secret"]) == trial.with_credential
         server = add_server(form, by=by, tested=trial.health, outcome=trial.outcome if is_same else None)
     except IntegrityError:
-        return Outcome(wish.name, None, f"Not added: {TAKEN}", "bad")
+        return AddedEntry(wish.name, None, f"Not added: {TAKEN}", "bad")
     except (ServerError, GatewayError) as error:
-        return Outcome(wish.name, None, f"Not added: {error}", "bad")
+        return AddedEntry(wish.name, None, f"Not added: {error}", "bad")
     text, kind = _said(wish, trial, server)
-    return Outcome(server.name, server, text, kind, next_page(server, form, by))
+    return AddedEntry(server.name, server, text, kind, next_page(server, form, by))
 
 
-def _values(wish: Wish, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any]:
+def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any]:
     """Return the data for NewServerForm. A credential that the server refused is left out."""
     entry, gateway, refused = wish.entry, to.get("gateway", ""), isinstance(trial.outcome, DiscoveryRefused)
     auth_type = entry.auth_type
@@ -214,7 +216,7 @@ def _values(wish: Wish, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any
     }
 
 
-def _said(wish: Wish, trial: ServerTrial, server: Server) -> tuple[str, str]:
+def _said(wish: ChosenEntry, trial: ServerTrial, server: Server) -> tuple[str, str]:
     """Return the outcome for an added server as a sentence, and its severity."""
     if trial.found:
         tools = f"{trial.tool_count:,} tool{'s' * (trial.tool_count != 1)}"

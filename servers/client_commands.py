@@ -25,7 +25,7 @@ CONTAINERS = frozenset({"docker", "podman", "nerdctl"})
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
+class ClientPackage:
     """A package of a registry, such as `npm:mcp-remote`, with the version as written."""
 
     kind: str
@@ -48,16 +48,16 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Command:
+class ClientCommand:
     """A command with its arguments and environment, without `cmd /c` and the options of npx or uvx."""
 
     program: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
-    package: Package | None = None
+    package: ClientPackage | None = None
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Command | None:
+    def of(cls, values: Mapping[str, Any]) -> ClientCommand | None:
         """Return the command of an entry; None if it has none."""
         words, environment = [values.get("command")], values.get("env")
         words += values["args"] if isinstance(values.get("args"), list) else []
@@ -114,7 +114,7 @@ class Command:
 
     @property
     def notes(self) -> Iterator[str]:
-        """What a person has to do before the runner can start the program."""
+        """Sentences on the changes that are needed before the runner can start the program."""
         if self.package and not self.package.is_exact:
             given = f"“{self.package.version}” is not an exact version" if self.package.version else "It has no version"
             yield f"{given}: replace VERSION by the one you checked."
@@ -154,7 +154,7 @@ def _bare(program: str) -> str:
     return re.split(r"[/\\]", program.strip())[-1].lower().removesuffix(".exe").removesuffix(".cmd")
 
 
-def _package(program: str, words: Sequence[str]) -> tuple[Package | None, str, list[str]]:
+def _package(program: str, words: Sequence[str]) -> tuple[ClientPackage | None, str, list[str]]:
     """Return the package that npx, uvx or a similar program starts, its program, and the arguments."""
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}
@@ -175,5 +175,5 @@ def _package(program: str, words: Sequence[str]) -> tuple[Package | None, str, l
     if not text:
         return None, "", words
     found = re.match(r"(@?[^@=<>~! ]+)(?:[@=<>~! ]+(.*))?", text)
-    package = Package(kind, found[1], found[2] or "") if found else Package(kind, text, "")
+    package = ClientPackage(kind, found[1], found[2] or "") if found else ClientPackage(kind, text, "")
     return package, started if named else package.program, words

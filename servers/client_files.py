@@ -1,7 +1,7 @@
 """Read the servers of an MCP client's configuration file: JSON with comments, or YAML.
 
 Known files: Claude Desktop, Claude Code, Cursor, VS Code (`servers`, `inputs`), LiteLLM (`mcp_servers`), exports of
-MetaMCP, and others that name servers in `mcpServers`. Secrets are only in `Entry.secret`, never in messages and notes.
+MetaMCP, and others that name servers in `mcpServers`. Secrets are in `ClientEntry.secret` only, never in messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from configuration import document
 from proxy.store.redaction import names_a_secret, without_secrets
-from servers.client_commands import Command
+from servers.client_commands import ClientCommand
 
 MOST_BYTES = 256 * 1024
 MOST_ENTRIES = 200
@@ -34,7 +34,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ClientEntry:
     """A server of the file: `url` for a remote server, `block` for a program, `why` if the gateway cannot use it."""
 
     name: str
@@ -47,7 +47,7 @@ class Entry:
     notes: tuple[str, ...] = ()
 
 
-def read_entries(text: str) -> list[Entry]:
+def read_entries(text: str) -> list[ClientEntry]:
     """Return the servers of a file, in its order. Raises Unreadable."""
     if len(text.encode(errors="replace")) > MOST_BYTES:
         raise Unreadable(1, 1, f"The file is larger than {MOST_BYTES // 1024} KB. Paste only its servers.")
@@ -198,12 +198,12 @@ _variable = re.compile(r"\$\{[^{}]*\}|os\.environ/\S+|\{\{[^{}]*\}\}|\A(?:\w+ )?
 _placeholder = re.compile(r"\byour[ _-]|x{4,}|\.{3}|…|_here\b|\A(?:value|key|token|secret|changeme)\Z", re.IGNORECASE)
 
 
-def _entry(name: str, values: Any, about: Mapping[str, str]) -> Entry:
+def _entry(name: str, values: Any, about: Mapping[str, str]) -> ClientEntry:
     if not isinstance(values, dict):
-        return Entry(name, why="It is not an object with “url” or “command”.")
+        return ClientEntry(name, why="It is not an object with “url” or “command”.")
     if values.get("disabled") is True or values.get("enabled") is False:
-        return Entry(name, why="It is disabled in this file.")
-    command = Command.of(values)
+        return ClientEntry(name, why="It is disabled in this file.")
+    command = ClientCommand.of(values)
     url = next((values[key] for key in ("url", "serverUrl", "httpUrl") if isinstance(values.get(key), str)), "")
     headers = _fixed_headers(values)
     kind = str(values.get("type") or values.get("transport") or "").lower()
@@ -213,9 +213,9 @@ def _entry(name: str, values: Any, about: Mapping[str, str]) -> Entry:
             return _program(name, command)
         url, headers, kind = remote
     if not url:
-        return Entry(name, why="It has neither “url” nor “command”.")
+        return ClientEntry(name, why="It has neither “url” nor “command”.")
     if kind == "sse":
-        return Entry(name, url=without_secrets(url), why=OLD_TRANSPORT)
+        return ClientEntry(name, url=without_secrets(url), why=OLD_TRANSPORT)
     return _remote(name, url, headers, about)
 
 
@@ -234,19 +234,19 @@ def _fixed_headers(values: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str, str]) -> Entry:
+def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str, str]) -> ClientEntry:
     url = re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", url)  # A variable with a default.
     shown = without_secrets(url)
     if _variable.search(url) or "<" in url:
-        return Entry(name, url=shown, why="Its URL has a variable. Write the value into the file.")
+        return ClientEntry(name, url=shown, why="Its URL has a variable. Write the value into the file.")
     if shown != url or any(names_a_secret(key) for key, _ in parse_qsl(urlsplit(url).query)):
         shown = shown.partition("?")[0]
         why = "Its URL contains a credential, and URLs are shown on pages. Give the credential in a header."
-        return Entry(name, url=shown, why=why)
-    return _with_credential(Entry(name, url=url), headers, about)
+        return ClientEntry(name, url=shown, why=why)
+    return _with_credential(ClientEntry(name, url=url), headers, about)
 
 
-def _with_credential(entry: Entry, headers: Mapping[str, str], about: Mapping[str, str]) -> Entry:
+def _with_credential(entry: ClientEntry, headers: Mapping[str, str], about: Mapping[str, str]) -> ClientEntry:
     """Choose the header that is the credential: Authorization, or the first one that looks like a secret."""
     secrets = [one for one in headers if names_a_secret(one) or "key" in one.lower() or _variable.search(headers[one])]
     secrets.sort(key=lambda one: one.lower() != "authorization")
@@ -264,11 +264,11 @@ def _with_credential(entry: Entry, headers: Mapping[str, str], about: Mapping[st
     return _replaced(entry, auth_type=known[0], header_name=known[1], secret=secret, notes=tuple(notes))
 
 
-def _replaced(entry: Entry, **values: Any) -> Entry:
-    return Entry(**{"name": entry.name, "url": entry.url} | values)
+def _replaced(entry: ClientEntry, **values: Any) -> ClientEntry:
+    return ClientEntry(**{"name": entry.name, "url": entry.url} | values)
 
 
-def _program(name: str, command: Command) -> Entry:
+def _program(name: str, command: ClientCommand) -> ClientEntry:
     if why := command.unusable:
-        return Entry(name, why=why)
-    return Entry(name, block=command.runner_block(name), notes=tuple(command.notes))
+        return ClientEntry(name, why=why)
+    return ClientEntry(name, block=command.runner_block(name), notes=tuple(command.notes))

@@ -11,8 +11,8 @@ from django.test import Client
 from accounts.models import User
 from capabilities import Capability
 from gateways.models import Gateway, ToolPolicy
-from servers.bring_views import Draft
-from servers.client_files import MOST_BYTES, Entry, Unreadable, read_entries
+from servers.bring_views import FileDraft
+from servers.client_files import MOST_BYTES, ClientEntry, Unreadable, read_entries
 from servers.models import Identity, Server
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, person
@@ -199,14 +199,14 @@ def test_the_text_stays_in_the_field_and_a_draft_is_for_its_person(ana: User, ma
     client = sign_in(ana)
 
     refused = review(client, '{"mcpServers": {"a": <b>}}')
-    sealed = Draft('{"mcpServers": {"a": {"url": "https://a.example/mcp"}}}', {}).sealed(max)
+    sealed = FileDraft('{"mcpServers": {"a": {"url": "https://a.example/mcp"}}}', {}).sealed(max)
 
     assert refused.status_code == 422
     assert "&lt;b&gt;}}</textarea>" in refused.content.decode()
     assert "Line 1, column 22" in text(refused)
     for bad in (sealed, "x", "", "\0"):
         assert "Paste it again" in text(client.post(PATH, {"sealed": bad, "add": "1"}))
-    own = Draft("kept", {}).sealed(ana)
+    own = FileDraft("kept", {}).sealed(ana)
     assert ">kept</textarea>" in client.post(PATH, {"sealed": own, "back": "1"}).content.decode()
 
 
@@ -298,4 +298,4 @@ def test_rest_says_what_entries_become_and_makes_the_named_ones(urls: dict[str, 
 
 
 def test_an_entry_never_shows_its_secret() -> None:
-    assert "hunter2" not in repr(Entry("a", secret="hunter2"))
+    assert "hunter2" not in repr(ClientEntry("a", secret="hunter2"))
