@@ -37,7 +37,7 @@ def test_a_published_file_is_added_on_a_gateway_with_five_acts(
         page.get_by_role("button", name="Read configuration").click()
         for field in page.get_by_label("Name", exact=True).all():  # Other files have the same names.
             field.fill(unique(field.input_value()))
-        page.get_by_label("Gateway").select_option("A new gateway")
+        page.get_by_label("Gateway", exact=True).select_option("A new gateway")
         page.get_by_label("Name of the new gateway").fill(gateway)
         page.get_by_role("button", name="Add selected servers").click()
 
