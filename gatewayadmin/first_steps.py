@@ -42,6 +42,7 @@ class SetupStep:
     url: str = ""
     act: str = ""
     takes: Capability | None = None
+    other: tuple[str, str] = ("", "")  # URL and label of another way to do it.
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Setup:
             SetupStep(
                 "server", "Add a server", "GitHub, Notion, Linear, or any MCP server of your own.", facts.has_server,
                 reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
+                (reverse("servers:bring"), "Add servers from a client's file"),
             ),
             SetupStep(
                 "gateway", "Put the server on a gateway",

@@ -46,6 +46,13 @@ TO_DO = (
     ),
     Offer("Add a server", "servers:add", "add", Capability.SERVERS_MANAGE, "new create register upstream"),
     Offer(
+        "Import servers from a file",
+        "servers:bring",
+        "add",
+        Capability.SERVERS_MANAGE,
+        "bring client configuration claude cursor vscode litellm metamcp mcp.json",
+    ),
+    Offer(
         "Start an access review",
         "access:start_review",
         "add",

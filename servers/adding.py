@@ -270,29 +270,29 @@ def _line(text: Any) -> str:
     return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
 
 
-def try_server(values: dict[str, Any], secret: str) -> ServerTrial:
-    """Test the server described by `values`, with `secret` if given. Nothing is stored.
+def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
+    """Test the server described by `values`, with `secret` if given, and list these kinds. Nothing is stored.
 
     If there is no MCP endpoint at the root of a host, the usual paths are tried too; `ServerTrial.url` is the URL that
     worked.
     """
-    asked, parts = _ask(values, secret), urlsplit(values["url"])
+    asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
         for path in USUAL_PATHS:
-            found = _ask({**values, "url": parts._replace(path=path).geturl()}, secret)
+            found = _ask({**values, "url": parts._replace(path=path).geturl()}, secret, kinds)
             if not isinstance(found.outcome, NoEndpoint):
                 return found
     return asked
 
 
-def _ask(values: dict[str, Any], secret: str) -> ServerTrial:
+def _ask(values: dict[str, Any], secret: str, kinds: Sequence[str]) -> ServerTrial:
     server = Server(**values)
     identity = None
     if secret and server.needs_credential:
         identity = Identity(server=server, label="what was pasted", kind=server.auth_type)
         identity.seal(secret)
     try:
-        return ServerTrial(server.url, discover_features(server, identity), identity is not None)
+        return ServerTrial(server.url, discover_features(server, identity, kinds), identity is not None)
     except DiscoveryRefused as refusal:
         needs = needs_of(server) if identity is None and not is_own(server.url) else None
         return ServerTrial(server.url, refusal, identity is not None, needs)
@@ -306,12 +306,18 @@ def is_own(url: str) -> bool:
 
 
 def add_server(
-    form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, name_is_made: bool = False
+    form: NewServerForm,
+    *,
+    by: User,
+    tested: dict[str, str] | None = None,
+    name_is_made: bool = False,
+    outcome: Discovered | DiscoveryFailed | None = None,
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
     A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
-    credential is tested. Otherwise the health is taken from `tested`, the `ServerTrial.health` of an earlier test.
+    credential is tested; unless `outcome` has the features of all kinds, listed with the same credential. Otherwise
+    the health is taken from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -321,7 +327,8 @@ def add_server(
         if identity and not identity.is_shared:
             Connection.objects.carry(identity, by=by)
     if assigned or identity:
-        _list(server, assigned, identity, form.cleaned_data["tools"], by)
+        outcome = outcome or _listed(server, identity)
+        _store_features(server, assigned, identity, outcome, form.cleaned_data["tools"], by)
     elif tested:
         health = Health.DOWN if tested["error"] else Health.OK
         era = Era(tested["era"]) if tested["era"] else None
@@ -336,9 +343,14 @@ def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
     taken = Gateway.objects.live().filter(name__iexact=server.name).exists()
     name = f"{server.name} ({slug})"[:80] if taken else server.name
+    return [add_gateway(name, slug, by=by)]
+
+
+def add_gateway(name: str, slug: str, *, by: User) -> Gateway:
+    """Create a gateway for the teams of `by`, or for everyone if `by` is in no team."""
     teams = list(by.teams.all())
     reach = Reach.TEAMS if teams else Reach.EVERYONE
-    return [Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)]
+    return Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)
 
 
 def _identity(server: Server, form: NewServerForm, gateways: Sequence[Gateway], by: User) -> Identity | None:
@@ -366,16 +378,26 @@ def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Ide
     )
 
 
-def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
-    """List the server's tools and store them. If that fails, they are listed when the server is first used."""
+def _listed(server: Server, identity: Identity | None) -> Discovered | DiscoveryFailed:
     try:
-        discovered = discover_features(server, identity, tuple(FeatureKind))
+        return discover_features(server, identity, tuple(FeatureKind))
     except DiscoveryFailed as failure:
-        record_contact(server, identity, failure)
-        return
-    record_contact(server, identity, discovered)
-    for assignment in assigned:
-        for kind, definitions in discovered.features.items():
+        return failure
+
+
+def _store_features(
+    server: Server,
+    assigned: Sequence[Assignment],
+    identity: Identity | None,
+    outcome: Discovered | DiscoveryFailed,
+    tools: str,
+    by: User,
+) -> None:
+    """Store the listed features. If listing failed, they are listed when the server is first used."""
+    record_contact(server, identity, outcome)
+    features = outcome.features if isinstance(outcome, Discovered) else {}
+    for assignment in assigned if features else ():
+        for kind, definitions in features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)
         if tools == READ_ONLY:
             reading = assignment.features.filter(kind=FeatureKind.TOOL, effect=Effect.READ_ONLY, enabled=False)
@@ -404,14 +426,14 @@ def add(request: AppRequest) -> HttpResponse:
     form = NewServerForm(request.POST, user=request.user)
     if form.is_valid() and form.accepts_credential():
         try:
-            made = form.cleaned_data["name"] == request.POST.get("suggested") == _name_of(form.cleaned_data["url"])
+            made = form.cleaned_data["name"] == request.POST.get("suggested") == name_of(form.cleaned_data["url"])
             tested = _tested(request, form.cleaned_data)
             server = add_server(form, by=request.user, tested=tested, name_is_made=made)
         except IntegrityError:
             form.add_error("name", TAKEN)
         else:
             request.session.pop(TESTED, None)
-            return leave(request, _next(server, form, request.user), _done(server))
+            return leave(request, next_page(server, form, request.user), _done(server))
     return show(request, f"{PAGE}#flow", _context(request, form) | _shown_before(request), status=422)
 
 
@@ -532,7 +554,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) 
     said = found.info.name.strip()[:80] if found else ""
     if said and values.get("name") == values.get("suggested"):  # The person did not enter another name.
         values.pop("name", None)
-    values["suggested"] = values.get("suggested") if "name" in values else said or _name_of(posted["url"])
+    values["suggested"] = values.get("suggested") if "name" in values else said or name_of(posted["url"])
     values.setdefault("name", values["suggested"])
     if asked.signs_in and "test" not in request.POST:
         values["auth_type"] = AuthType.OAUTH
@@ -551,7 +573,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) 
     return values
 
 
-def _name_of(url: str) -> str:
+def name_of(url: str) -> str:
     """Make a name from the host of a URL: `mcp.example.com` becomes Example."""
     host = url.partition("://")[2].partition("/")[0].partition(":")[0]
     labels = [label for label in host.split(".") if label not in ("mcp", "api", "www")]
@@ -569,7 +591,7 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
     }
 
 
-def _next(server: Server, form: NewServerForm, user: User) -> str:
+def next_page(server: Server, form: NewServerForm, user: User) -> str:
     """Return the URL of the next page: the person's connection that needs an identity, otherwise the server."""
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])

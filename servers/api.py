@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -14,7 +14,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.sign_in import confirm_first
-from capabilities import Capability
+from capabilities import Capability, CapabilityRequired
+from servers.adding import OWN, SHARED
+from servers.bring import (
+    MOST_ADDED,
+    NEW_GATEWAY,
+    AddedEntry,
+    ChosenEntry,
+    OfferedEntry,
+    PlacementForm,
+    bring,
+    offers_of,
+)
+from servers.client_files import MOST_BYTES, Unreadable, read_entries
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
@@ -149,6 +161,54 @@ class NewServer(ServerChanges):
     }
 
 
+class ClientFile(RequestBody):
+    """A client's configuration file, and the names of the entries to add."""
+
+    text = serializers.CharField(trim_whitespace=False, max_length=MOST_BYTES, help_text="JSON with comments, or YAML.")
+    make = serializers.ListField(
+        child=serializers.CharField(),
+        default=list,
+        max_length=MOST_ADDED,
+        help_text="Names of the entries to add as servers. Without names, nothing is changed.",
+    )
+    use_credentials = serializers.BooleanField(
+        default=False, help_text="Whether the credentials of the file are stored, encrypted."
+    )
+    shared = serializers.BooleanField(
+        default=False, help_text="Whether the credentials are shared by everybody; otherwise they are yours."
+    )
+    gateway = serializers.CharField(
+        default="", allow_blank=True, help_text="Slug of the gateway to assign the servers to."
+    )
+    new_gateway = serializers.CharField(
+        default="", allow_blank=True, max_length=80, help_text="Name of a new gateway to assign the servers to."
+    )
+    tools = serializers.ChoiceField(
+        ["all", "read_only", "none"], default="all", help_text="Tools allowed on that gateway."
+    )
+
+
+class ClientEntrySerializer(serializers.Serializer[Any]):
+    """An entry of a client's file."""
+
+    name = serializers.CharField(help_text="Name in the file.")
+    becomes = serializers.CharField(help_text="`server`, `program` (of the runner), `here` (exists) or `unusable`.")
+    url = serializers.CharField(help_text="Address of its MCP endpoint; empty for programs.")
+    auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
+    has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
+    suggested_name = serializers.CharField(help_text="Name that the server gets; differs if the name is taken.")
+    runner_yaml = serializers.CharField(help_text="ClientEntry of `runner.yaml`, for programs.")
+    notes = serializers.ListField(child=serializers.CharField(), help_text="What to know, in words.")
+    detail = serializers.CharField(help_text="Why it is not usable, or what became of it; otherwise empty.")
+    server = ServerReference(allow_null=True, help_text="The added or existing server; otherwise null.")
+
+
+class ClientEntriesSerializer(serializers.Serializer[Any]):
+    """The entries of a client's file."""
+
+    entries = ClientEntrySerializer(many=True, help_text="All entries, in the order of the file.")
+
+
 class ServerResource(Resource):
     """Upstream MCP servers. Nobody can use one before it is assigned to a gateway."""
 
@@ -201,6 +261,44 @@ class ServerResource(Resource):
         server.edit(**fields, by=self.me, seen=self.seen)
         return self.current(server)
 
+    @action(detail=False, methods=["post"])
+    @operation(needs=Capability.SERVERS_MANAGE, body=ClientFile, answer=ClientEntriesSerializer)
+    def bring(self, request: Request) -> Response:
+        """Add servers from a client's file.
+
+        Without `make`, says what each entry would become. An entry that cannot be added does not stop the others.
+        """
+        body = self.body()
+        try:
+            offers = offers_of(read_entries(body["text"]))
+        except Unreadable as error:
+            raise ValidationError({"text": [str(error)]}) from None
+        addable = {offer.entry.name: offer for offer in offers if offer.becomes == "server"}
+        if unknown := [name for name in body["make"] if name not in addable]:
+            raise ValidationError({"make": [f"“{unknown[0]}” is not an entry that becomes a server."]})
+        chosen = [addable[name] for name in dict.fromkeys(body["make"])]
+        outcomes = self._brought(chosen, body) if chosen else []
+        found = {offer.number: outcome for offer, outcome in zip(chosen, outcomes, strict=True)}
+        entries = [_entry_data(offer, found.get(offer.number)) for offer in offers]
+        return Response(ClientEntriesSerializer({"entries": entries}).data)
+
+    def _brought(self, chosen: Sequence[OfferedEntry], body: dict[str, Any]) -> Sequence[AddedEntry]:
+        to = PlacementForm(
+            {
+                "who": SHARED if body["shared"] else OWN,
+                "gateway": NEW_GATEWAY if body["new_gateway"] else body["gateway"],
+                "new_gateway": body["new_gateway"],
+                "tools": body["tools"],
+            },
+            user=self.me,
+        )
+        if (body["gateway"] or body["new_gateway"]) and not self.me.has_perm(Capability.GATEWAYS_MANAGE):
+            raise CapabilityRequired(Capability.GATEWAYS_MANAGE)
+        checked(to)
+        use = body["use_credentials"]
+        wishes = [ChosenEntry(offer.entry, offer.name, offer.entry.secret if use else "") for offer in chosen]
+        return bring(wishes, to=to, by=self.me)
+
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
@@ -236,3 +334,19 @@ class ServerResource(Resource):
 
     def current(self, row: Any, status: int = HTTPStatus.OK) -> Response:
         return self.answer(server_or_404(row.slug), status)
+
+
+def _entry_data(offer: OfferedEntry, outcome: AddedEntry | None) -> dict[str, Any]:
+    entry = offer.entry
+    return {
+        "name": entry.name,
+        "becomes": offer.becomes,
+        "url": entry.url,
+        "auth_type": entry.auth_type,
+        "has_credential": bool(entry.secret),
+        "suggested_name": offer.name,
+        "runner_yaml": entry.block,
+        "notes": entry.notes,
+        "detail": outcome.text if outcome else offer.why,
+        "server": outcome.server if outcome else offer.here,
+    }

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from servers import adding, identity_views, views
+from servers import adding, bring_views, identity_views, views
 from servers.oauth_client import views as oauth_client
 
 app_name = "servers"
@@ -9,6 +9,7 @@ urlpatterns = [
     path("servers/", views.listing, name="list"),
     path("switch/servers/", views.switch, name="switch"),
     path("servers/add/", adding.add, name="add"),
+    path("servers/add/file/", bring_views.page, name="bring"),
     path("servers/slug/", views.slug, name="slug"),
     path("servers/find/<uuid:pk>/", views.find_by_id, name="find"),
     path("servers/<slug:slug>/", views.detail, name="detail"),

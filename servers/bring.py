@@ -1,0 +1,229 @@
+"""Decide what each server of a client's configuration file becomes, and add those that a person chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from django import forms
+from django.db import IntegrityError
+
+from accounts.models import User
+from accounts.queues import released_while_waiting
+from capabilities import Capability
+from gateways.models import FeatureKind, Gateway, GatewayError
+from servers.adding import ALL, OWN, NewServerForm, ServerTrial, add_gateway, add_server, name_of, next_page, try_server
+from servers.client_files import ClientEntry
+from servers.discovery import DiscoveryRefused
+from servers.forms import TAKEN, suggest
+from servers.models import AuthType, Server, ServerError
+from servers.upstream_guard import upstream_guard
+from wire.errors import BadAnswer
+from wire.guard import UrlRefused
+from wire.hosts import origin_of
+
+NEW_GATEWAY = "+"  # No slug.
+MOST_ADDED = 50  # In one act.
+AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedEntry:
+    """A server of the file, and the state it gets here: `here`, `unusable`, `program` or `server`."""
+
+    number: int
+    entry: ClientEntry
+    name: str  # A name that is not taken.
+    here: Server | None = None  # The server with this URL.
+    namesake: Server | None = None  # Another server with the name of the entry.
+    why: str = ""
+
+    @property
+    def becomes(self) -> str:
+        if self.here:
+            return "here"
+        return "unusable" if self.why else "program" if self.entry.block else "server"
+
+    @property
+    def credential(self) -> str:
+        """The header of the credential in words; empty if it needs none."""
+        header = self.entry.header_name
+        return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
+
+
+def offers_of(entries: Sequence[ClientEntry]) -> list[OfferedEntry]:
+    """Return what each entry becomes. Nothing is called."""
+    servers = list(Server.objects.live().only("name", "slug", "url"))
+    by_url = {_same(server.url): server for server in servers}
+    by_name = {server.name.casefold(): server for server in servers}
+    taken, offered, urls = set(by_name), [], set[object]()
+    for number, entry in enumerate(entries):
+        name = _free(entry.name.replace("\0", "").strip() or "server", taken)
+        place = _same(entry.url) if entry.url else None
+        why = entry.why or (_refusal(entry.url) if entry.url else "")
+        if not why and place in urls:
+            why = "The file has another entry with this URL."
+        here = by_url.get(place) if not entry.why else None
+        offer = OfferedEntry(number, entry, name, here, by_name.get(entry.name.strip().casefold()), why)
+        if offer.becomes == "server":
+            taken.add(name.casefold())
+            urls.add(place)
+        offered.append(offer)
+    return offered
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return `name`, or with a number if it is taken."""
+    candidates = (name[:80], *(f"{name[:75].rstrip()} {number}" for number in range(2, 1000)))
+    return next(one for one in candidates if one.casefold() not in taken)
+
+
+def _same(url: str) -> object:
+    """Return a value that is equal for URLs of one endpoint."""
+    try:
+        return origin_of(url), url.partition("://")[2].partition("/")[2].rstrip("/")
+    except ValueError:
+        return url
+
+
+def _refusal(url: str) -> str:
+    try:
+        upstream_guard().check_url(url)
+    except UrlRefused as refusal:
+        return str(refusal)
+    return ""
+
+
+class PlacementForm(forms.Form):
+    """The gateway of the added servers, its tools, and the owner of their credentials."""
+
+    who = forms.ChoiceField(required=False, choices=NewServerForm.base_fields["who"].choices, initial=OWN)  # type: ignore[attr-defined]
+    gateway = forms.ChoiceField(required=False)
+    new_gateway = forms.CharField(label="Name of the new gateway", required=False, max_length=80)
+    tools = forms.ChoiceField(required=False, choices=NewServerForm.base_fields["tools"].choices, initial=ALL)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, user: User, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not user.has_perm(Capability.GATEWAYS_MANAGE):
+            del self.fields["gateway"], self.fields["new_gateway"], self.fields["tools"]
+            return
+        gateways = Gateway.objects.live().order_by("name").values_list("slug", "name")
+        self.fields["gateway"].choices = [("", "No gateway"), (NEW_GATEWAY, "A new gateway"), *gateways]  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if values.get("gateway") != NEW_GATEWAY:
+            return values
+        name = values.get("new_gateway", "")
+        values["slug"] = suggest(name, Gateway.objects.all(), 40)
+        if Gateway.objects.live().filter(name__iexact=name).exists():
+            self.add_error("new_gateway", "A gateway with this name already exists.")
+        elif not values["slug"] and "new_gateway" not in self.errors:
+            self.add_error("new_gateway", "Enter a name with letters or digits for the new gateway.")
+        return values
+
+
+@dataclass(frozen=True)
+class ChosenEntry:
+    """An entry to add under `name`, with the credential to store, or an empty one."""
+
+    entry: ClientEntry
+    name: str
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        return f"ChosenEntry({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class AddedEntry:
+    """The result for a chosen entry: the added server, or None, and a sentence."""
+
+    name: str
+    server: Server | None
+    text: str
+    kind: str = "good"
+    next_url: str = ""  # Where the person enters a credential, or the server's page.
+
+
+def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
+    """Test the servers, add them and assign them to the gateway of the valid form `to`.
+
+    Each is added on its own; the outcome of one that cannot be added says why. The new gateway is created with the
+    first server.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
+        trials = list(pool.map(_try, wishes))  # No SQL in these threads.
+    created: list[Gateway] = []
+
+    def gateway() -> Gateway:
+        if not created:
+            name, slug = to.cleaned_data["new_gateway"], to.cleaned_data["slug"]
+            created.append(add_gateway(name, slug, by=by))
+        return created[0]
+
+    return [_add(wish, trial, to, gateway, by) for wish, trial in zip(wishes, trials, strict=True)]
+
+
+def _try(wish: ChosenEntry) -> ServerTrial:
+    entry = wish.entry
+    values = {"name": "-", "url": entry.url, "auth_type": entry.auth_type, "header_name": entry.header_name}
+    return try_server(values, wish.secret, tuple(FeatureKind))
+
+
+def _add(
+    wish: ChosenEntry, trial: ServerTrial, to: PlacementForm, new_gateway: Callable[[], Gateway], by: User
+) -> AddedEntry:
+    if getattr(trial.outcome, "reason", "") == BadAnswer.reason:
+        return AddedEntry(wish.name, None, f"Not added: the server {trial.outcome}.", "bad")
+    form = NewServerForm(_values(wish, trial, to.cleaned_data), user=by)
+    if not form.is_valid():
+        return AddedEntry(wish.name, None, f"Not added: {next(iter(form.errors.values()))[0]}", "bad")
+    try:
+        if form.cleaned_data.get("own_gateway"):
+            form.cleaned_data |= {"own_gateway": False, "gateways": [new_gateway()]}
+        is_same = bool(form.cleaned_data["secret"]) == trial.with_credential
+        server = add_server(form, by=by, tested=trial.health, outcome=trial.outcome if is_same else None)
+    except IntegrityError:
+        return AddedEntry(wish.name, None, f"Not added: {TAKEN}", "bad")
+    except (ServerError, GatewayError) as error:
+        return AddedEntry(wish.name, None, f"Not added: {error}", "bad")
+    text, kind = _said(wish, trial, server)
+    return AddedEntry(server.name, server, text, kind, next_page(server, form, by))
+
+
+def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any]:
+    """Return the data for NewServerForm. A credential that the server refused is left out."""
+    entry, gateway, refused = wish.entry, to.get("gateway", ""), isinstance(trial.outcome, DiscoveryRefused)
+    auth_type = entry.auth_type
+    if auth_type == AuthType.NONE and refused:
+        auth_type = AuthType.OAUTH if trial.signs_in else AuthType.BEARER
+    given = Server.objects.all()
+    return {
+        "name": wish.name,
+        "slug": suggest(wish.name, given, 16) or suggest(name_of(trial.url), given, 16) or suggest("server", given, 16),
+        "url": trial.url,
+        "auth_type": auth_type,
+        "header_name": entry.header_name,
+        "secret": "" if refused else wish.secret,
+        "who": to.get("who") or OWN,
+        "tools": to.get("tools") or ALL,
+        "gateways": [gateway] if gateway not in ("", NEW_GATEWAY) else [],
+        "own_gateway": "on" if gateway == NEW_GATEWAY else "",
+        "timeout_seconds": 30,
+    }
+
+
+def _said(wish: ChosenEntry, trial: ServerTrial, server: Server) -> tuple[str, str]:
+    """Return the outcome for an added server as a sentence, and its severity."""
+    if trial.found:
+        tools = f"{trial.tool_count:,} tool{'s' * (trial.tool_count != 1)}"
+        needs = server.takes_secret and not wish.secret
+        return f"Added, with {tools}.{' Its credential is not entered yet.' if needs else ''}", "good"
+    if isinstance(trial.outcome, DiscoveryRefused):
+        if trial.with_credential:
+            return f"Added without the credential: the server {trial.outcome}.", "warn"
+        return f"Added. {trial.wants if trial.signs_in else 'It needs a credential.'}", "good"
+    return f"Added, but the server {trial.outcome}.", "warn"

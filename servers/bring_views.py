@@ -1,0 +1,123 @@
+"""The page *Add servers from a file*.
+
+The file goes from step to step in the form itself, encrypted, so that no secret of it is stored or shown.
+"""
+
+from __future__ import annotations
+
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from django.http import HttpResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods
+
+from accounts.models import User
+from capabilities import Capability, requires
+from servers.bring import MOST_ADDED, ChosenEntry, OfferedEntry, PlacementForm, bring, offers_of
+from servers.client_files import Unreadable, read_entries
+from ui.pages import AppRequest, show
+from ui.sealing import cipher
+
+PAGE = "servers/bring.html"
+EXPIRED = "The file can no longer be read. Paste it again."
+
+
+@dataclass
+class FileDraft:
+    """The file between two steps, and the credentials entered so far by number of the entry."""
+
+    text: str
+    entered: dict[str, str]
+
+    def sealed(self, user: User) -> str:
+        """Return the draft encrypted for this person."""
+        packed = zlib.compress(orjson.dumps([str(user.pk), self.text, self.entered]))
+        return cipher().seal(b64encode(packed).decode()).decode()
+
+    @classmethod
+    def opened(cls, sealed: str, user: User) -> FileDraft | None:
+        """Return the draft; None if it is another person's, or the key was removed from the settings."""
+        try:
+            person, text, entered = orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
+        except ValueError:
+            return None
+        return cls(text, entered) if person == str(user.pk) else None
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def page(request: AppRequest) -> HttpResponse:
+    """Show the field for the file; POST with `text`: what it becomes; with `sealed` and `add`: add the ticked ones."""
+    data = request.POST
+    if "sealed" not in data:
+        return _review(request, FileDraft(data.get("text", ""), {})) if "text" in data else _ask(request)
+    draft = FileDraft.opened(data["sealed"], request.user)
+    if draft is None:
+        return _ask(request, fault=EXPIRED)
+    if "back" in data:
+        return _ask(request, draft.text)
+    return _added(request, draft) if "add" in data else _review(request, draft)
+
+
+def _ask(request: AppRequest, text: str = "", fault: str = "") -> HttpResponse:
+    return show(request, PAGE, {"step": "file", "text": text, "fault": fault}, status=422 if fault else 200)
+
+
+def _review(request: AppRequest, draft: FileDraft, form: PlacementForm | None = None, fault: str = "") -> HttpResponse:
+    try:
+        offers = offers_of(read_entries(draft.text))
+    except Unreadable as error:
+        return _ask(request, draft.text, str(error))
+    posted = request.POST if form else None
+    ticked = set(posted.getlist("pick")) if posted else {str(one.number) for one in _addable(offers)[:MOST_ADDED]}
+    rows = [(one, *_filled(one, ticked, draft, posted)) for one in _addable(offers)]
+    context: dict[str, Any] = {"step": "review", "rows": rows, "sealed": draft.sealed(request.user), "fault": fault}
+    context |= {kind: [one for one in offers if one.becomes == kind] for kind in ("program", "here", "unusable")}
+    context["form"] = form or PlacementForm(user=request.user)
+    context["has_credential"] = any(one.credential for one in _addable(offers))
+    return show(request, PAGE, context, status=422 if form or fault else 200)
+
+
+def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
+    return [one for one in offers if one.becomes == "server"]
+
+
+def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
+    """Return the name, whether the row is ticked, whether the file's credential is, and whether one was entered."""
+    number = str(offer.number)
+    name = posted.get(f"name-{number}", offer.name) if posted else offer.name
+    uses = f"use-{number}" in posted if posted else bool(offer.entry.secret)
+    return name, number in ticked, uses, number in draft.entered
+
+
+def _added(request: AppRequest, draft: FileDraft) -> HttpResponse:
+    try:
+        offers = {str(one.number): one for one in _addable(offers_of(read_entries(draft.text)))}
+    except Unreadable:
+        return _review(request, draft)
+    typed = {number: request.POST.get(f"secret-{number}", "").strip() for number in offers}
+    draft.entered |= {number: secret for number, secret in typed.items() if secret}
+    picked = [offers[number] for number in dict.fromkeys(request.POST.getlist("pick")) if number in offers]
+    form = PlacementForm(request.POST, user=request.user)
+    if not 0 < len(picked) <= MOST_ADDED:
+        return _review(request, draft, form, f"Select 1 to {MOST_ADDED} servers.")
+    if not form.is_valid():
+        return _review(request, draft, form)
+    wishes = [_wish(offer, draft, request) for offer in picked]
+    outcomes = bring(wishes, to=form, by=request.user)
+    more = len(offers) > sum(one.server is not None for one in outcomes)
+    context = {"step": "done", "outcomes": outcomes, "more": more, "sealed": draft.sealed(request.user)}
+    return show(request, PAGE, context)
+
+
+def _wish(offer: OfferedEntry, draft: FileDraft, request: AppRequest) -> ChosenEntry:
+    number = str(offer.number)
+    given = offer.entry.secret if f"use-{number}" in request.POST else ""
+    name = request.POST.get(f"name-{number}", "").strip() or offer.name
+    return ChosenEntry(offer.entry, name, draft.entered.get(number) or given)
