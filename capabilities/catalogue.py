@@ -268,6 +268,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
         ("see access reviews", (C.PEOPLE_READ, C.MCP_CONNECTIONS_READ)),
     ),
     C.GATEWAYS_MANAGE: (
+        ("add the server Gateway Admin", (C.SERVERS_MANAGE,)),
         ("archive gateways", (C.MCP_CONNECTIONS_REVOKE,)),
         ("enable only the tools in use", (C.LOGS_READ,)),
         ("open gateways to a team", (C.PEOPLE_MANAGE,)),

@@ -51,19 +51,24 @@ class ManagedByFile(Exception):
 def ask_before_hand_changes(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer the first change of an object that a file governs with a confirmation. Place it after `hold_forms`."""
+    """Answer the first change of an object that a file governs with a confirmation. Place it before `hold_forms`."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         context = current_context()
         if request.method != "POST" or context.via != Via.WEB or request.path.startswith(NOT_ASKED):
             return get_response(request)
-        check = partial(_check, request, is_sure=ANSWER in request.POST)
-        with use_context(replace(context, check=check)):
+        with use_context(replace(context, check=partial(_check, request))):
             return get_response(request)
+
+    def process_view(request: HttpRequest, view: object, *_: object) -> None:
+        # Read before `hold_forms` restores the form. Programs, whose views have no CSRF check, read bodies themselves.
+        asked = request.method == "POST" and not getattr(view, "csrf_exempt", False)
+        request.is_by_hand = asked and ANSWER in request.POST  # type: ignore[attr-defined]
 
     def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return _ask(request, exception) if isinstance(exception, ManagedByFile) else None
 
+    middleware.process_view = process_view  # type: ignore[attr-defined]
     middleware.process_exception = process_exception  # type: ignore[attr-defined]
     return middleware
 
@@ -93,14 +98,12 @@ def _parts(row: Model) -> list[UUID]:
     return [pk for rows in parts for pk in rows.values_list("pk", flat=True)]
 
 
-def _check(
-    request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any], *, is_sure: bool
-) -> None:
+def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
     """Raise ManagedByFile if a file governs a target, unless the person confirmed to change it since it was applied."""
     if action not in CHANGES or (action == Action.TEAM_UPDATED and changes.keys() == MEMBERS):
         return
     for row, managed in _managed(targets):
-        if is_sure:
+        if getattr(request, "is_by_hand", False):
             _remember(request, managed)
         elif request.session.get(ANSWER, {}).get(_key(managed)) != managed.applied_at.isoformat():
             raise ManagedByFile(row, managed)
@@ -141,10 +144,11 @@ def _ask(request: HttpRequest, asked: ManagedByFile) -> HttpResponse:
     if not key:  # Too large to be stored, as a message says: accepted when it is sent again.
         _remember(request, asked.managed)
         return redirect(page)
+    row = type(asked.row)._base_manager.filter(pk=asked.row.pk).first()  # With the name it still has.
     response = confirm(
         request,
         title="Change by hand",
-        text=f"“{asked.row}” is managed by {asked.managed}.",
+        text=f"“{row or asked.row}” is managed by {asked.managed}.",
         more="The next plan shows what differs from the file, and applying the file undoes it.",
         kind="primary",
         submit="Change by hand",

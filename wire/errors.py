@@ -287,7 +287,7 @@ class CredentialRenewed(AccessRefused):
 class SecretRefused(UpstreamError):
     """The runner of this program refused the gateway's secret (401), so the program got nothing."""
 
-    sentence = 'The runner of server "{server}" refused the gateway. Its administrator can correct the secret.'
+    sentence = 'The runner of server "{server}" refused the gateway, whose administrator can correct the secret.'
     cause = "was not reached: its runner refused GATEWAY_RUNNER_SECRET; give both the same, and restart both"
 
 

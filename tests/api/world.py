@@ -186,6 +186,7 @@ def build() -> World:
             ("rule-list", "post"): {"name": "Made", "effect": "refuse"},
             ("rule-move", "post"): {"position": 1},
             ("savedview-list", "post"): {"name": "Made", "query": "outcome=denied"},
+            ("server-bring", "post"): {"text": '{"mcpServers": {}}'},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
             ("sign-in", "post"): {"server_id": str(asking.pk)},
             ("sink-list", "post"): {"name": "Made", "kind": "stdout"},

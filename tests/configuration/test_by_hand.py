@@ -101,7 +101,7 @@ def test_every_kind_of_object_asks(browser: Client) -> None:
         f"/people/teams/{Team.objects.get().pk}/delete/": "Sales",
         f"/tool-sets/{ToolSet.objects.get().pk}/give/": "Reading",
         f"/tool-sets/{ToolSet.objects.get().pk}/archive/": "Reading",
-        "/gateways/work/edit/": "Work",
+        "/gateways/work/rename/": "Work",
     }
     for place, name in places.items():
         asked = browser.post(place, {"name": "Another", "to": "everyone"})

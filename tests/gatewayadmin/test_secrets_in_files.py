@@ -25,6 +25,7 @@ SECRETS = {
     "GATEWAY_ENCRYPTION_KEYS",
     "GATEWAY_METRICS_TOKEN",
     "GATEWAY_OUTBOUND_PROXY",
+    "GATEWAY_RUNNER_SECRET",
     "GATEWAY_SECRET_KEY",
     "GATEWAY_TOKEN_KEYS",
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -156,6 +157,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets["GATEWAY_OUTBOUND_PROXY"] = "http://gateway:of-secrecy@proxy.example.com:3128"
     secrets["GATEWAY_API_KEY"] = "of-secrecy"
     secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
+    secrets["GATEWAY_RUNNER_SECRET"] = "of-secrecy".ljust(32, "-")
     secrets |= dict.fromkeys(("GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"), NOWHERE)
     assert secrets.keys() == SECRETS
     files = {}
@@ -164,7 +166,8 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
         file.write_text(f"{value}\n")
         files[f"{name}_FILE"] = str(file)
 
-    assert "The database cannot be reached" in refusal(fresh_home, **files)  # All keys were accepted.
+    refused = refusal(fresh_home, **files, GATEWAY_RUNNER_URL="http://127.0.0.1:9")
+    assert "The database cannot be reached" in refused  # All keys were accepted.
 
 
 @pytest.mark.full

@@ -12,7 +12,9 @@ OTHERS = {
 }
 BEGIN = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 OF_ASYNCIO = {"Task", "TaskGroup"}
-PACKAGES = [each.parent.name for each in ROOT.glob("*/__init__.py") if each.parent.name not in {"tests", "bench"}]
+PACKAGES = [
+    each.parent.name for each in ROOT.glob("*/__init__.py") if each.parent.name not in {"tests", "bench", "runner"}
+]
 
 
 def modules(names: Set[str]) -> Iterator[tuple[str, ast.Module]]:

@@ -202,7 +202,7 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
     verbs = dict(found(client, "disa nightly rep"))
     assert list(verbs) == ["Disable Nightly report"]
     assert f"/tokens/{make_pk(token)}/revoke/" in dict(found(client, "revoke nightly")).values()
-    assert dict(found(client, "add a serv")) == {"Add a server": "/servers/add/"}
+    assert dict(found(client, "add a serv")) == {"Add a server": "/servers/add/", "Add Gateway Admin": "/servers/"}
     assert dict(found(client, "profile and")) == {"Profile and password": "/settings/profile"}
 
 
