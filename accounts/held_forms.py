@@ -65,7 +65,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
             return None
         methods = get_adapter().get_reauthentication_methods(request.user)
         asking = methods[0]["url"] if methods else resolve_url(settings.LOGIN_URL)
-        return redirect(f"{asking}?{urlencode({'next': _onward(request)})}")
+        return redirect(f"{asking}?{urlencode({'next': held(request)})}")
 
     middleware.process_view = process_view  # type: ignore[attr-defined]
     middleware.process_exception = process_exception  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
     return response
 
 
-def _onward(request: HttpRequest) -> str:
+def held(request: HttpRequest) -> str:
     """Store the posted form; return the URL to open after the confirmation, with the form's key as fragment.
 
     Without a form to store, the URL has no fragment.

@@ -3,7 +3,7 @@
 Log rows are insert-only. They store ids and names as plain columns, so that history stays readable after changes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -324,7 +324,8 @@ class EventContext:
     """The interface (`via`), client address and correlation id of the current request.
 
     `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes;
-    `file` names the configuration file that made the changes, with its commit.
+    `file` names the configuration file that made the changes, with its commit. `check` is called before each event is
+    recorded, and may raise to refuse the change.
     """
 
     via: Via = Via.SYSTEM
@@ -333,6 +334,7 @@ class EventContext:
     through: str = ""
     reason: str = ""
     file: str = ""
+    check: Callable[[Action, Sequence[models.Model], Mapping[str, Any]], None] | None = None
 
 
 _context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
@@ -405,6 +407,7 @@ class EventManager(models.Manager["Event"]):
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
         SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
         """
+        self.check_allowed(action, [target], changes or {})
         event = self._unsaved(action, target, by, changes or {}, actor)
         event.save(using=self._db, force_insert=True)
         return event
@@ -413,7 +416,13 @@ class EventManager(models.Manager["Event"]):
         self, action: Action, targets: Sequence[models.Model], *, by: Actor | None, changes: dict[str, Any]
     ) -> None:
         """Record that `by` did `action` to each of `targets`, in one statement. Otherwise the same as `record`."""
+        self.check_allowed(action, targets, changes)
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
+
+    def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
+        """Call the check of the context, which may raise; `record` does so too. For acts that cannot be rolled back."""
+        if check := current_context().check:
+            check(action, targets, changes)
 
     def _unsaved(
         self, action: Action, target: models.Model, by: Actor | None, changes: dict[str, Any], actor: str = ""

@@ -186,6 +186,7 @@ MIDDLEWARE = [
     "gatewayadmin.middleware.note_refusals",
     "auditlog.replica.note_writes",
     "allauth.account.middleware.AccountMiddleware",
+    "configuration.by_hand.ask_before_hand_changes",
     "accounts.held_forms.hold_forms",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",

@@ -363,6 +363,7 @@ class Sink(Versioned, Switchable):
         An edit that will be refused is not announced.
         """
         row: Sink = type(self).objects.get(pk=self.pk)
+        Event.objects.check_allowed(Action.SINK_UPDATED, [row], fields)
         was, line = (
             row.told(),
             row._notice(Action.SINK_UPDATED, by, "Changed by {}: less or nothing will be sent from now on."),
@@ -379,6 +380,7 @@ class Sink(Versioned, Switchable):
         The row is not locked meanwhile.
         """
         row: Sink = type(self).objects.get(pk=self.pk)
+        Event.objects.check_allowed(action, [row], {})
         row.must_be(seen)
         if receiver := row._receiver_if_any():
             send_notice(receiver, row._notice(action, by, words), NOTICE_S)

@@ -166,7 +166,11 @@ def lead_on(
 
 def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
     """Render a form with errors, status 422: as a dialog for htmx, as a page otherwise."""
-    response = show(request, template, context, status=422)
+    return in_dialog(request, show(request, template, context, status=422))
+
+
+def in_dialog(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    """Have htmx show the response as the dialog, whatever it was requested for."""
     return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
 
 
@@ -187,8 +191,9 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     hidden: Sequence[tuple[str, Any]] = (),
     submit: str = "OK",
     asks_why: bool = False,
+    action: str = "",
 ) -> HttpResponse:
-    """Render a confirmation. `submit` posts to the same URL; Cancel has the focus.
+    """Render a confirmation. `submit` posts to `action`, by default the same path; Cancel has the focus.
 
     `target` is the CSS selector that the response of that POST replaces (outerHTML) with htmx. `choice` is the name and
     label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden` are extra
@@ -213,7 +218,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "hidden": hidden,
         "submit": submit,
         "asks_why": asks_why,
-        "action": request.path,
+        "action": action or request.path,
     }
     if context["mistyped"]:
         return refuse(request, "ui/confirm.html", context)

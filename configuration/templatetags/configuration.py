@@ -5,12 +5,18 @@ from typing import Any
 from django import template
 from django.db.models import Model
 
+from configuration.by_hand import changed_by_hand
 from configuration.models import ManagedObject
 
 register = template.Library()
 
 
 @register.inclusion_tag("configuration/managed_by.html")
-def managed_by(row: Model, yaml_url: str) -> dict[str, Any]:
-    """Render the file and source that govern `row`, and a link to the object as YAML; nothing for other objects."""
-    return {"managed": ManagedObject.objects.of(row), "yaml_url": yaml_url}
+def managed_by(row: Model, yaml_url: str = "") -> dict[str, Any]:
+    """Render the file and source that govern `row`, and a link to the object as YAML; nothing for other objects.
+
+    A change by hand since the file was applied is shown with its time and person.
+    """
+    managed = ManagedObject.objects.of(row)
+    changed = changed_by_hand(row, managed) if managed else None
+    return {"managed": managed, "changed": changed, "yaml_url": yaml_url}

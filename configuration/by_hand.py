@@ -1,0 +1,161 @@
+"""Ask once before a page changes an object that a configuration file governs.
+
+Nothing is locked. The events of changes tell what a request changes, so that every page asks, and only if something
+changes: before the event is recorded, the change is refused with an exception, which becomes a confirmation. The form
+is stored meanwhile (accounts.held_forms). After the answer, the session remembers the object until a file is applied
+again. REST, Django admin and stopping in an incident do not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import urldefrag
+from uuid import UUID
+
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+
+from accounts.held_forms import FIELD, PAGE, held
+from auditlog.actions import Action
+from auditlog.models import Event, Via, current_context, use_context
+from configuration.models import ManagedObject, target_of
+from connections.models import HostAtGateway
+from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from ui.pages import confirm, in_dialog
+
+ANSWER = "by_hand"  # Field of the confirmation, and key in the session.
+MOST_REMEMBERED = 100
+# The verbs of actions that change what files describe.
+VERBS = {
+    *("created", "updated", "enabled", "disabled", "archived", "removed", "narrowed", "widened", "moved", "mode_set"),
+    *("allowed", "blocked", "limited", "reset", "given", "ended"),
+}
+CHANGES = frozenset(action for action in Action if action.rpartition(".")[2] in VERBS)
+MEMBERS = {"users"}  # The changed field if people join or leave a team, which is not in files.
+NOT_ASKED = "/incident/"
+PARTS = ("assignment", "feature", "toolset", "toolgrant")
+
+
+class ManagedByFile(Exception):
+    """A file governs the object, and the person has not confirmed to change it by hand."""
+
+    def __init__(self, row: Model, managed: ManagedObject) -> None:
+        super().__init__(f"{row} is managed by {managed}.")
+        self.row, self.managed = row, managed
+
+
+def ask_before_hand_changes(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Answer the first change of an object that a file governs with a confirmation.
+
+    Place this middleware before `hold_forms`, which replaces the data of the confirmation with that of the form.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        context = current_context()
+        if request.method != "POST" or context.via != Via.WEB or request.path.startswith(NOT_ASKED):
+            return get_response(request)
+        with use_context(replace(context, check=partial(_check, request))):
+            return get_response(request)
+
+    def process_view(request: HttpRequest, view: object, *_: object) -> None:
+        # Views without a CSRF check serve programs, and may read the body themselves.
+        is_form = request.method == "POST" and not getattr(view, "csrf_exempt", False)
+        request.is_sure = is_form and ANSWER in request.POST  # type: ignore[attr-defined]
+
+    def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        return _ask(request, exception) if isinstance(exception, ManagedByFile) else None
+
+    middleware.process_view = process_view  # type: ignore[attr-defined]
+    middleware.process_exception = process_exception  # type: ignore[attr-defined]
+    return middleware
+
+
+def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
+    """Return the newest change of `row`, or of a part of it, that was made without the file since it was applied."""
+    events = Event.objects.filter(
+        target_type__in=(row._meta.model_name, *PARTS),
+        target_id__in=map(str, (row.pk, *_parts(row))),
+        created_at__gt=managed.applied_at,
+        action__in=CHANGES,
+    )
+    by_hand = events.exclude(changes__has_key="file").exclude(action=Action.TEAM_UPDATED, changes__has_key="users")
+    return by_hand.order_by("-pk").first()
+
+
+def _parts(row: Model) -> list[UUID]:
+    """Return the ids of a gateway's servers, tools, and tool sets with their grants to teams and everybody."""
+    if not isinstance(row, Gateway):
+        return []
+    parts = (
+        Assignment.objects.filter(gateway=row),
+        Feature.objects.filter(assignment__gateway=row),
+        ToolSet.objects.filter(gateway=row),
+        ToolGrant.objects.filter(gateway=row, user=None),
+    )
+    return [pk for rows in parts for pk in rows.values_list("pk", flat=True)]
+
+
+def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
+    """Raise ManagedByFile if a file governs a target, unless the person confirmed to change it since it was applied."""
+    if action not in CHANGES or (action == Action.TEAM_UPDATED and changes.keys() == MEMBERS):
+        return
+    for row, managed in _managed(targets):
+        if getattr(request, "is_sure", False):
+            _remember(request, managed)
+        elif request.session.get(ANSWER, {}).get(_key(managed)) != managed.applied_at.isoformat():
+            raise ManagedByFile(row, managed)
+
+
+def _remember(request: HttpRequest, managed: ManagedObject) -> None:
+    others = [*request.session.get(ANSWER, {}).items()][1 - MOST_REMEMBERED :]
+    request.session[ANSWER] = dict(others) | {_key(managed): managed.applied_at.isoformat()}
+
+
+def _key(managed: ManagedObject) -> str:
+    return f"{managed.target_type}:{managed.target_id}"
+
+
+def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
+    """Yield the targets, or what they are part of, that files govern."""
+    rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
+    for row in rows.values():
+        if managed := ManagedObject.objects.of(row):
+            yield row, managed
+
+
+def _owners(row: Model) -> list[Model]:
+    match row:
+        case Feature():
+            return [row.assignment]
+        case Assignment() | ToolSet():
+            return [row, row.gateway]
+        case ToolGrant():
+            return [] if row.user_id else [row.tool_set, row.gateway]
+        case HostAtGateway():
+            return [row, row.host]
+    return [row]
+
+
+def _ask(request: HttpRequest, asked: ManagedByFile) -> HttpResponse:
+    page, key = urldefrag(held(request))
+    if not key:  # Too large to be stored, as a message says: accepted when it is sent again.
+        _remember(request, asked.managed)
+        return redirect(page)
+    response = confirm(
+        request,
+        title="Change by hand",
+        text=f"“{asked.row}” is managed by {asked.managed}.",
+        more="The next plan shows what differs from the file, and applying the file undoes it.",
+        kind="primary",
+        submit="Change by hand",
+        hidden=[(ANSWER, "1"), (FIELD, key), (PAGE, page)],
+        action=request.get_full_path(),
+        back=page,
+    )
+    return in_dialog(request, response)
