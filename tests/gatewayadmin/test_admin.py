@@ -253,6 +253,7 @@ HIDDEN = {
     "approvals.hold": {"definition", "digest", "key_id", "sealed_arguments", "seconds"},
     "attention.channel": {"key_id", "sealed"},
     "connections.connection": {"hold_wait"},
+    "directory.directoryaddress": {"token"},
     "gateways.feature": {"definition_hash", "identities", "input_schema", "offered_hash", "position", "shown"},
     "hosts.host": {"dedupe_key", "enabled"},
     "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},
