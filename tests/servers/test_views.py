@@ -137,10 +137,10 @@ def test_the_page_of_a_server_leads_to_its_tools_once_it_is_on_a_gateway(ana: Us
 
 
 def test_archived_servers_are_gone_from_list_and_page(ana: User, sign_in: SignIn) -> None:
-    server = make.server(name="Old")
+    server = make.server(name="Old server")
     Server.objects.filter(pk=server.pk).update(archived_at=server.created_at)
 
-    assert "Old" not in text(sign_in(ana).get("/servers/"))
+    assert "Old server" not in text(sign_in(ana).get("/servers/"))
     assert sign_in(ana).get(f"/servers/{server.slug}/").status_code == 404
 
 
