@@ -239,7 +239,7 @@ def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str,
     shown = without_secrets(url)
     if _variable.search(url) or "<" in url:
         return ClientEntry(name, url=shown, why="Its URL has a variable. Write the value into the file.")
-    if shown != url or any(names_a_secret(key) for key, _ in parse_qsl(urlsplit(url).query)):
+    if shown != url or any(names_a_secret(key) or "key" in key.lower() for key, _ in parse_qsl(urlsplit(url).query)):
         shown = shown.partition("?")[0]
         why = "Its URL contains a credential, and URLs are shown on pages. Give the credential in a header."
         return ClientEntry(name, url=shown, why=why)

@@ -133,7 +133,7 @@ def _answered(caller: Caller, tool: Tool, arguments: Object) -> tuple[str, Objec
 def _result(summary: str, content: Object) -> Object:
     """Return the result: structured content, and the same as text between marks that nobody can guess."""
     mark = f"data-{secrets.token_hex(4)}"
-    lines = [summary, NOTICE, f"<{mark}>", *_lines(content), f"</{mark}>"]
+    lines = [NOTICE, f"<{mark}>", f"summary: {_inline(summary)}", *_lines(content), f"</{mark}>"]
     return {**text_result("\n".join(lines)), "structuredContent": {"summary": summary, "notice": NOTICE, **content}}
 
 

@@ -167,7 +167,7 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
     }
     days = f"in {USED_IN // timedelta(days=1)} days"
     shown = f"{len(use.used_tools)} of {_counted(len(use.tools), 'tool')} used {days}"
-    summary = f"{row['name']} is {row['status']}: {shown}, {_counted(len(use.unused), 'connection')} unused."
+    summary = f"It is {row['status']}: {shown}, {_counted(len(use.unused), 'connection')} unused."
     if not caller.person.has_perm(Capability.MCP_CONNECTIONS_READ):
         summary += f" Only connections of {caller.person.email} count: api-keys:read shows all."
     return summary, content
@@ -182,7 +182,7 @@ def _host(caller: Caller, name: str) -> Object:
     if len(exact or found) == 1:
         only: Object = (exact or found)[0]
         return only
-    near = "; ".join(f"{row['name']}: {row['id']}" for row in found[:MOST_GROUPS])
+    near = "; ".join(f"{json.dumps(row['name'])}: {row['id']}" for row in found[:MOST_GROUPS])
     raise ToolFailed(f"Several match. Give the id: {near}" if near else f"There is no app or agent “{name}”.")
 
 

@@ -6,7 +6,7 @@ CEL serialises it as protobuf (`CheckedExpr` in cel/expr/checked.proto, `Expr` i
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from proxy.access.expression_text import ARGUMENTS
+from proxy.access.expression_text import ARGUMENTS, BadExpression
 
 CONSTANT, NAME, MEMBER, HAS, CALL, LIST, MAP, LOOP = "constant", "name", "member", "has", "call", "list", "map", "loop"
 
@@ -26,7 +26,7 @@ class Node(NamedTuple):
 
 
 def tree_of(serialized: bytes) -> Node:
-    """Return the tree of a compiled expression. Raises RecursionError."""
+    """Return the tree of a compiled expression. Raises BadExpression or RecursionError."""
     checked = _message(_message(serialized)[2][0])  # In an Any.
     source = _message(checked[5][0])
     entries = (_message(each) for each in source.get(4, ()))
@@ -52,6 +52,8 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
         text = next((inner[number][0] for number in (6, 7) if number in inner), None)  # A string, or bytes.
         return Node(CONSTANT, None if text is None else text.decode(errors="replace"), (), at)
     if number == 8:
+        if 1 in inner:
+            raise BadExpression("Messages of protobuf cannot be used in conditions.", at)
         entries = [_message(each) for each in inner.get(2, ())]
         return Node(MAP, None, tuple(_node(entry[part][0], places) for entry in entries for part in (3, 4)), at)
     kind, name, parts = _KINDS[number]
@@ -130,8 +132,8 @@ def _absent(node: Node) -> frozenset[str]:
         return frozenset()
     first, *rest = node.parts
     if (first.kind, first.value) == (NAME, ARGUMENTS):
-        name = node.value if node.kind == MEMBER else rest[0].value if node.value == "_[_]" else None
-        return frozenset() if name is None else frozenset((name,))
+        named = next(_arguments(node))[0] if node.kind == MEMBER or node.value == "_[_]" else None
+        return frozenset() if named is None else frozenset((named,))
     if node.kind != CALL or node.value == "_?_:_":
         return _absent(first)
     if node.value in ("_||_", "_&&_"):

@@ -205,8 +205,8 @@ def test_texts_of_others_stay_data(desk: Desk, owner: User) -> None:
     result = desk.ask(owner, "search_calls", q="refused")
 
     lines = text(result).splitlines()
-    mark = lines[2]
-    assert lines[1] == admin_server.NOTICE == result["structuredContent"]["notice"]
+    mark = lines[1]
+    assert lines[0] == admin_server.NOTICE == result["structuredContent"]["notice"]
     assert (mark[:6], lines[-1]) == ("<data-", f"</{mark[1:]}")
     assert len(lines) == 5, "the call is one line, whatever its texts contain"
     assert result["structuredContent"]["calls"][0]["error_text"] == INJECTION

@@ -70,6 +70,8 @@ def test_every_field_has_a_value_of_its_type() -> None:
         ("has(args.force) && args.force == true", {"force": True}),
         ("!has(args.force)", {}),
         ("args['a name'] == null", {"a name": None}),
+        ("args['am' + 'ount'] > 500", {"amount": 600}),
+        ("args[tool.destructive ? 'amount' : 'other'] > 500", {"amount": 600}),
     ],
 )
 def test_a_condition_that_is_met(text: str, arguments: dict[str, Any]) -> None:
@@ -141,6 +143,7 @@ def test_a_condition_without_a_result_says_why_and_quotes_no_argument(
         ("args.text.contains(args.word)", 24),
         ("timestamp(args.at).getHours(args.zone) > 3", 33),
         ("args.names.map(name, name + 'x') == []", 14),
+        ("google.protobuf.Int32Value{value: 1} == 1", 0),
         ("args.list.exists(x, args.other in [x])", 20),
         ("[args.list].exists(list, list.exists(x, args.other == x))", 40),
         (f"args.name.matches('{'a' * 300}')", 18),

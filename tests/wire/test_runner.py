@@ -9,18 +9,27 @@ from wire.runner import Runner
 RUNNER = Runner("http://127.0.0.1:8081", SECRET)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8081/files/mcp", "http://127.1:8081/files/mcp", "HTTP://127.0.0.1:8081/files/mcp"]
-)
-def test_the_endpoint_of_a_program_is_one_in_any_spelling_of_its_host(url: str) -> None:
+def test_the_endpoint_of_a_program_is_one() -> None:
+    url = "http://127.0.0.1:8081/files/mcp"
+
     assert RUNNER.program_at(url) == "files"
     assert Guard(runner=RUNNER).check_now(url), "it counts as private"
+
+
+@pytest.mark.parametrize("host", ["gateway-runner.tools.", "gateway-runner%2etools", "GATEWAY-RUNNER.tools"])
+def test_a_name_that_may_be_found_elsewhere_gets_no_secret(host: str) -> None:
+    runner = Runner("http://gateway-runner.tools:8900", SECRET)
+
+    assert runner.program_at("http://gateway-runner.tools:8900/files/mcp") == "files"
+    assert runner.program_at(f"http://{host}:8900/files/mcp") is None
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "http://127.0.0.1:8082/files/mcp",
+        "http://127.1:8081/files/mcp",
+        "HTTP://127.0.0.1:8081/files/mcp",
         "https://127.0.0.1:8081/files/mcp",
         "http://127.0.0.2:8081/files/mcp",
         "http://localhost:8081/files/mcp",
