@@ -21,6 +21,9 @@ def random_file(random: Random, *, complete: bool = False) -> dict[str, Any]:
     teams = _some(random, TEAMS)
     servers = [_server(random, slug) for slug in _some(random, SLUGS)]
     gateways = [_gateway(random, slug, teams, servers) for slug in _some(random, SLUGS)]
+    if not complete:
+        for gateway in gateways:
+            _keep_aliases(gateway)
     data_slugs = [one["slug"] for one in servers], [one["slug"] for one in gateways]
     data: dict[str, Any] = {
         "version": 1,
@@ -88,6 +91,12 @@ def _assignment(random: Random, server: dict[str, Any], *, is_sole: bool) -> dic
         "tool_policy": policy,
         "enabled_tools" if policy == "selected" else "disabled_tools": _some(random, TOOLS),
     }
+
+
+def _keep_aliases(gateway: dict[str, Any]) -> None:
+    """Give each server the alias that it has in all files: another one is refused unless the file says `moved`."""
+    for one in gateway["servers"]:
+        one["alias"] = one["server"] + "-x" * (len(gateway["slug"] + one["server"]) % 2)
 
 
 def _rule(random: Random, word: str, teams: list[str], slugs: tuple[list[str], list[str]]) -> dict[str, Any]:
