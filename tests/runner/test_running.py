@@ -5,13 +5,16 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import ElicitResult
 
-from runner.process import running_processes
+from runner.document import read_file
+from runner.endpoint import ProgramEndpoint
+from runner.process import Accounts, running_processes
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, as_json, hostile, runner, text
 
@@ -326,3 +329,18 @@ async def test_cancelling_reaches_the_program(running: Running) -> None:
             async with asyncio.timeout(0.5):
                 await client.call_tool("hang", {})
         assert text(await client.call_tool("count", {})).startswith("call ")
+
+
+async def test_a_long_run_ends_the_pauses_before_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was ended because it was idle."""
+    monkeypatch.setattr("runner.endpoint.SHORTEST_STABLE_RUN", 0)
+    path = tmp_path / "runner.yaml"
+    path.write_text(json.dumps({"version": 1, "isolation": "none", "servers": [hostile("good")]}))
+    file = read_file(path, {})
+    endpoint = ProgramEndpoint(file.entries[0], Accounts(file), lambda entry: (entry.fields["command"], ""))
+    endpoint._failures = 5
+    program = await endpoint._shared_program()
+    await program.process.stop("idle")
+    await until(lambda: not endpoint.programs)
+
+    assert endpoint._failures == 0
