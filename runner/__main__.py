@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import os
+import pwd
 import signal
 import sys
 from collections.abc import Sequence
@@ -137,8 +138,11 @@ def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
 
     if file.value("isolation") == "none":
         logger.warning(
-            "isolation: none. Programs run as this user, and can read each other's memory, files and secrets."
+            "isolation: none. Programs run as this user. They can read each other's memory, files and secrets, and the "
+            "gateway's keys if it runs as this user, too."
         )
+    elif accounts := [each.pw_name for each in pwd.getpwall() if each.pw_uid in file.uids]:
+        raise CannotStart(f"“uids” has the UIDs of {', '.join(accounts)}. Write a range that no account is in.")
     elif lacking := lacking_capabilities():
         raise CannotStart(
             f"The runner cannot give each program a user of its own: it lacks {', '.join(lacking)}. Run it as root or "

@@ -119,7 +119,7 @@ SCHEMA = {
                 "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
             },
             "uids": _text(
-                "UIDs for programs, FIRST-LAST. Nothing else may have them.",
+                "UIDs for programs, FIRST-LAST. Nothing else may have them. The first is for the runner.",
                 pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
                 default="200000-200999",
             ),
@@ -340,8 +340,8 @@ def _wanted(schema: dict[str, Any]) -> str:
 
 def _contradictions(data: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], str]]:
     seen = {"programs", "healthz"}
-    first, last = map(int, data.get("uids", "1000-1000").split("-"))
-    if first > last or last >= 2**31:
+    first, last = map(int, data.get("uids", "1000-1001").split("-"))
+    if first >= last or last >= 2**31:
         yield ("uids",), "The first ID has to be the smaller one. Write FIRST-LAST, such as 200000-200999."
     for kind, key in (("servers", "environment"), ("openapi", "headers")):
         for index, fields in enumerate(data.get(kind) or []):

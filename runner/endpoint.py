@@ -128,7 +128,8 @@ class ProgramEndpoint:
         self._sessions: dict[str, RunningProgram] = {}
         self._accounts, self._command = accounts, command
         self._failures, self._not_before, self._has_crashed = 0, 0.0, False
-        self._starting = 0
+        self._starting: list[str] = []  # The persons of programs that start.
+        self._is_ended = False
         self._lock = asyncio.Lock()
         self._shared: RunningProgram | None = None
         self._cleanup: asyncio.Task[Any] | None = None
@@ -159,8 +160,12 @@ class ProgramEndpoint:
         """Serve until `stopped`, then end all programs."""
         async with self._manager.run():
             await stopped.wait()
+            self._is_ended = True
             await asyncio.gather(*(each.process.stop("the runner stops it") for each in self.programs))
-        await asyncio.gather(*self._tasks)
+        while self._starting:  # noqa: ASYNC110  No more than start_seconds.
+            await asyncio.sleep(0.05)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._manager.handle_request(scope, receive, send)
@@ -305,7 +310,7 @@ class ProgramEndpoint:
         async with self._lock:
             if self._shared is None or self._shared.process.is_stopped or self._shared.process.exited.is_set():
                 if self._cleanup:  # Its user and home are free then.
-                    await self._cleanup
+                    await asyncio.wait([self._cleanup])
                 self._shared = await self._start(self._clients, RUNNER_CLIENT)
                 for uri in {uri for uris in self._clients.subscriptions.values() for uri in uris}:
                     await self._shared.request("resources/subscribe", {"uri": uri})
@@ -318,17 +323,21 @@ class ProgramEndpoint:
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:
             raise self._not_started(f"{self.error}; next start in {round(pause)} s")
-        if len(self.programs) + self._starting >= (1 if self._is_shared else self.entry.limit("programs")):
+        limit = 1 if self._is_shared else self.entry.limit("programs")
+        persons = [*self._starting, *(each.person for each in self.programs)]
+        if len(persons) >= limit:
             raise self._not_started("as many programs as “limits.programs” allows are running; try again later")
-        self._starting += 1
+        if person and persons.count(person) >= max(1, limit // 2):
+            raise self._not_started("half of “limits.programs”, the most for a person, are running; end a session")
+        self._starting.append(person)
         try:
             await asyncio.sleep(max(0.0, pause))
             program = await self._started(receiver, params, person)
         except (OSError, LookupError, ProgramFailed) as error:
-            self._note_failure(str(error))
-            raise self._not_started(str(error)) from None
+            self._note_failure(self.entry.masked(str(error)))
+            raise self._not_started(self.error) from None
         finally:
-            self._starting -= 1
+            self._starting.remove(person)
         self.programs.add(program)
         self.error = ""
         self.restarts += self._has_crashed
@@ -354,6 +363,8 @@ class ProgramEndpoint:
             process = await ProgramProcess.start(self.entry, account, self.errors, command, variables)
             program = RunningProgram(process, receiver, self.errors, person=person)
             await program.introduce(params)
+            if self._is_ended:
+                raise ProgramFailed("it was removed from the file")
         except BaseException:
             self._cleanup = self._in_background(self._discard(process, account))
             raise
@@ -371,17 +382,18 @@ class ProgramEndpoint:
         await program.process.exited.wait()
         self.programs.discard(program)
         self.last_exit = program.process.last_exit
+        if time.monotonic() - program.started > SHORTEST_STABLE_RUN:
+            self._failures = 0
         if not program.process.is_stopped:
             self._has_crashed = True
-            if time.monotonic() - program.started > SHORTEST_STABLE_RUN:
-                self._failures = 0
-            reason = str((self.last_exit or {}).get("reason"))
             if self._is_shared:
-                self._note_failure(reason)
+                self._note_failure(str((self.last_exit or {}).get("reason")))
         await self._accounts.give_back(program.process.account)
 
     def _note_failure(self, reason: str) -> None:
         self.error = reason
+        if not self._is_shared:
+            return  # Failures depend on the person, and others do not wait for them.
         self._failures += 1
         self._not_before = time.monotonic() + min(LONGEST_BACKOFF, 2 ** min(self._failures - 1, 10))
 

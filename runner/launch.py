@@ -4,6 +4,7 @@ A file of its own that imports the standard library alone, because it runs in ea
 The environment is the program's already; it is not in the arguments, which other users can read.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -22,12 +23,12 @@ def main() -> None:
     if not given.get("kill"):
         set_limits(given)
     if given["uid"]:
-        become(given["uid"], prctl)
+        become(given["uid"], prctl, given.get("guard") or given["uid"])
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         sys.exit("runner: this system cannot refuse new privileges")
     if given.get("kill"):
-        kill_all_of(given["uid"])
+        kill_all_of(given["uid"], given["guard"])
         return
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     command = given["command"]
@@ -51,19 +52,23 @@ def set_limits(given: dict[str, Any]) -> None:
     os.umask(0o077)
 
 
-def become(uid: int, prctl: Any) -> None:
+def become(uid: int, prctl: Any, real: int) -> None:
     for capability in range(HIGHEST_CAPABILITY + 1):
         prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    os.setresuid(real, uid, real)  # Programs may signal what has their real or saved user.
+    # The kernel takes capabilities only from who was root.
+    if ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()):
+        sys.exit("runner: capabilities cannot be given up")
 
 
-def kill_all_of(uid: int) -> None:
+def kill_all_of(uid: int, guard: int) -> None:
     """Kill all processes of this process's user, however fast they fork: none can leave its user."""
-    if os.getresuid() != (uid, uid, uid) or uid == 0:
+    if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: not the user of a program")
-    os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.
+        os.kill(-1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ CLOSE_SECONDS, TERM_SECONDS = 2.0, 3.0
 SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  Searched for files that a program left.
 CAPABILITIES = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
 logger = logging.getLogger("runner")
+_killing = asyncio.Lock()
 LAUNCH = str(Path(__file__).with_name("launch.py"))
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -77,9 +78,10 @@ def running_processes() -> Iterator[ProcessUsage]:
 
 @dataclass(frozen=True)
 class ProgramAccount:
-    """The user and home of a program; uid 0 stands for the runner's own user."""
+    """The user and home of a program; uid 0 stands for the runner's own user. `guard` is the user of its killer."""
 
     uid: int
+    guard: int
     home: Path
     lasting: bool
 
@@ -89,13 +91,14 @@ class Accounts:
 
     def __init__(self, file: RunnerFile) -> None:
         self._homes = file.data / "homes"
-        self._uids = file.uids if file.value("isolation") == "uid" else range(0)
+        uids = file.uids if file.value("isolation") == "uid" else range(1)
+        self._guard, self._uids = uids[0], uids[1:]
         self._taken: set[int] = set()
         self._next = 0
         self._homes.mkdir(parents=True, exist_ok=True)
         self._homes.chmod(0o711)
         for home in self._homes.glob("*.session-*"):
-            shutil.rmtree(home, ignore_errors=True)
+            remove(home)
 
     @property
     def isolated(self) -> bool:
@@ -109,7 +112,8 @@ class Accounts:
     async def clear(self) -> None:
         """Kill what programs of an earlier runner left."""
         for uid in {each.uid for each in running_processes() if each.uid in self._uids}:
-            await kill_user(uid)
+            if not await kill_user(uid, self._guard):
+                self._taken.add(uid)
 
     def take(self, name: str, *, lasting: bool) -> ProgramAccount:
         """Return a free account with a home. Raises LookupError if no user ID is free."""
@@ -119,7 +123,7 @@ class Accounts:
         if uid:
             os.chown(home, uid, uid)
             self._taken.add(uid)
-        return ProgramAccount(uid, home, lasting)
+        return ProgramAccount(uid, self._guard, home, lasting)
 
     def _free_uid(self, home: Path) -> int:
         owners = {each.stat().st_uid for each in self._homes.iterdir()}
@@ -135,28 +139,35 @@ class Accounts:
 
     async def give_back(self, account: ProgramAccount) -> None:
         """Remove all that a program left, except a home that lasts."""
-        if account.uid:
-            await kill_user(account.uid)
-        await asyncio.to_thread(self._remove, account)
-        self._taken.discard(account.uid)
+        is_free = not account.uid or await kill_user(account.uid, account.guard)
+        try:
+            await asyncio.to_thread(self._remove, account)
+        finally:
+            if is_free:  # Another program never gets the user of processes that may run.
+                self._taken.discard(account.uid)
 
     def _remove(self, account: ProgramAccount) -> None:
         if not account.lasting:
-            shutil.rmtree(account.home, ignore_errors=True)
+            remove(account.home)
         if account.uid:
-            for folder in filter(Path.is_dir, map(Path, SHARED_FOLDERS)):
-                for left in folder.iterdir():
-                    with contextlib.suppress(OSError):
-                        if left.lstat().st_uid == account.uid:
-                            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            its = ("-mindepth", "1", "-maxdepth", "1", "-uid", str(account.uid))
+            remove(*filter(os.path.isdir, SHARED_FOLDERS), matching=its)
 
 
-async def kill_user(uid: int) -> None:
-    """Kill all processes of a program's user."""
-    given = json.dumps({"uid": uid, "kill": True})
-    killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
-    if await killer.wait():
-        logger.error("The processes of user %d could not be killed.", uid)
+def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
+    """Remove files and folders, also those that are nested too deep for shutil."""
+    command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
+    subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+
+
+async def kill_user(uid: int, guard: int) -> bool:
+    """Kill all processes of a program's user; return True if that is certain."""
+    given = json.dumps({"uid": uid, "guard": guard, "kill": True})
+    async with _killing:  # A killer reaches others, too: they have the same guard.
+        killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
+        if code := await killer.wait():
+            logger.error("The processes of user %d could not be killed.", uid)
+    return code == 0
 
 
 class Pace:
@@ -236,7 +247,8 @@ class ProgramProcess:
         limits = {name: entry.limit(name) for name in ("processes", "open_files", "cpu_seconds")}
         folder = entry.fields.get("folder") or str(account.home)
         given = limits | {"uid": account.uid, "folder": folder, "command": command}
-        fixed = {"PATH": PATH, "HOME": str(account.home), "LANG": "C.UTF-8"}
+        home = str(account.home)
+        fixed = {"PATH": PATH, "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"}
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", LAUNCH, json.dumps(given)),
@@ -262,7 +274,7 @@ class ProgramProcess:
 
     async def _kill_rest(self) -> None:
         if self.account.uid:
-            await kill_user(self.account.uid)
+            await kill_user(self.account.uid, self.account.guard)
             return
         for _ in range(20):  # Some may fork meanwhile.
             rest = self._mine(await asyncio.to_thread(list, running_processes()))

@@ -12,12 +12,20 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.message import SessionMessage
 from mcp.shared.transport_context import TransportContext
-from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, JSONRPCNotification, jsonrpc_message_adapter
+from mcp_types import (
+    CONNECTION_CLOSED,
+    INTERNAL_ERROR,
+    JSONRPCError,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    jsonrpc_message_adapter,
+)
 
 from runner.process import MESSAGE_BYTES, ErrorLines, Pace, ProgramProcess
 
 MOST_GARBAGE_LINES = 100  # In a row.
-NOTIFICATIONS_PER_SECOND = 1000
+MESSAGES_PER_SECOND = 1000  # Together with at most MESSAGE_BYTES. Answers are not counted.
+MOST_UNANSWERED = 100
 PING_SECONDS = 10
 MAYBE_EXECUTED = "The call may have been executed, and is not sent again."
 
@@ -68,6 +76,7 @@ class RunningProgram:
         write, self._input = anyio.create_memory_object_stream[SessionMessage](0)
         self._dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(read, write)
         self._ready = asyncio.Event()
+        self._unanswered = 0  # Requests of the program.
         self._is_closed = False
         self._task = asyncio.create_task(self._run())
         self._checks: set[asyncio.Task[None]] = set()
@@ -80,7 +89,7 @@ class RunningProgram:
             self._ready.set()
 
     async def _read_output(self) -> None:
-        garbage, pace, stdout = 0, Pace(NOTIFICATIONS_PER_SECOND), self.process.stdout
+        garbage, pace, stdout = 0, Pace(MESSAGE_BYTES), self.process.stdout
         async with self._output:
             with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionError):
                 while line := await self._next_line(stdout):
@@ -93,8 +102,11 @@ class RunningProgram:
                             self.process.kill("printed text that is not JSON-RPC on standard output")
                         continue
                     garbage = 0
-                    if isinstance(message, JSONRPCNotification):
-                        await pace.spend(1)
+                    if not isinstance(message, JSONRPCResponse | JSONRPCError):
+                        await pace.spend(max(len(line), MESSAGE_BYTES // MESSAGES_PER_SECOND))
+                    self._unanswered += isinstance(message, JSONRPCRequest)
+                    if self._unanswered > MOST_UNANSWERED:
+                        self.process.kill("does not read the answers to its requests")
                     await self._output.send(SessionMessage(message))
             self._is_closed = True
             self.process.kill("closed its standard output")
@@ -118,11 +130,16 @@ class RunningProgram:
                     data = sent.message.model_dump_json(by_alias=True, exclude_unset=True)
                     self.process.stdin.write(f"{data}\n".encode())
                     await self.process.stdin.drain()
+                    self._unanswered -= isinstance(sent.message, JSONRPCResponse | JSONRPCError)
 
     async def _on_request(
         self, context: DispatchContext[TransportContext], method: str, params: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        return {} if method == "ping" else await self._receiver.on_request(method, params)
+        try:
+            return {} if method == "ping" else await self._receiver.on_request(method, params)
+        except asyncio.CancelledError:  # By the program, which gets no answer then.
+            self._unanswered -= 1
+            raise
 
     async def _on_notification(
         self, context: DispatchContext[TransportContext], method: str, params: Mapping[str, Any] | None

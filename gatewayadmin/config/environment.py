@@ -196,6 +196,12 @@ def set_for_children(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def without_settings(*kept: str) -> dict[str, str]:
+    """Return the environment for a child that needs none of this gateway's settings but `kept`."""
+    ours = ("GATEWAY_", "DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours) or name in kept}
+
+
 def forget_libpq() -> None:
     """Remove PGPORT, PGHOSTADDR and the like from the environment: they would point to another server.
 

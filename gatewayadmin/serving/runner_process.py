@@ -1,5 +1,6 @@
 """The runner of a clone: `serve` starts it when runner.yaml lies beside manage.py, and it ends with `serve`."""
 
+import re
 import subprocess
 import sys
 
@@ -24,4 +25,6 @@ def start(runner: Runner) -> subprocess.Popen[bytes]:
     environment.set_for_children(RUNNER_URL, runner.url)
     environment.set_for_children(RUNNER_SECRET, runner.secret)
     command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
-    return subprocess.Popen(command, cwd=settings.BASE_DIR, stdin=subprocess.DEVNULL)  # noqa: S603
+    referred = re.findall(r"\benv:(\w+)", settings.RUNNER_FILE.read_text(errors="replace"))
+    variables = environment.without_settings(RUNNER_SECRET, *referred)
+    return subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.DEVNULL)  # noqa: S603

@@ -30,7 +30,7 @@ OURS = {"gateway", "migrate", "housekeeping"}
 # The fields of the Compose Specification used in this file; any other field is misspelt, or must be added here.
 FIELDS = {
     "build", "cap_add", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "env_file", "environment",
-    "healthcheck", "image", "networks", "ports", "profiles", "read_only", "restart", "secrets",
+    "healthcheck", "image", "mem_limit", "networks", "ports", "profiles", "read_only", "restart", "secrets",
     "security_opt", "shm_size", "stop_grace_period", "tmpfs", "volumes",
 }  # fmt: skip
 
@@ -95,6 +95,7 @@ def test_the_runner_is_confined_and_its_programs_reach_the_gateway_alone() -> No
         assert not any("docker.sock" in volume for volume in service["volumes"])
         assert not service.get("secrets"), "programs could read them"
     assert SERVICES["runner"]["networks"] == ["programs"]
+    assert (SERVICES["runner"]["tmpfs"], "mem_limit" in SERVICES["runner"]) == (["/tmp:size=256m"], True)
     assert COMPOSE["networks"]["programs"]["internal"] is True
     on_it = {name for name, service in SERVICES.items() if "programs" in service["networks"]}
     assert on_it == {"gateway", "runner"}

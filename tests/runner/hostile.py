@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 TOOLS = ("count", "die", "hang", "garbage", "memory", "flood", "fork", "huge", "look", "environment", "person", "ask")
-TOOLS += ("detach", "progress")
+TOOLS += ("detach", "progress", "nest", "pings")
 held = []
 calls = 0
 answers = {}
@@ -123,6 +123,20 @@ def ask(arguments):
     return json.dumps(answers["answer"])
 
 
+def nest(arguments):
+    """Make folders in each other, deeper than a recursive function can follow."""
+    for _ in range(1500):
+        os.mkdir("x")  # noqa: PTH102
+        os.chdir("x")
+    return "nested"
+
+
+def pings(arguments):
+    """Ask without reading the answers."""
+    for number in range(10_000):
+        send({"id": f"{number} {'x' * 4000}", "method": "ping"})
+
+
 def progress(arguments):
     for step in range(3):
         token = arguments["_meta"]["progressToken"]
@@ -136,16 +150,27 @@ def handle(message):
         answers["answer"] = message.get("result") or message.get("error")
         answers[message["id"]].set()
     elif method == "initialize":
-        info = {"name": "hostile", "version": "1"}
-        result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
-        send({"id": message["id"], "result": result})
+        introduce(message["id"], params)
     elif method == "tools/list":
         tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
         send({"id": message["id"], "result": {"tools": tools}})
     elif method == "tools/call":
-        threading.Thread(target=call, args=(message["id"], params), daemon=True).start()
+        thread = threading.Thread(target=call, args=(message["id"], params), daemon=True)
+        thread.start()
+        thread.join(60 if params["name"] == "pings" else 0)
     elif method == "ping" and not stuck():
         send({"id": message["id"], "result": {}})
+
+
+def introduce(number, params):
+    if "slow" in sys.argv:
+        time.sleep(3)
+    if "refuse" in sys.argv:
+        send({"id": number, "error": {"code": 1, "message": f"bad token {os.environ['TOKEN']}"}})
+        return
+    info = {"name": "hostile", "version": "1"}
+    result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
+    send({"id": number, "result": result})
 
 
 def stuck():

@@ -51,6 +51,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
         (SERVER + "    title: [\n", "This is not YAML:"),
         (SERVER + "    title: &a x\n    description: *a\n", "aliases (*name) are not read; write the values out"),
         ("version: 1\nuids: 3000-2000\n", "runner.yaml:2:7: The first ID has to be the smaller one."),
+        ("version: 1\nuids: 2000-2000\n", "runner.yaml:2:7: The first ID has to be the smaller one."),
         ("version: 1\nuids: 0-2000\n", 'runner.yaml:2:7: “uids” cannot be "0-2000".'),
     ],
 )
@@ -138,3 +139,13 @@ def test_a_file_with_the_secret_that_others_can_read_is_refused(
 
     assert main(["serve", "--file", str(tmp_path / "runner.yaml")]) == 1
     assert "Run chmod 600 on it." in capsys.readouterr().err
+
+
+def test_a_range_with_the_uid_of_an_account_is_refused(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_RUNNER_SECRET", SECRET)
+    (tmp_path / "runner.yaml").write_text("version: 1\nuids: 60000-65534\n")
+
+    assert main(["serve", "--file", str(tmp_path / "runner.yaml")]) == 1
+    assert "“uids” has the UIDs of nobody. " in capsys.readouterr().err

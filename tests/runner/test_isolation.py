@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from runner.process import running_processes
+from runner.document import RunnerFile
+from runner.launch import kill_all_of
+from runner.process import Accounts, running_processes
 from tests.eventually import until
-from tests.runner.running import SECRET, Running, hostile, needs_root, runner
+from tests.runner.running import SECRET, Running, hostile, needs_root, readable_python, runner
 from tests.runner.test_running import called, refused
 from tests.workspace import ROOT
 
@@ -21,6 +23,16 @@ pytestmark = pytest.mark.xdist_group("runner")
 FIRST = 300_000 + os.getpid() % 1000 * 1000  # No other run of these tests has these.
 UIDS = range(FIRST, FIRST + 20)
 CAP_SETUID, PR_CAPBSET_DROP = 7, 24
+KILLER = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+import launch
+prctl = ctypes.CDLL(None).prctl
+assert prctl(28, 4, 0, 0, 0) == 0  # PR_SET_SECUREBITS: like a runner that did not begin as root.
+launch.become(int(sys.argv[2]), prctl, int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +134,58 @@ def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path
     assert "cannot give each program a user of its own: it lacks " in done.stderr
     assert "CAP_SETUID" in done.stderr
     assert "Or write “isolation: none”" in done.stderr
+
+
+@needs_root
+def test_the_killer_of_a_program_has_no_capability_and_the_program_cannot_signal_it() -> None:
+    """It kills all that it may, so it may be no more than the program; and it has to end later than the program."""
+    program, guard = FIRST + 200, FIRST + 201
+    command = [sys.executable, "-S", "-c", KILLER, str(ROOT / "runner"), str(program), str(guard)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killer:
+        assert killer.stdout
+        assert killer.stdout.readline() == "ready\n"
+        status = Path(f"/proc/{killer.pid}/status").read_text()
+        signalled = subprocess.run(
+            [readable_python(), "-c", f"import os; os.kill({killer.pid}, 9)"],
+            user=program,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+        )
+        killer.communicate("")
+
+    found = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+    assert {found[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
+    assert found["Uid"].split()[:3] == [str(guard), str(program), str(guard)]
+    assert "PermissionError" in signalled.stderr
+    assert killer.returncode == 0
+
+
+def test_a_killer_that_is_not_the_user_of_a_program_kills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr("runner.launch.os.kill", lambda pid, number: killed.append(pid))
+    for uid, guard in ((0, 0), (os.getuid(), os.getuid() + 1), (FIRST, FIRST + 1)):
+        with pytest.raises(SystemExit):
+            kill_all_of(uid, guard)
+
+    assert killed == []
+
+
+@needs_root
+async def test_a_user_whose_processes_may_run_is_not_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(uid: int, guard: int) -> bool:
+        return False
+
+    accounts = Accounts(RunnerFile(tmp_path / "runner.yaml", {"uids": f"{FIRST + 300}-{FIRST + 302}"}, []))
+    taken = accounts.take("one", lasting=False)
+    await accounts.give_back(taken)
+    again = [accounts.take("one", lasting=False) for _ in range(2)]
+    monkeypatch.setattr("runner.process.kill_user", fail)
+    await accounts.give_back(again[0])
+
+    assert {each.uid for each in again} == {FIRST + 301, FIRST + 302}  # The first is the killer's.
+    with pytest.raises(LookupError):
+        accounts.take("one", lasting=False)

@@ -5,13 +5,16 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp.shared.exceptions import MCPError
 from mcp_types import ElicitResult
 
-from runner.process import running_processes
+from runner.document import read_file
+from runner.endpoint import ProgramEndpoint
+from runner.process import Accounts, running_processes
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, as_json, hostile, runner, text
 
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("runner")
 MAYBE = "The call may have been executed, and is not sent again."
 QUICK = {"memory_mb": 200, "processes": 20}
 HANGS = {"call_seconds": 2}
-BROKEN = ("die", "garbage", "memory", "huge", "hang", "fork", "flood", "detach")
+BROKEN = ("die", "garbage", "memory", "huge", "hang", "fork", "flood", "detach", "pings")
 TOKEN = "the-token-of-the-program"
 
 
@@ -37,7 +40,10 @@ def running() -> Iterator[Running]:
         hostile("apart", mode="session", person="PERSON"),
         hostile("few", mode="session", limits={"programs": 2}),
         hostile("brief", mode="session", idle_seconds=1),
+        hostile("half", mode="session", person="PERSON", limits={"programs": 4}),
         hostile("crash", "crash"),
+        hostile("crash-apart", "crash", mode="session"),
+        hostile("refuse", "refuse", environment={"TOKEN": "env:TOKEN"}),
         hostile("secretless", environment={"KEY": "env:NOT_THERE"}),
         {"name": "absent", "command": ["no-such-program"]},
     ]
@@ -136,6 +142,17 @@ async def test_more_programs_than_the_limit_are_refused(running: Running) -> Non
     assert "as many programs as “limits.programs” allows are running" in found
 
 
+async def test_a_person_has_no_more_than_half_of_the_programs(running: Running) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(running.client("half", person="ana@example.com"))
+        found = await refused(running, "half", person="ana@example.com")
+        other = await stack.enter_async_context(running.client("half", person="max@example.com"))
+        assert text(await other.call_tool("count", {})).startswith("call 1 of ")
+
+    assert "half of “limits.programs”, the most for a person, are running" in found
+
+
 async def test_an_idle_program_is_ended_and_its_session_begins_again(running: Running) -> None:
     async with running.client("brief") as client:
         await client.call_tool("count", {})
@@ -152,6 +169,7 @@ async def test_an_idle_program_is_ended_and_its_session_begins_again(running: Ru
         ("die", "killed by SIGKILL"),
         ("garbage", "printed text that is not JSON-RPC on standard output"),
         ("huge", "sent a message of more than 16 MB"),
+        ("pings", "does not read the answers to its requests"),
         pytest.param("memory", "used more than 200 MB of memory", marks=pytest.mark.full),
     ],
 )
@@ -197,8 +215,8 @@ async def test_standard_error_has_the_last_lines_without_secrets(running: Runnin
 async def test_a_program_gets_only_its_own_environment(running: Running) -> None:
     found = json.loads(await called(running, "flood", "environment"))
 
-    assert found.keys() - {"LC_CTYPE"} == {"PATH", "HOME", "LANG", "TOKEN", "cwd"}
-    assert found["cwd"] == found["HOME"]
+    assert found.keys() - {"LC_CTYPE"} == {"PATH", "HOME", "TMPDIR", "LANG", "TOKEN", "cwd"}
+    assert found["cwd"] == found["HOME"] == found["TMPDIR"]
 
 
 async def test_an_environment_can_name_the_home(running: Running) -> None:
@@ -215,6 +233,28 @@ async def test_a_program_that_does_not_start_says_why_and_is_started_less_and_le
     assert running.status("crash")["state"] == "failing"
     assert running.lines("crash")[0] == "cannot start"
     assert "the program no-such-program is not in " in await refused(running, "absent")
+
+
+async def test_a_program_of_a_person_that_does_not_start_delays_no_other_person(running: Running) -> None:
+    found = {await refused(running, "crash-apart") for _ in range(4)}
+
+    assert found == {"The program of “crash-apart” was not started: exit code 3."}
+
+
+async def test_a_refusal_to_start_is_told_without_secrets(running: Running) -> None:
+    found = await refused(running, "refuse")
+
+    assert found == "The program of “refuse” was not started: refused “initialize”: bad token •••."
+    assert running.status("refuse")["error"] == "refused “initialize”: bad token •••"
+
+
+async def test_the_home_of_a_session_goes_however_deep_it_is(running: Running) -> None:
+    homes = running.folder / "runner-data" / "homes"
+    async with running.client("few") as client:
+        assert text(await client.call_tool("nest", {})) == "nested"
+        assert list(homes.glob("few.session-*"))
+
+    await until(lambda: not list(homes.glob("few.session-*")), seconds=30)
 
 
 def test_an_entry_without_its_secret_is_failing_by_name(running: Running) -> None:
@@ -268,6 +308,20 @@ async def test_a_reload_keeps_unchanged_programs_and_a_broken_file_changes_nothi
     assert (before[:6], after[:6], again[:6]) == ("call 1", "call 2", "call 1")
 
 
+async def test_a_program_that_starts_while_its_entry_is_removed_is_ended() -> None:
+    with runner([hostile("slow", "slow")]) as running:
+        home = running.folder / "runner-data" / "homes" / "slow"
+        starting = asyncio.create_task(refused(running, "slow", mode="2026-07-28"))
+        await until(lambda: [each for each in running_processes() if each.has_home(home)])
+        running.write(servers=[])
+        running.process.send_signal(signal.SIGHUP)
+        await until(lambda: running.get("/programs").json()["programs"] == [])
+        told = await starting
+        await until(lambda: not [each for each in running_processes() if each.has_home(home)], seconds=30)
+
+    assert told == "The program of “slow” was not started: it was removed from the file."
+
+
 async def test_cancelling_reaches_the_program(running: Running) -> None:
     """A cancelled call ends at once, long before the limit, and its program serves on."""
     async with running.client("good") as client:
@@ -275,3 +329,18 @@ async def test_cancelling_reaches_the_program(running: Running) -> None:
             async with asyncio.timeout(0.5):
                 await client.call_tool("hang", {})
         assert text(await client.call_tool("count", {})).startswith("call ")
+
+
+async def test_a_long_run_ends_the_pauses_before_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was ended because it was idle."""
+    monkeypatch.setattr("runner.endpoint.SHORTEST_STABLE_RUN", 0)
+    path = tmp_path / "runner.yaml"
+    path.write_text(json.dumps({"version": 1, "isolation": "none", "servers": [hostile("good")]}))
+    file = read_file(path, {})
+    endpoint = ProgramEndpoint(file.entries[0], Accounts(file), lambda entry: (entry.fields["command"], ""))
+    endpoint._failures = 5
+    program = await endpoint._shared_program()
+    await program.process.stop("idle")
+    await until(lambda: not endpoint.programs)
+
+    assert endpoint._failures == 0
