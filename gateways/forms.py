@@ -59,7 +59,7 @@ class ReachForm(forms.Form):
         super().__init__(*args, **options)
         if not Team.objects.exists():
             del self.fields["teams"]
-            self.fields["reach"].help_text = "There is no team yet, so “Everyone” is the only choice."
+            self.fields["reach"].help_text = "There is no team yet. Create one first, or choose “Everyone”."
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.document import RunnerEntry, RunnerFile
-from runner.process import PATH
+from runner.process import PATH, closed_above
 
 MARK = ".installed"
 NPM = ("--ignore-scripts", "--no-audit", "--no-fund", "--omit-lockfile-registry-resolved", "--no-progress")
@@ -63,6 +63,11 @@ def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
     found = shutil.which(program, path=places)
     if not found:
         raise LookupError(f"the program {program} is not in {places}")
+    if file.value("isolation") == "uid":
+        interpreter = f"{programs}/python" if name and name.startswith("pypi:") else shutil.which("node", path=places)
+        for path in (Path(each) for each in (found, interpreter) if each):
+            if closed := closed_above(path):
+                raise LookupError(f"programs cannot run {path.resolve()}: {closed} is closed to other users")
     return [found, *arguments], programs
 
 

@@ -76,6 +76,11 @@ def running_processes() -> Iterator[ProcessUsage]:
             yield ProcessUsage(int(folder.name), int(found["PPid"]), int(found["Uid"].split()[0]), int(session), memory)
 
 
+def closed_above(path: Path) -> Path | None:
+    """Return a folder above this path that other users cannot enter, if there is one."""
+    return next((folder for folder in path.resolve().parents if not folder.stat().st_mode & 0o001), None)
+
+
 @dataclass(frozen=True)
 class ProgramAccount:
     """The user and home of a program; uid 0 stands for the runner's own user. `guard` is the user of its killer."""
@@ -106,8 +111,7 @@ class Accounts:
 
     def closed_folder(self) -> Path | None:
         """Return a folder above the homes that programs cannot enter, if there is one."""
-        folders = [*self._homes.parents] if self.isolated else []
-        return next((folder for folder in folders if not folder.stat().st_mode & 0o001), None)
+        return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:
         """Kill what programs of an earlier runner left."""

@@ -68,6 +68,7 @@ RUN_BY = (
             (".venv/bin/python manage.py plan", "test_a_workspace_is_exported_planned_and_applied_as_printed"),
             (".venv/bin/python manage.py apply", "test_a_workspace_is_exported_planned_and_applied_as_printed"),
             ("# yaml-language-server", "test_the_printed_files_are_right"),
+            ("version: 1\nsource: platform-team\nservers", "test_the_printed_files_are_right"),
             ("teams:", "test_the_printed_files_are_right"),
         )
     ),
