@@ -499,6 +499,8 @@ def _asked(request: AppRequest) -> HttpResponse:
         posted |= {"url": tile.url, "name": tile.name, "auth_type": tile.takes, "header_name": tile.header}
     if "try" in posted:
         posted["url"] = posted.pop("try")
+        if title := programs.title_of(posted["url"]):
+            posted["name"] = title
     checked = NewServerForm(posted | {"name": "-", "slug": "x-check"}, user=request.user)
     if "url" in checked.errors:
         context = _choice(request) | {"url": posted.get("url", ""), "url_error": checked.errors["url"][0]}

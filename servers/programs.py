@@ -134,6 +134,15 @@ def list_programs() -> RunnerListing:
     return RunnerListing(_text(told.get("version"), 40), _text(told.get("isolation"), 40), tuple(found))
 
 
+def title_of(url: str) -> str:
+    """Return the title of the program at this URL; empty if it is no program of the runner, or the runner is down."""
+    name = upstream_guard().program_at(url)
+    try:
+        return list_programs().find(name).title if name else ""
+    except RunnerUnavailable:
+        return ""
+
+
 def offers() -> list[ProgramOffer]:
     """Return the runner's programs for *Add a server*. Raises RunnerUnavailable."""
     found = list_programs().programs

@@ -62,6 +62,12 @@ def test_a_program_is_added_with_one_click_and_is_on_no_gateway(runner: Upstream
     assert 'name="program" value="notes"' not in text(client.get(ADD)), "it is listed as added"
 
 
+def test_the_form_has_the_name_that_one_click_gives(runner: Upstream, ana: User, sign_in: SignIn) -> None:
+    form = sign_in(ana).post(ADD, {"try": f"http://127.0.0.1:{runner.port}/notes/mcp"}, headers=HTMX).context["form"]
+
+    assert form["name"].value() == "Notes"
+
+
 def test_a_program_with_the_name_of_another_server_gets_another_name_first(
     runner: Upstream, ana: User, sign_in: SignIn
 ) -> None:
