@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import NotFound, ValidationError
@@ -20,6 +19,7 @@ from capabilities.rest import Own
 from directory import registry
 from directory.models import AddressExists, DirectoryAddress
 from directory.policy_files import PolicyFile, policy_files
+from directory.views import address_or_404
 from gateways.models import Gateway, GatewayQuerySet
 from ui.operations import ListQuery, Query, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField
@@ -97,7 +97,7 @@ class DirectoryAddressResource(Resource):
     @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an address of the directory."""
-        return self.answer(_find(pk))
+        return self.answer(address_or_404(pk))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewDirectoryAddress, makes=True)
     def create(self, request: Request) -> Response:
@@ -112,32 +112,28 @@ class DirectoryAddressResource(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable an address of the directory."""
-        address = _find(pk)
+        address = address_or_404(pk)
         return self.changed(address, address.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable an address of the directory."""
-        address = _find(pk)
+        address = address_or_404(pk)
         return self.changed(address, address.enable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def regenerate(self, request: Request, pk: UUID) -> Response:
         """Replace an address of the directory; the old one answers 404 from the next request on."""
-        address = _find(pk)
+        address = address_or_404(pk)
         return self.changed(address, address.regenerate)
 
     @action(detail=True, methods=["get"])
     @operation(needs=Capability.GATEWAYS_READ, answer=PolicyFilesSerializer)
     def files(self, request: Request, pk: UUID) -> Response:
         """Get the policy files of an address of the directory."""
-        return Response(PolicyFilesSerializer({"files": policy_files(_find(pk))}).data)
-
-
-def _find(pk: UUID) -> DirectoryAddress:
-    return get_object_or_404(DirectoryAddress.objects.select_related("team", "created_by"), pk=pk)
+        return Response(PolicyFilesSerializer({"files": policy_files(address_or_404(pk))}).data)
 
 
 class RegistryQuery(Query):

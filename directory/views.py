@@ -100,7 +100,7 @@ def page_url(address: DirectoryAddress) -> str:
     return reverse("directory:address", args=[address.pk])
 
 
-def _address_or_404(pk: UUID) -> DirectoryAddress:
+def address_or_404(pk: UUID) -> DirectoryAddress:
     return get_object_or_404(DirectoryAddress.objects.select_related("team", "created_by"), pk=pk)
 
 
@@ -131,7 +131,7 @@ def add(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.GATEWAYS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    address = _address_or_404(pk)
+    address = address_or_404(pk)
     return show(request, "directory/address.html", _context(request, address))
 
 
@@ -154,7 +154,7 @@ def _context(request: AppRequest, address: DirectoryAddress) -> dict[str, Any]:
 @requires(Capability.GATEWAYS_READ)
 def policy_file(request: AppRequest, pk: UUID, file: str) -> HttpResponse:
     """Download a policy file."""
-    for one in policy_files(_address_or_404(pk)):
+    for one in policy_files(address_or_404(pk)):
         if one.slug == file:
             disposition = f'attachment; filename="{one.name}"'
             return HttpResponse(one.text, one.media_type, headers={"Content-Disposition": disposition})
@@ -172,13 +172,13 @@ def _switched(request: AppRequest, address: DirectoryAddress, toast: str, undo: 
 @requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     undo = reverse("directory:disable", args=[pk])
-    return switch_on(request, _address_or_404(pk), "Address", undo, _switched)
+    return switch_on(request, address_or_404(pk), "Address", undo, _switched)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    address = _address_or_404(pk)
+    address = address_or_404(pk)
     return switch_off(
         request,
         address,
@@ -195,7 +195,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
-    address = _address_or_404(pk)
+    address = address_or_404(pk)
     return confirmed(
         request,
         lambda: address.regenerate(by=request.user),

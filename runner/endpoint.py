@@ -41,7 +41,7 @@ from starlette.types import Receive, Scope, Send
 
 from runner import VERSION
 from runner.document import RunnerEntry
-from runner.process import MESSAGE_BYTES, Accounts, ErrorLines, ProgramProcess
+from runner.process import MESSAGE_BYTES, PATH, Accounts, ErrorLines, ProgramProcess
 from runner.program import ProgramFailed, RunningProgram
 
 PERSON_HEADER = "x-gateway-user"
@@ -355,7 +355,7 @@ class ProgramEndpoint:
         account = self._accounts.take(self.entry.name, lasting=self._is_shared)
         variables = self.entry.variables(account.home)
         if folder:
-            variables.setdefault("PATH", f"{folder}:/usr/local/bin:/usr/bin:/bin")
+            variables.setdefault("PATH", f"{folder}:{PATH}")
         if "person" in self.entry.fields:
             variables[self.entry.fields["person"]] = person
         process = None

@@ -1,6 +1,7 @@
 """Serve an OpenAPI description: its allowed operations are tools."""
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -60,7 +61,8 @@ class OpenApiEndpoint:
                 self.error = self.entry.masked(f"{type(error).__name__}: {error}")
                 logger.warning("%s: %s", self.entry.name, self.error)
             self._app = None
-            await asyncio.wait([asyncio.create_task(stopped.wait())], timeout=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -44,7 +44,7 @@ from servers.models import BUILT_IN_URLS, ENDPOINTS, SIGN_IN_SETTINGS, AuthType,
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.oauth_client.registration import redirect_uri
 from servers.upstream_guard import upstream_guard
-from ui.pages import AppRequest, leave, show
+from ui.pages import AppRequest, leave, number_of, show
 
 OWN, SHARED = "own", "shared"
 ALL, READ_ONLY, NONE_YET = "all", "read_only", "none"
@@ -474,19 +474,23 @@ def _add_program(request: AppRequest) -> HttpResponse:
     slug = suggest(program.title, Server.objects.all(), 16) or suggest(program.name, Server.objects.all(), 16)
     values = {"name": program.title, "slug": slug, "url": program.url, "auth_type": AuthType.NONE}
     form = NewServerForm(values | {"timeout_seconds": 30}, user=request.user)
-    if not form.is_valid():
-        return show(request, f"{PAGE}#flow", _context(request, form), status=422)
+    if form.is_valid():
+        try:
+            server = add_server(form, by=request.user)
+        except IntegrityError:
+            form.add_error("name", TAKEN)
+        else:
+            return leave(request, reverse("servers:detail", args=[server.slug]), _contacted(server, request.user))
+    return show(request, f"{PAGE}#flow", _context(request, form), status=422)
+
+
+def _contacted(server: Server, by: User) -> str:
+    """Contact the added server; return the outcome in words."""
     try:
-        server = add_server(form, by=request.user)
-    except IntegrityError:
-        form.add_error("name", TAKEN)
-        return show(request, f"{PAGE}#flow", _context(request, form), status=422)
-    try:
-        count = len(probe(server, by=request.user).tools)
-        outcome = f"{server.name} added with {count:,} tool{'s' * (count != 1)}. Assign it to a gateway."
+        tools = number_of(len(probe(server, by=by).tools), "tool")
     except DiscoveryFailed as failure:
-        outcome = f"{server.name} added, but it {failure}."
-    return leave(request, reverse("servers:detail", args=[server.slug]), outcome)
+        return f"{server.name} added, but it {failure}."
+    return f"{server.name} added with {tools}. Assign it to a gateway."
 
 
 def _asked(request: AppRequest) -> HttpResponse:

@@ -20,6 +20,7 @@ from servers.discovery import DiscoveryRefused
 from servers.forms import TAKEN, suggest
 from servers.models import AuthType, Server, ServerError
 from servers.upstream_guard import upstream_guard
+from ui.pages import number_of
 from wire.errors import BadAnswer
 from wire.guard import UrlRefused
 from wire.hosts import origin_of
@@ -219,8 +220,8 @@ def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[s
 def _said(wish: ChosenEntry, trial: ServerTrial, server: Server) -> tuple[str, str]:
     """Return the outcome for an added server as a sentence, and its severity."""
     if trial.found:
-        tools = f"{trial.tool_count:,} tool{'s' * (trial.tool_count != 1)}"
         needs = server.takes_secret and not wish.secret
+        tools = number_of(trial.tool_count, "tool")
         return f"Added, with {tools}.{' Its credential is not entered yet.' if needs else ''}", "good"
     if isinstance(trial.outcome, DiscoveryRefused):
         if trial.with_credential:

@@ -622,9 +622,6 @@ MOST_URLS = 10_000
 # Characters not to quote in a path or query (RFC 3986), including % so that URLs are not encoded twice.
 SAFE = "/?:@!$&'()*+,;=-._~%"
 
-# The scheme of the built-in servers, which are part of this process.
-OWN = BUILT_IN.rstrip(":")
-
 
 class Origin(NamedTuple):
     """Key of the connection pool. Requests to the same origin share connections.

@@ -27,7 +27,7 @@ from gatewayadmin.serving.builtin import ToolFailed
 from hosts.api import HostResource
 from hosts.least_privilege import USED_IN, LeastPrivilege
 from hosts.models import Host
-from ui.pages import uuid_of
+from ui.pages import number_of, uuid_of
 from ui.rest import stamp
 from wire.jsonrpc import Object
 
@@ -88,7 +88,7 @@ def _search_calls(caller: Caller, arguments: Object) -> tuple[str, Object]:
     found = caller.rest(CallResource, "list", arguments | {"page_size": ROWS})
     calls = [{name: row[name] for name in NAMES_OF_CALLS} for row in found["results"]]
     cursor = next_of(found, "cursor")
-    return f"{_counted(len(calls), 'call')}, newest first.{_more(cursor)}", {"calls": calls, "cursor": cursor}
+    return f"{number_of(len(calls), 'call')}, newest first.{_more(cursor)}", {"calls": calls, "cursor": cursor}
 
 
 def _explain_refusal(caller: Caller, arguments: Object) -> tuple[str, Object]:
@@ -140,7 +140,7 @@ def _who_can_use(caller: Caller, arguments: Object) -> tuple[str, Object]:
         }
         for row in found["results"]
     ]
-    cursor, number = next_of(found, "page"), _counted(found["count"], "line")
+    cursor, number = next_of(found, "page"), number_of(found["count"], "line")
     return f"{number} of access.{_more(cursor)}", {"access": lines, "cursor": cursor}
 
 
@@ -166,8 +166,8 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
         "link": _link("hosts:detail", row["id"]),
     }
     days = f"in {USED_IN // timedelta(days=1)} days"
-    shown = f"{len(use.used_tools)} of {_counted(len(use.tools), 'tool')} used {days}"
-    summary = f"It is {row['status']}: {shown}, {_counted(len(use.unused), 'connection')} unused."
+    shown = f"{len(use.used_tools)} of {number_of(len(use.tools), 'tool')} used {days}"
+    summary = f"It is {row['status']}: {shown}, {number_of(len(use.unused), 'connection')} unused."
     if not caller.person.has_perm(Capability.MCP_CONNECTIONS_READ):
         summary += f" Only connections of {caller.person.email} count: api-keys:read shows all."
     return summary, content
@@ -192,7 +192,7 @@ def _list_waiting(caller: Caller, _: Object) -> tuple[str, Object]:
         | {"unnamed": found.unnamed, "link": settings.PUBLIC_URL + found.link}
         for matter, found in waiting_for(caller.person)
     ]
-    return f"{_counted(len(waiting), 'matter')} for {caller.person.email}, worst first.", {"waiting": waiting}
+    return f"{number_of(len(waiting), 'matter')} for {caller.person.email}, worst first.", {"waiting": waiting}
 
 
 def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
@@ -211,10 +211,6 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
         "link": _link("help_page", "how-to/configuration-as-code"),
     }
     return f"Plan: {made['summary']}. Nothing was changed; a person applies it.", content
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _more(cursor: str | None) -> str:
