@@ -142,6 +142,7 @@ def test_a_reviewer_answers_lines_people_and_pages_without_script(
     assert Event.objects.filter(action="review.closed").count() == 1
 
 
+@pytest.mark.full
 def test_forged_answers_by_pages_and_rest_change_nothing(
     review: Review, boss: User, grace: User, ann: User, ben: User, work: Gateway, sign_in: SignIn
 ) -> None:

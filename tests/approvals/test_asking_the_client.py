@@ -68,6 +68,7 @@ def test_a_client_that_opens_urls_is_sent_the_page_once_and_its_answer_decides_n
     assert json.loads(result.content[0].text)["count"] == desk.runs == len(opened) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_a_later_call_of_the_same_hold_is_not_sent_the_page(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(3)

@@ -283,6 +283,7 @@ def test_no_forged_request_passes(kind: str, capsys: pytest.CaptureFixture[str])
     assert not leaked
 
 
+@pytest.mark.full
 def test_no_message_of_a_client_approves(desk: Desk) -> None:
     """Messages of an agent decide nothing, and an approval is for its own connection."""
     hold, mallory = desk.held({"n": 1}), make.user()

@@ -121,6 +121,7 @@ def test_a_person_withdraws_the_request_of_their_agent(desk: Desk) -> None:
     assert desk.proxies[0].last().deny_reason == "hold_denied"
 
 
+@pytest.mark.full
 def test_a_hold_that_nobody_decides_expires(desk: Desk) -> None:
     desk.wait(240)
     call = desk.begin({})

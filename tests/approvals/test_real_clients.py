@@ -79,6 +79,7 @@ def ran(desk: Desk, text: str) -> bool:
     return "count" in json.loads(text) and desk.runs == 1
 
 
+@pytest.mark.full
 def test_the_typescript_sdk_calls_again_after_the_approval(desk: Desk, npm: Npm) -> None:
     desk.wait(None)
     with typescript(desk, npm) as begin:
@@ -92,6 +93,7 @@ def test_the_typescript_sdk_calls_again_after_the_approval(desk: Desk, npm: Npm)
     assert ran(desk, answer["text"])
 
 
+@pytest.mark.full
 def test_the_typescript_sdk_waits_if_it_reports_progress(desk: Desk, npm: Npm) -> None:
     desk.wait(None)
     with typescript(desk, npm, progress="yes") as begin:
@@ -115,6 +117,7 @@ def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> 
     assert ran(desk, answer.content[0].text)
 
 
+@pytest.mark.full
 def test_a_client_that_gives_up_after_five_seconds_is_answered_before(desk: Desk) -> None:
     desk.wait(None)
     held = python(desk, seconds=5)
@@ -124,6 +127,7 @@ def test_a_client_that_gives_up_after_five_seconds_is_answered_before(desk: Desk
     assert ran(desk, python(desk, seconds=5).content[0].text)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_an_approval_after_the_client_left_is_used_by_its_next_call(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(240)

@@ -127,6 +127,7 @@ def refused_calls(host: Host, number: int, *, ago: timedelta = timedelta(minutes
     keeping.keep_up(30)
 
 
+@pytest.mark.full
 def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss: User, sign_in: SignIn) -> None:
     refused_calls(world.host, 13)
     client = sign_in(boss)

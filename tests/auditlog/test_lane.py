@@ -100,6 +100,7 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
     assert play(scene) == []
 
 
+@pytest.mark.full
 def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
     async def scene() -> None:
         connection = PgConnection(server, SETUP)

@@ -140,6 +140,7 @@ def rare(name: str) -> list[str]:
     }[name]
 
 
+@pytest.mark.full
 def test_roll_ups_equal_a_count_of_the_log_in_any_order_of_rows(
     writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_the_first_tab_offers_to_skip_the_navigation(page: Page, live: Serve) ->
     assert page.evaluate("() => !!document.activeElement.closest('main')")
 
 
+@pytest.mark.full
 def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None:
     page.goto(f"{live.url}/hosts/")
     opener = "Add API access token-based host"

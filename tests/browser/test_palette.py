@@ -38,6 +38,7 @@ def test_it_closes_at_once_gives_the_focus_back_and_forgets_what_was_typed(by: s
     expect(page.locator("#found").get_by_role("link", name="Dashboard")).to_be_visible()
 
 
+@pytest.mark.full
 def test_enter_opens_the_first_thing_that_was_found_for_what_is_typed_not_for_what_was(live: Serve, page: Page) -> None:
     opened(live, page)
     page.get_by_role("searchbox", name="Search anything").fill("admin events")
@@ -63,6 +64,7 @@ def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve
     assert page.url.endswith("/gateways/")
 
 
+@pytest.mark.full
 def test_g_and_a_letter_goes_to_a_page_and_a_question_mark_lists_the_keys_but_not_while_one_writes(
     live: Serve, page: Page
 ) -> None:

@@ -65,6 +65,7 @@ async def test_python_sdk_lists_and_calls(second: dict[str, str], mode: ConnectM
     assert version == ("2025-11-25" if mode == "legacy" else "2026-07-28")
 
 
+@pytest.mark.full
 async def test_mcp_remote_lists_and_calls(second: dict[str, str], npm: Npm) -> None:
     arguments = [second["GATEWAY_URL"], "--header", f"Authorization: Bearer {second['TOKEN']}", "--allow-http"]
     program = StdioServerParameters(
@@ -80,6 +81,7 @@ async def test_mcp_remote_lists_and_calls(second: dict[str, str], npm: Npm) -> N
     assert "5" in text_of(added)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("program", "mode"), [("sdk_v1.mjs", ""), ("sdk_v2.mjs", "legacy"), ("sdk_v2.mjs", "auto")])
 def test_typescript_sdks_list_and_call(second: dict[str, str], npm: Npm, program: str, mode: str) -> None:
     asked = {"TOOL": ECHO, "ARGUMENTS": '{"message": "hello"}', "MODE": mode}
@@ -90,6 +92,7 @@ def test_typescript_sdks_list_and_call(second: dict[str, str], npm: Npm, program
     assert said["text"] == "Echo: hello"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("era", ["legacy", "auto", "modern"])
 def test_inspector_calls(second: dict[str, str], npm: Npm, era: str) -> None:
     server = ["--cli", "--server-url", second["GATEWAY_URL"], "--transport", "http", "--protocol-era", era]
@@ -101,6 +104,7 @@ def test_inspector_calls(second: dict[str, str], npm: Npm, era: str) -> None:
     assert "5" in said["result"]["content"][0]["text"]
 
 
+@pytest.mark.full
 def test_gateway_of_two_servers_lists_the_tools_of_both(second: dict[str, str], live: Serve) -> None:
     issued = live.issue_token(host="Second bot", gateway="both")
 

@@ -10,10 +10,9 @@ from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
@@ -39,7 +38,6 @@ def test_an_app_signs_in_and_calls(
     assert said["text"] == "hello"
 
 
-@pytest.mark.full
 def test_mcp_remote_signs_in_and_calls(live: Serve, desktop: Desktop, owner: Person) -> None:
     url = f"{live.url}/mcp/quickstart"
 

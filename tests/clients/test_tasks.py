@@ -14,7 +14,7 @@ from tests.clients.fixtures import Npm, listening
 from tests.conformance.fixtures import install_environment
 from tests.workspace import ROOT, Serve, free_port
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
 
 PYTHON = Path(sys.prefix) / "matrix-fastmcp" / "bin" / "python"
 PROGRAM = "tests.clients.tasks_fastmcp"
@@ -83,7 +83,6 @@ def test_server_everything_and_the_typescript_sdk_1(live: Serve, npm: Npm, every
     ]
 
 
-@pytest.mark.full
 def test_fastmcp_4_with_its_own_client(live: Serve, fastmcp: str) -> None:
     url, token, other = placed(live, "tasks-fastmcp", fastmcp)
 

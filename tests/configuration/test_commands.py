@@ -83,6 +83,7 @@ def commands() -> list[list[str]]:
     return [[step["run"] for step in steps if "run" in step], gitlab["gateway"]["script"]]
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("clients")
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_printed_workflows_plan_and_apply(number: int, live: Serve, tmp_path: Path) -> None:

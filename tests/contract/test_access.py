@@ -72,6 +72,7 @@ def test_secret_is_known_by_all_of_it(place: Place, server: Server) -> None:
     assert len(server.calls()) == 1
 
 
+@pytest.mark.full
 def test_token_reaches_only_the_servers_it_includes(workspace: Workspace, server: Server, run: Run) -> None:
     owner, gateway, other = workspace.owner, new_gateway(workspace.owner), run(Server())
     rows = [new_server(owner, server), new_server(owner, other)]
@@ -132,6 +133,7 @@ def test_token_is_refused_from_an_address_that_is_not_allowed(place: Place, serv
     assert len(server.calls()) == 1
 
 
+@pytest.mark.full
 def test_gateway_of_a_team_refuses_others(workspace: Workspace, server: Server) -> None:
     owner = workspace.owner
     inside, outside = new_person(workspace, "api-tokens:manage"), new_person(workspace, "api-tokens:manage")
@@ -194,6 +196,7 @@ def test_old_key_is_dead_on_the_next_request_after_regenerating(place: Place, se
     assert text(Agent(place.agent.url, regenerated["token"]).call("echo", text="x")) == "x"
 
 
+@pytest.mark.full
 def test_rate_limit_of_a_token_answers_429_and_forwards_nothing(workspace: Workspace, run: Run) -> None:
     def six_calls() -> tuple[Server, Place, list[httpx.Response]]:
         server = run(Server())
@@ -208,6 +211,7 @@ def test_rate_limit_of_a_token_answers_429_and_forwards_nothing(workspace: Works
     assert text(place.agent.call("echo", text="another token has its own limit")).startswith("another")
 
 
+@pytest.mark.full
 def test_rate_limit_of_a_gateway_counts_all_its_tokens(workspace: Workspace, run: Run) -> None:
     def six_calls() -> tuple[Server, list[httpx.Response]]:
         server = run(Server())

@@ -212,6 +212,7 @@ CASES = [pytest.param("before", *case, id=name) for name, case in BEFORE.items()
 CASES += [pytest.param("after", *case, id=name) for name, case in AFTER.items()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), every(3, CASES))
 def test_names_the_step_and_the_reason(
     clinic: Clinic, when: str, mischief: front.Mischief, step: str, reason: str, advice: str
@@ -281,6 +282,7 @@ def test_names_a_path_prefix(clinic: Clinic) -> None:
     assert "A path prefix is not possible" in failed.advice
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "gateway.example.com", "http://[nowhere", "http://x:y"])
 def test_names_an_address_where_nothing_answers(url: str) -> None:
     failed = first_failure(url.format(port=workspace.free_port()))

@@ -320,6 +320,7 @@ def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(
     assert not any('id="attention-title"' in text(sign_in(person).get("/")) for person in pages)
 
 
+@pytest.mark.full
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
     name = "Quarterly reconciliation of the northern warehouses"
     boss, other = (make.user(*Capability, email=f"{who}@subsidiary.example.com") for who in ("chief", "somebody"))

@@ -295,6 +295,7 @@ def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site
     assert faults(walk) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "path",
     [

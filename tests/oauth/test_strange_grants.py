@@ -137,6 +137,7 @@ def test_other_methods_are_refused(method: str) -> None:
         assert Client().generic(method, path).status_code == 405
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(6))
 def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gateway: Gateway, seed: int) -> None:
     chance = random.Random(seed)

@@ -183,6 +183,7 @@ def test_a_token_that_was_given_once_is_stored_although_the_database_was_away_fo
         assert said(response) == f"Bearer {access_of(identity)}" != f"Bearer {before}"
 
 
+@pytest.mark.full
 def test_a_worker_that_stops_stores_the_token_that_was_being_renewed(
     issuer: Issuer, agent: Agent, identity: Identity, proxy: Proxy
 ) -> None:

@@ -226,6 +226,7 @@ def test_nobody_without_a_token_makes_spans(start: Start, run: Run, collector: C
     assert len([span for span in collector.spans if span.kind == SERVER]) == 1
 
 
+@pytest.mark.full
 def test_a_collector_that_is_down_costs_no_call_and_is_counted(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_an_administrators_edit_is_told_once_on_all_workers(
             assert 1 <= len(stream.events) - acknowledged <= periods
 
 
+@pytest.mark.full
 def test_one_message_goes_on_one_stream_of_a_session_only(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = in_session(work.agent("bob"))
@@ -425,6 +426,7 @@ def test_a_stream_about_which_nothing_can_be_decided_ends_and_the_others_are_dec
         assert not stays.over.is_set()
 
 
+@pytest.mark.full
 def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

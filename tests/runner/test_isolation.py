@@ -72,6 +72,7 @@ async def test_a_program_sees_nothing_of_others(isolated: Running) -> None:
     assert isolated.get("/programs").json()["isolation"] == "uid"
 
 
+@pytest.mark.full
 @needs_root
 async def test_a_fork_bomb_stays_in_its_limit_and_ends_with_its_program(isolated: Running) -> None:
     uid = json.loads(await called(isolated, "one", "look"))["uid"]
@@ -85,6 +86,7 @@ async def test_a_fork_bomb_stays_in_its_limit_and_ends_with_its_program(isolated
     assert int(told.split()[0]) < 30
 
 
+@pytest.mark.full
 @needs_root
 async def test_a_session_leaves_no_process_and_no_file(isolated: Running) -> None:
     async with isolated.client("own") as client:

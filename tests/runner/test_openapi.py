@@ -86,6 +86,7 @@ async def test_only_listed_operations_are_tools(running: Running, name: str, mod
     assert not {each for each in sent if each.startswith(("mcp-", "x-gateway"))}
 
 
+@pytest.mark.full
 async def test_an_operation_that_is_not_there_is_named(running: Running) -> None:
     await until(lambda: "noSuch" in (running.status("wrong")["error"] or ""))
 

@@ -153,6 +153,7 @@ async def test_a_person_has_no_more_than_half_of_the_programs(running: Running) 
     assert "half of “limits.programs”, the most for a person, are running" in found
 
 
+@pytest.mark.full
 async def test_an_idle_program_is_ended_and_its_session_begins_again(running: Running) -> None:
     async with running.client("brief") as client:
         await client.call_tool("count", {})
@@ -225,6 +226,7 @@ async def test_an_environment_can_name_the_home(running: Running) -> None:
     assert found["FILE"] == f"{found['HOME']}/x"
 
 
+@pytest.mark.full
 async def test_a_program_that_does_not_start_says_why_and_is_started_less_and_less_often(running: Running) -> None:
     found = [await refused(running, "crash") for _ in range(4)]
 
@@ -248,6 +250,7 @@ async def test_a_refusal_to_start_is_told_without_secrets(running: Running) -> N
     assert running.status("refuse")["error"] == "refused “initialize”: bad token •••"
 
 
+@pytest.mark.full
 async def test_the_home_of_a_session_goes_however_deep_it_is(running: Running) -> None:
     homes = running.folder / "runner-data" / "homes"
     async with running.client("few") as client:
@@ -293,6 +296,7 @@ def test_the_status_is_as_documented(running: Running) -> None:
     assert "isolation: none." in running.log()
 
 
+@pytest.mark.full
 async def test_a_reload_keeps_unchanged_programs_and_a_broken_file_changes_nothing() -> None:
     with runner([hostile("one"), hostile("two")]) as running:
         before = await called(running, "one", "count")
@@ -308,6 +312,7 @@ async def test_a_reload_keeps_unchanged_programs_and_a_broken_file_changes_nothi
     assert (before[:6], after[:6], again[:6]) == ("call 1", "call 2", "call 1")
 
 
+@pytest.mark.full
 async def test_a_program_that_starts_while_its_entry_is_removed_is_ended() -> None:
     with runner([hostile("slow", "slow")]) as running:
         home = running.folder / "runner-data" / "homes" / "slow"
@@ -331,6 +336,7 @@ async def test_cancelling_reaches_the_program(running: Running) -> None:
         assert text(await client.call_tool("count", {})).startswith("call ")
 
 
+@pytest.mark.full
 async def test_a_long_run_ends_the_pauses_before_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that was ended because it was idle."""
     monkeypatch.setattr("runner.endpoint.SHORTEST_STABLE_RUN", 0)

@@ -124,6 +124,7 @@ VERSIONS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", first(1, VERSIONS))
 def test_tables_of_a_version_that_does_not_fit(fresh: Path, change: str) -> None:
     statement, words = VERSIONS[change]

@@ -32,7 +32,7 @@ from tests.running.replicas import (
     replicas,
 )
 
-pytestmark = pytest.mark.xdist_group("kill")
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
 
 ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
 BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datname = current_database()"
@@ -94,7 +94,6 @@ def test_a_client_has_one_session_at_the_server_whichever_replica_takes_its_call
     assert set(both.front.taken[taken:]) == {serve.port for serve in both.serves}
 
 
-@pytest.mark.full
 def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted: list[tuple[int, str]] = []
@@ -129,7 +128,6 @@ print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}
 """
 
 
-@pytest.mark.full
 def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_every_replica(both: Replicas) -> None:
     owners = both.agent()
     made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
@@ -155,7 +153,6 @@ def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_ever
         assert {both.at(at, session).call("count").status_code for at in (0, 1)} == {200}
 
 
-@pytest.mark.full
 def test_concurrent_requests_of_a_directory_create_each_object_once(both: Replicas) -> None:
     code = """
 from accounts.models import Role
@@ -199,7 +196,6 @@ def test_an_argument_of_three_mebibytes_passes_whatever_is_in_front(both: Replic
     assert answered.json()["result"]["structuredContent"]["count"] == 1
 
 
-@pytest.mark.full
 def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted = [count(agent)]
@@ -214,7 +210,6 @@ def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     assert len({session for _, session in counted}) == 1
 
 
-@pytest.mark.full
 def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     restarted = both.serves[0]
@@ -227,7 +222,6 @@ def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> No
     assert len({session for _, session in counted}) == 1
 
 
-@pytest.mark.full
 def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
     agent = in_session(both.agent())
     for asked in ("elicitation/create", "sampling/createMessage", "roots/list"):
@@ -236,7 +230,6 @@ def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) ->
         assert final(answer)["result"]["structuredContent"]["answer"]["error"]["code"] == -32601
 
 
-@pytest.mark.full
 def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replicas) -> None:
     agent = in_session(both.agent())
     opened = len(both.counter.events("get"))
@@ -303,7 +296,6 @@ def test_a_server_request_is_answered_through_the_other_replica(both: Replicas) 
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
 
 
-@pytest.mark.full
 def test_a_server_request_on_the_standing_stream_is_sent_on_the_call_of_any_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0), (0, 0)):
@@ -316,7 +308,6 @@ def test_a_server_request_on_the_standing_stream_is_sent_on_the_call_of_any_repl
     assert outcomes(both, agent) == ["ok", "ok", "ok"]
 
 
-@pytest.mark.full
 def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> None:
     agent = both.agent()
     slug = agent.url.rsplit("/", 1)[1]
@@ -341,7 +332,6 @@ def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> N
     assert agent.tools() == []
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("how", "reason"), FAULTS.items())
 def test_whatever_a_server_does_within_a_session_the_session_goes_on(both: Replicas, how: str, reason: str) -> None:
     agent = in_session(both.agent())
@@ -379,7 +369,6 @@ def test_a_session_that_its_server_forgot_has_ended_at_all_replicas(both: Replic
     assert after[0][1] != before[0][1]
 
 
-@pytest.mark.full
 def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     with listening(both.at(0, agent), "POST", call("ask")) as answer:
@@ -394,7 +383,6 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
     assert set(outcomes(both, agent)) == {"ok"}
 
 
-@pytest.mark.full
 def test_clients_of_a_restarted_server_begin_new_sessions_at_all_replicas(both: Replicas) -> None:
     server = Troubled()
     with ExitStack() as stack:
@@ -423,7 +411,6 @@ def test_clients_of_a_restarted_server_begin_new_sessions_at_all_replicas(both: 
     assert outcomes(both, agent)[:4] == ["ok", "ok", "upstream_error", "upstream_error"]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("front", BEFORE)
 def test_a_restarted_postgresql_loses_no_session_no_stream_and_no_answer(tmp_path: Path, front: str) -> None:
     with postgres(programs()) as url, replicas(tmp_path, url, BEFORE[front]) as made:

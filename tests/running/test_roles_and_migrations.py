@@ -204,6 +204,7 @@ def test_the_role_that_serves_can_do_nothing_to_what_holds_the_logs(roles: Roles
         runner.execute(change.replace("{}", part).encode())
 
 
+@pytest.mark.full
 def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.owner) as owner:
         owner.execute("SELECT auditlog_make_partition('2001-01-01', '2001-02-01')")

@@ -9,6 +9,7 @@ from wire import token_text
 pytestmark = pytest.mark.xdist_group("clients")
 
 
+@pytest.mark.full
 def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:
     text, noted = token_text.mint(token_text.ACCESS), "a-secret-that-was-noted"
     live.rows("CREATE TABLE of_this_test AS SELECT %s::text AS spelled, %s::bytea AS raw", text, noted.encode())

@@ -225,3 +225,10 @@ def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path],
 
     assert clone.works()
     assert clone.set_up() == ""
+
+
+def test_an_unknown_word_changes_nothing(clone: Clone) -> None:
+    process = clone.start("--help")
+
+    assert process.communicate()[0] == "Usage: .ci/setup run | dev | install [EXTRA...]\n"
+    assert process.returncode == 2

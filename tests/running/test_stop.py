@@ -58,6 +58,7 @@ class Callers(Agents):
             writer.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
 def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home: Path, pause: float) -> None:
     """A refused connection has sent no request, so that a proxy can retry even a call at once."""

@@ -469,6 +469,7 @@ def test_rows_that_were_cut_from_the_file_are_named(of: str, log: list[str]) -> 
     assert {one.what for one in findings} == {"missing"}
 
 
+@pytest.mark.full
 def test_rows_of_the_file_that_are_other_than_here_are_named(log: list[str]) -> None:
     one = call_of(1)
     forged = [line.replace("ana@example.com", "eve@example.com") if str(one.uid) in line else line for line in log]
@@ -486,6 +487,7 @@ def test_file_that_begins_and_ends_somewhere_proves_what_it_has(log: list[str]) 
         assert [one.sentence for one in verifying.verify(received=received).findings] == []
 
 
+@pytest.mark.full
 def test_checkpoint_that_does_not_follow_on_the_one_before_is_found_with_the_right_key(log: list[str]) -> None:
     trusted = [sealing.public_bytes(right_key())]
     last = Checkpoint.objects.order_by("-number")[0]

@@ -13,6 +13,7 @@ from tests.eventually import PATIENCE
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+@pytest.mark.full
 def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None:
     """A slow name server would otherwise delay every sign-in, invitation and change of people."""
     outcome: list[str] = []
