@@ -207,7 +207,7 @@ REASONS = {
         Step.UPSTREAM, "The server could not be reached, or closed the connection before it answered."
     ),
     "timeout": Reason(Step.UPSTREAM, "The server did not answer in time."),
-    "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
+    "bad_answer": Reason(Step.UPSTREAM, "The server answered with an error or with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway allows."),
     "request_state": Reason(Step.UPSTREAM, "The requestState belongs to another call, is too old, or was used before."),
     "session_lost": Reason(

@@ -217,6 +217,20 @@ def garbage(body: bytes = b"<html>Bad gateway</html>", *, status: int = 200, kin
     return bare(repeat)
 
 
+def refusing(message: str) -> App:
+    """Return a server that answers every request with a JSON-RPC error."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        asked = json.loads(await read(receive))
+        error = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32603, "message": message}}
+        await answer(send, 200, json.dumps(error).encode(), headers=[(b"content-type", b"application/json")])
+
+    return app
+
+
 def redirecting(target: str) -> App:
     """Return a server that redirects every request, which a gateway must not follow."""
 

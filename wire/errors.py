@@ -153,7 +153,9 @@ class BadAnswer(UpstreamError):
     def __init__(
         self, server: str, detail: str = "", *, status: int = 200, error: jsonrpc.Object | None = None
     ) -> None:
-        if type(self) is BadAnswer and status != 200 and error is None:
+        if type(self) is BadAnswer and error is not None:
+            self.sentence = f'Server "{{server}}" {_error_in_words(error).replace("{", "{{").replace("}", "}}")}.'
+        elif type(self) is BadAnswer and status != 200:
             self.sentence = f'Server "{{server}}" answered with HTTP {status}.'
         super().__init__(server, detail)
         self.status = status
@@ -354,9 +356,7 @@ def _in_words(error: UpstreamError, url: str) -> str:
 def _refused_in_words(error: BadAnswer) -> str:
     """Return the message for a JSON-RPC error, or for an HTTP status without a JSON-RPC error."""
     if error.error:
-        message, code = error.error.get("message"), error.error.get("code")
-        quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""
-        return f"answered with an error: {quoted} ({code if isinstance(code, int) else 'without a code'})"
+        return _error_in_words(error.error)
     match error.status:
         case HTTPStatus.NOT_FOUND:
             return "answered 404: there is no MCP endpoint at this URL; it often ends in /mcp"
@@ -365,3 +365,9 @@ def _refused_in_words(error: BadAnswer) -> str:
         case HTTPStatus.BAD_REQUEST:
             return "answered 400; check that the URL is that of its MCP endpoint, and begins with https:// for TLS"
     return f"answered {error.status}"
+
+
+def _error_in_words(error: jsonrpc.Object) -> str:
+    message, code = error.get("message"), error.get("code")
+    quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""
+    return f"answered with an error: {quoted} ({code if isinstance(code, int) else 'without a code'})"

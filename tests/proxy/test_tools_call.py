@@ -174,6 +174,11 @@ TROUBLES = [
         'Server "Docs" answered with a redirect, which the gateway does not follow.',
         "bad_answer",
     ),
+    Trouble(
+        upstreams.refusing("The {program} was not started."),
+        'Server "Docs" answered with an error: The {program} was not started. (-32603).',
+        "bad_answer",
+    ),
     Trouble(upstreams.cut_off(), NOT_ANSWERING, "unreachable"),
     Trouble(
         upstreams.silent(), 'Server "Docs" did not answer: nothing came from it for 1 seconds.', "timeout", "timeout"
