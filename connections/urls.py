@@ -15,6 +15,7 @@ app_name = "connections"
 
 urlpatterns = [
     path("settings/mcp-connections", views.mcp_connections, name="mcp"),
+    path("settings/mcp-connections/counts", views.mcp_counts, name="mcp_counts"),
     path("settings/identities", carried_identities.own, name="mine"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
     path("hosts/<uuid:pk>/enrolled/", views.enrolments, name="enrolled"),

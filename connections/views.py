@@ -39,7 +39,6 @@ from ui.pages import (
     Undo,
     answer,
     leave,
-    number_of,
     open_page,
     open_query,
     page_of,
@@ -278,7 +277,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         own = OwnConnection(get_object_or_404(with_carried(visible(request.user)), pk=connection.pk), request.user)
         return Fragment("connections/mine.html#connection", {"row": own})
     if page == reverse("connections:mcp"):
-        listed = {"table": MCP.seen(request), "number": number(request.user, McpFilter(open_query(request)))}
+        listed = {"table": MCP.seen(request), **_counted(request.user, open_query(request))}
         return Fragment("connections/mcp.html#row", {"row": row, **listed})
     side = "gateway" if page.startswith("/gateways/") else "host"
     return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
@@ -387,30 +386,26 @@ class McpFilter(ConnectionFilter):
         return rows.filter(gateway__slug__in=slugs) if slugs else rows
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionCounts:
-    """The numbers of all, active and blocked connections in a list, as shown in the header of the list."""
-
-    rows: int
-    active: int
-    blocked: int
-
-    def __str__(self) -> str:
-        blocked = f", {self.blocked:,} blocked" if self.blocked else ""
-        return f"{number_of(self.rows, 'connection')}, {self.active:,} active{blocked}"
+def _counted(viewer: User, query: QueryDict) -> dict[str, Any]:
+    """Return the number of listed connections, and the URL of their numbers by status, which takes longer to count."""
+    rows = McpFilter(query).narrow(connections_visible_to(viewer)).count()
+    return {"rows_in_all": rows, "counts_url": f"{reverse('connections:mcp_counts')}?{query.urlencode()}"}
 
 
-def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
-    """Return the counts for the filtered list."""
-    counts = connection_counts(filters.narrow(connections_visible_to(viewer)))
-    return ConnectionCounts(sum(counts.values()), counts["active"], counts["blocked"])
+@require_GET
+@requires(Capability.MCP_CONNECTIONS_READ)
+def mcp_counts(request: AppRequest) -> HttpResponse:
+    """Return the numbers of active and blocked connections in the list with these filters, as text."""
+    counts = connection_counts(McpFilter(request.GET).narrow(connections_visible_to(request.user)))
+    blocked = f", {counts['blocked']:,} blocked" if counts["blocked"] else ""
+    return HttpResponse(f", {counts['active']:,} active{blocked}")
 
 
 @require_GET
 @requires(Capability.MCP_CONNECTIONS_READ)
 def mcp_connections(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
-    count = number(request.user, filters)
+    counted = _counted(request.user, request.GET)
     return list_page(
         request,
         "connections/mcp.html",
@@ -419,6 +414,6 @@ def mcp_connections(request: AppRequest) -> HttpResponse:
         filters=filters,
         detail=ConnectionQuerySet.with_details,
         wrap=lambda connection: ConnectionRow(connection, request.user),
-        count=count.rows,
-        number=count,
+        count=counted["rows_in_all"],
+        **counted,
     )

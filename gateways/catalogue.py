@@ -23,6 +23,7 @@ from gateways.models import Assignment, Feature, FeatureQuerySet, FeatureState, 
 from gateways.models.feature import FIRST_LIST
 from servers.models import Server, ServerQuerySet
 from ui.forms import holds
+from ui.pages import PAGE_SIZE
 
 SPAN = TIME_RANGES["30d"]  # The period in which calls are counted.
 NEW_FOR = timedelta(days=7)
@@ -200,17 +201,21 @@ class Catalogue:
 
     def count(self) -> int:
         """Return the number of entries."""
-        if self.only_unused:
-            return self._read(0, 0)[1]
-        seen = self._chosen.seen_by(self._viewer)
-        return seen.order_by().values("assignment__server", "name").distinct().count()
+        return self._first[1]
 
     def __len__(self) -> int:
         return self.count()
 
     def __getitem__(self, asked: slice) -> list[CatalogueEntry]:
         start = asked.start or 0
+        if (start, asked.stop) == (0, PAGE_SIZE):
+            return self._entries(self._first[0])
         return self._entries(self._read(start, None if asked.stop is None else asked.stop - start)[0])
+
+    @cached_property
+    def _first(self) -> tuple[list[tuple[UUID, str]], int]:
+        """The first page and the total, which one statement reads."""
+        return self._read(0, PAGE_SIZE)
 
     def find(self, feature: Feature) -> CatalogueEntry:
         self._chosen = self._chosen.filter(assignment__server=feature.assignment.server_id, name=feature.name)

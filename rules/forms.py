@@ -168,15 +168,14 @@ class CallRuleForm(forms.Form):
             field.queryset = field.queryset.filter(chosen)
 
     @cached_property
-    def _targets(self) -> list[Feature]:
-        """The tools that the rule selects. Before the form is valid, those of the saved rule; of a new rule, all."""
-        return target_tools(self.rule) if self.rule else target_tools(Rule(), ())
-
-    @cached_property
     def selected(self) -> list[Feature]:
-        """The tools that the rule selects, on gateways that the viewer may see."""
+        """The tools that the rule of a bound form selects, on gateways that the viewer may see."""
         seen = {*self._gateways.order_by().values_list("pk", flat=True)}
         return [tool for tool in self._targets if tool.assignment.gateway_id in seen]
+
+    @cached_property
+    def _targets(self) -> list[Feature]:
+        return target_tools(self.unsaved(), self.cleaned_data.get("servers", ()))
 
     @cached_property
     def arguments(self) -> list[tuple[str, str, str]]:
@@ -208,7 +207,6 @@ class CallRuleForm(forms.Form):
 
     def _check(self) -> None:
         row = self.unsaved()
-        self._targets = target_tools(row, self.cleaned_data["servers"])
         try:
             row.tidy()
             if len(self.selected) == len(self._targets):  # Otherwise an error would tell arguments of other tools.

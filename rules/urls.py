@@ -7,6 +7,7 @@ app_name = "rules"
 urlpatterns = [
     path("rules/", views.listing, name="list"),
     path("rules/add/", views.add, name="add"),
+    path("rules/names/", views.names, name="names"),
     path("rules/replay/", views.try_before, name="replay"),
     path("rules/<uuid:pk>/", views.edit, name="edit"),
     path("rules/<uuid:pk>/disable/", views.disable, name="disable"),

@@ -122,6 +122,15 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     return form_page(request, "rules/form.html", form, save, ERRORS, **context)
 
 
+@require_GET
+@requires(Capability.RULES_READ)
+def names(request: AppRequest) -> HttpResponse:
+    """Return the names for the condition of a rule with these gateways, servers and tools, which may be incomplete."""
+    form = CallRuleForm(request.GET, viewer=request.user)
+    form.is_valid()
+    return show(request, "rules/names.html", {"form": form, "fields": FIELDS})
+
+
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
     """Return the newest call for which the rule had no result, if the viewer may read the log."""
     if not viewer.has_perm(Capability.LOGS_READ):

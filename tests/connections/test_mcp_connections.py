@@ -2,9 +2,11 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from html import unescape
 
 import pytest
 import time_machine
+from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
@@ -27,10 +29,11 @@ def row(response: object, connection: Connection) -> str:
     return text(response).split(f'id="connection-{connection.pk}"')[1].split("</tr>")[0]
 
 
-def number(response: object) -> str:
-    """Return the connection counts in the page's header."""
-    (found,) = re.findall(r'id="connection-number"[^>]*>([^<]*)<', text(response))
-    return str(found)
+def number(response: object, client: Client) -> str:
+    """Return the number of connections in the page's header, with the numbers by status that the browser then gets."""
+    found = re.findall(r'id="connection-number"[^>]*><span[^>]*>([^<]*)</span><span hx-get="([^"]*)"', text(response))
+    ((listed, url),) = found
+    return f"{listed}{text(client.get(unescape(url)))}"
 
 
 def names(response: object) -> list[str]:
@@ -56,7 +59,7 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
         assert words in seen
     assert '<span class="badge" data-state="active">active</span>' in seen
     assert Token.objects.get().prefix.startswith("gwk_")
-    assert number(page) == "1 connection, 1 active"
+    assert number(page, sign_in(ana)) == "1 connection, 1 active"
 
 
 @pytest.mark.full
@@ -162,7 +165,7 @@ def test_a_revoked_row_stays_last_with_a_red_badge_and_its_date(ana: User, ann: 
     assert '<span class="badge" data-state="revoked">revoked</span>' in row(page, old)
     assert "Revoked <time" in row(page, old)
     assert "Jan 20, 2026" in row(page, old)
-    assert number(page) == "2 connections, 1 active"
+    assert number(page, sign_in(ana)) == "2 connections, 1 active"
     assert Token.objects.filter(connection=new).get().prefix != Token.objects.filter(connection=old).get().prefix
 
 
@@ -180,7 +183,7 @@ def test_revoking_swaps_the_row_and_the_second_number(ana: User, ann: User, sign
     assert ">Cancel<" in asked
     assert ">OK<" in asked
     assert text(answer).lstrip().startswith(f'<tr id="connection-{link.pk}" data-state="revoked" class="changed">')
-    assert number(answer) == "2 connections, 1 active"
+    assert number(answer, client) == "2 connections, 1 active"
     assert 'id="connection-number" hx-swap-oob="true"' in text(answer)
     assert not Token.objects.active().filter(connection=link).exists()
 
@@ -191,8 +194,9 @@ def test_the_numbers_of_an_answer_follow_what_the_page_shows(ana: User, sign_in:
     make.token(link)
     make.app_connection(ana, make.gateway())
     agents = HTMX | {"HX-Current-URL": f"http://testserver{PATH}?type=agent"}
+    client = sign_in(ana)
 
-    assert number(sign_in(ana).post(f"/connections/{link.pk}/revoke/", headers=agents)) == "1 connection, 0 active"
+    assert number(client.post(f"/connections/{link.pk}/revoke/", headers=agents), client) == "1 connection, 0 active"
 
 
 def test_regenerating_swaps_the_row_and_says_what_happens_next(ana: User, ann: User, sign_in: SignIn) -> None:
@@ -257,7 +261,7 @@ def test_the_query_string_narrows_the_list_and_its_numbers(
     page = sign_in(ana).get(PATH + query)
 
     assert names(page) == expected
-    assert number(page) == counted
+    assert number(page, sign_in(ana)) == counted
 
 
 @pytest.mark.full
@@ -274,7 +278,7 @@ def test_an_empty_page_says_how_rows_get_there(ana: User, sign_in: SignIn) -> No
 
     assert "No connections yet. Connections appear here when an MCP client completes the OAuth flow." in page
     assert "How to Connect" in page
-    assert number(sign_in(ana).get(PATH)) == "0 connections, 0 active"
+    assert number(sign_in(ana).get(PATH), sign_in(ana)) == "0 connections, 0 active"
 
 
 @pytest.mark.full

@@ -175,10 +175,9 @@ def _connections(ask: Ask, **of: Any) -> list[str]:
     return [state for state in ask.states(rows) if not wanted or state in wanted]
 
 
-def _by_state(ask: Ask) -> str:
-    states = _connections(ask)
-    blocked = f", {states.count('blocked')} blocked" if "blocked" in states else ""
-    return f"{len(states)} connection{'' if len(states) == 1 else 's'}, {states.count('active')} active{blocked}"
+def _listed(ask: Ask) -> str:
+    number = len(_connections(ask))
+    return f"{number} connection{'' if number == 1 else 's'}"
 
 
 def _tokens(ask: Ask) -> "QuerySet[Token]":
@@ -974,11 +973,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "event.more": lambda ask: f"+{len(Event.objects.get(uid=ask.pk).changes) - 3}",
     "facet.calls": _facet_calls,
     "facet.more": _more_values,
-    "connections.by_state": _by_state,
+    "connections.listed": _listed,
     "connections.live": lambda ask: Connection.objects.filter(**LIVE).count(),
-    "connections.tile": lambda ask: "{} active, {} blocked".format(
-        *(ask.states(Connection.objects.all()).count(state) for state in ("active", "blocked"))
-    ),
     "connection.tokens": lambda ask: _lasting(Token.objects.filter(connection=ask.pk)).count(),
     "hosts.more": lambda ask: Host.objects.filter(kind="token", enabled=True, **STILL).count() - 8,
     "host.connections": lambda ask: ask.said(ask.connections(host=ask.pk).count()),

@@ -246,7 +246,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         "Cancel OK",
     ),
     "/settings/mcp-connections?type=all": (
-        *("MCP Connections 1 connection, 1 active", "How to Connect", "Apps (OAuth) Agents (token) All"),
+        *("MCP Connections 1 connection", "How to Connect", "Apps (OAuth) Agents (token) All"),
         *("Revoke connection", "Regenerate API key"),
         "Client name Status User email Gateway API key prefix Connected date Last token Last used Actions",
     ),

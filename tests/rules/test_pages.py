@@ -99,8 +99,10 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
     refused = client.post("/rules/add/", wrong).content.decode()
 
     assert "None of the selected tools has an argument amuont. Did you mean amount?" in refused
-    assert "<code>args.amount</code>" in refused
-    assert "<code>args[&quot;in&quot;]</code>" in refused
+    named = client.get("/rules/names/", {"tools": "pay__*"}).content.decode()
+    assert "<code>args.amount</code>" in named
+    assert "No argument is known." in client.get("/rules/names/", {"tools": "other__*"}).content.decode()
+    assert "<code>args[&quot;in&quot;]</code>" in named
     assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
 
 
@@ -126,10 +128,12 @@ def test_the_form_names_nothing_that_the_viewer_may_not_see_elsewhere(may: Capab
     viewer = Client()
     viewer.force_login(make.user(may, *more))
 
-    pages = [viewer.get(f"/rules/{rule.pk}/").content.decode()]
+    names = viewer.get("/rules/names/").content.decode()
+    pages = [viewer.get(f"/rules/{rule.pk}/").content.decode() + names]
     if may == Capability.RULES_MANAGE:
         wrong = FORM | {"condition": "expression", "when": "args.sort_cod > 5"}
-        pages += [viewer.get("/rules/add/").content.decode(), viewer.post("/rules/add/", wrong).content.decode()]
+        added = viewer.get("/rules/add/").content.decode() + names
+        pages += [added, viewer.post("/rules/add/", wrong).content.decode()]
         Rule.objects.filter(name=FORM["name"]).delete()
 
     for page in pages[:2]:
