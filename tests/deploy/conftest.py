@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.deploy.containers import Machine, machine
 from tests.deploy.images import Images, storage
 
 
@@ -12,3 +13,11 @@ def images() -> Iterator[Images]:
     """The storage of container images."""
     with storage() as built:
         yield built
+
+
+@pytest.fixture(scope="session")
+def host(images: Images) -> Iterator[Machine]:
+    """A machine on which no containers run yet."""
+    images.add_standins()
+    with machine(images) as running:
+        yield running

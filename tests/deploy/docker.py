@@ -29,10 +29,16 @@ def main(words: list[str]) -> int:
 def _build_services(images: Images) -> int:
     """Build the images of the Compose file, because Compose would need a build daemon."""
     said = subprocess.run([os.environ["COMPOSE"], "config", "--format", "json"], check=True, capture_output=True)
-    for service in json.loads(said.stdout)["services"].values():
+    services = json.loads(said.stdout)["services"]
+    for service in services.values():  # Sorted by name, so a service of another one comes after it.
         if build := service.get("build"):
-            told = [word for each in build["args"].items() for word in ("--build-arg", "=".join(each))]
-            assert build.keys() <= {"context", "dockerfile", "args"}, build
+            bases = {
+                name: f"localhost/{services[source.removeprefix('service:')]['image']}"
+                for name, source in build.get("additional_contexts", {}).items()
+            }
+            arguments = {name: bases.get(value, value) for name, value in build["args"].items()}
+            told = [word for each in arguments.items() for word in ("--build-arg", "=".join(each))]
+            assert build.keys() <= {"context", "dockerfile", "args", "additional_contexts"}, build
             images.build(
                 *told, "--file", build["dockerfile"], "--tag", service["image"], ".", cwd=Path(build["context"])
             )

@@ -7,7 +7,6 @@ own database. PostgreSQL and nginx are Debian's, started like the images of a re
 import json
 import re
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,8 +14,7 @@ import pytest
 
 from tests.deploy import saml_sign_in
 from tests.deploy.calls import Calls
-from tests.deploy.containers import Machine, machine
-from tests.deploy.images import Images
+from tests.deploy.containers import Machine
 from tests.docs.pages import ROOT
 from tests.eventually import eventually
 from tests.workspace import free_port
@@ -35,14 +33,6 @@ def block(page: str, beginning: str) -> str:
         text for text in re.findall(r"```(?:bash|crontab)\n(.*?)```", page, re.DOTALL) if text.startswith(beginning)
     )
     return str(found)
-
-
-@pytest.fixture(scope="module")
-def host(images: Images) -> Iterator[Machine]:
-    """A machine on which no containers run yet."""
-    images.add_standins()
-    with machine(images) as running:
-        yield running
 
 
 class Site:
