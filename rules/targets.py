@@ -12,8 +12,10 @@ from rules.models import BadCondition, Rule
 
 MOST_TOOLS = 2_000  # Tools whose schemas are read.
 # Without descriptions and stored definitions, which are long.
-FIELDS = ("kind", "exposed_name", "title", "said_title", "said_effect", "annotations", "input_schema")
-FIELDS += ("assignment__gateway_id", "assignment__server_id")
+FIELDS = (
+    *("kind", "exposed_name", "title", "said_title", "said_effect", "annotations", "input_schema"),
+    *("assignment__gateway_id", "assignment__server_id"),
+)
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:

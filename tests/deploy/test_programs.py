@@ -83,10 +83,8 @@ def test_compose_serves_programs_as_printed(host: Machine) -> None:
     host.run(f"{command} apply --user admin@localhost /tmp/workspace.yaml")
     issued = json.loads(host.run(f"{command} issue_token --user admin@localhost --host Bot --gateway programs"))
     with site.client() as client:
-        client.headers |= {
-            "Authorization": f"Bearer {issued['token']}",
-            "Accept": "application/json, text/event-stream",
-        }
+        client.headers["Authorization"] = f"Bearer {issued['token']}"
+        client.headers["Accept"] = "application/json, text/event-stream"
         for tool, (arguments, expected) in CALLS.items():
             assert expected in result_of(client, issued["gateway_url"], tool, arguments), host.logs()
 
