@@ -21,6 +21,12 @@ LOCKED = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {APP
 FOUND = "SELECT count(*) AS number FROM {} WHERE name LIKE %s"
 EVENTS = "SELECT count(*) AS number FROM auditlog_event WHERE action = 'team.created' AND target_label LIKE %s"
 
+REMOVE = (
+    "DELETE FROM gateways_gateway_teams USING accounts_team t WHERE t.id = team_id AND t.name LIKE %s",
+    "DELETE FROM gateways_gateway WHERE name LIKE %s",
+    "DELETE FROM accounts_team WHERE name LIKE %s",
+)
+
 
 def file_with(word: str, folder: Path) -> Path:
     """Return a file with many teams and gateways whose names begin with `word`."""
@@ -63,3 +69,5 @@ def test_a_killed_apply_leaves_all_or_nothing(live: Serve, tmp_path: Path) -> No
         assert count in (0, MANY)
         live.manage("apply", str(path), "--user", OWNER)
         assert counts(live, word) == {MANY}
+        for statement in REMOVE:  # Each plan reads everything there is.
+            live.rows(statement, f"{word}%")
