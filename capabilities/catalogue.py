@@ -279,7 +279,10 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
         ("see a server's incident", (C.SERVERS_READ,)),
         ("see a person's incident", (C.PEOPLE_READ,)),
     ),
-    C.RULES_MANAGE: (("try rules on recorded calls", (C.LOGS_READ,)),),
+    C.RULES_MANAGE: (
+        ("write conditions on arguments", (C.LOGS_PAYLOADS,)),
+        ("try rules on recorded calls", (C.LOGS_READ,)),
+    ),
     C.LOGS_PAYLOADS: (
         ("see payloads of other people's calls", (C.LOGS_READ,)),
         ("see the standard error of programs", (C.LOGS_READ, C.SERVERS_READ)),

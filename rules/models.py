@@ -18,9 +18,11 @@ from accounts.models import Team, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Seen, Versioned
+from capabilities import Capability
 from gateways.models import Gateway
 from proxy.access.expression_text import BadExpression
 from proxy.access.expressions import MOST_CHARACTERS, compiled
+from proxy.access.rules import reads_arguments
 from rules.order import arranged, moved
 from servers.models import Server
 from ui.forms import holds
@@ -67,6 +69,12 @@ class NobodyDecides(RuleError):
     """Somebody else must decide, so the person the agent acts for cannot be the one."""
 
     field = "somebody_else"
+
+
+class NeedsPayloads(RuleError):
+    """To write a condition on arguments, you need View recorded payloads: the calls it matches tell their values."""
+
+    field = "when"
 
 
 class BadCondition(RuleError):
@@ -129,6 +137,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         """Add a rule at the end. Raises RuleError."""
         row = self.model(name=name, effect=effect, gateway=gateway, created_by=by, **fields)
         row.tidy()
+        row.check_author(by)
         try:
             with transaction.atomic():
                 rules = list(self.model.objects.select_for_update().values_list("position", flat=True))
@@ -231,6 +240,11 @@ class Rule(Versioned, Switchable):
             except BadExpression as bad:
                 raise BadCondition(bad.problem, bad.at) from None
 
+    def check_author(self, by: User | None) -> None:
+        """Raise NeedsPayloads if the condition reads arguments and `by` may not."""
+        if by is not None and reads_arguments(self.when) and not by.has_perm(Capability.LOGS_PAYLOADS):
+            raise NeedsPayloads(NeedsPayloads.__doc__)
+
     def _tidy_approvers(self) -> None:
         """Reset what the effect does not use. Raises RuleError."""
         if self.effect != RuleEffect.HOLD:
@@ -243,7 +257,7 @@ class Rule(Versioned, Switchable):
             raise NobodyDecides(NobodyDecides.__doc__)
 
     def edit(
-        self, *, by: Actor | None, seen: Seen | None = None, servers: Iterable[Server] | None = None, **fields: Any
+        self, *, by: User | None, seen: Seen | None = None, servers: Iterable[Server] | None = None, **fields: Any
     ) -> bool:
         """Change the rule from the next call on; return whether anything changed.
 
@@ -256,6 +270,8 @@ class Rule(Versioned, Switchable):
                 for name, value in fields.items():
                     setattr(row, name, value)
                 row.tidy()
+                if row.when != before["when"]:
+                    row.check_author(by)
                 changes = row._save_changes(before, servers, seen)
                 if changes:
                     Event.objects.record(Action.RULE_UPDATED, row, by=by, changes=changes)

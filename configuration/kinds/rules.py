@@ -10,6 +10,7 @@ from capabilities import Capability
 from configuration.fields import Field, choice, flag, names, number, text
 from configuration.kinds.base import Change, Entry, Key, Kind, World
 from proxy.access.expressions import MOST_CHARACTERS
+from proxy.access.rules import reads_arguments
 from rules.forms import MOST_PATTERNS, marked
 from rules.models import (
     LONGEST_HOLD,
@@ -97,6 +98,12 @@ class RuleKind(Kind):
         kept, given = rule.editable(), world.entries[self.id, change.key].given
         for name in (name for name in HOLDING if given.get(name, kept[name]) != kept[name]):
             yield name, f"Only rules with “{HOLDING[name]}” have “{name}”. Remove it."
+
+    def needs(self, change: Change) -> set[Capability]:
+        needed = super().needs(change)
+        if reads_arguments(change.after().get("when", "")):
+            needed.add(Capability.LOGS_PAYLOADS)
+        return needed
 
     def add(self, change: Change, world: World, by: User) -> Any:
         return Rule.objects.add(**_related(change.settings, world), by=by)

@@ -9,7 +9,7 @@ from accounts.models import Team, User
 from capabilities import Capability
 from gateways.models import Feature
 from rules.conditions import BadChoice, expression_of
-from rules.models import Rule
+from rules.models import NeedsPayloads, Rule
 from tests import make
 from tests.calls import call
 
@@ -186,6 +186,27 @@ def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Clien
     assert "would have been touched" in allowed
     rule = Rule.objects.add(name="All", effect="refuse", when='args.iban == "D"', by=None)
     assert "would have touched" not in client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
+
+
+def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
+    """A label on the calls that it matches would tell their values. Other fields of such a rule can be changed."""
+    person = make.user(Capability.RULES_MANAGE, Capability.LOGS_READ)
+    client = Client()
+    client.force_login(person)
+    rule = Rule.objects.add(name="Theirs", effect="refuse", when='args.iban == "D"', by=None)
+    on_arguments = FORM | {"condition": "expression", "when": 'args.iban.startsWith("D")'}
+
+    added = client.post("/rules/add/", on_arguments)
+    edited = client.post(f"/rules/{rule.pk}/", on_arguments | {"version": rule.version})
+    with pytest.raises(NeedsPayloads):
+        rule.edit(when=on_arguments["when"], by=person)
+
+    for refused in (added, edited):
+        assert refused.status_code == 422
+        assert "you need View recorded payloads" in refused.content.decode()
+    assert [each.when for each in Rule.objects.all()] == ['args.iban == "D"']
+    assert rule.edit(text="Ask the bank.", by=person)
+    assert client.post("/rules/add/", FORM | {"condition": "expression", "when": "now.hour > 3"}).status_code == 302
 
 
 def test_turning_on_says_what_it_cuts(client: Client) -> None:
