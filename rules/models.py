@@ -240,9 +240,9 @@ class Rule(Versioned, Switchable):
             except BadExpression as bad:
                 raise BadCondition(bad.problem, bad.at) from None
 
-    def check_author(self, by: User | None) -> None:
-        """Raise NeedsPayloads if the condition reads arguments and `by` may not."""
-        if by is not None and reads_arguments(self.when) and not by.has_perm(Capability.LOGS_PAYLOADS):
+    def check_author(self, author: User | None) -> None:
+        """Raise NeedsPayloads if the condition reads arguments and `author` may not."""
+        if author is not None and reads_arguments(self.when) and not author.has_perm(Capability.LOGS_PAYLOADS):
             raise NeedsPayloads(NeedsPayloads.__doc__)
 
     def _tidy_approvers(self) -> None:
