@@ -15,6 +15,7 @@ from django.http import HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.http import urlencode
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
@@ -39,6 +40,7 @@ from ui.pages import (
     Undo,
     answer,
     leave,
+    number_of,
     open_page,
     open_query,
     page_of,
@@ -277,7 +279,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         own = OwnConnection(get_object_or_404(with_carried(visible(request.user)), pk=connection.pk), request.user)
         return Fragment("connections/mine.html#connection", {"row": own})
     if page == reverse("connections:mcp"):
-        listed = {"table": MCP.seen(request), **_counted(request.user, open_query(request))}
+        listed = {"table": MCP.seen(request), **_number(request.user, McpFilter(open_query(request)))}
         return Fragment("connections/mcp.html#row", {"row": row, **listed})
     side = "gateway" if page.startswith("/gateways/") else "host"
     return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
@@ -386,10 +388,11 @@ class McpFilter(ConnectionFilter):
         return rows.filter(gateway__slug__in=slugs) if slugs else rows
 
 
-def _counted(viewer: User, query: QueryDict) -> dict[str, Any]:
+def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
     """Return the number of listed connections, and the URL of their numbers by status, which takes longer to count."""
-    rows = McpFilter(query).narrow(connections_visible_to(viewer)).count()
-    return {"rows_in_all": rows, "counts_url": f"{reverse('connections:mcp_counts')}?{query.urlencode()}"}
+    rows = filters.narrow(connections_visible_to(viewer)).count()
+    counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"
+    return {"count": rows, "number": number_of(rows, "connection"), "counts_url": counts_url}
 
 
 @require_GET
@@ -405,7 +408,6 @@ def mcp_counts(request: AppRequest) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_READ)
 def mcp_connections(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
-    counted = _counted(request.user, request.GET)
     return list_page(
         request,
         "connections/mcp.html",
@@ -414,6 +416,5 @@ def mcp_connections(request: AppRequest) -> HttpResponse:
         filters=filters,
         detail=ConnectionQuerySet.with_details,
         wrap=lambda connection: ConnectionRow(connection, request.user),
-        count=counted["rows_in_all"],
-        **counted,
+        **_number(request.user, filters),
     )

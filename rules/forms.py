@@ -175,6 +175,8 @@ class CallRuleForm(forms.Form):
 
     @cached_property
     def _targets(self) -> list[Feature]:
+        if self.rule and not self.data:  # Fields that cannot be changed are not sent.
+            return target_tools(self.rule)
         return target_tools(self.unsaved(), self.cleaned_data.get("servers", ()))
 
     @cached_property

@@ -11,11 +11,7 @@ from proxy.access.rules import ON, DecidingRule, RuledCall, ToolClaims, facts_of
 from rules.models import BadCondition, Rule
 
 MOST_TOOLS = 2_000  # Tools whose schemas are read.
-# Without descriptions and stored definitions, which are long.
-FIELDS = (
-    *("kind", "exposed_name", "title", "said_title", "said_effect", "annotations", "input_schema"),
-    *("assignment__gateway_id", "assignment__server_id"),
-)
+TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read here.
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
@@ -38,7 +34,7 @@ def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
 def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Feature]:
     """Return the tools that the rule selects now; `servers` are those of an unsaved rule."""
     selector = deciding(rule, servers)
-    rows = Feature.objects.tools().offered().placed().select_related("assignment").only(*FIELDS)
+    rows = Feature.objects.tools().offered().placed().select_related("assignment").defer(*TEXTS)
     rows = rows.filter(assignment__gateway=rule.gateway) if rule.gateway else rows
     return [tool for tool in rows.order_by("exposed_name")[:MOST_TOOLS] if is_target(selector, _as_call(tool))]
 

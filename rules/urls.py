@@ -13,6 +13,7 @@ urlpatterns = [
     path("rules/<uuid:pk>/disable/", views.disable, name="disable"),
     path("rules/<uuid:pk>/enable/", views.enable, name="enable"),
     path("rules/<uuid:pk>/move/", views.move, name="move"),
+    path("rules/<uuid:pk>/names/", views.names, name="names_of"),
     path("rules/<uuid:pk>/remove/", views.remove, name="remove"),
     path("rules/<uuid:pk>/turn-on/", views.turn_on, name="turn_on"),
     path("rules/<uuid:pk>/watch/", views.watch, name="watch"),

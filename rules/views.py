@@ -124,9 +124,13 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 @require_GET
 @requires(Capability.RULES_READ)
-def names(request: AppRequest) -> HttpResponse:
-    """Return the names for the condition of a rule with these gateways, servers and tools, which may be incomplete."""
-    form = CallRuleForm(request.GET, viewer=request.user)
+def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
+    """Return the names for the condition of a rule with these gateways, servers and tools, which may be incomplete.
+
+    Without any, those of the saved rule.
+    """
+    rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
+    form = CallRuleForm(request.GET, viewer=request.user, rule=rule)
     form.is_valid()
     return show(request, "rules/names.html", {"form": form, "fields": FIELDS})
 

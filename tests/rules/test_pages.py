@@ -106,6 +106,21 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
     assert client.post("/rules/add/", wrong | {"when": "args.amount > 5"}).status_code == 302
 
 
+def test_whoever_only_looks_gets_the_names_of_the_rule(client: Client) -> None:
+    """A browser sends no fields that cannot be changed."""
+    assigned = make.assignment(make.gateway(), make.server(slug="pay"))
+    for tool, argument in (("pay__charge", "amount"), ("pay__note", "remark")):
+        schema = {"type": "object", "properties": {argument: {"type": "string"}}}
+        Feature.objects.create(assignment=assigned, name=tool, exposed_name=tool, input_schema=schema)
+    rule = Rule.objects.add(name="Charges", effect="refuse", tools=["*charge"], by=None)
+
+    named = client.get(f"/rules/{rule.pk}/names/").content.decode()
+
+    assert "args.amount" in named
+    assert "args.remark" not in named
+    assert "args.remark" in client.get(f"/rules/{rule.pk}/names/", {"tools": "*note"}).content.decode()
+
+
 SEEING: dict[str, tuple[set[Capability], set[str]]] = {
     "rules": (set(), {"currency"}),
     "servers": ({Capability.SERVERS_READ}, {"currency", "Theirs server"}),
