@@ -33,7 +33,7 @@ from gateways.models import Assignment, Feature, Gateway
 from gateways.usage import IN_ORDER, ServerUse, uses
 from hosts.models import Host
 from hosts.views import host_or_404
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, show, wants_fragment
 from ui.viewset import MOST_PICKED
 
 USED_IN = timedelta(days=30)
@@ -44,6 +44,7 @@ SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
 MOST_GATEWAYS = 10
+COUNTED_AT_ONCE = 1_000  # For a host with more connections, the page says "Counting…" first.
 MOST_ASSIGNMENTS = 20  # Assigned servers searched for tools that nobody used.
 COLUMNS = ("uid", "created_at", "method", "feature_name", "user_email", "outcome")  # The payloads are not read.
 TEXTS = ("description", "input_schema", "approved", "shown", "offered")  # Long, and not on the page.
@@ -147,6 +148,9 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
     if not request.user.has_perm(Capability.HOSTS_READ):
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
+    many = host.row_count > COUNTED_AT_ONCE  # type: ignore[attr-defined]
+    if many and not (wants_fragment(request) or "now" in request.GET):
+        return show(request, "hosts/least_privilege.html", {"host": host, "tab": "least privilege"})
     page = replica.read_from_replica(request, lambda: LeastPrivilege.seen_by(request.user, host))
     context: dict[str, Any] = {
         "host": host,
@@ -164,4 +168,4 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
         "is_more": len(page.refused) == MOST_REFUSED,
         "calls_url": f"{reverse('auditlog:calls')}?{urlencode({'host': host.pk, 'range': '30d'})}",
     }
-    return show(request, "hosts/least_privilege.html", context)
+    return show(request, "hosts/least_privilege.html#counted", context)

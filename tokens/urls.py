@@ -6,6 +6,7 @@ app_name = "tokens"
 
 urlpatterns = [
     path("settings/api-tokens", views.listing, name="list"),
+    path("settings/api-tokens/numbers", views.numbers, name="numbers"),
     path("settings/api-tokens/create", views.create, name="create"),
     path("settings/api-tokens/create/agent", views.create_agent, name="create_agent"),
     path("settings/notices/dismiss", views.dismiss, name="dismiss"),

@@ -98,7 +98,8 @@ OFF = "The agent, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    counts, found = filters.counted(tokens, owner_of_listed(request.user, request.GET))
+    owner = owner_of_listed(request.user, request.GET)
+    counts, found = filters.counted(tokens, owner) if owner else ({}, None)
     return list_page(
         request,
         "tokens/list.html",
@@ -108,13 +109,27 @@ def listing(request: AppRequest) -> HttpResponse:
         detail=with_scope,
         count=found,
         wrap=lambda token: TokenRow(token, request.user),
-        counts=counts,
-        cares=[(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)],
-        care=CARES.get(filters.values.get("care", "")),
+        **_numbers(filters, counts),
+        counts_follow=not owner and "q" not in filters.values,
         may_create=may_create(request.user),
         notices=partial(notices, request.user),
         waiting=partial(foremost_waiting, request.user),
     )
+
+
+@require_GET
+@requires(Capability.API_TOKENS_READ)
+def numbers(request: AppRequest) -> HttpResponse:
+    """Return the numbers of the page of everyone's tokens, which are many: they take longer to count than to list."""
+    filters = TokenFilter(request.GET)
+    counts = token_counts(listed(request.user, request.GET), owner_of_listed(request.user, request.GET))
+    context = {"fragment": True, "filters": filters.values, **_numbers(filters, counts)}
+    return show(request, "tokens/list.html#told", context)
+
+
+def _numbers(filters: TokenFilter, counts: dict[str, int]) -> dict[str, Any]:
+    cares = [(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)]
+    return {"counts": counts, "cares": cares, "care": CARES.get(filters.values.get("care", ""))}
 
 
 @require_POST

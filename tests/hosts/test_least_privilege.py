@@ -13,7 +13,7 @@ from gateways.models import Feature, Gateway
 from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
-from tests.connections.rows import text
+from tests.connections.rows import HTMX, text
 
 pytestmark = pytest.mark.django_db
 
@@ -65,6 +65,21 @@ def test_used_stands_against_allowed(
     assert [tool.feature.name for tool in page.unused_tools] == ["edit", "remove"]
     assert (page.used, page.unused) == (1, [unused])
     assert [call.feature_name for call in page.refused] == ["dismiss"]
+
+
+def test_an_app_with_many_connections_is_counted_after_the_page_is_shown(
+    bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hosts.least_privilege.COUNTED_AT_ONCE", 1)
+    browser, path = sign_in(boss), f"/hosts/{bot.pk}/least-privilege/"
+
+    first, then = text(browser.get(path)), text(browser.get(path, headers=HTMX))
+
+    assert f'hx-get="{path}"' in first
+    assert "Disable 1 unused" not in first
+    assert "Disable 1 unused" in then
+    assert "<nav" not in then
+    assert "Disable 1 unused" in text(browser.get(f"{path}?now")), "without scripts"
 
 
 def test_one_act_disables_what_was_not_used_and_is_undone(

@@ -80,6 +80,7 @@ QUERIES = {
     "gateways:catalogue": ("", "?show=changed", "?effect=unknown&sort=-server"),
     "accounts:people": ("", "?status=invited", "?status=deactivated"),
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
+    "tokens:numbers": ("?owner=all", "?owner=all&care=expiring"),
     "tokens:api_keys": ("", "?owner=all", "?status=revoked"),
     "auditlog:calls": ("", "?range=7d&chart=latency", "?q=error"),
     "auditlog:facet": ("", "?range=7d", "?q=error", "?tab=host&host={bot}"),

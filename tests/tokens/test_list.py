@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from html import unescape
 
 import pytest
 import time_machine
@@ -127,6 +128,22 @@ def test_the_segments_and_cards_count_what_they_open(ana: User, sign_in: SignIn)
     assert page.context["counts"] | {"active": 2, "expired": 0, "revoked": 1} == page.context["counts"]
     assert [(name, number) for name, _, number in page.context["cares"]] == [("unused", 1), ("unlimited", 1)]
     assert 'href="?care=unlimited"' in text(page)
+
+
+def test_the_numbers_of_everyones_tokens_follow_the_page(ana: User, ann: User, sign_in: SignIn) -> None:
+    make.token(a_connection(ann))
+    make.token(a_connection(ana)).token.revoke(by=ana)
+    browser = sign_in(ana)
+
+    page = text(browser.get(PATH, {"owner": "all"}))
+    [url] = re.findall(rf'hx-get="({PATH}/numbers[^"]*)"', page)
+    numbers = browser.get(unescape(url), headers=HTMX)
+
+    assert "counting…" in page
+    assert 'id="count-active"' not in page
+    assert numbers.context["counts"]["active"] == numbers.context["counts"]["revoked"] == 1
+    assert text(numbers).count('hx-swap-oob="true"') == 3
+    assert sign_in(ann).get(unescape(url)).status_code == 403
 
 
 def test_tokens_that_need_care_are_amber(ana: User, sign_in: SignIn) -> None:
