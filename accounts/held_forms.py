@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import secrets
 import time
-import zlib
-from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urldefrag, urlencode
 
-import orjson
 from allauth.account.adapter import get_adapter
 from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
@@ -27,14 +24,14 @@ from django.shortcuts import redirect, render, resolve_url
 from django.utils.cache import add_never_cache_headers
 
 from ui.pages import own_path, referring_page
-from ui.sealing import cipher
+from ui.sealing import open_value, seal_value
 
 SESSION_KEY = "held_forms"
 FIELD = "held_form"  # Field of a resubmitted form: the key of the stored form.
 PAGE = "held_on"  # Field of a resubmitted form: the URL of the page with the original form.
 HELD_S = 30 * 60.0  # Seconds that a form is stored.
 MOST_HELD = 3  # Forms per session; a new form replaces the oldest.
-MOST_BYTES = 32 * 1024  # Per form, compressed. Every request of the session reads all stored forms.
+MOST_CHARACTERS = 56 * 1024  # Per form, compressed and encrypted. Every request of the session reads all stored forms.
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -94,12 +91,11 @@ def held(request: HttpRequest) -> str:
         return request.get_full_path()
     page, address = getattr(request, "held_on", "") or referring_page(request), request.get_full_path()
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
-    packed = zlib.compress(orjson.dumps(sent))
-    if len(packed) > MOST_BYTES:
+    sealed = seal_value(sent)
+    if len(sealed) > MOST_CHARACTERS:
         messages.warning(request, "The form is too large to be saved while you confirm. Fill it in again.")
         return page
     key = secrets.token_urlsafe(9)
-    sealed = cipher().seal(b64encode(packed).decode()).decode()
     others = list(_held(request).items())[1 - MOST_HELD :]
     request.session[SESSION_KEY] = dict(others) | {key: [time.time(), sealed]}
     return f"{page}#{key}"
@@ -143,7 +139,7 @@ def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
     if key not in (held := _held(request)):
         return None
     try:
-        sent: dict[str, str] = orjson.loads(zlib.decompress(b64decode(cipher().open(held[key][1].encode()))))
+        sent: dict[str, str] = open_value(held[key][1])
     except ValueError:  # The encryption key was removed from the settings.
         return None
     return sent if sent["person"] == str(request.user.pk) else None

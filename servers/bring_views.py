@@ -5,13 +5,10 @@ The file goes from step to step in the form itself, encrypted, so that no secret
 
 from __future__ import annotations
 
-import zlib
-from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from django.http import HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
@@ -21,7 +18,7 @@ from capabilities import Capability, requires
 from servers.bring import MOST_ADDED, ChosenEntry, OfferedEntry, PlacementForm, bring, offers_of
 from servers.client_files import Unreadable, read_entries
 from ui.pages import AppRequest, show
-from ui.sealing import cipher
+from ui.sealing import open_value, seal_value
 
 PAGE = "servers/bring.html"
 EXPIRED = "The file can no longer be read. Paste it again."
@@ -36,14 +33,13 @@ class FileDraft:
 
     def sealed(self, user: User) -> str:
         """Return the draft encrypted for this person."""
-        packed = zlib.compress(orjson.dumps([str(user.pk), self.text, self.entered]))
-        return cipher().seal(b64encode(packed).decode()).decode()
+        return seal_value([str(user.pk), self.text, self.entered])
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
         """Return the draft; None if it is another person's, or the key was removed from the settings."""
         try:
-            person, text, entered = orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
+            person, text, entered = open_value(sealed)
         except ValueError:
             return None
         return cls(text, entered) if person == str(user.pk) else None

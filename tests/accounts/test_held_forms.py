@@ -11,7 +11,7 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from django.urls import reverse
 
-from accounts.held_forms import HELD_S, MOST_BYTES, SESSION_KEY
+from accounts.held_forms import HELD_S, MOST_CHARACTERS, SESSION_KEY
 from accounts.models import User
 from capabilities import Capability
 from sinks.models import Sink
@@ -244,7 +244,7 @@ def test_forms_with_much_to_fill_in_ask_before_they_open(path: str, client: Clie
 
 
 def test_a_form_too_large_to_hold_is_reported_and_the_session_stays_small(client: Client) -> None:
-    asked = client.post(ADD, FILLED | {"address": token_hex(MOST_BYTES)})
+    asked = client.post(ADD, FILLED | {"address": token_hex(MOST_CHARACTERS)})
 
     confirmed = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
     page = client.get(confirmed["Location"])
@@ -252,7 +252,7 @@ def test_a_form_too_large_to_hold_is_reported_and_the_session_stays_small(client
     assert confirmed["Location"] == ADD
     assert "too large to be saved" in text(page)
     assert not Sink.objects.exists()
-    assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_BYTES
+    assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_CHARACTERS
 
 
 def test_abandoned_forms_leave_the_session_with_its_next_page(client: Client) -> None:
