@@ -166,8 +166,10 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 def _context() -> dict[str, Any]:
     """Return the settings fixed at startup, and the pending shorter retention."""
+    workspace = WorkspaceSettings.load()
     return {
-        "dropping": WorkspaceSettings.load().dropping,
+        "managed": workspace,
+        "dropping": workspace.dropping,
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,
         "public_url": settings.PUBLIC_URL,

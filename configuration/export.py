@@ -20,12 +20,17 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object as a file has it, or None if there is none that files can have."""
-    world = World(KINDS, only=key)
-    found = world.of(name).get((key,))
+    """Return one object as a file has it, or None if there is none that files can have.
+
+    Objects of which there is one, such as the workspace, have the key “”.
+    """
+    world = World(KINDS, only=key or None)
+    path = (key,) if key else ()
+    found = world.of(name).get(path)
     if found is None or not found.values:
         return None
-    return write({name: [_written(world.kinds[name], (key,), world, viewer)]})
+    written = _written(world.kinds[name], path, world, viewer)
+    return write({name: written if world.kinds[name].is_single else [written]})
 
 
 def may_see(kind: Kind, viewer: User) -> bool:

@@ -10,4 +10,8 @@ urlpatterns = [
     path("hosts/<uuid:pk>/yaml/", views.agent, name="agent"),
     path("rules/<uuid:pk>/yaml/", views.rule, name="rule"),
     path("people/roles/<uuid:pk>/yaml/", views.role, name="role"),
+    path("people/teams/<uuid:pk>/yaml/", views.team, name="team"),
+    path("settings/sinks/<uuid:pk>/yaml/", views.sink, name="sink"),
+    path("settings/workspace/yaml/", views.workspace, name="workspace"),
+    path("settings/organisation/yaml/", views.organisation, name="organisation"),
 ]

@@ -9,11 +9,12 @@ from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from accounts.models import Role
+from accounts.models import Role, Team
 from capabilities import Capability, requires
 from configuration.export import export_one
 from hosts.models import Host
 from rules.models import Rule
+from sinks.models import Sink
 from ui.pages import AppRequest
 
 
@@ -48,8 +49,35 @@ def role(request: AppRequest, pk: UUID) -> HttpResponse:
     return _page(request, "roles", get_object_or_404(Role, pk=pk).name, reverse("accounts:role", args=[pk]))
 
 
-def _page(request: AppRequest, kind: str, name: str, back: str) -> HttpResponse:
+@require_GET
+@requires(Capability.PEOPLE_READ)
+def team(request: AppRequest, pk: UUID) -> HttpResponse:
+    return _page(request, "teams", get_object_or_404(Team, pk=pk).name, reverse("gateways:team", args=[pk]))
+
+
+@require_GET
+@requires(Capability.SINKS_MANAGE)
+@requires(Capability.LOGS_READ)
+@requires(Capability.AUDIT_READ)
+def sink(request: AppRequest, pk: UUID) -> HttpResponse:
+    return _page(request, "sinks", get_object_or_404(Sink, pk=pk).name, reverse("sinks:sink", args=[pk]))
+
+
+@require_GET
+@requires(Capability.WORKSPACE_READ)
+def workspace(request: AppRequest) -> HttpResponse:
+    return _page(request, "workspace", "", reverse("accounts:workspace"), "Workspace settings")
+
+
+@require_GET
+@requires(Capability.WORKSPACE_READ)
+@requires(Capability.PEOPLE_READ)
+def organisation(request: AppRequest) -> HttpResponse:
+    return _page(request, "organisation", "", reverse("sso:settings"), "Sign-in by your organisation")
+
+
+def _page(request: AppRequest, kind: str, name: str, back: str, title: str = "") -> HttpResponse:
     text = export_one(kind, name, request.user)
     if text is None:
         raise Http404
-    return render(request, "configuration/yaml.html", {"text": text, "name": name, "back": back})
+    return render(request, "configuration/yaml.html", {"text": text, "name": title or name, "back": back})

@@ -62,9 +62,10 @@ class SinkKind(Kind):
             yield "sends_calls", "Write true for sends_calls, sends_events or both. Payloads are sent with calls."
         if receiver.example and not change.secrets.get("address") and change.act is Act.ADD:
             yield "address", f"This kind of sink needs an address, such as {receiver.example}."
-        if "secret" in change.secrets:
+        lacks_secret = change.act is Act.ADD and not values.get("secret")
+        if "secret" in change.secrets or lacks_secret:
             try:
-                receiver.check_secret(change.secrets["secret"])
+                receiver.check_secret(change.secrets.get("secret", ""))
             except ValueError as refusal:
                 yield "secret", str(refusal)
 

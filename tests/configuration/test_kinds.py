@@ -234,6 +234,13 @@ def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> N
     assert plan(document.read({"gateway.yaml": export(owner)}), owner).changes == []
 
 
+def test_a_plan_refuses_a_webhook_without_a_secret(owner: User) -> None:
+    text = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in'}]\n"
+
+    with pytest.raises(ConfigurationError, match="A webhook needs a secret"):
+        plan(document.read({"gateway.yaml": text}), owner)
+
+
 def test_another_issuer_needs_its_secret_again(owner: User) -> None:
     apply(document.read({"gateway.yaml": SIGN_IN}), by=owner, secrets={"env:IDP": "s3cret of the client"})
 
