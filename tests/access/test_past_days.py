@@ -54,6 +54,7 @@ def lines(person: User, work: Gateway, days: int) -> list[Any]:
     return [*AccessReport(Asked(people=[person.pk], gateways=[work.pk], on=ago(days)))]
 
 
+@pytest.mark.full
 def test_a_past_day_has_the_members_and_teams_of_then(ana: User, ann: User, work: Gateway) -> None:
     team = Team.objects.add(name="Support", users=[ann], by=None)
     work.edit(teams=[team], by=ana)
@@ -83,6 +84,7 @@ def test_a_deleted_team_keeps_its_name_and_its_grants_in_the_past(ana: User, ann
     assert [line.feature.exposed_name for line in by_tool if line.feature] == ["docs__get"]
 
 
+@pytest.mark.full
 def test_roles_reach_and_activity_are_those_of_then(ana: User, ann: User, work: Gateway) -> None:
     make.user(Capability.PEOPLE_MANAGE)
     everything, looking = make.role(Capability.GATEWAYS_USE, name="Operators"), make.role(name="Readers")
@@ -102,6 +104,7 @@ def test_roles_reach_and_activity_are_those_of_then(ana: User, ann: User, work: 
     assert lines(ann, work, 0) == []
 
 
+@pytest.mark.full
 def test_grants_count_from_their_start_to_their_end(ana: User, ann: User, work: Gateway) -> None:
     GatewayGrant.objects.give(work, ann, ends_at=timezone.now() + 10 * DAY, by=ana)
     moved(20)
@@ -121,6 +124,7 @@ def test_an_extended_grant_began_with_the_first_one(ana: User, ann: User, work: 
     assert len(AccessReport(Asked(people=[ann.pk], gateways=[work.pk], unused=30))) == 1
 
 
+@pytest.mark.full
 def test_access_through_a_team_is_new_when_the_membership_is(ana: User, ann: User, ben: User, work: Gateway) -> None:
     team = Team.objects.add(name="Support", users=[ann], by=None)
     work.edit(teams=[team], by=ana)

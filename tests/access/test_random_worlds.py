@@ -56,6 +56,7 @@ def told(known: InForce) -> dict[str, Any]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("worlds", [20, full(200)])
 def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: None, worlds: int) -> None:
     bones = skeleton()

@@ -58,6 +58,7 @@ def people(client: Client, query: str) -> set[tuple[str, str]]:
     return {(row["person"], row["gateway"]) for row in file(client, query)}
 
 
+@pytest.mark.full
 def test_a_line_says_what_gives_access_and_what_is_used(ana: User, ann: User, work: Gateway, auditor: User) -> None:
     team = Team.objects.add(name="Support", users=[ann], by=None)
     work.edit(teams=[team], by=ana)
@@ -81,6 +82,7 @@ def test_a_line_says_what_gives_access_and_what_is_used(ana: User, ann: User, wo
     assert (line.until, line.last_used_at) == (None, None)  # No date ends what the team gives.
 
 
+@pytest.mark.full
 def test_people_without_access_are_not_listed(ana: User, ann: User, ben: User, work: Gateway, auditor: User) -> None:
     work.edit(reach=Reach.EVERYONE, by=ana)
     ben.deactivate(by=ana)
@@ -119,6 +121,7 @@ def test_filters_narrow_by_person_gateway_team_server_tool_and_agent(
     assert client.get(f"{PAGE}?person={team.pk}").status_code == 404
 
 
+@pytest.mark.full
 def test_unused_access_counts_from_its_start(ana: User, ann: User, work: Gateway, auditor: User) -> None:
     long_ago = timezone.now() - timedelta(days=100)
     for model in (User, Gateway):
@@ -139,6 +142,7 @@ def test_unused_access_counts_from_its_start(ana: User, ann: User, work: Gateway
     assert len(AccessReport(asked)) == 1
 
 
+@pytest.mark.full
 def test_lines_can_be_sorted_by_use_and_by_start(ana: User, ann: User, ben: User, work: Gateway) -> None:
     for person, days in ((ann, 1), (ben, 2)):
         grant = GatewayGrant.objects.give(work, person, by=ana)
@@ -154,6 +158,7 @@ def test_lines_can_be_sorted_by_use_and_by_start(ana: User, ann: User, ben: User
     assert order("-since") == order("used") == order("") == [ann, ben]
 
 
+@pytest.mark.full
 def test_pages_of_the_report_follow_each_other(ana: User) -> None:
     team = Team.objects.add(name="Many", users=[make.user() for _ in range(3)], by=None)
     for _ in range(4):
@@ -177,6 +182,7 @@ def test_the_page_shows_lines_and_links(ann: User, auditor: User, work: Gateway,
     assert "No access matches." in empty
 
 
+@pytest.mark.full
 def test_who_may_not_see_connections_learns_nothing_of_use(
     ana: User, ann: User, work: Gateway, sign_in: SignIn
 ) -> None:

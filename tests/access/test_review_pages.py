@@ -203,6 +203,7 @@ def test_lines_are_reassigned_one_by_one_and_by_filter(
     assert review.lines.filter(reviewer=second).count() == 3
 
 
+@pytest.mark.full
 def test_the_page_says_what_was_given_since_and_who_can_no_longer_review(
     review: Review, work: Gateway, boss: User, grace: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -290,6 +291,7 @@ def verified(folder: Path, client: Client, review: bytes) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_the_export_of_a_closed_review_is_verified_offline(
     review: Review, boss: User, grace: User, ann: User, sign_in: SignIn, tmp_path: Path

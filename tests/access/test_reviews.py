@@ -104,6 +104,7 @@ def words(event: Event | None) -> str:
     return sentence(event)
 
 
+@pytest.mark.full
 def test_the_lines_are_the_things_that_give_and_use_access(work: Gateway, boss: User, grace: User, ann: User) -> None:
     review = of_work(work, boss, grace)
 
@@ -119,6 +120,7 @@ def test_the_lines_are_the_things_that_give_and_use_access(work: Gateway, boss: 
     assert words(Event.objects.first()).startswith("boss@example.com started the access review “Q4” with ")
 
 
+@pytest.mark.full
 def test_lines_of_teams_roles_and_everyone_say_since_when(
     work: Gateway, boss: User, grace: User, ann: User, ben: User
 ) -> None:
@@ -142,6 +144,7 @@ def test_lines_of_teams_roles_and_everyone_say_since_when(
     assert {line.what for line in of(lines[0].review, ben) if line.unused} == {"Open to everyone"}
 
 
+@pytest.mark.full
 def test_ending_every_line_of_a_person_ends_all_of_their_access(
     work: Gateway, boss: User, grace: User, ann: User
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_kept_line_can_be_changed_until_the_review_closes_and_an_ended_one_can
     assert (kept.done, [reason for _, reason in kept.refused]) == ([], ["It is ended already."])
 
 
+@pytest.mark.full
 def test_what_comes_from_a_role_or_is_open_to_everyone_is_flagged_not_ended(boss: User, grace: User, ann: User) -> None:
     gateway = make.gateway(name="Open")
     review = started(boss, grace, scope=ReviewScope.GATEWAYS, subjects=[gateway], fallback=boss)
@@ -195,6 +199,7 @@ def test_what_comes_from_a_role_or_is_open_to_everyone_is_flagged_not_ended(boss
     assert gateway.is_reachable_by(ann)
 
 
+@pytest.mark.full
 def test_lines_unused_for_90_days_are_preselected_as_end(work: Gateway, boss: User, grace: User, ann: User) -> None:
     with in_days(91):
         Connection.objects.filter(host__name="Claude").update(last_used_at=timezone.now())
@@ -208,6 +213,7 @@ def test_lines_unused_for_90_days_are_preselected_as_end(work: Gateway, boss: Us
     assert not ReviewLine.objects.exclude(answer=Answer.OPEN).exists()
 
 
+@pytest.mark.full
 def test_nobody_reviews_themselves_unless_the_review_allows_it(
     work: Gateway, boss: User, ann: User, grace: User
 ) -> None:
@@ -226,6 +232,7 @@ def test_nobody_reviews_themselves_unless_the_review_allows_it(
     assert len(own.answer(of(own, ann), Answer.KEEP, by=ann).done) == 6
 
 
+@pytest.mark.full
 def test_forged_answers_change_nothing(work: Gateway, boss: User, grace: User, ann: User, ben: User) -> None:
     """Counted: answers of strangers, of another reviewer, to lines of another review and of a closed one."""
     other = make.user(*READS, *ENDS, email="other@example.com")
@@ -252,6 +259,7 @@ def test_forged_answers_change_nothing(work: Gateway, boss: User, grace: User, a
     assert ToolGrant.objects.to(ann).exists()
 
 
+@pytest.mark.full
 def test_a_reviewer_who_lost_a_permission_is_refused(work: Gateway, boss: User, grace: User, ann: User) -> None:
     review = of_work(work, boss, grace)
     User.objects.filter(pk=grace.pk).update(role=make.role(*READS))
@@ -273,6 +281,7 @@ def test_a_reviewer_who_lost_a_permission_is_refused(work: Gateway, boss: User, 
     assert review.unable() == ["grace@example.com"]
 
 
+@pytest.mark.full
 def test_a_reviewer_ends_no_membership_of_a_person_with_more_permissions(
     work: Gateway, boss: User, grace: User
 ) -> None:
@@ -286,6 +295,7 @@ def test_a_reviewer_ends_no_membership_of_a_person_with_more_permissions(
     assert Team.objects.get(name="Support").users.get() == boss
 
 
+@pytest.mark.full
 def test_a_grant_given_or_ended_meanwhile(work: Gateway, boss: User, grace: User, ann: User, ben: User) -> None:
     review = of_work(work, boss, grace)
     GatewayGrant.objects.give(work, ben, by=boss)
@@ -324,6 +334,7 @@ def test_reminding_is_limited_to_once_an_hour(work: Gateway, boss: User, grace: 
         review.remind(by=make.user(*READS))
 
 
+@pytest.mark.full
 def test_the_due_date_closes_a_review_and_lists_what_was_not_answered(
     work: Gateway, boss: User, grace: User, ann: User
 ) -> None:
@@ -343,6 +354,7 @@ def test_the_due_date_closes_a_review_and_lists_what_was_not_answered(
     assert work.is_reachable_by(ann)
 
 
+@pytest.mark.full
 def test_unanswered_lines_end_a_day_after_the_due_date(work: Gateway, boss: User, grace: User, ann: User) -> None:
     review = of_work(work, boss, grace, unanswered=Unanswered.END)
     review.answer(of(review, ann).filter(kind="team"), Answer.KEEP, by=grace)
@@ -376,6 +388,7 @@ def test_unanswered_lines_stay_if_who_started_the_review_may_no_longer_end_them(
     assert not Review.objects.get(pk=review.pk).is_open
 
 
+@pytest.mark.full
 def test_the_closing_event_has_the_checksum_of_all_lines_and_answers(
     work: Gateway, boss: User, grace: User, ann: User
 ) -> None:
@@ -395,6 +408,7 @@ def test_the_closing_event_has_the_checksum_of_all_lines_and_answers(
         review.close(by=boss)
 
 
+@pytest.mark.full
 def test_a_review_that_asks_nothing_or_names_nobody_cannot_be_started(boss: User, grace: User, ann: User) -> None:
     empty = make.gateway(name="Nobody", reach=Reach.TEAMS)
     Role.objects.filter(users=boss).update(uses_gateways=False)

@@ -92,6 +92,7 @@ def test_a_missing_capability_is_reported_before_the_password_is_asked_for(ann: 
     assert problem(Rest.of(ann, confirmed=False).post("/roles", {"name": "x"})) == (403, "capability_required")
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_guessing_passwords_is_slowed_down(boss: User) -> None:
     rest = Rest.of(boss, confirmed=False)
@@ -151,6 +152,7 @@ def test_everybody_reads_the_catalogue(ann: User) -> None:
 # --- Users ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_person_is_invited(boss: User, ann: User) -> None:
     rest = Rest.of(boss)
     body = {"email": "New@Example.com", "display_name": "New", "role_id": str(ann.role_id)}
@@ -200,6 +202,7 @@ def test_a_person_is_changed(boss: User, ann: User) -> None:
     assert {event.action for event in Event.objects.filter(via="api")} == {"user.updated", "user.role_changed"}
 
 
+@pytest.mark.full
 def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User) -> None:
     assert problem(people.patch(f"/users/{ann.pk}", {"role_id": str(boss.role_id)})) == (403, "beyond_yours")
     refused = people.post("/users", {"email": "x@example.com", "role_id": str(boss.role_id)})
@@ -207,6 +210,7 @@ def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User
     assert not User.objects.filter(email="x@example.com").exists()
 
 
+@pytest.mark.full
 def test_nobody_acts_against_who_may_do_more(people: Rest, boss: User) -> None:
     """Changing an e-mail address allows a password reset, so the same rule applies as to deactivating a person."""
     member = str(make.role(*MEMBER.capabilities).pk)
@@ -229,6 +233,7 @@ def test_nobody_acts_against_who_may_do_more(people: Rest, boss: User) -> None:
     assert Event.objects.filter(actor_email="hr@example.com").count() == 0
 
 
+@pytest.mark.full
 def test_the_last_owner_stays_and_a_second_one_sets_them_free(boss: User) -> None:
     Role.objects.make_built_in()
     owners = Role.objects.get(name="Super admin")
@@ -266,6 +271,7 @@ def test_staff_is_given_by_staff_and_by_owners(boss: User, ann: User) -> None:
     )
 
 
+@pytest.mark.full
 def test_an_api_key_acts_against_people_with_its_own_subset(boss: User, ann: User) -> None:
     """The key's owner has every capability, but the key has only some of them."""
     narrow = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
@@ -277,6 +283,7 @@ def test_an_api_key_acts_against_people_with_its_own_subset(boss: User, ann: Use
     assert problem(wide.post(f"/users/{boss.pk}/sign-out")) == (403, "beyond_yours")
 
 
+@pytest.mark.full
 def test_people_are_shut_out_and_let_in(people: Rest, ann: User) -> None:
     guest = Rest.of(ann)
 
@@ -286,6 +293,7 @@ def test_people_are_shut_out_and_let_in(people: Rest, ann: User) -> None:
     assert Rest.of(User.objects.get(pk=ann.pk)).get("/me").status_code == 200
 
 
+@pytest.mark.full
 def test_signing_out_everywhere_ends_sessions(people: Rest, ann: User) -> None:
     guest = Rest.of(ann)
 
@@ -293,6 +301,7 @@ def test_signing_out_everywhere_ends_sessions(people: Rest, ann: User) -> None:
     assert guest.get("/me").status_code == 401
 
 
+@pytest.mark.full
 def test_the_last_manager_stays(boss: User) -> None:
     rest = Rest.of(boss)
 
@@ -301,6 +310,7 @@ def test_the_last_manager_stays(boss: User) -> None:
     assert problem(rest.patch(f"/roles/{boss.role_id}", {"capabilities": []})) == (409, "last_admin")
 
 
+@pytest.mark.full
 def test_cutting_a_person_off_ends_their_connections(boss: User, ann: User) -> None:
     link = make.connection(make.agent(by=boss), make.gateway(), ann)
 
@@ -330,6 +340,7 @@ def test_a_role_is_made_changed_and_removed(boss: User) -> None:
     assert rest.get(path).status_code == 404
 
 
+@pytest.mark.full
 def test_roles_in_use_and_locked_ones_stay(boss: User) -> None:
     Role.objects.make_built_in()
     locked = Role.objects.get(locked=True)
@@ -393,6 +404,7 @@ def test_settings_are_read_and_changed(boss: User) -> None:
     assert Event.objects.get(action="workspace.updated").changes == {"log_retention_days": [90, 120]}
 
 
+@pytest.mark.full
 def test_shorter_retention_is_asked_for_and_revoked(boss: User) -> None:
     rest = Rest.of(boss)
     asked = rest.patch("/workspace", {"log_retention_days": 30}).json()

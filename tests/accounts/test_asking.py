@@ -36,6 +36,7 @@ def asked() -> int:
     return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY).count()
 
 
+@pytest.mark.full
 def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until_it_is_given(
     chief: User, sign_in: SignIn
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_same_is_asked_for_once_a_day(chief: User) -> None:
         assert open_requests(8) == []
 
 
+@pytest.mark.full
 def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
     flooding, other = make.user(), make.user()
     assert other.ask_for(TOKENS)
@@ -92,6 +94,7 @@ def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
     assert [(person, capability) for person, capability, _ in open_requests(2)][1] == (other, TOKENS)
 
 
+@pytest.mark.full
 def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -> None:
     browser = sign_in(make.user(email="dev@example.com"))
 

@@ -22,6 +22,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 def test_deactivating_says_what_stops_and_stops_it(chief: User, sign_in: SignIn) -> None:
     bo = make.user(email="bo@example.com")
     connection = make.connection(make.agent(by=bo), make.gateway(), bo)
@@ -41,6 +42,7 @@ def test_deactivating_says_what_stops_and_stops_it(chief: User, sign_in: SignIn)
     assert (connection.is_live, connection.blocked_by) == (True, "user")
 
 
+@pytest.mark.full
 def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) -> None:
     bo = make.user(Capability.HOSTS_READ, email="bo@example.com")
     make.api_key(bo, Capability.HOSTS_READ)
@@ -62,6 +64,7 @@ def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) ->
     assert Event.objects.filter(actor_email=chief.email, action="user.deactivated").count() == 1
 
 
+@pytest.mark.full
 def test_deactivated_people_can_still_be_cut_off(chief: User, sign_in: SignIn) -> None:
     bo = make.user()
     connection = make.connection(make.agent(by=bo), make.gateway(), bo)
@@ -74,6 +77,7 @@ def test_deactivated_people_can_still_be_cut_off(chief: User, sign_in: SignIn) -
     assert not connection.is_live
 
 
+@pytest.mark.full
 def test_a_sign_in_at_a_server_is_left_to_cut_off(chief: User, sign_in: SignIn) -> None:
     bo = make.user()
     identity = make.identity(make.server(auth_type="oauth"), bo)

@@ -104,6 +104,7 @@ def test_waiting_for_a_hash_holds_no_connection(door: str, held: list[bool], sig
     assert held == [False] * hashes
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_every_refused_sign_in_costs_one_hash(held: list[bool]) -> None:
     """A faster refusal would reveal that an account does not exist."""

@@ -41,6 +41,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 def test_a_form_at_an_address_with_a_query_is_sent_again_whole_after_the_password(client: Client) -> None:
     asked = client.post(ADD, FILLED)
     assert not Sink.objects.exists()
@@ -52,6 +53,7 @@ def test_a_form_at_an_address_with_a_query_is_sent_again_whole_after_the_passwor
     assert (sink.kind, sink.name, sink.secret(), sink.sends_events) == ("webhook", "Archive", SECRET, False)
 
 
+@pytest.mark.full
 def test_errors_are_shown_at_the_forms_own_address_with_the_input(client: Client) -> None:
     asked = client.post(ADD, FILLED | {"address": "nowhere"})
 
@@ -63,6 +65,7 @@ def test_errors_are_shown_at_the_forms_own_address_with_the_input(client: Client
     assert 'value="Archive"' in text(refused)
 
 
+@pytest.mark.full
 def test_a_secret_that_waits_stands_in_no_page_no_address_and_not_in_the_session(client: Client) -> None:
     asked = client.post(ADD, FILLED)
     stored = Session.objects.get(pk=client.session.session_key)
@@ -76,6 +79,7 @@ def test_a_secret_that_waits_stands_in_no_page_no_address_and_not_in_the_session
     assert "Archive" not in str(stored.get_decoded())
 
 
+@pytest.mark.full
 def test_a_wrong_password_keeps_it_and_sends_nothing(client: Client) -> None:
     asked = client.post(ADD, FILLED)
 
@@ -87,6 +91,7 @@ def test_a_wrong_password_keeps_it_and_sends_nothing(client: Client) -> None:
     assert Sink.objects.exists()
 
 
+@pytest.mark.full
 def test_to_name_it_does_not_stand_in_for_the_password(client: Client) -> None:
     key = onward(client.post(ADD, FILLED)).partition("#")[2]
 
@@ -109,6 +114,7 @@ def test_it_is_sent_once_and_a_repetition_says_so(client: Client) -> None:
     assert Sink.objects.count() == 1
 
 
+@pytest.mark.full
 def test_it_goes_to_no_other_address(client: Client) -> None:
     page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(client.post(ADD, FILLED))})
 
@@ -118,6 +124,7 @@ def test_it_goes_to_no_other_address(client: Client) -> None:
     assert not Sink.objects.exists()
 
 
+@pytest.mark.full
 def test_it_is_held_for_half_an_hour(client: Client) -> None:
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(ADD, FILLED)
@@ -152,6 +159,7 @@ def test_a_resubmitted_form_leads_to_its_page(client: Client) -> None:
     assert 'href="/settings/profile">Open the page again' in text(twice)
 
 
+@pytest.mark.full
 def test_a_form_held_twice_still_returns_to_its_page(client: Client) -> None:
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile"})
@@ -163,6 +171,7 @@ def test_a_form_held_twice_still_returns_to_its_page(client: Client) -> None:
     assert onward(again).startswith("/settings/profile#")
 
 
+@pytest.mark.full
 def test_another_session_of_the_same_person_cannot_send_it(client: Client, keeper: User, sign_in: SignIn) -> None:
     where = onward(client.post(ADD, FILLED))
     other = sign_in(keeper)
@@ -175,6 +184,7 @@ def test_another_session_of_the_same_person_cannot_send_it(client: Client, keepe
     assert not Sink.objects.exists()
 
 
+@pytest.mark.full
 def test_nor_can_another_person_into_whose_session_it_was_copied(client: Client, sign_in: SignIn) -> None:
     where = onward(client.post(ADD, FILLED))
     other = sign_in(make.user(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ))
@@ -190,6 +200,7 @@ def test_nor_can_another_person_into_whose_session_it_was_copied(client: Client,
     assert not Sink.objects.exists()
 
 
+@pytest.mark.full
 def test_it_is_sent_with_a_csrf_token_of_its_own(keeper: User) -> None:
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(keeper)
@@ -205,6 +216,7 @@ def test_it_is_sent_with_a_csrf_token_of_its_own(keeper: User) -> None:
     assert sent.status_code == 302
 
 
+@pytest.mark.full
 def test_forms_of_two_tabs_at_one_address_each_find_their_own(client: Client) -> None:
     first = client.post(ADD, FILLED | {"name": "First"})
     second = client.post(ADD, FILLED | {"name": "Second"})
@@ -226,6 +238,7 @@ def test_three_are_held_and_the_oldest_is_given_up_for_another(client: Client) -
     assert all("data-sends" in text(page) for page in others)
 
 
+@pytest.mark.full
 def test_a_forbidden_action_is_refused_when_resubmitted(client: Client, keeper: User) -> None:
     asked = client.post(ADD, FILLED)
     User.objects.filter(pk=keeper.pk).update(role=make.role())
@@ -243,6 +256,7 @@ def test_forms_with_much_to_fill_in_ask_before_they_open(path: str, client: Clie
     assert (opened.status_code, "reauthenticate" in opened.request["PATH_INFO"]) == (200, False)
 
 
+@pytest.mark.full
 def test_a_form_too_large_to_hold_is_reported_and_the_session_stays_small(client: Client) -> None:
     asked = client.post(ADD, FILLED | {"address": token_hex(MOST_CHARACTERS)})
 
@@ -255,6 +269,7 @@ def test_a_form_too_large_to_hold_is_reported_and_the_session_stays_small(client
     assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_CHARACTERS
 
 
+@pytest.mark.full
 def test_abandoned_forms_leave_the_session_with_its_next_page(client: Client) -> None:
     client.post(ADD, FILLED)
     assert client.session[SESSION_KEY]

@@ -55,6 +55,7 @@ def test_without_its_url_there_is_no_mail_server() -> None:
     assert (server_of(mailers(SMTP)), server_of(mailers(""))) == ("mail.example.com:587", "")
 
 
+@pytest.mark.full
 def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowhere(
     chief: User, sign_in: SignIn, no_mail: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowh
     assert "accounts/join" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.full
 def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, no_mail: None) -> None:
     bo = make.user(email="bo@example.com")
 
@@ -189,6 +191,7 @@ def test_test_mails_are_limited_and_gated(chief: User, sign_in: SignIn) -> None:
     assert len(mail.outbox) == AT_MOST
 
 
+@pytest.mark.full
 def test_without_a_mail_server_there_is_no_test_mail(chief: User, sign_in: SignIn, no_mail: None) -> None:
     page = text(sign_in(chief).get("/settings/workspace"))
 

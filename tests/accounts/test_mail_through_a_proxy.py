@@ -134,6 +134,7 @@ def test_no_connection_of_the_database_is_held_while_a_mail_is_sent(end: ssl.SSL
     assert held == [False]
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("says", "words"),

@@ -92,6 +92,7 @@ def test_a_role_says_all_of_what_a_person_may_do(chief: User) -> None:
     assert Event.objects.get(action="user.role_changed").changes["is_superuser"] == [True, False]
 
 
+@pytest.mark.full
 def test_the_last_manager_of_people_stays(chief: User) -> None:
     with pytest.raises(LastManager):
         chief.deactivate(by=chief)
@@ -152,6 +153,7 @@ def test_names_of_roles_and_teams_differ_also_in_case(chief: User) -> None:
         Team.objects.add(name="core", users=(), by=chief)
 
 
+@pytest.mark.full
 def test_deactivating_ends_every_session_and_reactivating_revives_none(chief: User) -> None:
     bo = make.user()
     browser = Client()

@@ -58,6 +58,7 @@ def text(response: Any) -> str:
 ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -95,6 +96,7 @@ def test_looking_changes_nothing(act: str, chief: User, sign_in: SignIn) -> None
     assert not mail.outbox
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("path", "form"),
     [
@@ -124,6 +126,7 @@ def test_grave_acts_wait_for_the_password_and_are_done_then(
     assert Event.objects.count() - before == (0 if path.endswith("factor/") else 1)
 
 
+@pytest.mark.full
 def test_a_dialog_that_waited_for_the_password_ends_on_a_page(chief: User, sign_in: SignIn) -> None:
     person, role, client = make.user(), make.role(), sign_in(chief)
     path = f"/people/{person.pk}/role/"
@@ -139,6 +142,7 @@ def test_a_dialog_that_waited_for_the_password_ends_on_a_page(chief: User, sign_
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
     bo = User.objects.invite(email="bo@example.com", display_name="Bo Berg", role=make.role(name="Helper"), by=chief)
     Team.objects.add(name="Support", users=[bo], by=chief)
@@ -153,6 +157,7 @@ def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
     assert "3 people" in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -187,6 +192,7 @@ def test_htmx_gets_the_rows_and_the_count_alone(chief: User, sign_in: SignIn) ->
     assert 'hx-swap-oob="true">0 people</span>' in fragment
 
 
+@pytest.mark.full
 def test_the_list_costs_the_same_for_few_and_for_many(
     chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -213,6 +219,7 @@ def test_the_list_stays_light(chief: User, sign_in: SignIn) -> None:
 # --- One person ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_page_of_a_person_tells_what_they_have(chief: User, sign_in: SignIn) -> None:
     bo = make.user(email="bo@example.com", display_name="Bo <b>Berg</b>")
     make.connection(make.agent(by=bo), make.gateway(), bo)
@@ -239,6 +246,7 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
         client.get(f"/people/{bo.pk}/")
 
 
+@pytest.mark.full
 def test_ending_connections_needs_that_capability_too(clerk: User, sign_in: SignIn) -> None:
     person, client = make.user(), sign_in(clerk)
 
@@ -275,6 +283,7 @@ def choose_password(link: str, password: str = "another horse battery") -> Any:
     return client.post(opened.redirect_chain[-1][0], form, follow=True)
 
 
+@pytest.mark.full
 def test_an_invited_person_chooses_a_password_by_the_link_and_signs_in(chief: User, sign_in: SignIn) -> None:
     response = invite(confirmed(sign_in(chief)), make.role(Capability.LOGS_READ))
     link = link_in(response)
@@ -325,6 +334,7 @@ def test_a_reset_that_cannot_be_sent_is_said(chief: User, sign_in: SignIn, no_ma
     assert not Event.objects.filter(action="user.password_reset_sent").exists()
 
 
+@pytest.mark.full
 def test_the_link_is_in_this_one_answer_and_nowhere_else(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     response = invite(client, make.role())
@@ -341,6 +351,7 @@ def test_the_link_is_in_this_one_answer_and_nowhere_else(chief: User, sign_in: S
     assert token not in str(list(Event.objects.values()))
 
 
+@pytest.mark.full
 def test_the_link_works_once_for_72_hours(chief: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(chief))
     link = link_in(invite(client, make.role()))
@@ -376,6 +387,7 @@ def test_addresses_may_be_pasted_as_they_come(text: str) -> None:
     assert [email for email, _ in AddressesField().clean(text)] == ["ann@example.com", "bo@example.com"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -404,6 +416,7 @@ def test_a_bad_invitation_is_refused_in_words(fields: dict[str, str], words: str
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_a_role_that_holds_more_than_ones_own_cannot_be_given(clerk: User, sign_in: SignIn) -> None:
     strong, client = make.role(Capability.LOGS_READ, name="Strong"), confirmed(sign_in(clerk))
 
@@ -428,6 +441,7 @@ def test_no_role_is_chosen_for_the_inviter(chief: User, sign_in: SignIn) -> None
 SEVERAL = "Bo Berg <bo@example.com>, cy@example.com\ndi@example.com"
 
 
+@pytest.mark.full
 def test_inviting_before_there_is_a_team_names_where_to_add_one(chief: User, sign_in: SignIn) -> None:
     asked = confirmed(sign_in(chief))
 
@@ -510,6 +524,7 @@ def test_joining_is_told_in_words_and_events_of_its_own(chief: User, sign_in: Si
         assert words not in page + text(mismatch)
 
 
+@pytest.mark.full
 def test_an_invitation_opens_no_page_of_a_reset_and_a_reset_none_of_an_invitation(chief: User) -> None:
     bo = User.objects.invite(email="bo@example.com", role=make.role(), by=chief)
     joined = make.user(email="joined@example.com")
@@ -619,6 +634,7 @@ def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> Non
     assert "Gateways you can use" in text(choose_password(link))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", [{}, {"epoch": "nonsense"}, {"epoch": "-1"}])
 def test_a_bad_form_makes_no_link(form: dict[str, str], chief: User, sign_in: SignIn) -> None:
     bo = User.objects.invite(email="bo@example.com", display_name="Bo", role=make.role(), by=chief)
@@ -639,6 +655,7 @@ def test_nobody_sees_the_link_of_who_may_do_more_than_they(chief: User, clerk: U
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_a_person_with_a_password_is_not_invited_again(chief: User, sign_in: SignIn) -> None:
     person = make.user()
 
@@ -648,6 +665,7 @@ def test_a_person_with_a_password_is_not_invited_again(chief: User, sign_in: Sig
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_deactivating_ends_the_link_for_good(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(confirmed(sign_in(chief)), make.role()))
     bo = User.objects.get(email="bo@example.com")
@@ -661,6 +679,7 @@ def test_deactivating_ends_the_link_for_good(chief: User, sign_in: SignIn) -> No
 # --- Changing -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_role_is_changed_and_acts_at_once(chief: User, sign_in: SignIn) -> None:
     bo, role = make.user(), make.role(Capability.LOGS_READ, name="Watcher")
     browser = sign_in(bo)
@@ -673,6 +692,7 @@ def test_a_role_is_changed_and_acts_at_once(chief: User, sign_in: SignIn) -> Non
     assert Event.objects.get(action="user.role_changed").changes["role"][1] == "Watcher"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("role", ["", "nonsense", "00000000-0000-4000-8000-000000000000"])
 def test_a_bad_role_changes_nothing(role: str, chief: User, sign_in: SignIn) -> None:
     bo = make.user()
@@ -694,12 +714,14 @@ def test_nobody_lifts_another_above_themselves(chief: User, clerk: User, sign_in
     assert User.objects.get(pk=bo.pk).role == bo.role
 
 
+@pytest.mark.full
 def test_the_last_manager_of_people_cannot_step_down(chief: User, sign_in: SignIn) -> None:
     response = confirmed(sign_in(chief)).post(f"/people/{chief.pk}/role/", {"role": str(make.role().pk)})
 
     assert "The last active person who can manage people must keep that capability." in text(response)
 
 
+@pytest.mark.full
 def test_name_and_e_mail_are_edited(chief: User, sign_in: SignIn) -> None:
     bo = make.user(email="bo@example.com")
 
@@ -709,6 +731,7 @@ def test_name_and_e_mail_are_edited(chief: User, sign_in: SignIn) -> None:
     assert (bo.email, bo.display_name) == ("bo.berg@example.com", "Bo")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("form", "words"),
     [
@@ -728,6 +751,7 @@ def test_a_bad_edit_changes_nothing(form: dict[str, str], words: str, chief: Use
     assert User.objects.get(pk=bo.pk).email == "bo@example.com"
 
 
+@pytest.mark.full
 def test_the_e_mail_of_who_may_do_more_is_not_theirs_to_change(chief: User, clerk: User, sign_in: SignIn) -> None:
     form = {"email": "clerk2@example.com", "display_name": "Chief"}
 
@@ -740,6 +764,7 @@ def test_the_e_mail_of_who_may_do_more_is_not_theirs_to_change(chief: User, cler
 # --- Resets, sessions, the account --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_reset_is_mailed_and_shown_to_nobody(chief: User, sign_in: SignIn) -> None:
     bo = make.user(email="bo@example.com")
 
@@ -755,6 +780,7 @@ def test_a_reset_is_mailed_and_shown_to_nobody(chief: User, sign_in: SignIn) -> 
     assert "Your password is set" in text(choose_password(link[0]))
 
 
+@pytest.mark.full
 def test_deactivated_and_invited_people_get_no_reset(chief: User, sign_in: SignIn) -> None:
     client = sign_in(chief)
     for person in (make.user(is_active=False), User.objects.create_user("new@example.com", role=make.role())):
@@ -774,6 +800,7 @@ def test_all_sessions_of_a_person_end(chief: User, sign_in: SignIn) -> None:
     assert browser.get("/").status_code == 302
 
 
+@pytest.mark.full
 def test_a_deactivated_person_is_let_in_again(chief: User, sign_in: SignIn) -> None:
     bo = make.user(is_active=False)
 

@@ -62,6 +62,7 @@ def test_a_new_name_is_recorded_and_an_old_one_is_not(ana: User, sign_in: SignIn
     assert (event.actor_email, event.changes) == (ana.email, {"display_name": ["Ana", "Ana S."]})
 
 
+@pytest.mark.full
 def test_the_page_leads_to_password_second_factor_and_sessions(ana: User, sign_in: SignIn) -> None:
     page = sign_in(ana).get("/settings/profile").content.decode()
 
@@ -74,6 +75,7 @@ def test_the_page_leads_to_password_second_factor_and_sessions(ana: User, sign_i
         assert f'href="{url}"' in page
 
 
+@pytest.mark.full
 def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn) -> None:
     mine = sign_in(ana).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
     theirs = sign_in(max).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
@@ -93,6 +95,7 @@ def shown_settings(page: str) -> dict[str, list[str]]:
     return {group.split(">")[1].split("<")[0]: re.findall(r'<a href="([^"]+)"', group) for group in groups}
 
 
+@pytest.mark.full
 def test_settings_are_in_two_groups_and_an_empty_one_is_left_out(ana: User, max: User, sign_in: SignIn) -> None:
     of_ana = shown_settings(sign_in(ana).get("/settings/").content.decode())
     of_max = shown_settings(sign_in(max).get("/settings/").content.decode())

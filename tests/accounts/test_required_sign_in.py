@@ -51,6 +51,7 @@ def break_glass_owner() -> User:
     return owner
 
 
+@pytest.mark.full
 def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted(sign_in: SignIn) -> None:
     ann = make.user(Capability.LOGS_READ)
     client, other = sign_in(ann), sign_in(make.user(Capability.LOGS_READ))
@@ -72,6 +73,7 @@ def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted(sign_in: S
     assert client.get(REQUIRED)["Location"] == "/"
 
 
+@pytest.mark.full
 def test_the_codes_lead_to_the_page_that_was_wanted(sign_in: SignIn) -> None:
     ann = make.user(Capability.LOGS_READ)
     require(ann.role)
@@ -83,6 +85,7 @@ def test_the_codes_lead_to_the_page_that_was_wanted(sign_in: SignIn) -> None:
     assert 'href="/logs/?range=7d">I have stored them' in done
 
 
+@pytest.mark.full
 def test_setting_it_up_ends_sessions_that_began_without_it(sign_in: SignIn) -> None:
     ann = make.user(Capability.LOGS_READ)
     require(ann.role)
@@ -110,6 +113,7 @@ def turn_on_page(client: Client) -> Any:
     return client.post("/settings/second-factor/activate/", {"code": code_of(secret[1])})
 
 
+@pytest.mark.full
 def test_rest_says_so_in_a_session_and_asks_no_key(sign_in: SignIn) -> None:
     ann = make.user(Capability.LOGS_READ)
     require(ann.role)
@@ -121,6 +125,7 @@ def test_rest_says_so_in_a_session_and_asks_no_key(sign_in: SignIn) -> None:
     assert by_key.status_code == 200
 
 
+@pytest.mark.full
 def test_the_workspace_requires_it_of_everybody(sign_in: SignIn) -> None:
     chief = make.user(*Capability)
     client = confirmed(sign_in(chief))
@@ -180,6 +185,7 @@ def test_people_are_led_to_the_organisation_and_break_glass_owners_are_not(sign_
     assert client.get("/").status_code == 200
 
 
+@pytest.mark.full
 def test_the_operator_ends_the_requirement_when_the_provider_is_down(sign_in: SignIn) -> None:
     break_glass_owner()
     Provider.objects.update_or_create(

@@ -33,6 +33,7 @@ def choose(printed: str, password: str) -> None:
     client.post(form, {"display_name": "Bo", "password1": password, "password2": password})
 
 
+@pytest.mark.full
 def test_a_rescue_makes_an_owner_of_whoever_it_names() -> None:
     Role.objects.make_built_in()
     bo = make.user(email="bo@example.com", is_active=False)

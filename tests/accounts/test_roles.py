@@ -44,6 +44,7 @@ def check_of(page: str, capability: Capability) -> str:
     return page.split(f'value="{capability.slug}"')[1].split(">", maxsplit=1)[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -88,6 +89,7 @@ def test_the_list_counts_users_and_capabilities(chief: User, sign_in: SignIn) ->
     assert 'class="number">1 of 32</td>' in row
 
 
+@pytest.mark.full
 def test_the_list_costs_the_same_for_few_and_for_many(
     chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -111,6 +113,7 @@ def test_the_check_list_names_every_capability_in_its_area(chief: User, sign_in:
         assert capability.slug in page
 
 
+@pytest.mark.full
 def test_a_role_is_made_with_what_was_ticked(chief: User, sign_in: SignIn) -> None:
     form = {"name": " On call ", "capabilities": ["logs:read", "hosts:toggle"]}
 
@@ -120,6 +123,7 @@ def test_a_role_is_made_with_what_was_ticked(chief: User, sign_in: SignIn) -> No
     assert Role.objects.get(name="On call").capabilities == {Capability.LOGS_READ, Capability.HOSTS_TOGGLE}
 
 
+@pytest.mark.full
 def test_a_role_is_edited_and_acts_at_once(chief: User, sign_in: SignIn) -> None:
     role = make.role(Capability.HOSTS_READ, name="Helper")
     browser = sign_in(User.objects.create_user("bo@example.com", role=role))
@@ -181,6 +185,7 @@ def test_capabilities_the_editor_lacks_are_refused_in_any_request(clerk: User, s
     assert not Role.objects.filter(name="Mine").exists()
 
 
+@pytest.mark.full
 def test_a_role_that_holds_more_than_its_editor_is_shown_and_not_changed(clerk: User, sign_in: SignIn) -> None:
     role = make.role(HELD, name="Helper")
 
@@ -247,6 +252,7 @@ def test_people_who_only_view_people_see_a_role_and_who_can_change_it(sign_in: S
     assert ">Save<" not in page
 
 
+@pytest.mark.full
 def test_the_last_manager_of_people_keeps_that_capability(chief: User, sign_in: SignIn) -> None:
     assert chief.role
     response = confirmed(sign_in(chief)).post(f"/people/roles/{chief.role_id}/", {"name": "Chief"})
@@ -255,6 +261,7 @@ def test_the_last_manager_of_people_keeps_that_capability(chief: User, sign_in: 
     assert "The last active person who can manage people must keep that capability." in text(response)
 
 
+@pytest.mark.full
 def test_a_role_in_use_is_not_deleted_and_an_unused_one_is(chief: User, sign_in: SignIn) -> None:
     used, free = make.role(name="Used"), make.role(name="Free")
     User.objects.create_user("bo@example.com", role=used)
@@ -300,6 +307,7 @@ def test_the_reference_costs_the_same_however_many_roles_there_are(
 # --- Roles that only look -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: SignIn) -> None:
     """Through no page, no REST operation, and not with a key of a directory or the rules of single sign-on."""
     looker, bo = make.user(*Capability), make.user()

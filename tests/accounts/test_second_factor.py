@@ -88,6 +88,7 @@ def test_a_wrong_password_confirms_nothing(sign_in: SignIn) -> None:
     assert client.get("/settings/second-factor/activate/").status_code == 302
 
 
+@pytest.mark.full
 def test_the_code_of_the_app_turns_it_on_and_shows_recovery_codes_once(sign_in: SignIn) -> None:
     person = make.user()
     client = sign_in(person)
@@ -101,6 +102,7 @@ def test_the_code_of_the_app_turns_it_on_and_shows_recovery_codes_once(sign_in: 
     assert Event.objects.get(action="user.second_factor_added").actor_email == person.email
 
 
+@pytest.mark.full
 def test_the_page_with_secrets_is_kept_by_no_cache(sign_in: SignIn) -> None:
     assert "no-store" in confirm(sign_in(make.user()), "/settings/second-factor/activate/")["Cache-Control"]
 
@@ -117,6 +119,7 @@ def test_a_bad_code_turns_nothing_on(code: str, sign_in: SignIn) -> None:
     assert not Authenticator.objects.exists()
 
 
+@pytest.mark.full
 def test_after_the_password_signing_in_takes_the_code(sign_in: SignIn, noon: Any) -> None:
     person = make.user()
     secret, _ = turn_on(sign_in(person))
@@ -153,6 +156,7 @@ def test_a_code_works_once(sign_in: SignIn, noon: Any) -> None:
     assert "This code is wrong, or was used before." in text(response)
 
 
+@pytest.mark.full
 def test_a_recovery_code_signs_in_once(sign_in: SignIn) -> None:
     person = make.user()
     _, codes = turn_on(sign_in(person))
@@ -178,6 +182,7 @@ def test_new_recovery_codes_replace_the_old(sign_in: SignIn) -> None:
     assert Event.objects.filter(action="user.recovery_codes_replaced").count() == 1
 
 
+@pytest.mark.full
 def test_without_a_second_factor_there_are_no_recovery_codes_to_make(sign_in: SignIn) -> None:
     client = sign_in(make.user())
     confirm(client, "/settings/second-factor/")
@@ -230,6 +235,7 @@ def stored() -> str:
     return "\n".join([*rows, *(json.dumps(one.get_decoded()) for one in Session.objects.all())])
 
 
+@pytest.mark.full
 def test_no_secret_is_stored_in_clear(sign_in: SignIn) -> None:
     client = sign_in(make.user())
     page = text(confirm(client, "/settings/second-factor/activate/"))
@@ -310,6 +316,7 @@ def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated
 # --- Taken off by an administrator --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_second_factor_cannot_be_removed_by_people_with_fewer_capabilities(sign_in: SignIn) -> None:
     person, clerk = make.user(Capability.LOGS_READ), make.user(Capability.PEOPLE_MANAGE)
     turn_on(sign_in(person))

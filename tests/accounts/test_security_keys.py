@@ -161,6 +161,7 @@ def test_signatures_for_another_page_are_refused(person: User, key: SoftKey, ori
     refused(client, key.get(text(client.get(ASKED)), origin=origin))
 
 
+@pytest.mark.full
 def test_signatures_for_another_host_or_action_are_refused(person: User, key: SoftKey) -> None:
     client = sign_in_by_page(person)
     key.host = "example.com"
@@ -169,6 +170,7 @@ def test_signatures_for_another_host_or_action_are_refused(person: User, key: So
     refused(client, key.get(text(client.get(ASKED)), type="webauthn.create"))
 
 
+@pytest.mark.full
 def test_a_signature_answers_one_challenge_of_one_browser_once(person: User, key: SoftKey) -> None:
     first, second = sign_in_by_page(person), sign_in_by_page(person)
     said = key.get(text(first.get(ASKED)))
@@ -182,6 +184,7 @@ def test_a_signature_answers_one_challenge_of_one_browser_once(person: User, key
     refused(third, said)
 
 
+@pytest.mark.full
 def test_a_key_whose_count_did_not_grow_is_a_copy_and_is_refused_with_an_event(person: User, key: SoftKey) -> None:
     copy = SoftKey(identifier=key.identifier, private=key.private, count=key.count)
     used = sign_in_by_page(person)
@@ -254,6 +257,7 @@ def test_a_key_made_for_another_page_is_not_added(client_of: Client) -> None:
     assert not Authenticator.objects.exists()
 
 
+@pytest.mark.full
 def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: Client) -> None:
     credential = json.loads(SoftKey().create(text(confirm(client_of, ADD))))
     credential |= {"id": "AAAA", "rawId": "AAAA"}
@@ -392,6 +396,7 @@ def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
     assert REFUSED in text(client.post(again, {"credential": said, "next": ADD}))
 
 
+@pytest.mark.full
 def test_an_administrator_takes_keys_off_with_the_rest(person: User, key: SoftKey) -> None:
     second_factor.remove(person, by=None)
 
@@ -413,6 +418,7 @@ def test_a_key_makes_a_break_glass_owner_and_the_last_ones_stays(sign_in: SignIn
     assert Authenticator.objects.filter(type="webauthn").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("url", "offered"),
     [
@@ -444,6 +450,7 @@ def test_the_origin_is_as_browsers_write_it(client_of: Client, settings: Setting
     assert Authenticator.objects.filter(type="webauthn").exists()
 
 
+@pytest.mark.full
 def test_the_host_of_the_public_url_is_whom_a_key_is_made_for(client_of: Client, settings: Settings) -> None:
     settings.PUBLIC_URL = "https://gateway.example.com"
     settings.ALLOWED_HOSTS = ["*"]

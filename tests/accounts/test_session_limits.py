@@ -41,6 +41,7 @@ def is_in(client: Client) -> bool:
     return bool(client.get("/settings/profile").status_code == 200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("idle", "still_in"), [(timedelta(hours=11, minutes=59), True), (timedelta(hours=12, seconds=2), False)]
 )
@@ -52,6 +53,7 @@ def test_a_session_ends_after_twelve_hours_without_a_request(idle: timedelta, st
         assert is_in(client) == still_in
 
 
+@pytest.mark.full
 def test_each_request_begins_the_twelve_hours_again() -> None:
     with time_machine.travel(START, tick=False) as clock:
         client = signed_in(make.user())
@@ -72,6 +74,7 @@ def test_a_session_ends_after_seven_days_however_busy() -> None:
         assert not is_in(client)
 
 
+@pytest.mark.full
 def test_a_late_consent_is_sent_to_sign_in_and_back() -> None:
     with time_machine.travel(START, tick=False) as clock:
         client = signed_in(make.user())
@@ -105,6 +108,7 @@ def test_a_form_of_who_was_signed_out_leads_to_sign_in_and_back_to_its_page(refe
     assert "was not done" not in text(client.options("/settings/sessions/end-all", follow=True))
 
 
+@pytest.mark.full
 def test_noting_the_last_use_costs_a_write_every_five_minutes_only(
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:
@@ -127,6 +131,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 def test_the_page_lists_the_browsers_one_is_signed_in_with() -> None:
     person = make.user()
     here = signed_in(person)
@@ -159,6 +164,7 @@ def test_a_browser_is_named_in_words(user_agent: str, words: str) -> None:
     assert words in text(client.get("/settings/sessions"))
 
 
+@pytest.mark.full
 def test_sessions_that_are_over_are_not_listed() -> None:
     person = make.user()
     with time_machine.travel(START, tick=False) as clock:
@@ -182,6 +188,7 @@ def test_the_page_costs_the_same_for_one_session_and_for_many(
         here.get("/settings/sessions")
 
 
+@pytest.mark.full
 def test_one_browser_is_signed_out_from_another() -> None:
     person = make.user()
     here, there = signed_in(person), signed_in(person)

@@ -39,6 +39,7 @@ def test_a_person_signs_in_by_e_mail_in_any_case() -> None:
     assert (response.status_code, response["Location"]) == (302, "/")
 
 
+@pytest.mark.full
 def test_a_session_holds_a_path_that_other_releases_read_and_ends_with_its_person(sign_in: SignIn) -> None:
     person = make.user()
     client = sign_in(person)
@@ -62,6 +63,7 @@ def test_a_password_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked == ["wrong"]
 
 
+@pytest.mark.full
 def test_a_refusal_reads_the_same_whatever_the_cause() -> None:
     person, gone = make.user(), make.user(is_active=False)
 
@@ -106,6 +108,7 @@ def test_nobody_signs_up() -> None:
     assert not User.objects.exists()
 
 
+@pytest.mark.full
 def test_signing_out_needs_a_press_and_ends_the_session(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -151,6 +154,7 @@ def test_a_deactivated_person_gets_no_link() -> None:
     assert mail.outbox == []
 
 
+@pytest.mark.full
 def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in: SignIn) -> None:
     person, other = make.user(Capability.HOSTS_READ), make.user()
     host, gateway = make.agent(by=person), make.gateway()
@@ -189,6 +193,7 @@ def test_a_link_works_for_one_hour() -> None:
         assert "This link no longer works" in text(Client().get(mailed_link(), follow=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
@@ -235,6 +240,7 @@ def other_password(**more: str) -> dict[str, str]:
     } | more
 
 
+@pytest.mark.full
 def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
     person, other = make.user(Capability.HOSTS_READ), make.user()
     host, gateway = make.agent(by=person), make.gateway()
@@ -254,6 +260,7 @@ def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
     assert Event.objects.get(action="user.password_changed").actor_email == person.email
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -286,6 +293,7 @@ def test_changing_the_password_undoes_nothing_an_administrator_does_meanwhile(si
     assert not person.is_active
 
 
+@pytest.mark.full
 def test_a_link_in_the_mail_leads_to_the_public_address_whatever_host_was_asked() -> None:
     person = make.user()
 
@@ -304,6 +312,7 @@ def test_guessing_passwords_is_recorded_once_a_minute() -> None:
     assert (event.target_label, event.changes, event.ip) == (person.email, {"email": person.email}, "127.0.0.1")
 
 
+@pytest.mark.full
 def test_signing_in_counts_as_a_confirmation_for_a_quarter_of_an_hour(client: Client) -> None:
     boss = make.user(Capability.PEOPLE_MANAGE)
     roles = {"name": "Auditors", "description": "", "capabilities": []}

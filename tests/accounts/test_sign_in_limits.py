@@ -143,6 +143,7 @@ def test_an_ipv6_network_is_one_address() -> None:
     assert enter(at("2001:db8:0:1::1"), person.email).status_code == 302
 
 
+@pytest.mark.full
 def test_one_address_tries_twenty_times_in_a_minute_at_whatever_accounts(clock: Any) -> None:
     answers = [guess(at(FAR), f"person{n}@example.com", 1)[0] for n in range(21)]
 
@@ -175,6 +176,7 @@ def test_a_stranger_at_sign_in_does_not_stop_who_confirms_a_password(sign_in: Si
     assert here.post("/accounts/reauthenticate/", {"password": make.PASSWORD}).status_code == 302
 
 
+@pytest.mark.full
 def test_guesses_out_of_one_network_are_one_event_a_minute() -> None:
     person = make.user()
     for n in range(1, 12):
@@ -196,6 +198,7 @@ def try_code(client: Client, code: str) -> int:
     return int(client.post("/accounts/second-factor/", {"code": code}).status_code)
 
 
+@pytest.mark.full
 def test_codes_are_guessed_five_times_a_minute_from_everywhere_together(sign_in: SignIn) -> None:
     person = make.user()
     turn_on(sign_in(person))

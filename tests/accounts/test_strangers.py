@@ -53,6 +53,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+@pytest.mark.full
 def test_twenty_strangers_are_served_one_at_a_time() -> None:
     view = View()
     served = in_turn(view)
@@ -123,6 +124,7 @@ def test_waiting_for_a_hash_or_the_mail_server_lets_the_next_stranger_proceed(
         assert first.result(20).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_the_pages_for_signing_in_take_turns_and_those_of_who_is_signed_in_do_not(
     sign_in: SignIn, monkeypatch: pytest.MonkeyPatch

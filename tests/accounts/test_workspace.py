@@ -48,6 +48,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_it_takes_the_capability_for_the_workspace(method: str, keeper: User, sign_in: SignIn) -> None:
     anonymous = getattr(Client(), method)(PATH)
@@ -60,6 +61,7 @@ def test_it_takes_the_capability_for_the_workspace(method: str, keeper: User, si
     assert holder.status_code in (200, 302)
 
 
+@pytest.mark.full
 def test_saving_asks_for_the_password_again_and_then_saves(keeper: User, sign_in: SignIn) -> None:
     client = sign_in(keeper)
 
@@ -87,6 +89,7 @@ def test_all_settings_are_saved_and_recorded_as_from_and_to(keeper: User, sign_i
     assert changes["calls_per_minute"] == [None, 6000]
 
 
+@pytest.mark.full
 def test_an_unticked_box_and_an_empty_limit_are_off(keeper: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(keeper))
     client.post(PATH, FORM)
@@ -108,6 +111,7 @@ def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: Si
     assert expiry(None) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -155,6 +159,7 @@ def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: 
     assert 'name="private_upstreams"' not in page
 
 
+@pytest.mark.full
 def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> None:
     client = sign_in(keeper)
     assert "The oldest call is from" not in text(client.get(PATH))

@@ -37,6 +37,7 @@ def job(live: Serve, pk: str, secret: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.full
 def test_the_script_renews_its_own_token_on_every_run(live: Serve) -> None:
     """The new secret works, and the old secret fails immediately."""
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
@@ -61,6 +62,7 @@ def test_a_dead_token_stops_the_pipeline(live: Serve) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.full
 def test_two_workers_let_one_of_many_rotations_win(live: Serve) -> None:
     """Two worker processes serve the requests."""
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
@@ -81,6 +83,7 @@ def test_two_workers_let_one_of_many_rotations_win(live: Serve) -> None:
     ]
 
 
+@pytest.mark.full
 def test_the_event_of_a_rotation_is_found_by_its_request_id(live: Serve) -> None:
     issued = live.issue_token(host=unique("ci"), gateway="quickstart")
     command = ["curl", "-sS", "-i", "-X", "POST", f"{live.url}/api/tokens/{issued['id']}/rotate"]

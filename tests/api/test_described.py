@@ -66,6 +66,7 @@ def contents() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{operation['operationId']} {status}", content
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [8, full(1)])
 def test_every_example_is_right(step: int) -> None:
     components = {"components": description()["components"]}

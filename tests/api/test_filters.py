@@ -63,6 +63,7 @@ def test_an_id_a_slug_and_a_name_mean_the_same(boss: User, form: Any) -> None:
     assert found(host="CI bot") == found(user="boss@example.com") == [str(token.pk)]
 
 
+@pytest.mark.full
 def test_a_misspelled_name_gets_a_suggestion(boss: User) -> None:
     for name in ("CI bot", "CI bot 2", "Night run"):
         make.agent(by=boss, name=name)
@@ -76,6 +77,7 @@ def test_a_misspelled_name_gets_a_suggestion(boss: User) -> None:
     }
 
 
+@pytest.mark.full
 def test_nobody_learns_of_things_out_of_their_sight(boss: User) -> None:
     somebody = make.user(email="pat@elsewhere.org")
     make.connection(make.agent(by=boss, name="Hidden bot"), make.gateway(slug="work"), boss)
@@ -134,6 +136,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
                     assert errors(answer) == {name: [f"There is no {noun} “{text}”."]}, (path, name)
 
 
+@pytest.mark.full
 def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
     """Deleted connections can be filtered by, and so can a token whose calls were all refused."""
     gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
@@ -171,6 +174,7 @@ def test_near_names_are_told_of_what_one_reads_in_lists_alone(boss: User) -> Non
     }
 
 
+@pytest.mark.full
 def test_near_names_in_the_log_are_told_of_what_has_called(boss: User) -> None:
     patrick = make.user(email="patrick@example.com")
     connection = make.connection(make.agent(by=boss, name="Night bot"), make.gateway(slug="work"), patrick)
@@ -190,6 +194,7 @@ def test_near_names_in_the_log_are_told_of_what_has_called(boss: User) -> None:
     }
 
 
+@pytest.mark.full
 def test_a_server_that_left_a_gateway_is_out_of_sight_with_it() -> None:
     somebody = make.user()
     assignment = make.assignment(make.gateway(slug="work"), make.server(slug="docs"))
@@ -201,6 +206,7 @@ def test_a_server_that_left_a_gateway_is_out_of_sight_with_it() -> None:
     assert errors(rest.get("/identities", server="docs")) == {"server": ["There is no server “docs”."]}
 
 
+@pytest.mark.full
 def test_a_renamed_thing_is_found_by_its_present_name(boss: User) -> None:
     host = make.agent(by=boss, name="Old name")
     one = call(host_id=host.pk, host_name="Old name")
@@ -211,6 +217,7 @@ def test_a_renamed_thing_is_found_by_its_present_name(boss: User) -> None:
     assert set(errors(rest.get("/logs", host="old name"))) == {"host"}
 
 
+@pytest.mark.full
 def test_the_search_of_the_page_works_here_under_the_same_name(boss: User) -> None:
     one = call(feature_type="tool", feature_name="docs__echo", http_status=403, user_email="ana@example.com")
     call(feature_type="tool", feature_name="other")

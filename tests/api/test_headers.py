@@ -13,7 +13,7 @@ from tests.api.world import build
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 @pytest.fixture
@@ -25,7 +25,6 @@ def ask(rest: Rest, path: str, tag: str) -> Any:
     return rest.send("get", path, None, {"If-None-Match": tag})
 
 
-@pytest.mark.full
 def test_every_single_thing_is_304_for_who_has_it() -> None:
     world = build()
     boss, owner = (Rest(browser(session_of(each))) for each in (world.boss, world.owner))
@@ -66,7 +65,6 @@ def test_a_rotation_tells_how_many_are_left(boss: User) -> None:
     assert "RateLimit" not in Rest.of(boss).post(f"/tokens/{token.pk}/rotate")  # Only the token itself is limited.
 
 
-@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_every_refusal_for_a_limit_says_how_long_to_wait(boss: User) -> None:
     cache.clear()

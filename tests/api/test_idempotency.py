@@ -153,6 +153,7 @@ def again(door: Door, world: World) -> tuple[Any, Any, Any]:
     raise AssertionError(f"nobody may {door.name}")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [5, full(1)])
 def test_each_gives_the_same_answer_again(step: int) -> None:
     world = build()
@@ -175,12 +176,14 @@ def test_another_request_with_the_same_key_is_refused(rest: Rest) -> None:
     assert [host.name for host in Host.objects.all()] == ["one"]
 
 
+@pytest.mark.full
 def test_a_refusal_is_not_kept(rest: Rest) -> None:
     assert set(errors(post(rest, "/hosts", {}, "k"))) == {"name"}
 
     assert post(rest, "/hosts", {"name": "one"}, "k").status_code == 201
 
 
+@pytest.mark.full
 def test_a_key_belongs_to_its_credential(rest: Rest, boss: User) -> None:
     others = [Rest.bearing(make.api_key(boss, *Capability).secret), Rest.of(boss), Rest.of(boss)]
 
@@ -208,6 +211,7 @@ def test_the_secret_is_told_again_and_kept_sealed(rest: Rest, boss: User) -> Non
     assert first.json()["token"] in Cipher(settings.ENCRYPTION_KEYS).open(sealed)
 
 
+@pytest.mark.full
 def test_an_answer_is_kept_for_an_hour_and_swept_then(rest: Rest) -> None:
     first = post(rest, "/teams", {"name": "one"}, "k")
     KeptAnswer.objects.update(created_at=timezone.now() - KEPT + timedelta(minutes=1))
@@ -227,6 +231,7 @@ def test_an_answer_is_kept_for_an_hour_of_the_databases_clock(rest: Rest) -> Non
         assert post(rest, "/teams", {"name": "one"}, "k").json() == first.json()
 
 
+@pytest.mark.full
 def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) -> None:
     assert post(rest, "/teams", {"name": "one"}, "k").status_code == 201
     KeptAnswer.objects.update(sealed=b"sealed with another key")
@@ -234,6 +239,7 @@ def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) ->
     assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "idempotency_answer_lost")
 
 
+@pytest.mark.full
 def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Client) -> None:
     name, headers = unique("bot"), {"Idempotency-Key": str(uuid4())}
 

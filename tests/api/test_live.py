@@ -14,7 +14,7 @@ from tests.exported import rows_of
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 ROWS = """
 INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
@@ -67,7 +67,6 @@ def test_other_types_than_json_are_refused(owner: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
 
 
-@pytest.mark.full
 def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
     tool = unique("tool")
     live.rows(ROWS, tool, 6_000)
@@ -80,7 +79,6 @@ def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
     assert len(told) == 6_000
 
 
-@pytest.mark.full
 def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
     """Of many concurrent revocations, switches and approvals, one takes effect; the others get a clear error."""
     host = owner.post("/api/hosts", json={"name": unique("bot")}).json()["id"]
@@ -115,7 +113,6 @@ def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(
     eventually(lambda: not live.rows(RUNNING))
 
 
-@pytest.mark.full
 def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> None:
     live.rows(ROWS, unique("tool"), 60_000)
     logged = len(live.log())
@@ -129,7 +126,6 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     assert "Traceback" not in live.log()[logged:]
 
 
-@pytest.mark.full
 def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: Serve, owner: httpx.Client) -> None:
     live.rows(ROWS, unique("tool"), 60_000)
     got: list[bytes] = []

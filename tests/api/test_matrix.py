@@ -232,6 +232,7 @@ def slugs(capabilities: Iterable[Capability]) -> str:
     return ", ".join(sorted(one.slug for one in capabilities))
 
 
+@pytest.mark.full
 @every_route
 def test_if_match_and_etag_are_described_where_they_are(route: str, world: World, people: People) -> None:
     """A wrong version stops exactly the operations that document If-Match, and exactly the documented ones send an
@@ -252,6 +253,7 @@ def test_if_match_and_etag_are_described_where_they_are(route: str, world: World
         assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named), door.name
 
 
+@pytest.mark.full
 def test_every_change_to_a_thing_compares_its_version() -> None:
     changes = {f"{door.method} {door.name}": door for door in DOORS if door.method != "get" and door.action != "create"}
 
@@ -277,6 +279,7 @@ def test_a_route_opens_to_whom_its_rule_names(route: str, world: World, people: 
     assert wrong == []
 
 
+@pytest.mark.full
 def test_no_path_is_redirected(world: World) -> None:
     for door in DOORS:
         answer = Rest.of().get(f"{door.path(world)}/")
@@ -284,6 +287,7 @@ def test_no_path_is_redirected(world: World) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), door.name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [12, full(1)])
 def test_other_methods_are_not_allowed(world: World, people: People, step: int) -> None:
     known = {door.name: {other.method for other in DOORS if other.name == door.name} for door in DOORS}

@@ -16,7 +16,7 @@ from tests.house.doors import browser, session_of
 from tests.house.nonsense import NONSENSE
 from tests.rest import Rest
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 # Values that only JSON can express, in addition to the texts. A lone surrogate is written as an escape.
 VALUES: dict[str, Any] = NONSENSE | {
@@ -57,7 +57,6 @@ def fields(door: Door) -> list[str]:
     return sorted(schema["properties"])
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("door", every(36, WITH_FIELDS), ids=named)
 def test_a_body_with_nonsense_is_no_error_of_ours(door: Door, world: World, rest: Rest) -> None:
     foreign = str(make.identity(make.server(auth_type="bearer"), make.user()).pk)

@@ -18,7 +18,7 @@ from tests.calls import call
 from tests.cases import every
 from tests.rest import Rest, results
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 FROZEN = {
     "/admin-events": 4,

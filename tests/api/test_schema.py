@@ -20,6 +20,7 @@ def operations() -> list[dict[str, Any]]:
     return [operation for item in description()["paths"].values() for operation in item.values()]
 
 
+@pytest.mark.full
 def test_every_door_is_described_once_and_without_doubt() -> None:
     description.cache_clear()
     GENERATOR_STATS.reset()

@@ -548,6 +548,7 @@ def test_the_matrix_speaks_of_every_operation() -> None:
     assert {f"{door.method.upper()} {door.name}" for door in DOORS} == set(OPENS)
 
 
+@pytest.mark.full
 def test_the_last_owner_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
     """Even a caller with every capability cannot remove the last owner."""
     world, cast = stage

@@ -81,6 +81,7 @@ def test_a_later_call_of_the_same_hold_is_not_sent_the_page(desk: Desk, mode: Co
     eventually(lambda: len(opened) == Hold.objects.count() == 1)
 
 
+@pytest.mark.full
 def test_the_page_is_asked_for_in_a_session_and_logged_and_the_client_is_told_when_the_wait_is_over(
     desk: Desk,
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_page_is_asked_for_in_a_session_and_logged_and_the_client_is_told_wh
     assert (row.correlation_id, row.hold_id) == (Call.objects.get(method="tools/call").uid, hold.pk)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capabilities", [{}, {"elicitation": {}}, {"elicitation": {"form": {}}}, {"elicitation": 1}])
 def test_a_client_that_opens_no_urls_is_not_asked(desk: Desk, capabilities: Object) -> None:
     assert result_of(ask(desk.agent, TOOL, capabilities))["isError"] is True
@@ -166,6 +168,7 @@ def is_refused(answer: Object) -> bool:
     return bool(answer.get("data", {}).get("reason") == "request_state")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("state", ["its own", None])
 def test_an_approved_call_that_asks_for_input_goes_on_once(desk_of: DeskOf, state: str | None) -> None:
     form = Form(state)
@@ -184,6 +187,7 @@ def test_an_approved_call_that_asks_for_input_goes_on_once(desk_of: DeskOf, stat
     assert form.ran == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "more", [{"arguments": {"b": 1, "a": 3}}, {"requestState": "its own"}, {"requestState": "forged"}]
 )
@@ -195,6 +199,7 @@ def test_other_arguments_or_another_state_continue_nothing(desk_at_form: Desk, f
     assert form.ran == 0
 
 
+@pytest.mark.full
 def test_another_connection_continues_nothing(desk_at_form: Desk, form: Form) -> None:
 
     desk, wanted = desk_at_form, begun(desk_at_form)
@@ -206,6 +211,7 @@ def test_another_connection_continues_nothing(desk_at_form: Desk, form: Form) ->
     assert form.ran == 0
 
 
+@pytest.mark.full
 def test_a_changed_rule_ends_what_an_approval_began(desk_at_form: Desk, form: Form) -> None:
     wanted = begun(desk_at_form)
     desk_at_form.rule.edit(hold_minutes=5, by=None)

@@ -58,6 +58,7 @@ def first_for(hold: Hold, approvers: str, **fields: Any) -> Hold:
     return hold
 
 
+@pytest.mark.full
 def test_a_call_is_approved_on_its_page(link: Connection, docs: Server, ben: User, sign_in: SignIn) -> None:
     arguments = {"amount": 740, "to": {"name": "Ana", "password": "hunter2-and-more"}, "note": "two\nlines"}
     hold = make.hold(link, docs, arguments=arguments)
@@ -86,6 +87,7 @@ def test_a_call_is_approved_on_its_page(link: Connection, docs: Server, ben: Use
     assert (again.status_code, "does not wait for a decision" in text(again)) == (422, True)
 
 
+@pytest.mark.full
 def test_values_are_for_people_who_may_read_payloads(
     link: Connection, docs: Server, mia: User, sign_in: SignIn
 ) -> None:
@@ -104,6 +106,7 @@ def test_values_are_for_people_who_may_read_payloads(
     assert "secret plan" in text(sign_in(mia).get(f"/approvals/{hold.pk}/"))
 
 
+@pytest.mark.full
 def test_the_page_shows_what_differs_from_the_last_approved_call(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:
@@ -117,6 +120,7 @@ def test_the_page_shows_what_differs_from_the_last_approved_call(
     assert "gone none last approved: 1" in page
 
 
+@pytest.mark.full
 def test_a_repeated_call_says_that_it_ran(link: Connection, docs: Server, ben: User, sign_in: SignIn) -> None:
     first = make.hold(link, docs)
     first.approve(by=ben)
@@ -147,6 +151,7 @@ def test_others_neither_see_nor_decide(link: Connection, docs: Server, mia: User
     assert hold.state == HoldState.WITHDRAWN
 
 
+@pytest.mark.full
 def test_a_team_decides_first_and_others_after_half_the_time(
     link: Connection, docs: Server, mia: User, ben: User
 ) -> None:
@@ -165,6 +170,7 @@ def test_a_team_decides_first_and_others_after_half_the_time(
     hold.approve(by=ben)
 
 
+@pytest.mark.full
 def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
     link: Connection, docs: Server, mia: User, ben: User, sign_in: SignIn
 ) -> None:
@@ -185,6 +191,7 @@ def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
     assert waiting(ben) == 2
 
 
+@pytest.mark.full
 def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_else(
     link: Connection, docs: Server, mia: User, ben: User
 ) -> None:
@@ -204,6 +211,7 @@ def test_the_person_decides_on_their_own_agents_unless_the_rule_says_somebody_el
     other.approve(by=ben)
 
 
+@pytest.mark.full
 def test_an_approver_who_lost_the_capability_is_refused_at_the_click(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:
@@ -218,6 +226,7 @@ def test_an_approver_who_lost_the_capability_is_refused_at_the_click(
     assert hold.state == HoldState.WAITING
 
 
+@pytest.mark.full
 def test_approvers_are_told_at_once_without_arguments(link: Connection, docs: Server, ben: User, settings: Any) -> None:
     settings.MAIL_SERVER = True
     lead, team = make.user(email="lead@example.com"), Team.objects.create(name="Leads")
@@ -255,6 +264,7 @@ def test_what_is_allowed_for_a_while_is_listed_and_ended(
     assert "Nothing is allowed for a while" in text(browser.get("/approvals/allowed/"))
 
 
+@pytest.mark.full
 def test_the_owner_of_the_agent_ends_an_allowance_and_others_do_not(
     link: Connection, docs: Server, mia: User, ben: User, sign_in: SignIn
 ) -> None:
@@ -281,6 +291,7 @@ def test_the_owner_of_the_agent_ends_an_allowance_and_others_do_not(
     assert sentence(Event.objects.get(action="allowance.ended")).startswith("mia@example.com")
 
 
+@pytest.mark.full
 def test_expired_holds_are_marked_and_dropped_with_the_log(link: Connection, docs: Server, ben: User) -> None:
     now = timezone.now()
     hold = make.hold(link, docs, ends_at=now - LATER, asked_at=now - timedelta(days=2))

@@ -22,6 +22,7 @@ from tests.proxy.test_endpoint import modern
 from ui.sealing import cipher
 
 
+@pytest.mark.full
 def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> None:
     result = desk.call({"amount": 740})
 
@@ -42,6 +43,7 @@ def test_a_held_call_is_not_sent_and_tells_the_model_what_to_do(desk: Desk) -> N
     assert b"740" not in bytes(hold.sealed_arguments)
 
 
+@pytest.mark.full
 def test_an_approved_call_runs_once_however_its_arguments_are_written(desk: Desk) -> None:
     hold = desk.held({"amount": 740, "to": {"a": 1, "b": "é"}})
     assert desk.held({"to": {"b": "é", "a": 1.0}, "amount": 740.0}) == hold
@@ -59,6 +61,7 @@ def test_an_approved_call_runs_once_however_its_arguments_are_written(desk: Desk
     assert desk.runs == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other", [{"amount": 741}, {"amount": "740"}, {"amount": 740, "more": None}, {"amount": True}])
 def test_other_arguments_are_another_call(desk: Desk, other: dict[str, Any]) -> None:
     desk.held({"amount": 740}).approve(by=desk.ben)
@@ -67,6 +70,7 @@ def test_other_arguments_are_another_call(desk: Desk, other: dict[str, Any]) -> 
     assert desk.runs == 0
 
 
+@pytest.mark.full
 def test_an_approval_while_the_request_is_open_runs_the_call_in_the_same_request(desk: Desk) -> None:
     desk.wait(240)
     call = desk.begin({"amount": 1})
@@ -94,6 +98,7 @@ def test_progress_is_reported_while_a_client_waits(desk: Desk) -> None:
     assert (answer["id"], counted(answer["result"])) == (7, 1)
 
 
+@pytest.mark.full
 def test_a_denial_reaches_the_open_request_and_later_ones(desk: Desk) -> None:
     desk.wait(240)
     call = desk.begin({})
@@ -111,6 +116,7 @@ def test_a_denial_reaches_the_open_request_and_later_ones(desk: Desk) -> None:
     assert desk.runs == 0
 
 
+@pytest.mark.full
 def test_a_person_withdraws_the_request_of_their_agent(desk: Desk) -> None:
     hold = desk.held({})
     hold.withdraw(by=desk.connection.user)
@@ -139,6 +145,7 @@ def test_a_hold_that_nobody_decides_expires(desk: Desk) -> None:
     assert [*Hold.objects.values_list("state", flat=True)] == [again.state, HoldState.EXPIRED]
 
 
+@pytest.mark.full
 def test_an_unused_approval_ends_too(desk: Desk) -> None:
     hold = desk.held({})
     sql("UPDATE approvals_hold SET ends_at = now() + interval '1 minute'")
@@ -152,6 +159,7 @@ def test_an_unused_approval_ends_too(desk: Desk) -> None:
     assert desk.runs == 0
 
 
+@pytest.mark.full
 def test_everything_is_decided_anew_at_use(desk: Desk) -> None:
     desk.held({}).approve(by=desk.ben)
     Feature.objects.filter(exposed_name=TOOL).update(enabled=False)
@@ -171,6 +179,7 @@ def test_everything_is_decided_anew_at_use(desk: Desk) -> None:
     assert desk.runs == 0
 
 
+@pytest.mark.full
 def test_a_hold_of_an_older_version_of_the_rule_is_withdrawn(desk: Desk) -> None:
     hold = desk.held({})
     desk.rule.edit(when="1 == 1", by=None)
@@ -181,6 +190,7 @@ def test_a_hold_of_an_older_version_of_the_rule_is_withdrawn(desk: Desk) -> None
     assert (hold.state, hold.decided_by, hold.sentence) == ("withdrawn", None, "The rule or the tool was changed.")
 
 
+@pytest.mark.full
 def test_a_call_that_waits_runs_if_its_rule_is_disabled_and_the_hold_decided(desk: Desk) -> None:
     desk.wait(240)
     call = desk.begin({})
@@ -230,6 +240,7 @@ def _wait_of(desk: Desk) -> int | None:
     return desk.connection.hold_wait
 
 
+@pytest.mark.full
 def test_a_request_without_progress_stays_open_for_four_seconds(desk: Desk) -> None:
     desk.wait(None)
     began = time.monotonic()
@@ -241,6 +252,7 @@ def test_a_request_without_progress_stays_open_for_four_seconds(desk: Desk) -> N
     assert _wait_of(desk) is None
 
 
+@pytest.mark.full
 def test_a_process_that_stops_answers_the_calls_that_wait(desk: Desk) -> None:
     from proxy.streams import end_standing
 
@@ -252,6 +264,7 @@ def test_a_process_that_stops_answers_the_calls_that_wait(desk: Desk) -> None:
     assert call.result(60)["_meta"]["state"] == "waiting"
 
 
+@pytest.mark.full
 def test_a_connection_has_twenty_waiting_holds_at_most(desk: Desk) -> None:
     for number in range(MOST_WAITING):
         desk.held({"n": number})
@@ -276,6 +289,7 @@ def test_ambiguous_arguments_are_refused(desk: Desk) -> None:
     assert not Hold.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("era", ["session", "modern"])
 def test_the_state_of_another_call_runs_no_held_call(desk: Desk, era: str) -> None:
     facts = ["requestState", str(desk.connection.pk), 0, str(desk.connection.pk), "digest", time.time() + 300]
@@ -289,6 +303,7 @@ def test_the_state_of_another_call_runs_no_held_call(desk: Desk, era: str) -> No
     assert desk.runs == 0
 
 
+@pytest.mark.full
 def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
     one, other = desk.held({}), Hold.objects.get()
     one.approve(by=desk.ben)
@@ -301,6 +316,7 @@ def test_of_two_decisions_the_first_counts(desk: Desk) -> None:
     assert Event.objects.filter(action__startswith="hold.").count() == 1
 
 
+@pytest.mark.full
 def test_of_two_people_who_decide_at_once_one_decides(desk: Desk) -> None:
     hold, together = desk.held({}), threading.Barrier(2)
 
@@ -322,6 +338,7 @@ def test_of_two_people_who_decide_at_once_one_decides(desk: Desk) -> None:
     assert Event.objects.filter(action__startswith="hold.").count() == 1
 
 
+@pytest.mark.full
 def test_repeats_at_two_workers_run_an_approved_call_once(desk_of: Callable[..., Desk]) -> None:
     desk = desk_of(workers=2)
     for number in range(5):
@@ -336,6 +353,7 @@ def test_repeats_at_two_workers_run_an_approved_call_once(desk_of: Callable[...,
     assert {hold.asked_at for hold in Hold.objects.filter(state=HoldState.WAITING)}
 
 
+@pytest.mark.full
 def test_a_decision_is_heard_by_the_other_worker(desk_of: Callable[..., Desk]) -> None:
     desk = desk_of(workers=2)
     desk.wait(240)
@@ -366,6 +384,7 @@ def test_an_approval_for_a_while_lets_the_agent_repeat_the_call(desk: Desk, name
     assert desk.call({"to": "a", "n": 3})["_meta"]["state"] == "waiting"
 
 
+@pytest.mark.full
 def test_a_read_only_label_costs_no_hold(desk: Desk) -> None:
     desk.rule.set_mode("watch", by=None)
 

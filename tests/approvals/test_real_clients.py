@@ -105,6 +105,7 @@ def test_the_typescript_sdk_waits_if_it_reports_progress(desk: Desk, npm: Npm) -
     assert ran(desk, answer["text"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(None)

@@ -149,6 +149,7 @@ def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss:
     }  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("held", "seen"),
     [
@@ -168,6 +169,7 @@ def test_only_who_can_act_sees_it(
     assert lines(sign_in(make.user(*held))).keys() == seen
 
 
+@pytest.mark.full
 def test_owners_see_their_own_tokens_that_end_and_nobody_elses(world: Connection, ann: User, sign_in: SignIn) -> None:
     token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann), name="nightly").token
     Token.objects.filter(pk=token.pk).update(expires_at=timezone.now() + timedelta(days=2))
@@ -208,5 +210,6 @@ def test_apps_are_approved_at_once_from_the_list(world: Connection, boss: User, 
     assert sign_in(make.user(Capability.HOSTS_READ)).post("/approve/hosts/", picked).status_code == 403
 
 
+@pytest.mark.full
 def test_nothing_waits_is_said(sign_in: SignIn) -> None:
     assert "Nothing waits for you" in sign_in(make.user(*Capability)).get("/attention/").content.decode()

@@ -89,6 +89,7 @@ def told() -> int:
     return telling.deliver_due()
 
 
+@pytest.mark.full
 def test_who_may_act_is_mailed_once_and_again_when_something_new_waits(chief: User) -> None:
     make.user(Capability.HOSTS_READ, email="onlooker@example.com")
     make.user(Capability.HOSTS_TOGGLE, email="left@example.com", is_active=False)
@@ -111,6 +112,7 @@ def test_who_may_act_is_mailed_once_and_again_when_something_new_waits(chief: Us
     assert first.is_pending
 
 
+@pytest.mark.full
 def test_a_matter_that_comes_back_is_told_again_and_one_that_lasts_is_not(chief: User) -> None:
     server = make.server(name="Jira")
     for minutes, health in ((0, Health.DOWN), (20, Health.DOWN), (40, Health.OK), (60, Health.DOWN)):
@@ -121,6 +123,7 @@ def test_a_matter_that_comes_back_is_told_again_and_one_that_lasts_is_not(chief:
     assert [one.subject for one in mail.outbox] == ["1 server is down", "1 server is down"]
 
 
+@pytest.mark.full
 def test_what_is_no_incident_is_told_once_a_day(chief: User) -> None:
     link = make.connection(make.agent(by=chief), make.gateway(), chief)
     begin = datetime.now(UTC)
@@ -132,6 +135,7 @@ def test_what_is_no_incident_is_told_once_a_day(chief: User) -> None:
     assert [one.subject for one in mail.outbox] == ["1 token never expires", "3 tokens never expire"]
 
 
+@pytest.mark.full
 def test_a_flapping_server_does_not_flood(chief: User) -> None:
     begin = datetime.now(UTC)
     for n in range(telling.MOST_A_DAY + 4):
@@ -171,6 +175,7 @@ def test_each_kind_is_told_in_its_form_and_names_cannot_act(chief: User, hook: H
     assert not any(name.startswith("webhook-") for name in by_kind["slack"][0])
 
 
+@pytest.mark.full
 def test_a_webhook_has_the_fields_the_page_shows(chief: User, hook: Hook) -> None:
     page = (ROOT / "docs" / "how-to" / "needs-attention.md").read_text()
     shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
@@ -208,6 +213,7 @@ def test_a_failing_receiver_is_tried_again_and_its_channel_says_so(chief: User, 
     assert hook.requests[0][0]["webhook-id"] == hook.requests[1][0]["webhook-id"]
 
 
+@pytest.mark.full
 def test_a_receiver_that_refuses_for_good_is_given_up(chief: User, hook: Hook) -> None:
     add(chief, hook, "slack")
     make.app("Claude", needs_approval=True)
@@ -249,6 +255,7 @@ def test_in_quiet_hours_only_approvals_are_sent(chief: User) -> None:
     assert [one.subject for one in mail.outbox[1:]] == ["1 token never expires"]
 
 
+@pytest.mark.full
 def test_what_is_switched_off_is_not_sent(chief: User, settings: Any) -> None:
     channel = Channel.objects.create(owner=chief, kind="mail", muted=["apps"])
     make.app("Claude", needs_approval=True)
@@ -285,6 +292,7 @@ def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
     assert Capability.LOGS_READ.label in mail.outbox[1].body
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("days", "is_told"), [(15, False), (14, True), (13, False), (3, True), (2, False), (1, True)])
 def test_owners_are_told_before_their_tokens_end(days: int, is_told: bool) -> None:
     ann = make.user(email="owner@example.com")
@@ -301,6 +309,7 @@ def test_owners_are_told_before_their_tokens_end(days: int, is_told: bool) -> No
     assert sent == ([(words, [ann.email])] if is_told else [])
 
 
+@pytest.mark.full
 def test_a_new_token_that_ends_soon_is_not_announced_at_once() -> None:
     ann = make.user(email="owner@example.com")
     token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann)).token
@@ -339,6 +348,7 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
     assert "a-secret-path" not in events
 
 
+@pytest.mark.full
 def test_a_channel_is_tested_edited_and_removed(chief: User, hook: Hook) -> None:
     channel, client = add(chief, hook), browser(session_of(chief))
     base = f"/settings/notifications/{channel.pk}"
@@ -392,6 +402,7 @@ def test_a_newer_key_seals_addresses_anew(chief: User, hook: Hook, settings: Any
     assert ChannelKind(channel.kind) == "webhook"
 
 
+@pytest.mark.full
 def test_old_messages_are_dropped(chief: User) -> None:
     make.app("Claude", needs_approval=True)
     told()
@@ -429,6 +440,7 @@ def test_over_rest_a_channel_is_added_tested_changed_and_removed(chief: User, ho
     assert api.get(path).status_code == 404
 
 
+@pytest.mark.full
 def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User) -> None:
     api, path = Rest.of(ann), "/notification-channels"
     public = "https://93.184.216.34/hook"
@@ -456,6 +468,7 @@ def test_over_rest_the_rules_of_the_page_hold(ann: User, hook: Hook, chief: User
     assert [one["id"] for one in api.get(path).json()["results"]] == [mine.json()["id"]]
 
 
+@pytest.mark.full
 def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: User) -> None:
     key = make.api_key(chief, Capability.WORKSPACE_MANAGE, Capability.HOSTS_TOGGLE)
     api = Rest.bearing(key.secret)
@@ -469,6 +482,7 @@ def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: 
 # Changes while a message waits
 
 
+@pytest.mark.full
 def test_who_lost_the_permission_while_a_message_waited_is_not_sent_it(chief: User) -> None:
     now = timezone.now()
     hours = {"quiet_from": (now - timedelta(hours=1)).time(), "quiet_until": (now + timedelta(hours=1)).time()}
@@ -515,6 +529,7 @@ def test_of_two_new_addresses_at_once_the_second_is_refused(chief: User, hook: H
     assert channel.opened()[0] == f"{hook.url}/first"
 
 
+@pytest.mark.full
 def test_names_do_not_become_links_at_the_receiver(chief: User, hook: Hook) -> None:
     for kind in ("webhook", "slack", "teams"):
         add(chief, hook, kind)

@@ -31,6 +31,7 @@ def text(answer: Any) -> str:
 # --- Pages ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_pages_follow_each_other_without_gap_or_repeat(viv: User) -> None:
     made = [call(NOON - timedelta(seconds=number // 2)) for number in range(7)]  # Two calls share each second.
     newest_first = [str(one.uid) for one in sorted(made, key=lambda one: (one.created_at, one.pk), reverse=True)]
@@ -108,6 +109,7 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
 # --- Filters --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_every_filter_narrows(viv: User) -> None:
     ana, gateway = make.user(email="ana@example.com"), make.gateway(slug="work", name="Work")
     host, server = make.agent(by=ana, name="CI bot"), make.server(slug="github", name="GitHub")
@@ -193,6 +195,7 @@ def test_a_call_that_is_not_there_is_not_found(viv: User, uid: str) -> None:
     assert problem(Rest.of(viv).get(f"/logs/{uid}")) == (404, "not_found")
 
 
+@pytest.mark.full
 def test_the_log_has_no_write_verbs(viv: User) -> None:
     one = call(NOON)
     rest = Rest.of(viv)
@@ -205,6 +208,7 @@ def test_the_log_has_no_write_verbs(viv: User) -> None:
 # --- Export ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_csv_is_safe_for_spreadsheets(viv: User) -> None:
     evil = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\tx", 'quo"te, comma', "search"]
     for number, name in enumerate(evil):
@@ -220,6 +224,7 @@ def test_csv_is_safe_for_spreadsheets(viv: User) -> None:
     assert rows[0]["rpc_error_code"] == "-32003"
 
 
+@pytest.mark.full
 def test_json_lines_hold_what_a_page_holds(viv: User) -> None:
     call(NOON, host_id=uuid4(), client_ip="::1", feature_name="größe")
     call(NOON - timedelta(days=1))
@@ -253,6 +258,7 @@ def test_an_empty_export_still_names_its_columns(viv: User) -> None:
 # --- Admin events ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_events_are_listed_and_narrowed(ana: User) -> None:
     host = make.agent(by=ana, name="CI bot")
     host.disable(by=ana)
@@ -269,6 +275,7 @@ def test_events_are_listed_and_narrowed(ana: User) -> None:
     assert set(errors(rest.get("/admin-events", actions="x"))) == {"actions"}
 
 
+@pytest.mark.full
 def test_an_event_tells_before_and_after(ana: User) -> None:
     make.agent(by=ana).disable(by=ana)
     rest = Rest.of(ana)

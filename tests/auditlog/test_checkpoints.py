@@ -87,6 +87,7 @@ def test_changed_row_is_named(change: str, sealed: list[Call]) -> None:
     assert found() == [("changed", sealed[7].uid)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("age", [timedelta(), 9 * DAY], ids=["now", "old"])
 def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]) -> None:
     at = timezone.now() - age
@@ -179,12 +180,14 @@ def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None
     assert [finding.what for finding in verify(trusted).findings] == ["checkpoint"]
 
 
+@pytest.mark.full
 def test_checkpoint_that_was_taken_out_or_moved_is_told(sealed: list[Call]) -> None:
     by_hand("DELETE FROM auditlog_checkpoint WHERE number = %s", 3)
 
     assert verify().findings[0].sentence.startswith("Checkpoint 3 is missing")
 
 
+@pytest.mark.full
 def test_digests_that_were_rewritten_are_refused(sealed: list[Call]) -> None:
     one = Checkpoint.objects.get(number=5)
     leaves = bytes(one.leaves or b"")
@@ -228,6 +231,7 @@ def test_span_is_compared_alone(sealed: list[Call]) -> None:
     assert len(verify(since=now - HOUR, until=now + HOUR).findings) == 1
 
 
+@pytest.mark.full
 def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: list[Call]) -> None:
     sealing.drop_before((timezone.now() - DAY).date())  # Drop rows of other tests.
     assert verify().calls == len(sealed)
@@ -288,6 +292,7 @@ def test_leaf_tells_every_column_of_a_row() -> None:
     assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 
+@pytest.mark.full
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints made before the log stored traces cover fewer columns."""
     with monkeypatch.context() as before:
@@ -316,6 +321,7 @@ def key_file(tmp_path: Path, sealed: list[Call]) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_command_names_what_it_finds(key_file: Path, sealed: list[Call]) -> None:
     out = io.StringIO()
     call_command("verify_log", "--public-key", str(key_file), stdout=out)

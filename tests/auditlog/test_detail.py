@@ -52,6 +52,7 @@ def test_a_call_that_went_well_passed_every_check() -> None:
     assert [check.name for check in checks][-1] == "Recorded"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_denied_call_stops_at_one_check_and_goes_no_further(reason: str) -> None:
     checks = detail(outcome="denied", deny_reason=reason).checks

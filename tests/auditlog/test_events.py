@@ -59,6 +59,7 @@ def labels(response: Any) -> set[str]:
     return {row.event.target_label for row in response.context["rows"]}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", [PATH, f"{PATH}export/?format=csv", f"{PATH}{{uid}}/"])
 def test_each_page_opens_with_its_capability_alone(path: str, auditor: User, sign_in: SignIn) -> None:
     path = path.format(uid=event().uid)
@@ -110,6 +111,7 @@ def test_a_value_that_reads_the_same_did_not_change() -> None:
     assert changes_in_words({"alias": [None, ""], "name": ["a", "b"]}) == [ChangedField("name", "a", "b")]
 
 
+@pytest.mark.full
 def test_a_value_of_a_field_named_as_a_secret_is_stored_nowhere(auditor: User, sign_in: SignIn) -> None:
     told = {"secret": [None, "new-value"], "Password": "hunter2", "name": ["a", "b"]}
     shown = Event.objects.record(Action.USER_UPDATED, auditor, by=auditor, changes=told)
@@ -123,6 +125,7 @@ def test_a_value_of_a_field_named_as_a_secret_is_stored_nowhere(auditor: User, s
     assert "new-value" not in page
 
 
+@pytest.mark.full
 def test_text_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn) -> None:
     shown = event(label="<script>alert(1)</script>", name=["<b>old</b>", "<img src=x>"])
     client = sign_in(auditor)
@@ -168,6 +171,7 @@ def test_the_query_string_narrows_the_list(
     assert labels(response) == found
 
 
+@pytest.mark.full
 def test_the_history_of_one_target_is_found_by_its_id(chief: User, auditor: User, sign_in: SignIn) -> None:
     role = Role.objects.add(name="Watcher", capabilities=(), by=chief)
     role.edit(name="Watchers", capabilities=(), by=chief)
@@ -176,6 +180,7 @@ def test_the_history_of_one_target_is_found_by_its_id(chief: User, auditor: User
     assert labels(sign_in(auditor).get(f"{PATH}?target={role.pk}")) == {"Watcher", "Watchers"}
 
 
+@pytest.mark.full
 def test_older_pages_are_reached_and_new_events_shift_nothing(auditor: User, sign_in: SignIn) -> None:
     for number in range(60):
         event(label=f"event {number:02}")
@@ -192,6 +197,7 @@ def test_older_pages_are_reached_and_new_events_shift_nothing(auditor: User, sig
     assert labels(back) == labels(first)
 
 
+@pytest.mark.full
 def test_the_page_costs_the_same_for_few_and_for_many(
     auditor: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -283,6 +289,7 @@ def test_targets_lead_to_their_pages_for_whom_these_are_open(chief: User, audito
         assert (f'<a href="{url}">' in text(looking.get(f"{PATH}{shown.uid}/"))) == (kind == "gateway")
 
 
+@pytest.mark.full
 def test_deleted_objects_have_no_link(chief: User, sign_in: SignIn) -> None:
     role = Role.objects.add(name="Watcher", capabilities=(), by=chief)
     pk = role.pk
@@ -335,6 +342,7 @@ def test_no_cell_is_a_formula(sign: str, auditor: User, sign_in: SignIn) -> None
     assert rows[0]["target"] == f"'{sign}HYPERLINK(1)"
 
 
+@pytest.mark.full
 def test_a_formula_after_a_separator_is_text_too(auditor: User, sign_in: SignIn) -> None:
     """Some spreadsheets begin a new cell at a semicolon or a tab."""
     for label in ("a;=1", "a\t+1", 'a; "@1', "a\r\n -1", "\r\n=1", "a;b=1"):

@@ -57,6 +57,7 @@ def days(transactional_db: None) -> list[str]:
     return [str(one.uid) for one in made]
 
 
+@pytest.mark.full
 def test_rows_of_all_partitions_come_once_and_in_order(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
     pieces = list(all_calls())
@@ -75,6 +76,7 @@ def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
         assert found == days[max(since - length + 1, 0) * 2 : (since + 1) * 2], (since, length)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None, kind: str) -> None:
     call(NOON, request_payload={"a": 10**30})
@@ -85,12 +87,14 @@ def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None,
     assert "complete" in told.splitlines()[-1]
 
 
+@pytest.mark.full
 def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[str]) -> None:
     read = [set(re.findall(r" on (auditlog_call_\d+_\d+_\d+) ", part.explain())) for part in Search([]).by_time()]
 
     assert 0 < max(map(len, read)) <= 8 < len(Call.partitions.names())
 
 
+@pytest.mark.full
 def test_an_export_that_nobody_reads_holds_no_connection(
     days: list[str], sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +111,7 @@ def test_an_export_that_nobody_reads_holds_no_connection(
         connection.close()  # Opened by `readers()`.
 
 
+@pytest.mark.full
 def test_an_answer_is_sent_after_its_connection_was_given_back(transactional_db: None, sign_in: SignIn) -> None:
     user = make.user(Capability.LOGS_READ)
 
@@ -127,6 +132,7 @@ def test_time_limit_of_pages_does_not_cut_an_export(transactional_db: None, monk
         assert (limit(ordinary), limit(reader)) == ("2s", "0")
 
 
+@pytest.mark.full
 def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
     whole = all_calls()
 
@@ -158,6 +164,7 @@ def waits() -> bool:
         return bool(cursor.fetchone()[0])
 
 
+@pytest.mark.full
 def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +206,7 @@ def test_an_asynchronous_answer_is_the_same_file(days: list[str]) -> None:
     eventually(lambda: readers() == 0)
 
 
+@pytest.mark.full
 def test_disconnecting_from_an_asynchronous_response_ends_its_export(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from proxy.store.call_log import COLUMNS
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 def test_a_field_names_columns_that_are_exported(field: LogField) -> None:
     columns = {field.column, *([field.id_column] if field.id_column else [])}
@@ -23,6 +24,7 @@ def test_a_field_names_columns_that_are_exported(field: LogField) -> None:
     assert (field.comparison is Comparison.NAME) == bool(field.id_column)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide(field: LogField) -> None:
     value = "ok" if field.comparison is Comparison.ENUM else "1"

@@ -53,6 +53,7 @@ class OpenPage:
         return [tool for attributes, tool in self.rows if "data-new" in attributes]
 
 
+@pytest.mark.full
 def test_calls_recorded_since_the_last_answer_are_first_and_marked(ana: User, sign_in: SignIn) -> None:
     make.call(feature_name="before")
     page = OpenPage(sign_in(ana))
@@ -73,6 +74,7 @@ def test_calls_recorded_since_the_last_answer_are_first_and_marked(ana: User, si
     assert page.new == ["after"]
 
 
+@pytest.mark.full
 def test_counts_facets_and_bars_move_with_the_rows(ana: User, sign_in: SignIn) -> None:
     make.call()
     page = OpenPage(sign_in(ana), "/logs/?live=1&range=1h&outcome=ok")
@@ -92,6 +94,7 @@ def test_counts_facets_and_bars_move_with_the_rows(ana: User, sign_in: SignIn) -
     assert 'id="range-fields"' not in page.text  # No field that somebody may be typing in is replaced.
 
 
+@pytest.mark.full
 def test_while_somebody_reads_calls_are_counted_and_then_shown_all_at_once(ana: User, sign_in: SignIn) -> None:
     page = OpenPage(sign_in(ana))
     page.ask(reads=True)
@@ -108,6 +111,7 @@ def test_while_somebody_reads_calls_are_counted_and_then_shown_all_at_once(ana: 
     assert "Paused" not in page.tail
 
 
+@pytest.mark.full
 def test_of_too_many_calls_the_newest_are_shown_and_the_others_are_on_the_next_page(ana: User, sign_in: SignIn) -> None:
     page = OpenPage(sign_in(ana))
     for number in range(52):
@@ -140,6 +144,7 @@ def test_the_dashboard_follows_too(ana: User, sign_in: SignIn) -> None:
     assert page.ask() == 204
 
 
+@pytest.mark.full
 def test_only_those_who_read_the_log_follow_it_on_the_dashboard(sign_in: SignIn) -> None:
     page = sign_in(make.user()).get("/?seen=0", headers=HTMX)
     assert "data-tail" not in page.content.decode()
@@ -152,6 +157,7 @@ def test_an_invalid_state_of_the_page_gets_the_whole_list(seen: str, ana: User, 
     assert [row.call.feature_name for row in response.context["rows"]] == ["echo"]
 
 
+@pytest.mark.full
 def test_an_answer_takes_no_more_statements_for_more_calls(ana: User, sign_in: SignIn) -> None:
     page = OpenPage(sign_in(ana))
     statements = []

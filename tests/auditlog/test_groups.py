@@ -48,6 +48,7 @@ def found(rest: Rest, **query: str) -> list[dict[str, Any]]:
     return list(answer.json()["results"])
 
 
+@pytest.mark.full
 def test_groups_tell_calls_errors_denials_and_percentiles(viv: User) -> None:
     first, second = found(Rest.of(viv), by="host")
 
@@ -59,6 +60,7 @@ def test_groups_tell_calls_errors_denials_and_percentiles(viv: User) -> None:
     assert first["p99_ms"] == pytest.approx(15, rel=0.1)
 
 
+@pytest.mark.full
 def test_groups_are_of_the_calls_that_match(viv: User) -> None:
     rest = Rest.of(viv)
 
@@ -73,6 +75,7 @@ def test_groups_are_of_the_calls_that_match(viv: User) -> None:
     assert [one["value"] for one in found(rest, by="host", sort="calls")] == HOSTS[::-1]
 
 
+@pytest.mark.full
 def test_people_who_may_not_read_the_log_get_no_groups(max: User, sign_in: SignIn) -> None:
     assert Rest.of(max).get("/logs/groups", by="host").status_code == 403
     assert sign_in(max).get("/logs/groups/").status_code == 403

@@ -57,6 +57,7 @@ def run(statement: str) -> None:
         cursor.execute(statement)
 
 
+@pytest.mark.full
 def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -> None:
     told: list[Made] = []
     assert missing_indexes(Call.partitions) == len(Call.partitions.names())
@@ -71,6 +72,7 @@ def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -
     assert (missing_indexes(Call.partitions), complete(Call.partitions)) == (0, 0)
 
 
+@pytest.mark.full
 def test_a_search_uses_it_where_it_is_already() -> None:
     complete(Call.partitions)
 

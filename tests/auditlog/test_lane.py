@@ -148,6 +148,7 @@ class Numbers(GroupCommit[int, int]):
             resolve(future, number)
 
 
+@pytest.mark.full
 def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_recovers(server: str) -> None:
     async def scene() -> None:
         numbers = Numbers(server, max_waiting=50)
@@ -221,6 +222,7 @@ def row() -> CallRow:
 AT = 1_795_000_000.0
 
 
+@pytest.mark.full
 def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_afterwards(
     server: str, log: psycopg.Connection
 ) -> None:
@@ -244,6 +246,7 @@ def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_aft
     assert log.execute("SELECT count(*) FROM auditlog_call").fetchone() == (6,)
 
 
+@pytest.mark.full
 def test_after_a_commit_failed_calls_are_refused_until_a_row_can_be_written(
     server: str, log: psycopg.Connection
 ) -> None:
@@ -267,6 +270,7 @@ def test_after_a_commit_failed_calls_are_refused_until_a_row_can_be_written(
     assert log.execute("SELECT count(*) FROM auditlog_call").fetchone() == (1,)
 
 
+@pytest.mark.full
 def test_when_all_its_connections_are_lost_calls_are_refused_at_once(server: str, log: psycopg.Connection) -> None:
     async def scene() -> None:
         writer = CallWriter(server)

@@ -20,6 +20,7 @@ from tests.workspace import ROOT
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_a_search_of_two_filters_reads_no_more_than_one_of_them_holds_however_few_it_finds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -37,6 +38,7 @@ def test_a_search_of_two_filters_reads_no_more_than_one_of_them_holds_however_fe
     assert one.floor is None
 
 
+@pytest.mark.full
 def test_a_thing_is_called_by_its_newest_call_however_long_ago_that_was(ana: User, sign_in: SignIn) -> None:
     host = uuid4()
     make.call(host_id=host, host_name="Long ago", at=datetime.now(UTC) - timedelta(days=20))

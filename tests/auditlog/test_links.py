@@ -55,6 +55,7 @@ def target(link: str) -> tuple[str, list[tuple[str, str]]]:
     return address.path, sorted(parse_qsl(address.query, keep_blank_values=True))
 
 
+@pytest.mark.full
 def test_every_link_of_a_list_with_many_filters_keeps_them(ana: User, sign_in: SignIn) -> None:
     client, ids = sign_in(ana), hosts(6)
     page = "/logs/?" + "&".join([*(f"host={one}" for one in ids), "not_outcome=denied", "range=7d"])
@@ -100,6 +101,7 @@ def test_a_row_opened_beside_a_list_with_many_filters_says_them_in_the_address(a
     assert links(text(drawer), 'aria-label="Older call"', "data-close")[-1] == f"/logs/?{query}"
 
 
+@pytest.mark.full
 def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignIn) -> None:
     client, agent, other = sign_in(ana), str(make.agent(by=ana).pk), make.gateway()
     make.call(host_id=agent, gateway_name="Engineering")
@@ -128,6 +130,7 @@ def test_each_group_of_calls_with_many_filters_leads_to_its_calls(ana: User, sig
     assert target(link) == ("/logs/", sorted([*parse_qsl(query), ("tool", "github__search_issues")]))
 
 
+@pytest.mark.full
 def test_events_open_beside_a_list_with_many_filters(ana: User, sign_in: SignIn) -> None:
     make.server().disable(by=ana)
     client = sign_in(ana)
@@ -144,6 +147,7 @@ def test_events_open_beside_a_list_with_many_filters(ana: User, sign_in: SignIn)
     assert f'href="/settings/admin-events/?{html.escape(query)}"' in text(drawer)
 
 
+@pytest.mark.full
 def test_a_saved_view_of_many_filters_leads_to_them(ana: User, sign_in: SignIn) -> None:
     query = "&".join(f"host={one}" for one in hosts(3))
     SavedView.objects.add(name="Three", query=query, by=ana)

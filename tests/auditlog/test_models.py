@@ -39,6 +39,7 @@ def old_month(year: int, month: int) -> None:
         cursor.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])
 
 
+@pytest.mark.full
 def test_partitions_are_made_ahead_and_once() -> None:
     made = Call.partitions.make_ahead(date(2031, 11, 28))
 
@@ -47,6 +48,7 @@ def test_partitions_are_made_ahead_and_once() -> None:
     assert Call.partitions.make_ahead(date(2031, 11, 29)) == ["auditlog_call_2031_12_09"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kept_days", "longest"), [(1, 1), (90, 1), (100, 1), (101, 7), (730, 7), (731, 31), (3650, 31)]
 )
@@ -61,6 +63,7 @@ def test_calls_stay_no_longer_than_a_partition_beyond_their_retention(kept_days:
     assert kept_days / longest <= 122
 
 
+@pytest.mark.full
 def test_every_day_has_one_partition_whatever_retention_was_before() -> None:
     today = date(2031, 11, 12)
     for kept_days in (3650, 365, 90, 365, 3650, 90):
@@ -124,6 +127,7 @@ def test_an_event_can_be_neither_changed_nor_deleted(change: str) -> None:
         cursor.execute(change)
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_retention_drops_only_partitions_that_are_wholly_old() -> None:
     old_month(2001, 1)

@@ -94,6 +94,7 @@ def used() -> Used:
     )
 
 
+@pytest.mark.full
 def test_each_switch_says_whose_calls_it_would_have_refused(used: Used, sign_in: SignIn) -> None:
     used.calls(used.ada, 3)
     used.calls(used.ben, 1)
@@ -121,6 +122,7 @@ def _lately(page: str) -> str:
     return page.partition("In the last 7 days ")[2].partition(" would have been refused.")[0]
 
 
+@pytest.mark.full
 def test_without_calls_it_says_so_and_without_the_log_nothing(used: Used, sign_in: SignIn) -> None:
     client = sign_in(make.user(*Capability))
     assert all(NONE in text(client.get(path)) for path in used.switches().values())
@@ -133,6 +135,7 @@ def test_without_calls_it_says_so_and_without_the_log_nothing(used: Used, sign_i
         assert LATELY not in asked
 
 
+@pytest.mark.full
 def test_people_see_the_calls_of_their_own_token(used: Used, sign_in: SignIn) -> None:
     used.calls(used.bot, 2, token_id=used.token.pk)
 
@@ -141,6 +144,7 @@ def test_people_see_the_calls_of_their_own_token(used: Used, sign_in: SignIn) ->
     assert "In the last 7 days 2 calls of 1 agent used it" in asked
 
 
+@pytest.mark.full
 def test_several_are_counted_together(used: Used, ana: User, sign_in: SignIn) -> None:
     used.calls(used.ada, 1)
     used.calls(used.bot, 2)
@@ -151,6 +155,7 @@ def test_several_are_counted_together(used: Used, ana: User, sign_in: SignIn) ->
     assert "In the last 7 days 3 calls of 1 person went through them: Ada (3). They would have been refused." in asked
 
 
+@pytest.mark.full
 def test_reach_by_team_says_who_would_have_been_left_out(used: Used, ana: User, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Docs")
     team.users.add(used.ada.user)
@@ -176,6 +181,7 @@ def test_reach_by_team_says_who_would_have_been_left_out(used: Used, ana: User, 
     assert used.ada.gateway.reach == "everyone"
 
 
+@pytest.mark.full
 def test_five_callers_are_named(used: Used) -> None:
     for number in range(7):
         person = make.user(display_name=f"Person {number}")
@@ -198,6 +204,7 @@ def test_more_calls_than_are_read_are_counted_in_rollups(used: Used, monkeypatch
     assert over_time.refused(of_token).sentence() == f"In the last 7 days more than 3 {rest}"
 
 
+@pytest.mark.full
 def test_a_statement_that_takes_too_long_is_given_up(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
     used.calls(used.ada, 1)
     slow = "SELECT c.user_id, c.host_id, count(*) FROM ({calls}) c, pg_sleep(9) GROUP BY 1, 2"

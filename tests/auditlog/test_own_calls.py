@@ -45,6 +45,7 @@ def since(**ago: int) -> str:
     return quote((datetime.now(UTC) - timedelta(**ago)).isoformat())
 
 
+@pytest.mark.full
 def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     link: Connection, max: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -61,6 +62,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     assert "/logs/" not in page
 
 
+@pytest.mark.full
 def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
     link: Connection, max: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -111,6 +113,7 @@ def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignI
     assert "tool-00" not in older
 
 
+@pytest.mark.full
 def test_probes_of_clients_are_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
     call_of(link, feature_name="tool-seen")
     call_of(link, feature_name="", method="GET", outcome="not_offered")
@@ -148,6 +151,7 @@ def test_the_wait_names_the_call_that_arrived_and_ends(link: Connection, max: Us
     assert "hx-trigger" not in after
 
 
+@pytest.mark.full
 def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection, max: User, sign_in: SignIn) -> None:
     client = sign_in(max)
     call_of(link, outcome="denied", deny_reason="identity_missing")
@@ -162,6 +166,7 @@ def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection,
     assert "Received: echo" in received
 
 
+@pytest.mark.full
 def test_an_introduction_is_not_yet_a_call(link: Connection, max: User, sign_in: SignIn) -> None:
     client = sign_in(max)
     call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
@@ -173,6 +178,7 @@ def test_an_introduction_is_not_yet_a_call(link: Connection, max: User, sign_in:
     assert "Received: tools/list" in text(wait(client))
 
 
+@pytest.mark.full
 def test_a_call_that_failed_at_its_server_has_arrived_and_says_why(
     link: Connection, max: User, sign_in: SignIn
 ) -> None:
@@ -184,6 +190,7 @@ def test_a_call_that_failed_at_its_server_has_arrived_and_says_why(
     assert "The server could not be reached" in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("query", ["&gateway=other", "&connection={other}"])
 def test_the_wait_keeps_to_its_gateway_or_connection(query: str, link: Connection, max: User, sign_in: SignIn) -> None:
     other = make.connection(link.host, make.gateway(slug="other"), max)
@@ -194,6 +201,7 @@ def test_the_wait_keeps_to_its_gateway_or_connection(query: str, link: Connectio
     assert "Received" in text(wait(client, f"&connection={link.pk}"))
 
 
+@pytest.mark.full
 def test_calls_of_others_and_calls_of_before_are_not_received(
     link: Connection, ann: User, max: User, sign_in: SignIn
 ) -> None:
@@ -205,6 +213,7 @@ def test_calls_of_others_and_calls_of_before_are_not_received(
     assert "Received" in text(wait(sign_in(max)))
 
 
+@pytest.mark.full
 def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, max: User, sign_in: SignIn) -> None:
     client = sign_in(max)
     first = client.get(f"{WAIT}?since={since()}", headers=HTMX)
@@ -255,6 +264,7 @@ def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(
     assert [(one["feature_name"], one["reason"]) for one in older["results"]] == [("older", None)]
 
 
+@pytest.mark.full
 def test_a_key_reads_them_with_the_capability_for_the_log(link: Connection) -> None:
     reader = make.user(Capability.LOGS_READ, Capability.OAUTH_CONNECT)
 

@@ -60,6 +60,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
         assert client.get(unescape(link)).status_code == 200
 
 
+@pytest.mark.full
 def test_people_who_may_not_read_the_log_see_no_plots(max: User, sign_in: SignIn) -> None:
     call(user_id=max.pk)
     keeping.keep_up(5)
@@ -74,6 +75,7 @@ def test_nothing_is_plotted_before_the_first_call(db: None) -> None:
     assert not CallPlots({}, {}, None)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("chosen", ["1h", "24h", "7d", "30d"])
 def test_bars_and_the_busiest_add_up(chosen: str) -> None:
     now = timezone.now()
@@ -124,6 +126,7 @@ def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User
     assert sign_in(max).get("/logs/busiest/").status_code == 403
 
 
+@pytest.mark.full
 def test_the_log_beside_the_roll_ups_is_read_at_once_within_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -30,6 +30,7 @@ def drop() -> int:
     return counts.get("partitions_dropped", 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "shift",
     [timedelta(hours=1), timedelta(hours=-1), 100 * DAY, -40 * DAY, 3653 * DAY],
@@ -53,6 +54,7 @@ def test_nothing_is_dropped_while_the_clocks_differ(
     assert housekeeping.FAILED.labels("clocks")._value.get() == failures + 1
 
 
+@pytest.mark.full
 def test_a_dropped_partition_is_an_admin_event_with_its_days_and_rows() -> None:
     old = timezone.now() - (KEPT + 5) * DAY
     call(old)
@@ -71,6 +73,7 @@ def test_a_dropped_partition_is_an_admin_event_with_its_days_and_rows() -> None:
     assert Call.objects.count() == 0
 
 
+@pytest.mark.full
 def test_calls_that_a_slow_clock_dated_wrong_stay_until_they_are_as_old_as_the_database_says() -> None:
     dated = timezone.now() - (KEPT + 5) * DAY
     call(dated, recorded_at=timezone.now() - (KEPT - 1) * DAY)
@@ -79,6 +82,7 @@ def test_calls_that_a_slow_clock_dated_wrong_stay_until_they_are_as_old_as_the_d
     assert Call.objects.count() == 1
 
 
+@pytest.mark.full
 def test_a_run_drops_a_few_partitions_the_oldest_first() -> None:
     days = [timezone.now() - (KEPT + number) * DAY for number in range(2, 9)]
     for day in days:

@@ -256,6 +256,7 @@ def test_roll_ups_are_kept_by_the_databases_clock(db: None) -> None:
     assert RollupState.objects.get().hours_from < timezone.now()
 
 
+@pytest.mark.full
 def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> None:
     now = timezone.now()
     call(now)

@@ -107,6 +107,7 @@ def test_ids_find_calls(three: dict[str, Call]) -> None:
     assert found(f"host is {three['a'].host_id}") == {"a"}
 
 
+@pytest.mark.full
 def test_a_pasted_id_opens_its_call_whenever_it_was(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
     old = make.call(feature_name="old", at=ago(days=3))
     client = sign_in(ana)
@@ -118,6 +119,7 @@ def test_a_pasted_id_opens_its_call_whenever_it_was(three: dict[str, Call], ana:
     assert shown["HX-Redirect"] == f"/logs/{three['b'].uid}/"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [0, 2**128 - 1, int("ff8d17278166441fa3d65632d7756bc7", 16)])
 def test_an_id_of_nothing_finds_nothing_whatever_its_number(
     number: int, three: dict[str, Call], ana: User, sign_in: SignIn
@@ -129,6 +131,7 @@ def test_an_id_of_nothing_finds_nothing_whatever_its_number(
     assert client.get(f"/api/logs/{UUID(int=number)}").status_code == 404
 
 
+@pytest.mark.full
 def test_the_id_of_something_finds_its_calls(ana: User, sign_in: SignIn) -> None:
     connection_id = uuid4()
     for name in ("one", "two"):
@@ -139,6 +142,7 @@ def test_the_id_of_something_finds_its_calls(ana: User, sign_in: SignIn) -> None
     assert {call.feature_name for call in page.context["page"].rows} == {"one", "two"}
 
 
+@pytest.mark.full
 def test_the_name_a_server_gives_a_tool_finds_it_under_what_clients_call_it(three: dict[str, Call]) -> None:
     gateway = make.gateway(make.server())
     assignment = gateway.assignments.get()
@@ -186,6 +190,7 @@ def test_a_subject_that_is_nobody_is_said_to_be_unknown(query: str, said: str, a
     assert said in text(sign_in(ana).get("/logs/", {"q": query}))
 
 
+@pytest.mark.full
 def test_nobody_learns_from_the_log_of_what_has_not_called(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     asked = (
@@ -218,6 +223,7 @@ def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
     assert "&lt;b&gt;red" in page
 
 
+@pytest.mark.full
 def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).get("/logs/", {"q": "tool is b", "range": "7d"}, headers={"HX-Request": "true"})
 
@@ -332,6 +338,7 @@ EVERY = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", EVERY)
 def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in: SignIn) -> None:
     make.call()
@@ -357,6 +364,7 @@ def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in
 # --- Facets -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_in: SignIn) -> None:
     ci, nightly = uuid4(), uuid4()
     for _ in range(3):
@@ -387,6 +395,7 @@ def test_ticked_values_stay_ticked_and_others_can_be_ticked(ana: User, sign_in: 
     assert 'type="hidden" form="log" name="open" value="outcome"' in opened
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -419,6 +428,7 @@ def test_several_values_are_alternatives_and_others_are_left_out(
     assert {row.feature_name for row in rows} == names
 
 
+@pytest.mark.full
 def test_a_value_counts_what_it_would_leave_of_what_is_filtered(ana: User, sign_in: SignIn) -> None:
     for outcome, host in (("ok", "a"), ("ok", "b"), ("denied", "b")):
         make.call(outcome=outcome, host_name=host, host_id=UUID(int=ord(host)))
@@ -434,6 +444,7 @@ def test_values_of_a_filter_nobody_offers_are_not_found(ana: User, sign_in: Sign
     assert sign_in(ana).get("/logs/values/colour/").status_code == 404
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["/logs/values/host/", "/logs/export/?format=csv"])
 def test_what_the_list_brings_along_asks_for_the_same_capability(path: str, sign_in: SignIn) -> None:
     assert sign_in(make.user(*(set(Capability) - {Capability.LOGS_READ}))).get(path).status_code == 403
@@ -457,6 +468,7 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
         assert len(rows) == bar.total
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("length", "written"),
     [
@@ -509,6 +521,7 @@ def test_bars_count_what_the_words_of_the_search_find() -> None:
     assert sum(drawn.totals.values()) == len(Outcome.values)
 
 
+@pytest.mark.full
 def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: SignIn) -> None:
     make.call(at=datetime(2026, 3, 4, 12, 30, tzinfo=UTC), feature_name="then")
     make.call(feature_name="now")
@@ -524,6 +537,7 @@ def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: Si
 # --- Files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -589,6 +603,7 @@ def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
 SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", first(1, [2, 1, 5, 50]))
 @pytest.mark.parametrize("words", ["", "tool is common", "duration > 100", "tool is common and duration > 100"])
 def test_pages_hold_every_row_once_however_far_apart_they_are(db: None, words: str, size: int) -> None:
@@ -621,6 +636,7 @@ def _meets(one: Call, words: str) -> bool:
     return ("tool" not in words or one.feature_name == "common") and ("duration" not in words or one.duration_ms > 100)
 
 
+@pytest.mark.full
 def test_text_without_a_field_finds_the_calls_of_a_token_by_its_name(ana: User, sign_in: SignIn) -> None:
     make.call(token_name="nightly", token_prefix="gwa_Ab3dE5gH", host_name="CI bot")
     make.call(token_name="other", host_name="CI bot")

@@ -125,6 +125,7 @@ def of_people(ana: User) -> dict[str, str]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("happen", [of_switches, of_tokens, of_people])
 def test_an_event_is_told_in_one_sentence(happen: Callable[[User], dict[str, str]]) -> None:
     told = happen(make.user(*Capability, email=ANA))
@@ -285,6 +286,7 @@ def test_the_things_of_a_page_are_found_in_one_statement(
         client.get(PATH, headers={"HX-Request": "true"})
 
 
+@pytest.mark.full
 def test_calls_and_admin_events_are_beside_each_other_for_who_may_read_both(sign_in: SignIn) -> None:
     both = sign_in(make.user(Capability.AUDIT_READ, Capability.LOGS_READ))
     events, calls = sign_in(make.user(Capability.AUDIT_READ)), sign_in(make.user(Capability.LOGS_READ))

@@ -176,6 +176,7 @@ TAMPERED = [
 ]
 
 
+@pytest.mark.full
 @DATABASE
 def test_an_export_is_verified_and_each_kind_of_tampering_found(auditor: Client, tmp_path: Path) -> None:
     """One export for all kinds, since making it takes longer than verifying it."""
@@ -206,6 +207,7 @@ def orjson_line(line: dict[str, Any]) -> bytes:
     return json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
+@pytest.mark.full
 @DATABASE
 def test_a_file_signed_anew_is_accepted_only_without_the_key_of_the_gateway(auditor: Client, tmp_path: Path) -> None:
     downloaded, forger, lines = download(auditor, tmp_path), Ed25519PrivateKey.generate(), []
@@ -233,6 +235,7 @@ def signed(key: Ed25519PrivateKey, body: dict[str, Any]) -> dict[str, Any]:
     return {"body": text, "signature": key.sign(text.encode()).hex(), "public_key": public}
 
 
+@pytest.mark.full
 @DATABASE
 def test_rows_changed_in_the_database_are_found_in_an_export_of_it(auditor: Client, tmp_path: Path) -> None:
     removed, changed, given = Call.objects.order_by("pk")[:3]
@@ -269,6 +272,7 @@ def test_payloads_are_left_out_and_dropped_rows_are_no_finding(auditor: Client, 
     assert (code, "0 calls and" in output) == (0, True), output
 
 
+@pytest.mark.full
 @DATABASE
 def test_each_person_gets_the_logs_they_may_read(auditor: Client, sign_in: SignIn, tmp_path: Path) -> None:
     for capability, logs in ((Capability.LOGS_READ, {"call"}), (Capability.AUDIT_READ, {"event"})):

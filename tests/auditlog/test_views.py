@@ -38,6 +38,7 @@ def shown(response: Any) -> list[str]:
 # --- Permissions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["/logs/", "/logs/{uid}/"])
 def test_logs_open_with_their_capability_alone(path: str, sign_in: SignIn) -> None:
     path = path.format(uid=make.call().uid)
@@ -85,6 +86,7 @@ def test_a_row_tells_who_called_what_and_how_it_went(viv: User, sign_in: SignIn)
     assert "1 in last 24 hours" in page
 
 
+@pytest.mark.full
 def test_the_newest_stands_first_and_a_day_is_shown_by_default(ana: User, sign_in: SignIn) -> None:
     make.call(at=ago(hours=25), feature_name="yesterday")
     make.call(at=ago(hours=2), feature_name="earlier")
@@ -97,6 +99,7 @@ def test_the_newest_stands_first_and_a_day_is_shown_by_default(ana: User, sign_i
     assert shown(client.get("/logs/?range=nonsense")) == ["now", "earlier"]
 
 
+@pytest.mark.full
 def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
     assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
 
@@ -119,6 +122,7 @@ def test_a_search_that_matches_nothing_is_told_from_a_time_range_without_calls(a
     assert "No entries in this time range." in of_host
 
 
+@pytest.mark.full
 def test_a_search_that_is_not_understood_says_so_as_a_notice_and_counts_no_values(ana: User, sign_in: SignIn) -> None:
     make.call()
 
@@ -149,6 +153,7 @@ def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -183,6 +188,7 @@ def test_the_list_is_narrowed_by_the_query_string(query: str, names: set[str], a
     assert set(shown(response)) == names
 
 
+@pytest.mark.full
 def test_one_request_is_found_whenever_it_was(ana: User, sign_in: SignIn) -> None:
     old = make.call(at=ago(days=20), feature_name="old")
 
@@ -204,6 +210,7 @@ def test_a_trace_is_found_whenever_it_was_and_from_each_of_its_calls(ana: User, 
     assert set(shown(browser.get(f"/logs/?q=trace+is+{trace}&range=30d"))) == {"old", "new"}
 
 
+@pytest.mark.full
 def test_a_filter_by_id_bears_its_name_and_can_be_removed(ana: User, sign_in: SignIn) -> None:
     gateway = uuid4()
     make.call(gateway_id=gateway, gateway_name="Old name", at=ago(hours=2))
@@ -232,6 +239,7 @@ def test_the_form_keeps_what_was_chosen(ana: User, sign_in: SignIn) -> None:
 # --- Pages --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_older_and_newer_walk_every_call_once_while_new_ones_arrive(ana: User, sign_in: SignIn) -> None:
     count = PAGE_SIZE * 2 + 7
     same_moment = ago(minutes=5)
@@ -254,6 +262,7 @@ def test_older_and_newer_walk_every_call_once_while_new_ones_arrive(ana: User, s
     assert shown(client.get(f"/logs/?cursor={back.context['page'].newer}")) == shown(first)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cursor", ["x", "1-", "-1", "1-2-3", "9" * 60, "9" * 30 + "-1", "1-" + "9" * 30, "¹-1"])
 @pytest.mark.parametrize("way", ["o", "n", "x"])
 def test_a_cursor_nobody_gave_out_does_no_harm(cursor: str, way: str, ana: User, sign_in: SignIn) -> None:
@@ -287,6 +296,7 @@ def test_htmx_gets_rows_count_and_labels_and_a_clean_address(ana: User, sign_in:
     assert response["HX-Push-Url"] == "/logs/?outcome=denied"
 
 
+@pytest.mark.full
 def test_the_list_costs_the_same_for_one_row_and_for_many(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -318,6 +328,7 @@ def test_a_full_page_stays_light_with_and_without_an_open_call(ana: User, sign_i
 # --- One call -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_call_has_a_page_and_is_a_drawer_beside_the_list(ana: User, sign_in: SignIn) -> None:
     call = make.call(feature_name="search_issues")
     make.call(feature_name="another")
@@ -341,6 +352,7 @@ def test_closing_the_drawer_leaves_its_place_empty(ana: User, sign_in: SignIn) -
     assert closed.strip() == '<div id="drawer" hidden></div>'
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "uid",
     [
@@ -353,6 +365,7 @@ def test_a_call_nobody_made_is_not_found(uid: object, ana: User, sign_in: SignIn
     assert sign_in(ana).get(f"/logs/{uid}/").status_code == 404
 
 
+@pytest.mark.full
 def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: SignIn) -> None:
     call = make.call(
         host_name="CI bot",
@@ -391,6 +404,7 @@ def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: Sign
         assert words in page
 
 
+@pytest.mark.full
 def test_links_lead_only_where_the_viewer_may_go(ana: User, sign_in: SignIn) -> None:
     ids: dict[str, Any] = {f"{name}_id": uuid4() for name in ("host", "gateway", "server", "connection")}
     call = make.call(**ids, host_name="CI bot", gateway_name="Work", server_name="GitHub", user_email="ana@example.com")
@@ -427,6 +441,7 @@ def test_arrows_lead_to_the_neighbours_in_the_list(ana: User, sign_in: SignIn) -
     assert f'href="/logs/{newest.uid}/?q=denied"' in text(client.get(f"/logs/{middle.uid}/?q=denied", headers=DRAWER))
 
 
+@pytest.mark.full
 def test_a_call_has_a_link_to_pass_on(ana: User, sign_in: SignIn, settings: Any) -> None:
     settings.PUBLIC_URL = "https://gateway.example.com"
     call = make.call()
@@ -484,6 +499,7 @@ def test_the_slowest_of_the_newest_stand_first_when_asked_for(ana: User, sign_in
     assert shown(client.get("/logs/?order=nonsense")) == ["40", "900", "5"]
 
 
+@pytest.mark.full
 def test_arguments_stand_in_a_row_for_those_alone_who_may_see_payloads(sign_in: SignIn) -> None:
     params = {"name": "search", "arguments": {"q": "<b>flaky</b>", "limit": 5, "text": "x" * 3000}}
     make.call(feature_name="search", request_payload={"method": "tools/call", "params": params})
@@ -501,6 +517,7 @@ def test_arguments_stand_in_a_row_for_those_alone_who_may_see_payloads(sign_in: 
     assert "x" * 200 not in row
 
 
+@pytest.mark.full
 def test_calls_of_the_same_request_are_counted(ana: User, sign_in: SignIn) -> None:
     call = make.call()
     make.call(correlation_id=call.correlation_id)
@@ -510,6 +527,7 @@ def test_calls_of_the_same_request_are_counted(ana: User, sign_in: SignIn) -> No
     assert f'href="/logs/?correlation={call.correlation_id}">2 from the same request<' in page
 
 
+@pytest.mark.full
 def test_everything_a_stranger_chose_is_escaped(ana: User, sign_in: SignIn) -> None:
     hostile = "<img src=x onerror=alert(1)>"
     names = ("method", "feature_name", "host_name", "gateway_name", "server_name", "user_email", "identity_label")
@@ -536,6 +554,7 @@ def test_every_outcome_has_a_page(outcome: str, ana: User, sign_in: SignIn) -> N
     assert ("stopped here" in page) == (outcome != "ok")
 
 
+@pytest.mark.full
 def test_a_row_refused_before_any_server_says_why_instead_of_naming_one(ana: User, sign_in: SignIn) -> None:
     make.call(outcome="denied", http_status=403, deny_reason="wrong_gateway", host_name="CI bot")
 

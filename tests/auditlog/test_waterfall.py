@@ -58,6 +58,7 @@ def test_a_session_is_read_by_its_person_and_by_readers_of_the_log_only(
     assert sign_in(reader).get(f"/logs/sessions/{new_uid(AT.timestamp())}/").status_code == 404
 
 
+@pytest.mark.full
 def test_calls_are_oldest_first_and_pages_lead_to_each_other(talk: Talk, sign_in: SignIn) -> None:
     for number in range(PAGE_SIZE):
         talk.call(1 + number, feature_name=f"tool-{number:02}")
@@ -112,6 +113,7 @@ def test_a_stream_is_drawn_from_its_start_to_its_end(talk: Talk) -> None:
     assert rows[-1].parts[0].start + rows[-1].parts[0].width == WIDTH
 
 
+@pytest.mark.full
 def test_the_log_is_filtered_by_session_on_the_page_in_words_and_over_rest(
     talk: Talk, max: User, sign_in: SignIn
 ) -> None:

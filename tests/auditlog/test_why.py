@@ -234,6 +234,7 @@ def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_i
     assert "It was revoked or archived." in page(judge, off)
 
 
+@pytest.mark.full
 def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_in: SignIn) -> None:
     scene.host.needs_approval = True
     scene.host.save()
@@ -256,6 +257,7 @@ def test_an_owner_does_not_undo_what_an_administrator_did(scene: Scene, sign_in:
     assert not Identity.objects.get(pk=scene.own.pk).enabled
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "sent",
     [
@@ -295,6 +297,7 @@ def test_every_reason_a_verdict_can_give_says_what_ends_it() -> None:
     assert lasting.isdisjoint(given)
 
 
+@pytest.mark.full
 def test_checks_that_were_not_reached_are_one_line(scene: Scene, viv: User, sign_in: SignIn) -> None:
     shown = page(sign_in(viv), scene.call("connection_disabled"))
 
@@ -317,6 +320,7 @@ def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_i
     assert f"Only {scene.owner.email} can fix this, on My identities." in shown
 
 
+@pytest.mark.full
 def test_asking_calls_nobody_and_logs_nothing(scene: Scene, viv: User, sign_in: SignIn) -> None:
     call, events = scene.call("connection_disabled"), Event.objects.count()
 
@@ -398,6 +402,7 @@ def test_what_if_says_what_a_rule_does_with_these_arguments(
     assert told["obstacles"][0]["reason"] == {"refuse": "rule_refused", "hold": "held"}[effect]
 
 
+@pytest.mark.full
 def test_arguments_of_a_what_if_are_in_no_address_and_in_no_log(
     scene: Scene, viv: User, sign_in: SignIn, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -425,6 +430,7 @@ def test_arguments_of_a_what_if_are_in_no_address_and_in_no_log(
     assert no_token.post("/logs/what-if/", question).status_code == 403
 
 
+@pytest.mark.full
 def test_what_if_without_a_tool_checks_only_access(scene: Scene, viv: User) -> None:
     query = {name: value for name, value in scene.query.items() if name != "tool"}
     rest = Rest.of(viv)
@@ -464,6 +470,7 @@ def test_each_picker_says_what_is_wrong_with_it(
     assert TOOL in text(shown) or name == "tool"  # Texts in other fields are preserved.
 
 
+@pytest.mark.full
 def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> None:
     make.app("ci BOT")
     rest = Rest.of(viv)
@@ -475,6 +482,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
     assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 
+@pytest.mark.full
 def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: SignIn) -> None:
     """Readers who may see only the log can look up objects that occur in calls, and no other objects."""
     reader = make.user(Capability.LOGS_READ)
@@ -492,6 +500,7 @@ def test_unreadable_objects_answer_like_missing_ones(scene: Scene, sign_in: Sign
     assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
 
 
+@pytest.mark.full
 def test_people_who_may_not_read_the_log_cause_no_query(scene: Scene, sign_in: SignIn) -> None:
     stranger = make.user(*(set(Capability) - {Capability.LOGS_READ}))
 

@@ -14,7 +14,7 @@ from tests.browser.looks import PHONE, faults_of
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.every_case, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.every_case, pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 
 @pytest.mark.parametrize("path", ["/", "/logs/", "/gateways/quickstart/tools/"])
@@ -43,7 +43,6 @@ SAYS_NOTHING = re.compile(
 )
 
 
-@pytest.mark.full
 def test_controls_of_the_main_pages_name_what_they_do(page: Page, live: Serve) -> None:
     name = unique("named")
     issued = live.issue_token(host=name, gateway="quickstart")

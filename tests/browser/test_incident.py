@@ -9,7 +9,7 @@ from tests.eventually import eventually
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 
 def host_of(live: Serve, name: str) -> str:
@@ -69,7 +69,6 @@ def test_a_token_rolls_without_an_outage_and_the_old_one_ends_with_the_first_cal
     assert curl.list_tools(url, new).status == 200
 
 
-@pytest.mark.full
 def test_the_token_says_which_of_its_secrets_is_in_use(live: Serve, page: Page) -> None:
     issued = live.issue_token(host=unique("bot"), gateway="quickstart")
     page.goto(f"{live.url}/settings/api-tokens?q={issued['name']}")

@@ -15,7 +15,7 @@ from tests.cases import full
 from tests.make import unique
 from tests.workspace import ROOT
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 CSRF = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 TOKEN = re.compile(r'id="token-value"[^>]* value="([^"]+)"')
@@ -28,7 +28,6 @@ def submit(browser: httpx.Client, url: Any, **fields: str) -> httpx.Response:
     return browser.post(url, data={"csrfmiddlewaretoken": token, **fields}, headers={"Referer": str(browser.base_url)})
 
 
-@pytest.mark.full
 def test_j5_each_person_has_a_token_and_an_identity_of_their_own(cast: Cast, boss: httpx.Client) -> None:
     # The enrolment link works only while enrolment is on.
     name = unique("Feedback bot")

@@ -10,7 +10,7 @@ from tests.eventually import eventually
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 PAGES = (
     "/",
@@ -95,7 +95,6 @@ def walk(page: Page, url: str) -> dict[str, Any]:
     return dict(page.evaluate(MISSED))
 
 
-@pytest.mark.full
 def test_the_first_tab_offers_to_skip_the_navigation(page: Page, live: Serve) -> None:
     page.goto(f"{live.url}/hosts/")
 
@@ -108,7 +107,6 @@ def test_the_first_tab_offers_to_skip_the_navigation(page: Page, live: Serve) ->
     assert page.evaluate("() => !!document.activeElement.closest('main')")
 
 
-@pytest.mark.full
 def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None:
     page.goto(f"{live.url}/hosts/")
     opener = "Add API access token-based host"
@@ -126,7 +124,6 @@ def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None
     eventually(lambda: focused(page) == opener)  # Focus returns a moment after the dialog closes.
 
 
-@pytest.mark.full
 def test_a_host_is_made_switched_off_and_on_without_a_mouse(page: Page, live: Serve) -> None:
     name = unique("Keyboard bot")
     page.goto(f"{live.url}/hosts/")

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 
 def opened(live: Serve, page: Page) -> Page:
@@ -18,7 +18,6 @@ def opened(live: Serve, page: Page) -> Page:
     return page
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("by", ["Escape", "Close", "Control+k"])
 def test_it_closes_at_once_gives_the_focus_back_and_forgets_what_was_typed(by: str, live: Serve, page: Page) -> None:
     palette = opened(live, page).get_by_role("dialog", name="Search or jump to")
@@ -38,7 +37,6 @@ def test_it_closes_at_once_gives_the_focus_back_and_forgets_what_was_typed(by: s
     expect(page.locator("#found").get_by_role("link", name="Dashboard")).to_be_visible()
 
 
-@pytest.mark.full
 def test_enter_opens_the_first_thing_that_was_found_for_what_is_typed_not_for_what_was(live: Serve, page: Page) -> None:
     opened(live, page)
     page.get_by_role("searchbox", name="Search anything").fill("admin events")
@@ -48,7 +46,6 @@ def test_enter_opens_the_first_thing_that_was_found_for_what_is_typed_not_for_wh
     assert "/settings/admin-events/" in page.url
 
 
-@pytest.mark.full
 def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve, page: Page) -> None:
     palette = opened(live, page).get_by_role("dialog", name="Search or jump to")
     said = palette.get_by_role("status")
@@ -64,7 +61,6 @@ def test_the_selection_is_shown_and_the_closing_button_opens_nothing(live: Serve
     assert page.url.endswith("/gateways/")
 
 
-@pytest.mark.full
 def test_g_and_a_letter_goes_to_a_page_and_a_question_mark_lists_the_keys_but_not_while_one_writes(
     live: Serve, page: Page
 ) -> None:
@@ -97,7 +93,6 @@ def test_help_is_found_by_a_word_of_the_trade_and_read_there(live: Serve, page: 
     expect(page.get_by_role("link", name="Send the logs to a SIEM").first).to_be_visible()
 
 
-@pytest.mark.full
 def test_it_stays_open_when_typing_goes_on_before_an_answer_came(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/")
     page.route(lambda url: "q=approv" in url and "approval" not in url, lambda _: None)  # It is never answered.

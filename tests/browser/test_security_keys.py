@@ -12,7 +12,7 @@ from tests.browser.fixtures import Open
 from tests.browser.people import join, sign_in_where_asked
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 INDEX = "/settings/second-factor/"
 
@@ -33,7 +33,6 @@ def plug_in(page: Page) -> tuple[CDPSession, str]:
     return cdp, added["authenticatorId"]
 
 
-@pytest.mark.full
 def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open) -> None:
     email = join(live, "keyed")
     page = open_browser().new_page()

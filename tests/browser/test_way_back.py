@@ -12,7 +12,7 @@ from tests.clients.person import answer_in
 from tests.oauth.pkce import challenge_of, new_verifier
 from tests.workspace import Serve, free_port
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
 
 APP = "Way back"
 ARRIVED = '<link rel="icon" href="data:,"><h1>Arrived</h1>'
@@ -66,7 +66,6 @@ def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, addr
     )
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("scheme", ["cursor", "vscode", "vscode-insiders"])
 def test_an_app_with_a_scheme_of_its_own_is_called(live: Serve, page: Page, trouble: Trouble, scheme: str) -> None:
     """No such app is installed here, so the page keeps a link for browsers that did not ask to open the app."""

@@ -71,6 +71,7 @@ def test_a_deactivated_user_may_nothing() -> None:
     assert not gone.has_perm(Capability.LOGS_READ)
 
 
+@pytest.mark.full
 def test_the_built_in_roles_are_made_once_and_the_locked_one_is_healed() -> None:
     Role.objects.make_built_in()
     for name in ("Super admin", "Member"):
@@ -83,6 +84,7 @@ def test_the_built_in_roles_are_made_once_and_the_locked_one_is_healed() -> None
     assert set(Role.objects.values_list("name", flat=True)) >= {built_in.name for built_in in BUILT_IN}
 
 
+@pytest.mark.full
 def test_tests_begin_with_the_built_in_roles_as_a_workspace_does() -> None:
     def held() -> dict[str, tuple[bool, frozenset[Capability]]]:
         return {each.name: (each.locked, each.capabilities) for each in Role.objects.with_capabilities()}

@@ -55,6 +55,7 @@ def test_looking_is_not_using() -> None:
     assert gateway in Gateway.objects.reachable_by(user)
 
 
+@pytest.mark.full
 def test_a_role_that_only_looks_ends_what_its_people_used_before() -> None:
     gateway, ann = make.gateway(), make.user()
     connection = make.connection(make.agent(by=ann), gateway, ann)
@@ -78,6 +79,7 @@ def test_the_auditor_holds_all_that_only_views_but_payloads() -> None:
     assert with_included(AUDITOR.capabilities) == views
 
 
+@pytest.mark.full
 def test_a_developer_makes_own_agents_and_tokens_and_opens_them_to_nobody() -> None:
     dev = make.user(*DEVELOPER.capabilities)
     gateway, rest = make.gateway(), Rest.of(dev)

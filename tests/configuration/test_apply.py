@@ -38,6 +38,7 @@ def parsed(data: dict[str, Any] | str) -> ConfigDocument:
     return document.read({"gateway.yaml": data if isinstance(data, str) else write(data)})
 
 
+@pytest.mark.full
 def test_a_workspace_is_the_same_after_its_export_is_applied_to_an_empty_one(owner: User) -> None:
     for seed in range(3):
         with transaction.atomic():
@@ -121,6 +122,7 @@ def test_a_plan_of_yesterday_is_refused(owner: User) -> None:
     assert gateway.description == "By hand"
 
 
+@pytest.mark.full
 def test_missing_capabilities_are_named_by_object_before_anything_changes(owner: User) -> None:
     make.gateway(slug="open")
     file = parsed("version: 1\nteams: [{name: Sales}]\ngateways: [{slug: open, name: open, enabled: false}]\n")

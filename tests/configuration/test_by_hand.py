@@ -69,6 +69,7 @@ def confirm(browser: Client, asked: Any) -> Any:
     return browser.post(unescape(action[1]), {name: unescape(value) for name, value in hidden})
 
 
+@pytest.mark.full
 def test_the_first_change_is_made_when_the_question_is_answered(browser: Client, owner: User) -> None:
     before = Event.objects.count()
 
@@ -112,6 +113,7 @@ def test_every_kind_of_object_asks(browser: Client) -> None:
     assert Server.objects.get().enabled
 
 
+@pytest.mark.full
 def test_a_list_asks_too_and_changes_all_selected_objects(browser: Client) -> None:
     by_hand, governed = make.gateway(), Gateway.objects.get(slug="work")
     data = {"act": "disable", "sure": "1", "pick": [str(by_hand.pk), str(governed.pk)]}
@@ -123,6 +125,7 @@ def test_a_list_asks_too_and_changes_all_selected_objects(browser: Client) -> No
     assert not Gateway.objects.filter(enabled=True).exists()
 
 
+@pytest.mark.full
 def test_htmx_gets_the_question_as_a_dialog(browser: Client) -> None:
     asked = browser.post(f"{DISABLE}?on=page", headers={"HX-Request": "true", "HX-Target": "gateway-head"})
 
@@ -154,6 +157,7 @@ def test_rest_does_not_ask_and_the_page_shows_the_change(browser: Client, owner:
     assert '<a class="button" data-size="small" href="/gateways/work/yaml/">Copy as YAML</a>' in page
 
 
+@pytest.mark.full
 def test_a_change_of_a_tool_is_shown_until_the_file_is_applied(browser: Client, owner: User) -> None:
     gateway, tool = Gateway.objects.get(), Feature.objects.get()
     tool.disable(by=owner)

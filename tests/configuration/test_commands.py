@@ -39,6 +39,7 @@ def run(live: Serve, folder: Path, command: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("clients")
 def test_a_workspace_is_exported_planned_and_applied_as_printed(live: Serve, tmp_path: Path) -> None:
     run(live, tmp_path, printed("export"))
@@ -58,6 +59,7 @@ def test_a_workspace_is_exported_planned_and_applied_as_printed(live: Serve, tmp
     assert (event["actor_email"], event["changes"]["file"]) == (OWNER, "gateway.yaml, commit 8b21fe0")
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("clients")
 def test_drift_has_an_exit_code_and_a_mistake_another(live: Serve, tmp_path: Path) -> None:
     drift, wrong = tmp_path / "drift.yaml", tmp_path / "wrong.yaml"

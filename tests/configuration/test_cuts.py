@@ -65,6 +65,7 @@ def test_a_change_says_whom_it_cuts_off(text: str, owner: User) -> None:
     assert "In the last 7 days 1 call of 1 " in cut
 
 
+@pytest.mark.full
 def test_the_words_are_those_of_the_page(owner: User) -> None:
     assert said(f"{WORK}    enabled: false\n", owner) == cuts(Gateway.objects.get(), owner)
     assert said(f"{WORK}    servers: []\n", owner) == cuts(Assignment.objects.get(), owner)

@@ -21,6 +21,7 @@ def owner() -> User:
     return make.user(*Capability)
 
 
+@pytest.mark.full
 def test_the_plan_of_an_export_is_empty(owner: User) -> None:
     make.built_in_roles()
     server = make.server()
@@ -43,6 +44,7 @@ def test_people_see_what_they_may_see(owner: User) -> None:
     assert export(make.user()) == "version: 1\n"
 
 
+@pytest.mark.full
 def test_one_object_is_shown_without_reading_the_others(owner: User) -> None:
     for gateway in [make.gateway(make.server(), slug=slug) for slug in ("work", "open", "docs")]:
         ToolSet.objects.add(gateway=gateway, name="All", patterns=["*"], effects=[], members=[], by=owner)

@@ -64,6 +64,7 @@ def refusal(text: str, owner: User, **more: Any) -> str:
     return str(refused.value)
 
 
+@pytest.mark.full
 def test_all_kinds_are_made_and_read_again(owner: User) -> None:
     applied(EVERYTHING, owner)
 
@@ -117,6 +118,7 @@ def test_a_rename_keeps_what_belongs_to_the_object(owner: User) -> None:
 MOVED_TEAM = "  - name: Platform\n    moved: {from: Engineering, to: Platform}\n"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -131,6 +133,7 @@ def test_a_wrong_rename_says_what_to_write(before: str, after: str, message: str
     assert message in refusal(EVERYTHING.replace(before, after), owner)
 
 
+@pytest.mark.full
 def test_a_file_that_renames_and_keeps_the_old_name_elsewhere_is_refused(owner: User) -> None:
     applied(EVERYTHING, owner)
     moved = EVERYTHING.replace("{server: docs,", "{server: docs, alias: wiki, moved: {from: docs, to: wiki},")
@@ -141,6 +144,7 @@ def test_a_file_that_renames_and_keeps_the_old_name_elsewhere_is_refused(owner: 
     assert Assignment.objects.get().alias == "docs"
 
 
+@pytest.mark.full
 def test_a_server_with_another_alias_is_not_removed_and_added_again(owner: User) -> None:
     applied(EVERYTHING, owner)
 
@@ -149,6 +153,7 @@ def test_a_server_with_another_alias_is_not_removed_and_added_again(owner: User)
     assert "gateway.yaml:13:18: Server docs is on this gateway as docs. Write “moved: {from: docs, to: wiki}”" in said
 
 
+@pytest.mark.full
 def test_an_object_has_one_source(owner: User) -> None:
     applied(EVERYTHING, owner)
     other = "version: 1\nsource: data-team\nagents: [{name: CI bot}]\n"
@@ -159,6 +164,7 @@ def test_an_object_has_one_source(owner: User) -> None:
     assert applied(other.replace("data-team", "platform-team"), owner).changes == []
 
 
+@pytest.mark.full
 def test_pruning_disables_objects_of_the_own_source_only(owner: User) -> None:
     by_hand = make.gateway(slug="by-hand", name="By hand")
     applied(EVERYTHING, owner)
@@ -188,6 +194,7 @@ def test_a_pruned_gateway_is_an_event_with_the_file(owner: User) -> None:
     assert Event.objects.get(action="gateway.disabled").changes["file"] == "gateway.yaml, commit 1a2b3c"
 
 
+@pytest.mark.full
 def test_missing_permissions_for_a_kind_are_named_and_nothing_changes(owner: User) -> None:
     applied(EVERYTHING, owner)
     changing = {capability for kind in KINDS for capability in (kind.manages, kind.toggles)}
@@ -220,6 +227,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.full
 def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> None:
     file = document.read({"gateway.yaml": SIGN_IN})
 

@@ -190,6 +190,7 @@ def owner() -> User:
     return owner
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", every(24, MISTAKES))
 def test_a_mistake_is_reported_with_its_place_and_changes_nothing(name: str, owner: User) -> None:
     text, place, message = MISTAKES[name]

@@ -35,6 +35,7 @@ def owner() -> User:
     return make.user(*Capability)
 
 
+@pytest.mark.full
 def test_a_page_says_which_file_governs_its_object(owner: User, sign_in: SignIn) -> None:
     apply(document.read({"gateway.yaml": FILE}), by=owner)
     by_hand = make.gateway()
@@ -53,6 +54,7 @@ def test_a_page_says_which_file_governs_its_object(owner: User, sign_in: SignIn)
     assert "Managed by" not in browser.get(f"/gateways/{by_hand.slug}/").content.decode()
 
 
+@pytest.mark.full
 def test_an_object_is_shown_as_a_file_has_it(owner: User, sign_in: SignIn) -> None:
     apply(document.read({"gateway.yaml": FILE}), by=owner)
 

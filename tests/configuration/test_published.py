@@ -20,6 +20,7 @@ def test_the_published_text_is_that_of_the_code(number: int) -> None:
     assert Path(path).read_text() == text, "Run `make lists`."
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_the_schema_accepts_an_export_for_another_validator() -> None:
     make.built_in_roles()

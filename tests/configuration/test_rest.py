@@ -25,6 +25,7 @@ def files(text: str, **more: Any) -> dict[str, Any]:
     return {"files": [{"name": "gateway.yaml", "content": text}], **more}
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_plan_is_made_and_applied_by_its_digest_with_an_api_key() -> None:
     owner = make.user(*Capability)
@@ -99,6 +100,7 @@ def test_the_server_reads_no_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert SECRET not in applied.content.decode()
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_secret_is_changed_only_if_it_differs() -> None:
     rest = Rest.of(make.user(*Capability))
@@ -124,6 +126,7 @@ def test_a_plain_secret_is_refused() -> None:
     assert "Write where it is: env:NAME or file:path." in errors(answer)["files"][0]
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("clients")
 def test_the_commands_work_against_a_url_with_a_key_in_a_file(live: Serve, tmp_path: Path) -> None:
     name = make.unique("team")

@@ -66,6 +66,7 @@ def order() -> list[str]:
     return [rule.name for rule in Rule.objects.all()]
 
 
+@pytest.mark.full
 def test_rules_are_made_and_read_again(owner: User) -> None:
     applied(LARGE, owner)
 
@@ -92,6 +93,7 @@ def test_a_changed_rule_keeps_its_other_values(owner: User) -> None:
     assert made.not_in_file == ["rule Mail", "rule No drops"]
 
 
+@pytest.mark.full
 def test_the_order_of_the_list_is_that_of_the_rules(owner: User) -> None:
     applied(rules_file("A", "B", "C"), owner)
 
@@ -126,6 +128,7 @@ def test_a_renamed_rule_stays_where_it_is(owner: User) -> None:
     assert order() == ["Z", "B"]
 
 
+@pytest.mark.full
 def test_pruning_disables_rules(owner: User) -> None:
     applied(LARGE, owner)
 
@@ -135,6 +138,7 @@ def test_pruning_disables_rules(owner: User) -> None:
     assert Rule.objects.count() == 3
 
 
+@pytest.mark.full
 def test_a_rule_of_archived_servers_only_is_not_in_files(owner: User) -> None:
     applied(LARGE, owner)
     server = Server.objects.get()
@@ -149,6 +153,7 @@ def test_a_rule_of_archived_servers_only_is_not_in_files(owner: User) -> None:
         applied("version: 1\nrules: [{name: Large payments, effect: refuse}]\n", owner)
 
 
+@pytest.mark.full
 def test_too_many_rules_are_refused_and_none_is_added(owner: User) -> None:
     with pytest.raises(ConfigurationError, match="cannot have more"):
         applied(rules_file(*map(str, range(1000, 1001 + MOST_RULES))), owner)
@@ -182,6 +187,7 @@ def called(owner: User) -> User:
     return owner
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -61,6 +61,7 @@ def app(ann: User, work: Gateway) -> Connection:
     return connection
 
 
+@pytest.mark.full
 def test_a_connection_is_told_as_its_row(ana: User, link: Connection) -> None:
     token = make.token(link).token
 
@@ -73,12 +74,14 @@ def test_a_connection_is_told_as_its_row(ana: User, link: Connection) -> None:
     assert told["gateway"]["url"].endswith("/mcp/work")
 
 
+@pytest.mark.full
 def test_a_row_says_what_blocks_it(ana: User, link: Connection) -> None:
     link.gateway.disable(by=ana)
 
     assert Rest.of(ana).get(f"/connections/{link.pk}").json()["blocked_by"] == "gateway"
 
 
+@pytest.mark.full
 def test_others_rows_take_the_capability(ana: User, viv: User, ann: User, link: Connection, app: Connection) -> None:
     assert [row["id"] for row in results(Rest.of(ann).get("/connections"))] == [str(app.pk)]
     assert len(results(Rest.of(viv).get("/connections"))) == 2
@@ -140,12 +143,14 @@ def test_the_switch(ana: User, link: Connection) -> None:
     assert Event.objects.filter(action__startswith="connection.", via="api").count() == 2
 
 
+@pytest.mark.full
 def test_the_toggle_capability_alone_is_enough(link: Connection) -> None:
     rest = Rest.of(make.user(Capability.CONNECTIONS_TOGGLE))
 
     assert rest.post(f"/connections/{link.pk}/disable").status_code == 200
 
 
+@pytest.mark.full
 def test_revoking_works_once_and_its_tokens_end(ana: User, link: Connection) -> None:
     token = make.token(link).token
     rest = Rest.of(ana)
@@ -158,10 +163,12 @@ def test_revoking_works_once_and_its_tokens_end(ana: User, link: Connection) -> 
     assert problem(rest.post(f"/connections/{link.pk}/revoke")) == (409, "connection_revoked")
 
 
+@pytest.mark.full
 def test_everybody_ends_their_own(ann: User, app: Connection) -> None:
     assert Rest.of(ann).post(f"/connections/{app.pk}/revoke").json()["status"] == "revoked"
 
 
+@pytest.mark.full
 def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
     make.token(link)
     rest = Rest.of(viv)
@@ -176,6 +183,7 @@ def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
 # --- Regenerate -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_key_of_an_app_is_renewed_and_shown_to_nobody(ana: User, app: Connection) -> None:
     """The prefix changes; status and connected date do not."""
     before = Rest.of(ana).get(f"/connections/{app.pk}").json()
@@ -188,6 +196,7 @@ def test_the_key_of_an_app_is_renewed_and_shown_to_nobody(ana: User, app: Connec
     assert Event.objects.filter(action="connection.key_regenerated").count() == 1
 
 
+@pytest.mark.full
 def test_an_owner_without_the_capability_keeps_the_key(ann: User, app: Connection) -> None:
     assert Rest.of(ann).post(f"/connections/{app.pk}/regenerate").json()["capability"] == "api-keys:revoke"
 
@@ -204,6 +213,7 @@ def test_the_only_token_of_an_agent_is_rotated(ana: User, link: Connection) -> N
     assert answer["Cache-Control"] == "no-store"
 
 
+@pytest.mark.full
 def test_several_tokens_need_a_choice(ana: User, link: Connection) -> None:
     make.token(link)
     make.token(link)
@@ -211,6 +221,7 @@ def test_several_tokens_need_a_choice(ana: User, link: Connection) -> None:
     assert problem(Rest.of(ana).post(f"/connections/{link.pk}/regenerate")) == (409, "choose_token")
 
 
+@pytest.mark.full
 def test_without_an_active_token_there_is_nothing_to_regenerate(ana: User, link: Connection) -> None:
     expired = make.token(link).token
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
@@ -237,6 +248,7 @@ def test_the_token_of_anothers_agent_is_asked_for_and_its_secret_told_to_nobody(
     assert token.status == "waiting"
 
 
+@pytest.mark.full
 def test_an_api_key_that_may_make_no_token_gets_the_secret_of_none(ana: User, link: Connection) -> None:
     make.token(link)
     path = f"/connections/{link.pk}/regenerate"
@@ -247,6 +259,7 @@ def test_an_api_key_that_may_make_no_token_gets_the_secret_of_none(ana: User, li
     assert "token" in Rest.bearing(making).post(path).json()
 
 
+@pytest.mark.full
 def test_nothing_is_regenerated_behind_the_break_glass(ana: User, link: Connection, app: Connection) -> None:
     make.token(link)
     link.gateway.disable(by=ana)

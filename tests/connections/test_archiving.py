@@ -19,6 +19,7 @@ def link(ann: User) -> Connection:
     return make.connection(make.agent(by=ann, name="CI bot"), gateway, ann)
 
 
+@pytest.mark.full
 def test_a_gateway_names_the_connections_it_ends_and_ends_them(ana: User, link: Connection, sign_in: SignIn) -> None:
     link.gateway.disable(by=ana)
 
@@ -33,6 +34,7 @@ def test_a_gateway_names_the_connections_it_ends_and_ends_them(ana: User, link: 
     assert not Gateway.objects.live().exists()
 
 
+@pytest.mark.full
 def test_a_gateway_names_the_first_connections_it_ends_and_counts_the_others(
     ana: User, ann: User, link: Connection, sign_in: SignIn
 ) -> None:
@@ -72,6 +74,7 @@ def test_only_what_is_disabled_is_archived(path: str, ana: User, link: Connectio
     assert "first" in text(client.get(path.removesuffix("archive/")))  # The page explains why not.
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("path", "lacking"),
     [

@@ -126,6 +126,7 @@ def test_connections_that_carried_a_revoked_one_are_healed_too(
     assert {getattr(carried(one), "label", "") for one in (link, other)} == {"new"}
 
 
+@pytest.mark.full
 def test_only_this_connection_changes_when_its_person_says_so(
     ann: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
 ) -> None:
@@ -193,6 +194,7 @@ def test_anothers_connection_and_anothers_identity_are_not_there(
     assert carried(link) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("spoil", ["disable", "revoke", "remove"])
 def test_identities_no_call_could_use_are_not_carried(
     spoil: str, ann: User, link: Connection, place: Assignment
@@ -204,6 +206,7 @@ def test_identities_no_call_could_use_are_not_carried(
         link.use_identity(place, Identity.objects.get(pk=own.pk), by=ann)
 
 
+@pytest.mark.full
 def test_a_revoked_connection_carries_nothing_new(ann: User, link: Connection, place: Assignment) -> None:
     own = make.identity(place.server, ann)
     link.revoke(by=ann)

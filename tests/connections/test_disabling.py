@@ -61,6 +61,7 @@ def link(ann: User) -> Connection:
     return link
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_layer_says_what_it_cuts_and_changes_nothing_yet(
     layer: str, link: Connection, ana: User, sign_in: SignIn
@@ -73,6 +74,7 @@ def test_every_layer_says_what_it_cuts_and_changes_nothing_yet(
     assert not Event.objects.filter(action__endswith=".disabled").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_each_switch_takes_its_own_capability(method: str, layer: str, link: Connection, sign_in: SignIn) -> None:
@@ -95,10 +97,12 @@ def test_people_who_may_not_see_connections_get_no_number(layer: str, link: Conn
     assert "in 24 h" not in asked
 
 
+@pytest.mark.full
 def test_people_see_the_impact_on_their_own_objects(ann: User, link: Connection, sign_in: SignIn) -> None:
     assert CUT_WITH_IT in text(sign_in(ann).get(path_of("identity", link)))
 
 
+@pytest.mark.full
 def test_a_tool_comes_back_as_its_row(ana: User, link: Connection, sign_in: SignIn) -> None:
     tool = Feature.objects.get()
 
@@ -118,6 +122,7 @@ def test_the_second_button_is_for_those_who_hold_both(link: Connection, sign_in:
     assert words not in text(sign_in(make.user(Capability.HOSTS_TOGGLE)).get(path))
 
 
+@pytest.mark.full
 def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connection, sign_in: SignIn) -> None:
     elsewhere = make.connection(make.agent(by=ana), link.gateway, ana)
 
@@ -132,11 +137,13 @@ def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connecti
     assert {"host.disabled", "connection.revoked"} <= set(Event.objects.values_list("action", flat=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["host", "gateway", "connection", "server", "assignment", "feature"])
 def test_what_can_be_undone_is_not_red(kind: str, ana: User, link: Connection, sign_in: SignIn) -> None:
     assert 'data-kind="primary" data-count="act.ends">OK' in text(sign_in(ana).get(path_of(kind, link)))
 
 
+@pytest.mark.full
 def test_with_one_capability_the_second_button_does_nothing_at_all(link: Connection, sign_in: SignIn) -> None:
     answer = sign_in(make.user(Capability.HOSTS_TOGGLE)).post(f"/incident/hosts/{link.host_id}/stop/")
 
@@ -145,6 +152,7 @@ def test_with_one_capability_the_second_button_does_nothing_at_all(link: Connect
     assert (link.host.enabled, link.is_live) == (True, True)
 
 
+@pytest.mark.full
 def test_the_first_button_revokes_nothing(ana: User, link: Connection, sign_in: SignIn) -> None:
     sign_in(ana).post(path_of("host", link))
 

@@ -14,7 +14,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 @pytest.fixture
@@ -104,7 +104,6 @@ def test_the_overview_loads_it_and_it_is_a_page_of_its_own(ana: User, bot: Host,
     assert text(client.get(path(bot), headers=HTMX)).lstrip().startswith("<section")
 
 
-@pytest.mark.full
 def test_it_costs_the_same_for_one_person_and_for_many(
     ana: User, bot: Host, work: Gateway, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:

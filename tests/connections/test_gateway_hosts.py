@@ -121,6 +121,7 @@ def test_choosing_only_listed_ones_shows_whom_it_refuses_and_lists_those_in_use(
     assert f"/hosts/{used.pk}/" not in text(others)
 
 
+@pytest.mark.full
 def test_nobody_connects_a_host_that_is_not_allowed_there(boss: User) -> None:
     gateway, host = make.gateway(hosts_allowed="listed"), make.agent(by=boss)
 
@@ -151,6 +152,7 @@ def test_rest_lists_blocks_and_forgets_hosts_of_a_gateway(boss: User) -> None:
     assert rest.get(one).status_code == 404
 
 
+@pytest.mark.full
 def test_the_list_has_fifty_rows_and_a_member_sees_no_tab(boss: User, ann: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     for number in range(51):
@@ -164,6 +166,7 @@ def test_the_list_has_fifty_rows_and_a_member_sees_no_tab(boss: User, ann: User,
     assert member.get(f"/gateways/{gateway.slug}/access/").status_code == 403
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("decision", ["block", "only listed ones"])
 def test_a_decision_waits_for_a_connection_that_is_being_opened(decision: str, boss: User) -> None:
@@ -202,6 +205,7 @@ def test_the_undo_of_only_these_forgets_what_it_listed_and_nothing_else(boss: Us
     assert gateway.hosts_allowed == "all"
 
 
+@pytest.mark.full
 def test_a_row_of_an_archived_host_is_not_found(boss: User) -> None:
     gateway, host = make.gateway(), make.agent(by=boss)
     HostAtGateway.objects.at(gateway, host).block(by=boss)

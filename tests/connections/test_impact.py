@@ -57,6 +57,7 @@ def link() -> Connection:
     return link
 
 
+@pytest.mark.full
 def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     assigned = link.gateway.assignments.get()
     tool = Feature.objects.create(assignment=assigned, name="search", exposed_name="github__search")
@@ -77,12 +78,14 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     }
 
 
+@pytest.mark.full
 def test_an_own_identity_carries_its_own_users_connections_only(link: Connection) -> None:
     identity = link.identities.get().identity
 
     assert str(impact_of(identity)) == "1 app or agent, 1 person"
 
 
+@pytest.mark.full
 def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     ana, crm = make.user(), make.server(auth_type="bearer")
     shared = make.identity(crm)
@@ -94,6 +97,7 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     assert {impact_of(thing).identities for thing in (crm, gateway, gateway.assignments.get())} == {1}
 
 
+@pytest.mark.full
 def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(link: Connection, sign_in: SignIn) -> None:
     make.gateway(make.server(slug="docs"))
     picked = {"act": "disable", "pick": [str(server.pk) for server in Server.objects.all()]}
@@ -112,6 +116,7 @@ def test_a_thing_without_a_switch_is_refused() -> None:
         impact_of(make.role())
 
 
+@pytest.mark.full
 def test_archiving_a_host_needs_it_disabled_and_ends_its_connections(link: Connection) -> None:
     with pytest.raises(StillEnabled):
         Connection.objects.archive_host(link.host, by=link.user)
@@ -123,6 +128,7 @@ def test_archiving_a_host_needs_it_disabled_and_ends_its_connections(link: Conne
     assert {c.revoke_reason for c in Connection.objects.filter(host=link.host)} == {"archived"}
 
 
+@pytest.mark.full
 def test_archiving_a_gateway_ends_its_connections(link: Connection) -> None:
     link.gateway.disable(by=link.user)
     Connection.objects.archive_gateway(link.gateway, by=link.user)
@@ -142,6 +148,7 @@ def test_archiving_a_server_takes_it_off_every_gateway(link: Connection) -> None
     assert not type(server).objects.live().filter(pk=server.pk).exists()
 
 
+@pytest.mark.full
 def test_cutting_a_person_off_deactivates_and_revokes_everything(link: Connection) -> None:
     chief = make.user(Capability.PEOPLE_MANAGE)
 

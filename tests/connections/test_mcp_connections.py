@@ -40,6 +40,7 @@ def names(response: object) -> list[str]:
     return [row.connection.host.name for row in response.context["rows"]]  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: SignIn) -> None:
     """The row names the connection's person, even for that person."""
     with time_machine.travel(NOW - timedelta(days=5), tick=False):
@@ -106,6 +107,7 @@ def test_settings_lead_to_it_as_mcp(ana: User, ann: User, sign_in: SignIn) -> No
     assert link not in text(sign_in(ann).get("/settings/profile"))
 
 
+@pytest.mark.full
 def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -> None:
     """Includes the viewer's own rows, because on this page buttons need the capability."""
     own, other = make.app_connection(viv, make.gateway()), make.app_connection(make.user(), make.gateway())
@@ -121,6 +123,7 @@ def buttons(response: object, connection: Connection) -> list[str]:
     return re.findall(r'<button[^>]* data-tip="([^"]+)"', row(response, connection))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
@@ -223,6 +226,7 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
     assert f'<tr id="connection-{link.pk}" data-state="active" class="changed" hx-swap-oob="true">' in text(answer)
 
 
+@pytest.mark.full
 def test_a_whole_address_finds_the_connections_of_one_person(sign_in: SignIn) -> None:
     sees = Capability.MCP_CONNECTIONS_READ
     lee, marylee = (make.user(sees, email=f"{name}@example.com") for name in ("lee", "marylee"))

@@ -99,6 +99,7 @@ def test_a_disabled_connection_is_not_opened_again_by_the_flow() -> None:
         make.connection(connection.host, connection.gateway, ana)
 
 
+@pytest.mark.full
 def test_a_disabled_host_or_gateway_takes_no_connection() -> None:
     ana = make.user()
     host, gateway = make.agent(by=ana), make.gateway()
@@ -112,6 +113,7 @@ def test_a_disabled_host_or_gateway_takes_no_connection() -> None:
         make.connection(host, gateway, ana)
 
 
+@pytest.mark.full
 def test_a_gateway_of_another_team_takes_no_connection() -> None:
     ana, ben = make.user(), make.user()
     gateway = make.gateway(reach=Reach.TEAMS)
@@ -130,6 +132,7 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
+@pytest.mark.full
 def test_stopped_above_matches_every_blocked_connection() -> None:
     ana, ben = make.user(), make.user()
     reader, chief = make.user(Capability.GATEWAYS_USE), make.user(is_superuser=True)

@@ -42,6 +42,7 @@ def row(response: object, thing: Identity | Connection) -> str:
     return text(response).split(f'"{type(thing).__name__.lower()}-{thing.pk}"')[1].split(end)[0]
 
 
+@pytest.mark.full
 def test_a_row_says_what_it_is_for_and_never_the_secret(ann: User, link: Connection, sign_in: SignIn) -> None:
     Identity.objects.update(last_used_at=timezone.now() - timedelta(minutes=5))
 
@@ -52,6 +53,7 @@ def test_a_row_says_what_it_is_for_and_never_the_secret(ann: User, link: Connect
     assert SECRET not in text(page)
 
 
+@pytest.mark.full
 def test_others_and_shared_identities_are_not_ones_own(ann: User, ana: User, link: Connection, sign_in: SignIn) -> None:
     make.identity(mine(link).server, ana, label="hers")
     make.identity(mine(link).server, label="service")
@@ -64,6 +66,7 @@ def test_others_and_shared_identities_are_not_ones_own(ann: User, ana: User, lin
     assert "work account" not in text(sign_in(ana).get(PATH))
 
 
+@pytest.mark.full
 def test_a_member_switches_and_ends_their_own_without_any_capability(
     ann: User, link: Connection, sign_in: SignIn
 ) -> None:
@@ -91,6 +94,7 @@ def test_a_member_switches_and_ends_their_own_without_any_capability(
     assert identity.secret_ciphertext is None
 
 
+@pytest.mark.full
 def test_a_replaced_secret_is_stored_and_leads_back_here(ann: User, link: Connection, sign_in: SignIn) -> None:
     new = "ghp_another_secret_of_hers"
 
@@ -101,12 +105,14 @@ def test_a_replaced_secret_is_stored_and_leads_back_here(ann: User, link: Connec
     assert new not in text(done)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("verb", ["disable", "enable", "revoke", "replace"])
 def test_anothers_identity_is_refused(verb: str, ben: User, link: Connection, sign_in: SignIn) -> None:
     assert sign_in(ben).post(f"/identities/{mine(link).pk}/{verb}/", {"secret": "x" * 20}).status_code == 403
     assert mine(link).status == "active"
 
 
+@pytest.mark.full
 def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     ann: User, ben: User, link: Connection, sign_in: SignIn
 ) -> None:

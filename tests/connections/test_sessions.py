@@ -52,6 +52,7 @@ def test_sessions_are_listed_with_their_streams_and_open_requests(
     assert "waits: elicitation/create" in page
 
 
+@pytest.mark.full
 def test_of_others_only_those_who_see_connections_see_sessions(connection: Connection, sign_in: SignIn) -> None:
     opened(connection)
     address = f"/hosts/{connection.host_id}/sessions/"
@@ -60,6 +61,7 @@ def test_of_others_only_those_who_see_connections_see_sessions(connection: Conne
     assert "Claude" not in text(sign_in(make.user(Capability.HOSTS_TOGGLE)).get(address))
 
 
+@pytest.mark.full
 def test_one_session_ends_with_its_sessions_at_servers_and_the_others_stay(
     ana: User, connection: Connection, sign_in: SignIn
 ) -> None:
@@ -87,6 +89,7 @@ def test_one_session_ends_with_its_sessions_at_servers_and_the_others_stay(
     )
 
 
+@pytest.mark.full
 def test_without_a_session_all_end_and_none_are_recorded_twice(
     ana: User, connection: Connection, sign_in: SignIn
 ) -> None:

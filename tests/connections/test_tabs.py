@@ -19,6 +19,7 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
     with time_machine.travel(datetime(2026, 11, 20, 12, tzinfo=UTC), tick=False):
         connection = a_connection(ana)
@@ -43,6 +44,7 @@ def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
     assert issued.secret not in seen
 
 
+@pytest.mark.full
 def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana, "CI bot")
 
@@ -58,6 +60,7 @@ def app_connection(user: User) -> Connection:
     return make.connection(host, make.gateway(), user)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "state", "words"),
     [
@@ -110,6 +113,7 @@ def test_revoked_outranks_disabled_and_disabled_outranks_expired(ana: User, sign
     assert ">revoked<" in row(sign_in(ana).get(path), connection)
 
 
+@pytest.mark.full
 def test_a_revoked_row_stays_last_with_its_date_and_no_button(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False):
@@ -128,6 +132,7 @@ def test_a_revoked_row_stays_last_with_its_date_and_no_button(ana: User, sign_in
         assert control not in seen
 
 
+@pytest.mark.full
 def test_add_a_connection_opens_the_flow_in_a_new_tab(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
 
@@ -147,6 +152,7 @@ def test_a_disabled_agent_offers_no_flow_that_would_be_refused(ana: User, sign_i
     assert "/connect/?" not in text(client.get(f"/hosts/{connection.host_id}/connections/"))
 
 
+@pytest.mark.full
 def test_an_apps_tab_says_that_connections_appear_by_themselves(ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).get(f"/hosts/{app_connection(ana).host_id}/connections/"))
 
@@ -243,6 +249,7 @@ TOKEN_KEY, TOKEN_TRASH = ("tokens/", "/regenerate/"), ("tokens/", "/revoke/")
 TOKEN_ASK = ("tokens/", "/ask-for-new/")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
@@ -265,6 +272,7 @@ def test_another_persons_agent_offers_what_the_viewers_role_allows(
     assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in capabilities)
 
 
+@pytest.mark.full
 def test_ones_own_agent_offers_everything(ann: User, sign_in: SignIn) -> None:
     connection = a_connection(ann)
     make.token(connection)
@@ -276,6 +284,7 @@ def test_ones_own_agent_offers_everything(ann: User, sign_in: SignIn) -> None:
     assert "/edit/" in row(page, connection)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("capability", "there"), [(Capability.MCP_CONNECTIONS_REVOKE, True), (None, False)])
 def test_an_apps_key_button_takes_its_capability(capability: Capability | None, there: bool, sign_in: SignIn) -> None:
     owner = make.user(*([capability] if capability else []), Capability.HOSTS_READ)
@@ -287,6 +296,7 @@ def test_an_apps_key_button_takes_its_capability(capability: Capability | None, 
     assert (KEY in offered(page, connection)) is there
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("state", ["connection", "host", "gateway", "expired"])
 def test_no_key_button_where_there_is_nothing_to_regenerate(state: str, ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
@@ -301,6 +311,7 @@ def test_no_key_button_where_there_is_nothing_to_regenerate(state: str, ana: Use
     assert offered(page, connection) - {("connections/", "/enable/")} == {TRASH, TOKEN_TRASH}
 
 
+@pytest.mark.full
 def test_a_connection_without_any_token_takes_another(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
 
@@ -333,6 +344,7 @@ def test_a_gateway_for_teams_without_a_team_says_so(ana: User, sign_in: SignIn) 
     assert "No team is chosen" in text(client.get(f"/gateways/{gateway.slug}/"))
 
 
+@pytest.mark.full
 def test_connections_are_picked_on_the_tab_and_switched_together_and_the_tab_follows(
     ana: User, sign_in: SignIn
 ) -> None:

@@ -188,6 +188,7 @@ def test_an_agent_is_limited_to_a_set_and_stays_listed_blocked_or_neither(
     assert not HostAtGateway.objects.exists()
 
 
+@pytest.mark.full
 def test_listing_those_in_use_keeps_limits(work: Gateway, boss: User) -> None:
     reading = ToolSet.objects.add(gateway=work, name="Reading", by=boss)
     bot = make.agent(by=boss)
@@ -370,6 +371,7 @@ def test_tools_are_ticked_over_searches_and_pages_and_saved_at_once(work: Gatewa
     assert cleared.chosen.strip() == "docs__gone"
 
 
+@pytest.mark.full
 def test_deleting_a_team_says_which_grants_end_and_keeps_their_rows(
     work: Gateway, boss: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -394,6 +396,7 @@ def test_deleting_a_team_says_which_grants_end_and_keeps_their_rows(
     assert (shown["to"], shown["team"], shown["team_name"]) == ("team", None, "Writers")
 
 
+@pytest.mark.full
 def test_a_set_that_limits_only_an_archived_agent_can_be_archived(work: Gateway, boss: User) -> None:
     reading = ToolSet.objects.add(gateway=work, name="Reading", by=boss)
     bot = make.agent(by=boss)
@@ -431,6 +434,7 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     assert rest.send("patch", path, {"said_title": "\u200bRead"}).status_code == 400
 
 
+@pytest.mark.full
 def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=boss, name="CI bot")
     make.token(make.connection(bot, work, ann))

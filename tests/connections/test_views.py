@@ -19,6 +19,7 @@ REVOKE = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "verb", "capability"),
     [
@@ -44,6 +45,7 @@ def test_others_connections_need_the_capability(
     assert holder.status_code in (200, 302)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("verb", "capability"),
     [
@@ -60,6 +62,7 @@ def test_acting_on_a_connection_does_not_need_the_list(verb: str, capability: Ca
     assert row(sign_in(make.user(capability)).post(path, headers=HTMX), connection)
 
 
+@pytest.mark.full
 def test_objects_one_may_neither_see_nor_end_do_not_exist(sign_in: SignIn) -> None:
     connection = a_connection(make.user())
     unseeing = make.user(*set(Capability) - including([Capability.MCP_CONNECTIONS_READ]))
@@ -67,6 +70,7 @@ def test_objects_one_may_neither_see_nor_end_do_not_exist(sign_in: SignIn) -> No
     assert sign_in(unseeing).post(f"/connections/{connection.pk}/revoke/").status_code == 404
 
 
+@pytest.mark.full
 def test_everybody_may_end_their_own_connection(sign_in: SignIn) -> None:
     ann = make.user()
     connection = make.connection(make.agent(by=make.user()), make.gateway(), ann)
@@ -90,6 +94,7 @@ def test_a_viewer_sees_rows_without_any_control(viv: User, sign_in: SignIn) -> N
     assert "Add a connection" not in text(page)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", ["hosts", "gateways"])
 def test_without_the_capability_only_ones_own_rows_are_listed(where: str, ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
@@ -120,6 +125,7 @@ def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -
     ) in asked
 
 
+@pytest.mark.full
 def test_a_connection_is_switched_off_and_on_with_nothing_lost(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection)
@@ -135,6 +141,7 @@ def test_a_connection_is_switched_off_and_on_with_nothing_lost(ana: User, sign_i
     assert {"connection.disabled", "connection.enabled"} <= set(done)
 
 
+@pytest.mark.full
 def test_the_answer_shows_the_row_as_its_tab_does(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana, "CI bot")
     on_gateway = HTMX | {"HX-Current-URL": f"http://testserver/gateways/{connection.gateway.slug}/connections/"}
@@ -145,6 +152,7 @@ def test_the_answer_shows_the_row_as_its_tab_does(ana: User, sign_in: SignIn) ->
     assert f"/gateways/{connection.gateway.slug}/" not in answer
 
 
+@pytest.mark.full
 def test_revoking_asks_in_these_words_with_the_focus_on_cancel(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection)
@@ -160,6 +168,7 @@ def test_revoking_asks_in_these_words_with_the_focus_on_cancel(ana: User, sign_i
     assert connection.is_live
 
 
+@pytest.mark.full
 def test_revoking_ends_the_connection_and_its_tokens_for_good(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection)
@@ -210,6 +219,7 @@ def test_archiving_names_the_connections_it_ends_and_ends_them(ana: User, sign_i
     assert connection.revoke_reason == "archived"
 
 
+@pytest.mark.full
 def test_only_a_disabled_host_is_archived(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
 
@@ -220,6 +230,7 @@ def test_only_a_disabled_host_is_archived(ana: User, sign_in: SignIn) -> None:
     assert host.archived_at is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lacking", [Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE])
 def test_archiving_takes_both_capabilities(lacking: Capability, sign_in: SignIn) -> None:
     host = make.agent(by=make.user())

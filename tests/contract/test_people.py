@@ -8,7 +8,7 @@ from tests.contract.running import OWNER, PASSWORD, Workspace, free_port
 from tests.contract.web import LOGIN, PROFILE, Browser, link_of
 from tests.contract.world import NEW_PASSWORD, new_person, results, role_of, unique, within_a_minute
 
-pytestmark = pytest.mark.xdist_group("contract")
+pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
 
 KEYS, PEOPLE = "provisioning:manage", "people:manage"
 PROVISIONING = "/settings/provisioning/"
@@ -73,7 +73,6 @@ def test_nobody_gives_a_role_what_they_do_not_hold(workspace: Workspace) -> None
     assert (invited.status_code, invited.json()["code"]) == (403, "beyond_yours")
 
 
-@pytest.mark.full
 def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     person = new_person(workspace, "hosts:read")
     # Attempts in a browser in which somebody has signed in are counted separately; an invented cookie changes nothing.
@@ -102,7 +101,6 @@ def test_passwords_cannot_be_tried_without_end(workspace: Workspace) -> None:
     assert elsewhere.is_signed_in()
 
 
-@pytest.mark.full
 def test_start_with_another_address_of_the_administrator_makes_no_second_one(workspace: Workspace) -> None:
     other, password = f"{unique('mallory')}@example.com", "a third horse 9 battery"
     assert workspace.sign_in(OWNER, PASSWORD).is_signed_in()

@@ -21,7 +21,7 @@ from tests.contract.servers import Server
 from tests.contract.web import Browser
 from tests.contract.world import Place, assign, new_gateway, new_host, new_server, new_token
 
-pytestmark = pytest.mark.xdist_group("contract")
+pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
 
 BLOCK = """
 CREATE FUNCTION contract_refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'the log is full'; END $$;
@@ -122,7 +122,6 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
         assert not [(name, told[told.index(one) - 60 :][:90]) for one in secrets if one in told]
 
 
-@pytest.mark.full
 def test_error_of_a_call_is_recorded_without_the_credential(workspace: Workspace, run: Run) -> None:
     """Errors are logged even if payloads are not recorded."""
     owner, server, secret = workspace.owner, run(Server()), f"upstream-{uuid4().hex}"
@@ -200,7 +199,6 @@ def signature_of_another(workspace: Workspace, checkpoint: Checkpoint) -> Checkp
     return replace(checkpoint, signature=workspace.checkpoint_key.sign(b"another"))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("forge", first(1, [signature_of_another, another_key, another_before_it]))
 def test_forged_checkpoint_is_found(
     workspace: Workspace, place: Place, kept_key: Path, forge: Callable[[Workspace, Checkpoint], Checkpoint]
@@ -221,7 +219,6 @@ def test_forged_checkpoint_is_found(
     assert findings(workspace, kept_key) == ""
 
 
-@pytest.mark.full
 def test_row_that_was_changed_removed_or_added_is_found(workspace: Workspace, place: Place, kept_key: Path) -> None:
     assert workspace.manage("housekeeping").returncode == 0
     eventually(lambda: Checkpoint.all(workspace))  # The first checkpoint covers no calls made before it.

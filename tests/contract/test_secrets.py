@@ -12,7 +12,7 @@ from tests.contract.servers import Server
 from tests.contract.web import Browser
 from tests.contract.world import Place, new_person, new_server, new_token, results, role_of, unique
 
-pytestmark = pytest.mark.xdist_group("contract")
+pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
 
 
 def everything(browser: Browser, *paths: str) -> Iterator[str]:
@@ -44,7 +44,6 @@ def test_entered_secrets_are_in_no_answer_and_in_no_event(workspace: Workspace, 
     assert not [one for one in told if any(secret in one for secret in made)]
 
 
-@pytest.mark.full
 def test_issued_secrets_are_told_once(workspace: Workspace, place: Place) -> None:
     owner = workspace.owner
     rotated = owner.post(f"/tokens/{place.token['id']}/rotate", overlap_hours=1)["token"]
@@ -59,7 +58,6 @@ def test_issued_secrets_are_told_once(workspace: Workspace, place: Place) -> Non
         assert not [one for one in told if secret in one]
 
 
-@pytest.mark.full
 def test_secret_of_a_token_is_told_to_its_owner_only(workspace: Workspace, place: Place) -> None:
     person = new_person(workspace, "api-tokens:manage")
     token, _ = new_token(person.browser, place.host, place.gateway)
@@ -73,7 +71,6 @@ def test_secret_of_a_token_is_told_to_its_owner_only(workspace: Workspace, place
     assert person.browser.post(f"/tokens/{token['id']}/collect")["token"].startswith("gwa_")
 
 
-@pytest.mark.full
 def test_field_of_an_event_that_names_a_secret_is_masked_on_the_page(workspace: Workspace, place: Place) -> None:
     """Insert an event whose secret fields were never masked: the page masks them. No existing row is changed."""
     value, uid = secrets.token_urlsafe(24), str(uuid4())

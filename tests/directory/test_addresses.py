@@ -57,6 +57,7 @@ def test_addresses_are_created_for_everyone_and_teams_once(browser: Client, sale
     assert browser.post(f"{LIST}add/", {}).status_code == 422
 
 
+@pytest.mark.full
 def test_an_address_is_regenerated_disabled_and_enabled_with_events_that_lack_it(
     browser: Client, sales: Team, boss: User
 ) -> None:
@@ -76,6 +77,7 @@ def test_an_address_is_regenerated_disabled_and_enabled_with_events_that_lack_it
     assert new.token not in told
 
 
+@pytest.mark.full
 def test_the_list_says_when_it_was_read_and_by_which_client(browser: Client, sales: Team, boss: User) -> None:
     DirectoryAddress.objects.add(team=None, by=boss)
     for_sales = DirectoryAddress.objects.add(team=sales, by=boss)
@@ -93,6 +95,7 @@ def test_the_list_says_when_it_was_read_and_by_which_client(browser: Client, sal
     assert for_sales.url in b"".join(exported.streaming_content).decode()
 
 
+@pytest.mark.full
 def test_deleting_a_team_says_that_its_address_stops(browser: Client, sales: Team, boss: User) -> None:
     page = f"/people/teams/{sales.pk}/delete/"
 
@@ -111,6 +114,7 @@ def test_an_empty_file_of_claude_code_is_marked(browser: Client, boss: User) -> 
     assert "with it, Claude Code loads no MCP server" not in text(browser.get(f"{LIST}{address.pk}/"))
 
 
+@pytest.mark.full
 def test_seeing_and_changing_are_apart(sales: Team, boss: User, sign_in: SignIn, max: User) -> None:
     address = DirectoryAddress.objects.add(team=None, by=boss)
     reader = sign_in(make.user(Capability.GATEWAYS_READ))

@@ -82,6 +82,7 @@ def test_cursor_gets_the_gateways(address: DirectoryAddress) -> None:
     }
 
 
+@pytest.mark.full
 def test_files_are_downloaded_as_shown(address: DirectoryAddress, boss: User, sign_in: SignIn) -> None:
     browser: Client = sign_in(boss)
     for file in policy_files(address):

@@ -72,6 +72,7 @@ def slugs(answer: Any) -> list[str]:
     return [one["server"]["name"].partition("/")[2] for one in answer.json()["servers"]]
 
 
+@pytest.mark.full
 def test_an_address_lists_what_everybody_of_its_team_may_use(
     everyone: DirectoryAddress, for_sales: DirectoryAddress, open_to_all: Gateway, open_to_sales: Gateway, boss: User
 ) -> None:
@@ -122,6 +123,7 @@ def test_texts_of_any_length_fit_the_schema(everyone: DirectoryAddress, boss: Us
     assert slugs(get(everyone)) == ["long", "s"]
 
 
+@pytest.mark.full
 def test_what_is_no_longer_open_is_gone_on_the_next_request(
     for_sales: DirectoryAddress, open_to_all: Gateway, open_to_sales: Gateway, boss: User
 ) -> None:
@@ -134,6 +136,7 @@ def test_what_is_no_longer_open_is_gone_on_the_next_request(
     assert slugs(get(for_sales)) == ["docs-for-all"]
 
 
+@pytest.mark.full
 def test_a_disabled_regenerated_or_unknown_address_answers_404(
     for_sales: DirectoryAddress, open_to_all: Gateway, sales: Team, boss: User
 ) -> None:
@@ -182,6 +185,7 @@ def test_an_api_key_lists_what_its_owner_may_use(open_to_all: Gateway, open_to_s
     )
 
 
+@pytest.mark.full
 def test_vs_code_lists_pages_searches_and_finds_installed_servers(everyone: DirectoryAddress, boss: User) -> None:
     for number in range(120):
         make.gateway(name=f"Team tools {number}", slug=f"t{number:03}", description="Tools", by=boss)
@@ -285,6 +289,7 @@ def few_requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.full
 def test_too_many_requests_of_one_address_get_429(everyone: DirectoryAddress, few_requests: None) -> None:
     statuses = [get(everyone).status_code for _ in range(3)]
 

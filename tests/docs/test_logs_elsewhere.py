@@ -12,7 +12,7 @@ from tests.docs.test_deploy import with_this_python
 from tests.docs.test_how_tos import shell
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 PAGE = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -60,7 +60,6 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
         live.manage("shell", "--no-imports", "-c", "from sinks.models import Sink\nSink.objects.all().delete()")
 
 
-@pytest.mark.full
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
     keep, verify, compare = map(with_this_python, re.findall(r"```bash\n([^\n]*verify_log.*?)```", AUDITOR, re.DOTALL))
     today = datetime.now(UTC).date()

@@ -373,6 +373,7 @@ def test_people_are_narrowed_by_how_their_address_begins(boss: Client) -> None:
     assert boss.get(f"{listing('accounts.user')}?email__startswith=a").status_code == 200
 
 
+@pytest.mark.full
 def test_staff_without_capabilities_see_an_empty_admin(sign_in: SignIn) -> None:
     client = staff(sign_in)
 
@@ -380,6 +381,7 @@ def test_staff_without_capabilities_see_an_empty_admin(sign_in: SignIn) -> None:
     assert {client.get(listing(name)).status_code for name in registered()} == {403}
 
 
+@pytest.mark.full
 def test_a_capability_opens_its_models_and_no_other(sign_in: SignIn) -> None:
     client = staff(sign_in, Capability.LOGS_READ)
 
@@ -388,6 +390,7 @@ def test_a_capability_opens_its_models_and_no_other(sign_in: SignIn) -> None:
     assert opened == {"auditlog.call", "accounts.savedview"}
 
 
+@pytest.mark.full
 def test_reading_offers_no_action_and_takes_none(sign_in: SignIn) -> None:
     client = staff(sign_in, Capability.HOSTS_READ)
     host = make.agent(by=make.user())
@@ -452,6 +455,7 @@ def test_every_action_records_one_event_here_or_in_the_table_of_verbs(boss: Clie
     assert {(name, one.name) for name, pages in registered().items() for one in pages.acts} == tried | set(here)
 
 
+@pytest.mark.full
 def test_a_verb_that_refuses_is_told_and_changes_nothing(boss: Client) -> None:
     host = make.agent(by=make.user())
 
@@ -462,6 +466,7 @@ def test_a_verb_that_refuses_is_told_and_changes_nothing(boss: Client) -> None:
     assert host.archived_at is None
 
 
+@pytest.mark.full
 def test_a_shared_identity_takes_the_capability_of_its_server(sign_in: SignIn) -> None:
     client = staff(sign_in, Capability.IDENTITIES_MANAGE)
     identity = make.identity(make.server(auth_type=AuthType.BEARER))
@@ -473,6 +478,7 @@ def test_a_shared_identity_takes_the_capability_of_its_server(sign_in: SignIn) -
     assert identity.revoked_at is None
 
 
+@pytest.mark.full
 def test_a_form_changes_by_the_verb(boss: Client) -> None:
     host = make.agent(by=make.user())
     page = reverse("admin:hosts_host_change", args=[host.pk])
@@ -531,6 +537,7 @@ def test_teams_of_who_holds_more_are_refused_in_words(boss: Client) -> None:
     assert peers.emails() == [clerk.email], "oneself may join"
 
 
+@pytest.mark.full
 def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
     world(user_of(boss))
     open_forms = {"hosts.host", "accounts.team"}
@@ -556,6 +563,7 @@ def test_ended_tokens_have_no_form(boss: Client) -> None:
     assert boss.post(page, {"name": "back again"}).status_code == 403
 
 
+@pytest.mark.full
 def test_an_app_is_not_renamed_by_hand(boss: Client) -> None:
     app = make.app()
 
@@ -589,6 +597,7 @@ def test_a_call_is_searched_by_what_has_an_index(boss: Client) -> None:
         assert ("another" in found) == (wanted == "another")
 
 
+@pytest.mark.full
 def test_the_history_of_a_row_is_its_admin_events(boss: Client) -> None:
     host = make.agent(by=make.user())
 

@@ -146,6 +146,7 @@ async def test_the_sdks_client_uses_every_tool_in_either_era(desk: Desk, owner: 
     assert told["plan_change"]["digest"] in told["plan_change"]["apply"]
 
 
+@pytest.mark.full
 def test_each_tool_names_the_missing_capability(desk: Desk, owner: User) -> None:
     call, member = refused_call(owner), make.user()
     needed = {
@@ -199,6 +200,7 @@ def test_an_agent_sees_no_connections_of_others_without_the_capability(desk: Des
     assert len(desk.ask(owner, "agent_summary", host=call.host_name)["structuredContent"]["connections"]) == 1
 
 
+@pytest.mark.full
 def test_texts_of_others_stay_data(desk: Desk, owner: User) -> None:
     refused_call(owner, feature_name=INJECTION, error_text=INJECTION)
 
@@ -212,6 +214,7 @@ def test_texts_of_others_stay_data(desk: Desk, owner: User) -> None:
     assert result["structuredContent"]["calls"][0]["error_text"] == INJECTION
 
 
+@pytest.mark.full
 def test_pages_have_fifty_rows_and_a_cursor(desk: Desk, owner: User) -> None:
     for number in range(52):
         make.call(host_name="many", method=f"m{number}")
@@ -268,12 +271,14 @@ def test_disabled_on_the_next_request(desk: Desk, owner: User) -> None:
     assert [call.deny_reason for call in desk.proxy.calls()[-2:]] == ["", "server_disabled"]
 
 
+@pytest.mark.full
 def test_requests_for_nobody_see_nothing(desk: Desk) -> None:
     for person in ("", NOBODY_ID, "owner@example.com"):
         with pytest.raises(ToolFailed, match="acts for no active person"):
             admin_server._run(person, TOOLS["list_waiting"], {})
 
 
+@pytest.mark.full
 def test_a_person_has_two_calls_at_a_time(db: None, owner: User) -> None:
     goes_on, person = threading.Event(), str(owner.pk)
     slow = Tool("slow", "", "", lambda caller, _: (str(goes_on.wait(60)), {}), {})
@@ -306,6 +311,7 @@ def test_the_button_adds_it_for_nobody_yet(sign_in: SignIn, owner: User) -> None
     assert Server.objects.filter(url=ADMIN_URL).count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lacking", [Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE])
 def test_adding_it_needs_both_capabilities(sign_in: SignIn, lacking: Capability) -> None:
     browser = sign_in(make.user(*(set(Capability) - {lacking})))

@@ -15,7 +15,7 @@ from servers.models import Health
 from tests import make
 from tests.conftest import SignIn
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 HTMX = {"HX-Request": "true"}
 

@@ -95,6 +95,7 @@ def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[Lim
     ] * 2
 
 
+@pytest.mark.full
 def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 100_000)
@@ -111,6 +112,7 @@ def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[Li
     assert talk(reader_of_all, conversation, steady) == b"HTTP/1.1 408 Request Timeout"
 
 
+@pytest.mark.full
 def test_a_slow_but_steady_body_is_taken(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 30)
@@ -153,6 +155,7 @@ def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(
     assert talk(reader_of_all, conversation, hasty(http_protocol, body_window=5)) == [True, False, False, False]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "first", [HEAD % 2 + b"hi", b"GET /mcp/work HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["call", "stream"]
 )
@@ -190,6 +193,7 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
+@pytest.mark.full
 def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[LimitedHttpProtocol]) -> None:
     served = asyncio.Event()
 
@@ -205,6 +209,7 @@ def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[LimitedHttpProto
     talk(app, conversation, hasty(http_protocol, untaken_seconds=0.1))
 
 
+@pytest.mark.full
 def test_an_answer_that_is_read_slowly_is_not_cut() -> None:
     async def conversation(connect: Any) -> int:
         client = await connect(b"GET /logs/export/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

@@ -235,6 +235,7 @@ def nothing_left(clinic: Clinic) -> bool:
     return not applications and not clinic.served.rows("SELECT 1 FROM connections_connection WHERE revoked_at IS NULL")
 
 
+@pytest.mark.full
 def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
     report = clinic.report()
 
@@ -251,6 +252,7 @@ def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
     assert f"You opened <code>localhost:{clinic.served.port}</code>" in page
 
 
+@pytest.mark.full
 def test_the_command_passes(clinic: Clinic) -> None:
     code, said = clinic.command("--gateway", "quickstart")
 
@@ -298,6 +300,7 @@ def first_failure(url: str) -> CheckStep:
     return steps[0]
 
 
+@pytest.mark.full
 def test_a_person_who_may_connect_nothing_is_told_so(clinic: Clinic) -> None:
     clinic.served.rows("UPDATE gateways_gateway SET enabled = false WHERE slug = 'quickstart'")
     try:

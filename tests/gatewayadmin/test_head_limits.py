@@ -110,6 +110,7 @@ def test_a_large_body_is_read_only_on_demand(
     assert asyncio.run(_paused_and_kept(http_protocol, head, body)) == (paused, 0, got)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "start",
     [
@@ -129,6 +130,7 @@ def test_many_small_headers_are_too_large_together(answer_to: AnswerTo) -> None:
     assert answer == b"HTTP/1.1 431 Request Header Fields Too Large"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("drip", [b"", b"x", b"\r\n"], ids=["nothing", "a letter", "a blank line"])
 def test_a_head_that_takes_too_long_closes_the_connection(answer_to: AnswerTo, drip: bytes) -> None:
     assert answer_to(*[drip] * 4, pause=0.1, seconds=0.2) == b""

@@ -79,6 +79,7 @@ def test_the_index_for_assistants_links_to_markdown(ann: User, sign_in: SignIn) 
     assert client.get(urls[0]).content.decode() == (ROOT / "docs" / "quickstart.md").read_text()
 
 
+@pytest.mark.full
 def test_a_page_and_its_empty_list_lead_to_their_how_to_and_to_where_problems_are_reported(
     ana: User, sign_in: SignIn, settings: Settings
 ) -> None:
@@ -105,6 +106,7 @@ def test_every_topic_names_a_page_of_the_site_and_of_the_documentation() -> None
     assert {*_TOPICS.values()} <= {*documents()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("words", "first"),
     [
@@ -133,6 +135,7 @@ def test_a_report_link_that_is_none_stops_the_start(value: str, monkeypatch: pyt
         environment.link("GATEWAY_REPORT_URL")
 
 
+@pytest.mark.full
 def test_a_key_goes_to_a_page_the_person_may_open(ana: User, sign_in: SignIn) -> None:
     client, member = sign_in(ana), sign_in(make.user())
 

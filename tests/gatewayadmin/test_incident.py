@@ -66,6 +66,7 @@ def places(link: Connection) -> dict[str, str]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["host", "user", "connection", "token", "server"])
 def test_each_subject_shows_its_day_against_the_usual(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
     now = timezone.now()
@@ -116,6 +117,7 @@ ENDED = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ACTS)
 def test_one_act_says_what_it_ends_and_records_why(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
     client, page = sign_in(boss), places(link)[kind]
@@ -135,6 +137,7 @@ def test_one_act_says_what_it_ends_and_records_why(kind: str, link: Connection, 
     assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ACTS)
 def test_the_same_act_over_rest_answers_what_it_ended(kind: str, link: Connection, boss: User) -> None:
     server = link.gateway.assignments.get().server
@@ -182,6 +185,7 @@ def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(
     assert (link.host.enabled, link.user.is_active) == (True, True)
 
 
+@pytest.mark.full
 def test_without_a_reason_none_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:
     sign_in(boss).post(f"{places(link)['token']}stop/", {"reason": "  "})
 
@@ -199,6 +203,7 @@ def test_disabling_a_server_can_be_undone_from_the_toast(link: Connection, boss:
     assert server.enabled
 
 
+@pytest.mark.full
 def test_the_act_takes_what_its_verbs_take(link: Connection, sign_in: SignIn) -> None:
     looks = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_READ))
     toggles = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE))
@@ -221,6 +226,7 @@ def test_nobody_stops_a_person_who_may_do_more(link: Connection, ana: User, sign
     assert ana.is_active
 
 
+@pytest.mark.full
 def test_what_access_is_left_is_listed_with_its_tools(link: Connection, boss: User, sign_in: SignIn) -> None:
     client, page = sign_in(boss), places(link)["host"]
 
@@ -232,6 +238,7 @@ def test_what_access_is_left_is_listed_with_its_tools(link: Connection, boss: Us
     assert "blocked" in blocked
 
 
+@pytest.mark.full
 def test_access_left_by_grants_is_named_with_its_end_and_counts_the_given_tools_only(
     link: Connection, boss: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -258,6 +265,7 @@ def test_access_left_by_grants_is_named_with_its_end_and_counts_the_given_tools_
     assert "0 tools</span>" in text(client.get(page))
 
 
+@pytest.mark.full
 def test_the_page_names_the_connections_used_last_and_counts_the_others(
     link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

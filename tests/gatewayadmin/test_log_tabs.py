@@ -57,6 +57,7 @@ def test_people_who_may_not_open_the_object_get_only_its_log(ana: User, sign_in:
     assert sign_in(make.user(Capability.HOSTS_READ)).get(f"/hosts/{agent.pk}/logs/").status_code == 403
 
 
+@pytest.mark.full
 def test_a_connection_s_calls_are_one_step_away(ana: User, sign_in: SignIn) -> None:
     agent = make.agent(by=ana)
     connection = make.connection(agent, make.gateway(), ana)

@@ -184,6 +184,7 @@ TALKS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", TALKS)
 def test_all_ways_answer_alike(name: str) -> None:
     async def conversations() -> list[bytes]:
@@ -194,6 +195,7 @@ def test_all_ways_answer_alike(name: str) -> None:
     assert answers["fast"].startswith(b"HTTP/1.1 ")
 
 
+@pytest.mark.full
 def test_repeated_headers_are_parsed_once() -> None:
     """Calls of one client differ only in their bodies, so their headers are parsed once."""
     assert parsed(post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)) == 1
@@ -218,6 +220,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
     assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
 
 
+@pytest.mark.full
 @every_way
 @pytest.mark.parametrize("apart", [True, False])
 def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apart: bool) -> None:
@@ -232,6 +235,7 @@ def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apa
     assert heard.endswith(b"<closed>")
 
 
+@pytest.mark.full
 @every_way
 def test_after_its_body_a_call_hears_only_that_the_client_left(way: Way) -> None:
     heard: list[str] = []
@@ -256,6 +260,7 @@ def test_a_header_with_a_line_break_never_leaves(way: Way) -> None:
     assert b"x-forged" not in heard
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
 def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
     heard = talk(OTHER_SPELLING, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -266,14 +271,17 @@ def test_unusual_calls_use_uvicorns_own_path(request_line: bytes) -> None:
 class TestIdle:
     """Idle connections are closed, and busy connections are not."""
 
+    @pytest.mark.full
     def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
         assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")
 
+    @pytest.mark.full
     def test_a_later_call_puts_it_off(self, way: Way) -> None:
         heard = talk_in_time(way, *[post(b"hello")] * 40, keep_alive=0.6)
         assert heard.count(b"HTTP/1.1 200") == 40
         assert heard.endswith(b"<closed>")
 
+    @pytest.mark.full
     def test_never_while_a_call_is_under_way(self, way: Way) -> None:
         heard = talk_in_time(way, post(b"hello"), post(b"slow"), keep_alive=0.1)
         assert heard.count(b"HTTP/1.1 200") == 2

@@ -210,6 +210,7 @@ def test_spans_fail_without_a_word_of_what_the_proxy_says() -> None:
     assert proxy.asked == ["collector.example.com:4318"]
 
 
+@pytest.mark.full
 def test_the_workspace_page_says_where_the_proxy_is_and_not_its_password(proxy: ForwardProxy) -> None:
     ana = make.user(*Capability, email="ana@example.com")
     page = browser(session_of(ana)).get(reverse("accounts:workspace")).content.decode()

@@ -35,6 +35,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
     return Call.objects.create(created_at=at, outcome=outcome, **(defaults | fields))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "words"),
     [
@@ -56,6 +57,7 @@ def test_each_number_needs_its_capability(capabilities: Sequence[Capability], wo
     assert words not in text(sign_in(make.user(*set(Capability) - {*capabilities})).get("/"))
 
 
+@pytest.mark.full
 def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) -> None:
     person = make.user()
     own = make.connection(make.agent(by=make.user(), name="Feedback bot"), make.gateway(), person)
@@ -71,6 +73,7 @@ def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) 
         assert words not in page
 
 
+@pytest.mark.full
 def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in: SignIn) -> None:
     a_call(Outcome.OK)
     a_call(Outcome.DENIED, host_name="CI bot", deny_reason="host_disabled")
@@ -175,6 +178,7 @@ def test_numbers_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> Non
         assert f'{path}"><header><span>' in page
 
 
+@pytest.mark.full
 def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) -> None:
     connection = make.connection(make.agent(by=ana, name="CI bot"), make.gateway(), ana)
     make.token(connection, name="ends-soon", expires_in_days=7)
@@ -290,6 +294,7 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
     assert sorted(of("token")) == ["active", "blocked"]
 
 
+@pytest.mark.full
 def test_a_server_that_is_down_has_its_effect_on_tools_explained(ana: User, sign_in: SignIn) -> None:
     """The server's approved definitions stay listed; only calls fail while the server is down."""
     server = make.server(name="Docs")

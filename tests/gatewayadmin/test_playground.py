@@ -118,6 +118,7 @@ def test_a_run_is_a_logged_call_of_the_person_and_the_app_playground(run: Run, m
     assert [event.action for event in Event.objects.order_by("id")] >= ["connection.opened"]
 
 
+@pytest.mark.full
 def test_the_token_of_a_run_is_on_no_page_and_in_no_row(
     run: Run, member: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_token_of_a_run_is_on_no_page_and_in_no_row(
     assert not any(lent[0] in json.dumps(event.changes) for event in Event.objects.all())
 
 
+@pytest.mark.full
 def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User) -> None:
     gateway = make.gateway()
     other = make.app_connection(make.user(), gateway)
@@ -146,6 +148,7 @@ def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User
     assert not AccessToken.objects.exists()
 
 
+@pytest.mark.full
 def test_nothing_is_lent_for_a_connection_that_has_ended(member: User) -> None:
     connection = make.app_connection(member, make.gateway())
     connection.revoke(by=member)
@@ -210,6 +213,7 @@ def deaf(endpoint: App, over: asyncio.Event) -> App:
     return served
 
 
+@pytest.mark.full
 def test_destructive_tools_ask_once_more(run: Run, member: User) -> None:
     gateway_of(run, says, tool("say", annotations={"destructiveHint": True}))
 
@@ -219,6 +223,7 @@ def test_destructive_tools_ask_once_more(run: Run, member: User) -> None:
     assert Call.objects.get().outcome == "ok"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("annotations", "said"),
     [({"readOnlyHint": True}, "Read only"), ({"destructiveHint": True}, "Destructive"), ({"readOnlyHint": 1}, "")],
@@ -363,6 +368,7 @@ def test_reach_that_was_lost_is_lost_for_the_connection_it_had(run: Run, member:
     assert Call.objects.count() == 1
 
 
+@pytest.mark.full
 def test_people_who_may_not_connect_apps_cannot_run_tools(run: Run) -> None:
     gateway_of(run, says)
 
@@ -385,6 +391,7 @@ def test_where_new_apps_wait_for_approval_the_playground_waits_too(run: Run, mem
     assert Call.objects.get().outcome == "ok"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
 def test_disabled_objects_stop_a_run_like_an_agent(layer: str, run: Run, member: User) -> None:
     gateway_of(run, says)
@@ -415,6 +422,7 @@ def test_a_revoked_connection_stays_ended_and_the_next_run_opens_another(run: Ru
     assert Token.objects.live_key(first) is None
 
 
+@pytest.mark.full
 def test_a_denial_shows_what_an_agent_gets_and_its_act_to_who_may(run: Run, member: User) -> None:
     gateway = gateway_of(run, says)
     owner = make.user(*Capability)
@@ -466,6 +474,7 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
     assert not filled_in(reader, "'; --")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("asked", [{"gateway": "\0"}, {"gateway": "work", "name": "a\0b"}, {"kind": "\0"}])
 def test_a_null_character_names_nothing(asked: dict[str, str], member: User, sign_in: SignIn) -> None:
     make.gateway(slug="work")
@@ -474,6 +483,7 @@ def test_a_null_character_names_nothing(asked: dict[str, str], member: User, sig
     assert sign_in(member).post(PATH, asked).status_code == 422
 
 
+@pytest.mark.full
 def test_a_form_without_a_csrf_token_runs_nothing(run: Run, member: User, sign_in: SignIn) -> None:
     gateway_of(run, says)
     client = sign_in(member)
@@ -514,6 +524,7 @@ def test_a_tools_answer_is_never_markup(run: Run, member: User) -> None:
     assert page.rstrip().endswith("</html>")
 
 
+@pytest.mark.full
 def test_pictures_are_all_that_the_page_draws_from_itself(member: User, sign_in: SignIn) -> None:
     policy = sign_in(member).get(PATH)["Content-Security-Policy"]
 

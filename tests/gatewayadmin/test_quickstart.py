@@ -127,6 +127,7 @@ def test_progress_comes_as_events(server: Upstream) -> None:
     assert events[-1]["result"]["content"][0]["text"] == "Done."
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_sdks_client_speaks_with_it_in_either_era(server: Upstream, mode: Any) -> None:
     async with create_mcp_http_client(headers=HEADER) as http:

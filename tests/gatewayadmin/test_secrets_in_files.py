@@ -149,6 +149,7 @@ def test_only_secrets_can_be_read_from_files(monkeypatch: pytest.MonkeyPatch) ->
     assert told == "GATEWAY_PUBLIC_URL_FILE is not a variable of Gateway Admin; only secrets are read from files."
 
 
+@pytest.mark.full
 def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets = {**KEYS, "DATABASE_URL": NOWHERE, "GATEWAY_ADMIN_PASSWORD": "a-password-of-secrecy"}
     secrets |= {"GATEWAY_EMAIL_URL": "smtp://user:of-secrecy@mail.example.com", "GATEWAY_METRICS_TOKEN": "of-secrecy"}

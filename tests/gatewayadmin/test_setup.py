@@ -35,6 +35,7 @@ def done(viewer: User) -> list[str]:
     return [step.name for step in setup.steps if step.done] if setup else ["all"]
 
 
+@pytest.mark.full
 def test_each_step_is_done_when_the_thing_has_happened(owner: User) -> None:
     built_in = make.server(slug="quickstart", url=BUILT_IN_URL)
     trial = make.gateway(built_in)
@@ -84,6 +85,7 @@ def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page
     assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
 
 
+@pytest.mark.full
 def test_the_dashboard_shows_them_to_who_sets_up_and_says_who_else_may(sign_in: SignIn) -> None:
     WorkspaceSettings.load()
     page = text(sign_in(make.user(Capability.PEOPLE_MANAGE)).get("/"))
@@ -112,6 +114,7 @@ def test_the_page_asks_again_and_gets_an_answer_when_something_has_happened(owne
     assert "every 2s" not in asleep
 
 
+@pytest.mark.full
 def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, sign_in: SignIn) -> None:
     client = sign_in(owner)
     first = make.call(feature_name="echo", client_name="Codex CLI")

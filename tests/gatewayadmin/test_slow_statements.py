@@ -14,6 +14,7 @@ from gatewayadmin.config import database
 from tests import make
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("path", "words"), [("/api/logs", '"code": "too_slow"'), ("/logs/", "This took too long")], ids=["api", "page"]
 )

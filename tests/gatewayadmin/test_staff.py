@@ -32,10 +32,12 @@ def test_a_password_alone_opens_nothing() -> None:
     assert staff.session["_auth_user_id"] == before
 
 
+@pytest.mark.full
 def test_people_without_the_staff_flag_are_refused() -> None:
     assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
 
 
+@pytest.mark.full
 def test_staff_come_in() -> None:
     assert browser(is_staff=True).get("/admin/").status_code == 200
 

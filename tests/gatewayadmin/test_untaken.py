@@ -31,6 +31,7 @@ async def a_little(sock: socket.socket) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("take", [nothing, a_little])
 def test_a_client_that_takes_hardly_anything_is_cut_off(
     http_protocol: type[LimitedHttpProtocol],
@@ -64,6 +65,7 @@ def test_a_client_that_takes_hardly_anything_is_cut_off(
     assert "took less than 16 KiB of an answer" in caplog.text
 
 
+@pytest.mark.full
 def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})

@@ -27,6 +27,7 @@ READ = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", READ)
 def test_uvicorn_is_the_one_our_http_protocols_were_written_against(name: str) -> None:
     owner, _, method = name.partition(".")

@@ -35,6 +35,7 @@ def test_the_commit_is_the_one_named_in_the_environment_or_that_of_the_checkout(
     assert (with_commit("abc1234"), with_commit("")) == (f"{VERSION} (abc1234)", VERSION)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("word", ["--version", "version"])
 def test_the_command_prints_it_whatever_the_settings_and_makes_nothing(tmp_path: Path, word: str) -> None:
     done = manage(tmp_path / "var", word, GATEWAY_COMMIT="abc1234", PORT="eighty")

@@ -130,6 +130,7 @@ def test_a_member_asks_and_the_approver_decides_on_pages(
     assert not ToolGrant.objects.to(ann).exists()
 
 
+@pytest.mark.full
 def test_a_grant_begins_with_the_approval_and_extends_without_a_gap(work: Gateway, boss: User, ann: User) -> None:
     asked = asked_for(work, ann)
     with in_days(20):
@@ -154,6 +155,7 @@ def test_a_grant_begins_with_the_approval_and_extends_without_a_gap(work: Gatewa
         assert work.is_reachable_by(ann)
 
 
+@pytest.mark.full
 def test_what_is_refused_and_why(work: Gateway, boss: User, lead: User, ann: User) -> None:
     team = Team.objects.create(name="Insiders")
     other = make.gateway(slug="other", reach="teams")
@@ -185,6 +187,7 @@ def test_what_is_refused_and_why(work: Gateway, boss: User, lead: User, ann: Use
     refused(AlreadyGiven, lambda: asked_for(work, ann))
 
 
+@pytest.mark.full
 def test_requests_are_bounded_per_person(work: Gateway, boss: User, ann: User) -> None:
     work.edit(tools_given="granted", by=boss)
     sets = [ToolSet.objects.add(gateway=work, name=f"Set {number}", by=boss) for number in range(MOST_OPEN)]
@@ -254,6 +257,7 @@ def test_approvers_are_told_then_the_fallback_and_then_who_asked(work: Gateway, 
         assert ("Work ends in 3 days", [ann.email]) in messages()
 
 
+@pytest.mark.full
 def test_without_another_active_approver_those_who_manage_gateways_are_told_at_once(
     work: Gateway, boss: User, lead: User, ann: User
 ) -> None:
@@ -292,6 +296,7 @@ def test_rest_asks_decides_and_ends(work: Gateway, boss: User, lead: User, ann: 
     assert member.get("/me/gateways", access="yes").json()["results"] == []
 
 
+@pytest.mark.full
 def test_a_set_can_be_given_until_a_day(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
     gets, client = work.tool_sets.get(), sign_in(boss)
     today = datetime.now(UTC).date()

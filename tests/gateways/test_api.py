@@ -38,6 +38,7 @@ def search(work: Gateway) -> Feature:
 # --- Gateways -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Feature) -> None:
     make.connection(make.agent(by=ana), work, ana)
 
@@ -65,6 +66,7 @@ def test_a_gateway_is_made_and_changed_with_what_becomes_of_definitions(ana: Use
     assert (changed["new_definitions"], changed["changed_definitions"]) == ("wait", "accept")
 
 
+@pytest.mark.full
 def test_a_gateway_does_not_take_the_name_of_another(ana: User, work: Gateway) -> None:
     make.gateway(slug="play", name="Play")
 
@@ -72,6 +74,7 @@ def test_a_gateway_does_not_take_the_name_of_another(ana: User, work: Gateway) -
     assert Rest.of(ana).patch("/gateways/work", {"name": "WORK"}).json()["name"] == "WORK", "it may change its own case"
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("act", ["add", "edit"])
 def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, work: Gateway) -> None:
@@ -85,6 +88,7 @@ def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: 
     assert set(Gateway.objects.values_list("name", flat=True)) == {"Work", "PLAY"}
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("act", ["add", "edit"])
 def test_an_alias_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, work: Gateway) -> None:
@@ -99,6 +103,7 @@ def test_an_alias_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana
     assert set(work.assignments.live().values_list("alias", "server__slug")) == {("docs", "docs"), ("w", "other")}
 
 
+@pytest.mark.full
 def test_a_gateway_out_of_reach_does_not_exist(ann: User, work: Gateway) -> None:
     team = Team.objects.create(name="Support")
     closed = make.gateway(slug="closed", reach="teams")
@@ -111,6 +116,7 @@ def test_a_gateway_out_of_reach_does_not_exist(ann: User, work: Gateway) -> None
     assert Rest.of(ann).get("/gateways/closed").json()["teams"] == [{"id": str(team.pk), "name": "Support"}]
 
 
+@pytest.mark.full
 def test_a_gateway_is_made(ana: User) -> None:
     team = Team.objects.create(name="Support")
     rest = Rest.of(ana)
@@ -139,6 +145,7 @@ def test_a_gateway_is_edited_but_for_its_slug(ana: User, work: Gateway) -> None:
     assert Event.objects.filter(action="gateway.updated", via="api").count() == 3
 
 
+@pytest.mark.full
 def test_a_gateway_is_switched_and_archived(ana: User, work: Gateway) -> None:
     link = make.connection(make.agent(by=ana), work, ana)
     rest = Rest.of(ana)
@@ -172,6 +179,7 @@ def test_an_alias_is_taken_once(ana: User, work: Gateway) -> None:
     assert problem(Rest.of(ana).post("/gateways/work/servers", body)) == (409, "already_exists")
 
 
+@pytest.mark.full
 def test_a_shared_identity_must_fit(ana: User, work: Gateway) -> None:
     crm = make.server(slug="crm", auth_type=AuthType.BEARER)
     other = make.identity(make.server(auth_type=AuthType.BEARER))
@@ -250,6 +258,7 @@ def test_refreshing_asks_every_server(ana: User, docs: Server, work: Gateway, ru
     assert by_alias["gone"]["detail"]
 
 
+@pytest.mark.full
 def test_reading_takes_no_capability_and_changing_does(ann: User, work: Gateway, search: Feature) -> None:
     rest = Rest.of(ann)
 

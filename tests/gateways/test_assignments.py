@@ -42,6 +42,7 @@ def text(response: Any) -> str:
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_tab_says_how_each_server_stands_behind_the_gateway(
     work: Gateway, docs: Server, github: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -60,10 +61,12 @@ def test_the_tab_says_how_each_server_stands_behind_the_gateway(
     assert [words in rows[1] for words in ("GitHub", "Shared identity", "service", "0/1", ">github<")] == [True] * 5
 
 
+@pytest.mark.full
 def test_an_empty_tab_says_what_to_do_next(work: Gateway, ana: User, sign_in: SignIn) -> None:
     assert "This gateway exposes nothing yet. Assign a server." in text(sign_in(ana).get("/gateways/work/servers/"))
 
 
+@pytest.mark.full
 def test_a_server_that_is_down_is_named_above_the_list(work: Gateway, ana: User, sign_in: SignIn) -> None:
     make.assignment(work, make.server(name="Jira", health=Health.DOWN, health_error="did not answer within 5 s"))
     make.assignment(work, make.server(name="Off", health=Health.DOWN, health_error="?", enabled=False))
@@ -105,6 +108,7 @@ def test_the_dialog_offers_the_three_schemes_in_their_own_words(
         assert words in dialog
 
 
+@pytest.mark.full
 def test_a_server_is_assigned_under_its_slug(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).post("/gateways/work/assign/", {"server": "docs", "identity_scheme": "none"})
 
@@ -122,6 +126,7 @@ def test_a_server_is_assigned_without_an_alias(work: Gateway, docs: Server, ana:
     assert Assignment.objects.get().alias == ""
 
 
+@pytest.mark.full
 def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
     work: Gateway, github: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -138,6 +143,7 @@ def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
     assert Assignment.objects.get(alias="two").shared_identity is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -190,6 +196,7 @@ def test_every_bad_input_is_explained_in_its_place(
         assert words in page.split(f'id="id_{field}_error"')[1].split("</span>", maxsplit=1)[0]
 
 
+@pytest.mark.full
 def test_a_person_s_identity_is_never_offered_nor_taken_as_shared(
     work: Gateway, github: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -205,6 +212,7 @@ def test_a_person_s_identity_is_never_offered_nor_taken_as_shared(
     assert response.status_code == 422
 
 
+@pytest.mark.full
 def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
     make.assignment(work, make.server(name="Other"), alias="other")
     values = {"server": "docs", "identity_scheme": "none", "bare": "on"}
@@ -251,6 +259,7 @@ def test_a_concurrent_assignment_is_reported_at_the_alias_and_nothing_changes(
     assert {one.alias for one in work.assignments.live()} == {taken, *(one.alias for one in before)}
 
 
+@pytest.mark.full
 def test_another_server_brings_its_own_identities_into_the_open_dialog(
     work: Gateway, docs: Server, github: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -286,6 +295,7 @@ def test_another_alias_renames_the_tools(work: Gateway, docs: Server, ana: User,
     assert Event.objects.get(action="assignment.updated").changes == {"alias": ["docs", "papers"]}
 
 
+@pytest.mark.full
 def test_an_assignment_may_keep_its_own_alias(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
     assignment = make.assignment(work, docs)
 
@@ -294,6 +304,7 @@ def test_an_assignment_may_keep_its_own_alias(work: Gateway, docs: Server, ana: 
     assert response.status_code == 302
 
 
+@pytest.mark.full
 def test_the_server_of_an_assignment_is_not_changed_by_editing(
     work: Gateway, docs: Server, github: Server, ana: User, sign_in: SignIn
 ) -> None:

@@ -95,6 +95,7 @@ def test_tools_of_the_same_name_of_two_servers_are_two_entries(work: Assignment,
     assert listed(sign_in(ana), "?server=mail") == ["search"]
 
 
+@pytest.mark.full
 def test_features_on_unreachable_gateways_are_not_listed(
     work: Assignment, docs: Server, max: User, ana: User, sign_in: SignIn
 ) -> None:
@@ -110,6 +111,7 @@ def test_features_on_unreachable_gateways_are_not_listed(
     assert Rest.of(max).get(f"/tools/{hidden.pk}").status_code == 404
 
 
+@pytest.mark.full
 def test_deleted_removed_or_archived_features_are_not_listed(work: Assignment, lab: Assignment, ana: User) -> None:
     offer(work, search={}, gone={})
     offer(work, search={})
@@ -119,6 +121,7 @@ def test_deleted_removed_or_archived_features_are_not_listed(work: Assignment, l
     assert [tool["name"] for tool in results(Rest.of(ana).get("/tools"))] == ["search"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -145,6 +148,7 @@ def test_the_effect_a_server_claims_narrows_the_list(
     assert listed(sign_in(ana), query) == found
 
 
+@pytest.mark.full
 def test_titles_and_descriptions_are_searched(work: Assignment, max: User, sign_in: SignIn) -> None:
     Feature.objects.learn(work, [{"name": "a", "title": "Weather"}, {"name": "b", "description": "Rain and weather."}])
 
@@ -164,6 +168,7 @@ def test_definitions_awaiting_a_decision_lead_to_their_page(
     assert f'href="/features/{held.pk}/"' in client.get("/tools/").content.decode()
 
 
+@pytest.mark.full
 def test_features_after_the_first_list_are_new_for_a_week(work: Assignment, ana: User, sign_in: SignIn) -> None:
     offer(work, first={}, late={}, old={})
     Assignment.objects.update(created_at=timezone.now() - LONG_AGO)
@@ -195,6 +200,7 @@ def test_calls_are_those_of_the_tool_on_all_gateways_and_no_others(
     assert listed(client, "?sort=last") == ["search", "idle"]  # A tool without calls is last in either sort order.
 
 
+@pytest.mark.full
 def test_people_who_may_not_read_the_log_see_no_calls(work: Assignment, max: User, sign_in: SignIn) -> None:
     offer(work, search={}, idle={})
     called(work.features.get(name="search"))
@@ -319,6 +325,7 @@ def test_where_the_roll_ups_cannot_tell_any_more_the_newest_calls_are_read_and_i
     assert "Only the newest calls are counted" in client.get("/tools/").content.decode()
 
 
+@pytest.mark.full
 def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab: Assignment, ana: User) -> None:
     offer(work, lab, write={"readOnlyHint": False}, writer={"readOnlyHint": False}, read={"readOnlyHint": True})
     for name in ("writer", "writer", "write", "read"):
@@ -330,6 +337,7 @@ def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab:
     assert [(one.feature.name, one.calls) for one in found[:9]] == [("writer", 2), ("write", 1)]
 
 
+@pytest.mark.full
 def test_definitions_awaiting_a_decision_are_found_by_an_index(work: Assignment) -> None:
     offer(work, search={})
     with connection.cursor() as cursor:
@@ -378,6 +386,7 @@ def test_gateways_are_counted_once_also_where_a_server_is_on_one_twice(
     assert listed(client, "?sort=gateways") == ["once", "same", "wide"]
 
 
+@pytest.mark.full
 def test_the_sorted_column_says_so_and_turns_round(work: Assignment, ana: User, sign_in: SignIn) -> None:
     offer(work, search={})
 
@@ -415,6 +424,7 @@ def test_the_api_lists_each_tool_with_its_places(work: Assignment, lab: Assignme
     assert tool["places"][1]["id"] == str(work.features.get().pk)
 
 
+@pytest.mark.full
 def test_the_api_finds_a_tool_by_any_of_its_features(work: Assignment, lab: Assignment, ana: User) -> None:
     schema = {"type": "object", "properties": {"q": {"type": "string"}}}
     for place in (work, lab):
@@ -461,6 +471,7 @@ def tool_page(client: Client, tool: Feature, query: str = "") -> str:
     return str(page.content.decode())
 
 
+@pytest.mark.full
 def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
     work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
 ) -> None:

@@ -79,6 +79,7 @@ def learn_all(assignment: Assignment) -> None:
 # --- The tab, by kind ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -110,6 +111,7 @@ def test_the_tab_lists_one_kind_or_all(query: str, names: set[str], docs: Assign
     ]
 
 
+@pytest.mark.full
 def test_the_overview_counts_each_kind(docs: Assignment, client: Client) -> None:
     learn_all(docs)
 
@@ -134,6 +136,7 @@ def test_every_kind_has_the_same_switch(kind: FeatureKind, docs: Assignment, cli
     assert f'id="tool-{feature.pk}"' in row
 
 
+@pytest.mark.full
 def test_only_what_waits_for_a_decision_is_listed_where_that_is_asked(
     held: Feature, docs: Assignment, client: Client
 ) -> None:
@@ -273,6 +276,7 @@ def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, 
     assert 'hx-trigger="load delay' not in after
 
 
+@pytest.mark.full
 def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client: Client) -> None:
     """The process ended during the request, so the page stops waiting for an answer."""
     Feature.objects.note_asking(docs, FeatureKind.TOOL)
@@ -348,6 +352,7 @@ def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana
     assert client.get(page).context["shown"] == "approved"
 
 
+@pytest.mark.full
 def test_people_who_may_not_decide_see_the_difference_and_no_button(held: Feature, sign_in: SignIn) -> None:
     reader = sign_in(make.user(Capability.GATEWAYS_READ))
 
@@ -365,6 +370,7 @@ def test_people_who_may_not_decide_see_the_difference_and_no_button(held: Featur
     assert held.state == FeatureState.HELD
 
 
+@pytest.mark.full
 def test_a_feature_out_of_sight_is_not_there(held: Feature, sign_in: SignIn, client: Client) -> None:
     Gateway.objects.update(reach="teams")
     stranger = sign_in(make.user())
@@ -377,6 +383,7 @@ def test_a_feature_out_of_sight_is_not_there(held: Feature, sign_in: SignIn, cli
 # --- The page of a feature ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_page_shows_what_differs_and_no_character_stays_unseen(held: Feature, client: Client) -> None:
     page = text(client.get(f"/features/{held.pk}/"))
 
@@ -413,6 +420,7 @@ def test_the_rail_marks_where_the_breadcrumb_of_a_feature_begins(docs: Assignmen
         assert marked == ["/tools/" if feature.kind == FeatureKind.TOOL else "/gateways/"]
 
 
+@pytest.mark.full
 def test_approved_offered_and_each_version_can_be_read_whole(held: Feature, client: Client) -> None:
     approved, offered = (text(client.get(f"/features/{held.pk}/?show={name}")) for name in ("approved", "offered"))
     first = held.versions.get(hash=held.definition_hash)
@@ -437,6 +445,7 @@ def test_the_history_says_who_approved_what(held: Feature, ana: User, client: Cl
     assert "shown to clients" in history
 
 
+@pytest.mark.full
 def test_the_page_says_why_clients_are_not_shown_it(held: Feature, ana: User, client: Client) -> None:
     held.disable(by=ana)
     held.assignment.disable(by=ana)
@@ -495,6 +504,7 @@ def test_accept_asks_and_shows_clients_what_is_offered(held: Feature, ana: User,
     assert held.versions.get(hash=held.definition_hash).approved_by == ana
 
 
+@pytest.mark.full
 def test_only_what_the_person_was_shown_is_accepted(held: Feature, client: Client) -> None:
     seen = held.offered_hash
     Feature.objects.learn(held.assignment, [AFTER | {"description": "Something worse."}])
@@ -541,6 +551,7 @@ def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: 
 # --- What the gateway does by itself ------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_settings_of_a_gateway_are_explained_and_kept(work: Gateway, client: Client) -> None:
     form = text(client.get("/gateways/work/definitions/"))
     done = client.post(
@@ -558,11 +569,13 @@ def test_the_settings_of_a_gateway_are_explained_and_kept(work: Gateway, client:
     assert "Wait for approval" in text(done)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("posted", [{}, {"new_definitions": "never", "changed_definitions": "hold"}])
 def test_no_other_setting_is_taken(posted: dict[str, str], work: Gateway, client: Client) -> None:
     assert client.post("/gateways/work/definitions/", posted).status_code == 422
 
 
+@pytest.mark.full
 def test_a_definition_that_waits_from_the_start_says_so(docs: Assignment, client: Client) -> None:
     Gateway.objects.update(new_definitions=OnArrival.WAIT)
     Feature.objects.learn(docs, [BEFORE])

@@ -37,6 +37,7 @@ def test_changes_of_all_gateways_stand_in_one_list_with_what_differs(ana: User, 
     assert 'data-count="features.waiting">2<' in page
 
 
+@pytest.mark.full
 def test_a_decision_leads_back_to_the_list_and_quarantine_stands_below(ana: User, sign_in: SignIn) -> None:
     first, second = changed("one"), changed("two")
     client = sign_in(ana)
@@ -53,6 +54,7 @@ def test_a_decision_leads_back_to_the_list_and_quarantine_stands_below(ana: User
     assert set(Feature.objects.values_list("state", flat=True)) == {FeatureState.APPROVED, FeatureState.QUARANTINED}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("back", ["https://evil.example.com/", "//evil.example.com", "javascript:alert(1)"])
 def test_a_decision_leads_to_no_other_site(back: str, ana: User, sign_in: SignIn) -> None:
     feature = changed("one")
@@ -61,6 +63,7 @@ def test_a_decision_leads_to_no_other_site(back: str, ana: User, sign_in: SignIn
     assert answer["Location"] == f"/features/{feature.pk}/"
 
 
+@pytest.mark.full
 def test_others_see_what_changed_within_their_reach_and_decide_nothing(sign_in: SignIn) -> None:
     seen, hidden = changed("one"), changed("two")
     Gateway.objects.filter(slug="two").update(reach=Reach.TEAMS)

@@ -11,6 +11,7 @@ from tests import make
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_a_user_reaches_open_gateways_and_those_of_the_own_teams() -> None:
     ana = make.user()
     team = Team.objects.create(name=make.unique("team"))
@@ -48,6 +49,7 @@ def test_an_alias_is_unique_on_its_gateway_and_so_is_none(alias: str) -> None:
         Assignment.objects.create(gateway=gateway, server=make.server(), alias=alias)
 
 
+@pytest.mark.full
 def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
     ana, gateway = make.user(), make.gateway()
     first = make.assignment(gateway, make.server(), alias="")

@@ -43,6 +43,7 @@ def fields(server: Server, identity: Identity) -> dict[str, Any]:
     return {"server": server.slug, "alias": "crm", "identity_scheme": "shared", "shared_identity": identity.pk}
 
 
+@pytest.mark.full
 def test_gateway_managers_cannot_use_an_identity_on_a_gateway_it_is_not_allowed_on(
     gina: User, server: Server, shared: Identity, sign_in: SignIn
 ) -> None:
@@ -61,6 +62,7 @@ def test_gateway_managers_cannot_use_an_identity_on_a_gateway_it_is_not_allowed_
     assert not Assignment.objects.exists()
 
 
+@pytest.mark.full
 def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_reason(
     gina: User, server: Server, shared: Identity
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_rea
     assert "Select a valid choice" not in refused.content.decode()
 
 
+@pytest.mark.full
 def test_the_form_offers_the_identities_allowed_there_and_says_why_others_are_absent(
     gina: User, ida: User, server: Server, shared: Identity, sign_in: SignIn
 ) -> None:

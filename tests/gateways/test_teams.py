@@ -41,6 +41,7 @@ def text(response: Any) -> str:
 ACTS = ("rename", "delete", "add", "gateways")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -67,6 +68,7 @@ def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_
     assert holder.status_code in (200, 302, 422)
 
 
+@pytest.mark.full
 def test_the_list_counts_people_and_gateways_open_to_teams(chief: User, sign_in: SignIn) -> None:
     support = team(make.user(), make.user())
     make.gateway(reach="teams", teams=[support])
@@ -113,6 +115,7 @@ def test_a_full_page_of_people_stays_light(chief: User, sign_in: SignIn) -> None
     assert wire_size(response) <= 30 * 1024
 
 
+@pytest.mark.full
 def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> None:
     client = sign_in(chief)
 
@@ -129,6 +132,7 @@ def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> Non
     assert not Team.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -152,6 +156,7 @@ def test_a_bad_name_is_refused_in_words(name: str, words: str, chief: User, sign
 # --- People -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_people_are_added_by_e_mail_and_reach_at_once(chief: User, sign_in: SignIn) -> None:
     ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")
     support = team(make.user(email="cy@example.com"))
@@ -224,6 +229,7 @@ def test_gateways_are_opened_and_closed_to_a_team_and_to_no_other(chief: User, s
     }
 
 
+@pytest.mark.full
 def test_only_gateways_for_teams_can_be_chosen(chief: User, sign_in: SignIn) -> None:
     support, everyones = team(), make.gateway(name="Everyone's")
     client = sign_in(chief)
@@ -234,6 +240,7 @@ def test_only_gateways_for_teams_can_be_chosen(chief: User, sign_in: SignIn) -> 
     assert not support.gateways.exists()
 
 
+@pytest.mark.full
 def test_opening_gateways_takes_their_capability_too(clerk: User, sign_in: SignIn) -> None:
     support = team()
     gateway = make.gateway(reach="teams", teams=[support])
@@ -269,6 +276,7 @@ def officer() -> User:
     return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
 
 
+@pytest.mark.full
 def test_people_with_more_capabilities_cannot_be_added_by_those_with_less(
     clerk: User, officer: User, sign_in: SignIn
 ) -> None:
@@ -285,6 +293,7 @@ def test_people_with_more_capabilities_cannot_be_added_by_those_with_less(
     assert support.emails() == [peer.email]
 
 
+@pytest.mark.full
 def test_people_with_more_capabilities_cannot_be_removed_by_those_with_less(
     clerk: User, officer: User, sign_in: SignIn
 ) -> None:
@@ -326,6 +335,7 @@ def test_the_roles_people_hold_now_decide(clerk: User) -> None:
     assert not Event.objects.filter(actor_email=clerk.email).exists()
 
 
+@pytest.mark.full
 def test_many_people_are_judged_with_as_few_queries_as_few(
     chief: User, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:

@@ -181,6 +181,7 @@ def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
 # --- Refresh tools ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: Run, work: Gateway, ana: User) -> None:
     crm = make.server(
         url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key", slug="crm", name="CRM"
@@ -218,6 +219,7 @@ def test_a_refresh_never_borrows_another_person_s_identity(run: Run, work: Gatew
     assert not any("authorization" in seen.headers for seen in upstream.seen)
 
 
+@pytest.mark.full
 def test_a_disabled_shared_identity_is_not_used(run: Run, work: Gateway, ana: User) -> None:
     upstream = run(upstreams.github())
     server = make.server(url=upstream.url, auth_type=AuthType.BEARER)
@@ -248,6 +250,7 @@ def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, 
 # --- The tab ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
     docs: Assignment, work: Gateway, ana: User, sign_in: SignIn
 ) -> None:
@@ -269,6 +272,7 @@ def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
         assert effect in row
 
 
+@pytest.mark.full
 def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Assignment.objects.update(created_at="2026-01-01T00:00Z")
     Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}, {"name": "three"}])
@@ -360,6 +364,7 @@ def test_an_unknown_policy_is_refused(docs: Assignment, ana: User, sign_in: Sign
     assert docs.tool_policy == "allow_all"
 
 
+@pytest.mark.full
 def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Feature.objects.learn(docs, [{"name": "echo"}])
     tool = docs.features.get()
@@ -372,6 +377,7 @@ def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: S
     assert tool.enabled
 
 
+@pytest.mark.full
 def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Feature.objects.learn(docs, [{"name": "echo"}])
     tool = docs.features.get()

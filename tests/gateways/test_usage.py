@@ -70,6 +70,7 @@ def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, an
     assert [tool.name for tool in of_log[0] if tool.last_at] == ["docs__find", "docs__open"]
 
 
+@pytest.mark.full
 def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assignment, ana: User) -> None:
     Feature.objects.get(assignment=docs, name="burn").disable(by=ana)
 
@@ -108,6 +109,7 @@ def test_tools_added_after_narrowing_start_disabled(docs: Assignment, ana: User)
     assert on(docs) == {"find"}
 
 
+@pytest.mark.full
 def test_the_page_tells_what_was_used_and_asks_before_it_narrows(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     make.connection(make.agent(by=ana), docs.gateway, ana)
     called(docs, "docs__find", host_name="CI pipeline", user_email="ben@example.com")
@@ -139,6 +141,7 @@ def test_use_is_told_to_readers_of_the_log_and_narrowing_takes_managing_gateways
     assert on(docs) == {"find", "open", "shut", "burn"}
 
 
+@pytest.mark.full
 def test_rest_narrows_and_widens(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     called(docs, "docs__open")
     rest = Rest(sign_in(ana))
@@ -149,6 +152,7 @@ def test_rest_narrows_and_widens(docs: Assignment, ana: User, sign_in: SignIn) -
     assert (widened["tool_policy"], widened["tools_allowed"]) == ("allow_all", 4)
 
 
+@pytest.mark.full
 def test_a_token_tells_its_owner_and_readers_of_the_log_what_it_used(docs: Assignment, sign_in: SignIn) -> None:
     owner = make.user()
     token = make.token(make.connection(make.agent(by=owner), docs.gateway, owner)).token

@@ -38,6 +38,7 @@ def row_of(page: str, gateway: Gateway) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
@@ -80,6 +81,7 @@ def test_each_act_needs_its_capability_alone(method: str, path: str, capability:
     assert holder.status_code in (200, 302, 422)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["", "connections/", "servers/", "tools/"])
 def test_a_page_opens_to_who_is_reached_and_to_who_governs_gateways(path: str, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Platform")
@@ -94,6 +96,7 @@ def test_a_page_opens_to_who_is_reached_and_to_who_governs_gateways(path: str, s
         assert sign_in(make.user(capability)).get(f"/gateways/{gateway.slug}/{path}").status_code == 200
 
 
+@pytest.mark.full
 def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Platform")
     make.gateway(name="Open")
@@ -129,6 +132,7 @@ def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_list_counts_servers_tools_and_live_connections(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server(), make.server(), name="Engineering")
     gateway.assignments.last().remove(by=ana)  # type: ignore[union-attr]
@@ -150,6 +154,7 @@ def test_the_list_counts_servers_tools_and_live_connections(ana: User, sign_in: 
     assert "Everyone" in row
 
 
+@pytest.mark.full
 def test_connections_are_counted_as_far_as_one_may_see_them(max: User, ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     bot = make.agent(by=ana)
@@ -161,6 +166,7 @@ def test_connections_are_counted_as_far_as_one_may_see_them(max: User, ana: User
     assert 'class="number">1 of yours<' in row
 
 
+@pytest.mark.full
 def test_an_empty_list_says_what_to_do_next(ana: User, max: User, sign_in: SignIn) -> None:
     assert "No gateways yet. Add a gateway" in text(sign_in(ana).get("/gateways/"))
     assert "No gateway is open to you yet." in text(sign_in(max).get("/gateways/"))
@@ -187,6 +193,7 @@ def test_a_full_list_stays_light(ana: User, sign_in: SignIn) -> None:
     assert wire_size(sign_in(ana).get("/gateways/")) <= 30 * 1024
 
 
+@pytest.mark.full
 def test_names_and_descriptions_are_escaped(ana: User, sign_in: SignIn) -> None:
     hostile = "<script>alert(1)</script>"
     gateway = make.gateway(make.server(name=hostile), name=hostile, description=hostile)
@@ -203,6 +210,7 @@ def test_names_and_descriptions_are_escaped(ana: User, sign_in: SignIn) -> None:
 # --- Adding and editing -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("path", ["/gateways/add/", "/gateways/work/rename/"])
 def test_a_name_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored(
@@ -229,6 +237,7 @@ def test_a_gateway_is_added_and_its_servers_come_next(ana: User, sign_in: SignIn
     assert Event.objects.get(action="gateway.created").actor_id == ana.pk
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -259,6 +268,7 @@ def test_every_bad_input_is_explained_in_its_place(
     assert Gateway.objects.count() == 1
 
 
+@pytest.mark.full
 def test_the_url_is_shown_while_the_name_is_typed(ana: User, sign_in: SignIn) -> None:
     make.gateway(slug="support")
     client = sign_in(ana)
@@ -268,6 +278,7 @@ def test_the_url_is_shown_while_the_name_is_typed(ana: User, sign_in: SignIn) ->
     assert "Last part of the Gateway URL" in text(client.get("/gateways/slug/?name="))
 
 
+@pytest.mark.full
 def test_a_gateway_is_renamed_and_keeps_its_url(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(name="Old", slug="old")
     make.gateway(name="Other")
@@ -281,6 +292,7 @@ def test_a_gateway_is_renamed_and_keeps_its_url(ana: User, sign_in: SignIn) -> N
     assert (gateway.name, gateway.slug, gateway.description) == ("New", "old", "Better")
 
 
+@pytest.mark.full
 def test_reach_is_changed_to_teams_and_back(ana: User, max: User, sign_in: SignIn) -> None:
     gateway, team = make.gateway(), Team.objects.create(name="Platform")
     client = sign_in(ana)
@@ -323,6 +335,7 @@ def test_without_a_team_everyone_is_the_only_reach(ana: User, sign_in: SignIn) -
 # --- The switch ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("count", "words"),
     [
@@ -344,6 +357,7 @@ def test_the_dialog_counts_the_connections_that_stop(count: int, words: str, ana
     assert gateway.enabled
 
 
+@pytest.mark.full
 def test_people_who_may_not_see_connections_get_no_number(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     make.connection(make.agent(by=ana), gateway, ana)
@@ -353,6 +367,7 @@ def test_people_who_may_not_see_connections_get_no_number(ana: User, sign_in: Si
     assert "All its connections stop on their next request." in dialog
 
 
+@pytest.mark.full
 def test_a_switch_answers_with_the_row_or_the_head_it_stands_in(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work")
     client = sign_in(ana)
@@ -367,6 +382,7 @@ def test_a_switch_answers_with_the_row_or_the_head_it_stands_in(ana: User, sign_
     assert client.post("/gateways/work/disable/")["Location"] == "/gateways/work/"
 
 
+@pytest.mark.full
 def test_an_id_of_the_log_leads_to_the_page_of_a_gateway_within_reach(ana: User, max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work", reach=Reach.TEAMS)
 

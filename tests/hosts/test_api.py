@@ -29,6 +29,7 @@ def app(db: None) -> Host:
     return Host.objects.create(kind="headed", name="Claude Desktop", needs_approval=True)
 
 
+@pytest.mark.full
 def test_a_host_is_told_with_its_live_connections(ana: User, ann: User, bot: Host) -> None:
     gateway = make.gateway()
     make.connection(bot, gateway, ana)
@@ -42,6 +43,7 @@ def test_a_host_is_told_with_its_live_connections(ana: User, ann: User, bot: Hos
     assert (told["connections_count"], told["users_count"]) == (2, 1)
 
 
+@pytest.mark.full
 def test_counts_hold_ones_own_connections_without_the_capability(ana: User, ann: User, bot: Host) -> None:
     gateway = make.gateway()
     make.connection(bot, gateway, ana)
@@ -50,6 +52,7 @@ def test_counts_hold_ones_own_connections_without_the_capability(ana: User, ann:
     assert Rest.of(ann).get(f"/hosts/{bot.pk}").json()["connections_count"] == 1
 
 
+@pytest.mark.full
 def test_a_list_is_narrowed(ana: User, bot: Host, app: Host) -> None:
     rest = Rest.of(ana)
 
@@ -85,6 +88,7 @@ def test_a_host_is_edited(ana: User, bot: Host, app: Host) -> None:
     assert set(errors(rest.patch(f"/hosts/{bot.pk}", {"enabled": False}))) == {"enabled"}
 
 
+@pytest.mark.full
 def test_the_switch_is_idempotent(ana: User, bot: Host) -> None:
     rest = Rest.of(ana)
 
@@ -99,6 +103,7 @@ def test_the_switch_is_idempotent(ana: User, bot: Host) -> None:
     assert Event.objects.filter(action__in=["host.disabled", "host.enabled"]).count() == 2
 
 
+@pytest.mark.full
 def test_an_app_is_approved_once(ana: User, app: Host) -> None:
     rest = Rest.of(ana)
 
@@ -107,6 +112,7 @@ def test_an_app_is_approved_once(ana: User, app: Host) -> None:
     assert problem(rest.post(f"/hosts/{app.pk}/approve")) == (409, "not_pending")
 
 
+@pytest.mark.full
 def test_only_a_disabled_host_is_archived_and_its_connections_end(ana: User, bot: Host) -> None:
     link = make.connection(bot, make.gateway(), ana)
     rest = Rest.of(ana)

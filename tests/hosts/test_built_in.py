@@ -27,6 +27,7 @@ def counts(response: Any) -> tuple[str, bool]:
     return counted[1] if counted else "", bool(re.search('class="row-link"[^>]*>Playground<', page))
 
 
+@pytest.mark.full
 def test_the_playground_is_no_app_among_others_and_every_count_says_so(
     keeper: User, sign_in: Callable[[User], Client]
 ) -> None:
@@ -42,6 +43,7 @@ def test_the_playground_is_no_app_among_others_and_every_count_says_so(
     assert counts(client.get("/hosts/?q=playg")) == ("1", True)
 
 
+@pytest.mark.full
 def test_while_it_waits_to_be_allowed_it_counts_like_all_that_wait(
     keeper: User, sign_in: Callable[[User], Client]
 ) -> None:

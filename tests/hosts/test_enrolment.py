@@ -34,6 +34,7 @@ def text(response: Any) -> str:
 # --- Enrolment --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_link_is_there_while_enrolment_is_on(ana: User, bot: Host, sign_in: SignIn) -> None:
     client, link = sign_in(ana), f"http://localhost:8000/connect/?host={bot.pk}"
 
@@ -52,6 +53,7 @@ def test_the_link_is_there_while_enrolment_is_on(ana: User, bot: Host, sign_in: 
     ]
 
 
+@pytest.mark.full
 def test_the_link_works_for_a_member_as_long_as_it_is_on(ana: User, ann: User, bot: Host, sign_in: SignIn) -> None:
     make.gateway()
     member, owner, link = sign_in(ann), sign_in(ana), f"/connect/?host={bot.pk}"
@@ -63,6 +65,7 @@ def test_the_link_works_for_a_member_as_long_as_it_is_on(ana: User, ann: User, b
     assert member.get(link).status_code == 403
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("verb", ["on", "off"])
 def test_the_switch_takes_its_capability(verb: str, bot: Host, sign_in: SignIn) -> None:
     path = f"/hosts/{bot.pk}/enrolment/{verb}/"
@@ -75,6 +78,7 @@ def test_the_switch_takes_its_capability(verb: str, bot: Host, sign_in: SignIn) 
     assert sign_in(make.user(Capability.API_TOKENS_MANAGE)).get(path).status_code == 405
 
 
+@pytest.mark.full
 def test_apps_take_no_enrolment(ana: User, sign_in: SignIn) -> None:
     app = make.app()
 
@@ -85,6 +89,7 @@ def test_apps_take_no_enrolment(ana: User, sign_in: SignIn) -> None:
 # --- Approval ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_waiting_app_says_so_and_can_be_let_in(ana: User, waiting: Host, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -112,6 +117,7 @@ def test_the_part_that_shows_it_comes_back(
     assert "Waiting for approval" not in text(answer)
 
 
+@pytest.mark.full
 def test_a_second_approval_says_so_and_is_not_recorded(ana: User, waiting: Host, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -122,6 +128,7 @@ def test_a_second_approval_says_so_and_is_not_recorded(ana: User, waiting: Host,
     assert Event.objects.filter(action="host.approved").count() == 1
 
 
+@pytest.mark.full
 def test_letting_in_takes_its_capability(waiting: Host, sign_in: SignIn) -> None:
     path = f"/hosts/{waiting.pk}/approve/"
     without = sign_in(make.user(*set(Capability) - {Capability.HOSTS_TOGGLE}))

@@ -55,6 +55,7 @@ def links(bot: Host, boss: User, ann: User) -> tuple[Connection, Connection]:
     return used, unused
 
 
+@pytest.mark.full
 def test_used_stands_against_allowed(
     bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn
 ) -> None:
@@ -67,6 +68,7 @@ def test_used_stands_against_allowed(
     assert [call.feature_name for call in page.refused] == ["dismiss"]
 
 
+@pytest.mark.full
 def test_an_app_with_many_connections_is_counted_after_the_page_is_shown(
     bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_an_app_with_many_connections_is_counted_after_the_page_is_shown(
     assert "Disable 1 unused" in text(browser.get(f"{path}?now")), "without scripts"
 
 
+@pytest.mark.full
 def test_one_act_disables_what_was_not_used_and_is_undone(
     bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn
 ) -> None:
@@ -116,12 +119,14 @@ def test_tools_that_nobody_used_are_hidden_on_their_gateway(
     assert f"/assignments/{work.pk}/narrow/" in text(answer)
 
 
+@pytest.mark.full
 def test_a_new_connection_is_not_called_unused(bot: Host, boss: User, sign_in: SignIn) -> None:
     make.connection(bot, make.gateway(), boss)
 
     assert sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/").context["page"].unused == []
 
 
+@pytest.mark.full
 def test_who_may_not_switch_connections_is_offered_no_act(
     bot: Host, links: tuple[Connection, Connection], sign_in: SignIn
 ) -> None:

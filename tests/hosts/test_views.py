@@ -32,6 +32,7 @@ def text(response: Any) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
@@ -85,6 +86,7 @@ def test_each_capability_to_see_or_change_hosts_opens_their_pages_and_the_menu(
         assert (words in listed + detail) == (capability is needed), words
 
 
+@pytest.mark.full
 def test_without_one_of_them_the_pages_of_hosts_stay_shut(sign_in: SignIn) -> None:
     host = make.agent(by=make.user())
     client = sign_in(make.user(*set(Capability) - including([Capability.HOSTS_READ])))
@@ -93,6 +95,7 @@ def test_without_one_of_them_the_pages_of_hosts_stay_shut(sign_in: SignIn) -> No
     assert 'href="/hosts/"' not in text(client.get("/"))
 
 
+@pytest.mark.full
 def test_controls_the_role_lacks_are_not_in_the_page(viv: User, sign_in: SignIn) -> None:
     host = make.agent(by=viv)
 
@@ -122,6 +125,7 @@ def test_nothing_is_switched_by_looking(path: str, ana: User, sign_in: SignIn) -
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_list_says_type_status_and_counts(ana: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ana, name="CI bot")
     gateway, other = make.gateway(), make.gateway()
@@ -139,6 +143,7 @@ def test_the_list_says_type_status_and_counts(ana: User, sign_in: SignIn) -> Non
     assert 'class="number">1</td>' in row
 
 
+@pytest.mark.full
 def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_in: SignIn) -> None:
     bot, gateway = make.agent(by=ann), make.gateway()
     make.connection(bot, gateway, ann)
@@ -163,6 +168,7 @@ def test_people_who_may_cut_connections_see_their_number(capability: Capability,
     assert str(connection.pk) in text(viewer.get(f"/gateways/{connection.gateway.slug}/connections/"))
 
 
+@pytest.mark.full
 def test_people_who_see_only_their_own_read_no_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
     bot = make.agent(by=ann)
     connection = make.connection(bot, make.gateway(), ann)
@@ -175,6 +181,7 @@ def test_people_who_see_only_their_own_read_no_of_yours_and_no_zero(ann: User, s
         assert "No connections yet" not in text(viewer.get(path))
 
 
+@pytest.mark.full
 def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
     pending = app("Claude Desktop", needs_approval=True)
     client = sign_in(ana)
@@ -188,6 +195,7 @@ def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
         assert "Allow" in part
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -275,6 +283,7 @@ def test_the_list_stays_light(ana: User, sign_in: SignIn) -> None:
 # --- Adding and renaming ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_agent_is_made_and_its_connections_tab_opens(ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).post("/hosts/add/", {"name": " CI bot ", "description": "Runs the pipeline"}, follow=True)
 
@@ -319,6 +328,7 @@ def test_errors_come_back_into_the_dialog(ana: User, sign_in: SignIn) -> None:
     assert "<html" not in text(response)
 
 
+@pytest.mark.full
 def test_markup_in_a_name_stays_text(ana: User, sign_in: SignIn) -> None:
     sign_in(ana).post("/hosts/add/", {"name": "<img src=x>"})
 
@@ -327,6 +337,7 @@ def test_markup_in_a_name_stays_text(ana: User, sign_in: SignIn) -> None:
     assert "&lt;img src=x&gt;" in page
 
 
+@pytest.mark.full
 def test_an_agent_is_renamed(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana, name="CI bot")
 
@@ -351,6 +362,7 @@ def test_a_taken_name_is_refused_when_renaming(ana: User, sign_in: SignIn) -> No
 # --- The switch ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana, name="CI bot")
     make.connection(host, make.gateway(), ana)
@@ -368,6 +380,7 @@ def test_disabling_asks_first_and_names_what_stops(ana: User, sign_in: SignIn) -
     assert host.enabled
 
 
+@pytest.mark.full
 def test_a_host_is_switched_off_and_on_again(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
 
@@ -386,6 +399,7 @@ def test_a_host_is_switched_off_and_on_again(ana: User, sign_in: SignIn) -> None
     ] * 2
 
 
+@pytest.mark.full
 def test_on_its_own_page_the_head_is_swapped(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
 
@@ -405,6 +419,7 @@ def test_without_script_the_switch_leads_back_to_the_host(ana: User, sign_in: Si
     assert "Host disabled" in text(response)
 
 
+@pytest.mark.full
 def test_an_archived_host_is_gone_from_the_pages(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana, name="CI bot")
     Host.objects.filter(pk=host.pk).update(archived_at=datetime.now(UTC) - timedelta(days=1), enabled=False)

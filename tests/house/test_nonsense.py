@@ -26,7 +26,7 @@ from tests.cases import full
 from tests.house.doors import ALL, Door, Site, doors
 from tests.house.nonsense import NONSENSE
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 DOORS = list(doors())
 READ = [door for door in DOORS if door.method == "GET"]
@@ -228,7 +228,6 @@ def test_a_form_with_nonsense_is_refused_in_words_and_nothing_typed_is_lost(door
     assert faults(Walk.at(site, door), step) == []
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("door", "step"), of_doors(READ))
 def test_a_query_string_of_nonsense_is_no_error(door: Door, step: int, site: Site) -> None:
     assert faults(Walk.at(site, door), step) == []
@@ -284,7 +283,6 @@ SIGNING_IN = {
 }
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", SIGNING_IN)
 def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site: Site) -> None:
     client, path = SIGNING_IN[name](site)
@@ -295,7 +293,6 @@ def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site
     assert faults(walk) == []
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "path",
     [

@@ -30,6 +30,7 @@ from wire import token_text
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
     answer = decide(browser(member), app.question(gateway))
     tokens = app.exchange(answer["code"]).json()
@@ -47,6 +48,7 @@ def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, memb
     assert Binding.objects.filter(access_token__isnull=False).get().connection == connection
 
 
+@pytest.mark.full
 def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gateway: Gateway) -> None:
     tokens = connect(app, member, gateway)
 
@@ -102,6 +104,7 @@ def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gatewa
     assert RefreshToken.objects.values("token_family").distinct().count() == 2
 
 
+@pytest.mark.full
 def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
     """Attack: code replay (OAuth 2.1 section 4.1.3). The tokens issued for the code are revoked."""
     code = decide(browser(member), app.question(gateway))["code"]
@@ -188,6 +191,7 @@ def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gate
     assert app.refresh(first).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
     """The old tokens stay revoked, even after the person has authorised the same app again."""
     tokens = connect(app, member, gateway)
@@ -200,6 +204,7 @@ def test_revoking_the_connection_kills_everything_for_good(app: App, member: Use
     assert Connection.objects.count() == 2
 
 
+@pytest.mark.full
 def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway: Gateway) -> None:
     code = decide(browser(member), app.question(gateway))["code"]
     Connection.objects.get().revoke(by=member)
@@ -252,6 +257,7 @@ def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Ga
     assert app.refresh(other["refresh_token"]).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_known", [True, False], ids=["blocked", "never seen"])
 def test_an_app_that_the_gateway_does_not_allow_is_refused_to_a_newcomer_before_anything_is_made(
     is_known: bool, app: App, member: User, gateway: Gateway
@@ -274,6 +280,7 @@ def test_an_app_that_the_gateway_does_not_allow_is_refused_to_a_newcomer_before_
     assert (Host.objects.count(), Connection.objects.count(), Token.objects.count()) == before
 
 
+@pytest.mark.full
 def test_a_block_during_the_consent_makes_neither_host_nor_connection(app: App, member: User, gateway: Gateway) -> None:
     person = browser(member)
     page = person.post(person.get(app.question(gateway))["Location"], {"gateway": gateway.slug})["Location"]
@@ -285,6 +292,7 @@ def test_a_block_during_the_consent_makes_neither_host_nor_connection(app: App, 
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, gateway: Gateway) -> None:
     answer = decide(browser(member), app.question(gateway), "deny")
 
@@ -335,6 +343,7 @@ def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_a
     assert answer["error_description"] == "The gateway refused access."
 
 
+@pytest.mark.full
 def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app: App, gateway: Gateway) -> None:
     person = browser(make.user())
 
@@ -355,6 +364,7 @@ def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gatewa
     assert begun["Location"].startswith("/connect/")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -404,6 +414,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
     assert app.exchange(answer["code"]).status_code == 200
 
 
+@pytest.mark.full
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
     """The page shows the app's name as unverified, the person, the gateway, its servers and the redirect URI."""
     gateway = make.gateway(make.server(name="Handbook"), name="Work")
@@ -507,6 +518,7 @@ def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User)
     assert Connection.objects.get().gateway == gateway
 
 
+@pytest.mark.full
 def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member: User, gateway: Gateway) -> None:
     """Attack: another person in the same browser, or the same person in another browser, continues a flow."""
     mine = browser(member)
@@ -613,6 +625,7 @@ def test_a_member_without_the_capability_connects_nothing(app: App, gateway: Gat
     assert b"Authenticate via OAuth" in response.content
 
 
+@pytest.mark.full
 def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, member: User, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(member)
@@ -673,6 +686,7 @@ def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> 
     assert b"An administrator has disabled this app." in response.content
 
 
+@pytest.mark.full
 def test_the_consent_page_is_never_framed(app: App, member: User, gateway: Gateway) -> None:
     """Attack: clickjacking."""
     client = browser(member)

@@ -52,6 +52,7 @@ def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gatewa
     assert "Location" not in response
 
 
+@pytest.mark.full
 def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gateway) -> None:
     """Attack: another site posts a forged consent."""
     client = browser(member)
@@ -63,6 +64,7 @@ def test_nobody_says_yes_from_another_site(app: App, member: User, gateway: Gate
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_another_person_cannot_finish_what_somebody_began(app: App, member: User, gateway: Gateway) -> None:
     """Attack: the session's user is replaced between two steps of the flow, and nothing else in the session changes."""
     client = browser(member)
@@ -77,6 +79,7 @@ def test_another_person_cannot_finish_what_somebody_began(app: App, member: User
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("decision", ["allow", "deny"])
 def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
     app: App, member: User, gateway: Gateway, decision: str
@@ -124,6 +127,7 @@ def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, 
     assert issued.token.revoked_at is None
 
 
+@pytest.mark.full
 def test_another_clients_tokens_are_nothing_to_an_app(app: App, member: User, gateway: Gateway) -> None:
     """Attack: another client uses a stolen code, refresh token or access token."""
     tokens = connect(app, member, gateway)
@@ -149,6 +153,7 @@ def is_dead(response: httpx.Response) -> bool:
     return response.status_code == 401 and 'error="invalid_token"' in response.headers["www-authenticate"]
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> None:
     """Attacks: a token of gateway A at B, a refresh token as access token, and an access token as refresh token."""

@@ -16,6 +16,7 @@ from ui.sealing import cipher
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_only_gateways_within_reach_and_switched_on_are_offered(sign_in: SignIn) -> None:
     person = make.user(Capability.API_TOKENS_MANAGE)
     make.gateway(name="Open")
@@ -30,6 +31,7 @@ def test_only_gateways_within_reach_and_switched_on_are_offered(sign_in: SignIn)
     assert "Others" not in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("slug", ["", "nothing", "others", "closed"])
 def test_a_gateway_that_was_not_offered_is_not_taken(slug: str, sign_in: SignIn) -> None:
     person = make.user(Capability.API_TOKENS_MANAGE)
@@ -45,6 +47,7 @@ def test_a_gateway_that_was_not_offered_is_not_taken(slug: str, sign_in: SignIn)
     assert "Choose a gateway." in text(response)
 
 
+@pytest.mark.full
 def test_without_any_gateway_the_page_says_whom_to_ask(sign_in: SignIn) -> None:
     person = make.user(Capability.API_TOKENS_MANAGE)
     client = sign_in(person)
@@ -80,6 +83,7 @@ def test_a_host_nobody_made_starts_no_flow(host: str, ana: User, sign_in: SignIn
 SECRET = "ghp_a_secret_of_ana"
 
 
+@pytest.mark.full
 def test_each_person_brings_an_identity_per_server_and_the_connection_carries_it(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server(name="Docs"))
     github = per_user(gateway)
@@ -123,6 +127,7 @@ def test_an_own_identity_is_offered_and_another_persons_is_not(ana: User, sign_i
     assert AuthorizeRequest.objects.get().identities == {str(gateway.assignments.get().pk): str(own.pk)}
 
 
+@pytest.mark.full
 def test_an_identity_taken_away_meanwhile_is_not_carried(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     identity = make.identity(per_user(gateway), ana)
@@ -155,6 +160,7 @@ def test_every_server_may_be_skipped(ana: User, sign_in: SignIn) -> None:
     assert not Connection.objects.get().identities.exists()
 
 
+@pytest.mark.full
 def test_identities_the_connection_already_uses_are_not_asked_again(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     make.connection(host, gateway, ana, [make.identity(per_user(gateway), ana)])
@@ -209,6 +215,7 @@ def test_a_bad_identity_is_refused_in_words(data: dict[str, str], words: str, an
     assert data.get("secret", "") not in ("ok", "ключ") or f'value="{data["secret"]}"' not in text(response)
 
 
+@pytest.mark.full
 def test_a_server_of_another_gateway_has_no_page(ana: User, sign_in: SignIn) -> None:
     gateway, other = make.gateway(), make.gateway()
     per_user(other)
@@ -218,6 +225,7 @@ def test_a_server_of_another_gateway_has_no_page(ana: User, sign_in: SignIn) -> 
     assert client.get(f"{first}identity/{other.assignments.get().pk}/").status_code == 404
 
 
+@pytest.mark.full
 def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     per_user(gateway)

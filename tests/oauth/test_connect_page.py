@@ -54,6 +54,7 @@ def test_it_waits_for_a_call_on_the_chosen_gateway_of_those_within_reach(ann: Us
     assert "gateway=open" in re.findall(r'id="wait".*?hx-get="([^"]*)"', page, re.DOTALL)[0]
 
 
+@pytest.mark.full
 def test_a_connection_of_ones_own_keeps_the_page_to_its_gateway_and_way(max: User, ann: User, sign_in: SignIn) -> None:
     make.gateway(name="Another", slug="another")
     link = make.connection(make.agent(by=max, name="Night bot"), make.gateway(slug="work", name="Work"), max)
@@ -91,6 +92,7 @@ def test_it_says_what_the_role_or_the_connection_lacks(ann: User, sign_in: SignI
     assert "/settings/api-tokens/create?gateway=work" in maker
 
 
+@pytest.mark.full
 def test_no_token_is_ever_in_the_page_or_its_addresses(max: User, sign_in: SignIn) -> None:
     link = make.connection(make.agent(by=max), make.gateway(), max)
     issued = make.token(link)
@@ -100,12 +102,14 @@ def test_no_token_is_ever_in_the_page_or_its_addresses(max: User, sign_in: SignI
     assert "gwa_" not in re.sub(r"&amp;token=[^\"&]*|token=[^\"&]*", "", page)
 
 
+@pytest.mark.full
 def test_without_a_gateway_it_says_whom_to_ask(ann: User, sign_in: SignIn) -> None:
     assert "No gateway is open to you yet. Request access to one, or ask a workspace administrator." in text(
         sign_in(ann).get(PAGE)
     )
 
 
+@pytest.mark.full
 def test_a_client_that_can_is_added_by_one_click(max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work", name="Work")
     client = sign_in(max)

@@ -130,12 +130,14 @@ def test_large_or_other_documents_are_not_read(web: Upstream, name: str, why: st
         client_documents.fetch_client_document(near(web, name), guard=NEAR)
 
 
+@pytest.mark.full
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
     """The time limit is for the whole response, so a byte now and then does not extend it."""
     with pytest.raises(UnreadableDocument, match="too long"):
         client_documents.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
 
+@pytest.mark.full
 def test_waiting_for_a_free_reader_takes_no_longer_than_the_limit(web: Upstream) -> None:
     """The process has only two reader threads, and time in their queue counts as well."""
     free = threading.Event()
@@ -305,6 +307,7 @@ def learn_new(request: Any, count: int) -> None:
         learn(request, address, fetch=telling(client_id=address))
 
 
+@pytest.mark.full
 def test_one_address_has_ten_new_documents_a_minute_and_one_person_five(somebody: Any) -> None:
     other, third = (request_of(make.user(Capability.OAUTH_CONNECT)) for _ in range(2))
     with time_machine.travel(datetime(2026, 3, 2, 12, 0, 15, tzinfo=UTC), tick=False):
@@ -406,6 +409,7 @@ def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
     assert "leads to a private or reserved address" in response.content.decode()
 
 
+@pytest.mark.full
 def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody: Any) -> None:
     """The app is identified by its document's address, and never merged with an app that only has an equal name."""
     learn(somebody, ID, fetch=telling())

@@ -58,6 +58,7 @@ def test_a_link_of_a_strangers_app_leads_nowhere(
         )
 
 
+@pytest.mark.full
 def test_an_app_somebody_connected_is_told(member: User, gateway: Gateway) -> None:
     app = app_at(EVIL)
     connect(app, member, gateway)
@@ -104,6 +105,7 @@ def test_a_person_who_says_no_is_brought_back_to_any_app(member: User, gateway: 
 # --- Following a link changes nothing --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_following_a_link_adds_no_pending_app(app: App, member: User, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     before = Event.objects.count()
@@ -116,6 +118,7 @@ def test_following_a_link_adds_no_pending_app(app: App, member: User, gateway: G
     assert Registration.objects.get().host is None
 
 
+@pytest.mark.full
 def test_people_who_may_not_connect_apps_cannot_request_approval(app: App, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(make.user(Capability.HOSTS_READ))

@@ -9,7 +9,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import text
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 def test_how_to_connect_has_its_three_steps_and_the_right_address(ana: User, sign_in: SignIn) -> None:
@@ -52,7 +52,6 @@ def test_how_to_connect_begins_with_a_gateway_that_is_on_and_says_which_one_is_n
     assert "A first one is disabled" in text(client.get("/connect/help/", {"gateway": "first"}))
 
 
-@pytest.mark.full
 def test_the_first_gateway_with_a_server_of_ones_own_is_offered_before_the_demo(ann: User, sign_in: SignIn) -> None:
     make.gateway(make.server(url=BUILT_IN_URL), name="Demo", slug="demo")
     client = sign_in(ann)

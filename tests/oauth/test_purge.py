@@ -38,6 +38,7 @@ def test_a_registration_nobody_connects_with_goes_after_a_day() -> None:
     assert not Registration.objects.exists()
 
 
+@pytest.mark.full
 def test_a_registration_somebody_is_about_to_connect_stays(app: App, member: User, gateway: Gateway) -> None:
     Application.objects.update(created=after(-2 * DAY))
     browser(member).get(app.question(gateway))
@@ -71,6 +72,7 @@ def test_an_app_may_end_its_family_by_an_access_token_that_expired(app: App, mem
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_an_ended_family_goes_after_a_day(app: App, member: User, gateway: Gateway) -> None:
     tokens = connect(app, member, gateway)
     app.refresh(tokens["refresh_token"])
@@ -81,6 +83,7 @@ def test_an_ended_family_goes_after_a_day(app: App, member: User, gateway: Gatew
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
 
 
+@pytest.mark.full
 def test_tokens_of_a_revoked_connection_are_purged_and_its_app_may_return(
     app: App, member: User, gateway: Gateway
 ) -> None:
@@ -109,6 +112,7 @@ def test_counters_of_past_minutes_go() -> None:
     assert purge.attempts(after(timedelta(minutes=121))) == 1
 
 
+@pytest.mark.full
 def test_a_code_goes_when_its_minute_is_over(app: App, member: User, gateway: Gateway) -> None:
     decide(browser(member), app.question(gateway))
 

@@ -21,6 +21,7 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
     """The start of a flow answers 403 and gives the reason, also by an enrolment link while enrolment is off."""
     host = make.agent(by=ann)
@@ -33,6 +34,7 @@ def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: Si
     assert not AuthorizeRequest.objects.exists()
 
 
+@pytest.mark.full
 def test_enrolment_switched_off_meanwhile_refuses_at_the_next_step(ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
     host.set_enrolment(True, by=ann)
@@ -46,6 +48,7 @@ def test_enrolment_switched_off_meanwhile_refuses_at_the_next_step(ann: User, si
     assert not Token.objects.exists()
 
 
+@pytest.mark.full
 def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
     Host.objects.filter(pk=host.pk).update(allow_enrolment=True)
@@ -56,6 +59,7 @@ def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: Sig
     assert Token.objects.get().connection.user == ann
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("off", "words"),
     [
@@ -106,6 +110,7 @@ def test_disabling_during_a_token_request_issues_none(ana: User, sign_in: SignIn
     assert not Token.objects.exists()
 
 
+@pytest.mark.full
 def test_a_stranger_signs_in_first_and_comes_back_to_the_flow(ana: User) -> None:
     ana.set_password(make.PASSWORD)
     ana.save()
@@ -124,6 +129,7 @@ def test_a_stranger_signs_in_first_and_comes_back_to_the_flow(ana: User) -> None
     assert "to a gateway" in text(arrived)
 
 
+@pytest.mark.full
 def test_another_browser_of_the_same_person_does_not_see_the_flow(ana: User, sign_in: SignIn) -> None:
     make.gateway()
     first = begin(sign_in(ana), make.agent(by=ana))
@@ -131,6 +137,7 @@ def test_another_browser_of_the_same_person_does_not_see_the_flow(ana: User, sig
     assert sign_in(ana).get(first).status_code == 404
 
 
+@pytest.mark.full
 def test_another_person_in_the_same_browser_does_not_see_the_flow(ana: User, viv: User, sign_in: SignIn) -> None:
     make.gateway()
     client = sign_in(ana)
@@ -144,6 +151,7 @@ def test_another_person_in_the_same_browser_does_not_see_the_flow(ana: User, viv
     assert client.get(first).status_code == 404
 
 
+@pytest.mark.full
 def test_signing_in_again_keeps_the_flow(ana: User, sign_in: SignIn) -> None:
     make.gateway()
     client = sign_in(ana)
@@ -154,6 +162,7 @@ def test_signing_in_again_keeps_the_flow(ana: User, sign_in: SignIn) -> None:
     assert client.get(first).status_code == 200
 
 
+@pytest.mark.full
 def test_after_a_quarter_of_an_hour_the_flow_has_expired(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     client = sign_in(ana)

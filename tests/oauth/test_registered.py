@@ -61,6 +61,7 @@ def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignI
     assert "elsewhere.example.com" not in seen
 
 
+@pytest.mark.full
 def test_an_app_with_a_document_names_its_publisher(viv: User, sign_in: SignIn) -> None:
     application = published()
 
@@ -80,6 +81,7 @@ def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> No
     assert "&lt;script&gt;x&lt;/script&gt;" in page_of(viv, sign_in, Host.objects.get())
 
 
+@pytest.mark.full
 def test_the_overview_asks_for_them_and_says_who_allowed_the_app(ana: User, sign_in: SignIn) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     published()
@@ -108,6 +110,7 @@ def test_the_fragment_is_the_card_alone(viv: User, sign_in: SignIn) -> None:
     assert "<html" not in fragment
 
 
+@pytest.mark.full
 def test_an_app_whose_registrations_are_gone_says_so(viv: User, sign_in: SignIn) -> None:
     published()
     Registration.objects.all().delete()
@@ -115,6 +118,7 @@ def test_an_app_whose_registrations_are_gone_says_so(viv: User, sign_in: SignIn)
     assert "the app registers again automatically." in page_of(viv, sign_in, Host.objects.get())
 
 
+@pytest.mark.full
 def test_agents_register_nothing_and_only_who_sees_hosts_sees_apps(ana: User, sign_in: SignIn) -> None:
     agent = make.agent(by=ana)
     published()

@@ -203,6 +203,7 @@ def test_safe_addresses_pass(uri: str) -> None:
     check_redirect_uri(uri)
 
 
+@pytest.mark.full
 def test_a_refusal_names_the_address() -> None:
     with pytest.raises(BadRedirect, match=r"http://evil\.example/cb"):
         check_redirect_uri("http://evil.example/cb")

@@ -121,6 +121,7 @@ def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int)
         assert gone.status_code == 200 or is_refused(gone), (kind, said, body)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("query", ["%", "a=%zz", "a=%0", "%00=a"])
 def test_a_query_that_is_none_is_refused_everywhere(app: App, member: User, gateway: Gateway, query: str) -> None:
     """A malformed query gets 400; otherwise a link could fill the error log with 500s."""
@@ -194,6 +195,7 @@ def test_no_registration_is_an_error_of_ours(seed: int) -> None:
         assert is_refused(Client().post("/oauth/register", body, content_type="application/json"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "POST"])
 def test_no_request_about_a_registration_is_an_error_of_ours(app: App, method: str) -> None:
     basic = "Basic " + base64.b64encode(f"{app.client_id}:x".encode()).decode()

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.django_db
 STRANGE = ["a\x00b", "%00", "x" * 5000, "é\u202e["]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", STRANGE)
 def test_the_token_endpoint_answers_in_json(app: App, text: str) -> None:
     for grant in ("authorization_code", "refresh_token"):
@@ -31,6 +32,7 @@ def test_the_token_endpoint_answers_in_json(app: App, text: str) -> None:
             assert response.json()["error"], name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", STRANGE)
 def test_the_authorize_endpoint_answers_on_a_page_or_to_the_app(
     app: App, member: User, gateway: Gateway, text: str
@@ -56,6 +58,7 @@ def test_a_broken_authorization_header_is_no_error_of_ours(header: str) -> None:
     assert Client().get("/oauth/register/a%00b", headers={"Authorization": header}).status_code in {401, 403, 404}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("challenge", ["short", "x" * 42, "x" * 129, "x" * 42 + "é", "x" * 43 + " "])
 def test_a_challenge_that_is_none_is_refused_before_anybody_is_asked(
     app: App, member: User, gateway: Gateway, challenge: str

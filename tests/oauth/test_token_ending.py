@@ -23,6 +23,7 @@ from wire import token_text
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_the_bare_path_ends_with_a_token_shown_once(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana, name="CI bot")
     make.gateway(make.server(), name="Quickstart", slug="quickstart")
@@ -46,6 +47,7 @@ def test_the_bare_path_ends_with_a_token_shown_once(ana: User, sign_in: SignIn) 
     assert row.expires_at - datetime.now(UTC) > timedelta(days=89)
 
 
+@pytest.mark.full
 def test_the_secret_is_in_that_one_answer_and_nowhere_else(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
     client = sign_in(ana)
@@ -71,6 +73,7 @@ def test_the_secret_is_in_that_one_answer_and_nowhere_else(ana: User, sign_in: S
     assert token not in str(list(AuthorizeRequest.objects.values())) + str(list(Event.objects.values()))
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_double_submit_issues_one_token(ana: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=ana), make.gateway()
@@ -109,6 +112,7 @@ def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn)
     assert '"name":"docs__echo","arguments":{"text": "hello"}' in text(issued).replace("&quot;", '"')
 
 
+@pytest.mark.full
 def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
     gateway = make.gateway(make.server())
     features = gateway.assignments.get().features
@@ -191,6 +195,7 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
     assert token.expires_at - datetime.now(UTC) < timedelta(days=7)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -263,6 +268,7 @@ def test_the_twenty_first_token_is_refused_in_words(ana: User, sign_in: SignIn) 
     assert "A connection holds 20 active tokens at most. Revoke one first." in text(response)
 
 
+@pytest.mark.full
 def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, ann: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 

@@ -95,6 +95,7 @@ FORBIDDEN = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id
 IP = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":null}'
 
 
+@pytest.mark.full
 @given(st.sets(st.sampled_from(ORDER)))
 def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, object, str]]) -> None:
     flipped: dict[str, Any] = {name: value for name, value, _ in refusing}
@@ -255,6 +256,7 @@ def test_a_batch_gets_the_smallest_statement_that_answers_all_of_it(query: Acces
     assert statement_for([CALL, query]) == statement_for([query, CALL]) == statement
 
 
+@pytest.mark.full
 def test_a_good_token_has_all_facts(known: Known) -> None:
     grant = known.grant()
 
@@ -273,6 +275,7 @@ def test_a_good_token_has_all_facts(known: Known) -> None:
     assert grant.connection_id == str(known.connection.pk)
 
 
+@pytest.mark.full
 def test_a_token_nobody_knows_has_none(known: Known) -> None:
     assert ask([(token_text.mint(token_text.ACCESS), "work", ServersNeeded.NONE, "")]) == [None]
 
@@ -318,6 +321,7 @@ RESTORE = """
 """
 
 
+@pytest.mark.full
 def test_a_change_in_the_database_decides_the_next_request(known: Known) -> None:
     seen = []
     for flip, _ in FLIPS:
@@ -329,6 +333,7 @@ def test_a_change_in_the_database_decides_the_next_request(known: Known) -> None
     assert seen == FLIPS
 
 
+@pytest.mark.full
 def test_a_token_is_for_its_own_gateway_only(known: Known) -> None:
     slugs = ["other", "WORK", "work-", "", "wörk", "w'ork", "x" * 100, "{}", '"', "\\", "work,work"]
 
@@ -347,6 +352,7 @@ def test_a_connections_own_key_opens_nothing(known: Known) -> None:
     assert known.grant() is None
 
 
+@pytest.mark.full
 def test_reach_follows_teams_and_capabilities(known: Known) -> None:
     user, gateway = known.connection.user, known.connection.gateway
     sql("UPDATE gateways_gateway SET reach = 'teams'")
@@ -371,6 +377,7 @@ def test_reach_follows_teams_and_capabilities(known: Known) -> None:
     assert gateway.reach == Reach.EVERYONE  # the loaded model is stale: the row was changed by SQL
 
 
+@pytest.mark.full
 def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
     newest = b"a newer key, thirty-two bytes long!"
     question = (known.secret, "work", ServersNeeded.NONE, "")
@@ -380,6 +387,7 @@ def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
     assert [grant.token_name for grant in grants if grant] == ["ci-pipeline"] * 2
 
 
+@pytest.mark.full
 def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(known: Known) -> None:
     others = [make.token(known.connection) for _ in range(5)]
     secrets = [known.secret, token_text.mint(token_text.ACCESS), *(other.secret for other in others)]
@@ -393,6 +401,7 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
 ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersNeeded.OF_FEATURE, "a__c")]
 
 
+@pytest.mark.full
 def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """Concurrent calls of one tool by one agent share a query; calls at another gateway or of another tool do not."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
@@ -455,6 +464,7 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
 TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]
 
 
+@pytest.mark.full
 def test_no_name_of_a_tool_breaks_the_statement(known: Known) -> None:
     for tool in TOOLS:
         assert None not in ask(
@@ -464,6 +474,7 @@ def test_no_name_of_a_tool_breaks_the_statement(known: Known) -> None:
     assert None not in ask([(known.secret, "work", ServersNeeded.OF_FEATURE, tool) for tool in TOOLS])
 
 
+@pytest.mark.full
 def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
     with psycopg.connect(database.conninfo()) as connection:
 
@@ -489,6 +500,7 @@ async def test_without_a_database_nothing_is_known() -> None:
     await access.stop()
 
 
+@pytest.mark.full
 def test_a_lost_connection_is_replaced_by_the_next_request(known: Known) -> None:
     async def main() -> tuple[object, object]:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
@@ -508,6 +520,7 @@ def test_a_lost_connection_is_replaced_by_the_next_request(known: Known) -> None
     assert before is not None
 
 
+@pytest.mark.full
 def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
     async def main() -> None:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
@@ -549,6 +562,7 @@ def token_of_app(user: User, gateway: Gateway) -> Known:
     return Known(connection, key.pk, secret)
 
 
+@pytest.mark.full
 def test_an_apps_token_stands_for_the_key_of_its_connection(app_token: Known) -> None:
     grant = app_token.grant()
 
@@ -558,6 +572,7 @@ def test_an_apps_token_stands_for_the_key_of_its_connection(app_token: Known) ->
     assert grant.host_name == "Claude Desktop"
 
 
+@pytest.mark.full
 def test_an_apps_token_dies_of_its_time_its_binding_and_its_keys_generation(app_token: Known) -> None:
     user = app_token.connection.user
     assert app_token.reason("elsewhere") == "wrong_gateway"
@@ -580,6 +595,7 @@ def test_an_apps_token_dies_of_its_time_its_binding_and_its_keys_generation(app_
     assert app_token.grant() is None
 
 
+@pytest.mark.full
 def test_each_kind_of_token_is_looked_for_in_its_own_table_only(app_token: Known) -> None:
     as_access = "gwa" + app_token.secret[3:]
 

@@ -146,6 +146,7 @@ async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: 
     assert all(f"{name}: failing, TypeError\n" in text for name, (_, text) in killer.seen.items())
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch,

@@ -72,10 +72,12 @@ def test_blanks_around_a_token_do_no_harm(world: World) -> None:
     assert asked(world, f"Bearer   {world.agent.secret}").status_code == 200
 
 
+@pytest.mark.full
 def test_no_token_leads_to_the_metadata_that_a_client_signs_in_by(world: World) -> None:
     assert "resource_metadata=" in asked(world, None).headers["www-authenticate"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", ["revoked", "expired"])
 def test_a_token_that_has_ended_is_told_so_in_the_log_and_what_to_do_in_the_answer(world: World, end: str) -> None:
     token = Token.objects.get()
@@ -88,6 +90,7 @@ def test_a_token_that_has_ended_is_told_so_in_the_log_and_what_to_do_in_the_answ
     assert world.proxy.last().deny_reason == end
 
 
+@pytest.mark.full
 def test_the_token_of_another_gateway_is_told_so_in_the_log(world: World) -> None:
     make.gateway(slug="other")
 
@@ -99,6 +102,7 @@ def test_the_token_of_another_gateway_is_told_so_in_the_log(world: World) -> Non
     assert REASONS[world.proxy.last().deny_reason].sentence == "The token belongs to another gateway."
 
 
+@pytest.mark.full
 def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
     base = world.agent.url
     headers = {"Authorization": f"Bearer {world.agent.secret}"}
@@ -129,6 +133,7 @@ def test_a_gateway_opened_in_a_browser_says_what_it_is_for(world: World) -> None
     assert "https://gateway.example.com/connect/help/" in page.text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("body", "headers", "status", "words"),
     [
@@ -181,6 +186,7 @@ def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, word
 SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("url", "words"),
@@ -217,6 +223,7 @@ def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
     assert not Server.objects.filter(name="Docs").exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.usefixtures("loopback_is_allowed")
 def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) -> None:
@@ -262,6 +269,7 @@ def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_i
 # --- In the browser --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_wrong_password_says_no_more_than_that(ana: User) -> None:
     page = Client().post("/accounts/login/", {"login": ana.email, "password": "wrong"})
@@ -290,6 +298,7 @@ def test_a_form_of_another_session_says_to_reload_it(ana: User) -> None:
     assert "This page was open for too long. Reload it" in text(page)
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_sending_a_form_twice_says_that_it_is_there_already(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
@@ -300,6 +309,7 @@ def test_sending_a_form_twice_says_that_it_is_there_already(ana: User, sign_in: 
     assert "An agent with this name already exists." in text(again)
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_the_second_of_two_tabs_is_shown_what_the_first_one_saved(ana: User, sign_in: SignIn) -> None:
     host, client = make.agent(by=ana, name="Bot"), sign_in(ana)

@@ -180,6 +180,7 @@ def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(wor
     assert Call.objects.filter(correlation_id=call.uid).count() == 4
 
 
+@pytest.mark.full
 def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
     got: list[Object] = []
 
@@ -198,6 +199,7 @@ def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
     assert "requestState" not in got[1]
 
 
+@pytest.mark.full
 def test_a_result_of_an_unknown_kind_is_a_bad_answer_to_who_knows_no_kinds(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"resultType": "of_the_future", "content": []})
@@ -207,6 +209,7 @@ def test_a_result_of_an_unknown_kind_is_a_bad_answer_to_who_knows_no_kinds(work:
     assert Person(work.agent()).initialize().call("docs__it")["error"]["data"]["reason"] == "bad_answer"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("requests", [["who"], {"who": "Ada"}, {str(number): FORM for number in range(101)}])
 def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work: Work, requests: Any) -> None:
     app, got = wanting(requests)
@@ -242,6 +245,7 @@ def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
     assert len(got) == 11
 
 
+@pytest.mark.full
 def test_state_alone_is_sent_again(work: Work) -> None:
     app, got = wanting({}, {})
     work.put(app)
@@ -290,6 +294,7 @@ def test_a_call_of_which_one_round_was_sent_is_not_said_to_be_unexecuted(
     assert Call.objects.get(method="tools/call").outcome == "upstream_error"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capabilities", [{}, {"roots": {}}])
 def test_a_server_that_wants_what_the_client_cannot_give_is_an_error(work: Work, capabilities: Object) -> None:
     app, got = wanting({"who": FORM})
@@ -306,6 +311,7 @@ def test_a_server_that_wants_what_the_client_cannot_give_is_an_error(work: Work,
 # A client of 2026-07-28, a server with sessions
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other_worker", [False, True])
 def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(work: Work, other_worker: bool) -> None:
     server = Asker(asks=[FORM, SAMPLE])
@@ -361,6 +367,7 @@ def test_messages_after_a_server_request_do_not_end_the_call(work: Work) -> None
     assert [row.outcome for row in Call.objects.filter(method="tools/call")] == ["ok", "ok"]
 
 
+@pytest.mark.full
 def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     work.put(Asker().app())
 
@@ -410,6 +417,7 @@ def test_a_request_state_is_good_for_its_own_request_only(work: Work, change: Ca
     assert result_of(retry(agent, wanted))["resultType"] == "complete"
 
 
+@pytest.mark.full
 def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> None:
     work.put(Asker(asks=[FORM, FORM]).app())
     agent = work.agent()
@@ -435,6 +443,7 @@ def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_e
     assert len(docs.asked("tools/call")) == 1
 
 
+@pytest.mark.full
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +538,7 @@ def leave(agent: Agent, wanted: Object) -> None:
     httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
 
 
+@pytest.mark.full
 def test_stored_messages_are_encrypted_and_deleted_later(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.2)
 
@@ -550,6 +560,7 @@ def test_stored_messages_are_encrypted_and_deleted_later(work: Work, monkeypatch
     eventually(lambda: not SuspendedCall.objects.exists())
 
 
+@pytest.mark.full
 def test_requests_of_a_suspended_call_are_encrypted(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     ask(work.agent())
@@ -589,6 +600,7 @@ def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
     assert [row.outcome for row in Call.objects.filter(method="tools/call").order_by("id")] == ["ok", "timeout"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cut", ["token", "server"])
 @pytest.mark.parametrize("retries", [False, True], ids=["nobody waits", "its retry waits elsewhere"])
 def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: Work, cut: str, retries: bool) -> None:

@@ -183,6 +183,7 @@ def assignment(gateway: Gateway) -> Assignment:
     return make.assignment(gateway, make.server(slug="docs"))
 
 
+@pytest.mark.full
 def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     issued = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana))
@@ -206,6 +207,7 @@ def test_changes_that_end_access_notify_workers(assignment: Assignment, told: Ca
     assert silent == []
 
 
+@pytest.mark.full
 def test_changes_of_a_list_notify_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     elsewhere = make.assignment(make.gateway(slug="other"), make.server(slug="other"))
@@ -235,6 +237,7 @@ def test_changes_of_a_list_notify_the_gateway(assignment: Assignment, told: Call
     assert f"lists {elsewhere.gateway_id}" not in heard
 
 
+@pytest.mark.full
 def test_columns_written_by_calls_notify_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     token = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana)).token

@@ -53,7 +53,7 @@ def assert_no_advice(answer: httpx.Response) -> None:
 # A server that changes which protocol versions it speaks
 
 
-@pytest.mark.every_case
+@pytest.mark.full
 @pytest.mark.parametrize("client", ["session", "bare", "modern"])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -120,7 +120,7 @@ def closes_within_the_stream(peer: Peer, _: int) -> None:
     raise OSError
 
 
-@pytest.mark.every_case
+@pytest.mark.full
 @pytest.mark.parametrize("talk", [closes, closes_after_the_status, closes_within_the_answer, closes_within_the_stream])
 def test_a_call_whose_connection_broke_after_it_was_written_is_not_sent_again(start: Start, talk: Talk) -> None:
     proxy = start()
@@ -147,6 +147,7 @@ def test_a_call_whose_connection_broke_after_it_was_written_is_not_sent_again(st
 # A gateway that fails after the call
 
 
+@pytest.mark.full
 def test_a_database_that_fails_after_the_call_does_not_have_it_called_again(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_database_that_fails_after_the_call_does_not_have_it_called_again(
     assert_no_advice(answer)
 
 
+@pytest.mark.full
 def test_a_call_that_ran_and_cannot_be_recorded_is_not_to_be_called_again(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object)
     eventually(lambda: [row.outcome for row in work.proxy.calls() if row.method == "tools/call"] == ["cancelled"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("eras", [SESSION_ERA, (MODERN,)], ids=["session server", "modern server"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_cancelled_call_ends_at_the_server_whichever_worker_is_told(
@@ -73,6 +74,7 @@ def test_a_cancelled_call_ends_at_the_server_whichever_worker_is_told(
         cancelled(work, under_way, work.elsewhere(agent) if workers == 2 else agent, "mine")
 
 
+@pytest.mark.full
 def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start, run: Run) -> None:
     work = Work(start, run)
     agent = work.agent()
@@ -85,6 +87,7 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
     assert work.proxy.calls()[-1].outcome == "cancelled"
 
 
+@pytest.mark.full
 def test_unknown_or_foreign_tokens_are_accepted_and_change_nothing(start: Start, run: Run) -> None:
     work = Work(start, run, workers=2)
     agent, stranger = work.agent(), work.agent("eve")
@@ -101,6 +104,7 @@ def test_unknown_or_foreign_tokens_are_accepted_and_change_nothing(start: Start,
     assert work.counter.events("cancelled") == []
 
 
+@pytest.mark.full
 def test_a_call_of_2026_is_cancelled_by_its_clients_leaving_only(start: Start, run: Run) -> None:
     work = Work(start, run)
     agent = work.agent()
@@ -113,6 +117,7 @@ def test_a_call_of_2026_is_cancelled_by_its_clients_leaving_only(start: Start, r
     assert work.counter.events("cancelled") == []
 
 
+@pytest.mark.full
 def test_two_calls_of_one_connection_that_bear_the_same_id_are_not_told_apart_so_neither_ends(
     start: Start, run: Run
 ) -> None:

@@ -49,6 +49,7 @@ def everything_that_began_is_over(streams: int = 1) -> bool:
     return Call.objects.filter(method="GET").count() == 2 * streams
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWork, elsewhere: bool) -> None:
     person = heard_by_the_first(work)

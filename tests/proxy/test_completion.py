@@ -19,6 +19,7 @@ VALUES = {"completion": {"values": ["a", "b"], "total": 2, "hasMore": False}}
 ARGUMENT = {"name": "id", "value": "a"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("ref", "own"),
     [
@@ -48,6 +49,7 @@ def test_it_goes_to_the_server_of_its_ref_under_the_servers_own_name(
     assert work.proxy.last().feature_type == ("prompt" if "name" in ref else "resource")
 
 
+@pytest.mark.full
 def test_a_server_without_completions_completes_nothing(work: Work) -> None:
     put(work, completion_complete=failing(-32601, "Method not found"))
     offer("hello", "prompt")
@@ -61,6 +63,7 @@ def test_a_server_without_completions_completes_nothing(work: Work) -> None:
     assert (session.status_code, new.status_code) == (200, 200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["prompt", "template"])
 def test_disabled_features_get_no_completions(work: Work, kind: str) -> None:
     docs = put(work, completion_complete=returning(VALUES))

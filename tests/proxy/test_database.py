@@ -63,6 +63,7 @@ def test_the_answer_to_an_abandoned_statement_is_not_taken_for_the_next_ones(pla
     play(scene)
 
 
+@pytest.mark.full
 def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
     lost: list[bool] = []
 
@@ -121,6 +122,7 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_a_database_that_takes_connections_and_is_silent_did_not_answer_in_time(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch

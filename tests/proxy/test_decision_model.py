@@ -633,6 +633,7 @@ def compared(plain: Plain, grants: Iterator[Any]) -> Iterator[tuple[str, str, An
             yield expected, found(grant, tool, address), (*question, address)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("worlds", [15, full(WORLDS)])
 def test_the_decision_is_that_of_the_plain_model(transactional_db: None, worlds: int) -> None:
     """`DECISION_WORLDS=20000 pytest -rP -n 0 -k 'plain_model and not 15'` compares so many worlds."""

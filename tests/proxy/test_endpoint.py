@@ -65,6 +65,7 @@ def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) ->
     return body, headers
 
 
+@pytest.mark.full
 def test_a_bare_post_is_the_first_call(world: World) -> None:
     listed = world.agent.listed(Accept="*/*")
 
@@ -136,6 +137,7 @@ def test_a_credential_that_is_none_gets_401(world: World) -> None:
     assert stranger.listed().status_code == 401
 
 
+@pytest.mark.full
 def test_get_and_delete_need_the_token_too(world: World) -> None:
     served = {"GET": (405, "POST, DELETE"), "DELETE": (400, None)}  # DELETE must name a session.
     for verb, answer in served.items():
@@ -152,6 +154,7 @@ def test_get_and_delete_need_the_token_too(world: World) -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
     make.gateway(slug="other")
     for slug in ("other", "no-such-gateway"):
@@ -161,6 +164,7 @@ def test_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
     assert [row.deny_reason for row in world.proxy.calls()] == ["wrong_gateway"] * 2
 
 
+@pytest.mark.full
 def test_a_slash_at_the_end_changes_nothing_and_redirects_nobody(world: World) -> None:
     assert Agent(world.agent.url + "/", world.agent.secret).listed().status_code == 200
     for path in ("//", "/docs/tools", "/a/b/c"):
@@ -200,6 +204,7 @@ def test_faults_of_a_request_are_reported_after_authentication(world: World) -> 
     assert {row.outcome for row in world.proxy.calls()} == {"ok", "bad_request", "not_offered"}
 
 
+@pytest.mark.full
 def test_an_accept_that_names_streams_only_gets_one(world: World) -> None:
     answer = world.agent.post(PING, Accept="text/event-stream")
 
@@ -224,6 +229,7 @@ def test_notifications_and_responses_are_accepted_without_a_body(world: World) -
     ]
 
 
+@pytest.mark.full
 def test_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
     newest = "2025-11-25"
     agreements: dict[object, str] = {version: version for version in ("2025-03-26", "2025-06-18", newest)}
@@ -242,6 +248,7 @@ def test_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
     assert world.docs.seen == []
 
 
+@pytest.mark.full
 def test_a_version_header_of_the_session_era_is_served_and_an_unknown_one_refused(world: World) -> None:
     for version in ("2025-03-26", "2025-06-18", "2025-11-25"):
         assert world.agent.post(PING, MCP_Protocol_Version=version).json()["result"] == {}
@@ -315,6 +322,7 @@ def test_discover_names_both_eras_and_nothing_that_is_not_served(world: World) -
     assert (row.client_name, row.client_version, row.protocol_version) == ("probe", "2", MODERN)
 
 
+@pytest.mark.full
 def test_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> None:
     body, headers = modern("tools/list")
 
@@ -324,6 +332,7 @@ def test_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> None:
     assert "docs__echo" in {tool["name"] for tool in result["tools"]}
 
 
+@pytest.mark.full
 def test_browsers_are_let_in_by_origin(start: Start, run: Run) -> None:
     world = world_of(start(allowed_origins=["http://localhost:6274"]), run)
     agent = world.agent
@@ -394,6 +403,7 @@ async def test_a_request_that_never_arrives_whole_is_no_request() -> None:
         await request.read(1000)
 
 
+@pytest.mark.full
 def test_the_client_address_comes_from_whom_the_application_trusts(start: Start, run: Run) -> None:
     world = world_of(start(client_address=lambda peer, hops: hops[-1] if hops else peer), run)
     narrow = world.proxy.agent(world.connection, allowed_ips=["203.0.113.0/24"])
@@ -405,6 +415,7 @@ def test_the_client_address_comes_from_whom_the_application_trusts(start: Start,
     assert [row.client_ip for row in world.proxy.calls()] == ["203.0.113.9", "198.51.100.1"]
 
 
+@pytest.mark.full
 def test_a_host_that_is_not_ours_is_refused_in_words(start: Start, run: Run) -> None:
     world = world_of(start(hosts=frozenset({"127.0.0.1", "gateway.example.com"})), run)
 

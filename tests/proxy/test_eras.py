@@ -57,6 +57,7 @@ SHAPES: dict[str, App] = {
 }
 
 
+@pytest.mark.full
 def test_every_client_reaches_every_server(work: Work) -> None:
     for slug, app in SHAPES.items():
         work.put(app, slug)
@@ -80,6 +81,7 @@ def test_every_client_reaches_every_server(work: Work) -> None:
     assert eras == dict.fromkeys(SHAPES, Era.BOTH) | of_one
 
 
+@pytest.mark.full
 def test_clients_of_both_eras_are_served_in_their_own(work: Work) -> None:
     docs = work.put(upstreams.docs())
     body, headers = modern("tools/call", {"name": "docs__echo", "arguments": {"text": "x"}})
@@ -92,6 +94,7 @@ def test_clients_of_both_eras_are_served_in_their_own(work: Work) -> None:
     assert ["mcp-session-id" in each for each in asked] == [True, False]
 
 
+@pytest.mark.full
 def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
     docs = work.put(offering("it"))
 
@@ -132,6 +135,7 @@ def test_two_workers_that_meet_a_server_at_once_probe_it_once(work: Work, start:
     assert [request.method for request in docs.seen].count("server/discover") == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modern_then", [True, False])
 def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(work: Work, modern_then: bool) -> None:
     first, second = (upstreams.modern_era(upstreams.docs()), upstreams.session_era(upstreams.docs()))
@@ -199,6 +203,7 @@ def test_an_era_is_not_forgotten_because_a_server_was_overloaded_when_asked(
     assert Server.objects.get().protocol_era == found
 
 
+@pytest.mark.full
 def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     script = Script([[tool("it")]], sessions=True)
 
@@ -272,6 +277,7 @@ def test_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
         assert work.agent.call("docs__echo", {"text": "3"}).json()["result"]
 
 
+@pytest.mark.full
 def test_connections_never_share_an_upstream_session(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [{"type": "text", "text": request.headers["mcp-session-id"]}]})
@@ -340,6 +346,7 @@ def identities(proxy: Proxy, run: Run) -> Identities:
     return Identities(proxy, gateway, github, crm, users, agents)
 
 
+@pytest.mark.full
 def test_j5_each_call_carries_the_identity_of_its_own_user(identities: Identities) -> None:
     with ThreadPoolExecutor(8) as pool:
         seen = list(pool.map(lambda name: (name, identities.credential(name, "github__whoami")), ["ana", "ben"] * 8))
@@ -408,6 +415,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
     assert identities.credential("ben", "github__whoami") == "Bearer of ben"
 
 
+@pytest.mark.full
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
     """Force other people's identities into the rows by SQL: the access statement ignores them."""
     ben = identities.users["ben"].identities.get()
@@ -430,6 +438,7 @@ def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: I
         sql("ALTER TABLE gateways_assignment ENABLE TRIGGER USER")
 
 
+@pytest.mark.full
 def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Identities) -> None:
     sql("UPDATE servers_identity SET secret_ciphertext = 'garbage' WHERE label = %s", "ana's")
 

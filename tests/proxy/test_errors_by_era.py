@@ -31,6 +31,7 @@ def asked(work: Work, method: str, params: dict[str, Any], *, new: bool, **chang
     return work.agent.post(body, **headers)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("new_server", [False, True])
 @pytest.mark.parametrize(
     ("code", "status"), [(-32601, 404), (-32602, 400), (-32603, 200), (-32021, 400), (-32000, 200), (17, 200)]
@@ -49,6 +50,7 @@ def test_a_servers_error_has_the_status_of_the_clients_era(
         assert work.proxy.last().rpc_error_code == code
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("new_server", [False, True])
 def test_a_resource_that_is_not_there_is_told_in_the_code_of_the_clients_era(work: Work, new_server: bool) -> None:
     code, status = (-32602, 400) if new_server else (-32002, 200)
@@ -80,6 +82,7 @@ def test_a_page_to_visit_is_an_error_in_the_session_era_and_input_required_after
     assert unable.json()["error"]["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
 
 
+@pytest.mark.full
 def test_initialize_is_no_method_of_the_envelope(work: Work) -> None:
     body, headers = modern("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}})
 
@@ -89,6 +92,7 @@ def test_initialize_is_no_method_of_the_envelope(work: Work) -> None:
     assert "result" in work.agent.ask("initialize", {"protocolVersion": "2026-07-28"}).json()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["logging/setLevel", "ping", "resources/subscribe", "no/such"])
 def test_a_method_of_the_other_era_is_not_found_with_404(work: Work, name: str) -> None:
     answer = asked(work, name, {}, new=True)
@@ -123,6 +127,7 @@ def test_a_large_body_of_very_many_values_is_refused_before_it_is_read(work: Wor
     assert docs.asked("tools/call") == []
 
 
+@pytest.mark.full
 def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
     work.put(upstreams.http_sse())
     offer("it", "tool")
@@ -134,6 +139,7 @@ def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
     assert error["data"]["reason"] == "bad_answer"
 
 
+@pytest.mark.full
 def test_a_refused_version_is_tried_again_in_one_that_both_know(work: Work) -> None:
     proposed: list[str] = []
 
@@ -153,6 +159,7 @@ def test_a_refused_version_is_tried_again_in_one_that_both_know(work: Work) -> N
     assert proposed == ["2025-11-25", "2025-06-18"]
 
 
+@pytest.mark.full
 def test_a_call_whose_version_is_refused_is_answered_so_and_not_sent_again(work: Work) -> None:
     async def call(request: Request) -> None:
         data = {"supported": ["2026-07-28"], "requested": "2026-07-28"}

@@ -89,6 +89,7 @@ def test_a_stream_whose_row_cannot_be_written_does_not_begin(
     assert answer.json()["error"]["message"].endswith("nothing was executed.")
 
 
+@pytest.mark.full
 def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
     assert "a call failed inside the gateway" in caplog.text
 
 
+@pytest.mark.full
 def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +144,7 @@ def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_mom
     assert "idle sessions" in [getattr(record, "task", "") for record in caplog.records]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("last", ["nonsense", "s-1-1", "c-00000000-0000-0000-0000-000000000000"])
 def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Agent, last: str) -> None:
     assert EventId.read(last) is None

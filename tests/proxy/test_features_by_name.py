@@ -55,6 +55,7 @@ def row(name: str, exposed: str) -> tuple[object, ...]:
     return (FeatureRow(name, exposed, True, None, "approved", None, None, "tool"),)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("known", list(product([False, True], repeat=3)))
 def test_lists_and_calls_agree_in_every_order_whatever_was_listed_before(name: str, known: tuple[bool, ...]) -> None:

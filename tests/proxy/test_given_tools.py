@@ -60,6 +60,7 @@ def usable(agent: Agent) -> set[str]:
     return {name.removeprefix("docs__") for name in allowed}
 
 
+@pytest.mark.full
 def test_people_and_agents_can_list_and_call_what_grants_and_limits_give(
     proxy: Proxy, work: Gateway, boss: User, ann: User
 ) -> None:
@@ -94,6 +95,7 @@ def test_people_and_agents_can_list_and_call_what_grants_and_limits_give(
     assert proxy.last().deny_reason == "tool_not_granted"
 
 
+@pytest.mark.full
 def test_a_new_tool_falls_into_what_its_set_says(proxy: Proxy, run: Run, boss: User) -> None:
     served = Script([[tool("get_page")]], CALLED)
     work = make.gateway(make.server(slug="docs", url=run(served.app()).url), slug="work", tools_given="granted")
@@ -110,6 +112,7 @@ def test_a_new_tool_falls_into_what_its_set_says(proxy: Proxy, run: Run, boss: U
     assert agent.tools() == ["docs__get_page", "docs__get_user"]
 
 
+@pytest.mark.full
 def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy, run: Run, boss: User) -> None:
     work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
     agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
@@ -136,6 +139,7 @@ def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy,
     assert (listed(), asked()) == (everything, ["", ""])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("others", "rounds"), [(2, 6), full((249, 1))])
 def test_lists_are_what_calls_allow_for_random_people(
     proxy: Proxy, work: Gateway, boss: User, others: int, rounds: int
@@ -185,6 +189,7 @@ ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ENDS)
 def test_a_running_call_ends_whose_tool_is_taken_away(
     start: Start, run: Run, boss: User, how: str, monkeypatch: pytest.MonkeyPatch
@@ -213,6 +218,7 @@ def test_a_running_call_ends_whose_tool_is_taken_away(
     eventually(lambda: proxy.last().deny_reason == "tool_not_granted")
 
 
+@pytest.mark.full
 def test_sessions_are_told_when_their_tools_change(
     start: Start, run: Run, boss: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +244,7 @@ def test_sessions_are_told_when_their_tools_change(
         assert TOOLS_CHANGED in stream.events
 
 
+@pytest.mark.full
 def test_a_granted_template_gives_only_what_it_certainly_matches(proxy: Proxy, run: Run, boss: User) -> None:
     work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
     agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
@@ -258,6 +265,7 @@ def test_a_granted_template_gives_only_what_it_certainly_matches(proxy: Proxy, r
     assert refused("docs://handbook")
 
 
+@pytest.mark.full
 def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     proxy: Proxy, run: Run, boss: User
 ) -> None:
@@ -286,6 +294,7 @@ def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     assert instructions() == "Look things up here."
 
 
+@pytest.mark.full
 def test_clients_see_the_texts_an_administrator_states(proxy: Proxy, run: Run, boss: User) -> None:
     served = Script([[tool("get_page"), {**tool("put_page"), "title": "Put", "description": "Puts."}]], CALLED)
     work = make.gateway(make.server(slug="docs", url=run(served.app()).url), slug="work")

@@ -237,6 +237,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_does_not_let_anybody_in(
         assert batches.fault == "not connected yet"
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("patient")
 async def test_a_stop_lets_what_waits_have_the_attempt_to_connect_that_is_under_way() -> None:
     async with mute() as away:
@@ -257,6 +258,7 @@ async def test_a_stop_lets_what_waits_have_the_attempt_to_connect_that_is_under_
         assert carrier.loads == []
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("patient")
 async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
     carrier = Carrier()

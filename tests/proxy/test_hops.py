@@ -53,6 +53,7 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     assert asked["tools/list"] <= 2
 
 
+@pytest.mark.full
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
     proxy = start()
     # Configure a second gateway, on the same database, with the first gateway's address as its own.
@@ -68,6 +69,7 @@ def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> Non
     assert len(proxy.calls()) == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("said", "sent"), [(None, "1"), ("0", "1"), ("3", "4"), ("4", None), ("99999", None), ("-1", None), ("many", None)]
 )

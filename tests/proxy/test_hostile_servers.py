@@ -346,6 +346,7 @@ def test_notifications_of_odd_forms_are_kept_from_the_client_and_fail_no_call(st
     assert [row.outcome for row in proxy.calls()] == ["ok"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("talk", [two_answers_on_a_stream, a_question_with_a_huge_id, many_events_then_the_answer])
 def test_unusual_but_bounded_answers_are_accepted(start: Start, talk: Talk) -> None:
     proxy = start(answer_limit=LIMIT)
@@ -416,6 +417,7 @@ async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_
         hasty.feed(PROGRESS)
 
 
+@pytest.mark.full
 def test_a_stream_ends_at_so_many_events_however_slow_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("wire.sse.time.monotonic", lambda: now)

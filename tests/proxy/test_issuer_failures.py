@@ -75,6 +75,7 @@ def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
 # --- Discovery of the issuer, and registration -----------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("where", "answer"),
     [
@@ -150,12 +151,14 @@ def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
     assert not ClientRegistration.objects.exists()
 
 
+@pytest.mark.full
 def test_a_server_that_wants_a_key_leads_nobody_to_an_issuer(run: Run, ann: User) -> None:
     _, page = begin(upstreams.github(), run, ann)
 
     assert "GitHub names no issuer to sign in at." in words(page)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("status", [200, 400], ids=["greets everybody", "knows the newer wire only"])
 def test_a_server_is_asked_for_what_it_keeps_to_some(status: int, run: Run, ann: User) -> None:
     _, page = begin(greeting(Issuer(scopes=("read",)).app(), status), run, ann)
@@ -185,12 +188,14 @@ def greeting(app: App, status: int) -> App:
     return door
 
 
+@pytest.mark.full
 def test_an_issuer_that_says_nothing_of_scopes_is_asked_for_none(run: Run, ann: User) -> None:
     _, page = begin(Issuer(metadata={"scopes_supported": ["offline_access"]}).app(), run, ann)
 
     assert "scope" not in query(destination(page))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("offered", "asked"), [(["offline_access"], "read offline_access"), (["read"], "read")])
 def test_lasting_access_is_asked_for_where_the_issuer_offers_it(
     offered: list[str], asked: str, run: Run, ann: User
@@ -369,6 +374,7 @@ def challenging(url: str) -> App:
     return door
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_one_address")
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("which", ["metadata of the server", "metadata of the issuer", "registration"])
@@ -403,6 +409,7 @@ def test_no_code_and_no_token_is_sent_inside(inside: str, proxy: Proxy, run: Run
     assert issuer.refreshes == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", [METADATA, "/register", "/token"])
 def test_no_redirect_is_followed_to_another_place(path: str, run: Run, ann: User) -> None:
     trap = run(upstreams.docs())
@@ -427,6 +434,7 @@ def test_a_renewal_follows_no_redirect(proxy: Proxy, run: Run, ann: User) -> Non
     assert trap.seen == []
 
 
+@pytest.mark.full
 def test_a_server_that_sends_callers_elsewhere_gets_no_token_there(proxy: Proxy, run: Run, ann: User) -> None:
     trap = run(upstreams.docs())
     agent = signed_in(Issuer(), proxy, run, ann)

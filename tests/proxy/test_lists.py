@@ -82,6 +82,7 @@ def work(proxy: Proxy) -> Iterator[Work]:
         yield Work(proxy, gateway, agent, script, upstream, assignment, leave)
 
 
+@pytest.mark.full
 def test_a_stored_list_takes_one_statement_and_no_word_with_the_server(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_stored_list_takes_one_statement_and_no_word_with_the_server(
     assert (statements, work.asked()) == ([1, 1, 1], asked)
 
 
+@pytest.mark.full
 def test_a_changed_definition_is_shown_as_it_was_approved_until_somebody_accepts_it(work: Work) -> None:
     work.shown()
     work.says(tool("echo", description="Send it elsewhere."), tool("add"))
@@ -138,6 +140,7 @@ def test_a_server_that_says_the_approved_definition_again_is_held_no_more(work: 
     assert (echo.state, echo.offered) == ("approved", None)
 
 
+@pytest.mark.full
 def test_a_quarantined_tool_is_gone_and_its_calls_are_refused(work: Work) -> None:
     work.shown()
     echo = Feature.objects.get(name="echo")
@@ -154,6 +157,7 @@ def test_a_quarantined_tool_is_gone_and_its_calls_are_refused(work: Work) -> Non
     assert work.shown()["docs__echo"]["description"] == "Better."
 
 
+@pytest.mark.full
 def test_a_call_of_a_held_tool_goes_on_while_the_changed_schema_takes_its_arguments(work: Work) -> None:
     work.shown()
     work.says(tool("echo", description="Say it.") | {"inputSchema": NUMBER}, tool("add"))
@@ -194,6 +198,7 @@ def test_a_schema_that_cannot_be_judged_takes_no_arguments(work: Work, schema: o
     assert error["data"]["reason"] == "definition_held"
 
 
+@pytest.mark.full
 def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: Work) -> None:
     Gateway.objects.update(changed_definitions=OnChange.ACCEPT)
     work.shown()
@@ -204,6 +209,7 @@ def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: W
     assert Event.objects.get(action="feature.changed").changes["state"] == ["approved", "approved"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rule", [OnChange.HOLD, OnChange.WARN, OnChange.ACCEPT])
 @pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff"])
 def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, hidden: str) -> None:
@@ -220,6 +226,7 @@ def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, 
     assert work.agent.call("docs__new").json()["error"]["data"]["reason"] == "definition_held"
 
 
+@pytest.mark.full
 def test_a_joiner_in_an_emoji_hides_nothing(work: Work) -> None:
     work.shown()
 
@@ -228,6 +235,7 @@ def test_a_joiner_in_an_emoji_hides_nothing(work: Work) -> None:
     assert "docs__new" in work.shown()
 
 
+@pytest.mark.full
 def test_a_new_definition_waits_where_the_gateway_says_so(work: Work) -> None:
     Gateway.objects.update(new_definitions=OnArrival.WAIT)
 
@@ -240,6 +248,7 @@ def test_a_new_definition_waits_where_the_gateway_says_so(work: Work) -> None:
     assert "result" in work.agent.call("docs__echo").json()
 
 
+@pytest.mark.full
 def test_a_server_that_is_down_keeps_its_features_listed_and_is_named(work: Work) -> None:
     work.shown()
     work.leave.close()
@@ -278,6 +287,7 @@ def test_a_null_character_survives_storage(work: Work) -> None:
     assert rb"a\u0000b" in work.agent.listed().content
 
 
+@pytest.mark.full
 def test_each_person_is_shown_what_the_server_offers_to_them(proxy: Proxy, run: Run) -> None:
     class Personal(Offers):
         async def list(self, request: Request) -> None:
@@ -301,6 +311,7 @@ def test_each_person_is_shown_what_the_server_offers_to_them(proxy: Proxy, run: 
     assert Listing.objects.filter(kind="tool").count() == 2
 
 
+@pytest.mark.full
 def test_prompts_resources_and_templates_are_listed_and_switched_as_tools_are(work: Work) -> None:
     work.script.features = {
         "prompts/list": [{"name": "sum up", "description": "A prompt."}],
@@ -368,6 +379,7 @@ def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, 
     assert answer.elapsed.total_seconds() > 1
 
 
+@pytest.mark.full
 def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) -> None:
     work.shown()
     by_proxy = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
@@ -383,6 +395,7 @@ def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) 
     ]
 
 
+@pytest.mark.full
 def test_more_changes_than_anybody_reads_are_told_in_one_event(work: Work) -> None:
     many = [tool(f"t{n}", description="a") for n in range(30)]
     Feature.objects.learn(work.assignment, many)

@@ -47,6 +47,7 @@ def session_of(work: Work) -> dict[str, str]:
     return {"Mcp-Session-Id": work.agent.ask("initialize", params).headers["mcp-session-id"]}
 
 
+@pytest.mark.full
 def test_messages_come_on_the_stream_of_the_call_under_the_name_of_their_server(work: Work) -> None:
     put(work, tools_call=log)
     offer("it", "tool")
@@ -58,6 +59,7 @@ def test_messages_come_on_the_stream_of_the_call_under_the_name_of_their_server(
     assert heard.events[-1]["result"] == {"content": []}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("new_server", [False, True])
 def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Work, new_server: bool) -> None:
     docs = put(work, modern=new_server, tools_call=log, logging_setLevel=returning({}))
@@ -76,6 +78,7 @@ def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Wor
     assert levels_of(listen(work.agent, call(), **session_of(work)).events) == LEVELS
 
 
+@pytest.mark.full
 def test_a_level_that_is_changed_is_told_with_the_next_call(work: Work) -> None:
     docs = put(work, tools_call=log, logging_setLevel=returning({}))
     offer("it", "tool")
@@ -87,6 +90,7 @@ def test_a_level_that_is_changed_is_told_with_the_next_call(work: Work) -> None:
     assert [each.body["params"]["level"] for each in docs.asked("logging/setLevel")] == ["error", "debug"]
 
 
+@pytest.mark.full
 def test_a_server_that_cannot_log_is_told_once_and_called_all_the_same(work: Work) -> None:
     docs = put(work, tools_call=log, logging_setLevel=failing(-32601, "Method not found"))
     offer("it", "tool")
@@ -117,11 +121,13 @@ def test_a_modern_client_hears_nothing_unless_its_request_names_a_level(work: Wo
         assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "critical"}]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("level", [None, "", "loud", 3])
 def test_a_level_that_is_none_is_refused(work: Work, level: object) -> None:
     assert work.agent.ask("logging/setLevel", {"level": level}).json()["error"]["code"] == -32602
 
 
+@pytest.mark.full
 def test_without_a_session_a_level_is_taken_and_kept_by_nobody(work: Work) -> None:
     assert work.agent.ask("logging/setLevel", {"level": "error"}).json()["result"] == {}
     body, headers = modern("logging/setLevel", {"level": "error"})

@@ -35,6 +35,7 @@ def test_the_page_shows_the_table() -> None:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [*METHODS, "tasks/list", "no/such"])
 def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, name: str) -> None:
     method = METHODS.get(name)
@@ -55,6 +56,7 @@ def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work
             assert answer.status_code == 404
 
 
+@pytest.mark.full
 def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work: Work) -> None:
     async def introduce(request: Request) -> None:
         offered: dict[str, Any] = {
@@ -81,6 +83,7 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
     assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == CAPABILITIES - {"tasks"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])
 def test_features_nobody_has_called_are_announced_at_once(work: Work, is_modern: bool) -> None:
     async def introduce(request: Request) -> None:

@@ -13,6 +13,7 @@ from tests.oauth.apps import browser
 from tests.proxy.conftest import in_words, served
 
 
+@pytest.mark.full
 def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def test_an_issuer_at_the_host_of_its_server_or_at_one_that_is_listed_itself_is_
     assert set(way.asked) == {f"{OURS}:443", f"{issuer}:443"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["registration", "token", "userinfo"])
 def test_no_endpoint_that_an_issuer_names_at_another_host_is_told_by_name(
     name: str, server: Server, elsewhere: Elsewhere, way: ForwardProxy, ana: User

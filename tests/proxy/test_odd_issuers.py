@@ -987,6 +987,7 @@ def test_tools_of_a_server_where_nobody_has_signed_in_are_told_to_be_missing_and
     assert Call.objects.filter(user_email=ben.email, identity_id__isnull=False).count() == 0
 
 
+@pytest.mark.full
 def test_two_people_at_two_workers_renew_each_their_own_at_the_same_time(
     github: Place, start: Start, ann: User, ben: User
 ) -> None:

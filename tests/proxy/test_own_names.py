@@ -32,6 +32,7 @@ def error(work: Work, name: str) -> Any:
     return work.agent.call(name).json()["error"]
 
 
+@pytest.mark.full
 def test_an_own_name_that_one_server_has_is_called_there_and_logged_as_listed(work: Work, clock: Upstream) -> None:
     answer = work.agent.call("now").json()
 
@@ -41,6 +42,7 @@ def test_an_own_name_that_one_server_has_is_called_there_and_logged_as_listed(wo
     assert (row.server_name, row.feature_type, row.feature_name, row.outcome) == ("Clock", "tool", "clock__now", "ok")
 
 
+@pytest.mark.full
 def test_an_own_name_of_two_servers_is_refused_and_the_message_names_both(work: Work, clock: Upstream) -> None:
     assert error(work, "both") == {
         "code": -32602,
@@ -65,6 +67,7 @@ def test_disabling_one_of_two_never_sends_its_calls_to_the_other(work: Work, clo
     assert error(work, "both")["message"] == in_words(only)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -81,6 +84,7 @@ def test_an_own_name_passes_no_switch(work: Work, clock: Upstream, change: dict[
     assert clock.asked("tools/call") == []
 
 
+@pytest.mark.full
 def test_a_token_reaches_no_server_outside_its_scope_by_an_own_name(work: Work, clock: Upstream) -> None:
     connection = work.proxy.last().connection_id
     docs = Assignment.objects.get(alias="docs")
@@ -95,6 +99,7 @@ def test_a_token_reaches_no_server_outside_its_scope_by_an_own_name(work: Work, 
     assert (work.proxy.last().server_name, clock.asked("tools/call")) == ("Docs", [])
 
 
+@pytest.mark.full
 def test_a_name_the_server_no_longer_lists_or_one_behind_an_alias_is_nobodys(work: Work, clock: Upstream) -> None:
     Feature.objects.filter(exposed_name="clock__now").update(missing_since="2026-01-01T00:00Z")
     offer("docs__it", "tool", alias="clock")
@@ -104,6 +109,7 @@ def test_a_name_the_server_no_longer_lists_or_one_behind_an_alias_is_nobodys(wor
     assert error(work, "docs__none")["message"] == in_words("Unknown tool: docs__none.")
 
 
+@pytest.mark.full
 def test_a_server_without_an_alias_comes_first(work: Work, clock: Upstream) -> None:
     plain = offering("now")
     work.put(plain, "plain")
@@ -126,6 +132,7 @@ def test_a_prompt_goes_by_its_own_name_too(work: Work) -> None:
     assert work.proxy.last().feature_name == "docs__greet"
 
 
+@pytest.mark.full
 def test_a_call_under_way_by_an_own_name_ends_for_the_reason_that_its_server_gives(work: Work) -> None:
     begun = Event()
 

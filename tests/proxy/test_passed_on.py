@@ -67,6 +67,7 @@ def initialize(agent: Agent, version: str = "2025-11-25") -> tuple[Agent, Object
     return Agent(agent.url, agent.secret, headers), dict(answered.json()["result"])
 
 
+@pytest.mark.full
 def test_extensions_and_the_clients_name_go_both_ways_in_each_era(agent: Agent, gateway: Gateway, run: Run) -> None:
     docs = put(gateway, run, Both([[tool("it", _meta={"ui": {"resourceUri": "ui://it"}})]], answer))
 
@@ -89,6 +90,7 @@ def test_extensions_and_the_clients_name_go_both_ways_in_each_era(agent: Agent, 
     assert (meta[f"{META}clientInfo"], meta[f"{META}clientCapabilities"]) == (CLIENT, {"extensions": EXTENSIONS})
 
 
+@pytest.mark.full
 def test_methods_of_an_extension_nobody_here_knows_are_not_passed_on(agent: Agent, gateway: Gateway, run: Run) -> None:
     docs = put(gateway, run, Both([[tool("it")]], answer))
 
@@ -97,6 +99,7 @@ def test_methods_of_an_extension_nobody_here_knows_are_not_passed_on(agent: Agen
     assert docs.asked("com.example/do") == []
 
 
+@pytest.mark.full
 def test_a_list_does_not_depend_on_what_the_client_that_asked_last_can_do(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
@@ -134,6 +137,7 @@ def test_dots_in_names_stay_where_the_version_knows_them(
     assert [call.body["params"]["name"] for call in docs.asked("tools/call")] == ["a.b", "a.b"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("said", "kept"), [(5_000, 5_000), (3_600_000, 60_000), (0, 0), (None, 0)])
 def test_a_list_may_be_kept_as_long_as_its_server_says_and_a_minute_at_most(
     agent: Agent, gateway: Gateway, run: Run, said: int | None, kept: int
@@ -164,6 +168,7 @@ def test_a_list_that_lacks_a_server_of_which_nothing_is_known_says_that_it_is_pa
     assert [each["server"] for each in meta["gateway-admin/unavailable"]] == ["gone"]
 
 
+@pytest.mark.full
 def test_the_first_list_waits_for_its_server(agent: Agent, gateway: Gateway, run: Run) -> None:
     async def listed(request: Request) -> None:
         await asyncio.sleep(2)
@@ -174,6 +179,7 @@ def test_the_first_list_waits_for_its_server(agent: Agent, gateway: Gateway, run
     assert agent.tools() == ["docs__it"]
 
 
+@pytest.mark.full
 def test_the_row_of_a_server_says_its_eras_and_how_they_were_found_out(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
@@ -187,6 +193,7 @@ def test_the_row_of_a_server_says_its_eras_and_how_they_were_found_out(
     assert server.protocol_probed_at is not None
 
 
+@pytest.mark.full
 def test_a_server_that_declares_nonsense_keeps_no_client_from_the_others(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
@@ -206,6 +213,7 @@ def test_a_server_that_declares_nonsense_keeps_no_client_from_the_others(
     assert "result" in in_session.call("docs__it").json()
 
 
+@pytest.mark.full
 def test_clients_that_declare_something_else_with_each_request_share_a_session(
     agent: Agent, gateway: Gateway, run: Run
 ) -> None:
@@ -221,6 +229,7 @@ def test_clients_that_declare_something_else_with_each_request_share_a_session(
     assert len({call.headers["mcp-session-id"] for call in calls}) == 1
 
 
+@pytest.mark.full
 def test_no_server_gets_the_calls_of_one_that_has_left(agent: Agent, gateway: Gateway, run: Run) -> None:
     other = put(gateway, run, Script([[tool("gone__delete"), tool("own")]], answer))
     assert agent.tools() == ["docs__gone__delete", "docs__own"]

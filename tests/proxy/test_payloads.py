@@ -115,6 +115,7 @@ def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest
             assert secret not in haystack, (secret, where)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("recording", [True, False])
 def test_an_error_text_is_recorded_without_secrets_even_without_payloads(recording: bool, agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=recording)
@@ -158,6 +159,7 @@ def test_a_repeated_long_secret_is_redacted_everywhere(length: int, times: int) 
     assert "q0" not in error_text(body, [secret])
 
 
+@pytest.mark.full
 def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
     for on in (False, True, False):
         WorkspaceSettings.edit(by=None, record_payloads=on)
@@ -220,6 +222,7 @@ def test_a_call_keeps_its_row_and_its_answer_although_its_payload_cannot_be_reda
     assert "the payloads of a call were not recorded" in caplog.text
 
 
+@pytest.mark.full
 def test_the_payload_of_a_refused_call_is_not_recorded(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
     Token.objects.get().revoke(by=None)
@@ -231,6 +234,7 @@ def test_the_payload_of_a_refused_call_is_not_recorded(agent: Agent) -> None:
     assert "Lisbon" not in database()
 
 
+@pytest.mark.full
 def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
     agent.call("docs__it", {"city": "Lisbon"})
 
@@ -239,6 +243,7 @@ def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
     assert wait < 5_000
 
 
+@pytest.mark.full
 def test_a_call_by_its_servers_own_name_is_recorded_without_the_credential_too(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
     agent.tools()
@@ -263,6 +268,7 @@ def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
     assert call.request_bytes > 5000
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("odd", ["a\x00b", "\ud83d", 10**30, -(2**70), "\\u0000"])
 def test_whatever_is_sent_can_be_recorded(odd: object, agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
@@ -273,6 +279,7 @@ def test_whatever_is_sent_can_be_recorded(odd: object, agent: Agent) -> None:
     assert Call.objects.get().is_recorded
 
 
+@pytest.mark.full
 def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
     agent.call("docs__it", {"city": "Lisbon"})
@@ -291,6 +298,7 @@ def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: 
             assert "Lisbon" not in text(client.get(path))
 
 
+@pytest.mark.full
 def test_a_secret_in_the_place_of_a_name_that_no_server_has_is_not_in_the_log(agent: Agent, proxy: Proxy) -> None:
     for name in (GITHUB, "docs__no_such_tool"):
         agent.call(name)

@@ -98,6 +98,7 @@ def test_a_name_leads_inside_when_all_of_its_addresses_are_there(
 # --- The data plane ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_call_to_a_public_server_whose_name_leads_inside_is_refused_and_nothing_is_sent(
     proxy: Proxy, docs: Upstream, ana: User
@@ -169,6 +170,7 @@ def test_a_public_server_is_not_asked_inside_what_it_wants(github: Server, issue
     assert len(issuer.asked) == asked
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["registration", "token", "revocation", "renewal"])
 def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
     name: str, github: Server, issuer: Issuer, proxy: Proxy, ana: User, caplog: pytest.LogCaptureFixture
@@ -207,6 +209,7 @@ def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
 # --- Who says that a server is private --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_server_is_private_when_its_name_led_inside_as_it_was_registered(ana: User, docs: Upstream) -> None:
     rest = Rest.of(ana)
@@ -220,6 +223,7 @@ def test_a_server_is_private_when_its_name_led_inside_as_it_was_registered(ana: 
     assert rest.patch("/servers/outside", {"url": "https://93.184.216.34/mcp"}).json()["private"] is False
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_server_that_was_moved_inside_is_called_there_when_an_administrator_says_so(
     ana: User, docs: Upstream

@@ -13,7 +13,7 @@ from tests.runners import SECRET, program
 from tests.workspace import free_port
 from wire.runner import Runner
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.full]
 
 
 def agent_of(proxy: Proxy, ana: User, *servers: Server) -> Agent:

@@ -20,6 +20,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 PROMPT = {"messages": [{"role": "user", "content": {"type": "text", "text": "ü"}}], "future": [1]}
 
 
+@pytest.mark.full
 def test_a_prompt_is_got_under_the_servers_own_name_and_its_answer_passes_byte_for_byte(work: Work) -> None:
     text = b'{"jsonrpc": "2.0", "id": ID, "result": {"messages": [], "n": 1.10, "n": 2e0}}'
     docs = put(work, prompts_get=returning(text))
@@ -34,6 +35,7 @@ def test_a_prompt_is_got_under_the_servers_own_name_and_its_answer_passes_byte_f
     assert (row.outcome, row.server_name) == ("ok", "Docs")
 
 
+@pytest.mark.full
 def test_a_prompt_that_is_switched_off_is_refused_with_its_reason(work: Work) -> None:
     docs = put(work, prompts_get=returning(PROMPT))
     prompt = offer("hello", "prompt")
@@ -49,6 +51,7 @@ def test_a_prompt_that_is_switched_off_is_refused_with_its_reason(work: Work) ->
     assert (row.outcome, row.deny_reason, row.feature_type) == ("denied", "prompt_disabled", "prompt")
 
 
+@pytest.mark.full
 def test_a_tool_of_the_same_name_has_a_switch_of_its_own(work: Work) -> None:
     put(work, prompts_get=returning(PROMPT), tools_call=returning({"content": []}))
     offer("same", "prompt", enabled=False)
@@ -58,6 +61,7 @@ def test_a_tool_of_the_same_name_has_a_switch_of_its_own(work: Work) -> None:
     assert "error" in work.agent.ask("prompts/get", {"name": "docs__same"}).json()
 
 
+@pytest.mark.full
 def test_an_unknown_prompt_is_invalid_params_in_both_eras(work: Work) -> None:
     put(work, prompts_get=failing(-32602, "Unknown prompt"))
     body, headers = modern("prompts/get", {"name": "other__hello"})
@@ -77,6 +81,7 @@ def test_params_of_a_wrong_form_reach_no_server(work: Work, params: dict[str, ob
     assert docs.asked("prompts/get") == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("new_server", [False, True])
 @pytest.mark.parametrize("new_client", [False, True])
 def test_between_the_eras_only_the_members_of_the_era_differ(work: Work, new_client: bool, new_server: bool) -> None:

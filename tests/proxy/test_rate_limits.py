@@ -52,11 +52,13 @@ def statuses(agent: Agent, calls: int) -> list[int]:
     return [agent.ask("ping").status_code for _ in range(calls)]
 
 
+@pytest.mark.full
 def test_nothing_is_counted_unless_a_limit_is_set(proxy: Proxy) -> None:
     assert statuses(proxy.holding(a_token()), 3) == [200] * 3
     assert not RateCounter.objects.exists()
 
 
+@pytest.mark.full
 def test_over_a_limit_the_caller_is_told_when_to_come_back(proxy: Proxy, run: Run) -> None:
     docs = run(upstreams.docs())
     agent = proxy.holding(a_token(url=docs.url))
@@ -79,6 +81,7 @@ def test_over_a_limit_the_caller_is_told_when_to_come_back(proxy: Proxy, run: Ru
     assert len(proxy.calls()) == 3
 
 
+@pytest.mark.full
 def test_two_workers_let_through_what_one_would(start: Start) -> None:
     issued = a_token()
     limit(gateway=40)
@@ -101,6 +104,7 @@ class Later:
         return time.monotonic() + self.seconds
 
 
+@pytest.mark.full
 def test_after_the_minute_it_goes_on_as_before(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = proxy.holding(a_token())
     limit(token=2)
@@ -113,6 +117,7 @@ def test_after_the_minute_it_goes_on_as_before(proxy: Proxy, monkeypatch: pytest
     assert statuses(agent, 3) == [200, 200, 429]
 
 
+@pytest.mark.full
 def test_a_new_limit_acts_on_the_next_request(proxy: Proxy) -> None:
     agent = proxy.holding(a_token())
 
@@ -143,6 +148,7 @@ def test_the_narrowest_limit_counts(proxy: Proxy, limits: dict[str, int], throug
     assert statuses(agent, 5).count(200) == through
 
 
+@pytest.mark.full
 def test_a_limit_is_each_ones_own(proxy: Proxy) -> None:
     first, second = proxy.holding(a_token("work")), proxy.holding(a_token("other"))
 
@@ -179,6 +185,7 @@ def renamed(table: str) -> Iterator[None]:
     sql(f"ALTER TABLE elsewhere RENAME TO {table}")
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
     async def main() -> int:

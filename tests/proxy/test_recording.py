@@ -134,6 +134,7 @@ def agent_at(proxy: Proxy, run: Run, app: Any) -> Agent:
     return proxy.agent(make.connection(make.agent(by=user), gateway, user))
 
 
+@pytest.mark.full
 def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
     start: Start, run: Run, relay: tuple[Relay, str]
 ) -> None:
@@ -154,6 +155,7 @@ def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
         assert [each.split()[0] for each in between.run(mark)] == ["decide_calls", "insert_one"]
 
 
+@pytest.mark.full
 def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay: tuple[Relay, str]) -> None:
     between, conninfo = relay
     proxy = start(conninfo=conninfo)
@@ -191,6 +193,7 @@ def test_a_connection_on_which_nonsense_came_is_given_up_and_the_next_statement_
     asyncio.run(scene())
 
 
+@pytest.mark.full
 def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     agent.listed()
@@ -230,6 +233,7 @@ def test_while_the_log_is_locked_no_call_is_executed_and_then_it_goes_on(proxy: 
     assert len(proxy.calls()) == len(executed) == 3
 
 
+@pytest.mark.full
 def test_a_log_that_hangs_at_one_process_stops_all_others(start: Start, run: Run) -> None:
     executed: list[Request] = []
 
@@ -264,6 +268,7 @@ def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> No
         sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
 
 
+@pytest.mark.full
 def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs(json_response=True, stateless=True))
     eventually(lambda: "docs__echo" in agent.tools())  # A list does not wait for a server that is slow at first.
@@ -280,6 +285,7 @@ def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
         assert all(pool.map(recorded, range(40)))
 
 
+@pytest.mark.full
 def test_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     body, headers = modern("tools/list")
@@ -369,6 +375,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("each_alone", [False, True])
 def test_whatever_clients_and_servers_are_called_is_recorded(
     transactional_db: None, each_alone: bool, monkeypatch: pytest.MonkeyPatch
@@ -390,6 +397,7 @@ def test_whatever_clients_and_servers_are_called_is_recorded(
         assert Call.objects.find(call.uid) == call
 
 
+@pytest.mark.full
 def test_a_row_alone_and_rows_together_are_recorded_alike(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def opens(sign_in: SignIn) -> Callable[[str], None]:
     return check
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reason", [*SWITCHES, "origin"])
 def test_a_refused_request_reads_as_a_sentence_and_a_page(
     work: Work, opens: Callable[[str], None], reason: str
@@ -145,6 +146,7 @@ def test_every_error_between_gateway_and_server_is_one_sentence() -> None:
         assert not re.search(r"[.!?] ", kind.sentence), kind.sentence
 
 
+@pytest.mark.full
 def test_published_bodies_stay_as_they_are(work: Work) -> None:
     sql("UPDATE accounts_user SET is_active = false")
 
@@ -175,6 +177,7 @@ def test_a_token_is_judged_also_when_calls_could_not_be_recorded_a_moment_ago(
     assert "result" not in first.text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("depth", [100, 990, 1_010, 5_000])
 @pytest.mark.parametrize("place", ["arguments", "capabilities"])
 def test_deep_nesting_passes_or_is_refused_without_a_fault(work: Work, depth: int, place: str) -> None:

@@ -88,6 +88,7 @@ def test_a_call_that_waited_finds_out_what_it_was_not_told(issuer: Issuer, agent
     assert nothing_was_called_after_the_renewal(issuer)
 
 
+@pytest.mark.full
 def test_a_call_does_not_go_on_as_somebody_else_than_it_began_as(
     issuer: Issuer, agent: Agent, identity: Identity
 ) -> None:

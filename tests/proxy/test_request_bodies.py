@@ -47,11 +47,13 @@ async def asked(secret: str | None, *pieces: bytes, **headers: str) -> tuple[int
     return sent[0]["status"], len(left)
 
 
+@pytest.mark.full
 async def test_without_a_token_nothing_of_a_body_is_read(issued: Issued) -> None:
     assert await asked(None, b"{}", b"x") == (401, 2)
     assert await asked("gwa_nonsense", b"{}", b"x") == (401, 2)
 
 
+@pytest.mark.full
 async def test_a_long_body_is_read_only_for_a_token_that_may_call(issued: Issued) -> None:
     pieces = PING[:1000], PING[1000:]
     length = str(len(PING))
@@ -59,6 +61,7 @@ async def test_a_long_body_is_read_only_for_a_token_that_may_call(issued: Issued
     assert await asked(token_text.mint(token_text.ACCESS), *pieces, content_length=length) == (401, 2)
 
 
+@pytest.mark.full
 async def test_a_body_that_does_not_say_its_length_is_read_no_further_either(issued: Issued) -> None:
     pieces = [PING[n : n + 1000] for n in range(0, len(PING), 1000)]
     read = UNAUTHENTICATED_BODY // 1000 + 1
@@ -66,6 +69,7 @@ async def test_a_body_that_does_not_say_its_length_is_read_no_further_either(iss
     assert await asked(token_text.mint(token_text.ACCESS), *pieces) == (401, len(pieces) - read)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("secret", [True, False])
 async def test_a_short_body_is_judged_with_its_token_at_once(issued: Issued, secret: bool) -> None:
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
@@ -81,14 +85,17 @@ def revoked(issued: Issued) -> Issued:
     return issued
 
 
+@pytest.mark.full
 async def test_a_long_body_of_a_revoked_token_is_not_read(revoked: Issued) -> None:
     assert await asked(revoked.secret, PING, b"", content_length=str(len(PING))) == (401, 2)
 
 
+@pytest.mark.full
 async def test_a_body_announced_as_too_large_is_refused_unread(issued: Issued) -> None:
     assert await asked(issued.secret, PING, b"", content_length=str(5 << 20)) == (413, 2)
 
 
+@pytest.mark.full
 async def test_two_host_headers_are_a_bad_request(issued: Issued) -> None:
     sent: list[Any] = []
 

@@ -29,6 +29,7 @@ def mapped(alias: str, uri: str) -> str:
     return f"{prefix}{alias}/{quote(uri, safe='')}"
 
 
+@pytest.mark.full
 def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
     put(work, resources_read=echo)
 
@@ -39,6 +40,7 @@ def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
     assert (row.method, row.feature_type, row.feature_name) == ("resources/read", "resource", "docs://a%20b")
 
 
+@pytest.mark.full
 def test_with_two_servers_every_uri_that_is_given_out_can_be_read_at_its_own(work: Work) -> None:
     content = [
         {"type": "resource_link", "uri": "same://a", "name": "a"},
@@ -66,6 +68,7 @@ def test_with_two_servers_every_uri_that_is_given_out_can_be_read_at_its_own(wor
     assert other.asked("resources/read") == []
 
 
+@pytest.mark.full
 def test_an_expanded_template_reads_what_the_servers_own_template_means(work: Work) -> None:
     docs = put(work, resources_read=echo)
     put(work, "other")
@@ -99,6 +102,7 @@ def test_a_uri_that_several_servers_list_is_refused_with_the_uris_it_may_mean(wo
     assert docs.asked("resources/read") + other.asked("resources/read") == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reason", ["resource_disabled", "blocked", "server_disabled"])
 def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work, reason: str) -> None:
     docs, _ = put(work, resources_read=echo), put(work, "other")
@@ -112,6 +116,7 @@ def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work, reason
     assert docs.asked("resources/read") == []
 
 
+@pytest.mark.full
 def test_unusable_servers_do_not_count_among_those_that_list_a_uri(work: Work) -> None:
     docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
     offer("same://a", "resource", enabled=False)
@@ -148,6 +153,7 @@ def test_uris_that_were_given_out_reach_their_server_as_its_own_in_arguments(wor
     assert completed["context"] == {"arguments": own}
 
 
+@pytest.mark.full
 def test_with_one_server_an_argument_passes_as_it_is(work: Work) -> None:
     docs = put(work, tools_call=returning({"content": []}))
     offer("it", "tool")
@@ -170,6 +176,7 @@ def test_a_large_answer_is_rewritten_as_a_small_one_is(work: Work) -> None:
     assert result["structuredContent"] == {"n": 2**70}
 
 
+@pytest.mark.full
 def test_with_two_servers_a_uri_that_names_none_is_nobodys(work: Work) -> None:
     docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
     body, headers = modern("resources/read", {"uri": "docs://a"})
@@ -183,6 +190,7 @@ def test_with_two_servers_a_uri_that_names_none_is_nobodys(work: Work) -> None:
     assert docs.asked("resources/read") + other.asked("resources/read") == []
 
 
+@pytest.mark.full
 def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(work: Work) -> None:
     docs = put(work, resources_read=echo)
     offer("docs://secret", "resource", enabled=False)
@@ -197,6 +205,7 @@ def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(wor
     assert "result" in read(work, mapped("docs", "docs://public"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("policy", "enabled", "uri", "told"),
     [
@@ -228,6 +237,7 @@ def test_unlisted_resources_are_governed_by_their_template_or_the_policy(
         assert answer["error"]["code"] == told
 
 
+@pytest.mark.full
 def test_the_most_exact_template_governs(work: Work) -> None:
     put(work, resources_read=echo)
     offer("docs://{+any}", "template", enabled=False)
@@ -249,6 +259,7 @@ def test_contents_are_private_and_fresh_for_modern_clients(work: Work) -> None:
     assert docs.asked("resources/read")
 
 
+@pytest.mark.full
 def test_a_shareable_result_of_a_modern_server_is_still_not_shared(work: Work) -> None:
     put(
         work,
@@ -264,6 +275,7 @@ def test_a_shareable_result_of_a_modern_server_is_still_not_shared(work: Work) -
     assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
 
 
+@pytest.mark.full
 def test_a_private_result_of_a_modern_server_stays_private(work: Work) -> None:
     said = {"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "private"}
     put(work, modern=True, resources_read=returning(said))
@@ -286,6 +298,7 @@ def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_er
     assert "data" not in old.json()["error"]
 
 
+@pytest.mark.full
 def test_a_result_without_a_list_of_contents_passes_as_it_is_to_clients_older_than_links(work: Work) -> None:
     put(work, tools_call=returning({"content": "none"}))
     offer("it", "tool")
@@ -307,6 +320,7 @@ def test_clients_older_than_links_get_a_text_instead(work: Work, version: str, k
         assert item["text"] == "the a: docs://a"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("uri", [None, "", 7, "a\nb", "a\0", "x" * 9_000])
 def test_a_uri_that_can_be_none_reaches_no_server(work: Work, uri: object) -> None:
     docs = put(work, resources_read=echo)

@@ -102,6 +102,7 @@ def missed(stream: Listener) -> list[Any]:
 ANSWERED = {"jsonrpc": "2.0", "id": "mine", "result": {"content": [{"type": "text", "text": SECRET}]}}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("worker", [0, 1], ids=["same worker", "other worker"])
 @pytest.mark.parametrize("answered_before", [True, False], ids=["answered meanwhile", "answered after"])
 def test_a_client_whose_call_broke_off_gets_the_rest_of_it(work: Work, worker: int, answered_before: bool) -> None:
@@ -357,6 +358,7 @@ def test_a_client_that_comes_back_while_the_database_is_away_may_come_back_again
         assert missed(rest) == [progress(7, 2), ANSWERED]
 
 
+@pytest.mark.full
 def test_a_call_that_was_cancelled_while_its_client_was_away_ends_without_an_answer(work: Work) -> None:
     agent = in_session(work.agent())
     with listening(agent, "POST", call()) as stream:
@@ -380,6 +382,7 @@ def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
         assert missed(rest) == [ANSWERED]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [1, events.ATTEMPTS])
 def test_missed_events_are_written_once_the_database_answers_or_logged_as_lost(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
@@ -535,6 +538,7 @@ def at_a_polling_server(start: Start, run: Run, server: Polling) -> list[Any]:
     return stream.events
 
 
+@pytest.mark.full
 def test_a_call_goes_on_where_its_servers_stream_broke(start: Start, run: Run) -> None:
     server = Polling(3)
     events = at_a_polling_server(start, run, server)
@@ -545,6 +549,7 @@ def test_a_call_goes_on_where_its_servers_stream_broke(start: Start, run: Run) -
     assert server.asked == [("POST", ""), ("GET", "1"), ("GET", "2"), ("GET", "3")]
 
 
+@pytest.mark.full
 def test_a_call_whose_stream_cannot_be_gone_on_with_ends_and_is_not_sent_again(start: Start, run: Run) -> None:
     server = Polling(3, knows_ids=False)
     events = at_a_polling_server(start, run, server)

@@ -6,6 +6,8 @@ from itertools import batched
 from random import Random
 from typing import Any
 
+import pytest
+
 from accounts.models import Team, User, WorkspaceSettings
 from auditlog.models import Call
 from proxy.access.rules import decide_by_rules
@@ -39,6 +41,7 @@ def drawn(chance: Random) -> Iterator[tuple[str, Any]]:
             yield name, chance.choice(VALUES)
 
 
+@pytest.mark.full
 def test_a_replay_decides_recorded_calls_as_they_were_decided(proxy: Proxy, run: Run, ana: User) -> None:
     WorkspaceSettings.edit(record_payloads=True, zone="Asia/Tokyo", by=None)
     Team.objects.create(name="Operations").users.add(ana)

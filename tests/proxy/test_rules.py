@@ -45,6 +45,7 @@ def reason(answer: Any) -> str:
     return str(body["error"]["data"]["reason"]) if "error" in body else ""
 
 
+@pytest.mark.full
 def test_a_rule_refuses_the_next_call_by_its_arguments_and_names_itself_in_the_log(world: World, proxy: Proxy) -> None:
     rule = Rule.objects.add(
         name="No secrets", effect="refuse", text="Ask without the secret.", when="args.text.contains('secret')", **ON
@@ -66,6 +67,7 @@ def test_a_rule_refuses_the_next_call_by_its_arguments_and_names_itself_in_the_l
     assert "Rules" in [line.name for line in Detail(other).checks]
 
 
+@pytest.mark.full
 def test_a_rule_is_off_at_the_next_call_even_if_switched_by_sql(world: World) -> None:
     rule = Rule.objects.add(name="None", effect="refuse", **ON)
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
@@ -78,12 +80,14 @@ def test_a_rule_is_off_at_the_next_call_even_if_switched_by_sql(world: World) ->
     assert reason(world.agent.call("docs__echo", {"text": "y"})) == "rule_refused"
 
 
+@pytest.mark.full
 def test_lists_show_every_tool_whatever_rules_say(world: World) -> None:
     Rule.objects.add(name="None", effect="refuse", when="args.text != ''", **ON)
 
     assert "docs__echo" in world.agent.tools()
 
 
+@pytest.mark.full
 def test_the_first_rule_that_refuses_wins_and_labels_add_up(world: World, proxy: Proxy) -> None:
     Rule.objects.add(name="Money", effect="label", text="payments", **ON)
     Rule.objects.add(name="Held", effect="hold", **ON)
@@ -110,6 +114,7 @@ def test_a_watching_rule_only_labels(world: World, proxy: Proxy) -> None:
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("effect", "refused"), [("refuse", True), ("label", False)])
 def test_a_condition_without_a_result_fails_closed(effect: str, refused: bool, world: World, proxy: Proxy) -> None:
     rule = Rule.objects.add(name="Amounts", effect=effect, text="big", when="args.text > 500", **ON)
@@ -124,6 +129,7 @@ def test_a_condition_without_a_result_fails_closed(effect: str, refused: bool, w
     assert reason(world.agent.call("docs__echo", {})) != "rule_refused"  # An absent argument is no error.
 
 
+@pytest.mark.full
 def test_rules_select_tools_by_server_name_and_effect(world: World) -> None:
     other = make.server(slug="crm")
     Feature.objects.filter(exposed_name="docs__echo").update(said_effect="read_only")
@@ -145,6 +151,7 @@ def test_rules_select_tools_by_server_name_and_effect(world: World) -> None:
     assert rule.revision == 10
 
 
+@pytest.mark.full
 def test_what_a_server_leaves_unsaid_counts_as_destructive(world: World) -> None:
     Rule.objects.add(name="Destructive", effect="refuse", tool_effect="destructive", **ON)
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
@@ -156,6 +163,7 @@ def test_what_a_server_leaves_unsaid_counts_as_destructive(world: World) -> None
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
 
 
+@pytest.mark.full
 def test_conditions_see_who_calls_from_where_and_when(world: World, ana: User) -> None:
     Team.objects.create(name="Operations").users.add(ana)
     seen = (
@@ -176,6 +184,7 @@ def test_conditions_see_who_calls_from_where_and_when(world: World, ana: User) -
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
 
 
+@pytest.mark.full
 def test_prompts_and_resources_are_not_ruled(world: World) -> None:
     Rule.objects.add(name="None", effect="refuse", **ON)
 
@@ -185,6 +194,7 @@ def test_prompts_and_resources_are_not_ruled(world: World) -> None:
     assert (reason(prompt), reason(resource)) == ("", "")
 
 
+@pytest.mark.full
 def test_a_tool_found_only_by_a_new_list_is_ruled_too(world: World, proxy: Proxy) -> None:
     Rule.objects.add(name="None", effect="refuse", **ON)
     Feature.objects.all().delete()

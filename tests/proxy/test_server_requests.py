@@ -67,6 +67,7 @@ def asked_rows() -> list[Call]:
     return list(Call.objects.filter(method__in=["elicitation/create", "sampling/createMessage", "roots/list"]))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other_worker", [False, True])
 def test_an_answer_reaches_the_server_from_any_worker(work: Work, other_worker: bool) -> None:
     person = work.person()
@@ -87,6 +88,7 @@ def test_an_answer_reaches_the_server_from_any_worker(work: Work, other_worker: 
     assert not PendingRequest.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("asked", "result"),
     [
@@ -116,6 +118,7 @@ def test_an_error_of_the_client_is_the_servers_answer(work: Work) -> None:
     assert [(row.outcome, row.rpc_error_code) for row in asked_rows()] == [("rpc_error", -1)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "capabilities",
     [{}, {"sampling": {}, "roots": {}}, {"elicitation": {"url": {}}}],
@@ -131,6 +134,7 @@ def test_a_client_without_the_capability_is_not_asked(work: Work, capabilities: 
     assert work.server.told[0]["capabilities"] == capabilities
 
 
+@pytest.mark.full
 def test_a_client_without_a_session_or_a_stream_is_not_asked(work: Work) -> None:
     person = work.person()
     without_stream = person.call("docs__it", accept="application/json")
@@ -149,6 +153,7 @@ def test_a_server_may_request_only_what_its_client_declared(work: Work) -> None:
     assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
 
 
+@pytest.mark.full
 def test_servers_get_only_known_capabilities_of_a_client_with_very_many(work: Work) -> None:
     person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 9000}})
 
@@ -158,6 +163,7 @@ def test_servers_get_only_known_capabilities_of_a_client_with_very_many(work: Wo
     assert answers_of(answered)[0]["result"] == GIVEN
 
 
+@pytest.mark.full
 def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> None:
     person = work.person()
     other = Person(person.agent).initialize()
@@ -203,6 +209,7 @@ def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
     eventually(lambda: [answer["id"] for answer in work.server.answers if "error" in answer] == ["late"])
 
 
+@pytest.mark.full
 def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call(work: Work) -> None:
     person = work.person()
 
@@ -222,6 +229,7 @@ def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call(work: Work
     assert (row.feature_name, row.request_payload) == ("", None)
 
 
+@pytest.mark.full
 def test_server_requests_and_answers_are_recorded_without_secrets(work: Work) -> None:
     WorkspaceSettings.objects.update_or_create(pk=1, defaults={"record_payloads": True})
     person = work.person()
@@ -237,6 +245,7 @@ def test_server_requests_and_answers_are_recorded_without_secrets(work: Work) ->
     assert "hunter2" not in str(row.response_payload)
 
 
+@pytest.mark.full
 def test_a_call_that_waits_for_a_person_gives_its_place_back_and_its_time_stands_still(work: Work) -> None:
     sql("UPDATE servers_server SET max_concurrent = 1, timeout_seconds = 1")
     person = work.person(queue_seconds=0.5)
@@ -262,6 +271,7 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     assert answers_of(answered)[0]["result"] == GIVEN
 
 
+@pytest.mark.full
 def test_answers_are_sealed_where_they_wait(work: Work) -> None:
     person = work.person()
     (session,) = Session.objects.all()
@@ -279,6 +289,7 @@ def test_answers_are_sealed_where_they_wait(work: Work) -> None:
     assert b"a-secret-pin" not in bytes(asked.answer)
 
 
+@pytest.mark.full
 def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
     """Answer two open requests in either order: each has an id of its own."""
     work.server.asks = [FORM]
@@ -303,6 +314,7 @@ def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
     assert answers == {"one": {"name": "one"}, "two": {"name": "two"}}
 
 
+@pytest.mark.full
 def test_a_url_that_must_be_visited_first_passes_with_its_data(work: Work) -> None:
     data = {"elicitations": [{"mode": "url", "elicitationId": "e", "url": "https://x.example.com", "message": "m"}]}
 
@@ -315,6 +327,7 @@ def test_a_url_that_must_be_visited_first_passes_with_its_data(work: Work) -> No
     assert answered["error"] == {"code": -32042, "message": "URL elicitation required", "data": data}
 
 
+@pytest.mark.full
 def test_the_end_of_an_elicitation_is_told_to_the_client(work: Work) -> None:
     done = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e1"}}
 
@@ -364,6 +377,7 @@ def test_an_unstorable_server_request_is_an_error_to_the_server_or_ignored(
     assert len(person.heard) == (0 if told else 1)
 
 
+@pytest.mark.full
 def test_an_answer_whose_row_cannot_be_written_does_not_reach_the_server(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +398,7 @@ def test_an_answer_whose_row_cannot_be_written_does_not_reach_the_server(
     assert "result" not in given
 
 
+@pytest.mark.full
 def test_unanswered_requests_are_deleted_despite_a_short_database_outage(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

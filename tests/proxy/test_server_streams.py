@@ -97,6 +97,7 @@ def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> TalkingWork
     return TalkingWork(start, run)
 
 
+@pytest.mark.full
 def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_changes_on(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_log_messages_reach_the_client_from_its_level_on(work: TalkingWork) -> N
         assert stream.wait_for(1)[0]["params"] == {"level": "error", "data": "error", "logger": "docs"}
 
 
+@pytest.mark.full
 def test_server_requests_on_the_standing_stream_are_answered(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
@@ -442,6 +444,7 @@ def test_a_call_does_without_a_stream_while_others_have_all_there_may_be(
     eventually(lambda: [*server.open] == ["session-2"])
 
 
+@pytest.mark.full
 def test_an_update_is_told_once_to_who_listens_for_it_and_to_nobody_else(
     library_work: Callable[..., LibraryWork],
 ) -> None:

@@ -150,6 +150,7 @@ def asked_on(stream: Listener) -> Object:
     return dict(next(event for event in stream.events if "id" in event and "method" in event))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other_worker", [False, True])
 def test_a_server_request_for_the_first_call_of_a_session_is_sent_on_the_calls_stream(
     work: StandingWork, other_worker: bool
@@ -611,6 +612,7 @@ def test_the_end_of_a_session_decides_anew_about_nobody_else(
         assert not [each for each in asked if own in each]
 
 
+@pytest.mark.full
 def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:
     agent = work.worker()
     wanted = result_of(ask(agent))

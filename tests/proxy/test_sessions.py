@@ -87,6 +87,7 @@ def work(start: Start, run: Run) -> Iterator[Work]:
         yield Work(counter, make.connection(make.agent(by=user), gateway, user), start)
 
 
+@pytest.mark.full
 def test_two_workers_keep_one_session_of_one_client(work: Work) -> None:
     client = work.client()
     elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
@@ -99,6 +100,7 @@ def test_two_workers_keep_one_session_of_one_client(work: Work) -> None:
     assert len(work.counter.events("initialize")) == 1
 
 
+@pytest.mark.full
 def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
     one = work.client()
     two = Client(one.agent)
@@ -122,6 +124,7 @@ def test_requests_without_a_session_use_one_of_their_connection(work: Work) -> N
     assert [client.count()[0], other_token.count()[0], named.count()[0]] == [1, 2, 1]
 
 
+@pytest.mark.full
 def test_a_restart_loses_nothing(work: Work) -> None:
     first = work.start()
     client = Client(first.agent(work.connection))
@@ -148,6 +151,7 @@ def test_a_server_that_forgot_its_sessions_is_given_a_new_one_by_clients_without
     assert len(work.counter.events("initialize")) == 2
 
 
+@pytest.mark.full
 def test_a_client_whose_session_a_server_forgot_learns_it_and_opens_another(work: Work) -> None:
     client = work.client()
     client.initialize()
@@ -206,6 +210,7 @@ class SlowInitialize:
         await self._real(self.counter, message, params, send)
 
 
+@pytest.mark.full
 def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> None:
     user = make.user()
     client, foreign = (
@@ -233,6 +238,7 @@ def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> N
     assert foreign.count()[0] == 1
 
 
+@pytest.mark.full
 def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
     client = work.client()
     client.initialize()
@@ -246,12 +252,14 @@ def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
     assert client.initialize().status_code == 200
 
 
+@pytest.mark.full
 def test_delete_names_a_session(work: Work) -> None:
     client = work.client()
 
     assert client.delete().status_code == 400
 
 
+@pytest.mark.full
 def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
     client = work.client()
     client.initialize()
@@ -264,6 +272,7 @@ def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
     assert str(work.counter.events("initialize")[0].session) not in bytes(upstream.sealed_id).decode()
 
 
+@pytest.mark.full
 def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> None:
     client = work.client()
     client.initialize("2025-06-18")
@@ -275,6 +284,7 @@ def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> Non
     assert (row.protocol_version, row.client_name, row.client_version) == ("2025-06-18", "probe", "7")
 
 
+@pytest.mark.full
 def test_a_request_of_2026_07_28_ignores_the_header(start: Start, run: Run) -> None:
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=run(Counter(SESSION_ERA)).url))
@@ -288,6 +298,7 @@ def test_a_request_of_2026_07_28_ignores_the_header(start: Start, run: Run) -> N
     assert agent.ask("tools/list", {"_meta": meta}, **routing).status_code == 200
 
 
+@pytest.mark.full
 def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: Work) -> None:
     told = {
         "sampling": {"tools": {}},
@@ -308,6 +319,7 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
     assert second == {}
 
 
+@pytest.mark.full
 def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
     counter = Counter(SESSION_ERA)
     server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
@@ -426,6 +438,7 @@ def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run:
     assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
 
 
+@pytest.mark.full
 def test_a_servers_messages_to_one_user_do_not_reach_another(start: Start, run: Run) -> None:
     script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
     server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
@@ -543,6 +556,7 @@ def test_a_server_that_keeps_no_state_is_introduced_once(start: Start, run: Run)
     assert len(upstream.asked("initialize")) == 2  # One to detect the protocol version, one to list.
 
 
+@pytest.mark.full
 def test_an_ended_access_is_refused_before_its_session_is_looked_at(work: Work) -> None:
     client = work.client()
     client.initialize()

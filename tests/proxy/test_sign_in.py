@@ -108,6 +108,7 @@ def access_of(identity: Identity) -> str:
     return cipher().open(bytes(identity.secret_ciphertext or b""))
 
 
+@pytest.mark.full
 def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_missing"
@@ -120,6 +121,7 @@ def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) 
     assert Event.objects.get(action="identity.created").changes["issuer"] == [None, identity.issuer]
 
 
+@pytest.mark.full
 def test_an_authorization_request_is_bound_to_this_server_and_a_fresh_proof(github: Github, ann: User) -> None:
     asked = query(github.begin(browser(ann)))
 
@@ -131,6 +133,7 @@ def test_an_authorization_request_is_bound_to_this_server_and_a_fresh_proof(gith
     assert asked["state"].encode() != bytes(sealed.state_digest)
 
 
+@pytest.mark.full
 def test_a_token_that_has_ended_is_renewed_before_the_call(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
@@ -205,6 +208,7 @@ def test_ten_calls_over_two_workers_renew_an_ended_token_once(github: Github, st
     assert github.issuer.refreshes == 1
 
 
+@pytest.mark.full
 def test_a_refused_renewal_ends_one_person_s_sign_in_and_nobody_else_s(github: Github, ann: User, ben: User) -> None:
     ann_s, ben_s = github.agent(ann), github.agent(ben)
     identity, other = github.sign_in(ann), github.sign_in(ben)
@@ -486,6 +490,7 @@ def test_an_identity_disabled_during_a_renewal_keeps_the_new_tokens(github: Gith
 # --- The redirect back -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was_begun_by(
     github: Github, ann: User, ben: User
 ) -> None:
@@ -501,6 +506,7 @@ def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was
     assert Identity.objects.count() == 1
 
 
+@pytest.mark.full
 def test_an_answer_that_comes_too_late_is_refused(github: Github, ann: User) -> None:
     client = browser(ann)
     back = consent(github.begin(client))
@@ -584,6 +590,7 @@ def test_one_registration_serves_all_people_and_servers_of_an_issuer(github: Git
     assert ClientRegistration.objects.get().kind == "dynamic"
 
 
+@pytest.mark.full
 def test_revoking_wipes_the_tokens_and_tells_the_issuer(github: Github, ann: User) -> None:
     identity = github.sign_in(ann)
     refresh = next(iter(github.issuer.refresh))
@@ -596,6 +603,7 @@ def test_revoking_wipes_the_tokens_and_tells_the_issuer(github: Github, ann: Use
     assert Grant.objects.get(identity=row).refresh_ciphertext is None
 
 
+@pytest.mark.full
 def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github, ann: User, ben: User) -> None:
     ana = make.user(*Capability, email="ana@example.com")
     identity, other = github.sign_in(ann), github.sign_in(ben)

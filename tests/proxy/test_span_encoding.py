@@ -27,6 +27,7 @@ def values(pairs: object) -> dict[str, str | int]:
     return {pair.key: getattr(pair.value, str(pair.value.WhichOneof("value"))) for pair in pairs}  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 @given(CONTEXTS, st.booleans(), TEXTS, VALUES, VALUES, st.booleans(), st.lists(CONTEXTS, max_size=2))
 def test_a_span_is_read_as_it_was_noted(
     context: Context,

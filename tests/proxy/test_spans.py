@@ -43,6 +43,7 @@ def spans_of(collector: Collector, name: str) -> list[Posted]:
     return [span for span in collector.spans if span.trace == whole.trace]
 
 
+@pytest.mark.full
 def test_a_call_is_a_span_with_those_of_its_decision_its_hop_and_its_row(
     start: Start, run: Run, collector: Collector
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_trace_in_a_message_goes_before_that_of_its_request(start: Start, ru
     assert "baggage" not in seen.headers
 
 
+@pytest.mark.full
 def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector: Collector) -> None:
     """The gateway's sampler ignores the caller's sampled flag, which OpenTelemetry's default sampler obeys."""
     upstream = run(offering("it"))
@@ -156,6 +158,7 @@ def test_no_caller_can_have_its_calls_sampled(start: Start, run: Run, collector:
     assert [row.trace_id for row in always.calls()] == [CALLERS_TRACE, CALLERS_TRACE]
 
 
+@pytest.mark.full
 def test_callers_that_are_trusted_say_what_is_sampled(start: Start, run: Run, collector: Collector) -> None:
     upstream = run(offering("it"))
     proxy = start(traces=Traces(collector.url, ratio=0.0, trusts_callers=True))
@@ -170,6 +173,7 @@ def test_callers_that_are_trusted_say_what_is_sampled(start: Start, run: Run, co
     assert [row.trace_id for row in proxy.calls()] == [CALLERS_TRACE, CALLERS_TRACE, ""]
 
 
+@pytest.mark.full
 def test_a_call_that_is_not_traced_keeps_the_trace_of_its_caller(proxy: Proxy, run: Run) -> None:
     agent = agent_of(proxy, run(offering("it")))
 
@@ -181,6 +185,7 @@ def test_a_call_that_is_not_traced_keeps_the_trace_of_its_caller(proxy: Proxy, r
     assert [row.trace_id for row in proxy.calls()] == [CALLERS_TRACE, "", "", OTHER[3:35]]
 
 
+@pytest.mark.full
 def test_spans_say_why_a_call_failed(start: Start, run: Run, collector: Collector) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [], "isError": True})
@@ -214,6 +219,7 @@ def test_spans_say_why_a_call_failed(start: Start, run: Run, collector: Collecto
     assert decided.attributes == {"gateway_admin.deny_reason": "host_disabled"}
 
 
+@pytest.mark.full
 def test_nobody_without_a_token_makes_spans(start: Start, run: Run, collector: Collector) -> None:
     proxy = start(traces=Traces(collector.url))
     agent = agent_of(proxy, run(offering("it")))
@@ -246,6 +252,7 @@ def test_a_collector_that_is_down_costs_no_call_and_is_counted(
     assert len(proxy.calls()) == 2
 
 
+@pytest.mark.full
 def test_a_queue_that_is_full_drops_spans_and_counts_them(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +274,7 @@ def test_a_queue_that_is_full_drops_spans_and_counts_them(
     assert len(collector.spans) == 2
 
 
+@pytest.mark.full
 def test_a_collector_that_hangs_holds_up_no_stop(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_where_no_stream_is_offered_the_answer_is_405(start: Start, run: Run) ->
     assert json_only.status_code == 406
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("request_id", ["sub", 7])
 def test_a_listen_is_acknowledged_first_with_what_is_told_of(start: Start, run: Run, request_id: object) -> None:
     work = Work(start, run)
@@ -99,6 +100,7 @@ def test_a_listen_is_acknowledged_first_with_what_is_told_of(start: Start, run: 
         assert (subscription, type(subscription)) == (request_id, type(request_id))
 
 
+@pytest.mark.full
 def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None:
     body, headers = listen({"toolsListChanged": True})
     assert Work(start, run).agent().post(body, **headers | {"Accept": "application/json"}).status_code == 406
@@ -304,6 +306,7 @@ def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
         assert not any(stream.over.is_set() for stream in streams)
 
 
+@pytest.mark.full
 def test_a_session_that_is_ended_ends_its_stream(start: Start, run: Run) -> None:
     work = Work(start, run, workers=2)
     agent = in_session(work.agent())
@@ -346,6 +349,7 @@ def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_
         assert not other.over.is_set()
 
 
+@pytest.mark.full
 def test_running_requests_of_a_lost_token_end(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.2)
     work = Work(start, run)
@@ -451,6 +455,7 @@ def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
 # Recipients, and the end
 
 
+@pytest.mark.full
 def test_listeners_get_changes_of_the_requested_lists_of_their_own_gateway(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = work.agent("bob")

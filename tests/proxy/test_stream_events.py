@@ -139,6 +139,7 @@ def locked() -> psycopg.Connection:
     return connection
 
 
+@pytest.mark.full
 async def test_a_stop_does_not_wait_for_a_database_that_does_not_write() -> None:
     async with worker() as events:
         with locked():
@@ -177,6 +178,7 @@ async def test_unwritten_rows_are_written_once_the_database_recovers(
         assert "events that a client missed are lost" not in caplog.text
 
 
+@pytest.mark.full
 async def test_unwritable_events_are_dropped_after_a_while_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

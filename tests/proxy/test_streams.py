@@ -86,6 +86,7 @@ def call(name: str, arguments: object = None, token: object = None) -> dict[str,
     return {"jsonrpc": "2.0", "id": "mine", "method": "tools/call", "params": params}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [upstreams.session_era, upstreams.modern_era])
 def test_progress_comes_back_with_the_clients_own_token(work: Work, shape: Any) -> None:
     docs = work.put(shape(upstreams.docs()))
@@ -116,6 +117,7 @@ def test_clients_with_the_same_token_never_get_each_others_progress(work: Work) 
         assert list(pool.map(heard, [0.2] * 6)) == [[(7, float(step)) for step in range(4)]] * 6
 
 
+@pytest.mark.full
 def test_clients_that_did_not_ask_for_progress_or_streams_get_one_json_answer(work: Work) -> None:
     work.put(upstreams.docs())
 
@@ -126,6 +128,7 @@ def test_clients_that_did_not_ask_for_progress_or_streams_get_one_json_answer(wo
     assert [heard.kind for heard in (without_token, json_only, curl)] == ["application/json"] * 3
 
 
+@pytest.mark.full
 def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
     go_on = threading.Event()
 
@@ -200,6 +203,7 @@ def test_a_silent_stream_is_kept_alive(start: Start, run: Run) -> None:
     assert (quick.kind, curl.kind) == ("application/json", "application/json")
 
 
+@pytest.mark.full
 def test_the_gateway_answers_server_requests_on_a_calls_stream(work: Work) -> None:
     async def asking(request: Request) -> None:
         await request.open_stream()
@@ -244,6 +248,7 @@ class Leaving:
             assert self.begun.wait(PATIENCE)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wire", [True, False], ids=["modern server", "session server"])
 def test_a_modern_client_that_leaves_cancels_its_call(work: Work, wire: bool) -> None:
     leaving = Leaving(60)
@@ -262,6 +267,7 @@ def test_a_modern_client_that_leaves_cancels_its_call(work: Work, wire: bool) ->
         assert docs.asked("notifications/cancelled")[0].body["params"]["requestId"] == minted
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("version", ["2025-11-25", ""])
 def test_a_call_of_the_session_era_runs_to_its_end_when_its_client_leaves(work: Work, version: str) -> None:
     leaving = Leaving(1)
@@ -312,6 +318,7 @@ def test_whatever_a_server_sends_begins_its_time_limit_anew(work: Work, modern_s
     assert listen(work.agent, call("docs__it")).events[-1]["result"] == {"content": []}
 
 
+@pytest.mark.full
 def test_a_server_that_falls_silent_is_told_of_as_such(work: Work) -> None:
     async def silent(request: Request) -> None:
         await request.open_stream()

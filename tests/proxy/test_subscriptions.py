@@ -208,6 +208,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
         assert work.library.of("resources/unsubscribe") == []
 
 
+@pytest.mark.full
 def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None:
     offer(URI, "resource", enabled=False)
     agent = in_session(work.client)
@@ -365,6 +366,7 @@ def test_an_unsolicited_server_request_is_sent_on_the_stream_of_the_session(star
         eventually(lambda: {"jsonrpc": "2.0", "id": "r", "result": {"roots": []}} in work.library.asked)
 
 
+@pytest.mark.full
 def test_a_subscription_without_a_session_is_answered_and_not_stored(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
     in_session(work.client)

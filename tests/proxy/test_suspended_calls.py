@@ -61,6 +61,7 @@ def refused(answered: Object) -> Any:
     return answers_of({"result": answered})[0]["error"]["code"]
 
 
+@pytest.mark.full
 def test_a_client_that_cannot_give_it_is_not_asked_and_its_call_goes_on(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
 
@@ -70,6 +71,7 @@ def test_a_client_that_cannot_give_it_is_not_asked_and_its_call_goes_on(work: Wo
     assert not SuspendedCall.objects.exists()
 
 
+@pytest.mark.full
 def test_a_connection_has_a_bounded_number_of_calls_that_wait(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.MOST_SUSPENDED", 1)
     work.put(ByCall().app())
@@ -96,6 +98,7 @@ def test_a_call_that_cannot_be_held_is_not_asked_and_goes_on(work: Work, monkeyp
     assert result_of(retry(agent, result_of(ask(agent))))["resultType"] == "complete"
 
 
+@pytest.mark.full
 def test_a_call_that_is_over_before_its_client_could_be_asked_leaves_nothing(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +122,7 @@ def test_a_call_that_is_over_before_its_client_could_be_asked_leaves_nothing(
     eventually(lambda: not PendingRequest.objects.exists())
 
 
+@pytest.mark.full
 def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +148,7 @@ def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
     assert [row.outcome for row in Call.objects.filter(method="tools/call")] == ["ok"]
 
 
+@pytest.mark.full
 def test_a_retry_gets_the_answer_of_its_call_although_the_row_of_that_cannot_be_deleted(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +166,7 @@ def test_a_retry_gets_the_answer_of_its_call_although_the_row_of_that_cannot_be_
     assert [row.outcome for row in rows] == ["ok", "ok"]
 
 
+@pytest.mark.full
 def test_a_question_that_ended_before_its_client_was_asked_is_not_put(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ ALL_BUT_GITHUB = "without github"
 FINE = (200, 200, 200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("table", "column", "bot", "other"),
     [
@@ -107,6 +108,7 @@ def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
     assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
 
 
+@pytest.mark.full
 def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     eventually(Feature.objects.filter(exposed_name="github__whoami").exists)
     sql("UPDATE gateways_feature SET enabled = false WHERE exposed_name = 'github__whoami'")

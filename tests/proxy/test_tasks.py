@@ -289,6 +289,7 @@ def quarantine(_: Work) -> None:
     Feature.objects.get(name="it").quarantine(by=make.user())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("switch", [disable_tool, disable_server, quarantine])
 def test_a_request_about_a_task_is_refused_as_a_call_of_its_tool_is(work: Work, switch: Callable[[Work], None]) -> None:
     server = Tasks()
@@ -308,6 +309,7 @@ def test_a_request_about_a_task_is_refused_as_a_call_of_its_tool_is(work: Work, 
     assert len(server.said) == asked
 
 
+@pytest.mark.full
 def test_a_revoked_connection_asks_about_its_tasks_no_more(work: Work) -> None:
     server = Tasks()
     work.put(server)
@@ -347,6 +349,7 @@ def test_the_servers_own_error_about_a_task_is_the_clients(work: Work) -> None:
     assert person.ask("tasks/get", {"taskId": task})["error"] == {"code": -32602, "message": "Task has expired"}
 
 
+@pytest.mark.full
 def test_a_servers_id_is_at_most_so_long(work: Work) -> None:
     server = Tasks()
     docs = work.put(server)
@@ -377,6 +380,7 @@ def made(agent: Agent) -> str:
     return str(result["taskId"])
 
 
+@pytest.mark.full
 def test_a_task_of_2026_is_polled_given_input_and_ended_at_any_worker(work: Work) -> None:
     docs = work.put(ModernTasks())
     work.put(Script([[]], modern=True), "more")  # With several servers, the gateway maps URIs.

@@ -65,6 +65,7 @@ RESULT = {
 }
 
 
+@pytest.mark.full
 def test_results_and_arguments_pass_unchanged(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer(RESULT)
@@ -81,6 +82,7 @@ def test_results_and_arguments_pass_unchanged(work: Work) -> None:
     assert docs.asked("tools/call")[0].body["params"] == {"name": "it", "arguments": arguments}
 
 
+@pytest.mark.full
 def test_ids_are_ours_upstream_and_the_clients_own_in_the_answer(work: Work) -> None:
     docs = work.put(offering("it"))
     params = {"name": "docs__it"}
@@ -97,6 +99,7 @@ def test_ids_are_ours_upstream_and_the_clients_own_in_the_answer(work: Work) -> 
     assert not set(minted) & {each for each in ids if isinstance(each, int)}
 
 
+@pytest.mark.full
 def test_nothing_of_the_clients_headers_goes_on_and_nothing_of_the_servers_comes_back(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": []}, set_cookie="a=b", www_authenticate="Basic", x_internal="1", server="s")
@@ -115,6 +118,7 @@ def test_nothing_of_the_clients_headers_goes_on_and_nothing_of_the_servers_comes
         assert (work.agent.secret or "") not in json.dumps(request.body)
 
 
+@pytest.mark.full
 def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> None:
     docs = work.put(offering("it"))
     meta = {
@@ -132,6 +136,7 @@ def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> N
     assert second == {"name": "it", "arguments": None}
 
 
+@pytest.mark.full
 def test_unknown_tool_names_reach_no_server(work: Work) -> None:
     docs = work.put(offering("it"))
     for params in (
@@ -239,6 +244,7 @@ def test_j14_addresses_are_judged_when_they_are_called(work: Work, url: str, mes
     assert work.proxy.last().outcome == "upstream_error"
 
 
+@pytest.mark.full
 def test_a_servers_own_errors_pass_with_code_and_data(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.fail(-32042, "Look here", data={"elicitations": [1]})
@@ -259,6 +265,7 @@ def test_a_servers_own_errors_pass_with_code_and_data(work: Work) -> None:
     assert (work.proxy.last().outcome, work.proxy.last().rpc_error_code) == ("tool_error", None)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", [10**30, "x", None, 1.5, -(2**31)])
 def test_an_error_code_of_any_kind_can_be_recorded(work: Work, code: object) -> None:
     async def call(request: Request) -> None:
@@ -386,6 +393,7 @@ def test_slow_calls_of_one_person_make_nobody_else_wait(start: Start, run: Run) 
     assert all("result" in answer for answer in answers)
 
 
+@pytest.mark.full
 def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run) -> None:
     work = work_of(start(token_calls=1), run)
     sibling = work.proxy.agent(Connection.objects.get())
@@ -428,6 +436,7 @@ def test_a_result_that_wants_input_is_no_answer_for_a_client_that_cannot_give_it
     assert work.agent.post(body, **headers).json()["result"]["requestState"] == "x"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["docs__it\0", "\0docs__it", "docs__it\ud800", "docs__\udfffit", "\0"])
 @pytest.mark.parametrize("known", [True, False], ids=["a tool with a row", "a tool without one"])
 def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work: Work, name: str, known: bool) -> None:

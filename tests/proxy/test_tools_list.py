@@ -65,6 +65,7 @@ LONG = "a_tool_whose_name_is_far_longer_than_any_model_provider_would_take"
 NAMES = ["dots.and/slashes", "spaces and ümlauts", LONG, "plain-name_1", "x__y", "end_0123ab"]
 
 
+@pytest.mark.full
 def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> None:
     work.put("docs", offering(*NAMES))
     expected = [
@@ -104,6 +105,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
     assert called("nothing") == in_words("Unknown tool: nothing.")
 
 
+@pytest.mark.full
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
     """A server lists another server's tool name, then removes it: lists and calls agree which server has the tool."""
     work.put("sly", offering("named__it", "it"), alias="")
@@ -155,6 +157,7 @@ def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     assert health["silent"] == (Health.DOWN, "did not answer within 2 s")
 
 
+@pytest.mark.full
 def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:
     for slug in ("one", "two"):
         make.assignment(work.gateway, make.server(slug=slug, url="http://127.0.0.1:1/mcp"))
@@ -186,6 +189,7 @@ def test_everything_removed_by_policy_is_an_empty_list(work: Work) -> None:
     assert work.agent.call("docs__echo").json()["error"]["code"] == -32602
 
 
+@pytest.mark.full
 def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
     assigned = work.put("docs", offering("echo", "add"))
     assert work.agent.tools() == ["docs__echo", "docs__add"]
@@ -206,6 +210,7 @@ def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
     assert (work.agent.tools(), reasons()[:2]) == ([], ["tool_disabled", "tool_disabled"])
 
 
+@pytest.mark.full
 def test_a_narrowed_token_sees_and_reaches_its_servers_only(work: Work, proxy: Proxy) -> None:
     docs = work.put("docs", offering("echo"))
     work.put("crm", offering("find"))
@@ -227,6 +232,7 @@ def test_a_narrowed_token_sees_and_reaches_its_servers_only(work: Work, proxy: P
     assert work.agent.tools() == ["crm__find", "docs__echo", "later__x"]
 
 
+@pytest.mark.full
 def test_servers_without_a_usable_identity_are_named(work: Work, run: Run) -> None:
     work.put("docs", offering("echo"))
     github = make.server(slug="github", url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
@@ -283,6 +289,7 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     assert Feature.objects.get(name="add").enabled is True
 
 
+@pytest.mark.full
 def test_unsupported_features_are_hidden_and_others_pass(work: Work) -> None:
     definition = tool(
         "echo",

@@ -18,6 +18,7 @@ PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE = {"Traceparent": PARENT, "Tracestate": "a=1,b=2", "Baggage": "team=ops"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modern", [False, True])
 def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, modern: bool) -> None:
     upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
@@ -35,6 +36,7 @@ def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, m
     assert "httpx" not in without.get("user-agent", "")
 
 
+@pytest.mark.full
 def test_an_invalid_trace_context_is_dropped_and_harms_no_call(proxy: Proxy, run: Run) -> None:
     upstream = run(offering("it"))
     user = make.user()
@@ -60,6 +62,7 @@ def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
     assert {name.lower() for name in TRACE} <= set(allowed.split(", "))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modern", [False, True])
 def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     proxy: Proxy, run: Run, modern: bool
@@ -85,6 +88,7 @@ def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     assert seen == [set(TRACE), set(), set()]
 
 
+@pytest.mark.full
 def test_a_session_does_not_remember_the_trace_it_was_opened_in(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +110,7 @@ def test_a_session_does_not_remember_the_trace_it_was_opened_in(
     assert not set(farewell.headers) & {name.lower() for name in TRACE}
 
 
+@pytest.mark.full
 def test_nothing_in_the_proxy_is_kept_beside_its_request() -> None:
     """The proxy uses no context variables: tasks on one connection would inherit those of another request."""
     for path in Path(package.__file__ or package.__path__[0]).parent.glob("*.py"):

@@ -80,6 +80,7 @@ def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str,
     return reduce(and_, calls)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("modern", [False, True])
 def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None:
     entered = way_of_a_call(start, run, modern=modern)
@@ -99,6 +100,7 @@ def documented_steps() -> list[tuple[str, str]]:
     return re.findall(r"^\d+\. \*\*[^*]+\*\* \(`([\w.]+):([\w.]+)`\)", way, re.MULTILINE)
 
 
+@pytest.mark.full
 def test_the_documented_way_of_a_call_names_functions_that_exist_and_that_a_call_enters(start: Start, run: Run) -> None:
     steps = documented_steps()
     _, way = ARCHITECTURE.read_text().split("## The path of a call", 1)

@@ -67,6 +67,7 @@ def test_what_no_rule_can_be_is_refused_at_its_field(rest: Rest, fields: dict[st
     assert not Rule.objects.exists()
 
 
+@pytest.mark.full
 def test_a_name_is_given_once_whatever_its_case(rest: Rest) -> None:
     Rule.objects.add(name="One", effect="refuse", by=None)
 
@@ -97,6 +98,7 @@ def test_rules_are_moved_switched_and_removed(rest: Rest) -> None:
     assert Event.objects.get(action="rule.removed").target_label == "two"
 
 
+@pytest.mark.full
 def test_a_list_of_a_gateway_has_its_rules_and_those_of_the_workspace(rest: Rest) -> None:
     work, home = make.gateway(slug="work"), make.gateway(slug="home")
     for name, gateway in (("all", None), ("of work", work), ("of home", home)):
@@ -107,6 +109,7 @@ def test_a_list_of_a_gateway_has_its_rules_and_those_of_the_workspace(rest: Rest
     assert names == ["all", "of work"]
 
 
+@pytest.mark.full
 def test_there_is_a_limit_of_rules(rest: Rest) -> None:
     Rule.objects.bulk_create(Rule(name=str(number), effect="refuse") for number in range(MOST_RULES))
 

@@ -49,6 +49,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("when", SENSIBLE)
 def test_a_rule_on_a_hostile_argument_is_decided_and_refuses_if_it_has_no_result(name: str, when: str) -> None:

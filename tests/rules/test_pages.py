@@ -128,6 +128,7 @@ SEEING: dict[str, tuple[set[Capability], set[str]]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("may", [Capability.RULES_READ, Capability.RULES_MANAGE])
 @pytest.mark.parametrize("seeing", SEEING)
 def test_the_form_names_nothing_that_the_viewer_may_not_see_elsewhere(may: Capability, seeing: str) -> None:
@@ -168,6 +169,7 @@ def test_a_rule_that_holds_says_who_decides_and_for_how_long(client: Client) -> 
     assert (rule.effect, rule.approver_team, rule.somebody_else, rule.hold_minutes) == ("hold", team, True, 30)
 
 
+@pytest.mark.full
 def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client) -> None:
     server = make.server()
     tool: dict[str, Any] = {
@@ -263,6 +265,7 @@ def test_a_gateway_shows_its_rules_and_those_of_the_workspace(client: Client) ->
     assert "of home" not in page
 
 
+@pytest.mark.full
 def test_who_only_sees_rules_cannot_change_them(client: Client) -> None:
     rule = Rule.objects.add(name="All", effect="refuse", by=None)
     viewer = Client()

@@ -50,6 +50,7 @@ ARGUMENTS = st.dictionaries(
 )
 
 
+@pytest.mark.full
 @given(st.sampled_from([each for each in CONDITIONS if each not in ("", "not valid")]), ARGUMENTS)
 def test_a_condition_that_needs_an_absent_argument_is_not_met(when: str, arguments: Any) -> None:
     program = compiled(when)

@@ -50,6 +50,7 @@ def left(uid: int = 0) -> list[int]:
     return [each.pid for each in running_processes() if (each.uid == uid if uid else each.uid in UIDS)]
 
 
+@pytest.mark.full
 @needs_root
 async def test_a_program_sees_nothing_of_others(isolated: Running) -> None:
     await called(isolated, "two", "count")
@@ -117,6 +118,7 @@ async def test_the_home_of_a_shared_program_lasts_and_a_stopped_runner_leaves_no
     shutil.rmtree(data)
 
 
+@pytest.mark.full
 def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path) -> None:
     """Root without CAP_SETUID is refused like another user, unless the file says `isolation: none`."""
     (tmp_path / "runner.yaml").write_text("version: 1\n")
@@ -138,6 +140,7 @@ def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path
     assert "Or write “isolation: none”" in done.stderr
 
 
+@pytest.mark.full
 @needs_root
 def test_the_killer_of_a_program_has_no_capability_and_the_program_cannot_signal_it() -> None:
     """It kills all that it may, so it may be no more than the program; and it has to end later than the program."""

@@ -11,7 +11,7 @@ import pytest
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, runner, text
 
-pytestmark = pytest.mark.xdist_group("runner")
+pytestmark = [pytest.mark.xdist_group("runner"), pytest.mark.full]
 OPERATION = {
     "responses": {"200": {"description": "ok", "content": {"application/json": {"schema": {"type": "object"}}}}}
 }
@@ -86,7 +86,6 @@ async def test_only_listed_operations_are_tools(running: Running, name: str, mod
     assert not {each for each in sent if each.startswith(("mcp-", "x-gateway"))}
 
 
-@pytest.mark.full
 async def test_an_operation_that_is_not_there_is_named(running: Running) -> None:
     await until(lambda: "noSuch" in (running.status("wrong")["error"] or ""))
 

@@ -66,6 +66,7 @@ async def refused(running: Running, name: str, tool: str = "count", mode: str = 
     return str(error)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28", "auto"])
 async def test_a_shared_program_serves_clients_of_both_eras(running: Running, mode: str) -> None:
     async with running.client("good", mode) as one, running.client("good", mode) as other:
@@ -83,6 +84,7 @@ async def test_a_shared_program_serves_clients_of_both_eras(running: Running, mo
     assert first.split(" of ")[1] == second.split(" of ")[1]
 
 
+@pytest.mark.full
 async def test_each_session_has_a_program_of_its_own(running: Running) -> None:
     async with (
         running.client("apart", person="ana@example.com") as ana,
@@ -98,6 +100,7 @@ async def test_each_session_has_a_program_of_its_own(running: Running) -> None:
     await until(lambda: running.status("apart")["running"] == 0)
 
 
+@pytest.mark.full
 async def test_a_client_of_both_eras_gets_a_session_where_programs_have_state(running: Running) -> None:
     async with running.client("own", "auto", person="ana@example.com") as client:
         await client.call_tool("count", {})
@@ -107,6 +110,7 @@ async def test_a_client_of_both_eras_gets_a_session_where_programs_have_state(ru
         assert text(await client.call_tool("count", {})).startswith("call 1 of ")
 
 
+@pytest.mark.full
 async def test_a_program_with_a_session_asks_its_client(running: Running) -> None:
     async def answer(context: Any, params: Any) -> ElicitResult:
         return ElicitResult(action="accept", content={"name": "Ana"})
@@ -117,11 +121,13 @@ async def test_a_program_with_a_session_asks_its_client(running: Running) -> Non
     assert found == {"action": "accept", "content": {"name": "Ana"}}
 
 
+@pytest.mark.full
 async def test_a_person_is_needed_where_the_entry_has_a_variable_for_one(running: Running) -> None:
     assert "the header X-Gateway-User is missing" in await refused(running, "own")
     assert "the header X-Gateway-User is missing" in await refused(running, "own", mode="2026-07-28")
 
 
+@pytest.mark.full
 def test_a_session_belongs_to_its_person(running: Running) -> None:
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
     opened = running.post("own", "initialize", params, person="ana@example.com")
@@ -133,6 +139,7 @@ def test_a_session_belongs_to_its_person(running: Running) -> None:
     assert "This session belongs to another person." in stolen.text
 
 
+@pytest.mark.full
 async def test_more_programs_than_the_limit_are_refused(running: Running) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
@@ -142,6 +149,7 @@ async def test_more_programs_than_the_limit_are_refused(running: Running) -> Non
     assert "as many programs as “limits.programs” allows are running" in found
 
 
+@pytest.mark.full
 async def test_a_person_has_no_more_than_half_of_the_programs(running: Running) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
@@ -164,6 +172,7 @@ async def test_an_idle_program_is_ended_and_its_session_begins_again(running: Ru
     assert running.status("brief")["last_exit"]["reason"] == "idle for 1 s"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -189,6 +198,7 @@ async def test_a_broken_program_fails_its_call_and_no_other(running: Running, na
     assert running.status(name)["restarts"] == 1
 
 
+@pytest.mark.full
 async def test_a_hanging_call_ends_and_the_program_serves_others(running: Running) -> None:
     found = await refused(running, "hang", "hang")
 
@@ -205,6 +215,7 @@ async def test_a_fork_bomb_ends(running: Running) -> None:
     assert "processes" in running.status("fork")["error"] or "memory" in running.status("fork")["error"]
 
 
+@pytest.mark.full
 async def test_standard_error_has_the_last_lines_without_secrets(running: Running) -> None:
     assert await called(running, "flood", "flood", lines=20_000) == "flooded"
     await until(lambda: running.lines("flood")[-1:] == ["line 19999 •••"])
@@ -213,6 +224,7 @@ async def test_standard_error_has_the_last_lines_without_secrets(running: Runnin
     assert TOKEN not in running.get("/programs/flood/stderr").text
 
 
+@pytest.mark.full
 async def test_a_program_gets_only_its_own_environment(running: Running) -> None:
     found = json.loads(await called(running, "flood", "environment"))
 
@@ -220,6 +232,7 @@ async def test_a_program_gets_only_its_own_environment(running: Running) -> None
     assert found["cwd"] == found["HOME"] == found["TMPDIR"]
 
 
+@pytest.mark.full
 async def test_an_environment_can_name_the_home(running: Running) -> None:
     found = json.loads(await called(running, "home", "environment"))
 
@@ -237,12 +250,14 @@ async def test_a_program_that_does_not_start_says_why_and_is_started_less_and_le
     assert "the program no-such-program is not in " in await refused(running, "absent")
 
 
+@pytest.mark.full
 async def test_a_program_of_a_person_that_does_not_start_delays_no_other_person(running: Running) -> None:
     found = {await refused(running, "crash-apart") for _ in range(4)}
 
     assert found == {"The program of “crash-apart” was not started: exit code 3."}
 
 
+@pytest.mark.full
 async def test_a_refusal_to_start_is_told_without_secrets(running: Running) -> None:
     found = await refused(running, "refuse")
 
@@ -269,6 +284,7 @@ def test_an_entry_without_its_secret_is_failing_by_name(running: Running) -> Non
     assert f"secretless is not served: {told}" in running.log()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("given", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {SECRET}"}])
 @pytest.mark.parametrize("path", ["/programs", "/programs/good/stderr", "/good/mcp", "/no-such/mcp"])
 def test_everything_but_health_takes_the_secret(running: Running, path: str, given: dict[str, str]) -> None:
@@ -327,6 +343,7 @@ async def test_a_program_that_starts_while_its_entry_is_removed_is_ended() -> No
     assert told == "The program of “slow” was not started: it was removed from the file."
 
 
+@pytest.mark.full
 async def test_cancelling_reaches_the_program(running: Running) -> None:
     """A cancelled call ends at once, long before the limit, and its program serves on."""
     async with running.client("good") as client:

@@ -58,6 +58,7 @@ def test_no_command_looks_for_garbage_among_what_it_has_loaded(tmp_path: Path) -
     assert done.stdout == "True True\n", done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_issue_token_makes_host_and_connection_once() -> None:
     user, gateway = make.user(), make.gateway()
@@ -111,6 +112,7 @@ def test_issue_token_says_what_is_wrong() -> None:
     assert not Host.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_housekeeping_sweeps_what_has_expired_and_keeps_the_rest() -> None:
     now = datetime.now(UTC)
@@ -153,6 +155,7 @@ def test_housekeeping_keeps_partitions_ten_days_ahead() -> None:
     assert wanted <= set(Call.partitions.names())
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     user, gateway = make.user(), make.gateway()
@@ -213,6 +216,7 @@ def test_a_database_far_away_is_warned_of() -> None:
     assert "best less than 1 ms away" in found.warnings[0]
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_start_tells_where_it_listens_when_that_is_not_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "listens" not in started(monkeypatch)[0]

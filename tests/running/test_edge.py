@@ -20,6 +20,7 @@ from wire.hosts import of_header
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("peer", "forwarded", "seen"),
     [
@@ -42,6 +43,7 @@ def test_true_sender_is_the_last_hop_nobody_vouches_for(peer: str, forwarded: li
     assert client_address(peer, forwarded, PROXIES) == seen
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("header", "name"),
     [

@@ -70,6 +70,7 @@ def opened(identity: Identity) -> str:
     return cipher().open(bytes(identity.secret_ciphertext or b""))
 
 
+@pytest.mark.full
 def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
     keys(OLD)
     first, second = an_identity(), an_identity()
@@ -96,6 +97,7 @@ def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
     assert len(tables) >= 9
 
 
+@pytest.mark.full
 def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys: Keys) -> None:
     keys(OLD)
     registration = a_client("https://id.example.com")
@@ -109,6 +111,7 @@ def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys
     assert registration.client.secret == SECRET
 
 
+@pytest.mark.full
 def test_a_second_run_finds_nothing_to_do(keys: Keys) -> None:
     keys(OLD)
     identity = an_identity()
@@ -132,6 +135,7 @@ def test_nothing_but_the_sealing_changes(keys: Keys) -> None:
     assert Identity.objects.filter(pk=identity.pk).values(*kept).get() == before
 
 
+@pytest.mark.full
 def test_secrets_no_key_decrypts_are_reported_and_stop_nothing_else(keys: Keys) -> None:
     keys(Fernet.generate_key())
     lost = an_identity()
@@ -217,6 +221,7 @@ def test_a_client_that_is_entered_anew_meanwhile_keeps_what_was_entered(secret: 
     assert client.client.secret == secret
 
 
+@pytest.mark.full
 def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
     keys(OLD)
     identity = an_identity()
@@ -228,6 +233,7 @@ def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
     assert identity.secret_ciphertext is None
 
 
+@pytest.mark.full
 def test_replacing_meanwhile_loses_nothing(keys: Keys) -> None:
     """Replace secrets while `reencrypt` runs: whichever writes first, the new secret is stored."""
     keys(OLD)

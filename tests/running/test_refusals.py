@@ -76,6 +76,7 @@ def test_port_that_is_none(fresh: Path) -> None:
     assert refusal(fresh, "serve", "--port=0").endswith("PORT must be a whole number from 1 to 65535, not '0'.")
 
 
+@pytest.mark.full
 def test_missing_keys_are_all_named(fresh: Path) -> None:
     line = refusal(fresh, DATABASE_URL=NOWHERE, GATEWAY_SECRET_KEY=SECRET)
 
@@ -158,6 +159,7 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     assert f"GATEWAY_DATA_DIR: cannot write to {path}" in refusal(path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     first(

@@ -126,6 +126,7 @@ def start_refused(roles: Roles) -> str:
     return roles.refusal_of("serve", "--port", str(workspace.free_port()), "--no-migrate")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -143,6 +144,7 @@ def test_the_serving_role_cannot_delete_the_proof_of_the_log(change: str, roles:
         runner.execute(change.encode())
 
 
+@pytest.mark.full
 def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Serve) -> None:
     assert signs_in(served.url, OWNER, PASSWORD)
     issued = served.issue_token(host="Bot", gateway="quickstart")
@@ -185,6 +187,7 @@ def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
         runner.execute(change.replace("{}", table).encode())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -249,6 +252,7 @@ def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serv
     assert "There is no role nobody_here" in roles.by_owner.refusal("grant", "nobody_here")
 
 
+@pytest.mark.full
 def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.owner) as owner:
         owner.execute("CREATE TABLE made_later (id int)")

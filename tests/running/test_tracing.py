@@ -15,7 +15,7 @@ from tests.running.starts import environment
 from tests.running.test_refusals import refusal
 from tests.workspace import ROOT, Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -27,7 +27,6 @@ def with_protobuf(serve: Serve) -> list[bool]:
     return [any("_upb" in each.path for each in worker.memory_maps()) for worker in served_by]
 
 
-@pytest.mark.full
 def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it_stops(live: Serve) -> None:
     settings = {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_SERVICE_NAME": "the-gateway"}
     with folder() as directory, collecting() as collector:
@@ -65,7 +64,6 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret-word"}
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -17,14 +17,13 @@ from tests.eventually import PATIENCE, eventually
 from tests.running.starts import environment
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("kill")  # With the other tests that keep the cores busy.
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 DECLARE = "CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent, created_at)"
 INVALID = "SELECT 1 FROM pg_index WHERE NOT indisvalid AND indexrelid <> 'call_by_trial'::regclass"
 LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776107'::int AND granted"
 
 
-@pytest.mark.full
 def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> None:
     """Two processes serve, the tables are migrated, the processes are replaced by the next release, then put back."""
     command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "2"]
@@ -60,7 +59,6 @@ def test_an_upgrade_that_needs_the_release_before_says_that_a_shallow_clone_lack
     assert "git fetch --unshallow" in done.stderr
 
 
-@pytest.mark.full
 def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
     """PostgreSQL may continue an index build after its client has gone: such an index must not count as a leftover."""
     served = workspace.new(tmp_path, "killed")  # Never started, only used for its database.
@@ -103,7 +101,6 @@ def migrating(served: Serve) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.full
 def test_a_gateway_that_serves_makes_the_indexes_that_its_log_lacks(live_alone: Serve) -> None:
     live_alone.rows(DECLARE)
 

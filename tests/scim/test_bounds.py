@@ -63,6 +63,7 @@ def state(person: User) -> Any:
     return User.objects.filter(pk=person.pk).values().get(), list(person.teams.all())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("act", "beyond"),
     [(act, Capability.WORKSPACE_MANAGE) for act in ACTS]
@@ -81,6 +82,7 @@ def test_nobody_who_holds_more_than_the_key_may_act_on_is_touched(
     assert (state(person) == before) is is_beyond
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("act", [act for act in ACTS if act is not put_in_a_team], ids=lambda act: act.__name__)
 def test_the_last_owner_is_not_touched_by_a_key_that_may_act_on_everybody(act: Act, member: Role) -> None:
     directory, last = Directory(key_for(member, *Capability).secret), owner("last@example.com")
@@ -92,6 +94,7 @@ def test_the_last_owner_is_not_touched_by_a_key_that_may_act_on_everybody(act: A
     assert "Super admin" in refused.json()["detail"]
 
 
+@pytest.mark.full
 def test_one_of_two_owners_may_be_deactivated_but_not_both(member: Role) -> None:
     directory = Directory(key_for(member, *Capability).secret)
     one, two = owner("one@example.com"), owner("two@example.com")
@@ -100,6 +103,7 @@ def test_one_of_two_owners_may_be_deactivated_but_not_both(member: Role) -> None
     assert directory.deactivate(two.pk).status_code == 403
 
 
+@pytest.mark.full
 def test_a_refusal_is_in_the_form_of_scim_and_an_event(directory: Directory, issued: IssuedProvisioningKey) -> None:
     refused = directory.deactivate(make.user(Capability.WORKSPACE_MANAGE).pk)
 
@@ -114,6 +118,7 @@ def test_a_refusal_is_in_the_form_of_scim_and_an_event(directory: Directory, iss
     )
 
 
+@pytest.mark.full
 def test_a_role_that_grew_beyond_its_key_is_given_to_nobody(directory: Directory, member: Role) -> None:
     make.user(Capability.PEOPLE_MANAGE)
     member.edit(name=member.name, capabilities=[*member.capabilities, Capability.WORKSPACE_MANAGE], by=None)
@@ -124,17 +129,20 @@ def test_a_role_that_grew_beyond_its_key_is_given_to_nobody(directory: Directory
     assert not User.objects.filter(email="ana@example.com").exists()
 
 
+@pytest.mark.full
 def test_roles_sent_by_a_directory_are_ignored(directory: Directory, member: Role) -> None:
     made = directory.make("ana@example.com", roles=[{"value": SUPER_ADMIN.name}], role=SUPER_ADMIN.name)
     person = User.objects.get(pk=made["id"])
     assert (person.role, person.is_staff, person.is_superuser) == (member, False, False)
 
 
+@pytest.mark.full
 def test_a_superuser_holds_everything_and_is_not_touched(directory: Directory) -> None:
     person = make.user(is_superuser=True)
     assert directory.deactivate(person.pk).status_code == 403
 
 
+@pytest.mark.full
 def test_members_who_stay_in_a_team_do_not_matter(directory: Directory) -> None:
     boss, team = make.user(*Capability), None
     team = Team.objects.add(name="Finance", users=[boss], by=None)
@@ -157,6 +165,7 @@ def test_nobody_makes_a_key_that_may_more_than_they_do(member: Role) -> None:
         made.key.roll(by=other)
 
 
+@pytest.mark.full
 def test_no_key_makes_owners_or_people_it_may_not_act_on(member: Role) -> None:
     boss = owner("boss@example.com")
     assert boss.role is not None

@@ -41,6 +41,7 @@ def test_entra_adds_the_value_of_an_address_that_is_not_there_yet(directory: Dir
     assert directory.found('emails[type eq "home" and value eq "ana@home.example"]') == [pk]
 
 
+@pytest.mark.full
 def test_entra_takes_the_only_address_away_and_it_stays(directory: Directory, pk: str) -> None:
     other = {"op": "Replace", "path": "displayName", "value": "Ana"}
     change = {"op": "Remove", "path": 'emails[type eq "work"]'}
@@ -76,6 +77,7 @@ def test_entra_removes_a_member_by_a_filter_and_by_a_value(directory: Directory,
         assert team.emails() == ["ana@example.com"]
 
 
+@pytest.mark.full
 def test_names_of_operations_and_attributes_are_read_in_any_case(directory: Directory, pk: str) -> None:
     body = {"schemas": [PATCH], "operations": [{"Op": "REPLACE", "Path": "DisplayName", "Value": "Ana"}]}
     assert directory.ask("PATCH", f"/Users/{pk}", body).status_code == 204

@@ -37,6 +37,7 @@ def is_error(response: Any, status: int) -> bool:
     )
 
 
+@pytest.mark.full
 def test_there_is_nothing_while_no_key_exists(issued: IssuedProvisioningKey, directory: Directory) -> None:
     assert directory.get("/Users").status_code == 200
     issued.key.revoke(by=make.user(*Capability))

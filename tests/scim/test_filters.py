@@ -81,6 +81,7 @@ def test_a_filter_finds_what_it_says_however_it_is_evaluated(
     assert set(directory.found(said)) == expected
 
 
+@pytest.mark.full
 def test_an_id_is_found(directory: Directory, people: dict[str, Any]) -> None:
     assert all(directory.found(f'id eq "{pk}"') == [pk] for pk in people)
 

@@ -14,6 +14,7 @@ from tests.scim.conftest import GROUP, Directory
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.full
 def test_a_group_is_a_team_of_its_members(directory: Directory) -> None:
     pk = directory.make("ana@example.com")["id"]
 
@@ -27,6 +28,7 @@ def test_a_group_is_a_team_of_its_members(directory: Directory) -> None:
     assert (group["value"], group["display"]) == (str(team.pk), "Finance")
 
 
+@pytest.mark.full
 def test_reach_follows_the_members_of_a_group(directory: Directory, member: Role) -> None:
     ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
     team = Team.objects.get(pk=directory.make_group("Finance", str(ben.pk))["id"])
@@ -62,6 +64,7 @@ def test_two_groups_of_one_name_are_refused(directory: Directory) -> None:
     assert (refused.status_code, refused.json()["scimType"]) == (409, "uniqueness")
 
 
+@pytest.mark.full
 def test_a_member_who_is_nobody_is_refused_and_nobody_joins(directory: Directory) -> None:
     group, pk = directory.make_group("Finance")["id"], directory.make("ana@example.com")["id"]
     unknown = "00000000-0000-4000-8000-000000000000"
@@ -72,6 +75,7 @@ def test_a_member_who_is_nobody_is_refused_and_nobody_joins(directory: Directory
     assert Team.objects.get(pk=group).emails() == []
 
 
+@pytest.mark.full
 def test_a_deleted_person_is_in_no_team_after_returning(directory: Directory) -> None:
     ana, ben = (directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben"))
     group = directory.make_group("Finance", ana, ben)["id"]

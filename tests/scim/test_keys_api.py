@@ -45,6 +45,7 @@ def lets_in(*secrets: str) -> list[bool]:
     return [Directory(secret).get("/Users").status_code == 200 for secret in secrets]
 
 
+@pytest.mark.full
 def test_a_key_is_made_with_its_secret_shown_once(rest: Rest, newcomers: Role) -> None:
     answer = made_by(rest, newcomers)
 
@@ -67,6 +68,7 @@ def test_rolling_lets_the_old_secret_work_on_until_it_is_ended(rest: Rest, made:
     assert problem(rest.post(f"{KEYS}/{made['id']}/end-previous")) == (409, "no_previous_secret")
 
 
+@pytest.mark.full
 def test_a_revoked_key_ends_for_good(rest: Rest, made: dict[str, Any]) -> None:
     make.role(name="Kept")
     other = ProvisioningKey.objects.all().issue(
@@ -81,6 +83,7 @@ def test_a_revoked_key_ends_for_good(rest: Rest, made: dict[str, Any]) -> None:
     assert [row["name"] for row in results(rest.get(KEYS, status="active"))] == ["Kept"]
 
 
+@pytest.mark.full
 def test_a_roll_that_another_one_came_before_is_refused(rest: Rest, made: dict[str, Any]) -> None:
     tag = rest.get(f"{KEYS}/{made['id']}")["ETag"]
 
@@ -100,6 +103,7 @@ def test_an_api_key_lists_and_ends_keys_and_makes_no_secret(boss: User, made: di
     assert lets_in(made["secret"]) == [False]
 
 
+@pytest.mark.full
 def test_a_new_secret_takes_the_password_and_managing_people(boss: User, made: dict[str, Any], newcomers: Role) -> None:
     unconfirmed, keeper = Rest.of(boss, confirmed=False), Rest.of(make.user(Capability.PROVISIONING_MANAGE))
 
@@ -108,6 +112,7 @@ def test_a_new_secret_takes_the_password_and_managing_people(boss: User, made: d
     assert problem(keeper.post(f"{KEYS}/{made['id']}/roll")) == (403, "capability_required")
 
 
+@pytest.mark.full
 def test_nobody_makes_a_key_that_may_do_more_than_they(newcomers: Role) -> None:
     rest = Rest.of(make.user(Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE))
 

@@ -11,7 +11,7 @@ from scim2_models import PatchOp
 from accounts.models import Role, User
 from tests.scim.conftest import PATCH, ROOT, USER, Directory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 def told(response: Any) -> tuple[int, str | None]:
@@ -98,7 +98,6 @@ def test_a_path_with_half_a_character_behind_an_escape_is_refused(escaped: str, 
     assert directory.patch(f"/Users/{pk}", operation).status_code == 400
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("user_name", ["ana@example.com", "aruiz"])
 def test_an_e_mail_that_an_administrator_corrected_stays_until_the_directory_says_another(
     user_name: str, directory: Directory
@@ -121,7 +120,6 @@ def test_an_e_mail_that_an_administrator_corrected_stays_until_the_directory_say
     assert User.objects.get(pk=pk).email == "ana.other@example.com"
 
 
-@pytest.mark.full
 def test_an_e_mail_corrected_after_a_directory_took_a_person_over_stays(directory: Directory, member: Role) -> None:
     ben = User.objects.create_user("ben@example.com", None, role=member)
     body = {"schemas": [USER], "userName": "ben@example.com"}

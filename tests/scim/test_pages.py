@@ -49,6 +49,7 @@ def secret_in(page: str) -> str:
     return next((one for one in page.replace('"', " ").split() if token_text.well_formed(one)), "")
 
 
+@pytest.mark.full
 def test_a_key_is_made_shown_once_and_works(browser: Client, member: Role, boss: User) -> None:
     form = {"id": uuid4(), "name": "Okta", "role": member.pk, "capabilities": [c.slug for c in member.capabilities]}
 
@@ -67,6 +68,7 @@ def test_a_key_is_made_shown_once_and_works(browser: Client, member: Role, boss:
     assert secret not in str(event.changes)
 
 
+@pytest.mark.full
 def test_the_form_begins_with_what_members_hold_and_offers_no_owners(browser: Client, member: Role) -> None:
     Role.objects.make_built_in()
     form = browser.get("/settings/provisioning/add/").context["form"]
@@ -137,6 +139,7 @@ def test_names_are_unique_and_keys_are_few(member: Role) -> None:
         key_for(member, name="one more")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", ["", "{pk}/", "{pk}/revoke/", "{pk}/end-previous/"])
 def test_provisioning_managers_without_people_manage_see_and_end_keys(
     page: str, sign_in: SignIn, issued: IssuedProvisioningKey
@@ -147,6 +150,7 @@ def test_provisioning_managers_without_people_manage_see_and_end_keys(
     assert sign_in(make.user(*(set(Capability) - lacking))).get(address).status_code == 403
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", ["add/", "{pk}/roll/"])
 def test_making_and_rolling_takes_managing_people_too(
     page: str, sign_in: SignIn, issued: IssuedProvisioningKey
@@ -158,6 +162,7 @@ def test_making_and_rolling_takes_managing_people_too(
         assert sign_in(make.user(*(set(Capability) - {missing}))).get(address).status_code == 403
 
 
+@pytest.mark.full
 def test_the_signing_keys_that_provisioning_needs_are_told(issued: IssuedProvisioningKey, boss: User) -> None:
     issued.key.roll(by=boss, overlap_hours=24)
     ProvisioningKey.objects.update(previous_key_id="0ld0ld0l")
@@ -165,6 +170,7 @@ def test_the_signing_keys_that_provisioning_needs_are_told(issued: IssuedProvisi
     assert tokens.missing == ["0ld0ld0l"]
 
 
+@pytest.mark.full
 def test_the_page_of_a_provisioned_person_says_so_and_offers_what_can_be_done(
     browser: Client, directory: Directory
 ) -> None:

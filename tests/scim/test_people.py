@@ -43,6 +43,7 @@ def test_a_directory_makes_a_person_with_the_role_of_its_key(directory: Director
     assert directory.get(f"/Users/{person.pk}").json() == made
 
 
+@pytest.mark.full
 def test_a_provisioned_person_is_not_called_invited(directory: Directory) -> None:
     person = User.objects.get(pk=directory.make("ana@example.com")["id"])
 
@@ -71,6 +72,7 @@ def test_a_provisioned_person_who_is_invited_joins_with_a_password_and_stays_whe
     assert User.objects.filter(of_status("provisioned"), pk=person.pk).exists()
 
 
+@pytest.mark.full
 def test_active_false_ends_sessions_and_credentials_in_the_same_request(
     directory: Directory, sign_in: SignIn, member: Role
 ) -> None:
@@ -87,6 +89,7 @@ def test_active_false_ends_sessions_and_credentials_in_the_same_request(
     assert ben.status == "deactivated"
 
 
+@pytest.mark.full
 def test_active_true_lets_the_same_person_in_again(directory: Directory, member: Role) -> None:
     ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
     connection = make.connection(make.agent(by=ben), make.gateway(), ben)
@@ -150,6 +153,7 @@ def test_a_replacement_that_does_not_say_active_leaves_it(directory: Directory) 
     assert (replaced["active"], replaced["displayName"]) == (False, "Ana")
 
 
+@pytest.mark.full
 def test_a_new_user_name_is_a_new_e_mail(directory: Directory) -> None:
     pk = directory.make("ana@example.com")["id"]
 
@@ -181,6 +185,7 @@ def test_every_change_is_an_event_with_the_key_as_its_actor(
     }
 
 
+@pytest.mark.full
 def test_a_change_without_effect_is_no_event_and_keeps_the_version(directory: Directory) -> None:
     made = directory.make("ana@example.com", displayName="Ana")
     before = Event.objects.count()
@@ -191,6 +196,7 @@ def test_a_change_without_effect_is_no_event_and_keeps_the_version(directory: Di
     assert Event.objects.count() == before
 
 
+@pytest.mark.full
 def test_nothing_is_kept_of_a_person_that_nobody_needs(directory: Directory) -> None:
     made = directory.make(
         "ana@example.com", title="Boss", phoneNumbers=[{"value": "1"}], addresses=[{"locality": "Bern"}], password="x"
@@ -215,6 +221,7 @@ def test_a_change_made_meanwhile_is_seen_by_its_etag(directory: Directory) -> No
     assert User.objects.get(pk=made["id"]).display_name == "Ana"
 
 
+@pytest.mark.full
 def test_an_unknown_user_is_404(directory: Directory) -> None:
     for pk in ("nobody", "00000000-0000-4000-8000-000000000000"):
         for answered in (
@@ -232,6 +239,7 @@ def test_a_value_that_is_too_long_is_refused_in_words(directory: Directory) -> N
     assert (refused.status_code, refused.json()["detail"]) == (400, "displayName has at most 120 characters.")
 
 
+@pytest.mark.full
 def test_a_provisioned_person_cannot_sign_in_without_a_password(directory: Directory) -> None:
     directory.make("ana@example.com")
     answered = Client().post("/accounts/login/", {"login": "ana@example.com", "password": make.PASSWORD})

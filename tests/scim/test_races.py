@@ -16,7 +16,7 @@ from scim.models import IssuedProvisioningKey
 from tests.eventually import eventually
 from tests.scim.conftest import GROUP, Directory
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.full]
 
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
@@ -67,7 +67,6 @@ def test_a_page_that_still_names_the_member_is_out_of_date(team: Team, issued: I
     assert list(team.users.all()) == members[1:]
 
 
-@pytest.mark.full
 def test_a_directory_that_still_names_the_member_is_told_that_there_is_none(
     team: Team, issued: IssuedProvisioningKey, directory: Directory
 ) -> None:

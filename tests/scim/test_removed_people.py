@@ -119,6 +119,7 @@ def test_each_deletion_and_each_return_is_an_event(directory: Directory) -> None
     assert sorted(before is None for before, _ in told) == [False, True]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("act", ["deactivate", "cut_off", "deactivate after the directory", "revoke_invitation"])
 def test_an_administrators_act_is_not_undone_by_a_directory(
     act: str, directory: Directory, member: Role, ben: User
@@ -146,6 +147,7 @@ def test_an_administrators_act_is_not_undone_by_a_directory(
     assert User.objects.get(pk=ben.pk).display_name == ""
 
 
+@pytest.mark.full
 def test_a_directory_does_not_get_round_an_administrator_by_deleting_and_making_anew(
     directory: Directory, ben: User
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_directory_does_not_get_round_an_administrator_by_deleting_and_making_
     assert (post(directory).status_code, is_active(ben)) == (403, False)
 
 
+@pytest.mark.full
 def test_a_directory_still_describes_people_an_administrator_deactivated(directory: Directory, ben: User) -> None:
     ben.deactivate(by=make.user(*Capability))
     change = {"op": "replace", "path": "displayName", "value": "Ben"}

@@ -41,6 +41,7 @@ def posted_tiles(settings: Settings, path: Path, *tiles: dict[str, Any]) -> None
     settings.WELL_KNOWN_SERVERS = path
 
 
+@pytest.mark.full
 def test_an_open_server_says_what_it_is_and_nothing_is_stored(run: Run, ana: User, sign_in: SignIn) -> None:
     url = run(upstreams.docs()).url
 
@@ -82,6 +83,7 @@ def test_an_address_the_guard_refuses_is_not_asked_and_stays_typed(
     assert 'id="url-error"' in text(refused)
 
 
+@pytest.mark.full
 def test_an_address_that_is_refused_once_the_form_is_open_loses_nothing_of_the_form(
     ana: User, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -97,6 +99,7 @@ def test_an_address_that_is_refused_once_the_form_is_open_loses_nothing_of_the_f
     assert form["timeout_seconds"].value() == "12"
 
 
+@pytest.mark.full
 def test_each_tool_is_listed_with_what_it_says_it_does(run: Run, ana: User, sign_in: SignIn) -> None:
     hints = {
         "look": {"readOnlyHint": True, "destructiveHint": True},
@@ -194,6 +197,7 @@ def test_a_made_name_stays_where_another_server_has_the_servers_own_name(run: Ru
     assert down.name == "Server", "a server names itself once"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["/mcp", "/sse"])
 def test_a_bare_address_leads_to_the_usual_path_where_the_server_is(
     path: str, run: Run, ana: User, sign_in: SignIn
@@ -242,6 +246,7 @@ def test_a_servers_own_gateway_is_open_to_the_teams_of_who_adds_it_and_the_page_
     assert [own.is_reachable_by(person) for person in (ann, ben)] == [True, False]
 
 
+@pytest.mark.full
 def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_once(
     run: Run, ana: User, ann: User, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -340,6 +345,7 @@ def test_only_the_tools_that_were_chosen_are_on(
     assert Assignment.objects.get().features.tools().callable().count() == on
 
 
+@pytest.mark.full
 def test_an_alias_that_is_taken_is_said_at_the_slug_and_nothing_is_stored(
     ana: User, work: Gateway, sign_in: SignIn
 ) -> None:
@@ -368,6 +374,7 @@ def test_a_slug_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored
     assert not Assignment.objects.exists()
 
 
+@pytest.mark.full
 def test_enter_adds_and_does_not_test(run: Run, ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).post(PATH, {"check": "1", "url": run(upstreams.docs()).url}))
 
@@ -412,6 +419,7 @@ def test_the_tiles_that_come_along_are_facts_with_a_date_and_an_address() -> Non
     assert {kind for tile in tiles for kind in tile.auth} <= {"none", "bearer", "header", "oauth"}
 
 
+@pytest.mark.full
 def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -423,6 +431,7 @@ def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> No
     assert "Linear" not in money
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -530,6 +539,7 @@ def test_a_new_connection_of_a_person_who_brought_one_before_carries_nothing_by_
     assert not make.connection(make.agent(by=ana), work, ana).identities.exists()
 
 
+@pytest.mark.full
 def test_a_taken_name_is_said_while_it_is_typed_and_keeps_what_the_server_said(
     run: Run, ana: User, sign_in: SignIn
 ) -> None:
@@ -550,6 +560,7 @@ def test_a_taken_name_is_said_while_it_is_typed_and_keeps_what_the_server_said(
     assert "with 6 tools" not in text(elsewhere)
 
 
+@pytest.mark.full
 def test_a_server_that_fails_is_shown_with_three_causes_of_which_an_address_is_tried(
     run: Run, ana: User, sign_in: SignIn
 ) -> None:

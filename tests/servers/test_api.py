@@ -30,6 +30,7 @@ def github() -> Server:
 # --- Servers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_server_is_registered(ana: User) -> None:
     rest = Rest.of(ana)
 
@@ -48,6 +49,7 @@ def test_a_server_is_registered(ana: User) -> None:
     assert Event.objects.get(action="server.created").via == "api"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -66,6 +68,7 @@ def test_uncallable_urls_are_refused(ana: User, body: dict[str, Any], field: str
     assert set(errors(Rest.of(ana).post("/servers", {"name": "Tracker", **body}))) == {field}
 
 
+@pytest.mark.full
 def test_a_server_is_edited(ana: User, github: Server) -> None:
     rest = Rest.of(ana)
 
@@ -89,6 +92,7 @@ def test_a_server_does_not_take_the_name_of_another(ana: User, github: Server) -
     assert rest.patch("/servers/github", {"name": "Old"}).json()["name"] == "Old"
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("act", ["add", "edit"])
 def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, github: Server) -> None:
@@ -120,6 +124,7 @@ def test_the_bundled_server_keeps_its_address(ana: User) -> None:
     assert set(errors(Rest.of(ana).patch("/servers/quickstart", {"url": PUBLIC}))) == {"url"}
 
 
+@pytest.mark.full
 def test_a_server_is_switched_and_archived(ana: User, github: Server) -> None:
     gateway = make.gateway(make.server())
     make.assignment(gateway, github, identity_scheme="per_user")
@@ -132,6 +137,7 @@ def test_a_server_is_switched_and_archived(ana: User, github: Server) -> None:
     assert gateway.assignments.live().count() == 1
 
 
+@pytest.mark.full
 def test_a_list_is_narrowed(ana: User, github: Server) -> None:
     make.server(slug="docs").disable(by=ana)
     rest = Rest.of(ana)
@@ -190,6 +196,7 @@ def test_a_secret_goes_in_and_never_comes_out(ann: User, github: Server) -> None
         assert SECRET.encode() not in bytes(cursor.fetchone()[0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("secret", ["Bearer abc", "two\nlines", "ümlaut"])
 def test_an_invalid_credential_is_refused(ann: User, github: Server, secret: str) -> None:
     body = {"server_id": str(github.pk), "label": "work", "secret": secret}
@@ -231,6 +238,7 @@ def test_nobody_brings_for_another(ann: User, ben: User, github: Server) -> None
     assert set(errors(Rest.of(ann).post("/identities", body))) == {"owner"}
 
 
+@pytest.mark.full
 def test_shared_identities_take_the_capability(ann: User, github: Server) -> None:
     body = {"server_id": str(github.pk), "label": "service", "secret": SECRET, "shared": True}
     managing = Rest.of(make.user(Capability.SERVERS_MANAGE))
@@ -242,6 +250,7 @@ def test_shared_identities_take_the_capability(ann: User, github: Server) -> Non
     assert results(managing.get("/identities")) == []
 
 
+@pytest.mark.full
 def test_replacing_a_secret_is_the_owners(ana: User, ann: User, github: Server) -> None:
     theirs, shared = make.identity(github, ann), make.identity(github)
     governing = Rest.of(make.user(Capability.IDENTITIES_MANAGE))

@@ -210,6 +210,7 @@ def test_the_text_stays_in_the_field_and_a_draft_is_for_its_person(ana: User, ma
     assert ">kept</textarea>" in client.post(PATH, {"sealed": own, "back": "1"}).content.decode()
 
 
+@pytest.mark.full
 def test_what_is_here_is_linked_a_taken_name_gets_another_and_private_addresses_are_refused(
     ana: User, sign_in: SignIn, settings: Any
 ) -> None:
@@ -260,6 +261,7 @@ def test_one_that_fails_does_not_lose_the_others_and_what_was_entered_stays(
     assert [row[0].entry.name for row in more.context["rows"]] == ["a", "b"]
 
 
+@pytest.mark.full
 def test_without_permission_for_gateways_no_gateway_is_offered_or_made(urls: dict[str, str], sign_in: SignIn) -> None:
     client = sign_in(person("una", "Adder", Capability.SERVERS_READ, Capability.SERVERS_MANAGE))
     page = review(client, f'{{"mcpServers": {{"a": {{"url": "{urls["open"]}"}}}}}}')

@@ -65,6 +65,7 @@ def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> No
     assert names(found.tools) == DOCS_TOOLS
 
 
+@pytest.mark.full
 def test_a_bearer_credential_is_sent_and_no_other_header_of_ours(run: Run) -> None:
     upstream = run(upstreams.github())
     server = at(upstream.url, auth_type=AuthType.BEARER)
@@ -134,6 +135,7 @@ def test_a_contact_is_remembered_on_the_row(run: Run, ana: User) -> None:
     assert str(found).endswith("with 6 tools. It speaks MCP 2026-07-28 and 2025-11-25.")
 
 
+@pytest.mark.full
 def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: User) -> None:
     server = at(run(upstreams.silent()).url, timeout_seconds=1)
 

@@ -35,6 +35,7 @@ def text(response: Any) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("verb", ["disable", "enable", "revoke", "replace"])
 @pytest.mark.parametrize(
     ("whose", "capability"),
@@ -55,6 +56,7 @@ def test_acts_on_an_identity_need_the_capability_for_its_kind(
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("verb", ["disable", "enable", "revoke"])
 def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben)
@@ -82,6 +84,7 @@ def test_an_owner_cannot_enable_an_identity_disabled_by_an_administrator(
     assert identity.enabled
 
 
+@pytest.mark.full
 def test_people_can_enable_what_they_disabled_themselves(github: Server, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben)
 
@@ -92,6 +95,7 @@ def test_people_can_enable_what_they_disabled_themselves(github: Server, ben: Us
     assert identity.enabled
 
 
+@pytest.mark.full
 def test_one_sees_one_s_own_shared_ones_and_others_by_capability(
     github: Server, ana: User, ben: User, sign_in: SignIn
 ) -> None:
@@ -112,6 +116,7 @@ def test_one_sees_one_s_own_shared_ones_and_others_by_capability(
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_list_shows_a_hint_and_never_a_secret(github: Server, ana: User, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben, label="ben's token", secret=SECRET)
     make.identity(github, label="short", secret="tiny-secret")
@@ -126,6 +131,7 @@ def test_the_list_shows_a_hint_and_never_a_secret(github: Server, ana: User, ben
     assert bytes(identity.secret_ciphertext or b"").decode() not in page
 
 
+@pytest.mark.full
 def test_a_server_without_authentication_takes_no_identity(ana: User, sign_in: SignIn) -> None:
     make.server(slug="docs")
     client = sign_in(ana)
@@ -162,6 +168,7 @@ def test_a_full_tab_stays_light(github: Server, ana: User, sign_in: SignIn) -> N
 # --- Adding and replacing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
     github: Server, ana: User, sign_in: SignIn
 ) -> None:
@@ -174,6 +181,7 @@ def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
     assert SECRET not in str(list(Event.objects.values_list("changes", flat=True)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -233,6 +241,7 @@ def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret
     assert not Identity.objects.filter(secret_hint=SECRET[-4:]).exists()
 
 
+@pytest.mark.full
 def test_a_revoked_label_may_be_used_again(github: Server, ana: User, sign_in: SignIn) -> None:
     make.identity(github, label="service").revoke(by=ana)
 
@@ -266,6 +275,7 @@ def test_a_switch_answers_with_its_row(github: Server, ana: User, sign_in: SignI
     assert row.lstrip().startswith(f'<tr id="identity-{identity.pk}" data-state="disabled" class="changed">')
 
 
+@pytest.mark.full
 def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, ana: User, sign_in: SignIn) -> None:
     identity = make.identity(github, label="service")
     make.assignment(make.gateway(), github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)

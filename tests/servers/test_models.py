@@ -105,6 +105,7 @@ def test_another_url_forgets_what_was_known_of_the_old_one() -> None:
 OLD = "https://old.example/mcp"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("url", ["https://new.example/mcp", "http://old.example/mcp", "https://old.example:8443/mcp"])
 def test_credentials_do_not_follow_a_server_to_another_place(url: str) -> None:
     ana = make.user()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 INSERTED = "/.well-known/oauth-authorization-server"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "issuer",
     [
@@ -37,6 +38,7 @@ def test_the_issuer_is_found_wherever_the_server_says_it(issuer: Issuer, run: Ru
     assert needs.registrations == ("dynamic", "manual")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "path", [f"{INSERTED}/realm", "/.well-known/openid-configuration/realm", "/realm/.well-known/openid-configuration"]
 )
@@ -50,6 +52,7 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
     assert discover_sign_in(upstream.url).issuer == name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("prm", "metadata", "problem"),
     [

@@ -112,6 +112,7 @@ def test_a_tool_that_cannot_be_used_is_nowhere(
     assert callable_names() == ["docs__good"]
 
 
+@pytest.mark.full
 def test_a_row_from_before_makes_no_unsound_tool_callable(proxy: Proxy, run: Run) -> None:
     _, gateway = behind_a_gateway(
         Script([[tool("unsound", inputSchema=UNSOUND)]], answer_with_its_name, modern=True), run

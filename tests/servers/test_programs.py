@@ -68,6 +68,7 @@ def test_the_form_has_the_name_that_one_click_gives(runner: Upstream, ana: User,
     assert form["name"].value() == "Notes"
 
 
+@pytest.mark.full
 def test_a_program_with_the_name_of_another_server_gets_another_name_first(
     runner: Upstream, ana: User, sign_in: SignIn
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_program_with_the_name_of_another_server_gets_another_name_first(
     assert f"http://127.0.0.1:{runner.port}/notes/mcp" in text(refused), "the form opens with it"
 
 
+@pytest.mark.full
 def test_a_program_that_does_not_exist_and_a_credential_for_one_are_refused(
     runner: Upstream, ana: User, sign_in: SignIn
 ) -> None:
@@ -143,6 +145,7 @@ def test_the_page_and_rest_show_state_last_exit_and_standard_error(
     assert SECRET not in page
 
 
+@pytest.mark.full
 def test_standard_error_takes_the_permission_for_payloads(runner: Upstream, ana: User, sign_in: SignIn) -> None:
     server = added(runner, "crash")
     viewer = make.user(Capability.SERVERS_READ, Capability.LOGS_READ)
@@ -158,6 +161,7 @@ def test_standard_error_takes_the_permission_for_payloads(runner: Upstream, ana:
     assert "line 249" in text(sign_in(ana).get(f"/servers/{server.slug}/program/stderr/"))
 
 
+@pytest.mark.full
 def test_other_servers_have_no_program(runner: Upstream, ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs", name="Docs")
 
@@ -166,6 +170,7 @@ def test_other_servers_have_no_program(runner: Upstream, ana: User, sign_in: Sig
     assert Rest.of(ana).get(f"/servers/{server.slug}/program").status_code == 404
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "told",
     [

@@ -77,6 +77,7 @@ def test_a_program_with_a_session_begins_what_its_browser_finishes(github: Serve
     assert identity["expires_at"] is not None
 
 
+@pytest.mark.full
 def test_a_key_begins_what_its_owner_finishes_and_nobody_else(github: Server) -> None:
     ana, ben = make.user(*Capability, email="ana@example.com"), make.user(email="ben@example.com")
 
@@ -107,6 +108,7 @@ def test_a_sign_in_takes_the_place_of_one_s_own_identity_and_is_carried_where_on
     assert Event.objects.filter(action="identity.signed_in").count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["server_id", "connection_id", "identity_id"])
 def test_nobody_signs_in_for_another_or_where_nobody_can(name: str, github: Server) -> None:
     ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")

@@ -119,6 +119,7 @@ def words(response: Any) -> str:
     return html.unescape(response.content.decode())
 
 
+@pytest.mark.full
 def test_a_sign_in_holds_no_connection_while_it_waits_for_its_issuer(github: Github, ann: User) -> None:
     person, held = connections["default"], list[bool]()
     github.issuer.meanwhile = lambda: held.append(person.connection is not None)
@@ -177,6 +178,7 @@ def test_changes_while_a_code_is_exchanged_leave_no_identity_and_the_tokens_are_
     eventually(lambda: github.is_revoked(github.issuer.issued[0]))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [archive, paste_keys, take_off_the_gateway], ids=lambda change: change.__name__)
 def test_changes_during_a_sign_in_are_seen_before_its_code_is_used(
     change: Callable[..., None], github: Github, ann: User, boss: User
@@ -397,6 +399,7 @@ def mixed_up(evil: Github, client: Client, **instead: str) -> str:
     return authorize_url(f"{registration.issuer}/authorize", query(asked) | theirs | instead)
 
 
+@pytest.mark.full
 def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Github, ann: User) -> None:
     github.sign_in(ann)
     client = browser(ann)
@@ -466,6 +469,7 @@ def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
     assert f"The sign-in page of {origin(evil)} is at {origin(github)}" in words(response)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("promises", [True, False])
 def test_our_document_is_for_issuers_that_promise_to_name_themselves(
     promises: bool, github: Github, ann: User, settings: Settings
@@ -486,6 +490,7 @@ def test_our_document_is_for_issuers_that_promise_to_name_themselves(
 # --- The client an administrator enters -------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
     github: Github, evil: Github, boss: User
 ) -> None:
@@ -548,6 +553,7 @@ def _public(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_public")
 def test_private_addresses_named_by_a_public_server_are_not_called(github: Github, ann: User) -> None:
     refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})

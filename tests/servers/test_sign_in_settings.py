@@ -90,6 +90,7 @@ def words(response: Any) -> str:
 # --- The issuer that is expected --------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_told(github: Github, ann: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
 
@@ -125,6 +126,7 @@ def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_w
         assert "metadata of another issuer" in words(github.begin(browser(ann)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("names", "taken"), [(KNOWN_AS, True), ("", True), ("its origin", False)])
 def test_an_answer_has_to_come_from_the_issuer_that_is_expected(
     names: str, *, taken: bool, github: Github, ann: User
@@ -186,6 +188,7 @@ def test_the_resource_is_the_same_when_one_is_asked_when_a_token_is_taken_and_wh
 # --- The scopes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_fixed_scopes_take_the_place_of_what_the_server_asks_for_and_nothing_is_added(
     github: Github, ann: User
 ) -> None:
@@ -239,6 +242,7 @@ ENTERED = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("door", DOORS)
 def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github: Github, boss: User) -> None:
     github.set(private=True)
@@ -291,6 +295,7 @@ def test_ending_sign_ins_is_announced_and_needs_a_confirmation(
     assert eventually(lambda: {*before} <= {*github.issuer.revoked})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -339,6 +344,7 @@ def test_settings_come_with_a_server_that_is_registered(boss: User) -> None:
     }
 
 
+@pytest.mark.full
 def test_people_who_may_only_view_servers_change_nothing(github: Github) -> None:
     viewer = make.user(Capability.SERVERS_TOGGLE, email="viv@example.com", is_staff=True)
 
@@ -348,6 +354,7 @@ def test_people_who_may_only_view_servers_change_nothing(github: Github) -> None
     assert "end_sign_ins" not in words(page)
 
 
+@pytest.mark.full
 def test_the_page_of_a_server_says_what_is_set(github: Github, boss: User) -> None:
     assert "Issuer expected" not in words(browser(boss).get("/servers/github/"))
 

@@ -55,6 +55,7 @@ def dripping(head: bytes) -> Iterator[str]:
         listener.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "head",
     [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"],
@@ -95,6 +96,7 @@ JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("head", "more", "why"),
     [
@@ -153,6 +155,7 @@ GREETING = {"result": {"protocolVersion": "2025-11-25", "capabilities": {}}}
 UNSUPPORTED = {"error": {"code": -32022, "message": "", "data": {"supported": ["\ud800", 7]}}}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("app", "why"),
     [

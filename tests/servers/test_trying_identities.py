@@ -54,6 +54,7 @@ def door(name: str, link: Connection, client: Client) -> str:
     }[name]()
 
 
+@pytest.mark.full
 def test_a_server_is_added_with_a_refused_key_only_on_demand(run: Run, ana: User, sign_in: SignIn) -> None:
     client, url = sign_in(ana), run(notes()).url
     form = {"name": "Notes", "slug": "notes", "url": url, "auth_type": "bearer", "secret": WRONG, "who": "own"}
@@ -67,6 +68,7 @@ def test_a_server_is_added_with_a_refused_key_only_on_demand(run: Run, ana: User
     assert Identity.objects.get(server__url=url).status == "refused"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["consent", "own connection", "shared"])
 def test_a_refused_key_is_said_so_at_once_and_stored_only_on_demand(
     name: str, link: Connection, ana: User, sign_in: SignIn
@@ -152,6 +154,7 @@ def test_a_refused_identity_is_made_whole_by_one_new_secret(
     assert identity.status == "active"
 
 
+@pytest.mark.full
 def test_rest_refuses_and_keeps_as_the_pages_do(server: Server, ana: User) -> None:
     client = Rest.of(ana)
     new: dict[str, Any] = {"server_id": str(server.pk), "label": "mine", "secret": WRONG}
@@ -168,6 +171,7 @@ def test_rest_refuses_and_keeps_as_the_pages_do(server: Server, ana: User) -> No
     assert (right.status_code, right.json()["status"]) == (200, "active")
 
 
+@pytest.mark.full
 def test_the_page_that_asks_for_a_key_says_where_to_get_one(
     link: Connection, server: Server, ana: User, sign_in: SignIn
 ) -> None:

@@ -35,6 +35,7 @@ def filled(**values: Any) -> dict[str, Any]:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path", "capabilities"),
     [
@@ -69,6 +70,7 @@ def test_each_page_opens_with_any_of_its_capabilities_alone(
         assert holder.status_code in (200, 302, 422)
 
 
+@pytest.mark.full
 def test_controls_the_role_lacks_are_not_in_the_page(sign_in: SignIn) -> None:
     server = make.server()
     client = sign_in(make.user(Capability.IDENTITIES_MANAGE))
@@ -82,6 +84,7 @@ def test_controls_the_role_lacks_are_not_in_the_page(sign_in: SignIn) -> None:
 # --- The list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_list_names_address_authentication_health_and_gateways(ana: User, sign_in: SignIn) -> None:
     docs = make.server(name="Docs", url="https://docs.example.com/mcp")
     make.server(name="Jira", health=Health.DOWN, health_error="did not answer within 5 s", auth_type=AuthType.BEARER)
@@ -127,6 +130,7 @@ def test_the_list_is_narrowed_by_the_query_string(query: str, names: set[str], a
     assert {server.name for server in response.context["page"]} == names
 
 
+@pytest.mark.full
 def test_the_page_of_a_server_leads_to_its_tools_once_it_is_on_a_gateway(ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs")
     assert "Show tools" not in text(sign_in(ana).get("/servers/docs/"))
@@ -188,6 +192,7 @@ def test_a_slug_is_made_of_whole_words_where_the_name_is_too_long(name: str, slu
     assert suggest(name, Server.objects.all(), 16) == slug
 
 
+@pytest.mark.full
 def test_a_server_is_added_with_a_slug_made_from_its_name(ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).post("/servers/add/", filled(name="Postgres (analytics)"))
 
@@ -205,6 +210,7 @@ def test_a_taken_slug_gets_a_number(ana: User, sign_in: SignIn) -> None:
     assert Server.objects.get(name="Docs").slug == "docs-2"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -273,6 +279,7 @@ def test_a_name_that_leads_to_a_private_address_is_refused(ana: User, sign_in: S
     )
 
 
+@pytest.mark.full
 def test_a_header_name_is_kept_for_own_headers_only(ana: User, sign_in: SignIn) -> None:
     sign_in(ana).post("/servers/add/", filled(name="A", auth_type="header", header_name="X-Api-Key"))
     sign_in(ana).post("/servers/add/", filled(name="B", auth_type="bearer", header_name="X-Api-Key"))
@@ -281,6 +288,7 @@ def test_a_header_name_is_kept_for_own_headers_only(ana: User, sign_in: SignIn) 
     assert Server.objects.get(name="B").header_name == ""
 
 
+@pytest.mark.full
 def test_unknown_fields_change_nothing(ana: User, sign_in: SignIn) -> None:
     sign_in(ana).post("/servers/add/", filled(enabled="", health="ok", protocol_era="modern"))
 
@@ -326,6 +334,7 @@ def test_a_server_is_edited_but_for_its_slug(ana: User, sign_in: SignIn) -> None
     assert Event.objects.get(action="server.updated").changes["name"] == ["Docs", "Papers"]
 
 
+@pytest.mark.full
 def test_an_edit_that_would_take_credentials_elsewhere_is_refused_at_the_url(ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs", name="Docs", url="http://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
     make.identity(server, ana)
@@ -350,6 +359,7 @@ def test_saving_without_a_change_keeps_an_address_that_would_be_refused_now(
     assert Server.objects.get().timeout_seconds == 5
 
 
+@pytest.mark.full
 def test_the_built_in_server_keeps_its_address(ana: User, sign_in: SignIn) -> None:
     make.server(slug="quickstart", name="Quickstart", url=BUILT_IN_URL)
     client = sign_in(ana)
@@ -387,6 +397,7 @@ def test_a_connection_is_tested_on_the_server_s_page(run: Run, ana: User, sign_i
     assert server.health == Health.OK
 
 
+@pytest.mark.full
 def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: SignIn) -> None:
     server = make.server(url=f"http://127.0.0.1:{free_port()}/mcp")
     client = sign_in(ana)
@@ -403,6 +414,7 @@ def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: Sign
     )  # in the toast, and in the stored result
 
 
+@pytest.mark.full
 def test_a_server_that_wants_a_credential_is_no_failure(run: Run, ana: User, sign_in: SignIn) -> None:
     server = make.server(url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
 
@@ -412,6 +424,7 @@ def test_a_server_that_wants_a_credential_is_no_failure(run: Run, ana: User, sig
     assert "The server answered 401: it wants a credential." in page
 
 
+@pytest.mark.full
 def test_a_server_is_tested_before_it_is_added(run: Run, ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).post("/servers/add/", filled(url=run(upstreams.docs()).url, test="1"))
 
@@ -421,6 +434,7 @@ def test_a_server_is_tested_before_it_is_added(run: Run, ana: User, sign_in: Sig
     assert not Server.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_name_that_somebody_else_takes_while_one_saves_is_said_and_keeps_what_was_typed(
     ana: User, sign_in: SignIn
@@ -454,6 +468,7 @@ def test_an_edited_server_is_tested_with_the_tester_s_identity_and_not_saved(
     assert server.timeout_seconds == 7
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("was", "typed", "sent"),
     [
@@ -481,6 +496,7 @@ def test_a_stored_secret_is_not_sent_to_a_place_that_was_merely_typed(
 # --- The switch ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("gateways", "words"), [(0, "is on no gateway."), (1, "stops on 1 gateway"), (4, "on 4 gateways")]
 )
@@ -498,6 +514,7 @@ def test_the_dialog_says_what_stops(gateways: int, words: str, ana: User, sign_i
     assert server.enabled
 
 
+@pytest.mark.full
 def test_a_switch_answers_with_the_row_or_the_head_it_stands_in(ana: User, sign_in: SignIn) -> None:
     server = make.server()
     client = sign_in(ana)
@@ -535,6 +552,7 @@ def test_an_id_of_the_log_leads_to_the_page(ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get(f"/servers/find/{server.pk}/")["Location"] == "/servers/docs/"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("url", ["http://localhost:8000/mcp/work", "http://127.0.0.1:8000/mcp/work"])
 def test_a_server_cannot_be_this_gateway_itself(ana: User, sign_in: SignIn, url: str) -> None:
     response = sign_in(ana).post("/servers/add/", filled(url=url))

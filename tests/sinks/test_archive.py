@@ -94,6 +94,7 @@ def searched_from(days: int) -> str:
     return f"{(timezone.now() - days * DAY).date()}"
 
 
+@pytest.mark.full
 def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None:
     payload = {"deep": {"number": 10**20, "text": "ä\n"}}
     made = [old(feature_name=name, request_payload=payload, client_ip="2001:db8::1") for name in ("a", "b", "a")]
@@ -159,6 +160,7 @@ def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(f
     assert "not archived" not in boss.get("/").content.decode()
 
 
+@pytest.mark.full
 def test_without_an_archive_old_calls_are_dropped_as_before(settings: LazySettings) -> None:
     settings.ARCHIVE = ""
     old()
@@ -193,6 +195,7 @@ def test_partition_that_got_a_row_since_is_archived_again(place: str) -> None:
     assert sorted(row["uid"] for row in found) == sorted([str(first.uid), str(late.uid)])
 
 
+@pytest.mark.full
 def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash left files without a manifest; the next run reuses them or leaves them unreferenced."""
     made = {str(old().uid) for _ in range(6)}
@@ -220,6 +223,7 @@ def test_large_day_makes_several_files(folder: Path, monkeypatch: pytest.MonkeyP
     assert {row["uid"] for row in search("--from", searched_from(OLD))} == made
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("harm", ["changed", "missing"])
 def test_archive_that_was_changed_is_not_read(harm: str, folder: Path) -> None:
     old()
@@ -234,6 +238,7 @@ def test_archive_that_was_changed_is_not_read(harm: str, folder: Path) -> None:
         search("--from", searched_from(OLD))
 
 
+@pytest.mark.full
 def test_search_says_when_there_is_more_than_it_prints(folder: Path) -> None:
     for _ in range(3):
         old()
@@ -252,6 +257,7 @@ def test_search_needs_an_archive(settings: LazySettings) -> None:
         search("--from", "2026-11-20")
 
 
+@pytest.mark.full
 def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
     sealing.keep_up()
     old()

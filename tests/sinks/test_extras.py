@@ -10,7 +10,7 @@ from capabilities import Capability
 from tests import make
 from tests.accounts.again import confirmed
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 ADD = "/settings/sinks/add/"
 

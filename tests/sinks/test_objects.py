@@ -31,6 +31,7 @@ def to(bucket: Bucket, kind: str = "s3", **fields: Any) -> Sink:
     return Sink.objects.add(**(told | fields))
 
 
+@pytest.mark.full
 def test_rows_are_kept_as_json_lines(bucket: Bucket) -> None:
     sink = to(bucket)
     made = [str(call(feature_name=f"tool {n}").uid) for n in range(5)]
@@ -59,6 +60,7 @@ def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
     assert abs(table.column("created_at")[0].as_py() - made[0].created_at).total_seconds() < 0.001
 
 
+@pytest.mark.full
 def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None:
     """The acknowledgement was lost, so the sink starts from its old position and writes the same object."""
     sink = to(bucket, sends_events=False)
@@ -96,6 +98,7 @@ def test_objects_are_made_once_a_minute_at_most(bucket: Bucket) -> None:
     assert sending.due() == [sink.pk]
 
 
+@pytest.mark.full
 def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_server: str) -> None:
     sink = to(bucket, address=f"{s3_server}/another/place", sends_events=False)
     call()

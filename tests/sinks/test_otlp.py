@@ -51,6 +51,7 @@ def answering(status: int, **headers: str) -> Any:
     return answer
 
 
+@pytest.mark.full
 def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collector: Collector) -> None:
     sink = to(collector, sends_events=True, secret=HEADERS)
     made = call(feature_name="echo", trace_id=TRACE, rpc_error_code=-32602, outcome="rpc_error", duration_ms=1.5)
@@ -97,6 +98,7 @@ def test_the_resource_is_that_of_opentelemetrys_variables(monkeypatch: pytest.Mo
     assert outbound.resource()["service.name"] == "other"
 
 
+@pytest.mark.full
 def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
     settings.OTEL_RESOURCE = {"service.name": "ours", "a": "b"}
     sink = to(collector)
@@ -106,6 +108,7 @@ def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
     assert collector.logs[0].resource == {"service.name": "ours", "a": "b"}
 
 
+@pytest.mark.full
 def test_a_record_that_is_rejected_is_found_left_out_and_named(collector: Collector) -> None:
     """A collector reports how many records it rejected, but not which, so the sink searches for the record."""
     sink = to(collector, secret=HEADERS)
@@ -139,6 +142,7 @@ def test_a_collector_that_rejects_everything_is_failing_and_nothing_is_left_out(
     assert [one.attributes["id"] for one in collector.logs if one.event == "gateway_admin.call"] == made
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("status", "asked"), [(429, "40"), (503, "40"), (502, ""), (504, ""), (408, "")])
 def test_a_collector_that_is_busy_is_asked_again_when_it_says(collector: Collector, status: int, asked: str) -> None:
     sink = to(collector)
@@ -156,6 +160,7 @@ def test_a_collector_that_is_busy_is_asked_again_when_it_says(collector: Collect
     assert sending.send_undelivered(sink.pk) == 1
 
 
+@pytest.mark.full
 def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) -> None:
     sink = to(collector)
     made = [str(call().uid) for _ in range(8)]
@@ -205,6 +210,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.full
 @given(st.dictionaries(TEXTS, JSON, max_size=5))
 def test_a_line_is_read_as_it_was_written(told: dict[str, Any]) -> None:
     text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
@@ -230,6 +236,7 @@ def test_a_whole_number_of_any_size_is_told(number: int) -> None:
     assert (value.int_value if fits else value.string_value) == (number if fits else str(number))
 
 
+@pytest.mark.full
 def test_nested_values_stay_as_recorded_however_large_or_deep() -> None:
     number, deep = "9" * 40, "[" * 50_000 + "]" * 50_000
     nested = f'{{"n": {number}, "d": {deep}, "s": "\\"}}]"}}'

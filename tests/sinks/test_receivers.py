@@ -58,6 +58,7 @@ def syslog(
     received.close()
 
 
+@pytest.mark.full
 def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) -> None:
     address, received = syslog
     sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
@@ -106,6 +107,7 @@ def test_syslog_that_hangs_up_has_not_acknowledged(loopback_is_allowed: None, mo
     received.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("room", [4096, 1 << 20])
 def test_syslog_that_resets_the_connection_is_not_waited_for(
     room: int, loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +129,7 @@ def test_syslog_that_resets_the_connection_is_not_waited_for(
     received.close()
 
 
+@pytest.mark.full
 def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Sink.objects.add(name="Output", kind="stdout", sends_events=False, by=None)
     made = call()
@@ -159,6 +162,7 @@ def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: 
         Sink.objects.add(name="Out", kind=kind, address=address, secret=SECRET, by=None)
 
 
+@pytest.mark.full
 def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhook, settings: LazySettings) -> None:
     """A public name resolves to a private address later (DNS rebinding), in a range that is allowed otherwise."""
     sink = to_hook(sends_events=False)
@@ -226,6 +230,7 @@ def test_secret_is_sealed_and_never_told(to_hook: MakeSink) -> None:
     assert Sink.objects.get(pk=sink.pk).secret() == SECRET
 
 
+@pytest.mark.full
 def test_edit_acts_on_the_next_delivery_and_is_told(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     hook.script = [lambda request: request.say(500)]
@@ -355,6 +360,7 @@ def test_token_in_an_address_is_shown_where_it_is_edited_alone(tokened: Sink, ho
     assert created.changes["address"] == [None, hook.url.removesuffix("/log")]
 
 
+@pytest.mark.full
 def test_masked_address_stands_for_the_one_it_has(tokened: Sink) -> None:
     rest = Rest.of(make.user(*ALL))
     told = rest.get(f"/sinks/{tokened.pk}").json()
@@ -388,6 +394,7 @@ def test_sink_hears_beforehand_what_becomes_of_it(to_hook: MakeSink, hook: Webho
         assert f"Paused by {ann.email}" in elsewhere.of("notice")[1]["message"]
 
 
+@pytest.mark.full
 def test_change_that_is_refused_is_not_told_to_the_sink(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook()
     rest = Rest.of(make.user(*ALL))
@@ -399,6 +406,7 @@ def test_change_that_is_refused_is_not_told_to_the_sink(to_hook: MakeSink, hook:
     assert notices(hook) == []
 
 
+@pytest.mark.full
 def test_sink_that_does_not_listen_keeps_nobody_from_pausing_it(
     to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +419,7 @@ def test_sink_that_does_not_listen_keeps_nobody_from_pausing_it(
     assert not Sink.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("act", ["disable", "remove"])
 def test_pausing_and_removing_ask_for_the_password_again(act: str, to_hook: MakeSink, hook: Webhook) -> None:
     sink, boss = to_hook(), make.user(*ALL, is_staff=True)
@@ -448,6 +457,7 @@ def test_message_is_what_the_standard_says(loopback_is_allowed: None) -> None:
     assert SyslogReceiver.checked_address("tcp://127.0.0.1:514") is True
 
 
+@pytest.mark.full
 def test_documented_check_of_a_signature_takes_what_is_sent_and_nothing_else(to_hook: MakeSink, hook: Webhook) -> None:
     page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
     printed: dict[str, Any] = {}

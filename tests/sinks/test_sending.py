@@ -50,6 +50,7 @@ def now(sink: Sink) -> Sink:
     return Sink.objects.get(pk=sink.pk)
 
 
+@pytest.mark.full
 def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook()
     made = call(feature_name="echo", request_payload={"secret": "no"})
@@ -67,6 +68,7 @@ def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webho
     assert sending.send_undelivered(sink.pk) == 0
 
 
+@pytest.mark.full
 def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_payloads=True, sends_events=False)
     call(request_payload={"a": 1})
@@ -76,6 +78,7 @@ def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) ->
     assert [row["request_payload"] for row in hook.rows] == [{"a": 1}]
 
 
+@pytest.mark.full
 def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_payloads=True, sends_events=False)
     call(request_payload={"a": 10**30})
@@ -99,6 +102,7 @@ def test_unexpected_errors_are_reported_and_retried_later(to_hook: MakeSink, mon
     assert now(sink).retry_at is not None
 
 
+@pytest.mark.full
 def test_row_that_commits_after_later_ones_is_sent(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +121,7 @@ def test_row_that_commits_after_later_ones_is_sent(
     assert set(hook.acknowledged) == {first, second}
 
 
+@pytest.mark.full
 def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     late = call(timezone.now() - NEAR - 5 * HOUR)
@@ -131,6 +136,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
     assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
 
 
+@pytest.mark.full
 def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
     """The sink was disabled for days; some calls took hours, and rows are sent in batches of three."""
     sink = to_hook(sends_events=False)
@@ -149,6 +155,7 @@ def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) 
     assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
 
 
+@pytest.mark.full
 def test_batches_are_cut_by_number_and_by_size(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +170,7 @@ def test_batches_are_cut_by_number_and_by_size(
     assert max(len(request.rows) for request in hook.requests) <= 3
 
 
+@pytest.mark.full
 def test_sink_of_the_whole_log_begins_with_the_oldest_row(to_hook: MakeSink, hook: Webhook) -> None:
     old = call(timezone.now() - 9 * DAY)
     sink = to_hook(from_beginning=True)
@@ -221,6 +229,7 @@ REFUSALS: dict[str, tuple[Answer, str]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook: Webhook) -> None:
     answer, words = REFUSALS[name]
@@ -244,6 +253,7 @@ def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook
     assert [request.body for request in hook.requests[1:]] == [hook.requests[0].body] * 2
 
 
+@pytest.mark.full
 def test_an_acknowledgement_counts_whatever_its_body_is(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
@@ -255,6 +265,7 @@ def test_an_acknowledgement_counts_whatever_its_body_is(to_hook: MakeSink, hook:
     assert len(hook.requests) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("refuses", [says, unreadable])
 def test_retry_after_is_waited_for(refuses: Callable[..., Answer], to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
@@ -268,6 +279,7 @@ def test_retry_after_is_waited_for(refuses: Callable[..., Answer], to_hook: Make
     assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
 
 
+@pytest.mark.full
 def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     made = call()
@@ -284,6 +296,7 @@ def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) 
     assert Event.objects.filter(action="sink.sent_now").count() == 1
 
 
+@pytest.mark.full
 def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
@@ -294,6 +307,7 @@ def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Web
     assert now(sink).last_error == "It answered 503."
 
 
+@pytest.mark.full
 def test_too_large_batches_are_split_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     for _ in range(8):
@@ -308,6 +322,7 @@ def refuse_marked(rows: list[dict[str, Any]]) -> int | None:
     return 422 if any(row.get("feature_name", "").startswith("bad") for row in rows) else None
 
 
+@pytest.mark.full
 def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     names = ["a", "bad", "b", "c", "bad too", "d", "e"]
@@ -325,6 +340,7 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
     assert made["bad too"] in state.last_error
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("status", [400, 404, 413])
 def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
     """At a wrong address, even the test line is refused, so no row is skipped."""
@@ -340,6 +356,7 @@ def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: Mak
     assert set(hook.acknowledged) == made
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("status", [401, 403, 408, 429])
 def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
@@ -350,6 +367,7 @@ def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook
     assert (now(sink).status, len(hook.requests)) == ("failing", 1)
 
 
+@pytest.mark.full
 def test_a_sink_that_refuses_very_many_rows_fails(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +392,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
     assert now(sink).refused == 2
 
 
+@pytest.mark.full
 def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 200_000)
     read = 0
@@ -401,6 +420,7 @@ def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monke
     assert read <= 8
 
 
+@pytest.mark.full
 def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
     held: list[int] = []
 
@@ -418,6 +438,7 @@ def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Web
     assert held == [0]
 
 
+@pytest.mark.full
 def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +476,7 @@ def test_few_sinks_are_served_at_once(to_hook: MakeSink, hook: Webhook, eventual
         over.set()
 
 
+@pytest.mark.full
 def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,6 +518,7 @@ def test_a_process_without_the_lease_sends_nothing(to_hook: MakeSink, hook: Webh
     assert sending.send_undelivered(sink.pk) == 1
 
 
+@pytest.mark.full
 def test_a_late_process_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
     """The late process's lease has expired, so it can no longer change the sink's position."""
     sink = to_hook(sends_events=False)

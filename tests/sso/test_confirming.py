@@ -64,6 +64,7 @@ def test_somebody_else_at_the_organisation_confirms_nothing(visit: Visit, organi
     assert WorkspaceSettings.load().name != "Ours"
 
 
+@pytest.mark.full
 def test_rest_asks_for_it_too(visit: Visit) -> None:
     refused = visit.client.patch("/api/workspace", {"name": "Ours"}, content_type="application/json")
 
@@ -98,6 +99,7 @@ def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     )
 
 
+@pytest.mark.full
 def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> None:
     """Otherwise somebody with a minute at the unlocked browser could add a code, and confirm everything with it."""
     for act in (visit.client.get, visit.client.post):
@@ -119,6 +121,7 @@ def test_parameters_of_the_authorization_url_cannot_be_removed(visit: Visit) -> 
     assert WorkspaceSettings.load().name != "Ours"
 
 
+@pytest.mark.full
 def test_a_person_with_a_password_confirms_with_it_and_not_at_the_organisation(visit: Visit) -> None:
     rename(visit)
     away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))

@@ -56,6 +56,7 @@ def typed(email: str, password: str = make.PASSWORD) -> tuple[Client, Any]:
     return client, client.post("/accounts/login/", {"login": email, "password": password})
 
 
+@pytest.mark.full
 def test_enforced_password_sign_in_is_refused_for_the_domain_and_for_no_other(breaker: User) -> None:
     make.user(email="mia@example.com")
     outside = make.user(email="guest@partner.example.org")
@@ -78,6 +79,7 @@ def test_every_refusal_of_the_domain_reads_alike_so_that_nobody_learns_who_break
     assert {each.status_code for each in refusals} == {200}
 
 
+@pytest.mark.full
 def test_a_break_glass_owner_signs_in_with_password_and_code_and_each_use_raises_the_alarm(
     breaker: User, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +166,7 @@ def test_an_invitation_that_ended_while_they_signed_in_lets_nobody_in(
     assert not invited.has_joined
 
 
+@pytest.mark.full
 def test_the_mail_of_an_invitation_says_how_one_joins(breaker: User) -> None:
     for email, said in (("mia@example.com", "signing in at your organisation"), ("bo@example.net", "choose your pass")):
         person = User.objects.invite(email=email, role=make.role(), by=breaker)
@@ -324,6 +327,7 @@ def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(b
     assert client.get("/settings/profile").status_code == 302
 
 
+@pytest.mark.full
 def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after_it(provider: Provider) -> None:
     """Enforcement may start between the password and the second factor's code."""
     owner().set_break_glass(True, by=None)

@@ -86,6 +86,7 @@ def detail() -> str:
     return str(event.changes["detail"])
 
 
+@pytest.mark.full
 def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
     taking: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -145,6 +146,7 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
         assert found == User.objects.get(email="mia@example.com"), (algorithm, wrapping)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "how",
     [
@@ -232,12 +234,14 @@ def other_around(signed: Any, answer: Answer) -> Any:
     return evil
 
 
+@pytest.mark.full
 def test_a_signature_of_the_response_does_not_sign_what_is_encrypted_in_it(answer: Answer) -> None:
     visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.assertion())))))
 
     assert (visit.person, reason()) == (None, "not_signed")
 
 
+@pytest.mark.full
 def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) -> None:
     visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.signed())))))
 
@@ -340,6 +344,7 @@ def test_whatever_keeps_it_from_being_opened_looks_the_same(build: Callable[[Ans
     assert (reason(), detail()) == ("not_decrypted", FAILED)
 
 
+@pytest.mark.full
 def test_encrypted_data_is_never_fetched_by_reference(answer: Answer) -> None:
     element = encrypted(answer.signed())
     data = element.find(".//{*}EncryptedData/{*}CipherData")
@@ -399,6 +404,7 @@ def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: A
     assert published() != certificate
 
 
+@pytest.mark.full
 def test_with_another_protocol_the_keys_are_gone(taking: Provider) -> None:
     Provider.edit(by=None, mode="off", protocol="oidc")
 
@@ -406,6 +412,7 @@ def test_with_another_protocol_the_keys_are_gone(taking: Provider) -> None:
     assert Provider.load().takes_encrypted is False
 
 
+@pytest.mark.full
 def test_the_keys_are_sealed_and_move_to_the_newest_encryption_key(taking: Provider, settings: Settings) -> None:
     newest = Fernet.generate_key()
     settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]

@@ -65,6 +65,7 @@ def as_it_should_be(answer: Answer) -> dict[str, str]:
     return answer.fields()
 
 
+@pytest.mark.full
 def test_the_written_response_is_accepted_unchanged(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
 
@@ -106,12 +107,14 @@ def test_an_answer_that_is_signed_but_not_for_us_or_not_for_now_is_refused(
     assert not Account.objects.exists()
 
 
+@pytest.mark.full
 def test_a_name_may_say_that_it_is_the_providers_for_us(answer: Answer) -> None:
     answer.qualifiers = f' NameQualifier="{answer.issuer}" SPNameQualifier="{answer.audience}"'
 
     assert tried(answer, as_it_should_be).person is not None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("minutes", [-0.7, 0.7])
 def test_clocks_may_differ_by_less_than_a_minute(answer: Answer, minutes: float) -> None:
     answer.made = answer.begins = max(0, minutes)
@@ -417,6 +420,7 @@ def test_wrongly_signed_or_dangerous_documents_are_refused(answer: Answer, build
     assert not User.objects.filter(email__in=["mia@example.com", "owner@example.com"]).exists()
 
 
+@pytest.mark.full
 def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answer) -> None:
     client = Client()
     asks(client)
@@ -428,6 +432,7 @@ def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answ
     assert reason() == "not_begun_here"
 
 
+@pytest.mark.full
 def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) -> None:
     """The response around the assertion is unsigned, so an attacker can write this browser's request id into it.
 
@@ -444,6 +449,7 @@ def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) 
     assert reason() == "not_confirmed"
 
 
+@pytest.mark.full
 def test_one_request_is_answered_once(answer: Answer) -> None:
     client = Client()
     answer.answers = query_id(asks(client))
@@ -503,6 +509,7 @@ def test_attributes_are_found_by_either_of_their_names(answer: Answer) -> None:
     assert person.display_name == "Mia Muster"
 
 
+@pytest.mark.full
 def test_too_many_groups_to_be_said_are_not_taken_as_none(answer: Answer) -> None:
     answer.more = (
         '<saml:Attribute Name="http://schemas.microsoft.com/claims/groups.link"><saml:AttributeValue>'
@@ -525,6 +532,7 @@ def test_a_thousand_groups_are_read(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person is not None
 
 
+@pytest.mark.full
 def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_sender(
     answer: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -548,6 +556,7 @@ def test_untrusted_status_text_is_recorded_nowhere(answer: Answer) -> None:
     assert event.changes["detail"] == "The provider refused the sign-in: Responder, another code."
 
 
+@pytest.mark.full
 def test_events_say_what_was_wrong_and_nothing_of_the_answer(answer: Answer) -> None:
     answer.ends = -2
     tried(answer, as_it_should_be)

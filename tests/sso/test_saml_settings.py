@@ -89,6 +89,7 @@ def test_our_metadata_say_where_answers_are_taken_and_that_they_have_to_be_signe
     assert [each.get("Location") for each in role if each.tag.endswith("ConsumerService")] == [consumer_url()]
 
 
+@pytest.mark.full
 def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, settings: Settings) -> None:
     """The metadata URL is checked like other outbound addresses; a SAML library would fetch any URL."""
     inside = FORM | {"metadata_url": "http://127.0.0.1:9/metadata"}
@@ -133,6 +134,7 @@ def broken(part: bytes, by: bytes) -> str:
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
@@ -174,6 +176,7 @@ def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: C
     assert boss.post(PAGE, FORM | {"metadata_xml": good}).status_code == 302
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -219,6 +222,7 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "terms",
     [
@@ -264,6 +268,7 @@ def test_rest_sets_it_up_and_says_what_has_to_be_entered_at_the_provider() -> No
         assert (refused.status_code, [*refused.json()["errors"]]) == (400, [field]), refused.text
 
 
+@pytest.mark.full
 def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted: Provider) -> None:
     signed = Provider.edit(by=None, signs_requests=True)
     key = signed.secret
@@ -366,6 +371,7 @@ def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_t
     assert brings(client, Answer(ENTITY, old, query_id(asks(client))).fields()).person is not None
 
 
+@pytest.mark.full
 def test_metadata_that_do_not_answer_keep_nobody_out(saml: Provider, saml_organisation: SamlOrganisation) -> None:
     Provider.objects.update(metadata_url="http://127.0.0.1:9/metadata", metadata_read_at="2026-01-01T00:00:00Z")
 
@@ -400,6 +406,7 @@ def test_djangos_admin_shows_it_and_changes_it_by_the_same_verb(pasted: Provider
     assert event.changes == {"email_attribute": ["email", "mail"]}
 
 
+@pytest.mark.full
 def test_the_form_of_openid_connect_is_as_it_was_with_saml_beside_it(boss: Client) -> None:
     oidc = {"mode": "off", "scopes": "openid", "groups_claim": "groups", "name": "Ours", "protocol": "oidc"}
 

@@ -51,6 +51,7 @@ def actions(person: User) -> list[str]:
     return list(Event.objects.filter(target_id=str(person.pk)).order_by("pk").values_list("action", flat=True))
 
 
+@pytest.mark.full
 def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -105,6 +106,7 @@ def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     assert not Event.objects.filter(action="user.linked", target_id=str(owner.pk)).exists()
 
 
+@pytest.mark.full
 def test_no_claim_is_kept_once_somebody_is_in(saml: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia", groups=["secret-group"])
     client = Client()
@@ -136,6 +138,7 @@ def test_the_answer_comes_from_another_site_and_needs_no_cookie_but_the_browser_
     assert event.changes["reason"] == "not_begun_here"
 
 
+@pytest.mark.full
 def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organisation: SamlOrganisation) -> None:
     saml_organisation.knows("mia")
     client = Client()
@@ -150,6 +153,7 @@ def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organis
     assert "already used" in again.words
 
 
+@pytest.mark.full
 def test_a_person_who_did_not_start_here_is_sent_to_the_button(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -239,6 +243,7 @@ def test_a_certificate_that_was_withdrawn_is_not_believed_where_people_begin_at_
     assert brings(Client(), Answer(saml.issuer, saml_organisation.pair).fields()).response.status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "changed", [{"groups_claim": "other"}, {"metadata_url": ""}], ids=lambda each: next(iter(each))
 )
@@ -258,6 +263,7 @@ def test_an_answer_that_was_taken_on_other_terms_signs_nobody_in(
     assert not Account.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_tickets_that_are_guessed_are_counted(saml: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = sign_in_limits.MOST["organisation answer, from one address"]
@@ -333,6 +339,7 @@ def query_id(away: str) -> str:
     return found[1]
 
 
+@pytest.mark.full
 def test_signing_out_here_ends_the_session_here_and_asks_nobody(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
@@ -413,6 +420,7 @@ def test_an_open_session_there_or_somebody_else_confirms_nothing(
     assert visit.client.get("/settings/second-factor/activate/").status_code == 302
 
 
+@pytest.mark.full
 def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisation: SamlOrganisation) -> None:
     """A provider reports the current time even if it only continued an open session."""
     saml_organisation.knows("mia")
@@ -425,6 +433,7 @@ def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisatio
 # --- A directory ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_person_deprovisioned_by_a_directory_is_out_at_once_and_stays_out(
     saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:

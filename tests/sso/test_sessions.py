@@ -36,6 +36,7 @@ pytestmark = pytest.mark.django_db
 LOGOUT = "/accounts/organisation/logout/"
 
 
+@pytest.mark.full
 def test_a_second_factor_here_is_required_after_the_organisation(organisation: Organisation, sign_in: SignIn) -> None:
     organisation.knows("mia")
     sign_in("mia")
@@ -103,6 +104,7 @@ def test_an_answer_belongs_to_the_browser_that_asked_and_is_used_once(
     assert visit.person is not None
 
 
+@pytest.mark.full
 def test_while_it_is_off_nobody_signs_in_there_and_the_button_is_not_shown(provider: Provider) -> None:
     assert "Sign in with Example" in Client().get("/accounts/login/").content.decode()
 
@@ -326,6 +328,7 @@ def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.full
 def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
     unsigned = "eyJhbGciOiJub25lIn0.e30.x"
     for token in ("", "x.y.z", "garbage", '{"payload": "e30", "signatures": []}', unsigned):
@@ -349,6 +352,7 @@ def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     assert len(asked) == 2
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("within_one_minute")
 def test_logout_tokens_of_one_address_are_limited(
     provider: Provider, asked: list[str], monkeypatch: pytest.MonkeyPatch

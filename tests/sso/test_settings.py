@@ -60,6 +60,7 @@ def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss
     assert Provider.load().name == "Other"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -88,6 +89,7 @@ def test_a_provider_inside_the_network_takes_the_operators_consent(boss: Client,
     assert Provider.load().private
 
 
+@pytest.mark.full
 def test_enforced_takes_a_break_glass_owner_first(boss: Client, provider: Provider) -> None:
     refused = boss.post(PAGE, FORM | {"mode": "enforced", "domains": "example.com", "name": "x", "client_id": "c"})
 
@@ -101,6 +103,7 @@ def all_but_one(db: None) -> User:
     return make.user(*(each for each in Capability if each != Capability.LOGS_READ))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "terms",
     [
@@ -155,6 +158,7 @@ def test_the_page_says_what_somebody_lacks_to_set_it_up_and_saves_nothing_of_the
     assert Provider.load().groups_claim == "groups"
 
 
+@pytest.mark.full
 def test_another_issuer_is_never_told_the_secret_of_the_one_before() -> None:
     there: dict[str, Any] = {"name": "Ours", "issuer": "https://93.184.216.34", "client_id": "ours"}
     Provider.edit(by=None, secret=SECRET, **there)

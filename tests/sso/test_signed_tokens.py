@@ -34,6 +34,7 @@ def test_tokens_signed_for_us_are_accepted() -> None:
     assert id_token(signed(of(aud=["other", CLIENT], azp=CLIENT)), KEYS, **EXPECTED, nonce=NONCE)["sub"] == "mia"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -32,6 +32,7 @@ def actions(person: User) -> list[str]:
     return list(Event.objects.filter(target_id=str(person.pk)).order_by("pk").values_list("action", flat=True))
 
 
+@pytest.mark.full
 def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     organisation: Organisation, sign_in: SignIn
 ) -> None:
@@ -118,6 +119,7 @@ def test_groups_give_role_and_teams_at_every_sign_in_with_events(
     assert Event.objects.filter(target_id=str(team.pk), action="team.updated").count() == 2
 
 
+@pytest.mark.full
 def test_without_a_role_there_is_no_entry(organisation: Organisation, provider: Provider, sign_in: SignIn) -> None:
     Provider.edit(by=None, default_role=None, rules=[GroupRule("staff", Role.objects.get(name="Member"))])
     organisation.knows("mia", groups=["guests"])
@@ -131,6 +133,7 @@ def test_without_a_role_there_is_no_entry(organisation: Organisation, provider: 
     assert refused.changes == {"reason": "no_role", "email": "mia@example.com", "groups": ["guests"]}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("verified", "links"), [(True, False), (False, True), (None, True)])
 def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, links: bool
@@ -147,6 +150,7 @@ def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
     assert Event.objects.filter(action="user.sign_in_refused").count() == 1
 
 
+@pytest.mark.full
 def test_with_the_workspaces_consent_a_verified_email_links(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -187,6 +191,7 @@ def test_a_disabled_person_reads_so_and_whom_to_ask(
     assert "Your account in this workspace is disabled. Ask an administrator" in visit.response.content.decode()
 
 
+@pytest.mark.full
 def test_nobody_finds_out_by_an_address_that_they_cannot_prove_whether_it_has_an_account(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
@@ -250,6 +255,7 @@ def test_the_last_owner_stays_one_whatever_the_groups_say(
     assert owner.role == Role.objects.get(name="Super admin")
 
 
+@pytest.mark.full
 def test_removing_the_groups_scope_from_the_request_is_refused(organisation: Organisation, provider: Provider) -> None:
     Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     organisation.knows("mia", groups=["guests"])
@@ -303,6 +309,7 @@ def test_nobody_gets_more_by_groups_that_are_left_out(
     assert noted.count() == (0 if says_groups else 1)
 
 
+@pytest.mark.full
 def test_a_sign_in_without_groups_gives_no_role_that_uses_gateways(provider: Provider) -> None:
     looking = make.role(name="Guest")
     Role.objects.filter(pk=looking.pk).update(uses_gateways=False)
@@ -312,6 +319,7 @@ def test_a_sign_in_without_groups_gives_no_role_that_uses_gateways(provider: Pro
     assert changed.admit(claims_of_mia(provider, says_groups=False)).role == looking
 
 
+@pytest.mark.full
 def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provider: Provider) -> None:
     changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
     changed.admit(claims_of_mia(provider, "guests"))
@@ -329,6 +337,7 @@ def test_people_without_a_role_by_rule_cause_no_event(provider: Provider) -> Non
     assert not Event.objects.filter(action="user.groups_unsaid").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("verified", [None, True])
 @pytest.mark.parametrize("domains", [[], ["example.com"]])
 def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
@@ -347,6 +356,7 @@ def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organis
         assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "email_not_verified"
 
 
+@pytest.mark.full
 def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
     def said(**claims: object) -> Claims:
         return extract_claims({"sub": "mia", "email": "mia@example.com"} | claims, provider)

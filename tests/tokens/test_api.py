@@ -53,6 +53,7 @@ def wanted(bot: Host, work: Gateway, **changes: Any) -> dict[str, Any]:
 # --- Create ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_creating_tells_the_secret_once(ana: User, bot: Host, work: Gateway, docs: Server) -> None:
     made = Rest.of(ana).post("/tokens", wanted(bot, work))
 
@@ -67,12 +68,14 @@ def test_creating_tells_the_secret_once(ana: User, bot: Host, work: Gateway, doc
     assert told["token"] not in Rest.of(ana).get(f"/tokens/{told['id']}").content.decode()
 
 
+@pytest.mark.full
 def test_creating_joins_the_live_connection(ana: User, link: Connection) -> None:
     made = Rest.of(ana).post("/tokens", wanted(link.host, link.gateway))
 
     assert made.json()["connection_id"] == str(link.pk)
 
 
+@pytest.mark.full
 def test_creating_takes_the_capability(ann: User, bot: Host, work: Gateway) -> None:
     refused = Rest.of(ann).post("/tokens", wanted(bot, work))
 
@@ -93,6 +96,7 @@ def test_nobody_makes_a_token_for_another(ana: User, ann: User, bot: Host, work:
     assert errors(refused) == {"user": ["Cannot be set."]}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("days", [365, 0, -7, 8])
 def test_only_three_lifetimes_are_possible(ana: User, bot: Host, work: Gateway, days: int) -> None:
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, expires_in_days=days))
@@ -101,6 +105,7 @@ def test_only_three_lifetimes_are_possible(ana: User, bot: Host, work: Gateway, 
     assert not Connection.objects.exists()
 
 
+@pytest.mark.full
 def test_no_expiry_needs_the_setting(ana: User, bot: Host, work: Gateway) -> None:
     body = wanted(bot, work, expires_in_days=None)
 
@@ -117,12 +122,14 @@ def test_a_bad_address_is_named(ana: User, bot: Host, work: Gateway) -> None:
     assert errors(refused) == {"allowed_ips": ["“300.1.1.1” is neither an IP address nor a CIDR range."]}
 
 
+@pytest.mark.full
 def test_addresses_are_told_as_ranges(ana: User, bot: Host, work: Gateway) -> None:
     made = Rest.of(ana).post("/tokens", wanted(bot, work, allowed_ips=["198.51.100.7", "2001:db8::/32"]))
 
     assert made.json()["allowed_ips"] == ["198.51.100.7/32", "2001:db8::/32"]
 
 
+@pytest.mark.full
 def test_a_token_can_be_narrowed_to_some_servers(ana: User, bot: Host, work: Gateway, docs: Server) -> None:
     make.assignment(work, make.server())
 
@@ -139,6 +146,7 @@ def test_a_server_of_another_gateway_is_refused(ana: User, bot: Host, work: Gate
     assert errors(refused) == {"server_ids": [f"Server {elsewhere.pk} is not on this gateway."]}
 
 
+@pytest.mark.full
 def test_an_app_takes_no_token_by_hand(ana: User, work: Gateway) -> None:
     app = Host.objects.create(kind="headed", name="Claude Desktop")
 
@@ -152,12 +160,14 @@ def test_a_gateway_out_of_reach_does_not_exist(bot: Host) -> None:
     assert set(errors(Rest.of(user).post("/tokens", wanted(bot, closed)))) == {"gateway_id"}
 
 
+@pytest.mark.full
 def test_nothing_opens_through_a_disabled_host(ana: User, bot: Host, work: Gateway) -> None:
     bot.disable(by=ana)
 
     assert problem(Rest.of(ana).post("/tokens", wanted(bot, work))) == (409, "refused")
 
 
+@pytest.mark.full
 def test_a_name_is_taken_once_per_connection(ana: User, link: Connection) -> None:
     make.token(link, name="ci-pipeline")
 
@@ -176,12 +186,14 @@ def test_identities_are_brought_along(ana: User, bot: Host, work: Gateway) -> No
     assert [(bound.assignment, bound.identity) for bound in connection.identities.all()] == [(assignment, mine)]
 
 
+@pytest.mark.full
 def test_a_server_may_be_left_without_identity(ana: User, bot: Host, work: Gateway) -> None:
     make.assignment(work, make.server(auth_type=AuthType.BEARER), identity_scheme=IdentityScheme.PER_USER)
 
     assert Rest.of(ana).post("/tokens", wanted(bot, work)).status_code == 201
 
 
+@pytest.mark.full
 def test_anothers_identity_cannot_be_brought(ana: User, ann: User, bot: Host, work: Gateway) -> None:
     github = make.server(auth_type=AuthType.BEARER)
     make.assignment(work, github, identity_scheme=IdentityScheme.PER_USER)
@@ -204,6 +216,7 @@ def test_a_server_everybody_reaches_alike_takes_no_identity(ana: User, bot: Host
 # --- Read -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_list_holds_ones_own_active_tokens(ana: User, ann: User, link: Connection) -> None:
     active, revoked = make.token(link).token, make.token(link).token
     revoked.revoke(by=ana)
@@ -216,6 +229,7 @@ def test_a_list_holds_ones_own_active_tokens(ana: User, ann: User, link: Connect
     assert mine.json() == {"count": 1, "next": None, "previous": None, "results": results(mine)}
 
 
+@pytest.mark.full
 def test_everybodys_tokens_take_the_capability(ana: User, ann: User, link: Connection) -> None:
     make.token(link)
     make.token(make.connection(link.host, link.gateway, ann))
@@ -284,6 +298,7 @@ def test_times_are_told_in_utc_with_milliseconds(ana: User, link: Connection) ->
     assert results(Rest.of(ana).get("/tokens"))[0]["expires_at"] == "2036-06-18T12:00:00.000Z"
 
 
+@pytest.mark.full
 def test_anothers_token_does_not_exist(ana: User, ann: User, link: Connection) -> None:
     token = make.token(link).token
 
@@ -292,6 +307,7 @@ def test_anothers_token_does_not_exist(ana: User, ann: User, link: Connection) -
     assert problem(Rest.of(ann).delete(f"/tokens/{token.pk}")) == (404, "not_found")
 
 
+@pytest.mark.full
 def test_the_key_of_an_app_is_no_token(ana: User, link: Connection) -> None:
     key = Token.objects.provide_key(link, by=ana)
 
@@ -316,6 +332,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
         assert set(errors(rest.patch(path, {"calls_per_minute": wrong}))) == {"calls_per_minute"}
 
 
+@pytest.mark.full
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
     """Owners may lower their tokens' limits; raising a limit requires the capability to manage tokens."""
     token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
@@ -331,6 +348,7 @@ def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, 
     assert Rest.of(ana).patch(path, {"calls_per_minute": None}).json()["calls_per_minute"] is None
 
 
+@pytest.mark.full
 def test_three_things_may_change(ann: User, link: Connection) -> None:
     """The token's owner needs no capability to change name, expiry and IP allowlist."""
     token = make.token(make.connection(link.host, link.gateway, ann), expires_in_days=90).token
@@ -351,6 +369,7 @@ def test_three_things_may_change(ann: User, link: Connection) -> None:
     assert (event.via, event.actor_email, event.ip) == ("api", ann.email, "127.0.0.1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("key", ["scopes", "server_ids", "id", "digest", "connection_id", "revoked_at", "scope_all"])
 def test_nothing_else_may_change(ana: User, link: Connection, key: str) -> None:
     token = make.token(link).token
@@ -360,6 +379,7 @@ def test_nothing_else_may_change(ana: User, link: Connection, key: str) -> None:
     assert token.name != "x"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("body", [[], "name", 5, None, {"name": ""}, {"name": "a\u0000b"}, {"allowed_ips": "10.0.0.1"}])
 def test_an_edit_without_changes_is_refused(ana: User, link: Connection, body: Any) -> None:
     token = make.token(link).token
@@ -369,6 +389,7 @@ def test_an_edit_without_changes_is_refused(ana: User, link: Connection, body: A
     assert refused.status_code == 400
 
 
+@pytest.mark.full
 def test_ended_tokens_say_so(ana: User, link: Connection) -> None:
     revoked, expired = make.token(link).token, make.token(link).token
     revoked.revoke(by=ana)
@@ -380,6 +401,7 @@ def test_ended_tokens_say_so(ana: User, link: Connection) -> None:
         assert problem(rest.post(f"/tokens/{token.pk}/rotate")) == (409, code)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["revoke", "delete"])
 def test_revoking_works_once(ann: User, link: Connection, way: str) -> None:
     token = make.token(make.connection(link.host, link.gateway, ann)).token
@@ -392,6 +414,7 @@ def test_revoking_works_once(ann: User, link: Connection, way: str) -> None:
     assert Event.objects.get(action="token.revoked").via == "api"
 
 
+@pytest.mark.full
 def test_people_who_may_end_connections_may_end_tokens(link: Connection) -> None:
     token = make.token(link).token
     rest = Rest.of(make.user(Capability.MCP_CONNECTIONS_REVOKE))

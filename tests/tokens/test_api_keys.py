@@ -49,6 +49,7 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
     assert rest.post("/hosts", {"name": "bot"}).json()["capability"] == "api-tokens:manage"
 
 
+@pytest.mark.full
 def test_a_key_loses_the_capabilities_its_owner_loses(eve: User) -> None:
     secret = make.api_key(eve, Capability.HOSTS_READ).secret
     make.user(Capability.PEOPLE_MANAGE)  # Somebody must manage people, or Eve's role could not change.
@@ -70,6 +71,7 @@ def test_a_key_does_not_gain_capabilities_of_its_owner(eve: User) -> None:
     assert problem(knock(secret)) == (403, "capability_required")
 
 
+@pytest.mark.full
 def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
     key, secret = make.api_key(eve, Capability.API_TOKENS_MANAGE, Capability.HOSTS_READ, name="nightly")
 
@@ -83,6 +85,7 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
     assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
 
 
+@pytest.mark.full
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
     """Inviting follows the rules of the page, with the key's capabilities instead of the owner's."""
     boss = make.user(*Capability)
@@ -207,6 +210,7 @@ def test_a_key_sleeps_while_its_owner_is_deactivated(eve: User) -> None:
     assert knock(secret).status_code == 200
 
 
+@pytest.mark.full
 def test_cutting_a_person_off_ends_their_keys(eve: User) -> None:
     boss = make.user(*Capability)
     key, secret = make.api_key(eve, *READER)
@@ -309,6 +313,7 @@ def test_everybody_lists_their_own(eve: User) -> None:
     assert problem(rest.post(f"/api-keys/{others.pk}/revoke")) == (404, "not_found")
 
 
+@pytest.mark.full
 def test_the_list_is_narrowed(eve: User) -> None:
     boss = make.user(Capability.PEOPLE_MANAGE)
     nightly, weekly = make.api_key(eve, *READER, name="nightly").key, make.api_key(eve, *READER, name="weekly").key
@@ -362,6 +367,7 @@ def test_the_secret_is_in_one_answer_only(page: Client) -> None:
     assert secret not in text(page.get("/settings/api-keys"))
 
 
+@pytest.mark.full
 def test_a_key_is_made_only_after_the_password(eve: User) -> None:
     client, other = Client(), Client()
     for one in (client, other):
@@ -373,6 +379,7 @@ def test_a_key_is_made_only_after_the_password(eve: User) -> None:
     assert not ApiKey.objects.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

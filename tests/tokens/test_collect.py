@@ -76,6 +76,7 @@ def test_asking_ends_both_secrets_and_keeps_the_rest(issued: Issued, boss: User,
     assert (Token.objects.active().count(), Token.objects.lasting().count()) == (0, 1)
 
 
+@pytest.mark.full
 def test_asking_twice_is_asking_once(waiting: Token, ana: User, boss: User) -> None:
     first = waiting.asked_at
 
@@ -86,6 +87,7 @@ def test_asking_twice_is_asking_once(waiting: Token, ana: User, boss: User) -> N
     assert Event.objects.filter(action="token.asked_for_new").count() == 1
 
 
+@pytest.mark.full
 def test_the_secret_does_not_exist_before_it_is_collected(waiting: Token, ann: User) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT t::text FROM tokens_token t")
@@ -98,6 +100,7 @@ def test_the_secret_does_not_exist_before_it_is_collected(waiting: Token, ann: U
     assert Token.objects.get().is_held_by(new.secret)
 
 
+@pytest.mark.full
 def test_only_its_owner_collects_while_active(waiting: Token, ann: User, boss: User) -> None:
     with pytest.raises(NotYourToken):
         waiting.collect(by=boss)
@@ -115,6 +118,7 @@ def test_only_its_owner_rotates(issued: Issued, boss: User) -> None:
         issued.token.rotate(by=None)
 
 
+@pytest.mark.full
 def test_a_waiting_token_is_not_rotated_but_collected(waiting: Token, ann: User, sign_in: SignIn) -> None:
     with pytest.raises(AskedForNew):
         waiting.rotate(by=ann)
@@ -232,6 +236,7 @@ def test_nobody_is_asked_to_collect_what_has_ended(
     assert not mail.outbox
 
 
+@pytest.mark.full
 def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None:
     key = Token.objects.get(connection=make.app_connection(ann, make.gateway()))
 
@@ -242,6 +247,7 @@ def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None
     assert Token.objects.get().digest is not None
 
 
+@pytest.mark.full
 def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, boss: User) -> None:
     """A thief with the old secret may try to rotate the token at the same moment."""
     as_found = Token.objects.get()
@@ -254,6 +260,7 @@ def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, b
     assert Token.objects.get().status == "waiting"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [((), 404), ((Capability.MCP_CONNECTIONS_READ,), 403), ((Capability.API_TOKENS_MANAGE,), 200)],
@@ -338,12 +345,14 @@ def test_no_address_tells_an_administrator_a_secret_of_another(
     assert Event.objects.filter(action="token.rotated").count() == (state == "overlapping")
 
 
+@pytest.mark.full
 def test_a_stranger_is_asked_to_sign_in(waiting: Token) -> None:
     for act in ("collect", "ask-for-new", "end-previous"):
         assert Client().post(f"/tokens/{waiting.pk}/{act}/")["Location"].startswith("/accounts/login/")
         assert Rest.of().post(f"/tokens/{waiting.pk}/{act}").status_code == 401
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_two_collects_at_once_give_one_secret(waiting: Token, ann: User) -> None:
     for _ in range(5):

@@ -32,6 +32,7 @@ def path(token: Token) -> str:
     return f"/tokens/{token.pk}/edit/"
 
 
+@pytest.mark.full
 def test_the_dialog_shows_what_is_and_says_what_cannot_change(ana: User, sign_in: SignIn) -> None:
     with time_machine.travel(NOW, tick=False):
         token = make.token(a_connection(ana), name="ci-pipeline", allowed_ips=["198.51.100.7", "2001:db8::/32"]).token
@@ -47,6 +48,7 @@ def test_the_dialog_shows_what_is_and_says_what_cannot_change(ana: User, sign_in
     assert "No expiry" not in dialog
 
 
+@pytest.mark.full
 def test_nothing_touched_is_nothing_changed(ana: User, token: Token, sign_in: SignIn) -> None:
     before = Token.objects.filter(pk=token.pk).values().get()
 
@@ -57,6 +59,7 @@ def test_nothing_touched_is_nothing_changed(ana: User, token: Token, sign_in: Si
     assert not Event.objects.filter(action="token.updated").exists()
 
 
+@pytest.mark.full
 def test_name_expiration_and_allowlist_change_and_are_recorded(ana: User, sign_in: SignIn) -> None:
     with time_machine.travel(NOW, tick=False):
         token = make.token(a_connection(ana), name="ci", expires_in_days=7).token
@@ -72,6 +75,7 @@ def test_name_expiration_and_allowlist_change_and_are_recorded(ana: User, sign_i
     assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
 
 
+@pytest.mark.full
 def test_a_limit_is_set_and_taken_off(ana: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ana), name="ci").token
     client = sign_in(ana)
@@ -137,6 +141,7 @@ def test_bad_input_is_refused_in_words(
     assert Token.objects.filter(pk=token.pk).values().get() == before
 
 
+@pytest.mark.full
 def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: Token, sign_in: SignIn) -> None:
     WorkspaceSettings.edit(by=ana, allow_non_expiring_tokens=True)
     client = sign_in(ana)
@@ -148,6 +153,7 @@ def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: To
     assert token.expires_at is None
 
 
+@pytest.mark.full
 def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token: Token, sign_in: SignIn) -> None:
     """Forbidding tokens without expiry does not affect existing tokens."""
     Token.objects.filter(pk=token.pk).update(expires_at=None)
@@ -158,6 +164,7 @@ def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token
     assert (answer.status_code, token.name, token.expires_at) == (200, "renamed", None)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("state", "words"),
     [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
@@ -178,6 +185,7 @@ def test_ended_tokens_are_not_edited(
     assert token.name == "ci"
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign_in: SignIn) -> None:
     client, gone = sign_in(ana), Token.objects.get()
@@ -228,6 +236,7 @@ def test_others_tokens_take_the_capability(
     assert (token.name == "renamed") is (method == "post" and status == 302)
 
 
+@pytest.mark.full
 def test_everybody_edits_their_own(ann: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ann), name="ci").token
 
@@ -237,6 +246,7 @@ def test_everybody_edits_their_own(ann: User, sign_in: SignIn) -> None:
     assert "Token saved" in text(answer)
 
 
+@pytest.mark.full
 def test_a_stranger_is_asked_to_sign_in(token: Token) -> None:
     assert Client().post(path(token), KEPT)["Location"].startswith("/accounts/login/")
 

@@ -39,6 +39,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
+@pytest.mark.full
 def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work: Gateway, maker: Client) -> None:
     shown = text(maker.get("/connect/client/", {"gateway": "work", "client": "python", "how": "token"}))
     assert f'href="{PAGE}?gateway=work&amp;client=python"' in shown
@@ -77,6 +78,7 @@ def test_htmx_gets_the_form_in_its_dialog_and_is_sent_on(work: Gateway, maker: C
     assert answer["HX-Redirect"] == f"/connect/?host={Host.objects.get().pk}&gateway=work&client=python"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("headers", [{}, HTMX], ids=["page", "htmx"])
 def test_a_taken_name_is_told_and_nothing_is_lost(
     headers: dict[str, str], work: Gateway, maker: Client, ana: User
@@ -105,6 +107,7 @@ def test_more_than_a_name_is_not_taken_from_the_form(maker: Client) -> None:
     assert (host.allow_enrolment, host.description) == (False, "")
 
 
+@pytest.mark.full
 def test_people_who_may_not_add_agents_learn_who_can(work: Gateway, sign_in: SignIn) -> None:
     client = sign_in(make.user(*set(Capability) - including([Capability.API_TOKENS_CREATE])))
 
@@ -132,6 +135,7 @@ def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, make
     assert f'href="{MAKING}?gateway=work&amp;client=python"' in part
 
 
+@pytest.mark.full
 def test_an_unknown_client_is_dropped_from_the_flow(work: Gateway, maker: Client, ana: User) -> None:
     host = make.agent(by=ana)
     begun = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": '"><script>'})

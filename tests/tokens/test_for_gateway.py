@@ -25,6 +25,7 @@ def mine(ana: User, work: Gateway) -> Issued:
     return make.token(make.connection(make.agent(by=ana, name="CI bot"), work, ana), name="ci-pipeline")
 
 
+@pytest.mark.full
 def test_the_key_icon_stands_on_the_list_and_on_the_page(ana: User, work: Gateway, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -57,10 +58,12 @@ def test_it_lists_ones_own_tokens_on_this_gateway(
     assert mine.secret not in text(dialog)
 
 
+@pytest.mark.full
 def test_the_first_agent_is_named_from_here_too(ana: User, work: Gateway, sign_in: SignIn) -> None:
     assert "Create Token" in text(sign_in(ana).get("/gateways/work/tokens/"))
 
 
+@pytest.mark.full
 def test_without_tokens_it_says_so(ann: User, work: Gateway, sign_in: SignIn) -> None:
     dialog = text(sign_in(ann).get("/gateways/work/tokens/"))
 
@@ -68,6 +71,7 @@ def test_without_tokens_it_says_so(ann: User, work: Gateway, sign_in: SignIn) ->
     assert "Create Token" not in dialog  # She has no agent to create a token for.
 
 
+@pytest.mark.full
 def test_a_gateway_out_of_reach_does_not_exist(ann: User, sign_in: SignIn) -> None:
     closed = make.gateway(reach="teams")
 
@@ -75,6 +79,7 @@ def test_a_gateway_out_of_reach_does_not_exist(ann: User, sign_in: SignIn) -> No
     assert Client().get(f"/gateways/{closed.slug}/tokens/").status_code == 302
 
 
+@pytest.mark.full
 def test_create_token_takes_the_gateway_along(ana: User, mine: Issued, sign_in: SignIn) -> None:
     dialog = text(sign_in(ana).get("/gateways/work/tokens/", headers=ON_GATEWAYS))
 
@@ -97,6 +102,7 @@ def test_actions_in_the_dialog_are_answered_in_it(ana: User, mine: Issued, sign_
     assert {(one["HX-Retarget"], one["HX-Reswap"]) for one in answers} == {("#dialog", "innerHTML")}
 
 
+@pytest.mark.full
 def test_a_secret_regenerated_from_the_dialog_takes_its_place(ana: User, mine: Issued, sign_in: SignIn) -> None:
     fields = {"in": "gateway", "generation": "1"}
 
@@ -106,6 +112,7 @@ def test_a_secret_regenerated_from_the_dialog_takes_its_place(ana: User, mine: I
     assert "hx-swap-oob" not in text(answer)
 
 
+@pytest.mark.full
 def test_without_script_one_comes_back_to_the_dialogs_page(ana: User, mine: Issued, sign_in: SignIn) -> None:
     answer = sign_in(ana).post(f"/tokens/{mine.token.pk}/revoke/", {"in": "gateway"}, follow=True)
 

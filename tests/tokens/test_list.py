@@ -41,6 +41,7 @@ def test_a_row_says_everything_5_8_asks_for(ana: User, sign_in: SignIn) -> None:
     assert new.secret not in text(page)
 
 
+@pytest.mark.full
 def test_one_sees_ones_own_and_no_key_of_an_app(ana: User, ann: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection, name="mine")
@@ -53,6 +54,7 @@ def test_one_sees_ones_own_and_no_key_of_an_app(ana: User, ann: User, sign_in: S
     assert Token.objects.filter(kind=TokenKind.KEY).exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [
@@ -76,6 +78,7 @@ def test_everyones_tokens_need_the_capability(
         assert ann.email in row(everyone, Token.objects.get())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -116,6 +119,7 @@ def test_a_prefix_finds_its_token(ana: User, sign_in: SignIn) -> None:
     assert names(sign_in(ana).get(PATH, {"q": wanted.prefix})) == ["wanted"]
 
 
+@pytest.mark.full
 def test_the_segments_and_cards_count_what_they_open(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection)
@@ -146,6 +150,7 @@ def test_the_numbers_of_everyones_tokens_follow_the_page(ana: User, ann: User, s
     assert sign_in(ann).get(unescape(url)).status_code == 403
 
 
+@pytest.mark.full
 def test_tokens_that_need_care_are_amber(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     unlimited, soon = make.token(connection).token, make.token(connection, expires_in_days=7).token
@@ -170,6 +175,7 @@ def test_a_row_never_claims_to_work_when_it_cannot(ana: User, sign_in: SignIn) -
     assert ">blocked: connection disabled<" in row(client.get(PATH), token)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("state", "offered"),
     [
@@ -211,6 +217,7 @@ def test_a_manager_asks_for_a_new_token_of_others_and_regenerates_none(ann: User
     assert "/collect/" not in asked
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -280,6 +287,7 @@ def test_the_button_is_there_for_those_it_leads_somewhere(ana: User, ann: User, 
     assert "Create Token" in text(sign_in(ann).get(PATH))
 
 
+@pytest.mark.full
 def test_a_long_list_offers_a_few_agents_and_a_search_finds_the_rest(ana: User, sign_in: SignIn) -> None:
     for number in range(11):
         make.agent(by=ana, name=f"bot {number:02}")

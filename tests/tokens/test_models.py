@@ -61,6 +61,7 @@ def test_other_lifetimes_are_refused(link: Connection, days: int | None) -> None
         make.token(link, expires_in_days=days)
 
 
+@pytest.mark.full
 def test_no_expiry_is_possible_only_where_the_workspace_allows_it(link: Connection) -> None:
     WorkspaceSettings.load()
     WorkspaceSettings.objects.update(allow_non_expiring_tokens=True)
@@ -108,6 +109,7 @@ def test_the_name_of_a_revoked_token_is_free_again(link: Connection) -> None:
     assert make.token(link, name="ci").token.status == "active"
 
 
+@pytest.mark.full
 def test_a_connection_holds_twenty_active_tokens_at_most(link: Connection) -> None:
     for _ in range(20):
         make.token(link)
@@ -198,6 +200,7 @@ def test_ended_tokens_are_neither_edited_nor_rotated(link: Connection) -> None:
             token.edit(by=link.user, name="other")
 
 
+@pytest.mark.full
 def test_editing_sets_a_new_life_from_now_on(link: Connection) -> None:
     token = make.token(link, expires_in_days=90).token
 
@@ -210,6 +213,7 @@ def test_editing_sets_a_new_life_from_now_on(link: Connection) -> None:
     assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
 
 
+@pytest.mark.full
 def test_an_edit_that_changes_nothing_leaves_no_event(link: Connection) -> None:
     token = make.token(link, name="same").token
 
@@ -218,6 +222,7 @@ def test_an_edit_that_changes_nothing_leaves_no_event(link: Connection) -> None:
     assert not Event.objects.filter(action="token.updated").exists()
 
 
+@pytest.mark.full
 def test_a_token_cannot_take_the_name_of_its_sibling(link: Connection) -> None:
     make.token(link, name="one")
 

@@ -51,6 +51,7 @@ def test_the_owner_is_told_who_did_what(ana: User, ann: User, ben: User, link: C
     assert told(sign_in(ben)) == told(sign_in(ana)) == ""
 
 
+@pytest.mark.full
 def test_ones_own_acts_and_a_tokens_own_are_no_news(ann: User, link: Connection, sign_in: SignIn) -> None:
     token, secret = make.token(link)
     token.rotate(by=None, presented=secret)

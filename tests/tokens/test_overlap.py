@@ -77,6 +77,7 @@ def test_what_is_selected_depends_on_where_it_was_used(
     assert 'value="24" checked' in owners or "USED" in offered
 
 
+@pytest.mark.full
 def test_addresses_are_those_of_the_newest_calls_of_the_connection(
     issued: Issued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_an_old_secret_ends_with_the_first_use_of_the_new_one(issued: Issued, an
     assert Event.objects.get(action="token.rotated").changes["until_used"] == [None, True]
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_the_first_use_of_a_new_secret_counts_even_if_the_row_was_locked(issued: Issued, ann: User) -> None:
     """Another worker may write the use of the old secret at the same moment."""
@@ -128,6 +130,7 @@ def test_the_first_use_of_a_new_secret_counts_even_if_the_row_was_locked(issued:
     assert Token.objects.get().previous_works_until is None
 
 
+@pytest.mark.full
 def test_the_old_secret_does_not_end_itself_before_the_new_one_is_collected(issued: Issued, boss: User) -> None:
     issued.token.ask_for_new(by=boss, overlap_hours=24, until_used=True)
 
@@ -138,6 +141,7 @@ def test_the_old_secret_does_not_end_itself_before_the_new_one_is_collected(issu
     assert token.secrets_in_use != "both"
 
 
+@pytest.mark.full
 def test_without_that_choice_the_old_one_works_on(issued: Issued, ann: User) -> None:
     new = issued.token.rotate(by=ann, overlap_hours=24)
 

@@ -51,6 +51,7 @@ def generation(token: Token) -> int:
     return Token.objects.get(pk=token.pk).generation
 
 
+@pytest.mark.full
 def test_it_asks_in_these_words_with_the_focus_on_cancel(ana: User, token: Token, sign_in: SignIn) -> None:
     asked = text(sign_in(ana).get(path(token), headers=ON_LIST))
 
@@ -61,6 +62,7 @@ def test_it_asks_in_these_words_with_the_focus_on_cancel(ana: User, token: Token
     assert generation(token) == 1
 
 
+@pytest.mark.full
 def test_the_new_secret_is_in_that_one_answer_beside_the_changed_row(ana: User, token: Token, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -92,6 +94,7 @@ def test_everything_but_the_secret_stays(ana: User, sign_in: SignIn) -> None:
     assert token.connection.last_token_at
 
 
+@pytest.mark.full
 def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token: Token, sign_in: SignIn) -> None:
     """Reloading the page repeats the POST."""
     client = sign_in(ana)
@@ -108,6 +111,7 @@ def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token:
     assert generation(token) == 2
 
 
+@pytest.mark.full
 def test_without_script_the_page_holds_the_dialog(ana: User, token: Token, sign_in: SignIn) -> None:
     page = text(sign_in(ana).post(path(token), {"generation": 1}))
 
@@ -116,6 +120,7 @@ def test_without_script_the_page_holds_the_dialog(ana: User, token: Token, sign_
     assert 'hx-history="false"' in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [
@@ -135,6 +140,7 @@ def test_no_capability_opens_the_secret_of_anothers_token(
     assert generation(token) == 1
 
 
+@pytest.mark.full
 def test_a_stranger_is_asked_to_sign_in(token: Token, app: Connection) -> None:
     for url in (path(token), key_path(app)):
         assert Client().post(url)["Location"].startswith("/accounts/login/")
@@ -172,6 +178,7 @@ def test_ended_tokens_get_no_new_secret(state: str, words: str, ana: User, token
 # --- The key button of a connection -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, sign_in: SignIn) -> None:
     """The prefix changes; status and connected date do not, and no secret is shown."""
     before = Token.objects.get(connection=app)
@@ -195,6 +202,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
     assert Event.objects.filter(action="connection.key_regenerated").count() == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [
@@ -215,6 +223,7 @@ def test_an_apps_key_takes_one_capability(
     assert Token.objects.get(connection=app).generation == (2 if status == 302 else 1)
 
 
+@pytest.mark.full
 def test_an_owner_without_the_capability_keeps_the_key(ann: User, app: Connection, sign_in: SignIn) -> None:
     assert sign_in(ann).post(key_path(app)).status_code == 403
 
@@ -241,6 +250,7 @@ def test_several_tokens_need_a_choice_first(ana: User, token: Token, sign_in: Si
     assert (generation(token), generation(other)) == (1, 1)
 
 
+@pytest.mark.full
 def test_without_an_active_token_it_says_so(ana: User, token: Token, sign_in: SignIn) -> None:
     token.revoke(by=ana)
 
@@ -249,6 +259,7 @@ def test_without_an_active_token_it_says_so(ana: User, token: Token, sign_in: Si
     assert "This connection has no active token." in answer["HX-Trigger"]
 
 
+@pytest.mark.full
 def test_a_revoked_connection_gets_no_other_key(ana: User, app: Connection, sign_in: SignIn) -> None:
     app.revoke(by=ana)
 
@@ -258,6 +269,7 @@ def test_a_revoked_connection_gets_no_other_key(ana: User, app: Connection, sign
     assert not Event.objects.filter(action="connection.key_regenerated").exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_connection_that_ends_at_that_moment_gets_no_other_key(ana: User, app: Connection, sign_in: SignIn) -> None:
     client, before = sign_in(ana), Token.objects.get(connection=app).prefix
@@ -270,6 +282,7 @@ def test_a_connection_that_ends_at_that_moment_gets_no_other_key(ana: User, app:
     assert Token.objects.get(connection=app).prefix == before
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_token_that_ends_at_that_moment_gets_no_other_secret(ana: User, token: Token, sign_in: SignIn) -> None:
     client, gone = sign_in(ana), Token.objects.get()

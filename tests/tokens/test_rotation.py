@@ -45,6 +45,7 @@ def rotate(secret: str, pk: Any) -> Any:
 # --- By itself ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_answer_is_exactly_eight_keys(ci: Issued) -> None:
     answer = rotate(ci.secret, ci.token.pk)
 
@@ -56,6 +57,7 @@ def test_the_answer_is_exactly_eight_keys(ci: Issued) -> None:
     assert [set(scope) for scope in told["scopes"]] == [{"server_id", "server_name", "server_slug"}] * 2
 
 
+@pytest.mark.full
 def test_no_cookie_is_set_and_no_cache_keeps_the_answer(ci: Issued) -> None:
     answer = rotate(ci.secret, ci.token.pk)
 
@@ -63,6 +65,7 @@ def test_no_cookie_is_set_and_no_cache_keeps_the_answer(ci: Issued) -> None:
     assert answer["Cache-Control"] == "no-store"
 
 
+@pytest.mark.full
 def test_only_secret_and_prefix_change(ana: User, ci: Issued) -> None:
     before = Rest.of(ana).get(f"/tokens/{ci.token.pk}").json()
 
@@ -76,6 +79,7 @@ def test_only_secret_and_prefix_change(ana: User, ci: Issued) -> None:
     assert {key: told[key] for key in EIGHT if key in before} == {key: after[key] for key in EIGHT if key in after}
 
 
+@pytest.mark.full
 def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> None:
     new = rotate(ci.secret, ci.token.pk).json()["token"]
 
@@ -83,6 +87,7 @@ def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> Non
     assert rotate(new, ci.token.pk).status_code == 200
 
 
+@pytest.mark.full
 def test_an_idempotency_key_is_the_tokens_whatever_its_secret(ci: Issued) -> None:
     """A job that stored the new secret and then failed can repeat the request without another rotation."""
     path, key = f"/tokens/{ci.token.pk}/rotate", {"Idempotency-Key": "job-7"}
@@ -103,6 +108,7 @@ def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
     assert sibling.rotated_at is None
 
 
+@pytest.mark.full
 def test_a_token_opens_no_other_door(ci: Issued) -> None:
     """Other REST endpoints answer 403 to a token."""
     rest = Rest.bearing(ci.secret)
@@ -122,6 +128,7 @@ def bad_secrets(ci: Issued) -> dict[str, str]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("which", ["typo", "unknown", "short", "empty"])
 def test_a_bad_secret_gets_401(ci: Issued, which: str) -> None:
     answer = rotate(bad_secrets(ci)[which], ci.token.pk)
@@ -137,6 +144,7 @@ def test_no_credential_gets_401(ci: Issued) -> None:
     assert answer["WWW-Authenticate"] == "Bearer"
 
 
+@pytest.mark.full
 def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued) -> None:
     revoked, expired, cut = make.token(link), make.token(link), make.token(link)
     theirs = make.token(make.connection(link.host, link.gateway, ann))
@@ -152,6 +160,7 @@ def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued
     assert len({answer.content for answer in answers}) == 1
 
 
+@pytest.mark.full
 def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) -> None:
     """With a disabled host, gateway or connection, a stolen token must not rotate itself."""
     for layer in (link.host, link.gateway, link):
@@ -162,6 +171,7 @@ def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) ->
     assert rotate(ci.secret, ci.token.pk).status_code == 200
 
 
+@pytest.mark.full
 def test_an_app_that_waits_for_approval_stays_out(link: Connection, ci: Issued) -> None:
     Host.objects.filter(pk=link.host_id).update(needs_approval=True)
 
@@ -177,6 +187,7 @@ def test_the_allowlist_covers_rotation(link: Connection) -> None:
     assert rotate(inside.secret, inside.token.pk).status_code == 200
 
 
+@pytest.mark.full
 def test_the_event_names_the_token_and_the_door(ci: Issued) -> None:
     rotate(ci.secret, ci.token.pk)
 
@@ -185,6 +196,7 @@ def test_the_event_names_the_token_and_the_door(ci: Issued) -> None:
     assert ci.secret not in str(event.changes)
 
 
+@pytest.mark.full
 def test_a_token_rotates_60_times_an_hour_at_most(link: Connection) -> None:
     token, secret = make.token(link)
     cache.set(f"rotation:{token.pk}", [time.time()] * 59, 3600)
@@ -199,6 +211,7 @@ def test_a_token_rotates_60_times_an_hour_at_most(link: Connection) -> None:
 # --- By a person ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_an_owner_rotates_by_session(ann: User, link: Connection) -> None:
     mine = make.token(make.connection(link.host, link.gateway, ann))
 
@@ -219,6 +232,7 @@ def test_a_session_needs_csrf_and_a_bearer_does_not(ana: User, ci: Issued) -> No
     assert browser.post(path, headers={"X-CSRFToken": "a" * 32}).status_code == 200
 
 
+@pytest.mark.full
 def test_if_both_are_present_the_bearer_decides(ana: User, link: Connection, ci: Issued) -> None:
     other = make.token(link).token
     both = Rest(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {ci.secret}"})
@@ -229,6 +243,7 @@ def test_if_both_are_present_the_bearer_decides(ana: User, link: Connection, ci:
     assert problem(both.post(f"/tokens/{ci.token.pk}/rotate")) == (401, "unauthorized")
 
 
+@pytest.mark.full
 def test_another_persons_token_is_rotated_by_nobody(link: Connection, ci: Issued) -> None:
     path = f"/tokens/{ci.token.pk}/rotate"
 
@@ -238,6 +253,7 @@ def test_another_persons_token_is_rotated_by_nobody(link: Connection, ci: Issued
     assert rotate(ci.secret, ci.token.pk).status_code == 200
 
 
+@pytest.mark.full
 def test_an_api_key_rotates_its_owners_tokens_when_it_may_make_some(ana: User, link: Connection, ci: Issued) -> None:
     path = f"/tokens/{ci.token.pk}/rotate"
     ending = make.api_key(ana, Capability.MCP_CONNECTIONS_REVOKE).secret
@@ -247,6 +263,7 @@ def test_an_api_key_rotates_its_owners_tokens_when_it_may_make_some(ana: User, l
     assert Rest.bearing(making).post(path).status_code == 200
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("act", ["disable", "block"])
 def test_a_person_cannot_rotate_behind_the_break_glass_either(
     act: str, ana: User, link: Connection, ci: Issued
@@ -277,6 +294,7 @@ def at_once(*calls: Any) -> list[Any]:
         return list(pool.map(run, calls))
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_one_of_two_concurrent_rotations_wins(ci: Issued) -> None:
     first, second = at_once(*[lambda: rotate(ci.secret, ci.token.pk)] * 2)

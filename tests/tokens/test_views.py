@@ -41,6 +41,7 @@ def test_one_of_two_tokens_ends_and_the_other_lives(ana: User, sign_in: SignIn) 
     assert connection.is_live
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("ticked", "lives"), [({"connection": "1"}, False), ({}, True)])
 def test_with_the_last_token_the_connection_ends_if_wanted(
     ticked: dict[str, str], lives: bool, ana: User, sign_in: SignIn
@@ -58,6 +59,7 @@ def test_with_the_last_token_the_connection_ends_if_wanted(
     assert connection.is_live is lives
 
 
+@pytest.mark.full
 def test_the_connection_is_spared_while_another_token_lives(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     token = make.token(connection).token
@@ -69,6 +71,7 @@ def test_the_connection_is_spared_while_another_token_lives(ana: User, sign_in: 
     assert connection.is_live
 
 
+@pytest.mark.full
 def test_revoking_twice_changes_nothing_more(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     token = make.token(connection).token
@@ -83,6 +86,7 @@ def test_revoking_twice_changes_nothing_more(ana: User, sign_in: SignIn) -> None
     assert token.revoked_at == ended
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [
@@ -99,6 +103,7 @@ def test_others_tokens_need_a_capability(capabilities: set[Capability], status: 
     assert Token.objects.live().exists() is (status != 302)
 
 
+@pytest.mark.full
 def test_everybody_may_end_their_own_token(sign_in: SignIn) -> None:
     ann = make.user()
     token = make.token(make.connection(make.agent(by=make.user()), make.gateway(), ann)).token
@@ -107,6 +112,7 @@ def test_everybody_may_end_their_own_token(sign_in: SignIn) -> None:
     assert not Token.objects.live().exists()
 
 
+@pytest.mark.full
 def test_on_the_api_tokens_page_its_row_and_the_numbers_come_back(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     token, _ = make.token(connection).token, make.token(connection)
@@ -120,6 +126,7 @@ def test_on_the_api_tokens_page_its_row_and_the_numbers_come_back(ana: User, sig
     assert 'class="count" id="count-revoked" hx-swap-oob="true">1</span>' in answer
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("held", "status", "lives"),
     [

@@ -2,6 +2,8 @@
 
 import gzip
 
+import pytest
+
 from accounts.models import User
 from capabilities import Capability
 from tests import make
@@ -10,6 +12,7 @@ from tests.conftest import SignIn
 PACKED = {"Accept-Encoding": "gzip, deflate, br"}
 
 
+@pytest.mark.full
 def test_a_page_and_a_list_are_compressed_for_those_who_take_that(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     make.gateway(name="Work", slug="work")
@@ -23,6 +26,7 @@ def test_a_page_and_a_list_are_compressed_for_those_who_take_that(ana: User, sig
         assert "Content-Encoding" not in plain.headers
 
 
+@pytest.mark.full
 def test_an_answer_with_an_etag_stays_as_it_is_so_that_if_match_takes_it(db: None, sign_in: SignIn) -> None:
     client, gateway = sign_in(make.user(*Capability)), make.gateway(name="Work", description="words " * 60)
     path = f"/api/gateways/{gateway.slug}"

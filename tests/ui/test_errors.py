@@ -104,6 +104,7 @@ def test_a_theme_nobody_offers_is_the_systems() -> None:
     assert '<html lang="en">' in client.get("/accounts/login/").content.decode()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["/settings/mcp-connections", "/settings/api-tokens", "/settings/identities"])
 def test_a_page_is_found_with_and_without_its_last_slash(path: str, ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)

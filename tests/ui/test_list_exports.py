@@ -81,6 +81,7 @@ def test_each_list_is_a_file_with_all_its_columns_and_no_secret() -> None:
     assert named >= NEEDED
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_file_has_what_the_filters_show_in_the_chosen_order_and_formulas_are_text(ana: User, sign_in: SignIn) -> None:
     for name in ("=cmd|' /C calc'!A0", "beta bot", "alpha bot"):
@@ -97,6 +98,7 @@ def test_a_file_has_what_the_filters_show_in_the_chosen_order_and_formulas_are_t
     assert client.get("/hosts/?format=xls").status_code == 400
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_a_file_has_only_what_its_reader_may_see(ana: User, sign_in: SignIn) -> None:
     mine = make.user(Capability.HOSTS_READ)
@@ -110,6 +112,7 @@ def test_a_file_has_only_what_its_reader_may_see(ana: User, sign_in: SignIn) -> 
     assert not Event.objects.filter(action=Action.LIST_EXPORTED, actor_email=mine.email)[1:]
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_when_others_last_called_takes_the_permission_to_see_connections(boss: User, sign_in: SignIn) -> None:
     gateway, ann = make.gateway(), make.user()
@@ -185,7 +188,7 @@ def test_idle_agents_old_tokens_people_without_a_call_and_unused_grants_are_foun
     assert names("/tool-grants/?idle=30", "given_to") == {quiet.email}
     assert names("/tool-grants/?idle=60", "given_to") == set()
     assert file(client, "/tool-grants/?sort=-used")[0]["given_to"] == caller.email
-    assert b"Older than 90 days" in client.get("/settings/api-tokens?owner=all").content
+    assert b"Older than 90 days" in client.get("/settings/api-tokens/numbers?owner=all").content
 
 
 @pytest.mark.django_db
@@ -216,6 +219,7 @@ def test_selected_grants_are_ended_once_their_number_was_typed(boss: User, sign_
     assert not ToolGrant.objects.live().filter(pk=grant.pk).exists()
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_the_page_of_a_person_shows_what_they_have_to_viewers_of_each_list(boss: User, sign_in: SignIn) -> None:
     person, gateway = make.user(), make.gateway(name="Reports")

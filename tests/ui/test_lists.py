@@ -54,6 +54,7 @@ def heads(response: Any) -> list[str]:
     return re.findall(r'<th scope="col"[^>]*>(?:<(?:span|a)[^>]*>)?([^<]+)<', response.content.decode())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.key)
 def test_each_column_has_its_width_and_all_together_leave_room_for_the_name(table: Table) -> None:
     usual = [column for column in table.columns if not column.is_extra]
@@ -69,6 +70,7 @@ def names(response: Any) -> list[str]:
     return re.findall(r'class="row-link"[^>]*>([^<]+)<', response.content.decode())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.key)
 def test_exactly_one_column_has_no_width_and_what_acts_is_the_last(table: Table) -> None:
     columns = table.columns
@@ -79,6 +81,7 @@ def test_exactly_one_column_has_no_width_and_what_acts_is_the_last(table: Table)
     assert sum(column.width or 0 for column in columns if not column.priority and not column.is_extra) <= 34
 
 
+@pytest.mark.full
 def test_the_order_is_in_the_address_and_its_head_leads_to_the_other_way_round(ana: User, sign_in: SignIn) -> None:
     for name in ("beta", "alpha", "gamma"):
         make.agent(by=ana, name=name)
@@ -274,6 +277,7 @@ TRADE_WORDS = (
 )
 
 
+@pytest.mark.full
 def test_the_palette_finds_help_and_pages_by_the_words_of_the_trade(ana: User, ann: User, sign_in: SignIn) -> None:
     administrator, member = sign_in(ana), sign_in(ann)
 
@@ -297,6 +301,7 @@ def test_the_palette_leads_to_calls_of_an_outcome_and_a_time(ana: User, sign_in:
     assert found(sign_in(make.user()), "refused yesterday") == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("words", ["\0", "night\0ly", "enable \0"])
 def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get("/find/", {"q": words}).status_code == 200
@@ -307,6 +312,7 @@ def make_pk(token: Any) -> Any:
     return getattr(token, "pk", None) or token.token.pk
 
 
+@pytest.mark.full
 def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, sign_in: SignIn) -> None:
     make.agent(by=ana, name="Hidden agent")
     make.server(by=ana, name="Hidden server", slug="hidden")
@@ -373,6 +379,7 @@ def test_picked_hosts_are_archived_with_their_connections_but_none_that_is_still
     assert not link.is_live
 
 
+@pytest.mark.full
 def test_picked_tokens_are_revoked_and_those_of_others_only_by_who_may_end_them(
     ana: User, ann: User, viv: User, sign_in: SignIn
 ) -> None:
@@ -423,6 +430,7 @@ def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_ot
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
+@pytest.mark.full
 def test_ending_selected_rows_needs_the_single_capability_and_skips_invisible_ones(
     ana: User, ann: User, sign_in: SignIn
 ) -> None:
@@ -441,6 +449,7 @@ def test_ending_selected_rows_needs_the_single_capability_and_skips_invisible_on
     assert Host.objects.live().filter(pk=host.pk).exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["tools", "assignments", "identities", "sinks"])
 def test_a_switch_is_taken_back_from_its_toast_either_way(kind: str, ana: User, sign_in: SignIn) -> None:
     server = make.server(auth_type="bearer")
@@ -466,6 +475,7 @@ def test_a_switch_is_taken_back_from_its_toast_either_way(kind: str, ana: User, 
     assert states == [False, True, False]
 
 
+@pytest.mark.full
 @pytest.mark.django_db
 def test_deactivating_a_person_is_taken_back_from_its_toast(sign_in: SignIn) -> None:
     person, client = make.user(), sign_in(make.user(*Capability))

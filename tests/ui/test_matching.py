@@ -6,7 +6,7 @@ from accounts.models import User
 from tests import make
 from ui.forms import holds
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 @pytest.mark.parametrize(

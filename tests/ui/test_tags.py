@@ -72,6 +72,7 @@ def test_a_badge_shows_its_state_as_a_word_and_escapes_it() -> None:
     assert "&lt;b&gt;" in rendered("{% badge state %}", state="<b>")
 
 
+@pytest.mark.full
 def test_invisible_characters_are_marked_and_very_many_are_counted() -> None:
     assert rendered("{{ said|visible }}", said="a\u200b<b>") == (
         'a<mark class="unseen" title="ZERO WIDTH SPACE">U+200B</mark>&lt;b&gt;'

@@ -50,6 +50,7 @@ def test_exactly_the_limit_passes_and_a_byte_more_is_refused(
         assert read(packed, encoding, cuts) == body
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("over", first(1, [0, -1, 1, 2]))
 def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> None:
     """The first chunk decompresses to about the limit, the second to a thousand times as much."""
@@ -100,6 +101,7 @@ value = st.recursive(
 )
 
 
+@pytest.mark.full
 @given(st.lists(value, min_size=1), st.booleans())
 def test_only_what_is_no_string_counts_as_values(values: list[object], ascii_only: bool) -> None:
     text = json.dumps(values, ensure_ascii=ascii_only, separators=(",", ":")).encode()

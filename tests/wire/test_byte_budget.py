@@ -165,6 +165,7 @@ async def test_disconnecting_while_waiting_takes_no_room() -> None:
     assert budget.total == SHARE
 
 
+@pytest.mark.full
 async def test_one_person_cannot_fill_the_queue_for_others() -> None:
     budget = budget_of()
     held = [await budget.hold(person, SHARE) for person in ("ana", "max")]
@@ -203,6 +204,7 @@ async def test_bytes_are_given_back_in_whichever_thread_the_last_reference_ends(
     assert budget.total == 0
 
 
+@pytest.mark.full
 async def test_a_server_s_time_does_not_pass_while_its_answer_waits_for_us() -> None:
     with TimeLimit(0.01), without_idle_limits():
         await asyncio.sleep(0.2)

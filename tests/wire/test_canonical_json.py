@@ -28,6 +28,7 @@ def same(one: Any, other: Any) -> bool:
     return (type(one) is type(other) and one == other) or (isinstance(one, int | float) and one == other)
 
 
+@pytest.mark.full
 @given(VALUES, VALUES)
 def test_values_are_equal_if_and_only_if_their_digests_are(one: Any, other: Any) -> None:
     assert (digest(one) == digest(other)) is same(one, other)
@@ -52,6 +53,7 @@ def _turned(value: Any) -> Any:
     return value
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("bits", "text"),
     [  # RFC 8785, Appendix B.

@@ -10,6 +10,7 @@ from wire.cipher import Cipher, Undecryptable
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 
 
+@pytest.mark.full
 @given(st.text(max_size=4000))
 def test_encrypted_values_can_be_decrypted(secret: str) -> None:
     assert Cipher([NEW]).open(Cipher([NEW]).seal(secret)) == secret

@@ -294,6 +294,7 @@ async def test_a_session_that_could_not_be_begun_is_ended_at_its_server(run: Run
         await until(lambda: script.ended == ["session-0"])
 
 
+@pytest.mark.full
 async def test_a_server_that_does_not_answer_the_end_of_its_session_is_not_waited_for(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +375,7 @@ print(os.read(reading, 20).decode(), next_request_id())
 """
 
 
+@pytest.mark.full
 def test_workers_send_other_ids_in_the_sessions_that_they_share() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -36,6 +36,7 @@ def test_the_first_call_of_somebody_starts_at_once_beside_anybody_s_many(
     assert queue.enter_now("newcomer", "n1")
 
 
+@pytest.mark.full
 @given(st.integers(1, 20), st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("123")), max_size=100))
 def test_no_more_than_the_bound_are_under_way_and_nothing_is_lost(bound: int, callers: list[tuple[str, str]]) -> None:
     async def main() -> None:

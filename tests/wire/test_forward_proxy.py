@@ -138,6 +138,7 @@ def test_the_proxy_is_asked_for_the_address_that_was_checked_and_tls_proves_the_
     assert b"example.com" not in b"".join(proxy.heads)
 
 
+@pytest.mark.full
 @ways
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.5", "169.254.169.254", "[::1]", "[::ffff:10.0.0.5]", "0x7f.1"]
@@ -153,6 +154,7 @@ def test_a_private_address_is_refused_and_the_proxy_never_hears_of_it(
     assert proxy.asked == []
 
 
+@pytest.mark.full
 @ways
 def test_a_name_that_leads_inside_later_is_refused_where_it_is_connected_to(
     ask: Ask, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +170,7 @@ def test_a_name_that_leads_inside_later_is_refused_where_it_is_connected_to(
     assert proxy.asked == [f"{PUBLIC}:443"]
 
 
+@pytest.mark.full
 @ways
 def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_others_may_use(
     ask: Ask, proxy: ForwardProxy, server: int
@@ -180,6 +183,7 @@ def test_a_public_server_does_not_lead_through_the_proxy_into_a_network_that_oth
     assert proxy.asked == []
 
 
+@pytest.mark.full
 @ways
 @pytest.mark.parametrize("direct", [["docs.example.com"], ["example.com"], [ip_network("93.184.215.14/32")], []])
 def test_listed_and_private_hosts_are_reached_without_the_proxy(
@@ -193,6 +197,7 @@ def test_listed_and_private_hosts_are_reached_without_the_proxy(
     assert proxy.asked == []
 
 
+@pytest.mark.full
 @ways
 def test_traffic_without_tls_never_uses_the_proxy(ask: Ask, proxy: ForwardProxy) -> None:
     guard = Guard((LOOPBACK,), proxy=through(proxy, resolved=places(["example.com"])))
@@ -206,6 +211,7 @@ def test_traffic_without_tls_never_uses_the_proxy(ask: Ask, proxy: ForwardProxy)
     assert proxy.asked == []
 
 
+@pytest.mark.full
 @ways
 def test_names_that_the_proxy_resolves_are_told_to_it_and_looked_up_by_nobody_here(
     ask: Ask, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +226,7 @@ def test_names_that_the_proxy_resolves_are_told_to_it_and_looked_up_by_nobody_he
     assert asked == []
 
 
+@pytest.mark.full
 @ways
 def test_a_name_beside_those_is_looked_up_and_checked(
     ask: Ask, proxy: ForwardProxy, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +239,7 @@ def test_a_name_beside_those_is_looked_up_and_checked(
     assert proxy.asked == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("host", "is_in"),
     [
@@ -263,6 +271,7 @@ def test_an_entry_that_is_neither_name_nor_network_is_invalid(text: str) -> None
         ways_out.parse_host_or_network(text)
 
 
+@pytest.mark.full
 @ways
 def test_user_and_password_are_told_to_the_proxy_and_to_nobody_else(ask: Ask, server: int) -> None:
     with forward_proxy(server, credentials=USER_AND_SECRET) as proxy:
@@ -327,6 +336,7 @@ def test_a_proxy_that_is_away_is_told_from_a_server_that_is(ask: Ask, end: ssl.S
     assert told(caught.value) == f"the outbound proxy 127.0.0.1:{port} refused the connection: nothing listens there"
 
 
+@pytest.mark.full
 @ways
 def test_a_proxy_without_an_address_is_told(ask: Ask, end: ssl.SSLContext) -> None:
     with pytest.raises((NoWayOut, ProxyFailed)) as caught:
@@ -351,6 +361,7 @@ def test_a_proxy_that_says_nothing_is_given_up(
     assert told(caught.value) == f"the outbound proxy 127.0.0.1:{proxy.port} did not answer in time"
 
 
+@pytest.mark.full
 @ways
 def test_a_proxy_that_proves_to_be_nobody_is_told(ask: Ask, server: int, tmp_path: Path) -> None:
     with (

@@ -55,6 +55,7 @@ def test_public_addresses_are_admitted_with_tls_only(address: str) -> None:
     assert not Guard().admits(address, encrypted=False)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("address", [*INSIDE, *sorted(map(str, METADATA))])
 def test_addresses_that_lead_inside_are_refused(address: str) -> None:
     assert not Guard().admits(address)
@@ -98,6 +99,7 @@ def test_an_ipv4_address_is_judged_alike_in_every_wrapping(address: IPv4Address)
     assert {Guard().admits(str(each)) for each in wrapped} == {Guard().admits(str(address))}
 
 
+@pytest.mark.full
 @given(st.ip_addresses())
 def test_nothing_private_is_ever_admitted(address: IPv4Address | IPv6Address) -> None:
     if Guard().admits(str(address)):
@@ -183,6 +185,7 @@ def tunnelled(inner: str) -> list[str]:
     return [str(IPv6Address(form)) for form in forms.values()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("address", [*tunnelled(INSIDE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
 def test_an_address_inside_is_not_public_in_whatever_it_is_wrapped(address: str) -> None:
     assert not Guard().admits(address)

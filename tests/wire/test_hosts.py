@@ -52,6 +52,7 @@ def test_names_and_addresses_have_one_spelling(host: str, canonical: str) -> Non
     assert hosts.canonical_host(host) == canonical
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("spelling", ["https://app.example./cb", "https://APP.example/cb"])
 def test_a_page_shows_a_host_once(spelling: str) -> None:
     shown = addresses.parts(spelling)

@@ -66,6 +66,7 @@ def head(size: int, *lines: bytes) -> bytes:
     return text + b"x" * (size - len(text) - 4) + b"\r\n\r\n"
 
 
+@pytest.mark.full
 @given(st.integers(200, 2 * HEAD_LIMIT), st.integers(0, 3 * READ), st.booleans(), st.data())
 def test_only_the_head_counts_as_head_however_an_answer_is_cut(
     head_size: int, body_size: int, chunked: bool, data: st.DataObject
@@ -99,6 +100,7 @@ def test_each_single_cut_gives_the_same_answer(stream: bytes) -> None:
     assert answer_to(*(stream[at : at + 1] for at in range(len(stream)))) == (200, b"hello")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("size", [140_000, MIB, 3 * MIB, LIMIT])
 def test_large_answers_pass_over_a_real_socket(make_loop: object, size: int) -> None:

@@ -22,6 +22,7 @@ def text_of(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.full
 @given(ids, st.text(st.characters(codec="utf-8"), min_size=1), st.dictionaries(st.text(), values))
 def test_a_request_is_read_whole(request_id: int | str, method: str, params: dict[str, Any]) -> None:
     body = text_of({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
@@ -33,6 +34,7 @@ def test_a_request_is_read_whole(request_id: int | str, method: str, params: dic
     assert message.is_request
 
 
+@pytest.mark.full
 @given(objects, objects)
 def test_the_meta_of_its_params_is_at_hand_and_empty_without(params: dict[str, Any], meta: dict[str, Any]) -> None:
     body = text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": params | {"_meta": meta}})
@@ -77,6 +79,7 @@ def test_invalid_json_is_a_parse_error(body: bytes) -> None:
     assert caught.value.code == jsonrpc.PARSE_ERROR
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "body",
     [
@@ -124,6 +127,7 @@ def test_values_that_the_fast_reader_would_change_are_kept(text: bytes) -> None:
     assert json.loads(jsonrpc.dumps(jsonrpc.loads(text))) == json.loads(text)
 
 
+@pytest.mark.full
 @given(objects, ids, st.integers(1_000_000_000, 2_000_000_000), st.sampled_from(["result", "error"]))
 def test_an_answer_is_readdressed_and_otherwise_unchanged(
     content: dict[str, Any], request_id: int | str, minted: int, member: str

@@ -121,6 +121,7 @@ async def taking_all(begin: Begin) -> list[Call]:
 WITHOUT_ROOM = LARGE + 2 * AHEAD_LIMIT + READ
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [as_json, as_event])
 async def test_an_answer_without_room_waits_in_its_socket_and_others_do_not(make: Callable[[int], bytes]) -> None:
     async with calls(make) as begin:
@@ -181,6 +182,7 @@ async def test_there_is_room_again_however_an_answer_ends(
         assert (await asyncio.wait_for(late.task, PATIENCE)).text == answer(1)
 
 
+@pytest.mark.full
 async def test_answers_of_unknown_size_take_no_more_than_all_may() -> None:
     async with calls(as_event, most=2) as begin:
         for person in ("ana", "max", "ben"):

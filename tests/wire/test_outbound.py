@@ -124,6 +124,7 @@ def test_an_answer_that_cannot_be_read_is_said(name: str, words: str, server: Se
         client.ask("GET", f"{server.url}/{name}")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["torn", "odd", "large", "bomb", "cut", "refused"])
 def test_a_caller_that_needs_no_body_gets_the_answer_despite_an_unreadable_one(
     name: str, server: Server, client: OutboundClient
@@ -135,11 +136,13 @@ def test_a_caller_that_needs_no_body_gets_the_answer_despite_an_unreadable_one(
     assert client.ask("GET", f"{server.url}/plain", needs_body=False).document == {"n": 1}
 
 
+@pytest.mark.full
 def test_a_body_that_does_not_end_is_not_needed_either(server: Server) -> None:
     with OutboundClient(LOOPBACK, MOST, 0.3) as client:
         assert client.ask("GET", f"{server.url}/stream", needs_body=False).status == 200
 
 
+@pytest.mark.full
 def test_an_answer_that_does_not_come_ends_at_the_deadline(server: Server) -> None:
     with OutboundClient(LOOPBACK, MOST, 0.3) as client, pytest.raises(TooSlow):
         client.ask("GET", f"{server.url}/silent")

@@ -10,6 +10,7 @@ from mcp.shared import inbound
 from wire import mcp
 
 
+@pytest.mark.full
 @given(st.text(st.characters(codec="utf-8")))
 def test_a_value_survives_the_header(value: str) -> None:
     encoded = mcp.encoded_value(value)
@@ -20,6 +21,7 @@ def test_a_value_survives_the_header(value: str) -> None:
     assert inbound.decode_header_value(encoded) == value
 
 
+@pytest.mark.full
 @given(st.text(st.characters(codec="ascii")))
 def test_both_sides_read_alike(value: str) -> None:
     assert mcp.decoded_value(value) == inbound.decode_header_value(value)
@@ -73,6 +75,7 @@ SOUND_AND_NOT = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("each", SOUND_AND_NOT)
 def test_annotations_are_judged_as_the_sdk_judges_them(each: Any) -> None:
     assert mcp.has_sound_annotations(each) == (inbound.find_invalid_x_mcp_header(each) is None)

@@ -9,6 +9,7 @@ from wire.client import QueueSlot
 from wire.fair_queue import FairQueue, TimeLimit
 
 
+@pytest.mark.full
 def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
     async def work() -> None:
         queue = FairQueue(1)
@@ -73,6 +74,7 @@ def test_a_limit_says_which_of_the_two_was_exceeded(seconds: float, total: float
     asyncio.run(work())
 
 
+@pytest.mark.full
 def test_a_touch_begins_the_first_limit_anew_but_not_the_total() -> None:
     async def work() -> float:
         loop = asyncio.get_running_loop()

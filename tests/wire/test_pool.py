@@ -290,6 +290,7 @@ async def test_an_event_stream_is_handed_over_as_it_arrives() -> None:
         assert [chunk async for chunk in chunks] == [b"data: 2\n\n"]
 
 
+@pytest.mark.full
 async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
     written = 0
 
@@ -319,6 +320,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
         assert sum([len(chunk) async for chunk in chunks]) > 60_000_000
 
 
+@pytest.mark.full
 async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
     """Receive a whole event stream whose reader has not yet reached the end."""
     waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"

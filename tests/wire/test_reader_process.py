@@ -58,6 +58,7 @@ async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: Reader
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "message",
     [
@@ -90,6 +91,7 @@ async def test_an_unreadable_message_is_an_error_and_the_next_one_is_read(
     assert await reader.outline(text_of({"content": []})) is not None
 
 
+@pytest.mark.full
 async def test_another_process_takes_over_from_one_that_was_killed(reader: ReaderProcess) -> None:
     await reader.outline(text_of({}))
     first = reader._process
@@ -136,6 +138,7 @@ async def test_one_persons_answers_do_not_make_another_s_wait_for_all_of_them(re
     assert read == ["ana", "ana", "max", "ana", "ana"]
 
 
+@pytest.mark.full
 async def test_an_order_whose_caller_has_left_is_no_obstacle(reader: ReaderProcess) -> None:
     await reader.outline(text_of({}))
     left = [asyncio.create_task(reader.outline(text_of({}), "ana")) for _ in range(3)]

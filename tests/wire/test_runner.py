@@ -24,6 +24,7 @@ def test_a_name_that_may_be_found_elsewhere_gets_no_secret(host: str) -> None:
     assert runner.program_at(f"http://{host}:8900/files/mcp") is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "url",
     [

@@ -28,6 +28,7 @@ def test_an_event_is_read_as_one_whatever_its_lines(data: bytes, event_id: bytes
     assert event == ServerSentEvent(b"\n".join(data.splitlines()), "message", event_id.decode())
 
 
+@pytest.mark.full
 @given(st.lists(st.lists(line, min_size=1)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
 def test_events_survive_any_cut_and_any_line_end(blocks: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
     stream = b"".join(b"".join(b"data: " + each + end for each in block) + end for block in blocks)

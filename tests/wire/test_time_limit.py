@@ -81,6 +81,7 @@ async def cancelled_meanwhile() -> None:
         raise
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("work", [quick, slow, failing, stubborn, failing_when_late, cancelled_meanwhile])
 @pytest.mark.parametrize(("seconds", "cancel_after"), [(0.02, None), (5, 0.02)])
 async def test_it_ends_as_in_the_standard_library(work: Any, seconds: float, cancel_after: float | None) -> None:

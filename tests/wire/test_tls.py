@@ -83,6 +83,7 @@ def test_servers_and_issuers_are_trusted_by_the_authority_that_the_environment_n
     assert by_httpx(url) == b"hello"
 
 
+@pytest.mark.full
 def test_an_authority_nobody_named_is_trusted_by_neither_client(url: str) -> None:
     with pytest.raises(CertificateRefused):
         asyncio.run(by_pool(url))

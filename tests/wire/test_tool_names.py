@@ -16,6 +16,7 @@ def test_every_name_is_one_that_model_providers_accept(alias: str, tool: str) ->
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", exposed_name(alias, tool))
 
 
+@pytest.mark.full
 @given(aliases, st.text(min_size=1), st.text(min_size=1))
 def test_two_tools_of_a_server_never_share_a_name(alias: str, one: str, other: str) -> None:
     assert (exposed_name(alias, one) == exposed_name(alias, other)) == (one == other)
