@@ -45,13 +45,19 @@ GARBAGE = (50_000, 20, 50)
 
 _own: list[Cluster] = []
 _watchers: list[subprocess.Popen[bytes]] = []
+_early: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, Any, Any]:
     gc.disable()
     if HOME not in os.environ:
         begin()
+        if early_config.known_args_namespace.numprocesses:
+            # A whole run needs the tables. The migrations run while the workers collect, not while they wait for them.
+            _early.append(
+                subprocess.Popen([sys.executable, "-c", "from tests import cluster; cluster.tables()"], cwd=ROOT)
+            )
     return (yield)
 
 
@@ -64,6 +70,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
+    while _early:
+        process = _early.pop()
+        process.terminate()
+        process.wait()
     for cluster in _own:
         cluster.leave()
         shutil.rmtree(os.environ[HOME], ignore_errors=True)
