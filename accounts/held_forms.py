@@ -91,7 +91,7 @@ def held(request: HttpRequest) -> str:
         return request.get_full_path()
     page, address = getattr(request, "held_on", "") or referring_page(request), request.get_full_path()
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
-    sealed = seal_value(sent)
+    sealed = seal_value(SESSION_KEY, sent)
     if len(sealed) > MOST_CHARACTERS:
         messages.warning(request, "The form is too large to be saved while you confirm. Fill it in again.")
         return page
@@ -139,7 +139,7 @@ def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
     if key not in (held := _held(request)):
         return None
     try:
-        sent: dict[str, str] = open_value(held[key][1])
+        sent: dict[str, str] = open_value(SESSION_KEY, held[key][1])
     except ValueError:  # The encryption key was removed from the settings.
         return None
     return sent if sent["person"] == str(request.user.pk) else None

@@ -168,7 +168,7 @@ def _context() -> dict[str, Any]:
     """Return the settings fixed at startup, and the pending shorter retention."""
     workspace = WorkspaceSettings.load()
     return {
-        "managed": workspace,
+        "workspace": workspace,
         "dropping": workspace.dropping,
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,

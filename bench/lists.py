@@ -116,6 +116,7 @@ def lists() -> list[str]:
         "/settings/mcp-connections?status=revoked",
         "/settings/api-tokens",
         "/settings/api-tokens?owner=all",
+        "/settings/api-tokens/numbers?owner=all",
         "/settings/api-tokens/create",
         "/settings/api-keys",
         "/settings/identities",

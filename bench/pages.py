@@ -227,7 +227,7 @@ def large() -> Iterator[str]:
     host, app, gateway, server = pk("Host", 0), pk("Host", 1), "gateway-0", "server-0"
     for one in (host, app):
         yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "enrolled/", "logs/", "?range=30d"))
-        yield from (f"/hosts/{one}/{tab}/" for tab in ("least-privilege", "archive", "disable"))
+        yield from (f"/hosts/{one}/{tab}" for tab in ("least-privilege/?now", "archive/", "disable/"))
     yield from (
         f"/gateways/{gateway}/{tab}"
         for tab in ("", "connections/", "servers/", "tools/", "tokens/", "usage/", "logs/", "?range=30d")

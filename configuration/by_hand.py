@@ -35,6 +35,7 @@ VERBS = {
     *("allowed", "blocked", "limited", "reset", "given", "ended"),
 }
 CHANGES = frozenset(action for action in Action if action.rpartition(".")[2] in VERBS)
+CHANGES |= {Action.RETENTION_ASKED, Action.RETENTION_REVOKED}
 MEMBERS = {"users"}  # The changed field if people join or leave a team, which is not in files.
 NOT_ASKED = "/incident/"
 PARTS = ("assignment", "feature", "toolset", "toolgrant")

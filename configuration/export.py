@@ -20,14 +20,14 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object as a file has it, or None if there is none that files can have.
+    """Return one object as a file has it, or None if there is none that files can have and `viewer` may see.
 
     Objects of which there is one, such as the workspace, have the key “”.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()
     found = world.of(name).get(path)
-    if found is None or not found.values:
+    if found is None or not found.values or not may_see(world.kinds[name], viewer):
         return None
     written = _written(world.kinds[name], path, world, viewer)
     return write({name: written if world.kinds[name].is_single else [written]})

@@ -1,4 +1,4 @@
-"""An object as a configuration file has it, to copy."""
+"""Pages that show an object in the form of a configuration file, to copy."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def organisation(request: AppRequest) -> HttpResponse:
     return _page(request, "organisation", "", reverse("sso:settings"), "Sign-in by your organisation")
 
 
-def _page(request: AppRequest, kind: str, name: str, back: str, title: str = "") -> HttpResponse:
-    text = export_one(kind, name, request.user)
+def _page(request: AppRequest, kind: str, key: str, back: str, title: str = "") -> HttpResponse:
+    text = export_one(kind, key, request.user)
     if text is None:
         raise Http404
-    return render(request, "configuration/yaml.html", {"text": text, "name": title or name, "back": back})
+    return render(request, "configuration/yaml.html", {"text": text, "name": title or key, "back": back})

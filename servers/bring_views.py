@@ -21,6 +21,8 @@ from ui.pages import AppRequest, show
 from ui.sealing import open_value, seal_value
 
 PAGE = "servers/bring.html"
+KIND = "servers from a file"
+LONGEST_SECRET = 4_000  # As in the template.
 EXPIRED = "The file can no longer be read. Paste it again."
 
 
@@ -33,13 +35,13 @@ class FileDraft:
 
     def sealed(self, user: User) -> str:
         """Return the draft encrypted for this person."""
-        return seal_value([str(user.pk), self.text, self.entered])
+        return seal_value(KIND, [str(user.pk), self.text, self.entered])
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
         """Return the draft; None if it is another person's, or the key was removed from the settings."""
         try:
-            person, text, entered = open_value(sealed)
+            person, text, entered = open_value(KIND, sealed)
         except ValueError:
             return None
         return cls(text, entered) if person == str(user.pk) else None
@@ -97,10 +99,14 @@ def _added(request: AppRequest, draft: FileDraft) -> HttpResponse:
         offers = {str(one.number): one for one in _addable(offers_of(read_entries(draft.text)))}
     except Unreadable:
         return _review(request, draft)
-    typed = {number: request.POST.get(f"secret-{number}", "").strip() for number in offers}
-    draft.entered |= {number: secret for number, secret in typed.items() if secret}
+    typed = {
+        number: request.POST.get(f"secret-{number}", "").strip() for number, one in offers.items() if one.credential
+    }
+    draft.entered |= {number: secret for number, secret in typed.items() if 0 < len(secret) <= LONGEST_SECRET}
     picked = [offers[number] for number in dict.fromkeys(request.POST.getlist("pick")) if number in offers]
     form = PlacementForm(request.POST, user=request.user)
+    if any(len(secret) > LONGEST_SECRET for secret in typed.values()):
+        return _review(request, draft, form, f"A credential has at most {LONGEST_SECRET:,} characters.")
     if not 0 < len(picked) <= MOST_ADDED:
         return _review(request, draft, form, f"Select 1 to {MOST_ADDED} servers.")
     if not form.is_valid():

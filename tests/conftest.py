@@ -22,6 +22,7 @@ from httpx._transports import default as httpx_transports
 from pytest_django import Settings
 
 from accounts.models import Role, User
+from auditlog import over_time
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
 from tests import cases, cluster, emptying, groups, make, secrecy, upstreams, workspace
@@ -44,6 +45,7 @@ settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner puts mails
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Otherwise each httpx client reads all certificates, which takes longer than the test's request.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+over_time.LOG_MS = over_time.ROLLUPS_MS = 10_000  # Otherwise pages say "about" on a busy machine.
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 

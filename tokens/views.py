@@ -12,7 +12,7 @@ from uuid import UUID
 from django.core.exceptions import PermissionDenied
 from django.db.models.functions import Lower
 from django.http import HttpResponse, QueryDict
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -120,11 +120,11 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.API_TOKENS_READ)
 def numbers(request: AppRequest) -> HttpResponse:
-    """Return the numbers of the page of everyone's tokens, which are many: they take longer to count than to list."""
+    """Return the numbers of the listed tokens, as parts of the page. Counting everyone's takes longer than listing."""
     filters = TokenFilter(request.GET)
     counts = token_counts(listed(request.user, request.GET), owner_of_listed(request.user, request.GET))
     context = {"fragment": True, "filters": filters.values, **_numbers(filters, counts)}
-    return show(request, "tokens/list.html#told", context)
+    return render(request, "tokens/list.html#all_numbers", context)
 
 
 def _numbers(filters: TokenFilter, counts: dict[str, int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The shared cipher for stored secrets."""
+"""The shared cipher for stored secrets, and for forms that wait in a session or in the browser."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import orjson
 from django.conf import settings
 
 from wire.cipher import Cipher
+
+MOST_OPENED = 16 << 20  # Bytes of JSON. Larger ones do not end there, so they are no JSON.
 
 
 class Resealed(NamedTuple):
@@ -26,11 +28,25 @@ def cipher() -> Cipher:
     return Cipher(settings.ENCRYPTION_KEYS)
 
 
-def seal_value(value: Any) -> str:
-    """Return a JSON value compressed and encrypted, about 1.8 times as long as compressed."""
-    return cipher().seal(b64encode(zlib.compress(orjson.dumps(value))).decode()).decode()
+def seal_value(kind: str, value: Any) -> str:
+    """Return a JSON value compressed and encrypted; only `open_value` with the same `kind` opens it.
+
+    The result is about 1.8 times as long as the compressed JSON.
+    """
+    return cipher().seal(b64encode(zlib.compress(orjson.dumps([kind, value]))).decode()).decode()
 
 
-def open_value(sealed: str) -> Any:
-    """Return the value given to `seal_value`; ValueError if it was changed, or its key removed from the settings."""
-    return orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
+def open_value(kind: str, sealed: str) -> Any:
+    """Return the value given to `seal_value`.
+
+    Raises ValueError if the text was changed, is of another kind or not from `seal_value`, is larger than MOST_OPENED
+    when decompressed, or if its key was removed from the settings.
+    """
+    reader = zlib.decompressobj()
+    try:
+        found = orjson.loads(reader.decompress(b64decode(cipher().open(sealed.encode())), MOST_OPENED))
+    except zlib.error as error:
+        raise ValueError("This is no sealed value.") from error
+    if not (isinstance(found, list) and len(found) == 2 and found[0] == kind):
+        raise ValueError("This is a sealed value of another kind.")
+    return found[1]

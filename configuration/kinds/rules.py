@@ -56,10 +56,15 @@ class RuleKind(Kind):
     keeps_order = cuts_when_new = True
     fields = (
         text("name", "Name of the rule; the log has it.", 80),
-        text("gateway", "Slug of its gateway; “”: all gateways.", 40, "", refers_to="gateways"),
-        names("servers", "Only tools of these servers, by slug; none: all.", 16, refers_to="servers"),
-        names("tools", "Only tools of these names, with `*` and `?`; none: all.", 200, items=MOST_PATTERNS),
-        choice("tool_effect", "Only tools of this effect; “”: any.", ToolEffect, ToolEffect.ANY),
+        text("gateway", "Slug of its gateway. If empty, it is a rule of all gateways.", 40, "", refers_to="gateways"),
+        names("servers", "Only tools of these servers, by slug. If empty, of all servers.", 16, refers_to="servers"),
+        names(
+            "tools",
+            "Only tools whose names match one of these patterns (wildcards `*` and `?`). If empty, all tools.",
+            200,
+            items=MOST_PATTERNS,
+        ),
+        choice("tool_effect", "Only tools with this effect. If empty, with any effect.", ToolEffect, ToolEffect.ANY),
         WHEN,
         choice("effect", "What the rule does with a call.", RuleEffect),
         text("text", "Sentence of a refusal, or the label.", LONGEST_TEXT, ""),

@@ -67,7 +67,8 @@ class SinkKind(Kind):
             try:
                 receiver.check_secret(change.secrets.get("secret", ""))
             except ValueError as refusal:
-                yield "secret", str(refusal)
+                needs = "This kind of sink needs a secret. Write a reference, such as env:SIEM_SECRET."
+                yield "secret", needs if lacks_secret else str(refusal)
 
     def needs(self, change: Change) -> set[Capability]:
         sent = {capability for name, capability in CONTENT.items() if change.values.get(name)}

@@ -4,6 +4,7 @@ from typing import Any
 
 from django import template
 from django.db.models import Model
+from django.template import Context
 
 from configuration.by_hand import changed_by_hand
 from configuration.models import ManagedObject
@@ -11,12 +12,13 @@ from configuration.models import ManagedObject
 register = template.Library()
 
 
-@register.inclusion_tag("configuration/managed_by.html")
-def managed_by(row: Model, yaml_url: str = "") -> dict[str, Any]:
+@register.inclusion_tag("configuration/managed_by.html", takes_context=True)
+def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
     """Render the file and source that govern `row`, and a link to the object as YAML; nothing for other objects.
 
-    A change by hand since the file was applied is shown with its time and person.
+    A change by hand since the file was applied is shown with its time, and with its person to those who may see the
+    admin events.
     """
     managed = ManagedObject.objects.of(row)
     changed = changed_by_hand(row, managed) if managed else None
-    return {"managed": managed, "changed": changed, "yaml_url": yaml_url}
+    return {"managed": managed, "changed": changed, "yaml_url": yaml_url, "can": context["can"]}

@@ -236,7 +236,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
         fields |= NOTHING_READ | {"issuer": "", "signs_out_there": False}
     url = str(fields.get("metadata_url", present.metadata_url)).strip()
     if pasted and url:
-        raise BadSamlMetadata("Enter the address of the metadata, or paste them, not both.")
+        raise BadSamlMetadata("Enter the URL of the metadata or paste the metadata, but not both.")
     if pasted:
         try:
             fields |= read_metadata(pasted.encode())

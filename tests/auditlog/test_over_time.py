@@ -25,13 +25,6 @@ NONE = "No call of the last 7 days would have been refused."
 LATELY = "last 7 days"
 
 
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise the time limit of the query for busy test machines."""
-    monkeypatch.setattr(over_time, "LOG_MS", 10_000)
-    monkeypatch.setattr(over_time, "ROLLUPS_MS", 10_000)
-
-
 @dataclass
 class Used:
     """A tool of a gateway, called by Ada and Ben with an app, and by an agent on Ada's behalf."""

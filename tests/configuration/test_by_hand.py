@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from accounts.models import Role, Team, User
+from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.models import Event
 from capabilities import Capability
 from configuration import document
@@ -155,6 +155,18 @@ def test_rest_does_not_ask_and_the_page_shows_the_change(browser: Client, owner:
     assert not Gateway.objects.get().enabled
     assert f"by {owner.email}, after <b>gateway.yaml</b> (platform-team) was applied" in page
     assert '<a class="button" data-size="small" href="/gateways/work/yaml/">Copy as YAML</a>' in page
+
+
+def test_the_page_of_a_change_by_hand_names_its_person_to_who_sees_admin_events(owner: User, sign_in: SignIn) -> None:
+    apply(document.read({"gateway.yaml": "version: 1\nsource: platform-team\nworkspace: {zone: UTC}\n"}), by=owner)
+    WorkspaceSettings.edit(by=owner, log_retention_days=30)
+    viewer = make.user(Capability.WORKSPACE_READ)
+
+    shown, hidden = (sign_in(one).get("/settings/workspace").content.decode() for one in (owner, viewer))
+
+    assert f"by {owner.email}, after <b>gateway.yaml</b>" in shown
+    assert "Changed by hand" in hidden
+    assert owner.email not in hidden
 
 
 @pytest.mark.full

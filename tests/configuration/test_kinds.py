@@ -245,7 +245,7 @@ def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> N
 def test_a_plan_refuses_a_webhook_without_a_secret(owner: User) -> None:
     text = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in'}]\n"
 
-    with pytest.raises(ConfigurationError, match="A webhook needs a secret"):
+    with pytest.raises(ConfigurationError, match="This kind of sink needs a secret"):
         plan(document.read({"gateway.yaml": text}), owner)
 
 

@@ -124,6 +124,7 @@ class Load:
     before: int = 0
     after: Counter[str] = field(default_factory=Counter)  # By outcome: a status, or the code of a JSON-RPC error.
     accepted: int = 0
+    lost: Counter[str] = field(default_factory=Counter)  # Requests without an answer, by error.
 
     async def run(self, withdraw: Callable[[], float]) -> None:
         """Call, withdraw once some calls were accepted, and go on; `withdraw` returns the time from which it holds."""
@@ -143,7 +144,11 @@ class Load:
     async def _agent(self, client: httpx.AsyncClient, url: str) -> None:
         while self.after.total() < CALLS:
             began = time.time()
-            answer = await client.post(url, json=call(TOOL))
+            try:
+                answer = await client.post(url, json=call(TOOL))
+            except httpx.TransportError as error:  # No answer is not an accepted call.
+                self.lost[repr(error)] += 1
+                continue
             is_accepted = '"result"' in answer.text
             if began > self.since:
                 self.accepted += is_accepted
@@ -170,7 +175,9 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
         asyncio.run(load.run(withdrawal(both, number % 2, kind, things)))
         seconds = time.monotonic() - began
         told = ", ".join(f"{count} {word}" for word, count in load.after.items())
-        sys.stdout.write(f"{name:<30} {load.accepted} accepted of {load.after.total()} in {seconds:.0f} s: {told}\n")
+        found = f"{load.accepted} accepted of {load.after.total()}"
+        sys.stdout.write(f"{name:<30} {found} in {seconds:.0f} s: {told} {dict(load.lost) or ''}\n")
+        sys.stdout.flush()
         accepted[name] = load.accepted
 
     assert set(accepted.values()) == {0}, accepted

@@ -1,6 +1,7 @@
 """*Add servers from a file*: published files of clients, secrets, hostile files."""
 
 import time
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tests.conftest import Run, SignIn, person
 from tests.connections.rows import text
 from tests.rest import Rest, errors, problem
 from tests.servers import published
-from ui.sealing import cipher
+from ui.sealing import MOST_OPENED, cipher, seal_value
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
@@ -204,7 +205,10 @@ def test_the_text_stays_in_the_field_and_a_draft_is_for_its_person(ana: User, ma
     assert refused.status_code == 422
     assert "&lt;b&gt;}}</textarea>" in refused.content.decode()
     assert "Line 1, column 22" in text(refused)
-    for bad in (sealed, "x", "", "\0"):
+    other = seal_value("another kind", [str(ana.pk), "", {}])
+    foreign = cipher().seal(b64encode(b"no compressed text").decode()).decode()
+    bomb = FileDraft("x" * (MOST_OPENED + 1), {}).sealed(ana)
+    for bad in (sealed, other, foreign, bomb, "x", "", "\0"):
         assert "Paste it again" in text(client.post(PATH, {"sealed": bad, "add": "1"}))
     own = FileDraft("kept", {}).sealed(ana)
     assert ">kept</textarea>" in client.post(PATH, {"sealed": own, "back": "1"}).content.decode()
@@ -248,6 +252,8 @@ def test_one_that_fails_does_not_lose_the_others_and_what_was_entered_stays(
     again = client.post(PATH, form_of(page, **{"secret-3": "typed-in-0nce", "gateway": "+", "new_gateway": "  "}))
     assert again.status_code == 422
     assert "typed-in" not in again.content.decode()
+    long = client.post(PATH, form_of(again, **{"secret-3": "x" * 4_001, "gateway": "+", "new_gateway": "Tools"}))
+    assert (long.status_code, "at most 4,000 characters" in text(long)) == (422, True)
     done = client.post(PATH, form_of(again, gateway="+", new_gateway="Tools", **{"name-2": "Handbook"}))
 
     said = {one.name: (one.kind, one.text) for one in done.context["outcomes"]}
