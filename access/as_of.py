@@ -1,4 +1,4 @@
-"""The rows that were in force at a moment; without a moment, those that are in force now."""
+"""The rows that were in force at a moment, or that are in force now if the moment is None."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def assignments_at(moment: datetime | None) -> Any:
 
 
 def tools_at(moment: datetime | None) -> FeatureQuerySet:
-    """Return the tools that clients can call; of a past day those that servers offered.
+    """Return the tools that clients can call. For a past day, return all tools that servers offered then.
 
-    Switches of a past day are not known, and do not count.
+    It is not recorded which of them were disabled on that day.
     """
     tools = Feature.objects.tools()
     if moment is None:
@@ -66,7 +66,10 @@ def _given(moment: datetime) -> Q:
 
 
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
-    """Return the ids of the teams of then that are gone, by name: their grants have only the name."""
+    """Return the ids of all teams that had members at `moment`, by name; {} for now.
+
+    Grants to a team that has been deleted since have only its name.
+    """
     if moment is None:
         return {}
     members = Fact.objects.at(moment).filter(kind=FactKind.MEMBER).order_by()

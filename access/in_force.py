@@ -1,6 +1,7 @@
 """The rows that decide who may use which gateways, read once for a report.
 
-The rules are those of the deciding statement (proxy/access/query.sql); tests/access compares both in random worlds.
+The rules are those of the SQL statement that decides calls (proxy/access/query.sql). tests/access compares the results
+of both on random data.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ class GatewayInForce(NamedTuple):
 class InForce:
     """The people and gateways, with the teams, roles and grants between them.
 
-    `people` are those who may use anything at all, with their e-mail addresses, in order. `opened` are pairs of person
-    and gateway, `tool_grants` triples of tool set, team and person; None and None is everybody.
+    `people` are the e-mail addresses, in order, of active people whose role uses gateways. `use_all` are people who
+    may use every gateway. `opened` are pairs of person and gateway with a grant. `tool_grants` are triples of tool set,
+    team and person; in a grant to everybody, team and person are None.
     """
 
     people: Mapping[UUID, str]
     gateways: tuple[GatewayInForce, ...]
-    open_to: Mapping[UUID, frozenset[UUID]]  # The teams of each gateway that is for teams.
+    open_to: Mapping[UUID, frozenset[UUID]]  # The teams of each gateway that is open to teams only.
     teams_of: Mapping[UUID, frozenset[UUID]]
     use_all: frozenset[UUID]
     opened: frozenset[Pair]
     tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...]
-    moment: datetime | None = None  # Of a past day; None is now.
+    moment: datetime | None = None  # The end of a past day, or None for now.
     deleted_teams: Mapping[str, UUID] = field(default_factory=dict)
 
 
@@ -59,7 +61,7 @@ def people_who_use() -> QuerySet[User]:
 
 
 def in_force_now(people: QuerySet[User] | None = None) -> InForce:
-    """Return the facts about those of `people` (None: all) who use gateways."""
+    """Return who may use which gateways now. `people` limits the result to these people; None means all."""
     using = people_who_use()
     if people is not None:
         using = using.filter(pk__in=people.order_by().values("pk"))
@@ -81,7 +83,7 @@ def in_force_now(people: QuerySet[User] | None = None) -> InForce:
 
 
 def _teams_of(people: QuerySet[User] | None) -> Mapping[UUID, frozenset[UUID]]:
-    """Return the teams of these people (None: all)."""
+    """Return the teams of each of `people`, or of everybody if it is None."""
     rows: Any = Team.users.through.objects.all()
     if people is not None:
         rows = rows.filter(user__in=people.order_by().values("pk"))
@@ -89,7 +91,7 @@ def _teams_of(people: QuerySet[User] | None) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def _combined(rows: Any, person: str, team: str) -> Mapping[UUID, frozenset[UUID]]:
-    """Return the teams of each person. Few combinations of teams occur, so each is read once."""
+    """Return the teams of each person. Many people are in the same teams, so each combination is parsed only once."""
     teams = StringAgg(Cast(team, TextField()), Value(" "), order_by=team)
     combinations: dict[str, frozenset[UUID]] = {}
     found = {}
@@ -108,7 +110,10 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return what is in force now and was at `limit`, too; an extended grant counts from its first start."""
+    """Return the part of `known`, which is in force now, that was in force at `limit` too.
+
+    A grant that was extended counts from the start of the first grant.
+    """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
         true.pairs(FactKind.OPEN_TO),
@@ -133,13 +138,13 @@ def without_new(known: InForce, limit: datetime) -> InForce:
     )
 
 
-# The same on a past day, from the history.
+# On a past day, read from the history.
 
 
 def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InForce:
-    """Return what was in force at `moment` for those of `people` (None: all) who used gateways then.
+    """Return who could use which gateways at `moment`. `people` limits the result to these people; None means all.
 
-    Switches of gateways do not count.
+    It does not matter whether a gateway was disabled.
     """
     true = History(lasted(moment, "began_at", "ended_at"))
     known = (User.objects.all() if people is None else people).filter(date_joined__lte=moment)
@@ -175,7 +180,7 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
 
 
 class History:
-    """The facts that `where` matches."""
+    """The recorded facts that match `where`, grouped by kind."""
 
     def __init__(self, where: Q) -> None:
         self._facts = defaultdict[str, list[tuple[UUID, UUID | None]]](list)

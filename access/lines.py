@@ -1,4 +1,4 @@
-"""The lines of an access report: one person on one gateway, what gives it to them, and what they use there."""
+"""The lines of an access report: one person on one gateway, the sources of the access, and its use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokens.models import Token
 
 __all__ = ["AccessLine", "AccessSource", "Key", "LineLoader"]
 
-type Key = tuple[UUID, UUID, UUID | None]  # Person, gateway and, in a report about tools, the tool.
+type Key = tuple[UUID, UUID, UUID | None]  # Person and gateway; in a report about tools, also the tool.
 
 # Counts the callable tools in each combination of sets.
 _IN_SETS = """
@@ -40,9 +40,9 @@ GROUP BY c.n
 class AccessLine:
     """A person's access to one gateway, or to one tool there.
 
-    `given` are the tool grants that count for the person; empty on a gateway that gives all its tools. `tools` is the
-    number of tools they may use there, `all_tools` the number that the gateway offers. `last_used_at` counts ended
-    connections too; None on a past day.
+    `given` are the tool grants that apply to the person; it is empty on a gateway that gives all its tools. `tools` is
+    the number of tools that the person may use on the gateway, `all_tools` the number that the gateway offers.
+    `last_used_at` includes the use of ended connections, and is None on a past day.
     """
 
     person: User
@@ -64,13 +64,13 @@ class AccessLine:
 
     @property
     def since(self) -> datetime | None:
-        """The start of the oldest of its sources; None if it is not known."""
+        """The earliest start of the line's sources; None if the start of any source is unknown."""
         starts = [source.since for source in self.sources]
         return min((start for start in starts if start), default=None) if all(starts) else None
 
     @property
     def until(self) -> datetime | None:
-        """The time at which the last of its sources ends; None if one has no date."""
+        """The latest end of the line's sources; None if any source has no end."""
         ends = [source.until for source in self.sources]
         return max((end for end in ends if end), default=None) if all(ends) else None
 
@@ -81,17 +81,17 @@ class AccessLine:
 
     @property
     def sets(self) -> list[str]:
-        """The tool sets with whom they are given to."""
+        """The tool sets that the person has, each with the team, person or everybody that it was given to."""
         return [f"{source.row.tool_set.name} ({source.row.subject})" for source in self.given]
 
     @cached_property
     def agents(self) -> list[str]:
-        """The names of the apps and agents that are connected."""
+        """The names of the apps and agents through which the person is connected to the gateway."""
         return sorted({connection.host.name for connection in self.connections})
 
 
 class LineLoader:
-    """Loads everything that a page shows of some lines, in a fixed number of queries."""
+    """Loads everything that a page shows of the lines with these keys, in a fixed number of queries."""
 
     def __init__(self, known: InForce, keys: Sequence[Key]) -> None:
         self._known, self._keys = known, keys
@@ -120,7 +120,7 @@ class LineLoader:
         self._add_use(lines)
         return lines
 
-    # What gives access.
+    # The sources of the access.
 
     def _add_grants(self, lines: list[AccessLine], sources: Sources) -> None:
         free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("pk")))
@@ -144,7 +144,7 @@ class LineLoader:
         return tools_at(self._known.moment).filter(assignment__gateway__in=self._gateways).order_by()
 
     def _count_tools(self, lines: list[AccessLine]) -> None:
-        """Count the tools of each combination of sets once."""
+        """Set the number of tools of each line. Lines with the same sets are counted once."""
         combinations = dict.fromkeys(_sets(line) for line in lines)
         numbers = {sets: n for n, sets in enumerate(combinations)}
         pairs = [(n, tool_set) for sets, n in numbers.items() for tool_set in sets]
@@ -156,7 +156,7 @@ class LineLoader:
         for line in lines:
             line.tools = found.get(numbers[_sets(line)], 0)
 
-    # What is used.
+    # The use of the access.
 
     def _add_use(self, lines: list[AccessLine]) -> None:
         here = {"user__in": self._people, "gateway__in": self._gateways}
@@ -178,7 +178,7 @@ class LineLoader:
             line.identities = identities.get(pair, [])
 
     def _identities(self) -> dict[Pair, list[Identity]]:
-        """Return the people's own credentials for the servers of each gateway."""
+        """Return, by person and gateway, the person's own credentials for servers of the gateway."""
         places = defaultdict[UUID, set[UUID]](set)
         placed = assignments_at(self._known.moment).filter(gateway__in=self._gateways)
         placed = placed.filter(identity_scheme=IdentityScheme.PER_USER)

@@ -1,6 +1,6 @@
 """The gateways or tools that each person may use, as bits of an integer.
 
-Thousands of people times hundreds of gateways are counted in milliseconds.
+This counts the access of thousands of people to hundreds of gateways in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from access.in_force import InForce, Pair
 from gateways.models import FeatureQuerySet
 
 NO_TEAMS = frozenset[UUID]()
-# The function decides calls, too.
+# gateways_features_of() is used in the decision on calls, too.
 _IN_SETS = """
 SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN ({tools}) f (id) ON f.id = s.feature_id
 """
 
 
 class AccessUnit(NamedTuple):
-    """The second part of a line, beside its person: a gateway or, in a report about tools, one tool there."""
+    """The gateway of a line of the report or, in a report about tools, one tool on a gateway. Each unit has a bit."""
 
     gateway: UUID
     feature: UUID | None = None
@@ -43,7 +43,7 @@ class GivenUnits:
     _of_teams: dict[frozenset[UUID], int] = field(default_factory=dict)
 
     def to(self, person: UUID, teams: frozenset[UUID]) -> int:
-        """Return the units of a person who is in `teams`."""
+        """Return the bits of the units given to a person who is in `teams`."""
         if teams not in self._of_teams:
             self._of_teams[teams] = reduce(or_, (self.teams.get(team, 0) for team in teams), self.everyone)
         return self._of_teams[teams] | self.people.get(person, 0)
@@ -55,7 +55,7 @@ class PermittedUnits:
     def __init__(self, known: InForce, features: FeatureQuerySet | None = None) -> None:
         self.known = known
         self.units = _units(known, features)
-        self._at: dict[UUID, int] = {}  # The bits of each gateway, whose units follow each other.
+        self._at: dict[UUID, int] = {}  # The bits of each gateway. Its units are consecutive.
         start = 0
         for gateway, units in groupby(self.units, lambda unit: unit.gateway):
             number = len([*units])
@@ -65,17 +65,17 @@ class PermittedUnits:
         self._tools = None if features is None else self._given_tools(features)
 
     def of(self, person: UUID) -> int:
-        """Return the bits of one of the people in force."""
+        """Return the bits of the units that this person may use."""
         teams = self.known.teams_of.get(person, NO_TEAMS)
         bits = self._gateways.to(person, teams)
         return bits if self._tools is None else bits & self._tools.to(person, teams)
 
     def at(self, gateways: Iterable[UUID]) -> int:
-        """Return the bits of these gateways."""
+        """Return the bits of all units of these gateways."""
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return the bits of pairs of person and gateway, by person."""
+        """Return, by person, the bits of the gateways that the person is paired with."""
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:
             found[person] |= self._at.get(gateway, 0)
@@ -121,7 +121,7 @@ class PermittedUnits:
 
 
 def _units(known: InForce, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
-    """Return the gateways by name, or the tools by the name of their gateway and their own."""
+    """Return the gateways, sorted by name, or the tools, sorted by the name of their gateway and their own name."""
     if features is None:
         return [AccessUnit(each.pk) for each in known.gateways]
     place = {each.pk: number for number, each in enumerate(known.gateways)}

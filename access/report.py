@@ -1,4 +1,4 @@
-"""The access report: who may use which gateways and tools, narrowed, counted and sorted."""
+"""The access report: who may use which gateways and tools, with filters, counts and sort orders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from connections.models import Connection
 from gateways.models import Feature, FeatureQuerySet
 from ui.forms import holds
 
-MOST_SORTED = 1_000  # Lines that can be sorted by a value that only loaded lines have.
+MOST_SORTED = 1_000  # More lines cannot be sorted by start or use, because that requires loading all of them.
 LOADED_AT_ONCE = 500
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 SORTS = {"since": "since", "used": "last_used_at"}
@@ -30,11 +30,11 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report; an empty list of ids does not narrow it.
+    """The filters of a report. An empty list of ids is no filter, except in `hosts`.
 
     `q` is text in a person's name or address or the gateway's name, `tool` text in the exposed name of tools.
-    `feature` is one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report is of the
-    end of that day (UTC).
+    `feature` selects this tool of its server, on all gateways. `unused` is a number of days. With `on`, the report
+    shows the access at the end of that day (UTC).
     """
 
     q: str = ""
@@ -42,7 +42,7 @@ class Asked:
     teams: Sequence[UUID] = ()
     gateways: Sequence[UUID] = ()
     servers: Sequence[UUID] = ()
-    hosts: Sequence[UUID] | None = None  # An empty list matches nothing: the name of an agent that does not exist.
+    hosts: Sequence[UUID] | None = None  # An empty list (no agent has the name) matches nothing.
     tool: str = ""
     feature: Feature | None = None
     unused: int = 0
@@ -51,7 +51,7 @@ class Asked:
 
 @dataclass
 class AccessReport:
-    """The lines that `asked` matches: a lazy sequence that supports slices, by person, then gateway, then tool.
+    """The lines that `asked` matches, as a lazy sequence that supports slices. Sorted by person, gateway and tool.
 
     `sort` may be `-person`, or one of SORTS with or without `-`; more than MOST_SORTED lines stay sorted by person.
     """
@@ -66,7 +66,7 @@ class AccessReport:
 
     @property
     def moment(self) -> datetime | None:
-        """The end of the past day that is asked for; None is now."""
+        """The end of the requested past day; None for the present access."""
         return end_of(self.asked.on) if self.asked.on and self.asked.on < timezone.now().date() else None
 
     @cached_property
@@ -100,7 +100,7 @@ class AccessReport:
         return sorted(self, key=lambda line: getattr(line, name) or LONG_AGO, reverse=is_descending)
 
     def _keys(self, start: int, stop: int) -> Iterator[Key]:
-        """Yield the keys of the lines from `start` to `stop`, without those before."""
+        """Yield the keys of the lines from `start` up to, but not including, `stop`."""
         at = 0
         for person, bits in self._found:
             if (after := at + bits.bit_count()) > start:
@@ -112,7 +112,7 @@ class AccessReport:
 
     @cached_property
     def _found(self) -> list[tuple[UUID, int]]:
-        """The people with the bits of their lines, in order."""
+        """The people who have lines, in the order of the report, each with the bits of these lines."""
         where, used = self._where(), self._unused()
         found = []
         for person in self.known.people:
@@ -125,7 +125,7 @@ class AccessReport:
     # The filters.
 
     def _people(self) -> Any:
-        """Return the people who are asked for; None for all."""
+        """Return the people that the filters select; None for everybody."""
         if not (self.asked.people or self.asked.teams):
             return None
         people: Any = User.objects.all()
@@ -148,7 +148,7 @@ class AccessReport:
         return tools
 
     def _where(self) -> Any:
-        """Return the function that narrows the bits of a person to those that the filters match."""
+        """Return a function from a person to the bits of the units that the filters match for this person."""
         asked, units = self.asked, self.units
         everywhere = units.at(each.pk for each in self.known.gateways)
         allowed = units.at(asked.gateways) if asked.gateways else everywhere
@@ -170,7 +170,10 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return the function that leaves the units a person has not used; access counts from its start."""
+        """Return a function that keeps, of a person's bits, the units not used for `asked.unused` days.
+
+        A unit that the person has neither used nor had for so long is not kept.
+        """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits
         limit = timezone.now() - timedelta(days=self.asked.unused)

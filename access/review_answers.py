@@ -18,7 +18,7 @@ from ui.pages import first_names, number_of, sentences, uuid_of
 PREFIX = "line-"
 VALUES = {"open": Answer.OPEN, "keep": Answer.KEEP, "end": Answer.END, "flag": Answer.FLAG}
 MOST_ON_PAGE = 200
-# What ending lines of each kind ends, in words.
+# The noun for the thing that ends, by the kind of a line.
 NOUNS = {
     ThingKind.TEAM: "team membership",
     ThingKind.GATEWAY: "gateway grant",
@@ -30,9 +30,10 @@ NOUNS = {
 
 
 class AnswerForm:
-    """The chosen answers. `shown` are the lines that the filters show.
+    """The answers chosen in the form. `shown` are the lines that the filters show.
 
-    `act` is `person:<id>:<answer>` or `all:<answer>` for open lines; without it, `line-<id>` are the answers of lines.
+    The field `act` is `person:<id>:<answer>` or `all:<answer>`: one answer for the open lines shown, of a person or of
+    all. Without `act`, each field `line-<id>` is the answer for one line.
     """
 
     def __init__(self, data: QueryDict, review: Review, shown: ReviewLineQuerySet, by: User) -> None:
@@ -40,18 +41,18 @@ class AnswerForm:
 
     @property
     def back(self) -> str:
-        """The query of the page the form is on."""
+        """The query of the page that has the form."""
         return self._data.get("back", "").partition("#")[0].removeprefix("?")
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """The fields that repeat these answers."""
+        """The form's fields, for a confirmation that submits the same answers again."""
         names = (name for name in self._data if name not in ("csrfmiddlewaretoken", "sure"))
         return [(name, value) for name in names for value in self._data.getlist(name)]
 
     @cached_property
     def chosen(self) -> dict[str, list[ReviewLine]]:
-        """The lines that change, by their new answer. All of them may be answered by this person."""
+        """The lines that change, by their new answer. The person may answer all of them."""
         found: dict[str, list[ReviewLine]] = {}
         for line, answer in self._chosen():
             if answer != line.answer:
@@ -83,9 +84,9 @@ class AnswerForm:
         return self.chosen.get(Answer.END, [])
 
     def save(self) -> list[tuple[str, Answers]]:
-        """Give the answers. Raises AlreadyClosed, NotAReviewer or CapabilityRequired."""
+        """Save the answers. Raises AlreadyClosed, NotAReviewer or CapabilityRequired."""
         if not self.chosen:
-            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)  # Says why nothing is possible.
+            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)  # Raises the reason.
         return [(answer, self._answer(answer, lines)) for answer, lines in self.chosen.items()]
 
     def _answer(self, answer: str, lines: Iterable[ReviewLine]) -> Answers:
@@ -94,7 +95,7 @@ class AnswerForm:
 
 
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
-    """Return what ending these lines ends, whose it is, and the calls of a week that these people made."""
+    """Return sentences: what ending these lines ends, for whom, and how many calls these people made in a week."""
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]
     people = {line.person_id: line.person_email for line in lines}
@@ -107,7 +108,7 @@ def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
 
 
 def _calls_of(people: list[UUID], viewer: User) -> str:
-    """Return a sentence with the calls that these people made in a week; empty for viewers who may not read the log."""
+    """Return a sentence about these people's calls of the last week; empty for viewers who may not read the log."""
     counted = refused({"user_id": people}) if viewer.has_perm(Capability.LOGS_READ) else None
     if counted is None or counted.calls is None:
         return ""

@@ -251,7 +251,7 @@ class ReviewResource(Resource):
     @action(detail=True, methods=["post"], url_path="answer")
     @operation(needs=READS, body=AnswerBody, answer=AnswersSerializer, conflicts=True, if_match=True)
     def answer_lines(self, request: Request, pk: UUID) -> Response:
-        """Answer lines of an access review that names you as reviewer. To end a line ends its access at once."""
+        """Answer lines of an access review that names you as reviewer. Ending a line ends its access at once."""
         body, review = self.body(), self._get(pk)
         answer = Answer.OPEN if body["answer"] == OPEN else body["answer"]
         with self.unchanged(review):
@@ -280,7 +280,7 @@ class ReviewResource(Resource):
     def close(self, request: Request, pk: UUID) -> Response:
         """Close an access review for good. Open lines stay unanswered.
 
-        People who may start reviews close all; reviewers once no line is open.
+        People who may start reviews can close any review. Its reviewers can close it once no line is open.
         """
         review = self._get(pk)
         return self.changed(review, review.close)

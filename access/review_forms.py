@@ -110,7 +110,7 @@ def named_people(text: str) -> list[User]:
 
 @dataclass(frozen=True)
 class ScopeRows:
-    """The rows that a review of one scope can be about, and the columns that name them in the form."""
+    """The rows that a review of one scope can be about, and the columns by which people name them in the form."""
 
     rows: Callable[[], Any]
     columns: Sequence[str]

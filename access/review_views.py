@@ -38,7 +38,7 @@ from ui.pages import AppRequest, Undo, confirm, leave, number_of, page_of, poste
 from ui.tables import Column, Table, show_list
 from ui.viewset import confirmed, form_page, list_page
 
-MOST_UNDONE = 50  # Lines whose answers one press takes back.
+MOST_UNDONE = 50  # Most lines whose answers Undo takes back.
 
 REVIEWS = Table(
     "access-reviews",
@@ -88,7 +88,7 @@ LINES = Table(
 
 
 def reads(view: Any) -> Any:
-    """Require all capabilities that reading a review takes."""
+    """Decorate a view to require all capabilities that are needed to read reviews."""
     for capability in reversed(SEES):
         view = requires(capability)(view)
     return view
@@ -156,7 +156,7 @@ def _lines(review: Review, viewer: User) -> ReviewLineQuerySet:
 
 
 class LineRow:
-    """A line as the viewer sees it; `is_first` of its person on the page."""
+    """A line as the viewer sees it. `is_first` is True for the first line of its person on the page."""
 
     def __init__(self, line: ReviewLine, *, is_first: bool, may_answer: bool) -> None:
         self.line, self.is_first, self.may_answer = line, is_first, may_answer
@@ -205,7 +205,7 @@ def _with_people(rows: Any) -> Any:
 
 
 def _may(review: Review, viewer: User) -> dict[str, bool]:
-    """Return what the viewer may do with the review."""
+    """Return, by name of the action, whether the viewer may do it with the review."""
     is_manager = review.is_open and may_start(viewer)
     may_answer = review.is_open and review.names_reviewer(viewer)
     return {
@@ -217,7 +217,7 @@ def _may(review: Review, viewer: User) -> dict[str, bool]:
 
 
 def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
-    """Return how many of the open lines shown the viewer may keep, and end."""
+    """Return how many of the listed open lines the viewer may answer (`keepable`), and may end (`endable`)."""
     mine = listed.open().answerable_by(viewer).order_by()
     return {"keepable": mine.count(), "endable": mine.exclude(kind__in=OTHERS).count()}
 
@@ -245,7 +245,7 @@ def progress_of(review: Review) -> dict[str, Any]:
 
 
 def given_since(review: Review) -> int:
-    """Return the number of grants to people of the review that were given since it was started."""
+    """Return the number of live grants that people in the review have received since it was started."""
     people = review.lines.order_by().values("person")
     new = {"user__in": people, "given_at__gt": review.started_at}
     return sum(grants.objects.live().filter(**new).count() for grants in (ToolGrant, GatewayGrant))
@@ -254,7 +254,7 @@ def given_since(review: Review) -> int:
 @require_http_methods(["POST"])
 @reads
 def answer(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Answer the lines of a page, of a person, or all that the filters show; asks before anything is ended."""
+    """Save the answers for a page, a person, or all lines that the filters show. Asks before access is ended."""
     review = review_or_404(pk)
     filters = _line_filter(review, request.user, request.POST)
     form = AnswerForm(request.POST, review, filters.narrow(_lines(review, request.user)), request.user)
@@ -306,7 +306,7 @@ def _undo(request: AppRequest, found: list[tuple[str, Answers]]) -> Undo | None:
 @require_http_methods(["GET", "POST"])
 @reads
 def reassign(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Give the open lines that the filters show, or the one that `line` names, to another reviewer."""
+    """Give the open lines that the filters show to another reviewer. With `?line=`, give only this line."""
     review, data = review_or_404(pk), request.GET
     filters = _line_filter(review, request.user, data)
     lines = filters.narrow(_lines(review, request.user)).open()

@@ -1,4 +1,4 @@
-"""The reasons why people may use gateways: open to everyone, a team, a role, a grant; now or on a past day."""
+"""The reasons why people may use gateways, now or on a past day: open to everyone, a team, a role or a grant."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from access.models.history import Fact, FactKind
 from accounts.models import Team, User
 from gateways.models import Gateway, GatewayGrant, ToolGrant
 
-EXTENDED = timedelta(seconds=5)  # At most this much time is between the end of a grant and the one that extends it.
+EXTENDED = timedelta(seconds=5)  # Longest time between the end of a grant and the start of the grant that extends it.
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSource:
     """A reason why a person may use a gateway, or a tool set there.
 
-    `kind` is `everyone`, `superuser`, `role`, `team`, `grant` or `tools`. `row` is the object that ends it: the
-    gateway, the person, the role, the membership (of `Team.users.through`) or the grant; of a past day, the Fact or the
-    grant. For a tool set it is always the ToolGrant.
+    `kind` is `everyone`, `superuser`, `role`, `team`, `grant` or `tools`. `row` is the object from which the access
+    comes: the gateway, the person, the role, the membership (of `Team.users.through`) or the grant. On a past day, a
+    role or membership is replaced by its Fact. For a tool set, `row` is always the ToolGrant.
     """
 
     kind: str
@@ -52,14 +52,14 @@ class AccessSource:
 
 
 class Sources:
-    """The sources of some people on some gateways, read in a fixed number of queries."""
+    """The sources of the access of these people to these gateways, read in a fixed number of queries."""
 
     def __init__(self, known: InForce, people: Collection[UUID], gateways: Collection[UUID]) -> None:
         self._known, self._people, self._gateways = known, people, gateways
         self._for_everyone = {each.pk for each in known.gateways if each.for_everyone}
 
     def of(self, person: User, gateway: Gateway) -> Iterator[AccessSource]:
-        """Yield the sources; each of them suffices."""
+        """Yield the sources of the person's access to the gateway. Each of them alone would give it."""
         is_for_everyone = gateway.pk in self._for_everyone
         if is_for_everyone:
             since = _latest(self._since(FactKind.EVERYONE, gateway.pk), person.date_joined)
@@ -72,7 +72,7 @@ class Sources:
                 yield AccessSource("grant", gateway.name, grant, self._start(grant), grant.ends_at)
 
     def of_grant(self, person: User, grant: ToolGrant) -> AccessSource:
-        """Return the source of a tool set, from the time when the grant gave it to this person."""
+        """Return the source for a tool set. It starts when the grant first applied to this person."""
         if grant.everyone:
             return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
         if grant.user_id:
@@ -84,7 +84,7 @@ class Sources:
         if fact := self._facts.get((FactKind.SUPERUSER, person.pk, None)):
             return AccessSource("superuser", person.email, person, fact.began_at)
         role = self._roles.get(person.pk)
-        if role is None:  # Only while a change of the role is not in the history yet.
+        if role is None:  # The role has just changed, and the history does not have the change yet.
             return AccessSource("role", str(person.role), person.role)
         since = _latest(role.began_at, self._since(FactKind.USES_ALL, role.object))
         is_now = self._known.moment is None
@@ -117,7 +117,7 @@ class Sources:
 
     @cached_property
     def _team_names(self) -> dict[UUID, str]:
-        """The present names of teams, or the last ones of deleted teams."""
+        """The present names of teams, and the last known names of deleted teams."""
         names = {fact.object: fact.label for fact in self._facts.values() if fact.object}
         return names | dict(Team.objects.values_list("pk", "name"))
 
@@ -142,7 +142,7 @@ class Sources:
         return found
 
     def _start(self, grant: GatewayGrant) -> datetime:
-        """Return the start of the access that this grant extends."""
+        """Return the start of the grant, or of the earliest of the grants that it extends without a gap."""
         since = grant.given_at
         for before in self._ended_grants.get((grant.user_id, grant.gateway_id), []):
             if before.given_at < since and before.ended_at and since - before.ended_at < EXTENDED:

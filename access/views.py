@@ -30,7 +30,7 @@ from ui.pages import PAGE_SIZE, AppRequest, uuid_param
 from ui.tables import Column, Table, show_list
 
 SEES_USE = Capability.MCP_CONNECTIONS_READ
-NEEDS_USE = ("agent", "unused")  # Filters that say who connected what, and when.
+NEEDS_USE = ("agent", "unused")  # Filters that reveal who connected which app, and when.
 USED = "The last call of this person on the gateway, with any tool."
 
 
@@ -140,7 +140,7 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool whose page leads to the report."""
+    """The person, gateway or tool from whose page the report was opened; the report shows only its access."""
 
     person: User | None = None
     gateway: Gateway | None = None
@@ -148,7 +148,7 @@ class Side:
 
     @classmethod
     def of(cls, request: AppRequest) -> Side:
-        """Return what the query names. Raises Http404."""
+        """Return the person, gateway or tool that the query names. Raises Http404."""
         rows: dict[str, Any] = {
             "person": User.objects.all(),
             "gateway": Gateway.objects.live(),
@@ -159,13 +159,13 @@ class Side:
 
     @property
     def fields(self) -> dict[str, UUID]:
-        """The hidden fields that keep it in the form."""
+        """The hidden fields with which the filter form names it again."""
         return {name: row.pk for name, row in vars(self).items() if row}
 
 
 @dataclass(frozen=True)
 class PastDay:
-    """The day of a report, and from which day on the report can tell; `wrong` is an error about the day."""
+    """The day that a report shows, and the first possible day. `wrong` is an error message about the entered day."""
 
     on: date | None
     wrong: str = ""
@@ -182,7 +182,7 @@ class PastDay:
 
     @cached_property
     def first(self) -> date | None:
-        """The day of the first person; there was no access before."""
+        """The day on which the first person was created. Nobody had access before."""
         at = User.objects.order_by("date_joined").values_list("date_joined", flat=True).first()
         return at and at.date()
 

@@ -27,7 +27,10 @@ MOST_OPEN = 500
 
 
 def requests(of: Any = None) -> QuerySet[Event]:
-    """Return last week's requests for capabilities and their refusals, newest first: of everyone or of person `of`."""
+    """Return the events of the last week that request or decline a capability, newest first.
+
+    With `of`, only those of this person.
+    """
     actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
     events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
     return events.filter(target_type="user", target_id=str(of.pk)) if of else events
@@ -41,7 +44,7 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return True if the person asked for `capability` in the last day, and the time it was declined or None.
+    """Return a pair: whether the person asked for `capability` in the last day, and when it was declined, or None.
 
     `events` are the person's `requests`.
     """
@@ -62,7 +65,10 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return each person's newest request of the last week for a capability they still lack, with its time."""
+    """Return, for each person, the newest request of the last week for a capability that they still lack, and its time.
+
+    Returns at most `most` people.
+    """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)
     by_id = people.in_bulk([pk for pk, _, _ in asked])

@@ -13,7 +13,7 @@ from approvals.models import Hold
 
 
 class RoleBackend(BaseBackend):
-    """Authenticates active users by e-mail and password. Their permissions: `User.has_perm`."""
+    """Authenticates active users by e-mail and password. `User.has_perm` checks their permissions."""
 
     def authenticate(
         self,
@@ -33,7 +33,7 @@ class RoleBackend(BaseBackend):
 
     def get_user(self, user_id: Any) -> User | None:
         people = User.objects.select_related("role").filter(pk=user_id, is_active=True)
-        # With the person, so that no request needs another query for it (accounts.required_sign_in, the menu).
+        # Loaded in the query for the person, because most requests need these (accounts.required_sign_in, the menu).
         return people.annotate(
             required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
             is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),

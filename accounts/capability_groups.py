@@ -86,7 +86,7 @@ def check_list(
 
 
 def notes_on(capability: Capability) -> str:
-    """Return what `capability` allows and includes, and what it allows only beside others."""
+    """Return in words what `capability` allows, what it includes, and what it allows only together with others."""
     notes = [capability.allows]
     if capability.includes:
         notes.append(f"Includes: {_listed(capability.includes)}.")

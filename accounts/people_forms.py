@@ -64,7 +64,7 @@ def with_last_call(people: QuerySet[User]) -> QuerySet[User]:
 
 
 class PeopleFilter(ListFilter):
-    """The filters of the list of people, who need `with_last_call`."""
+    """The filters of the list of people. The filtered queryset needs `with_last_call`."""
 
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
     asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.

@@ -47,7 +47,7 @@ from ui.pages import (
 from ui.tables import Column, Table
 from ui.viewset import Picked, confirmed, end_picked, form_page, list_page
 
-REACTIVATE = "reactivate"  # The act that undoes a deactivation.
+REACTIVATE = "reactivate"  # Value of the field `act` that undoes a deactivation.
 PEOPLE = Table(
     "people",
     "People",
@@ -114,7 +114,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def deactivate_picked(request: AppRequest) -> HttpResponse:
-    """Deactivate the selected people once confirmed, or with `act=reactivate` undo that."""
+    """Deactivate the selected people after a confirmation. With `act=reactivate`, reactivate them instead."""
     back = request.POST.get("act") == REACTIVATE
 
     def refused(person: User) -> str:

@@ -25,7 +25,7 @@ from servers.models import Identity
 from tokens import rows as token_rows
 from tokens.models import Token, TokenKind
 
-SHOWN = 5  # Rows of each part; its list has all.
+SHOWN = 5  # Rows shown in each part; the linked list has all of them.
 CALLS_SINCE = timedelta(days=90)
 
 

@@ -1,7 +1,7 @@
 """The sign-in that a role or the workspace requires: people without it set it up before they do anything else.
 
-Pages redirect to `required`, REST requests with a session get 403. Tokens, connections and API keys are not asked.
-A person's first second factor ends their other sessions, so that no session goes on with the password alone.
+Pages redirect to `required`, REST requests with a session get 403. Tokens, connections and API keys work without it.
+Adding the first second factor ends a person's other sessions, so that none continues with the password alone.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ DETAILS = {
 
 
 def missing_sign_in(request: Any) -> RequiredSignIn | None:
-    """Return what the role or the workspace requires and this session lacks; None if nothing is missing.
+    """Return the sign-in that the role or the workspace requires and this session lacks; None if nothing is missing.
 
-    Sign-in by the organisation is not required while it is off, nor of break-glass owners.
+    Sign-in by the organisation is never required of break-glass owners, and of nobody while it is disabled.
     """
     person = request.user
     required = {person.role.required_sign_in if person.role else "", _of_workspace(person)}
@@ -91,7 +91,7 @@ class RequiredSignInFirst(LoginRequiredMiddleware):
 
 
 class RequiredSignInForSessions(BasePermission):
-    """Refuses REST requests with the session of a person who lacks the required sign-in. API keys are not asked."""
+    """Refuses REST requests with the session of a person who lacks the required sign-in. API keys are accepted."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if request.auth is None and request.user.is_authenticated and (missing := missing_sign_in(request)):
@@ -100,14 +100,14 @@ class RequiredSignInForSessions(BasePermission):
 
 
 def onward(request: Any) -> str:
-    """Return the page that the person wanted to open, once; otherwise the page of the second factor."""
+    """Return the page that the person wanted to open, and forget it; otherwise the page of the second factor."""
     return own_path(request.session.pop(ONWARD, ""), reverse("mfa_index"))
 
 
 @require_GET
 @own_resource("says what one's own sign-in lacks")
 def required(request: AppRequest) -> HttpResponse:
-    """Say what is required, and lead to it; redirect people who lack nothing."""
+    """Show which sign-in is required, with a link to set it up. Redirect people who lack nothing."""
     missing = missing_sign_in(request)
     if missing is None:
         return redirect(own_path(request.session.pop(ONWARD, ""), reverse("overview")))

@@ -162,7 +162,7 @@ def acting_now(by: Grantor | None) -> Any:
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
-    """Raise Outranked unless `by` has all of `capabilities`, which the person or role to be changed has."""
+    """Raise Outranked unless `by` has all `capabilities`: those of the person or role to be changed."""
     if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
         raise Outranked(f"{Outranked.__doc__} {reason}")
 
@@ -181,7 +181,7 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return why `by` cannot give a role with these capabilities, or an empty string.
 
-    They lack one of them, or the role uses gateways and theirs only looks.
+    The reason is that `by` lacks a capability, or that the role uses gateways while the role of `by` can only look.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
@@ -191,7 +191,10 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """Return the labels of `capabilities` that `by` lacks, in the order of Capability, without included ones."""
+    """Return the labels of `capabilities` that `by` lacks, in the order of Capability.
+
+    A capability that another missing one includes is left out.
+    """
     missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
     included = {one for capability in missing for one in capability.includes}
     return [capability.label for capability in Capability if capability in missing - included]
@@ -244,7 +247,7 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if sign-in by the organisation is required, and not offered or without break-glass owner."""
+    """Raise NoOrganisation if `required` is sign-in by the organisation, and this or a break-glass owner is missing."""
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
 

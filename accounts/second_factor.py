@@ -192,7 +192,7 @@ def reseal_second_factors() -> Resealed:
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt this authenticator's older secrets with the newest key; return True for each that was readable."""
+    """Re-encrypt this authenticator's older secrets with the newest key. Return whether each could be decrypted."""
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
     with transaction.atomic():

@@ -56,7 +56,7 @@ class ShownArguments(NamedTuple):
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
     """Return the arguments of a hold, compared with those of `earlier`.
 
-    They have values without recognisable secrets, or only names and kinds for a viewer who may not read values.
+    Recognisable secrets in values are replaced. A viewer who may not read values gets only names, kinds and sizes.
     """
     arguments = hold.arguments
     if arguments is None:
@@ -83,7 +83,7 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
 
 
 def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
-    """Return the arguments without recognisable secrets, and whether a part was left out."""
+    """Return a pair: the arguments without recognisable secrets, and whether a part was left out."""
     found = redact_message(jsonrpc.dumps(arguments), MOST_BYTES)
     assert found is not None  # Never empty.
     value = json.loads(found.json)
@@ -95,7 +95,10 @@ def _first(value: Any) -> list[tuple[str, Any]]:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the values in an object by path, such as `metadata.ticket`; lists and empty objects are values."""
+    """Yield path and value of each member of an object and of its inner objects, such as `metadata.ticket`.
+
+    Lists and empty objects count as values.
+    """
     pending = _members(value) if isinstance(value, dict) else []
     while pending:
         path, each = pending.pop()
@@ -106,7 +109,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _members(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the members of an object with their paths, the last first."""
+    """Return the members of an object with their paths, in reverse order."""
     return [(f"{prefix}{name}", each) for name, each in reversed(value.items())]
 
 
@@ -116,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def _outline(value: Any) -> tuple[str, str]:
-    """Return the kind of a value, and its size instead of the value."""
+    """Return a pair: the kind of a value, and in place of the value its size, or "hidden" if it has none."""
     if isinstance(value, str | list):
         return KINDS[type(value)], f"{len(value):,} {'characters' if isinstance(value, str) else 'items'}"
     return KINDS.get(type(value), ""), "hidden"

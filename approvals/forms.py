@@ -55,7 +55,7 @@ class WaitForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
-    """The decision on one hold: approve or deny, with a sentence, and for a while if chosen."""
+    """The decision on one hold: approve or deny, a sentence for the agent, and for how long it may repeat the call."""
 
     act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
     sentence = forms.CharField(

@@ -29,7 +29,7 @@ from ui.sealing import cipher
 from wire import canonical_json, jsonrpc
 from wire.cipher import Undecryptable
 
-MOST_WAITING = 20  # Of one connection; `approvals_ask` refuses further ones.
+MOST_WAITING = 20  # Waiting holds per connection; `approvals_ask` refuses further calls.
 LONGEST_SENTENCE = 500
 AN_HOUR = timedelta(hours=1)
 
@@ -69,7 +69,7 @@ class AllowFor(models.TextChoices):
 
 class HoldQuerySet(models.QuerySet["Hold"]):
     def waiting(self) -> HoldQuerySet:
-        """Return the holds that still wait for a decision."""
+        """Return the holds that wait for a decision."""
         return self.filter(state=HoldState.WAITING, ends_at__gt=Now())
 
     def decided(self) -> HoldQuerySet:
@@ -89,14 +89,15 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(Q(user=viewer) | Q(team__in=viewer.teams.values("pk")))
 
     def to_decide(self, viewer: User | None) -> HoldQuerySet:
-        """Return the waiting holds on which `viewer` (None: anybody) may decide now, the first to end first."""
+        """Return the waiting holds on which `viewer` may decide now, or all if None; the first to expire come first."""
         rows = self if viewer is None else self.decidable_by(viewer)
         return rows.waiting().order_by("ends_at", "pk")
 
     def decidable_by(self, person: User) -> HoldQuerySet:
         """Return the holds on which `person` may decide now, in any state.
 
-        With APPROVALS_DECIDE also those that anybody with it may decide, and those past `fallback_at`.
+        With APPROVALS_DECIDE, these include holds whose rule names no team or person, and all holds past `fallback_at`.
+        If the rule asks for somebody else, people may not decide on calls of their own agents.
         """
         if not person.is_active:
             return self.none()
@@ -108,33 +109,36 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds whose rule lets `person` decide first, as the person or in the team; for `Exists`."""
+        """Return the holds on which the rule lets `person` decide first: as the agent's person, or in the team.
+
+        An OuterRef is allowed, for use in `Exists`.
+        """
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
     def matching(self, words: str) -> HoldQuerySet:
-        """Return the holds whose tool, agent, person or rule has these words."""
+        """Return the holds with `words` in the name of the tool, agent, person or rule; all if `words` is empty."""
         if not words:
             return self
         call = contains("tool", words) | contains("connection__host__name", words)
         return self.filter(call | contains("user__email", words) | contains("rule_name", words))
 
     def expire_due(self) -> int:
-        """Mark the holds that ended without a decision, and return their number."""
+        """Mark holds whose time has passed without a decision as expired, and return their number."""
         return self.filter(state=HoldState.WAITING, ends_at__lte=Now()).update(state=HoldState.EXPIRED)
 
     def drop_before(self, since: datetime) -> int:
-        """Delete the holds whose calls the log does not keep any more, and return their number."""
+        """Delete ended holds of calls before `since`, which the log has dropped, and return their number."""
         over = self.filter(asked_at__lt=since, ends_at__lt=Now())
         return over.delete()[1].get("approvals.Hold", 0)
 
 
 class Hold(models.Model):
-    """A tool call that a rule holds: one connection, tool and arguments, by a version of a rule.
+    """A tool call that a version of a rule holds: a connection calls a tool with these arguments.
 
-    `tool` is the name for clients, `digest` that of the canonical arguments, `definition` that of the approved
-    definition of the tool. Approvers and period are those of the rule when the call was made. A decision is valid
-    until `ends_at`: an approved call can run once until then, a denied one is not asked about again.
+    `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, `definition` that of the
+    tool's approved definition. Approvers and period are those that the rule had when the call was made. A decision is
+    valid until `ends_at`: an approved call can run once until then, and a denied call is refused without asking.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -157,7 +161,7 @@ class Hold(models.Model):
     seconds = models.PositiveIntegerField()
 
     asked_at = models.DateTimeField()
-    # From when on everybody with APPROVALS_DECIDE may decide.
+    # The time from which everybody with APPROVALS_DECIDE may decide.
     fallback_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     state = models.CharField(max_length=10, choices=HoldState, default=HoldState.WAITING)
@@ -165,7 +169,7 @@ class Hold(models.Model):
     decided_at = models.DateTimeField(null=True, blank=True)
     sentence = models.CharField(max_length=LONGEST_SENTENCE, blank=True, default="")
     used_at = models.DateTimeField(null=True, blank=True)
-    # Rows of the log: the call that asked, and the call that ran.
+    # Ids of two calls in the log: the call that was held, and the call that ran after the approval.
     asking_call = models.UUIDField()
     run_call = models.UUIDField(null=True)
     client = models.CharField(max_length=200, blank=True)
@@ -205,13 +209,13 @@ class Hold(models.Model):
 
     @property
     def current_state(self) -> str:
-        """The state; a hold that ended without a decision is expired, even if it is not marked yet."""
+        """The state. A hold whose time passed without a decision counts as expired, even if it is not marked yet."""
         is_over = self.state == HoldState.WAITING and self.ends_at <= timezone.now()
         return HoldState.EXPIRED if is_over else self.state
 
     @property
     def approvers_text(self) -> str:
-        """The people who decide first, for a sentence."""
+        """The people who decide first, as a phrase."""
         if self.approvers == Approvers.PERSON:
             return self.user.email
         is_of_team = self.approvers == Approvers.TEAM and self.team is not None
@@ -241,20 +245,20 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments, by the rule of recorded payloads."""
+        """True if `viewer` may read the values of the arguments. The rule is that of recorded payloads."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may approve or deny; who may see the hold, and its state, do not matter here."""
+        """True if `person` may approve or deny. Does not check the hold's state, or whether the person may see it."""
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
         """Let the call run once until `ends_at`, which is moved to a full period from now.
 
-        With `allow`, the agent may also call the tool again for that time, with the present values of the arguments
-        `names`. Raises HoldRefused.
+        With a period `allow`, the agent may repeat the call without asking in that period, if the arguments `names`
+        have the same values. Raises HoldRefused.
         """
         with transaction.atomic():
             row = self._decide(HoldState.APPROVED, Action.HOLD_APPROVED, sentence, by)
@@ -267,7 +271,7 @@ class Hold(models.Model):
             self._decide(HoldState.DENIED, Action.HOLD_DENIED, sentence, by)
 
     def withdraw(self, *, by: User) -> None:
-        """Take the request back, as the person for whom the agent acts. Raises HoldRefused."""
+        """Withdraw the request. Only the person for whom the agent acts may do this. Raises HoldRefused."""
         with transaction.atomic():
             if by.pk != self.user_id:
                 raise NotYourDecision("Only the person the agent acts for can withdraw the request.")
@@ -284,7 +288,7 @@ class Hold(models.Model):
         return self._close(state, action, sentence, by)
 
     def _close(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
-        """Set the state, if the hold still waits: of several decisions, the first counts."""
+        """Set the state if the hold still waits, so that the first of several decisions counts. Raises HoldDecided."""
         ends_at = Now() + timedelta(seconds=self.seconds)
         changed = (
             Hold.objects.filter(pk=self.pk)
@@ -312,7 +316,7 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
 
     def visible_to(self, viewer: User) -> AllowanceQuerySet:
-        """Return those that `viewer` may see: all with APPROVALS_DECIDE, otherwise those of their own agents."""
+        """Return the permissions `viewer` may see: all with APPROVALS_DECIDE, otherwise those of their own agents."""
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
         return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()
@@ -341,7 +345,7 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
 
 
 def _end_of(period: AllowFor) -> datetime:
-    """Return the end of a period that begins now; a day ends at midnight in the zone of the workspace."""
+    """Return the end of a period that begins now. TODAY ends at midnight in the time zone of the workspace."""
     now = timezone.now()
     if period == AllowFor.HOUR:
         return now + AN_HOUR
@@ -352,7 +356,7 @@ def _end_of(period: AllowFor) -> datetime:
 class Allowance(models.Model):
     """A permission for an agent to repeat an approved call without asking, with the same values of some arguments.
 
-    It applies to the version of the rule, and to the definition of the tool, for which the call was approved.
+    It applies only as long as the rule and the definition of the tool are those for which the call was approved.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -387,12 +391,12 @@ class Allowance(models.Model):
         return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
 
     def may_be_ended_by(self, person: User) -> bool:
-        """True if `person` may end it: with APPROVALS_DECIDE, or if the agent acts for them."""
+        """True if `person` may end the permission: with APPROVALS_DECIDE, or if the agent acts for them."""
         is_own = person.narrowed_to is None and person.pk == self.connection.user_id
         return is_own or person.has_perm(Capability.APPROVALS_DECIDE)
 
     def end(self, *, by: User) -> bool:
-        """End it from the next call on. Return False if it had ended. Raises NotYourDecision."""
+        """End the permission from the next call on. Return False if it had ended already. Raises NotYourDecision."""
         if not self.may_be_ended_by(by):
             raise NotYourDecision("You cannot end this.")
         with transaction.atomic():

@@ -147,7 +147,7 @@ def _context(viewer: User, hold: Hold, form: DecisionForm | None = None) -> dict
 
 
 def _row(uid: UUID | None) -> Call | None:
-    """Return the row of the log of a call that ran; None if it is gone, or was not written."""
+    """Return the call with this id from the log; None if `uid` is None, or if the log does not have the call."""
     return Call.objects.filter(uid=uid).first() if uid else None
 
 
@@ -196,7 +196,7 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=Capability.CONNECTIONS_TOGGLE)
 def wait(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Change for how long held calls of the connection of this hold wait in their requests."""
+    """Change how long held calls of this hold's connection wait in their requests."""
     hold = get_object_or_404(Hold.objects.with_details(), pk=pk)
     if not may_change_wait(request.user, hold):
         raise Http404
@@ -212,7 +212,7 @@ def wait(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def may_change_wait(viewer: User, hold: Hold) -> bool:
-    """True if `viewer` may change the connection of the hold: their own, or with CONNECTIONS_TOGGLE."""
+    """True if the hold's connection is the viewer's own, or the viewer has CONNECTIONS_TOGGLE."""
     return viewer.pk == hold.user_id or viewer.has_perm(Capability.CONNECTIONS_TOGGLE)
 
 

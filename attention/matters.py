@@ -39,7 +39,7 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """The things of one matter: their number, the first ones (name by id), and the URL of the list of all."""
+    """The things of one matter: their number, the names of the first ones by id, and the URL of the list of all."""
 
     number: int
     things: dict[str, str]
@@ -57,12 +57,14 @@ class OpenMatter(NamedTuple):
 
 @dataclass(frozen=True)
 class Matter:
-    """A kind of things that need attention. Each capability in `may` allows acting on them; if `may` is empty, people
-    see and act on their own things only. `also` are the people who may act on some of them without a capability: then
-    `find` returns for each person what waits for them.
+    """A kind of things that need attention.
+
+    Each capability in `may` allows acting on them; if `may` is empty, people see and act on their own things only.
+    `also` returns people who may act on some of the things without a capability. In this case `find` returns, for each
+    person, the things that wait for this person.
 
     `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
-    once a day at most. `is_urgent` things end within minutes, so people are notified of new ones every minute.
+    at most once a day. `is_urgent` things end within minutes, so people are notified of new ones every minute.
     """
 
     name: str
@@ -141,7 +143,7 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people who decide on a waiting hold without the capability: by their team, or their own."""
+    """Return the active people whom the rule of a waiting hold lets decide: in its team, or as the agent's person."""
     return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 

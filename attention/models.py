@@ -25,7 +25,7 @@ from ui.sealing import cipher
 from wire.cipher import Undecryptable
 
 LONGEST_ERROR = 300
-MOST_CHANNELS = 5  # Of one person, or of the workspace.
+MOST_CHANNELS = 5  # Per person, and for the workspace.
 
 
 class ChannelKind(models.TextChoices):
@@ -154,7 +154,7 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User, needs: Capability = Capability.WORKSPACE_MANAGE) -> None:
-        """Raise CapabilityRequired if this is a workspace channel and `by` lacks `needs`.
+        """Raise CapabilityRequired if this is a channel of the workspace and `by` lacks `needs`.
 
         Raise DoesNotExist if it is another person's channel.
         """
@@ -266,7 +266,8 @@ def _plain(value: Any) -> Any:
 class Notification(models.Model):
     """A message to one channel, queued until it is sent or given up.
 
-    The newest message of a matter lists all things reported."""
+    The newest message of a matter lists all things reported.
+    """
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")
     matter = models.CharField(max_length=40)

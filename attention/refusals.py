@@ -1,4 +1,4 @@
-"""Agents with unusually many refused calls in the last hour, compared with that hour in the last four weeks."""
+"""Agents with unusually many refused calls in the last hour, compared with the same hour of the last four weeks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = 3  # Unusual is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals; `usual` is the most in this hour of the week in the last four weeks."""
+    """An agent with unusually many refusals. `usual` is its most in this hour of the week in the last four weeks."""
 
     host: UUID
     name: str

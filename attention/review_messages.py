@@ -1,4 +1,4 @@
-"""Messages about access reviews: on new lines, reminders, before the due date, and at the end."""
+"""Messages about access reviews: when reviewers get lines or are reminded, before the due date, and at the end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from ui.pages import number_of
 
-DAYS_BEFORE = (3, 1)  # The due date.
+DAYS_BEFORE = (3, 1)  # Before the due date.
 _TOLD = (Action.REVIEW_STARTED, Action.REVIEW_REASSIGNED, Action.REVIEW_REMINDED, Action.REVIEW_CLOSED)
 
 
 def tell_reviewers() -> int:
-    """Queue messages on reviews that were started, reassigned, reminded of or closed in the last hour."""
+    """Queue messages about starting, reassigning, reminding and closing in the last hour; return their number."""
     events = Event.objects.filter(action__in=_TOLD, created_at__gte=timezone.now() - RECENT).order_by("id")
     by_key = {f"event:{event.uid}": event for event in events}
     told = set(Notification.objects.filter(key__in=by_key).values_list("key", flat=True))
@@ -28,7 +28,10 @@ def tell_reviewers() -> int:
 
 
 def tell_due() -> int:
-    """Queue a message to reviewers with open lines 3 days and 1 day before the due date; then the fallback, too."""
+    """Queue a message to reviewers with open lines 3 days and 1 day before the due date; return the number of messages.
+
+    The message 1 day before also goes to the fallback reviewer.
+    """
     number = 0
     for review in Review.objects.open().select_related("fallback"):
         days = (review.due_on - timezone.now().date()).days

@@ -1,4 +1,4 @@
-"""Notifications of new matters, of answers to requests, and of tokens and sign-ins that end.
+"""Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
 Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
 about a matter only if something in it is new to that channel: at once for incidents and approvals, otherwise at most
@@ -87,7 +87,7 @@ def _tell(matters: Iterable[Matter]) -> int:
 def _tell_one(matter: Matter, found: OpenMatter) -> int:
     latest = _latest(matter)
     for message in latest.values():
-        # Forget resolved things, so that they are reported again if they recur.
+        # Forget things that were resolved, so that they are reported again if they recur.
         left = [thing for thing in message.things if thing in found.things]
         if left != message.things:
             Notification.objects.filter(pk=message.pk).update(things=left)

@@ -179,7 +179,10 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def channel_or_404(viewer: User, pk: UUID, needs: Capability = Capability.WORKSPACE_MANAGE) -> Channel:
-    """Return a channel of `viewer`, or of the workspace, which takes `needs`. Raises Http404, or CapabilityRequired."""
+    """Return the viewer's own channel, or one of the workspace, which requires `needs`.
+
+    Raises Http404 or CapabilityRequired.
+    """
     channel = get_object_or_404(Channel.objects.select_related("owner"), pk=pk)
     try:
         channel.must_be_open_to(viewer, needs)

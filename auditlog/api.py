@@ -104,7 +104,7 @@ EVENT_HELP = {
     "changes": "Values before and after, by field.",
     "correlation_id": "Header `X-Request-Id` of the request.",
 }
-# Lookups by parameter of the events; parameters not listed here are columns of the same name.
+# Conditions for the parameters of the event list. A parameter that is not listed is a column of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
@@ -253,7 +253,7 @@ class CallGroupSerializer(serializers.Serializer[Any]):
         return {
             **super().get_fields(),
             "errors": serializers.IntegerField(help_text="Number of failed calls."),
-        }  # A serializer has errors of its own.
+        }  # As a class attribute it would clash with `Serializer.errors`.
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):

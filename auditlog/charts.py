@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last may be shorter or longer. `is_partial`: only the newest calls are counted."""
+    """Bars of length `each`; the last may be shorter or longer. If `is_partial`, only the newest calls are counted."""
 
     bars: list[Bar]
     each: timedelta
@@ -298,7 +298,7 @@ class PlotBar(NamedTuple):
 
 
 class CallPlots:
-    """The calls of one object, or all calls, over a range; false if there were none or the roll-ups cannot answer yet.
+    """The calls of one object, or all calls, over a range. Falsy if there are none or the roll-ups cannot answer yet.
 
     `where` limits the calls by columns of the log, `filters` are the equivalent filters of the Logs page, and `tops`
     are the groupings to list. `named` overrides labels of plots, by key; an overriding label includes the range.
@@ -491,7 +491,7 @@ def unread_tops(chosen: str) -> list[Top]:
 
 
 def read_tops(chosen: str) -> list[Top]:
-    """Return the panels for the range `chosen`, without those that the roll-ups cannot answer."""
+    """Return the panels for the range `chosen`, except panels for which the roll-ups have no answer."""
     until = timezone.now()
     since = range_start(until, RANGES[chosen].time.length)
     with book() as opened:

@@ -287,7 +287,7 @@ class ChangedField(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
-    """Return the changes of an event, one per field; not those between two values that read the same."""
+    """Return the changes in an event, one per field. Changes between values with the same text are left out."""
     changed = [_change(name, value) for name, value in masked(changes).items()]  # Older events were stored unmasked.
     return [one for one in changed if one.before != one.after]
 

@@ -71,7 +71,7 @@ def _counted(number: int, field: LogField) -> str:
 class FacetLine(NamedTuple):
     """One value in a filter beside the list; `share` is from 0 to 20, relative to the most frequent value.
 
-    `calls` is empty for a selected value that none of the counted calls has.
+    `calls` is empty for a selected value that does not occur in the counted calls.
     """
 
     key: str

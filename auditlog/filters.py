@@ -229,7 +229,10 @@ class CallFilter(forms.Form):
 
     @property
     def narrowing(self) -> set[str]:
-        """Return the names of the given filters that exclude calls, without display options."""
+        """Return the names of the filters in use that narrow the list.
+
+        Display options, such as the order or the columns, are left out.
+        """
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def link(self, **changes: Any) -> str:
@@ -369,7 +372,7 @@ class CallFilter(forms.Form):
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:
-        """Return the words of the search language for its help: texts and numbers."""
+        """Return the fields of the search language for its help, in two lists: text fields and number fields."""
         numbers = [name for name, field in FIELDS.items() if field.comparison is Comparison.NUMBER]
         return {"texts": [name for name in FIELDS if name not in numbers], "numbers": numbers}
 
@@ -414,7 +417,10 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
-    """Return a display text for each value: for an id, the object's name in its newest call, or the id's beginning."""
+    """Return a display text for each value. For an id, this is the object's name in its newest call.
+
+    If there is no such name, the text is the beginning of the id.
+    """
     ids = {value: uuid_of(value) for value in values} if field.id_column else {}
     named = newest_names(field, [pk for pk in ids.values() if pk])
     if field.comparison is Comparison.ID:

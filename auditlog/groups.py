@@ -100,8 +100,8 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, from the roll-ups, or if these cannot answer, from the newest calls.
 
-    Returns None if the roll-ups cannot answer and `where` is empty. Tool names that no server has are left out, because
-    clients may invent any name.
+    Returns None if the roll-ups cannot answer and `where` is empty. Unknown tool names are left out, because clients
+    may invent any name.
     """
     of_tools = by.name == "tool"
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
@@ -195,7 +195,7 @@ SELECT k.id, (SELECT count(*) FROM (
 
 
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
-    """Return the number of calls of the last seven days by value of a column, for people who may read the whole log.
+    """Return the number of calls in the last seven days by value of a column, for people who may read the whole log.
 
     Numbers come from the roll-ups if they have the column, otherwise from the log, up to MOST_OF_WEEK per value.
     """

@@ -1,4 +1,4 @@
-"""Create indexes of tables in use, without locks that calls wait for.
+"""Create indexes on tables in use, without locks that calls would wait for.
 
 A migration declares an index of the log with `DeclareIndex`; new partitions have the index from the start. Existing
 partitions get it later, one at a time, and the next run continues an interrupted one

@@ -420,7 +420,10 @@ class EventManager(models.Manager["Event"]):
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
 
     def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
-        """Call the check of the context, which may raise; `record` does so too. For acts that cannot be rolled back."""
+        """Run the context's `check`, which may raise. Call this before an action that cannot be rolled back.
+
+        `record` runs the check too.
+        """
         if check := current_context().check:
             check(action, targets, changes)
 

@@ -33,7 +33,7 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, its column with the name, and a map from columns of a call to the columns of the model they refer to."""
+    """A model, and the column with its name. `in_calls` maps columns of a call to the columns they refer to."""
 
     model: type[Model]
     name: str

@@ -1,6 +1,6 @@
-"""The calls of the last seven days that disabling an object or a stricter policy would have refused, and their callers.
+"""The calls of the last seven days that would have been refused by a stricter policy or for a disabled object.
 
-Up to MOST_READ calls are counted in the log, by caller. Beyond that the number comes from the roll-ups, if they have
+Up to MOST_READ calls are counted in the log, by caller. Beyond that, the number comes from the roll-ups, if they have
 the columns, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.
 """
 

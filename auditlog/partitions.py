@@ -1,4 +1,4 @@
-"""Time partitions of a log table, created in advance and dropped by retention. Rows are only removed with partitions.
+"""Time partitions of a log table, created in advance and dropped by retention. Rows are removed in no other way.
 
 The length of a partition depends on the retention (docs/decisions/0006): days for up to a hundred days, then weeks or
 months, because each partition adds planning time and locks to every statement over the whole log.

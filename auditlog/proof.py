@@ -1,4 +1,4 @@
-"""The page *Prove the log*: what is sealed since when, the public key, and downloads that are verified offline."""
+"""The page *Prove the log*: the period that checkpoints cover, the public key, and downloads to verify offline."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _context(request: AppRequest, form: ProofForm) -> dict[str, Any]:
 @require_GET
 @requires(*READS.values())
 def export_proof(request: AppRequest) -> HttpResponse:
-    """Download the rows with their checkpoints, or with `only=checkpoints` only these, and record the export."""
+    """Download the rows and checkpoints, or with `only=checkpoints` the checkpoints alone, and record the export."""
     form, only = ProofForm(request.GET), request.GET.get("only") == "checkpoints"
     if not form.is_valid():
         return show(request, "auditlog/proof.html", _context(request, form), status=422)

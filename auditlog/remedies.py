@@ -58,8 +58,8 @@ class Remedy(NamedTuple):
     owner of the call can act, as the sentence `owner` explains; `own_page` is True if they do so on My identities.
 
     `done` is the toast afterwards, by default "<object> enabled". `causes` returns the events that may have caused the
-    refusal, by default all events in `began` on the object. `narrowed_by` are the objects that select the calls refused
-    since, by default the object itself.
+    refusal, by default all events in `began` on the object. Calls refused since then are counted for the object or, if
+    `narrowed_by` is set, for the objects of these kinds to which it refers.
     """
 
     subject: str = ""
@@ -196,7 +196,7 @@ REMEDIES = {
     "no_token": Remedy(owner=_ANOTHER),
 }
 
-# Texts for causing events, where the text is not derived from the name of the action.
+# Texts for the events that cause a refusal. For other actions, the text is derived from the action's name.
 WORDS = {
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",

@@ -32,7 +32,7 @@ from ui import databases
 # Readers that must not miss rows stop at this id (docs/decisions/0029-roll-ups-counted-by-id.md).
 
 # Rows are read by primary key, (created_at, id), but written when their call ends. Calls that took up to NEAR are read
-# at once; longer ones about every LATE_EVERY, up to LATEST back.
+# at once. Longer calls are read about every LATE_EVERY, if they began within LATEST.
 NEAR = timedelta(minutes=10)
 LATE_EVERY = timedelta(minutes=5)
 LATEST = timedelta(days=2)  # No call takes longer than this.
@@ -164,7 +164,7 @@ class Gauging:
             own.close()
 
     def _measured(self) -> tuple[str, float]:
-        """Return the reason why the replica may not be used (empty if it may), and the lag in seconds."""
+        """Return a pair: the reason why the replica may not be used, empty if it may, and the lag in seconds."""
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
             position, now, timeline, *primary = cursor.fetchone()
@@ -243,7 +243,10 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """Return True if the replica may lack a change of this person, made in this browser or another."""
+    """Return True if this person recently changed something that may not have reached the replica yet.
+
+    The change may have been made in this browser or in another.
+    """
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):

@@ -30,7 +30,7 @@ LONGEST_QUERY = 2000
 
 
 class ListedView(NamedTuple):
-    """A saved view above the list; the flags are True if the person owns the view, and if they may remove it."""
+    """A saved view above the list, whether the person owns it, and whether the person may remove it."""
 
     view: SavedView
     link: str

@@ -75,9 +75,9 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Match the calls of these sessions, found by the index of the connections that opened them.
+    """Match the calls of these sessions, found through the index on the connections that opened the sessions.
 
-    If the log no longer has an opening call, no index is used.
+    If the log no longer has the opening call of a session, no index is used.
     """
     listed = list(dict.fromkeys(ids))
     if not listed:
@@ -175,7 +175,7 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Convert a parameter of the API to criteria that match exactly this value, or one of a list; objects are ids."""
+    """Convert an API parameter to criteria for exactly this value, or one of a list. Objects are given by id."""
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
     if field.comparison is Comparison.ID:
@@ -301,7 +301,7 @@ class Search:
         return RowCount(min(self.newest().count(), SEARCH_LIMIT), is_all=self.floor is None)
 
     def equalities(self) -> dict[str, list[Any]] | None:
-        """Return the conditions as values by column, or None if the roll-ups do not have a column."""
+        """Return the conditions as values by column, or None if the roll-ups cannot test one of them."""
         where: dict[str, list[Any]] = {}
         for values in (each.values for each in self.criteria):
             if values is None or len(values) != 1 or not values.keys() <= {*DIMENSIONS, *ENDS}:
@@ -353,8 +353,8 @@ class Search:
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
         """Return the time of the last row that the page may read; None if one index has fewer rows than the limit.
 
-        Each criterion with an index may read SEARCH_LIMIT rows, divided evenly among its values. Reading a criterion
-        ends at the first value that reaches its share. The criterion that reaches furthest from the cursor counts.
+        Each criterion with an index may read SEARCH_LIMIT rows, divided evenly among its values. A criterion ends where
+        the first of its values has used up its share. The criterion that ends furthest from the cursor counts.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

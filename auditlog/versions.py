@@ -29,7 +29,7 @@ class Versioned(HasVersion):
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
         """Raise ChangedMeanwhile if this row differs from the version the writer has `seen`. The row must be locked.
 
-        `changed` are the fields that would get another value; for a form, changes of other fields are ignored.
+        `changed` are the fields that the writer would change. For a form, differences in other fields are ignored.
         """
         if seen is None:
             return

@@ -63,7 +63,7 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
-    """Return the call that the search for the pasted id `uid` finds; None if it finds none or several."""
+    """Return the only call found by searching for the pasted id `uid`; None if there is none or more than one."""
     search = call_filter.search()
     # Usually `uid` is the id of a call, which contains the time. Other ids take longer: the matches are counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:

@@ -114,7 +114,7 @@ def is_end_of_stream(call: Call) -> bool:
 
 
 def waterfall(calls: Sequence[Call]) -> tuple[list[WaterfallRow], bool]:
-    """Return a row for each of these calls, oldest first, and True if the pauses between them are shortened."""
+    """Return a pair: a row for each call, oldest first, and whether the pauses between the calls are shortened."""
     if not calls:
         return [], False
     first = calls[0].created_at

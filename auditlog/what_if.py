@@ -1,4 +1,4 @@
-"""The checks of the current decision about a call, in words for one reader (a trail), on pages and in the API."""
+"""Trails: the checks of the current decision about a call, in words for one reader. For pages and the API."""
 
 from __future__ import annotations
 

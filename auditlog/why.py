@@ -72,7 +72,7 @@ class DecisionLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Detail:
-    """One call, with the reason of its outcome, its timing and the checks it passed."""
+    """One call, with the reason for its outcome, its timing and the checks it passed."""
 
     call: Call
 
@@ -155,7 +155,7 @@ class Detail:
         yield Step.UPSTREAM, self._upstream()
 
     def _stopped(self, reason: Reason) -> str:
-        """Return why a check stopped the call; for a rule, with its name at the time."""
+        """Return why a check stopped the call. If a rule stopped it, add the rule's name at that time."""
         named = reason.step == Step.RULES and self.call.labels
         return f"{reason.sentence} {_capitalized(self.call.labels)}." if named else reason.sentence
 

@@ -1,7 +1,7 @@
 """Time export, plan and apply of a large workspace: `python -m bench.configuration`.
 
-It has 50 gateways, 200 servers, 5,000 tools, 40 roles and 40 rules, in transactions that are rolled back. The export is
-applied without them, and has to be the same afterwards.
+The workspace has 50 gateways, 200 servers, 5,000 tools, 40 roles and 40 rules, in transactions that are rolled back.
+The export is also applied to a workspace without these objects; a new export must then be the same.
 """
 
 import os

@@ -114,7 +114,7 @@ def call_at(rate: float, seconds: float, url: str, token: str, counts: Any) -> N
 
 @contextmanager
 def load(rate: float, seconds: float, issued: dict[str, str]) -> Iterator[list[Any]]:
-    """Send calls from other processes during the block, which ends after the last."""
+    """Send calls from other processes during the block. At its end, wait for these processes."""
     clients = 1 if rate < CLIENTS else CLIENTS
     counts = [multiprocessing.Array("q", 2) for _ in range(clients)]
     each = [

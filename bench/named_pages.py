@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.many import pk
 
-# Arguments by name; others are chosen by the beginning of the path.
+# Values of URL arguments by name. Other arguments are chosen by the beginning of the path.
 ARGUMENTS = {"name": "host", "group": "tokens", "path": "concepts", "host": pk("Host", 0), "user_pk": pk("User", 0)}
 
 
@@ -27,7 +27,7 @@ def named_pages() -> Iterator[str]:
 
 
 def busy_objects() -> dict[str, Any]:
-    """Return an id or slug for each kind in `PLACES` that the workspace has, if possible of an object in much use."""
+    """Return an id or slug for each kind in `PLACES` that the workspace has, if possible of a much used object."""
     from accounts.models import ApiKey, Role, SavedView  # noqa: PLC0415
     from auditlog.models import Call, Event  # noqa: PLC0415
     from gateways.models import Feature  # noqa: PLC0415

@@ -170,7 +170,7 @@ def asked(only: str, *, named: bool) -> Iterator[Asked]:
 
 
 def named_addresses(client: "Client") -> Iterator[str]:
-    """Yield the lists and the named pages that the client may open; the API, the Django admin and files have others."""
+    """Yield the lists and named pages that the client may open, without those of the API and the Django admin."""
     paths = {*named_pages(), *lists(), *large()}
     pages = sorted(path for path in paths if not path.startswith(("/api/", "/admin/")))
     yield from (path for path in pages if client.get(path).status_code == 200)

@@ -82,7 +82,7 @@ def count(gateways: list[str]) -> int:
 
 
 def rule(rules: int) -> int:
-    """Create so many rules, whose conditions every call of `echo` is compared with and none matches."""
+    """Create this many rules. Each call of `echo` is compared with all their conditions, and matches none."""
     from rules.models import Rule  # noqa: PLC0415 - older checkouts have no rules
 
     for number in range(rules):
@@ -92,10 +92,10 @@ def rule(rules: int) -> int:
 
 
 def give(sets: int, gateways: list[str]) -> int:
-    """Let people use only granted tools on these gateways, and make so many sets on each.
+    """Let people use only granted tools on these gateways, and create this many sets on each.
 
-    Each set has a name with a pattern of its own; one in ten has a pattern that every tool fits. The owner is given all
-    of these, and a tenth of the others, through 20 teams.
+    One set in ten has a pattern that matches every tool; the others have patterns of their own. Each set is given to
+    one of 20 teams, two of which the owner is in. So the owner has a tenth of the sets, half of these with every tool.
     """
     from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
 

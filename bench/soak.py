@@ -361,7 +361,7 @@ class Site:
 
 @contextmanager
 def real_targets(site: Site) -> Iterator[dict[str, Any]]:
-    """Yield the targets through the gateway of each client of the compatibility table; servers run during the block."""
+    """Yield, for each client of the compatibility table, its targets through the gateway. Servers run in the block."""
     real_servers.install()
     with tempfile.TemporaryDirectory(prefix="gateway-soak-real-") as home, ExitStack() as stack:
         urls = {}
@@ -392,7 +392,7 @@ def _any_number(ask: Any) -> Any:
 
 
 async def live_really(targets: dict[str, Any], counted: Counted, until: float) -> None:
-    """Run the real clients in turn; record a failure if an ability of a client's first round fails in a later round."""
+    """Run the real clients in turn. Record a failure if something that worked in a client's first round fails later."""
     first: dict[str, Found] = {}
     while time.monotonic() < until:
         for client, target in targets.items():

@@ -83,8 +83,8 @@ class Capability(StrEnum):
         "View all gateways",
         "See every gateway with its servers, tools and tool sets, and the client directory. Gives no call.",
     )
-    # In 1.0 this permission was GATEWAYS_READ, for seeing and using. It stays the one for use: while both versions run,
-    # each asks the same permission for a call, and nobody who only looks may call through the older one.
+    # In 1.0 this permission was GATEWAYS_READ, and allowed seeing and using gateways. Now it is the one for using them,
+    # so that while both versions run, 1.0 does not let people call who may only see gateways.
     GATEWAYS_USE = (
         "gateways.view_gateway",
         "gateways:use",
@@ -232,13 +232,13 @@ class Capability(StrEnum):
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """The acts that need other capabilities too, each with these."""
+        """The actions that this capability allows only together with others, each with these others."""
         return BESIDE.get(self, ())
 
 
 C = Capability
 
-# Whoever may change something sees it. Users hold what their capabilities include: `with_included`.
+# Capabilities to change something include those to see it. `with_included` adds them to a person's permissions.
 INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.API_TOKENS_MANAGE: (C.API_TOKENS_READ, C.API_TOKENS_CREATE, C.HOSTS_READ),
     C.API_TOKENS_CREATE: (C.HOSTS_READ,),
@@ -259,7 +259,7 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.PROVISIONING_MANAGE: (C.PROVISIONING_READ,),
 }
 
-# What a capability allows only together with others. A test compares this with the rules of pages and operations.
+# Actions that a capability allows only together with others. A test compares them with the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.GATEWAYS_READ: (
@@ -300,19 +300,19 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
 
 
 def with_included(permissions: Iterable[str]) -> frozenset[str]:
-    """Return `permissions` with all capabilities that they include. INCLUDED names indirect ones too."""
+    """Return `permissions` with all capabilities that they include. INCLUDED lists indirectly included ones too."""
     held = frozenset(permissions)
     return held.union(*(included for capability, included in INCLUDED.items() if capability in held))
 
 
 def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Return `capabilities` and all capabilities that include one of them: each gives at least one of them."""
+    """Return `capabilities` and all capabilities that include one of them. Each result gives at least one of them."""
     wanted = frozenset(capabilities)
     return wanted.union(capability for capability, included in INCLUDED.items() if wanted.intersection(included))
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked role is reset at every startup. Without `uses_gateways` it only looks."""
+    """A role created at startup; a locked role is reset at every startup. Without `uses_gateways`, people only look."""
 
     name: str
     capabilities: frozenset[Capability]

@@ -58,7 +58,7 @@ class HasCapability(BasePermission):
                 code="token_not_accepted",
             )
         if view.action in (None, "metadata"):
-            return True  # No action of this view has this method: 405 follows.
+            return True  # The view does not support this method, and answers 405.
         if declared is None:
             return False
         rule = declared.needs

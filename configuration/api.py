@@ -23,7 +23,7 @@ from configuration.words import as_json
 from ui.operations import File, RequestBody, operation
 from ui.rest import Problem, Resource
 
-# Each shows a list of the file. Lists that the person may not see are left out or refused.
+# Each capability gives access to a list of the file. An export leaves out other lists, and a plan refuses them.
 SEEING = (
     Capability.GATEWAYS_READ,
     Capability.SERVERS_READ,
@@ -133,7 +133,7 @@ class ConfigurationResource(Resource):
     def export(self, request: Request) -> HttpResponse:
         """Export the configuration.
 
-        Only what you may see. It has no people, tokens and secrets.
+        It has only what you may see, and no people, tokens or secrets.
         """
         return HttpResponse(export(self.me), content_type=f"{YAML}; charset=utf-8")
 

@@ -1,4 +1,4 @@
-"""Apply a document: all its changes or none, through the methods that pages and REST use."""
+"""Apply a document: make all its changes or none, by the methods that pages and REST use."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def apply(
 ) -> Plan:
     """Make all changes of the document's plan, or none, and return the plan.
 
-    `digest` is that of the plan that somebody reviewed, `commit` the version of the files for the events. Raises
-    ConfigurationError, AnotherPlan and Lacking.
+    `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit` as the version of the files.
+    Raises ConfigurationError, AnotherPlan, Lacking or StillDiffers.
     """
     with _deadlock_is_refused(), transaction.atomic(), _naming(document, commit):
         _one_at_a_time()
@@ -98,14 +98,14 @@ def must_be_allowed(made: Plan) -> None:
 
 
 def must_be_done(after: Plan) -> None:
-    """Raise StillDiffers if the plan after the changes is not empty."""
+    """Raise StillDiffers if `after`, a plan made after the changes, is not empty."""
     if after.changes:
         titles = ", ".join(change.title for change in after.changes[:5])
         raise StillDiffers(f"After these changes the file would still change: {titles}. {StillDiffers.__doc__}")
 
 
 def _claim(made: Plan, commit: str) -> None:
-    """Note the source of all objects in the document."""
+    """Record the document's source as the source of all its objects."""
     rows = [made.world.row(kind, *key) for kind, key in made.world.entries]
     terms = {"source": made.document.source, "file": made.document.name, "commit": commit}
     ManagedObject.objects.claim([row for row in rows if row is not None], **terms)
@@ -117,7 +117,7 @@ def _one_at_a_time() -> None:
 
 
 def _lock_agents(made: Plan) -> None:
-    """Lock the agents of the changes before any gateway, in the order in which connections are opened."""
+    """Lock the agents that change before any gateway, as opening a connection does, to avoid deadlocks."""
     names = {change.key[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
     rows = [row for name in names if (row := made.world.row("agents", name))]
     for row in sorted(rows, key=lambda row: str(row.pk)):
@@ -137,7 +137,7 @@ def _deadlock_is_refused() -> Iterator[None]:
 
 @contextmanager
 def _naming(document: ConfigDocument, commit: str) -> Iterator[None]:
-    """Name the files in the events of the block."""
+    """Record the names of the files, and the commit, in all events of the block."""
     name = f"{document.name}, commit {commit}" if commit else document.name
     with use_context(replace(current_context(), file=name[:300])):
         yield
@@ -162,7 +162,7 @@ def _make(change: Change, made: Plan, by: User) -> None:
 
 
 def _switch(change: Change, world: World, by: User) -> None:
-    """Enable or disable the object if the change does. New objects are enabled."""
+    """Enable or disable the object if this is part of the change. New objects are enabled already."""
     if change.disables:
         world.row(change.kind.id, *change.key).disable(by=by)
     elif change.act is Act.CHANGE and "enabled" in change.fields:

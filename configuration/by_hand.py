@@ -1,9 +1,9 @@
 """Ask once before a page changes an object that a configuration file governs.
 
-Nothing is locked. The events of changes tell what a request changes, so that every page asks, and only if something
-changes: before the event is recorded, the change is refused with an exception, which becomes a confirmation. The form
-is stored meanwhile (accounts.held_forms). After the answer, the session remembers the object until a file is applied
-again. REST, Django admin and stopping in an incident do not ask.
+Nothing is locked. All changes record an event: just before this, an exception refuses the change, and the response is
+a confirmation. So every page asks, but only if something changes. The form is stored meanwhile (accounts.held_forms).
+Once the person has confirmed, the session remembers the object until a file is applied again. REST, the Django admin
+and stopping in an incident do not ask.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERBS = {
 }
 CHANGES = frozenset(action for action in Action if action.rpartition(".")[2] in VERBS)
 CHANGES |= {Action.RETENTION_ASKED, Action.RETENTION_REVOKED}
-MEMBERS = {"users"}  # The changed field if people join or leave a team, which is not in files.
+MEMBERS = {"users"}  # The field that changes if people join or leave a team. Files do not list members.
 NOT_ASKED = "/incident/"
 PARTS = ("assignment", "feature", "toolset", "toolgrant")
 
@@ -52,7 +52,7 @@ class ManagedByFile(Exception):
 def ask_before_hand_changes(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer the first change of an object that a file governs with a confirmation. Place it before `hold_forms`."""
+    """Ask for confirmation before the first change of an object that a file governs. Place it before `hold_forms`."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         context = current_context()
@@ -62,7 +62,7 @@ def ask_before_hand_changes(
             return get_response(request)
 
     def process_view(request: HttpRequest, view: object, *_: object) -> None:
-        # Read before `hold_forms` restores the form. Programs, whose views have no CSRF check, read bodies themselves.
+        # Read before `hold_forms` restores the form. Views without CSRF check, for programs, read bodies themselves.
         asked = request.method == "POST" and not getattr(view, "csrf_exempt", False)
         request.is_by_hand = asked and ANSWER in request.POST  # type: ignore[attr-defined]
 
@@ -75,7 +75,7 @@ def ask_before_hand_changes(
 
 
 def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
-    """Return the newest change of `row`, or of a part of it, that was made without the file since it was applied."""
+    """Return the newest change of `row` or its parts that did not come from a file, since the file was last applied."""
     events = Event.objects.filter(
         target_type__in=(row._meta.model_name, *PARTS),
         target_id__in=map(str, (row.pk, *_parts(row))),
@@ -100,7 +100,7 @@ def _parts(row: Model) -> list[UUID]:
 
 
 def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
-    """Raise ManagedByFile if a file governs a target, unless the person confirmed to change it since it was applied."""
+    """Raise ManagedByFile if a file governs a target and the person has not confirmed since it was last applied."""
     if action not in CHANGES or (action == Action.TEAM_UPDATED and changes.keys() == MEMBERS):
         return
     for row, managed in _managed(targets):
@@ -120,7 +120,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield the targets, or what they are part of, that files govern."""
+    """Yield each object that a file governs among the targets and the objects they belong to, with the file."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):
@@ -142,10 +142,10 @@ def _owners(row: Model) -> list[Model]:
 
 def _ask(request: HttpRequest, asked: ManagedByFile) -> HttpResponse:
     page, key = urldefrag(held(request))
-    if not key:  # Too large to be stored, as a message says: accepted when it is sent again.
+    if not key:  # The form is too large to be stored. A message says so; the form is accepted when sent again.
         _remember(request, asked.managed)
         return redirect(page)
-    row = type(asked.row)._base_manager.filter(pk=asked.row.pk).first()  # With the name it still has.
+    row = type(asked.row)._base_manager.filter(pk=asked.row.pk).first()  # Re-read: with its stored name.
     response = confirm(
         request,
         title="Change by hand",

@@ -94,7 +94,7 @@ class _Names:
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:
-    """Yield each object whose change takes a capability that the person lacks, with the capability."""
+    """Yield the title of each change that requires a capability the person lacks, with this capability."""
     for change in changes:
         for capability in sorted(change.kind.needs(change)):
             if not viewer.has_perm(capability):
@@ -102,7 +102,7 @@ def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capa
 
 
 def _unresolved(change: Change, world: World) -> Iterator[tuple[str, str]]:
-    """Yield each reference without a secret, unless the object has one already."""
+    """Yield field and message for each reference whose secret was not found, if the object has no secret yet."""
     for one in change.kind.fields:
         reference = change.values.get(one.name)
         is_unknown = one.is_secret and reference and REFERENCE_FORM(reference) and reference not in world.secrets

@@ -57,7 +57,7 @@ class ConfigurationError(Exception):
 
 @dataclass
 class ConfigDocument:
-    """The data of one or more files, and the position of each value and key by path."""
+    """The data of one or more files. By path, `marks` has the position of each value, `key_marks` that of each key."""
 
     files: list[str]
     data: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class ConfigDocument:
 
     @property
     def source(self) -> str:
-        """The owner of the files, empty if they name none."""
+        """The source that the files name (their owner); empty if they name none."""
         return str(self.data.get("source", ""))
 
     def at(self, path: Path) -> Mark:
@@ -111,7 +111,7 @@ class ConfigDocument:
 
 
 def read(files: Mapping[str, str]) -> ConfigDocument:
-    """Return the document of these files, which are texts by name. Raises ConfigurationError."""
+    """Return the document in these files, given as text by name. Raises ConfigurationError."""
     if not files:
         raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Name a file that ends in .yaml.")])
     mistakes: list[Mistake] = []
@@ -242,7 +242,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-# Values of choices are strings, too.
+# StrEnum values of choices are written as strings, too.
 _Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 
 

@@ -1,4 +1,4 @@
-"""Read the objects of a document, and check their names and the names of others that they refer to."""
+"""Read the objects of a document, and check their names and the names of objects that they refer to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from configuration.kinds import KINDS, Entry, Key, Kind, World
 
 
 def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
-    """Return the objects of a valid document, which are put into `world`, and its mistakes."""
+    """Return a pair: the entries of a valid document, which are also added to `world`, and its mistakes."""
     return _EntryReader(document, world).read()
 
 
 @dataclass
 class ListedEntries:
-    """The entries of a document, and the lists that it gives, by kind and key of the parent."""
+    """The entries of a document by kind. `lists` has, by kind, the parents for which the document has a list."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
     lists: dict[str, list[Key]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _EntryReader:
                 self._read_list(child, given[child.name], key, (*path, child.name))
 
     def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
-        """Return the present key of an object that the document renames, or None."""
+        """Return the present key of an object that the document renames; None if it does not rename it."""
         moved = given.get("moved")
         if moved is None:
             return None
@@ -93,7 +93,7 @@ class _EntryReader:
                         self._mistake(where, _unknown(self._world, one.refers_to, name))
 
     def _path_of(self, entry: Entry, field: str, name: str, index: int) -> Path:
-        """Return the path of a name in a list, which the file may have in another order."""
+        """Return the path of `name` in the document, whose list may have another order than the entry's."""
         path: Path = (*entry.path, field)
         given: Any = self._document.data
         for part in path:

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def export(viewer: User) -> str:
-    """Return everything that files can have and `viewer` may see, in the same order always."""
+    """Return everything that files can contain and `viewer` may see, always in the same order."""
     world = World(KINDS)
     tops = [kind for kind in KINDS if not kind.parent and may_see(kind, viewer)]
     return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object as a file has it, or None if there is none that files can have and `viewer` may see.
+    """Return one object in the form of a file; None unless it exists, files can contain it and `viewer` may see it.
 
-    Objects of which there is one, such as the workspace, have the key “”.
+    The key is “” for a kind with a single object, such as the workspace.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()

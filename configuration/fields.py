@@ -1,4 +1,4 @@
-"""The fields of objects in configuration files: their JSON Schema, default, and what to write instead of a mistake."""
+"""The fields of objects in configuration files: their JSON Schema, default, and a hint for correcting mistakes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,9 +19,9 @@ REQUIRED: Any = object()
 class Field:
     """A field of an object.
 
-    `instead` ends the message about a wrong value. `refers_to` is the kind of object that a value names. `is_set` marks
-    lists without order, `is_secret` references to secrets, which are never read from the workspace. A field that
-    `is_fixed` is set when the object is created, and cannot be changed. Text that `is_trimmed` is stored without blanks
+    `instead` is the end of the message about a wrong value. `refers_to` is the kind of object that it names. `is_set`
+    marks lists without order, `is_secret` references to secrets, which are never read from the workspace. A field with
+    `is_fixed` is set when the object is created, and cannot be changed. Text with `is_trimmed` is stored without blanks
     at its ends.
     """
 
@@ -44,7 +44,7 @@ class Field:
         return known | {"default": self.default} if states_default else known
 
     def normal(self, value: Any) -> Any:
-        """Return `value` in the form in which it is compared and written."""
+        """Return `value` in its normal form, for comparison and for files."""
         if self.is_trimmed:
             return value.strip()
         return sorted({*value}) if self.is_set and value is not None else value
@@ -113,7 +113,7 @@ def names(
 
 
 def several(name: str, about: str, choices: Iterable[str], default: Any = ()) -> Field:
-    """Return a field for a list of given values without order."""
+    """Return a field for a list of some of these choices, without order."""
     values = [*choices]
     schema = {"type": "array", "items": {"type": "string", "enum": values}, "uniqueItems": True}
     return Field(name, about, schema, f"Write a list of: {', '.join(values)}.", [*default], is_set=True)

@@ -29,7 +29,7 @@ def texts(place: Path) -> dict[str, str]:
 
 
 def references(data: Any) -> Iterator[str]:
-    """Yield the values of data that have the form of a reference to a secret."""
+    """Yield the strings in `data` that have the form of a reference to a secret."""
     if isinstance(data, str) and REFERENCE_FORM(data):
         yield data
     elif isinstance(data, dict | list):
@@ -38,7 +38,7 @@ def references(data: Any) -> Iterator[str]:
 
 
 def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
-    """Return the secrets of these references that this machine has. Paths are relative to `folder`."""
+    """Return, by reference, the secrets that are found on this machine. Paths are relative to `folder`."""
     found = {}
     for reference in {*wanted}:
         kind, _, name = reference.partition(":")

@@ -1,4 +1,4 @@
-"""The files that govern objects: each object has one source."""
+"""The configuration files that govern objects. Each governed object has one source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
         return {(target_type, target_id): source for target_type, target_id, source in rows}
 
     def claim(self, rows: Iterable[models.Model], *, source: str, file: str, commit: str) -> None:
-        """Note that these rows are governed by a file of this source."""
+        """Record that a file of this source governs these rows, as of now."""
         terms = {"source": source, "file": file[:300], "commit": commit, "applied_at": timezone.now()}
         targets = map(target_of, rows)
         claimed = [ManagedObject(target_type=kind, target_id=pk, **terms) for kind, pk in targets]

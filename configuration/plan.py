@@ -23,17 +23,17 @@ from configuration.schema import mistakes_of
 if TYPE_CHECKING:
     from accounts.models import User
 
-COUNTING_S = 10.0  # For all changes of a plan. The last may take 2 s longer (rules.replay.LATELY_S).
+COUNTING_S = 10.0  # For counting what a plan's changes cut off. The last may take 2 s longer (rules.replay.LATELY_S).
 NOT_COUNTED = f"Not counted: what the changes before it cut off took {COUNTING_S:.0f} s to count."
 SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.
 
 
 @dataclass
 class Plan:
-    """The changes of a document, and the objects of its lists that the workspace has besides.
+    """The changes that applying a document would make.
 
-    `missing` are the capabilities that the person lacks, by object; `not_by_key` the objects that the person's API key
-    cannot change.
+    `not_in_file` are objects of the workspace that are missing from the document's lists. `missing` are the
+    capabilities that the person lacks, by object; `not_by_key` are the objects that an API key cannot change.
     """
 
     document: ConfigDocument
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """A digest of all changes with the values before and after, for apply to refuse another plan."""
+        """A digest of all changes with their values before and after, by which `apply` recognises a reviewed plan."""
         told = [[change.act, change.kind.id, change.key, change.was, change.fields] for change in self.changes]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -60,9 +60,9 @@ def plan(
 ) -> Plan:
     """Return the changes that applying `document` as `viewer` would make.
 
-    `secrets` are the values of references, for those that could be resolved. With `prune`, objects of the same source
-    that the document's lists lack are disabled. With `cuts`, each change says what it cuts off. Raises
-    ConfigurationError with all mistakes.
+    `secrets` are the resolved secrets by reference. With `prune`, objects of the document's source that are missing
+    from its lists are disabled. With `cuts`, each change says what it cuts off. Raises ConfigurationError with all
+    mistakes that the first failing check finds.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
@@ -81,7 +81,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Say of each change what it cuts off, until the time for counting is used up."""
+    """Set `cuts` of each change, until the time for counting is used up."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:
@@ -95,7 +95,7 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the changes of one kind: what is removed first, as another object may get its name."""
+    """Yield the changes of one kind, removals first, because another object may get the name of a removed one."""
     entries = listed.entries.get(kind.id, [])
     places = kind.places(entries, world)
     if not kind.keeps_order:
@@ -128,7 +128,7 @@ def _change(kind: Kind, entry: Entry, world: World, places: Mapping[Key, tuple[i
 
 
 def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -> dict[str, tuple[Any, Any]]:
-    """Return the fields with another value than now, except secrets, with both values."""
+    """Return the fields that change, except secrets, with their values before and after."""
     different = {}
     for one in kind.fields:
         if one.name in entry.given and not one.is_secret:
@@ -139,7 +139,7 @@ def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -
 
 
 def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) -> dict[str, str]:
-    """Return the secrets that the document changes, by field. One that is not known here is no change."""
+    """Return the secrets that the document changes, by field. References without a secret in `world` are no change."""
     changed = {}
     for one in kind.fields:
         given = entry.given.get(one.name)
@@ -152,7 +152,7 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
 
 
 def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the disabling of each enabled object of the document's source that its lists lack."""
+    """Yield changes that disable all enabled objects of the document's source that are missing from its lists."""
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
         raise ConfigurationError([Mistake(document.at(()), mistake)])
@@ -166,7 +166,7 @@ def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> It
 
 
 def _not_in_file(listed: ListedEntries, world: World) -> Iterator[str]:
-    """Yield the objects that the document's lists do not have."""
+    """Yield the titles of objects that are missing from the document's lists."""
     for kind in (one for one in KINDS if one.id in listed.lists and not one.parent and not one.is_single):
         for key, found in sorted(world.of(kind.id).items()):
             if (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames and found.values:

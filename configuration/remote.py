@@ -17,7 +17,7 @@ class RemoteRefused(Exception):
 
 
 class Remote:
-    """An installation of Gateway Admin, asked with an API key."""
+    """An installation of Gateway Admin, called over REST with an API key."""
 
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
@@ -51,7 +51,7 @@ class Remote:
 
 
 def _reason(answer: httpx.Response) -> str:
-    """Return the mistakes or the detail of a refusal."""
+    """Return why the installation refused the request: its list of mistakes, or the detail."""
     try:
         told: dict[str, Any] = answer.json()
         mistakes = told.get("errors", {}).get("files") or []

@@ -68,7 +68,7 @@ def _object(properties: Mapping[str, Any], required: list[str]) -> dict[str, Any
 
 
 def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
-    """Yield the mistakes of a document that the schema shows."""
+    """Yield the mistakes that the schema finds in a document."""
     from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # noqa: PLC0415  (slow to import)
 
     for error in Draft202012Validator(schema()).iter_errors(document.data):
@@ -83,7 +83,7 @@ def _mistakes(document: ConfigDocument, error: Any) -> Iterator[Mistake]:
             yield Mistake(document.at_key((*path, name)), _unknown(name, known, path))
         return
     if error.validator == "required":
-        # One error for each name; the first tells all.
+        # There is an error for each missing name. The first is reported, with all names.
         names = [name for name in rule["required"] if name not in error.instance]
         if error.message.startswith(repr(names[0])):
             yield Mistake(document.at(path), f"{_missing(names)} Add “{names[0]}: …”.")
@@ -116,7 +116,7 @@ def _unknown(name: str, known: list[str], path: Path) -> str:
 
 
 def _last(path: Path) -> str:
-    """Return the name of the last field in a path, without indexes of lists."""
+    """Return the name of the last field in a path, ignoring indexes of lists."""
     return next((str(part) for part in reversed(path) if isinstance(part, str)), "the file")
 
 

@@ -76,7 +76,7 @@ def _missing(plan: Plan) -> str:
 
 
 def lacking_lines(plan: Plan) -> list[str]:
-    """Return a line for each capability that is missing, and for each object that an API key cannot change."""
+    """Return a line for each capability that the person lacks, and for each object that an API key cannot change."""
     lines = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
     return lines + [f"- {title}: API keys cannot change it. Apply the file as a person." for title in plan.not_by_key]
 

@@ -202,7 +202,7 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """Connections to one gateway. Listing those of other people needs a capability that shows connections."""
+    """Connections to one gateway. Listing other people's connections needs a capability that shows connections."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:

@@ -1,4 +1,4 @@
-"""The tools that sets, grants and limits allow, and the calls that a change of these would refuse."""
+"""The tools that sets, grants and limits allow, and the calls that a change of sets, grants or limits would refuse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SELECT s.tool_set_id, f.exposed_name FROM gateways_features_of(%s::uuid[]) s
 JOIN gateways_feature f ON f.id = s.feature_id
 WHERE f.kind IN ('tool', 'prompt') AND left(f.exposed_name, 300) = ANY(%s)
 """
-# The function decides calls, too.
+# gateways_given() is used in the decision on calls, too.
 _GIVEN = """
 SELECT unnest(gateways_given(CASE WHEN g.tools_given <> 'all' THEN g.id END, p.people, h.tool_set_id, a.id, NULL))
 FROM (
@@ -45,9 +45,9 @@ NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
 def given_to(
     features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
 ) -> FeatureQuerySet:
-    """Return those of `features` that are given to one of `people`, within the limit of the app or agent.
+    """Return those of `features` that are given to one of `people`, within the limit of the app or agent `host`.
 
-    `people` are pairs of gateway and user. Switches do not count.
+    `people` are pairs of gateway and user. Disabled features are returned too.
     """
     pairs = [*people]
     gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
@@ -62,7 +62,7 @@ class GivenTools:
     """The tools and prompts of a gateway that people and hosts may use, by exposed name."""
 
     asks_grants: bool
-    names: Mapping[UUID, Collection[str]]  # The names in each set; not of a set added while this was read.
+    names: Mapping[UUID, Collection[str]]  # The names in each set. A set that was added during the read is missing.
     everyone: frozenset[UUID]  # The sets given to everybody.
     teams: dict[UUID, frozenset[UUID]]
     people: dict[UUID, frozenset[UUID]]
@@ -70,7 +70,7 @@ class GivenTools:
     teams_of: Callable[[UUID], Iterable[UUID]]
 
     def sets_of(self, user: UUID) -> frozenset[UUID]:
-        """Return the sets a person has."""
+        """Return the sets that this person has by grants to everybody, their teams or themselves."""
         through_teams = (self.teams.get(team, frozenset()) for team in self.teams_of(user))
         return self.everyone.union(self.people.get(user, ()), *through_teams)
 
@@ -80,7 +80,7 @@ class GivenTools:
         return host not in self.limits or self.has(self.limits[host], name)
 
     def has(self, tool_set: UUID, name: str) -> bool:
-        """Return whether the set has the tool or prompt of this exposed name."""
+        """Return whether the set contains the tool or prompt with this exposed name."""
         return name[:300] in self.names.get(tool_set, ())
 
 
@@ -118,7 +118,7 @@ def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
 
 
 def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], GivenTools]) -> str:
-    """Return a sentence about the calls of seven days that are allowed now, but not after `change`.
+    """Return a sentence about the calls of the last seven days that are allowed now, and would not be after `change`.
 
     Empty for viewers who may not read the log.
     """
@@ -140,7 +140,7 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
 
 
 def _calls(gateway: Gateway) -> list[tuple[UUID | None, UUID | None, str, int]]:
-    """Count at most MOST_READ + 1 answered calls of tools and prompts, by person, host and name."""
+    """Count calls of tools and prompts that were not refused, at most MOST_READ + 1, by person, host and name."""
     since = range_start(timezone.now(), PERIOD)
     rows = Call.objects.filter(gateway_id=gateway.pk, created_at__gte=since, feature_type__in=NAMED_KINDS)
     rows = rows.exclude(outcome__in=ENDINGS["denied"]).order_by()
@@ -176,7 +176,7 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change of the sets if this tool had the effect `effect`."""
+    """Return the change of the sets' contents that follows if this tool gets the effect `effect`."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
 
@@ -188,6 +188,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that leaves a set with just these features."""
+    """Return the change after which the set contains exactly these features."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

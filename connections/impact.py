@@ -1,4 +1,4 @@
-"""The impact of disabling or archiving, for confirmations: affected hosts, users, and the calls of seven days."""
+"""The impact of disabling or archiving, for confirmations: affected hosts, users, and calls of the last seven days."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,8 +80,8 @@ def _identities(target: models.Model, links: Q) -> int:
 def cuts(target: models.Model, viewer: User) -> str:
     """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    The calls are those of the last seven days. The impact is only for viewers who may see all connections, the calls
-    only for viewers who may read the log; both are also for the owner of `target`. Raises NothingGoesThrough.
+    The calls are those of the last seven days. The owner of `target` gets all sentences. Other viewers get the impact
+    if they may see all connections, and the calls if they may read the log. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -110,7 +110,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return a sentence with the calls of seven days that disabling `targets` (of one model) would have refused.
+    """Return a sentence about calls of the last seven days that disabling `targets` (of one model) would have refused.
 
     Empty if the viewer may not read these calls.
     """
@@ -125,7 +125,7 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence with the calls of seven days that opening `gateway` only to these teams would have refused.
+    """Return a sentence about calls of the last seven days, refused if only these teams could have used `gateway`.
 
     Empty if the viewer may not read these calls.
     """
@@ -167,7 +167,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 
 def ended_together(which: Q) -> str:
-    """Return a sentence with the numbers of live connections matching `which`, and their tokens, that will end."""
+    """Return a sentence with the number of live connections that match `which`, and of their tokens. Both will end."""
     live = Connection.objects.live().filter(which)
     now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
     totals = live.aggregate(
@@ -182,7 +182,7 @@ def ended_together(which: Q) -> str:
 
 
 def _reached(target: models.Model) -> tuple[Q, Where]:
-    """Return the condition for connections, and the columns of calls, that depend on `target`."""
+    """Return a pair: a condition for connections that depend on `target`, and the columns of calls that do."""
     if type(target) not in REACHED:
         raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
     return REACHED[type(target)](target)
@@ -196,7 +196,7 @@ def _of_identity(identity: Identity) -> tuple[Q, Where]:
 
 
 def _through(**assigned: models.Model) -> Q:
-    """Match connections of gateways that have a live assignment with these values."""
+    """Match connections to gateways that have a live assignment with these values."""
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 

@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return the role of a connection's user, if people with this role only look."""
+    """Return a subquery for the role of a connection's user, empty unless people with this role can only look."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -78,7 +78,7 @@ def _through_team() -> models.QuerySet[Team]:
 
 
 def _through_grant() -> models.QuerySet[Any]:
-    # The time of the database, because the query is built once (see `_with_details`).
+    # Now() is evaluated in the database for each query, because the query is built only once (`_with_details`).
     unended = Q(ends_at=None) | Q(ends_at__gt=Now())
     grants = GatewayGrant.objects.filter(unended, ended_at=None, gateway=OuterRef("gateway"), user=OuterRef("user"))
     return grants.order_by()
@@ -91,7 +91,7 @@ def _uses_all() -> dict[str, str]:
 
 
 def uses_every_gateway() -> models.QuerySet[User]:
-    """Return the people who may use every gateway, whatever its reach."""
+    """Return the people who may use every gateway, even one that is not open to them."""
     through_role = Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
     looking = Role.objects.filter(uses_gateways=False).values("pk")
     uses_all = Q(is_superuser=True) | through_role
@@ -117,8 +117,8 @@ def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
     return Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
 
 
-# Matches connections not blocked by their user, host or gateway, nor by the gateway's reach or its allowed hosts.
-# Needs `with_reach`.
+# Matches connections whose user, host and gateway are enabled, whose host is approved, whose user may use the gateway,
+# and whose gateway allows the host. Needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True, host_allowed=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
@@ -353,8 +353,8 @@ class Connection(Versioned, Switchable):
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
 
-    # Seconds for which a held call waits in its request; NULL: 50 s with progress notifications, otherwise 4 s. The
-    # gateway learns it from calls, and people can change it.
+    # Seconds for which a held call waits in its request. NULL means 50 s with progress notifications, otherwise 4 s.
+    # The gateway learns the value from calls, and people can change it.
     hold_wait = models.PositiveSmallIntegerField(null=True, blank=True)
 
     objects = ConnectionQuerySet.as_manager()
@@ -447,9 +447,9 @@ class Connection(Versioned, Switchable):
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
-        """Set for how many seconds held calls wait in their requests; None lets the gateway choose.
+        """Set how many seconds held calls wait in their requests; None lets the gateway choose.
 
-        Returns False if it was the same.
+        Returns False if the value did not change.
         """
         with transaction.atomic():
             before: int | None = self.lock().hold_wait

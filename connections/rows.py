@@ -227,7 +227,7 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with one of these credentials; everything if `credentials` is empty."""
+    """Match connections that have a credential matching `credentials`; all connections if that is empty."""
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 

@@ -27,7 +27,7 @@ from ui.viewset import confirmed
 
 
 class OpenStream(NamedTuple):
-    """A session at a server; `is_open` if a worker reads the server's messages."""
+    """A session at a server. `is_open` is True if a worker reads the server's messages."""
 
     server: str
     is_open: bool

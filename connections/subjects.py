@@ -98,10 +98,10 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return a function that returns the objects a filter may name, given the API view.
+    """Return a function that takes the API view and returns the objects that a filter may name.
 
     These are the `listed` objects, and for people who may read the log also objects in logged calls. `column` is the
-    call's column with the object's id; `shared` are columns that have the same value in both tables.
+    column of calls that has the object's id; `shared` are columns that calls and objects have in common.
     """
 
     def things(view: Resource) -> QuerySet[Any]:
@@ -122,7 +122,7 @@ class FilterViewer(NamedTuple):
 
 
 def listed_host() -> SubjectField:
-    """Return a required filter by an app or agent that the viewer sees in lists."""
+    """Return a required filter field for an app or agent. It accepts those that the viewer can see in lists."""
     return SubjectField("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
 
 

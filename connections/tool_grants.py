@@ -52,7 +52,7 @@ GRANTS = Table(
 
 
 def with_use(grants: QuerySet[ToolGrant]) -> QuerySet[ToolGrant]:
-    """Annotate grants with the last call on the gateway of the people who have them, through any tool."""
+    """Annotate each grant with the time of the last call, with any tool, of the people who have it on its gateway."""
 
     def last(**whose: Any) -> Subquery:
         calls = Connection.objects.filter(gateway=OuterRef("gateway"), **whose).order_by().values("gateway")
@@ -92,7 +92,7 @@ def _visible(request: AppRequest) -> QuerySet[ToolGrant]:
 def listing(request: AppRequest) -> HttpResponse:
     asked = request.GET.copy()
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_READ):
-        asked.pop("idle", None)  # It says when others last connected.
+        asked.pop("idle", None)  # It would reveal when other people last used the gateway.
     filters = GrantFilter(asked)
     rows = with_use(_visible(request))
     return list_page(
@@ -103,7 +103,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def end_selected(request: AppRequest) -> HttpResponse:
-    """End the selected grants once their number was typed."""
+    """End the selected grants, after the person has typed their number."""
     return end_picked(
         Picked(request, _visible(request), ("grant", "grants"), back=reverse("connections:grants")),
         ("End", "ended"),

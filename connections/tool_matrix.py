@@ -89,7 +89,10 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the chosen columns, otherwise all that have grants or a limit, at most MOST_COLUMNS."""
+    """Return the columns that the filters choose; without a choice, everybody and the columns with a grant or limit.
+
+    Without a choice, at most MOST_COLUMNS are returned.
+    """
     told: Any = filters.values
     found: list[MatrixColumn] = []
     if email := told.get("person"):
@@ -153,7 +156,7 @@ def matrix(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
-    """Return the reasons of the cell that the query names."""
+    """Return the reasons for the state of the cell that the query names."""
     tools = features_at(gateway).filter(kind__in=NAMED_KINDS).select_related("assignment__server")
     try:
         feature = get_object_or_404(tools, pk=UUID(text_of(request.GET, "tool")))
@@ -180,7 +183,7 @@ def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
 
 
 def _column(key: str) -> MatrixColumn:
-    """Return the column of this key. Raises ValueError or Http404."""
+    """Return the column with this key. Raises ValueError or Http404."""
     kind, _, pk = key.partition(":")
     match kind:
         case "everybody":

@@ -1,6 +1,6 @@
 """Choose the tools of a set one by one, by search and page, and copy a set to another gateway.
 
-Nothing is saved before *Save*: the form carries what is chosen from page to page.
+Nothing is saved before *Save*. Until then, the form carries the chosen names from page to page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PickForm(forms.Form):
         self.tool_set = tool_set
 
     def clean_chosen(self) -> list[Feature]:
-        """Return the features of these names. The error names an unknown one."""
+        """Return the features with these names. Raises ValidationError with an unknown name."""
         return features_named(self.tool_set.gateway, lines(self.cleaned_data["chosen"]), self.tool_set)
 
 
@@ -133,7 +133,7 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _not_found(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return the features of `gateway` with the names of the set's members, and a sentence about the names without."""
+    """Return a pair: the features of `gateway` with names of the set's members, and a sentence about missing names."""
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""
     names = [*tool_set.members.order_by("exposed_name").values_list("exposed_name", flat=True)]

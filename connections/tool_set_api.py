@@ -66,7 +66,7 @@ class ToolSetBody(RequestBody):
 
 
 class GatewayToolSets(Resource):
-    """Sets of tools of a gateway, for grants and limits. New tools that fit a set are in it at once."""
+    """Sets of tools of a gateway, for grants and limits. New tools that match a set belong to it at once."""
 
     serializer_class = ToolSetSerializer
     versioned = True

@@ -157,7 +157,7 @@ class ToolSetForm(forms.Form):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features that the set in the form would have now; requires a valid form."""
+        """The features that the set described by the form would contain now. Requires a valid form."""
         told = self.cleaned_data
         chosen = Q(pk__in=[feature.pk for feature in told["members"]])
         return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))
@@ -201,7 +201,7 @@ class GiveForm(forms.Form):
 
     @property
     def ends_at(self) -> datetime | None:
-        """The end of the last day; None without one."""
+        """The end of the chosen last day; None if no day is chosen."""
         day: date | None = self.cleaned_data["ends_on"]
         return datetime.combine(day + timedelta(days=1), time(), UTC) if day else None
 
@@ -239,7 +239,7 @@ def features_at(gateway: Gateway) -> FeatureQuerySet:
 
 
 def features_named(gateway: Gateway, names: Collection[str], tool_set: ToolSet | None = None) -> list[Feature]:
-    """Return the features of these exposed names, also members of `tool_set` that servers no longer offer.
+    """Return the features with these exposed names, also members of `tool_set` that servers no longer offer.
 
     Raises ValidationError for too many names, and for an unknown one.
     """
@@ -259,7 +259,7 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Load the holders of each set, the hosts it limits, and the number of its features that servers offer."""
+    """Load the live grants of each set, the hosts it limits, and the number of its features that servers offer."""
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
@@ -445,7 +445,7 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}
         if grant.ends_at:
-            # Midnight belongs to the day before.
+            # A grant that ends at midnight has the day before as its last day.
             subject["ends_on"] = (grant.ends_at - timedelta.resolution).astimezone(UTC).date().isoformat()
         subject |= {"team": str(grant.team.pk)} if grant.team else {"email": grant.user.email} if grant.user else {}
         url = reverse("connections:give_tools", args=[grant.tool_set.pk])

@@ -117,7 +117,7 @@ def _tab(key: str, name: str, by: str, acts: int) -> Table:
     )
 
 
-# Rows on the tab of a host have one more button: to block the host on the row's gateway.
+# Rows on the tab of a host have an additional button, which blocks the host on the row's gateway.
 TABS = {
     "host": _tab("of-host", "Gateway", "gateway__name", acts=9),
     "gateway": _tab("of-gateway", "Client name", "host__name", acts=7),
@@ -389,7 +389,7 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and the URL of their numbers by status, which takes longer to count."""
+    """Return the number of listed connections, and a URL for their numbers by status, which take longer to count."""
     rows = filters.narrow(connections_visible_to(viewer)).count()
     counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"
     return {"count": rows, "number": number_of(rows, "connection"), "counts_url": counts_url}

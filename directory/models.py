@@ -39,7 +39,7 @@ def new_token() -> str:
 
 class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
     def add(self, *, team: Team | None, by: User) -> DirectoryAddress:
-        """Create the address of `team`, or of everyone if None. Raises AddressExists."""
+        """Create the address for `team`; None is everyone. Raises AddressExists."""
         address = self.model(team=team, created_by=by)
         try:
             with transaction.atomic():
@@ -98,7 +98,7 @@ class DirectoryAddress(Versioned, Switchable):
         return "enabled" if self.enabled else "disabled"
 
     def editable(self) -> dict[str, Any]:
-        """Return the values that detect concurrent changes, without the token."""
+        """Return the values by which concurrent changes are detected. The token is not one of them."""
         return {"enabled": self.enabled, "regenerated_at": self.regenerated_at and self.regenerated_at.isoformat()}
 
     def gateways(self) -> GatewayQuerySet:

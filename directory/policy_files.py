@@ -22,7 +22,7 @@ CLAUDE_CODE = (
 
 
 class PolicyFile(NamedTuple):
-    """A file for machines: `place` is where it is installed, `effect` what a client does with it."""
+    """A file for machines. `place` tells where to install it, `effect` what the client does with it."""
 
     slug: str
     client: str

@@ -32,12 +32,12 @@ from ui.rest import stamp
 
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
 OFFICIAL = "io.modelcontextprotocol.registry/official"
-# The only version of every entry: the address of a gateway never changes.
+# Every entry has only this version, because the address of a gateway never changes.
 VERSION = "1.0.0"
 LATEST = "latest"
 USUAL_LIMIT, MOST_LIMIT = 30, 100
 LONGEST_DESCRIPTION = 100
-# As the documentation of GitHub Copilot and VS Code asks for.
+# Required by the documentation of GitHub Copilot and VS Code.
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, OPTIONS",
@@ -71,7 +71,7 @@ def name_of(gateway: Gateway) -> str:
 def entry(gateway: Gateway) -> dict[str, Any]:
     """Return a gateway as a ServerResponse of the registry API.
 
-    It has no headers: clients sign in by OAuth, and would ask for the value of each header instead.
+    It lists no headers, because clients would ask people for their values instead of signing in by OAuth.
     """
     return {
         "server": {
@@ -149,7 +149,7 @@ def _limit(text: str) -> int:
 
 
 def _cursor(slug: str, search: str) -> str:
-    """Return a cursor without characters that need quoting: VS Code does not quote it."""
+    """Return a cursor without characters that need quoting in a URL, because VS Code does not quote it."""
     return base64.urlsafe_b64encode(json.dumps([slug, search]).encode()).decode().rstrip("=")
 
 
@@ -173,7 +173,7 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Serve `answer(gateways, request, ...)` below an address, without sign-in; for None the status is 404."""
+    """Serve the result of `answer(gateways, request, ...)` below an address, without sign-in; None gives 404."""
 
     @login_not_required
     @wraps(answer)

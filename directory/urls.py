@@ -5,7 +5,7 @@ from directory import registry, views
 app_name = "directory"
 
 _servers = "directory/<str:token>/v0.1/servers"
-# The name of a server has a slash, which clients may quote.
+# The name of a server contains a slash, which some clients quote and others do not.
 _versions = f"{_servers}/<path:name>/versions"
 
 urlpatterns = [

@@ -102,7 +102,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # Loaded objects are never freed, so garbage collections need not scan them while calls wait.
-        # Limits the wait for the GIL: of a page after each statement, and of the event loop after each iteration.
+        # Limits how long a page waits for the GIL after each statement, and the event loop after each iteration.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()

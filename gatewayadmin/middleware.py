@@ -139,8 +139,8 @@ class OuterMiddleware:
     client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection, which may
     be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413,
     because Django would write it to disk first. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at
-    some paths one of SMALLER_ANONYMOUS_BODIES. With a session or token and a body above this limit, `is_known` checks
-    the credential before the body is read, since Django would read the whole body first: an unknown credential gets
+    some paths one of SMALLER_ANONYMOUS_BODIES. If a request with a session or token has a larger body, `is_known`
+    checks the credential before the body is read, since Django would read all of it first; an unknown credential gets
     401. If `is_known` raises SenderBusy, the answer is 429.
     """
 
@@ -264,7 +264,7 @@ def busy(scope: Scope, seconds: int) -> Response:
 
 
 def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
-    """Return the error as of RFC 7644 section 3.12 for SCIM requests; None for others."""
+    """Return the error in the format of RFC 7644 section 3.12 for SCIM requests; None for other requests."""
     if not scope["path"].startswith("/scim/"):
         return None
     error = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"], "status": str(status), "detail": text.strip()}
@@ -332,7 +332,7 @@ _background = Background(DatabaseError)  # The request gets this error as well.
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
-    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, of different senders. Raises SenderBusy when too
+    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, each for another sender. Raises SenderBusy when too
     many look-ups of the sender wait, or this look-up has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")

@@ -57,7 +57,7 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 
 def _counts(reader: Any) -> dict[str, int]:
-    """Return the non-zero counts by kind, of things `reader` may see, with one query; without one for most members."""
+    """Return the non-zero counts of objects `reader` may see, by kind. Needs one query, for most members none."""
     if not isinstance(reader, User):
         return {}
     looks = [_waiting(kind) for kind in _kinds(reader)]

@@ -58,7 +58,7 @@ ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch_value("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch_value("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
-LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys that `serve` starts without.
+LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys: `serve` starts even if they are missing.
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
 OUTBOUND_PROXY = outbound.outbound_proxy_settings()
@@ -66,7 +66,7 @@ TRACES = outbound.tracing_settings(OUTBOUND_PROXY)
 OTEL_RESOURCE = outbound.resource()
 ARCHIVE = environment.path_or_url("GATEWAY_ARCHIVE")
 ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
-API_KEY = secret("GATEWAY_API_KEY")  # Of the commands with --url, for another installation.
+API_KEY = secret("GATEWAY_API_KEY")  # For the commands with --url, which use another installation.
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 # A clone with this file has a runner, which `serve` starts, unless GATEWAY_RUNNER_URL names another.

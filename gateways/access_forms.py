@@ -128,7 +128,7 @@ class ApproveForm(DeclineForm):
 
 
 class TakesRequestsForm(forms.Form):
-    """Settings of a gateway's requests: on or off, their periods, and the approvers."""
+    """Settings for requests at a gateway: whether it takes them, their periods, and the approvers."""
 
     takes_requests = forms.BooleanField(
         required=False,

@@ -104,9 +104,9 @@ REQUESTS = Table(
 
 
 def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate `reaches` and `until` (when a grant ends that the viewer's use depends on), and the number of tools.
+    """Annotate whether the viewer may use each gateway, with and without a grant, and the number of tools.
 
-    `waits` is the viewer's open request for the gateway, if any.
+    `granted_until` is the end of the viewer's grant, `waits` the viewer's open request for the gateway, if any.
     """
     without = Gateway.objects.reachable_by(viewer, by_grant=False).filter(pk=OuterRef("pk"))
     own = GatewayGrant.objects.live().filter(gateway=OuterRef("pk"), user=viewer)
@@ -127,7 +127,7 @@ class CatalogueRow:
         self.gateway = gateway
         self.reaches: bool = gateway.reaches_always or gateway.reaches_by_grant
         self.until: datetime | None = None if gateway.reaches_always else gateway.granted_until
-        # Sets may be missing although the gateway is open, so a gateway with sets always offers to ask.
+        # Who may use the gateway may still lack some of its sets, so a gateway with sets always offers a request.
         is_open = self.reaches and self.until is None and gateway.tools_given == ToolsGiven.ALL
         self.may_ask: bool = gateway.takes_requests and not is_open
 
@@ -179,7 +179,10 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
-    """Return whether one of the person's live `grants` gives the set, and until when; None if no date ends it."""
+    """Return a pair: whether one of the person's live `grants` gives the set, and the latest end date.
+
+    The date is None if there is no such grant, or one of them has no end date.
+    """
     ends = [grant.ends_at for grant in grants if grant.tool_set_id == tool_set.pk]
     dates = [end for end in ends if end]
     return bool(ends), max(dates) if dates and len(dates) == len(ends) else None
@@ -314,7 +317,7 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN, others=Capability.GATEWAYS_MANAGE)
 def end(request: AppRequest, pk: UUID) -> HttpResponse:
-    """End what an approved request gave."""
+    """End the access that an approved request gave."""
     asked = request_or_404(request.user, pk)
     return confirmed(
         request,

@@ -238,7 +238,7 @@ class GatewayResource(Resource):
 
 
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values for the form of the page, whose approvers are lines."""
+    """Return the values for the page's form, where the approvers are one text with a line for each."""
     return values | {"approvers": "\n".join(values["approvers"])}
 
 

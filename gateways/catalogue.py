@@ -214,7 +214,7 @@ class Catalogue:
 
     @cached_property
     def _first(self) -> tuple[list[tuple[UUID, str]], int]:
-        """The first page and the total, which one statement reads."""
+        """The first page and the total number of entries; one statement reads both."""
         return self._read(0, PAGE_SIZE)
 
     def find(self, feature: Feature) -> CatalogueEntry:
@@ -222,7 +222,7 @@ class Catalogue:
         return self[:1][0]
 
     def _read(self, start: int, most: int | None) -> tuple[list[tuple[UUID, str]], int]:
-        """Return a slice of the entries as (server, name), and the total, which is 0 if `start` is beyond the end."""
+        """Return a pair: a slice of the entries as (server, name), and the total, or 0 if `start` is beyond the end."""
         by = self.sort.removeprefix("-")
         by = "tool" if self.only_unused and by in BY_USE else by
         joins_use = self.only_unused or by in BY_USE
@@ -305,7 +305,7 @@ class Catalogue:
 
     def _tell_use(self, entries: list[CatalogueEntry]) -> None:
         """Set the number of calls and the last call of each entry."""
-        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # Key: OF_TOOLS in the log.
+        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # By the columns OF_TOOLS.
         for entry in entries:
             for place in entry.found:
                 columns = place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]

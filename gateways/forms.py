@@ -231,7 +231,7 @@ class GatewayFilter(ListFilter):
 
 
 def listed_kind(asked: str) -> FeatureKind | None:
-    """Return the kind of features that a page was asked for: tools by default, None for all kinds."""
+    """Return the kind of features that a request to a page asks for: tools by default, None for all kinds."""
     if asked == "all":
         return None
     return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL

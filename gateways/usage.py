@@ -167,7 +167,7 @@ def used_tools(assignment: Assignment) -> list[str]:
 
 
 def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
-    """Return the most frequent callers of the gateway's tools, and True if there were more calls than were read."""
+    """Return a pair: the most frequent callers of the gateway's tools, and whether more calls exist than were read."""
     denied = list(ENDINGS["denied"])
     rows = _selected(CALLERS, denied, gateway.pk, *month(), MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ

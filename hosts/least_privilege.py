@@ -1,7 +1,7 @@
 """The tab *Least privilege* of an app or agent: tools and connections used in 30 days compared with those allowed.
 
-Allowed are the tools given to the people who use it, within its limits; other tools are only counted. One button
-disables its unused connections, after showing the calls this would have refused. Tools are enabled per gateway for
+Allowed tools are those given to the people who use it, within its limits; other tools are only counted. One button
+disables its unused connections, after showing the calls that this would have refused. Tools are enabled per gateway for
 everybody, so the page suggests only tools that nobody used.
 """
 
@@ -74,7 +74,7 @@ class LeastPrivilege:
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
-    not_given: Counter[Gateway] = field(default_factory=Counter)  # Tools that nobody may use through it.
+    not_given: Counter[Gateway] = field(default_factory=Counter)  # Number of tools that nobody may use through it.
     used: int = 0  # Connections in use.
     unused: list[Connection] = field(default_factory=list)  # At most MOST_PICKED.
     refused: list[Call] = field(default_factory=list)

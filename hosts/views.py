@@ -85,7 +85,7 @@ HOSTS = Table(
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
-    """Annotate hosts with the number of live connections that `viewer` may see, and of their users."""
+    """Annotate hosts with the numbers of live connections that `viewer` may see, and of the people who have them."""
     visible = Q(connections__revoked_at=None) & counted_for(viewer)
     return hosts.annotate(
         connection_count=Count("connections", filter=visible),

@@ -63,7 +63,7 @@ def registrations(now: datetime) -> int:
 
 
 def attempts(now: datetime) -> int:
-    """Delete counters of past minutes and hours."""
+    """Delete counters of rate limits for past minutes and hours."""
     return Attempt.objects.filter(since__lt=now - HOUR).delete()[0]
 
 

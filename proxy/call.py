@@ -283,7 +283,7 @@ class Endpoint:
     # Authorize: checks 1 to 11 of docs/reference/decision-order.md
 
     async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
-        """Return the token's grant (None: unknown token), and the refusal of the request (None: allowed)."""
+        """Return a pair: the grant, None for an unknown token, and the refusal, None if the request is allowed."""
         refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
             # A large body is read only if the token is allowed. The request is decided again with its message.
@@ -302,9 +302,9 @@ class Endpoint:
         return grant, refusal
 
     async def _decide(self, request: McpRequest, refusal: Response | None) -> tuple[AccessRow | None, Response | None]:
-        """Look up the token and check access. Return the grant, and the refusal if the request is refused.
+        """Look up the token and check access. Return a pair like `_authorize`.
 
-        An earlier `refusal` is returned unchanged. The grant is None for an unknown token. Raises DatabaseUnavailable.
+        An earlier `refusal` is returned unchanged. Raises DatabaseUnavailable.
         """
         assert request.parsed_headers.token_digests is not None
         request.asked_at = began = time.perf_counter()
@@ -598,7 +598,7 @@ class Endpoint:
     async def _allowed(
         self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
     ) -> tuple[AccessRow, Resolved]:
-        """Return the server and feature of this request, and the grant that allows it.
+        """Return a pair: the grant that allows this request, and the request's server and feature.
 
         Checks 13 to 16 of the decision order. A call that a rule holds waits here for approval; when somebody has
         decided, these checks are made again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
@@ -627,7 +627,7 @@ class Endpoint:
         return grant
 
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
-        """Find the server and feature of this request, with a fresh credential, and return them with their grant.
+        """Find the server and feature of this request. Return a pair: the grant, and both, with a fresh credential.
 
         Checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
@@ -650,10 +650,10 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row in the database, and return it with its grant.
+        """Find a feature that has no row in the database, and return a pair: its grant, and the feature.
 
-        First request a new list from `assigned`. If the feature is not in the list, look for a server that uses this
-        name itself. Raises OutOfScope or UpstreamError.
+        First request a new list from `assigned`. If the feature is not in the list, look for a server that itself has
+        a feature of this name, without an alias. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
@@ -778,7 +778,11 @@ class Endpoint:
         return await self._with_input(sent, answer) if wants_input else answer
 
     async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
-        """Return the answer that asks for input to a client of 2026-07-28; get the input from a client of a session."""
+        """Handle an answer that asks for input.
+
+        A client of 2026-07-28 gets this answer. A client with a session is asked for the input, which is sent to the
+        server, and gets the answer that follows.
+        """
         if sent.request.modern:
             return self._parts.holds.wrapped(sent.request, answer)
         try:
@@ -789,7 +793,10 @@ class Endpoint:
     async def _target(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> Target:
-        """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
+        """Return the server to call for this request. Raises an UpstreamError.
+
+        The era is the client's if the server supports it, and otherwise the server's.
+        """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
             resolved.assigned,
@@ -1330,10 +1337,10 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Server errors that get the HTTP status of the client's era. Other codes are about the gateway's own request.
+# Server errors that get the HTTP status of the client's era. Other codes concern the request as the gateway sent it.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
-# The code for a missing resource, by whether the receiver speaks 2026-07-28.
+# The code for a missing resource: under True for receivers that speak 2026-07-28, under False for others.
 NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 

@@ -50,7 +50,8 @@ class Verdict(NamedTuple):
     Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. With
     `unlisted`, no stored list of that server has the tool, so only a call can show whether the tool exists. With
     `by_arguments`, a changed definition awaits approval: a call is allowed only if its arguments fit the new one.
-    `rules` is what the rules decide about the call. Without arguments, `unread` are the rules that read them.
+    `rules` is what the rules decide about the call. If its arguments are unknown, `unread` are the rules that would
+    read arguments; they are not applied.
     """
 
     obstacles: tuple[Obstacle, ...]
@@ -145,7 +146,7 @@ def _ruled(
     address: str | None,
     trial: CallTrial,
 ) -> Verdict:
-    """Return the verdict with what the rules decide. Without arguments, rules that read them are left out."""
+    """Return the verdict with the decision of the rules, except those that read arguments if these are unknown."""
     rules = grant.rules
     if rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
         return found

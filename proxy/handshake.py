@@ -30,7 +30,7 @@ from wire.sessions import BRIDGED
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # Attempts of `find`: it may join a background probe, which finds nothing while another worker probes.
+ATTEMPTS = 3  # `find` may join a background probe, which finds nothing while another worker probes.
 MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
@@ -156,7 +156,7 @@ def _neutral(target: Target) -> Target:
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 
 
-MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
+MOST_INSTRUCTIONS = 20_000  # Characters, for the gateway and all its servers together.
 MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are stored unchanged.
 MOST_NAME = 200
 

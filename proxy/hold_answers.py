@@ -25,7 +25,7 @@ FULL = (
 
 
 class FoundHold(NamedTuple):
-    """The answer of `approvals_ask`. `patience` is the connection's own wait in seconds, if it has one."""
+    """The answer of `approvals_ask`. `patience` is the connection's own waiting time in seconds, or None."""
 
     verdict: str
     id: str | None
@@ -53,7 +53,7 @@ ANSWERS = {
 
 
 class NotApproved(Exception):
-    """The call was not sent: its hold waits, was denied or withdrawn, or has expired."""
+    """The call was not sent: its hold waits, was denied or withdrawn, or has expired, or too many other holds wait."""
 
     def __init__(self, state: str, found: FoundHold, url: str, sentence: str = "") -> None:
         super().__init__(state)
@@ -63,7 +63,7 @@ class NotApproved(Exception):
         self._sentence = sentence
 
     def response(self, request: McpRequest, more: Object) -> Response:
-        """Return the result of the tool: an error, so that no client expects the structure of a success."""
+        """Return the tool's result. It is marked as an error, so that no client expects the structure of a success."""
         result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
         request_id = request.message.id if request.message is not None else None
         return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
@@ -88,14 +88,14 @@ PAGE = "gateway-approval"
 
 
 def page_request(found: FoundHold, url: str) -> Object:
-    """Return the request to open the page of a hold, for clients that open URLs. Its answer decides nothing."""
+    """Return the request to open the page of a hold, for clients that open URLs. Their answer decides nothing."""
     message = f"This call waits for approval by {found.approvers}."
     params = {"mode": "url", "message": message, "url": url, "elicitationId": found.id}
     return {"method": "elicitation/create", "params": params}
 
 
 class PageOffered(NotApproved):
-    """The call was not sent: its client of 2026-07-28 is asked to open the page, and its next request waits."""
+    """The call was not sent: its client (2026-07-28) is asked to open the page. The client's next request waits."""
 
     def __init__(self, found: FoundHold, url: str) -> None:
         super().__init__("waiting", found, url)

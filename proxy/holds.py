@@ -1,16 +1,17 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
 A hold is a row for one connection, tool and arguments. The database function `approvals_ask` uses an approval, finds
-the hold that waits, or makes one, in one transaction and before the server is asked: an approval is used once, whatever
-the number of workers and repeats. While a hold waits, the request stays open for a while, without a database
-connection. A client that disconnects or cancels changes nothing about its hold.
+the hold that waits, or makes one, in one transaction and before the server is asked. So an approval is used only once,
+however many workers and repeated calls there are. While a hold waits, the request stays open for a while, without a
+database connection. If the client disconnects or cancels, the hold does not change.
 
-A client that opens URLs is sent the page of its hold once, by the call that made the hold. What it answers decides
-nothing: it waits like all others.
+A client that opens URLs is sent the page of its hold once, by the call that made the hold. The client's answer decides
+nothing: its call waits like all others.
 
-An approved call may ask for input (2026-07-28). The client's `requestState` then names, encrypted, the hold and the
-request that asked; the next request takes its place in the row of the hold. So a call goes on once from each of its
-answers, with the same connection, tool, arguments, rule and definition; any other retry is refused (BadState).
+The server of an approved call may ask for input (2026-07-28). The `requestState` in the answer then names, encrypted,
+the hold and the request that got the answer. The client's next request replaces that request in the row of the hold. So
+a call continues only once from each answer, with the same connection, tool, arguments, rule and definition. Any other
+retry is refused (BadState).
 """
 
 import asyncio
@@ -47,9 +48,9 @@ MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 c
 
 # Seconds for which a request stays open. Some clients give up after 5 s, most of those that ask for progress after 60.
 WITHOUT_PROGRESS, WITH_PROGRESS, PATIENT = 4, 50, 240
-PATIENCE_SHOWN = 65.0  # A client that takes an answer after so many seconds is not one of them.
+PATIENCE_SHOWN = 65.0  # A client that takes an answer after this many seconds does not give up after 60.
 PROGRESS_SECONDS = 10.0
-LOOK_SECONDS = 10.0  # The bus may miss a decision.
+LOOK_SECONDS = 10.0  # Poll interval, because the bus may miss a decision.
 INLINE_BYTES = 1 << 16  # Larger arguments are digested in a thread.
 
 ASK = """
@@ -68,7 +69,7 @@ GIVE_BACK = """
 UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
 WHERE id = %s AND state = 'used' AND run_call = %s
 """
-# The request `call` continues the approved call after the request `before`, once.
+# Lets the request `call` continue an approved call that asked for input in its answer to the request `before`, once.
 CONTINUE = """
 UPDATE approvals_hold SET run_call = %(call)s
 WHERE id = %(hold)s AND state = 'used' AND run_call = %(before)s AND used_at > clock_timestamp() - interval '1 hour'
@@ -123,7 +124,7 @@ class HeldCall:
     client_left: bool = False
 
     def waits(self, patience: int | None) -> float:
-        """Return for how many seconds the request stays open."""
+        """Return how many seconds the request stays open. `patience` is the connection's own wait, if known."""
         if patience is not None:
             return patience
         return WITHOUT_PROGRESS if self.progress_token is None else WITH_PROGRESS
@@ -133,7 +134,7 @@ class HeldCall:
         return asyncio.get_running_loop().time() - self.began
 
     async def report(self, text: str) -> None:
-        """Send a progress notification. The numbers are small, because those of the server continue them."""
+        """Send a progress notification. Its numbers are small, because the server's later numbers must be larger."""
         if self.stream is None or self.progress_token is None:
             return
         self.reported += 1
@@ -165,7 +166,7 @@ class Holds:
         self._ring(None)
 
     async def begin(self, request: McpRequest, message: Message, stream: Stream | None) -> HeldCall:
-        """Return the call, ready to be asked about. Raises UnclearArguments."""
+        """Return the call with the data for a request for approval. Raises UnclearArguments."""
         arguments = message.params.get("arguments") or {}
         work = partial(self._prepared, request.body, arguments)
         digest, sealed = await asyncio.to_thread(work) if len(request.body) > INLINE_BYTES else work()
@@ -186,8 +187,8 @@ class Holds:
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
         """Use an approval for this call and return True; otherwise wait, and return False when there is news.
 
-        After False, decide the call again. Raises NotApproved, DatabaseUnavailable; BadState for a retry that does not
-        continue an approved call, because nobody has approved what it gives its server besides the arguments.
+        After False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a retry that
+        does not continue an approved call: besides the arguments, it gives the server data that nobody has approved.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -245,7 +246,10 @@ class Holds:
     # Approved calls that ask for input
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return a call with members of MORE as its server gets it: with its own `requestState`, without our page."""
+        """Return a call with members of MORE as its server gets it.
+
+        It has the server's own `requestState`, and does not have the client's answer about our page.
+        """
         params = message.params
         if message.method != "tools/call":
             return message
@@ -261,7 +265,7 @@ class Holds:
         return replace(message, params=given | {name: value for name, value in members.items() if value is not None})
 
     def wrapped(self, request: McpRequest, answer: RpcResponse) -> RpcResponse:
-        """Return an answer that asks for input; that of an approved call with a `requestState` that continues it."""
+        """Return an answer that asks for input; for an approved call, its `requestState` continues the call."""
         if not request.uses_approval:
             return answer
         result = answer.whole["result"]
@@ -271,7 +275,10 @@ class Holds:
         return answer._replace(document=document, text=jsonrpc.dumps(document), reader=None)
 
     def _opened(self, state: object) -> tuple[Continued, Any] | None:
-        """Return what `wrapped` sealed: the call to continue, and the server's own state. None for other states."""
+        """Return a pair that `wrapped` has encrypted: the call to continue, and the server's own state.
+
+        None if `state` is not from `wrapped`.
+        """
         try:
             facts = json.loads(self._cipher.open(state.encode() if isinstance(state, str) else b""))
             kind, hold, before, own = facts if isinstance(facts, list) else []
@@ -280,7 +287,10 @@ class Holds:
         return (Continued(hold, before), own) if kind == KIND else None
 
     async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
-        """Continue an approved call after an answer that asked for input, if nobody has continued it there."""
+        """Continue the approved call that this request names. Return False if it names none that can be continued.
+
+        A call can be continued once from each of its answers that asked for input.
+        """
         request = call.request
         if request.continues is None:
             return False
@@ -329,11 +339,11 @@ class Holds:
                     await news.wait()
 
     async def _look(self, found: FoundHold) -> tuple[str, float]:
-        """Return the state of the hold and the seconds until it ends. Raises NotApproved for a refusal."""
+        """Return a pair: the hold's state, and the seconds until it ends. Raises NotApproved if it was not approved."""
         try:
             rows = await self._state.fetch(READ, (found.id,))
         except DatabaseUnavailable:
-            return "waiting", LOOK_SECONDS  # Looked at again soon.
+            return "waiting", LOOK_SECONDS  # The next look may succeed.
         if not rows:
             return "gone", 0.0
         state, ends, sentence, left = rows[0]
@@ -392,7 +402,7 @@ class Holds:
 
     @asynccontextmanager
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
-        """Ask the client of a session to open the page meanwhile, and tell it when the wait is over."""
+        """While the block runs, ask a client with a session to open the page; then notify it that the wait is over."""
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:
             yield
@@ -406,7 +416,7 @@ class Holds:
             params = {"elicitationId": found.id}
             await stream.notify({"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": params})
 
-    # For how long the clients of a connection wait
+    # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
         """Note that the client took an answer after `seconds`, so that its next held calls may wait as long."""
@@ -414,7 +424,7 @@ class Holds:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 
     def _note_limit(self, call: HeldCall) -> None:
-        """Note that the client did not wait longer than now."""
+        """Note that the client did not wait any longer, so that its next held calls are answered earlier."""
         seconds = max(WITHOUT_PROGRESS, int(call.waited * 0.8))
         self._in_background(LEARN_LIMIT, PATIENT, seconds, call.request.row.grant.connection_id)
 
@@ -423,7 +433,7 @@ class Holds:
 
 
 def _capabilities(request: McpRequest, message: Message) -> Object:
-    """Return what the client of this call declared: with the call (2026-07-28), or in its session."""
+    """Return the capabilities that the client declared: with this call (2026-07-28), or in its session."""
     session = request.grant.session if request.grant is not None else None
     declared = message.meta.get(versions.CAPABILITIES_KEY) if request.modern else session and session.capabilities
     return declared if isinstance(declared, dict) else {}

@@ -60,7 +60,7 @@ KEEP_TTL = """
 UPDATE gateways_listing SET ttl_ms = %s
 WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
 """
-MOST_TTL_MS = 60_000  # Upper limit: switches here may change the lists at any moment.
+MOST_TTL_MS = 60_000  # Clients may not cache lists for longer, because the gateway's switches may change them any time.
 
 type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
@@ -249,7 +249,7 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant, adding the introductions of servers that had none: clients request introductions only once.
+        """Return the grant with the introductions of servers that had none, because clients request these only once.
 
         Waits up to WAIT_SECONDS per server. After a timeout, does not wait for the server again within RETRY_SECONDS.
         """

@@ -1,4 +1,4 @@
-"""Running calls in sessions at servers, and the messages those servers send for them on the standing stream.
+"""Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
 
 A server of the session era may send its request about a call on the session's standing stream instead of the call's
 stream; SDKs do so if the author of a tool names no related request. So the gateway reads the standing stream from
@@ -192,10 +192,10 @@ type Deliver = Callable[[Heard, bool], Awaitable[None]]
 
 
 class Courier:
-    """Finds the worker that should get messages received here, and hands them over.
+    """Finds the worker that should get the messages that this worker received, and hands them over.
 
-    `own` returns this worker's bid; `deliver` forwards messages received elsewhere to the only call or a standing
-    stream.
+    `own` returns this worker's bid. `deliver` forwards messages that another worker received to the only call or a
+    standing stream.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
 
 # Notifications that a server sends during a call, rewritten for the client.
 
-# Notifications about the request on whose stream they arrive. Nothing but their URIs is rewritten.
+# Notifications about the request on whose stream they arrive. Only their URIs are rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -429,7 +429,7 @@ class RouterParts(NamedTuple):
 
 
 class Carrier:
-    """Forwards server messages received here or by another worker; `run` starts a background task."""
+    """Forwards messages of servers that this worker or another one received; `run` starts a background task."""
 
     def __init__(
         self,
@@ -462,9 +462,9 @@ class Carrier:
             self._requests.in_background(answer(NO_STREAM))
 
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Send a server's request on the stream of a call that runs here in its session.
+        """Forward a server's request to the client, on the stream of a call that this worker runs in the same session.
 
-        Returns False if no such call has a stream.
+        Return False if the session's first running call cannot carry the request.
         """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
@@ -539,9 +539,9 @@ class Carrier:
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """Return this worker's offer to take the messages of the session `row`.
+        """Return this worker's offer to take the messages of the session `row` of this owner.
 
-        It has the numbers of calls and streams that this worker has for the session.
+        It has the number of this worker's calls in the session, and whether the worker has streams for them.
         """
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
@@ -550,10 +550,10 @@ class Carrier:
         return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Send messages of a server to the client, from the streams of this worker.
+        """Send messages of a server to the client, on the streams of this worker.
 
-        With `to_call`, notifications go to the call that runs here in this session, except updates of resources. All
-        other messages go to the newest standing stream.
+        With `to_call`, notifications, except updates of resources, go to the call that this worker runs in the session.
+        All other messages go to the newest standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -617,7 +617,7 @@ class Carrier:
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Send a server's request, which another worker received, to the client from here.
+        """Send the client a server's request that another worker received.
 
         The client's answer is sent to the server.
         """

@@ -158,7 +158,7 @@ open_counts = Counts[str]()
 
 
 def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float) -> None:
-    """Count one call: outcome and deny_reason, its duration, and the time to write its row, in seconds."""
+    """Count one call that took `seconds`; `ended` is its outcome and deny_reason. Its row took `recorded` seconds."""
     took, at_server = _took[row.grant.gateway_name, row.server_name, ended]
     took.append(seconds)
     _record.append(recorded)

@@ -6,7 +6,7 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """Calls that all workers have leased in the current minute, of a workspace, gateway or token with a rate limit.
+    """The calls that workers have leased in the current minute for a workspace, gateway or token with a rate limit.
 
     `window` is the start of that minute, `most` the limit at the last lease, `taken` the number of calls in that lease.
     """
@@ -41,9 +41,9 @@ class Cancellation(models.Model):
 
 
 class Session(models.Model):
-    """A client's MCP session, opened by `initialize`; usable by its id with any token of its connection.
+    """A client's MCP session, opened by `initialize`. The client can use it with any token of its connection.
 
-    Its id is that of the call that opened it; `digest` is SHA-256 of the id that the client sends, which is a secret.
+    `id` is that of the call that opened it. `digest` is the SHA-256 of the id that the client sends, which is a secret.
     `declared` are the client capabilities that are sent to servers. The row of an ended session is deleted. `lost_at`
     is when a server lost its session with the gateway: running calls continue, every further request gets 404.
     """
@@ -73,7 +73,8 @@ class Session(models.Model):
 class UpstreamSession(models.Model):
     """A session at a server, for one client's session, or for a connection whose client has no session.
 
-    `key` is made by query.sql and identifies its purpose. `sealed_id` is the server's id, empty for a stateless server.
+    `key`, made by query.sql, has the identity, address and capabilities for which the session may be used. `sealed_id`
+    is the server's id of the session, encrypted; empty for a stateless server.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -165,9 +166,10 @@ class SuspendedCall(models.Model):
 
 
 class StreamEvent(models.Model):
-    """An event of a session's stream that the client may not have received, until `expires_at`; `data` is sealed.
+    """An event of a session's stream that the client may not have received; `data` is encrypted.
 
-    An event without data only marks the position of the stream; `is_last` marks the end of the stream.
+    The row is deleted after `expires_at`. An event without data only marks the position of the stream; `is_last` marks
+    the end of the stream.
     """
 
     id = models.BigAutoField(primary_key=True)

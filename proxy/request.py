@@ -175,7 +175,7 @@ UNAUTHENTICATED_BODY = 64 * 1024
 
 
 class Continued(NamedTuple):
-    """An approved call that asked for input: its hold, and the id of the request whose answer asked."""
+    """An approved call that asked for input: its hold, and the id of the request whose answer asked for it."""
 
     hold: str
     before: str
@@ -251,7 +251,8 @@ class McpRequest:
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
         self.grant: AccessRow | None = None
-        # Whether token, layers and rate limit allowed the call, even if a later check refuses it.
+        # Whether the checks of the token, app or agent, gateway, connection and rate limit allowed the call, even if a
+        # later check refuses it.
         self.admitted = False
         # False only while it is certain that no server has executed the call.
         self.may_have_run = False

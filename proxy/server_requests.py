@@ -42,7 +42,7 @@ CAPABILITIES = {"elicitation/create": "elicitation", "sampling/createMessage": "
 ROOTS_CHANGED = "notifications/roots/list_changed"
 
 MOST_ROUNDS = 10  # How often a server of 2026-07-28 may ask in one call; the SDKs have this limit too.
-MOST_ASKED = 8  # Requests in one result of a server.
+MOST_ASKED = 8  # Requests in one result of a server, at most.
 STATE_ONLY_SECONDS = 0.1  # Pause before a call is sent again when the server asked nothing.
 PURGE_SECONDS = 60.0
 BACKGROUND_SECONDS = 5.0
@@ -410,7 +410,7 @@ class BadState(UpstreamError):
 
 
 class CallLost(UpstreamError):
-    """The worker that held the call has died."""
+    """The worker that held the call has died, or the input for the call could not be sent to the server."""
 
     reason = "call_lost"
     sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
@@ -446,7 +446,7 @@ class _Call:
 
 
 class SuspendedCalls:
-    """Keeps the calls of this worker that wait for input running, and returns their outcomes to retries."""
+    """Keeps calls of this worker running while they wait for input, and returns their outcomes to retries."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ type SpanAttributes = Mapping[str, str | int]
 
 
 class Context(NamedTuple):
-    """The ids of a span, of 16 and of 8 bytes."""
+    """A span's trace id (16 bytes) and its own id (8 bytes)."""
 
     trace_id: bytes
     span_id: bytes
@@ -92,7 +92,7 @@ def _attribute(key: str, value: str | int) -> bytes:
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 8192  # Spans, about those of two thousand calls. Further spans are dropped and counted.
+MOST_WAITING = 8192  # Spans; two thousand calls have about as many. Further spans are dropped and counted.
 MOST_AT_ONCE = 512
 EVERY_S = 2.0
 SCOPE = "gateway_admin", versions.VERSION

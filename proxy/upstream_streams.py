@@ -365,7 +365,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the longest idle streams of calls until there is room for `wanted` more; False if there is not."""
+        """Close the longest idle streams of calls to make room for `wanted` more. Return False if it is not enough."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -589,8 +589,8 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 class Audience:
     """The client streams of one token, in one session if any, and their current grant. For calls there are no streams.
 
-    `heard` has the resource subscriptions by assignment: the client's URI by the server's URI. `refused` has the
-    subscribed URIs that may not be read.
+    `heard` has the resource subscriptions by assignment; each maps the server's URI to the client's URI. `refused` has
+    the subscribed URIs that the client may not read.
     """
 
     standing: list[StandingStream]

@@ -1,4 +1,4 @@
-"""Conditions that need no CEL: a form's choices, written as an expression."""
+"""Conditions that people choose in a form instead of writing CEL. They are stored as an expression in CEL."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BadChoice(Exception):
 
 
 def expression_of(choice: str, values: dict[str, Any]) -> str:
-    """Return the condition that these values of the form choose. Raises BadChoice."""
+    """Return the condition in CEL that was chosen in the form with these values. Raises BadChoice."""
     match choice:
         case "argument":
             return _compared(values)

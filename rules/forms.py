@@ -54,7 +54,7 @@ MODES = {
 
 DEFAULTS: dict[str, Any] = {"mode": RuleMode.WATCH, "approvers": Approvers.ANYBODY, "hold_minutes": USUAL_HOLD}
 HOLDING = ("approvers", "approver_team", "somebody_else", "hold_minutes")
-_WRONG = re.compile(r"\w+(\.\w+)*|.").match  # What is marked: the name that begins at the wrong character.
+_WRONG = re.compile(r"\w+(\.\w+)*|.").match  # Matches what is marked as wrong: a name, or one character.
 
 
 class MarkedLine(NamedTuple):
@@ -86,7 +86,7 @@ class RuleFilter(ListFilter):
 
 
 class CallRuleForm(forms.Form):
-    """A rule. `condition` chooses how the condition is written; see rules.conditions."""
+    """The form of a rule. `condition` is how its condition is entered; see rules.conditions."""
 
     name = forms.CharField(max_length=80)
     gateway = forms.ModelChoiceField(
@@ -181,7 +181,7 @@ class CallRuleForm(forms.Form):
 
     @cached_property
     def arguments(self) -> list[tuple[str, str, str]]:
-        """The arguments of these tools: name, expression and type; the type is empty if it is unknown."""
+        """The arguments of the `selected` tools: name, expression and type; the type is empty if it is unknown."""
         return [(name, path_of(name), kind) for name, kind in arguments_of_tools(self.selected).items()]
 
     def clean_approvers(self) -> str:
@@ -211,7 +211,7 @@ class CallRuleForm(forms.Form):
         row = self.unsaved()
         try:
             row.tidy()
-            if len(self.selected) == len(self._targets):  # Otherwise an error would tell arguments of other tools.
+            if len(self.selected) == len(self._targets):  # Otherwise an error would reveal other tools' arguments.
                 check_arguments(row.when, self.selected)
         except BadCondition as bad:
             if self.cleaned_data["condition"] == EXPRESSION:
@@ -236,7 +236,7 @@ class CallRuleForm(forms.Form):
 
 
 def marked(when: str, at: int) -> tuple[list[MarkedLine], str]:
-    """Return the lines of an expression whose first wrong character is at `at`, and its line and column in words."""
+    """Return a pair: the lines of an expression with an error at the index `at`, and its line and column in words."""
     line, column = when.count("\n", 0, at), at - (when.rfind("\n", 0, at) + 1)
     lines = [MarkedLine(text) for text in when.split("\n")]
     text = lines[line].before

@@ -29,7 +29,7 @@ from ui.forms import holds
 
 MOST_RULES = 200  # Every call reads all of them.
 LONGEST_TEXT = 200
-# Fields whose change makes another rule of it: approvals and replays of the old one no longer apply.
+# If one of these fields changes, earlier approvals and replays of the rule no longer apply.
 MEANING = frozenset(
     {"gateway", "servers", "tools", "tool_effect", "when", "effect"}
     | {"approvers", "approver_team", "somebody_else", "hold_minutes"}
@@ -153,7 +153,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return row
 
     def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
-        """Bring these rules into this order, in the places that they have between them."""
+        """Put these rules into this order. They share the places they have now; other rules keep theirs."""
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:
@@ -189,7 +189,7 @@ class Rule(Versioned, Switchable):
     somebody_else = models.BooleanField(default=False, db_default=False)
     hold_minutes = models.PositiveSmallIntegerField(default=USUAL_HOLD, db_default=USUAL_HOLD)
     position = models.PositiveIntegerField(default=0)
-    # Increases with each change of MEANING.
+    # Increases when a field in MEANING changes.
     revision = models.PositiveIntegerField(default=1, editable=False)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -246,7 +246,7 @@ class Rule(Versioned, Switchable):
             raise NeedsPayloads(NeedsPayloads.__doc__)
 
     def _tidy_approvers(self) -> None:
-        """Reset what the effect does not use. Raises RuleError."""
+        """Reset the fields that the rule's effect does not use. Raises RuleError."""
         if self.effect != RuleEffect.HOLD:
             self.approvers, self.somebody_else, self.hold_minutes = Approvers.ANYBODY, False, USUAL_HOLD
         if self.approvers != Approvers.TEAM:

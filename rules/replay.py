@@ -1,7 +1,7 @@
 """Replay: the recorded calls that a rule would have touched, found without changing anything.
 
-A call is judged by the function that judges calls at /mcp (proxy.access.rules), with what the log has about it. Teams,
-role and the effect of the tool are those of now, because the log does not have them.
+The function that judges calls at /mcp (proxy.access.rules) judges recorded calls too, with the data in the log. Teams,
+role and the tool's effect are the current ones, because the log does not have them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _READ = (
 class Replay:
     """The calls that a rule would have touched.
 
-    `looked` calls were compared, back to `since`; `is_complete` is False if the time was used up before the oldest.
-    `unknown` calls of its tools have no complete recorded arguments, so nobody can tell. `failed` of the `count` calls
-    match only because the condition has no result for them.
+    `looked` calls were compared, back to `since`; `is_complete` is False if time ran out before the oldest call.
+    `unknown` calls of its tools could not be compared, because their arguments were not recorded completely. `failed`
+    of the `count` calls match only because the condition has no result for them.
     """
 
     is_complete: bool = False
@@ -84,7 +84,7 @@ def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, sec
 
 
 def may_replay(when: str, viewer: User) -> bool:
-    """True if `viewer` may read calls, and arguments if the condition reads them: matches would tell their values."""
+    """True if `viewer` may read calls, and arguments if the condition reads them: matches would reveal them."""
     may_read = not reads_arguments(when) or viewer.has_perm(Capability.LOGS_PAYLOADS)
     return may_read and viewer.has_perm(Capability.LOGS_READ)
 
@@ -92,7 +92,7 @@ def may_replay(when: str, viewer: User) -> bool:
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
     """Return a sentence with the calls of the last seven days that the rule would have touched.
 
-    `servers` are those of an unsaved rule. Empty if the viewer may not read what the rule reads of the log.
+    `servers` are those of an unsaved rule. Empty if the viewer may not read the data in the log that the rule uses.
     """
     if not may_replay(rule.when, viewer):
         return ""
@@ -151,7 +151,7 @@ def arguments_of(call: Call) -> dict[str, Any] | None:
 
 
 class CallFacts:
-    """Looks up what conditions see of logged calls, each object once."""
+    """Looks up the data of logged calls that conditions use; each object is read once."""
 
     def __init__(self) -> None:
         self._zone = WorkspaceSettings.load().zone

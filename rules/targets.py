@@ -15,7 +15,7 @@ TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read he
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule as the statement would return it if it was on; `servers` are those of an unsaved rule."""
+    """Return the rule as the statement that decides calls would if the rule was on; `servers` are an unsaved rule's."""
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(
         id=str(rule.pk),
@@ -63,7 +63,7 @@ def arguments_of_tools(tools: Iterable[Feature]) -> dict[str, str]:
 def check_arguments(when: str, tools: Collection[Feature]) -> None:
     """Raise BadCondition if the condition names an argument that none of these tools has.
 
-    A tool whose schema allows further properties by a pattern or none at all may have any argument.
+    Any argument is accepted if a tool's schema lists no properties, or describes further ones by a pattern or a schema.
     """
     names = compiled(when).arguments if when else None
     if not names or not tools or any(_is_open(tool.input_schema) for tool in tools):

@@ -125,9 +125,9 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.RULES_READ)
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Return the names for the condition of a rule with these gateways, servers and tools, which may be incomplete.
+    """Return the names that a condition can use, for the gateway, servers and tools in the URL, even if incomplete.
 
-    Without any, those of the saved rule.
+    Without any in the URL, use those of the saved rule.
     """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)

@@ -1,6 +1,6 @@
 """gateway-admin-runner: serves MCP servers that are programs on standard input, and OpenAPI descriptions, over HTTP.
 
-A program of its own, which imports nothing of the gateway. `document` reads runner.yaml, `packages` installs what it
+A separate program, which imports nothing from the gateway. `document` reads runner.yaml, `packages` installs what it
 names, `process` runs programs (`launch` in each new process), `program` speaks MCP with one, `endpoint` and `openapi`
 serve them to clients, `server` is the HTTP server.
 """

@@ -124,7 +124,8 @@ async def _serve(file: RunnerFile) -> int:
         task.add_done_callback(tasks.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn sends it again at its end, before the programs are ended.
+    # uvicorn raises the signal again when it ends, which must not end this process before its programs.
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     async with app.serving():
         logger.info("Serving %d entries at http://%s:%d", len(file.entries), host, port)
@@ -133,7 +134,7 @@ async def _serve(file: RunnerFile) -> int:
 
 
 def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
-    """Return the app. Raises CannotStart where programs could not be isolated as the file says."""
+    """Return the app. Raises CannotStart if programs cannot be isolated as the file says."""
     from runner.server import RunnerApp
 
     if file.value("isolation") == "none":

@@ -139,7 +139,7 @@ class FilePosition(NamedTuple):
 
 
 class FileMistakes(Exception):
-    """The file has mistakes; each line of the text is one, `file:line:column: message`."""
+    """The file has mistakes; each line of the text describes one, as `file:line:column: message`."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class RunnerEntry:
         return int(given or LIMITS[name].get("default", 0))
 
     def variables(self, home: Path) -> dict[str, str]:
-        """Return the values, with the program's home for `${HOME}` in those that are no secrets."""
+        """Return the entry's values. In values that are not secret, `${HOME}` is replaced by `home`."""
         return {
             name: value if value in self.secrets else value.replace("${HOME}", str(home))
             for name, value in self.values.items()
@@ -272,7 +272,7 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list
 
 
 def _scalar(node: yaml.Node, at: FilePosition, mistakes: list[tuple[FilePosition, str]]) -> Any:
-    """Return text, except for whole numbers, true, false and nothing."""
+    """Return the value of a scalar: a whole number, true, false or None, and text for everything else."""
     match node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value):
         case "int", text if re.fullmatch(r"[-+]?\d{1,18}", text):
             return int(text)
@@ -315,7 +315,7 @@ def _explained(error: jsonschema.ValidationError) -> Iterator[tuple[tuple[Any, .
         return
     if error.validator == "required":
         missing = [name for name in described["required"] if name not in error.instance]
-        if error.message.startswith(f"'{missing[0]}'"):  # One error for each; all are in the first.
+        if error.message.startswith(f"'{missing[0]}'"):  # Each has an error; the first names all.
             yield path, f"Missing: {', '.join(missing)}."
         return
     name = str(path[-1]) if path else "the file"

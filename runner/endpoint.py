@@ -1,7 +1,9 @@
 """Serve the programs of an entry over Streamable HTTP, to clients of both eras.
 
 A program in `mode: shared` cannot say whom a message is for. So list changes go to all clients, resource updates to
-those that subscribed, progress to its call; log messages, elicitation, sampling and roots need `mode: session`.
+those that subscribed, and progress to the call it belongs to. Log messages, elicitation, sampling and roots need
+`mode: session`.
+
 Sessions exist in one era only: in `mode: session`, `server/discover` offers the versions with sessions, and a request
 without a session gets a program for itself.
 """
@@ -67,7 +69,7 @@ class SessionClient:
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session
-        self.calls: dict[Any, Context] = {}  # Under way, the newest last.
+        self.calls: dict[Any, Context] = {}  # Running calls, the newest last.
 
     async def on_request(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
         if method not in ASKS:
@@ -128,7 +130,7 @@ class ProgramEndpoint:
         self._sessions: dict[str, RunningProgram] = {}
         self._accounts, self._command = accounts, command
         self._failures, self._not_before, self._has_crashed = 0, 0.0, False
-        self._starting: list[str] = []  # The persons of programs that start.
+        self._starting: list[str] = []  # The people whose programs are starting.
         self._is_ended = False
         self._lock = asyncio.Lock()
         self._shared: RunningProgram | None = None
@@ -309,7 +311,7 @@ class ProgramEndpoint:
     async def _shared_program(self) -> RunningProgram:
         async with self._lock:
             if self._shared is None or self._shared.process.is_stopped or self._shared.process.exited.is_set():
-                if self._cleanup:  # Its user and home are free then.
+                if self._cleanup:  # Then the previous program's user and home are free.
                     await asyncio.wait([self._cleanup])
                 self._shared = await self._start(self._clients, RUNNER_CLIENT)
                 for uri in {uri for uris in self._clients.subscriptions.values() for uri in uris}:
@@ -393,7 +395,7 @@ class ProgramEndpoint:
     def _note_failure(self, reason: str) -> None:
         self.error = reason
         if not self._is_shared:
-            return  # Failures depend on the person, and others do not wait for them.
+            return  # No pause: the failure may concern one person, and others need not wait.
         self._failures += 1
         self._not_before = time.monotonic() + min(LONGEST_BACKOFF, 2 ** min(self._failures - 1, 10))
 
@@ -423,7 +425,7 @@ def _progress_of(ctx: Context) -> Any:
 
 
 def _modern(method: str, result: dict[str, Any], program: Any) -> dict[str, Any]:
-    """Return a result as 2026-07-28 wants it."""
+    """Return a result in the form of 2026-07-28."""
     introduction = program if isinstance(program, dict) else program.introduction
     meta = {**(result.get("_meta") or {}), SERVER_INFO_META_KEY: introduction["serverInfo"]}
     hints = {"ttlMs": 0, "cacheScope": "private"} if method in LISTS else {}

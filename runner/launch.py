@@ -1,7 +1,7 @@
 """Become the user of a program, take its limits, and run it: `launch.py JSON`, started by `runner.process` alone.
 
-A file of its own that imports the standard library alone, because it runs in each new process before the program does.
-The environment is the program's already; it is not in the arguments, which other users can read.
+A separate file that imports only the standard library, because it runs in each new process before the program does.
+Its environment is already the program's; the arguments do not contain it, because other users can read them.
 """
 
 import contextlib
@@ -57,14 +57,14 @@ def become(uid: int, prctl: Any, real: int) -> None:
         prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
-    os.setresuid(real, uid, real)  # Programs may signal what has their real or saved user.
-    # The kernel takes capabilities only from who was root.
+    os.setresuid(real, uid, real)  # A program can signal only processes whose real or saved user is its own.
+    # The kernel removes capabilities by itself only if this process was root.
     if ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()):
         sys.exit("runner: capabilities cannot be given up")
 
 
 def kill_all_of(uid: int, guard: int) -> None:
-    """Kill all processes of this process's user, however fast they fork: none can leave its user."""
+    """Kill all processes of this process's user, however fast they fork: no process can change its user."""
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: not the user of a program")
     with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.

@@ -1,6 +1,6 @@
 """Install the packages that runner.yaml names by exact version, and find their commands.
 
-`runner.lock` lies beside runner.yaml and has the hash of every file that was installed, without addresses. No code of a
+`runner.lock` is beside runner.yaml and has the hash of every file that was installed, without addresses. No code of a
 package runs during the installation.
 """
 
@@ -26,7 +26,10 @@ class InstallFailed(Exception):
 
 
 def install(file: RunnerFile) -> list[str]:
-    """Install all packages of the file, by runner.lock where it has them. Returns their names. Raises InstallFailed."""
+    """Install all packages of the file, as locked in runner.lock if they are, and return their names.
+
+    Raises InstallFailed.
+    """
     lock_path = file.path.with_name("runner.lock")
     lock: dict[str, Any] = json.loads(lock_path.read_text()) if lock_path.exists() else {}
     names = list(dict.fromkeys(each.fields["package"] for each in file.entries if "package" in each.fields))
@@ -44,7 +47,7 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return the entry's command with its program's full path, and the package's folder of programs ("" without).
+    """Return a pair: the entry's command with the program's full path, and its package's folder of programs (or "").
 
     Raises LookupError if the program is not there.
     """

@@ -1,4 +1,4 @@
-"""Run a program as a user of its own, with limits, and end all that it started."""
+"""Run a program as its own user, with limits, and end all processes that it started."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def now() -> str:
 
 
 def lacking_capabilities() -> list[str]:
-    """Return the capabilities that giving programs users of their own needs and this process lacks."""
+    """Return the capabilities that this process lacks for running each program as its own user."""
     if os.geteuid() == 0 and not Path("/proc/self/status").exists():
         return []
     effective = int(_status(os.getpid()).get("CapEff", "0"), 16)
@@ -60,7 +60,7 @@ class ProcessUsage:
     memory_bytes: int
 
     def has_home(self, home: Path) -> bool:
-        """True if the process's HOME is this, which children inherit, also those that left session and parent."""
+        """True if the process has this HOME. Children inherit it, even those that leave their session and parent."""
         with contextlib.suppress(OSError):
             return f"HOME={home}".encode() in Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
         return False
@@ -83,7 +83,7 @@ def closed_above(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class ProgramAccount:
-    """The user and home of a program; uid 0 stands for the runner's own user. `guard` is the user of its killer."""
+    """The user and home of a program; uid 0 stands for the runner's own user. `guard` is its killer's real user."""
 
     uid: int
     guard: int
@@ -92,7 +92,7 @@ class ProgramAccount:
 
 
 class Accounts:
-    """Gives each program a user ID and a home. The home of a shared program lasts; its owner is its user ID."""
+    """Gives each program a user ID and a home. A shared program keeps its home, and the user ID that owns it."""
 
     def __init__(self, file: RunnerFile) -> None:
         self._homes = file.data / "homes"
@@ -114,7 +114,7 @@ class Accounts:
         return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:
-        """Kill what programs of an earlier runner left."""
+        """Kill the processes that programs of an earlier runner left."""
         for uid in {each.uid for each in running_processes() if each.uid in self._uids}:
             if not await kill_user(uid, self._guard):
                 self._taken.add(uid)
@@ -142,12 +142,12 @@ class Accounts:
         raise LookupError("All user IDs of “uids” are in use. Write a longer range.")
 
     async def give_back(self, account: ProgramAccount) -> None:
-        """Remove all that a program left, except a home that lasts."""
+        """Kill the program's remaining processes and remove its files, except a home that is kept."""
         is_free = not account.uid or await kill_user(account.uid, account.guard)
         try:
             await asyncio.to_thread(self._remove, account)
         finally:
-            if is_free:  # Another program never gets the user of processes that may run.
+            if is_free:  # Otherwise processes of this user may still be running.
                 self._taken.discard(account.uid)
 
     def _remove(self, account: ProgramAccount) -> None:
@@ -167,7 +167,7 @@ def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> 
 async def kill_user(uid: int, guard: int) -> bool:
     """Kill all processes of a program's user; return True if that is certain."""
     given = json.dumps({"uid": uid, "guard": guard, "kill": True})
-    async with _killing:  # A killer reaches others, too: they have the same guard.
+    async with _killing:  # One at a time: a killer can kill others with its guard.
         killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
         if code := await killer.wait():
             logger.error("The processes of user %d could not be killed.", uid)
@@ -175,7 +175,7 @@ async def kill_user(uid: int, guard: int) -> bool:
 
 
 class Pace:
-    """Lets so much through each second; `spend` sleeps when it is used up, which makes the program wait."""
+    """Limits an amount per second: `spend` sleeps when the amount is used up, which makes the program wait."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
@@ -247,7 +247,7 @@ class ProgramProcess:
         command: list[str],
         variables: Mapping[str, str],
     ) -> "ProgramProcess":
-        """Run `command` with the entry's limits and no other environment than this."""
+        """Run `command` with the entry's limits, and with only these environment variables."""
         limits = {name: entry.limit(name) for name in ("processes", "open_files", "cpu_seconds")}
         folder = entry.fields.get("folder") or str(account.home)
         given = limits | {"uid": account.uid, "folder": folder, "command": command}

@@ -55,7 +55,7 @@ class ProgressRelay:
                 await self._send(progress, total, message)
 
     async def finish(self) -> None:
-        """Return when the progress that came before this is sent."""
+        """Return when the progress received so far has been sent."""
         async with self._lock:
             return
 
@@ -112,7 +112,7 @@ class RunningProgram:
             self.process.kill("closed its standard output")
 
     async def _next_line(self, stdout: asyncio.StreamReader) -> bytes:
-        """Return the next line that is not blank; nothing at the end."""
+        """Return the next line that is not blank; empty at the end of the stream."""
         try:
             while line := await stdout.readuntil(b"\n"):
                 if line.strip():
@@ -137,7 +137,7 @@ class RunningProgram:
     ) -> dict[str, Any]:
         try:
             return {} if method == "ping" else await self._receiver.on_request(method, params)
-        except asyncio.CancelledError:  # By the program, which gets no answer then.
+        except asyncio.CancelledError:  # Cancelled by the program, which then gets no answer.
             self._unanswered -= 1
             raise
 

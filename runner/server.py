@@ -18,7 +18,7 @@ from runner.packages import command_of
 from runner.process import Accounts, running_processes
 
 logger = logging.getLogger("runner")
-FIXED = ("listen", "hosts", "data", "isolation", "uids")  # These take a restart.
+FIXED = ("listen", "hosts", "data", "isolation", "uids")  # Changes of these apply after a restart.
 type Endpoint = ProgramEndpoint | OpenApiEndpoint
 
 
@@ -47,7 +47,7 @@ class RunnerApp:
             await asyncio.gather(*(self._end(name) for name in list(self._running)))
 
     async def reload(self, read: Callable[[], RunnerFile]) -> None:
-        """Read the file again. Unchanged programs go on; a file with mistakes changes nothing."""
+        """Read the file again. Unchanged programs continue; a file with mistakes changes nothing."""
         try:
             file = read()
         except FileMistakes as error:
@@ -76,7 +76,7 @@ class RunnerApp:
             self._running[entry.name] = (stopped, asyncio.create_task(endpoint.run(stopped)))
             if entry.error:
                 logger.error("%s is not served: %s", entry.name, entry.error)
-        await asyncio.sleep(0)  # The endpoints begin to run.
+        await asyncio.sleep(0)  # Lets the endpoints begin to run.
 
     async def _end(self, name: str) -> None:
         self.endpoints.pop(name, None)
@@ -104,7 +104,7 @@ class RunnerApp:
         if answer or not endpoint:
             await (answer or _error(404, "There is no such address."))(scope, receive, send)
             return
-        # The secret goes no further than this.
+        # Endpoints do not get the secret.
         scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
         await endpoint(scope, receive, send)
 
@@ -122,7 +122,7 @@ class RunnerApp:
         return None
 
     def _status(self, scope: Scope, endpoint: Endpoint | None, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Answer what is not MCP; None for the rest."""
+        """Answer requests that are not MCP; return None for MCP requests."""
         match scope["method"], scope["path"].split("/")[1:]:
             case "GET", ["programs"]:
                 isolation = "uid" if self.accounts.isolated else "none"
@@ -140,7 +140,7 @@ class RunnerApp:
 
 
 def described(endpoint: Endpoint) -> dict[str, Any]:
-    """Return an entry as `GET /programs` has it."""
+    """Return an entry in the form of `GET /programs`."""
     fields = endpoint.entry.fields
     memory = [program.process.memory_bytes for program in endpoint.programs]
     return {

@@ -147,7 +147,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 
 
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
-    """The credential (`gwd_`) of a directory that provisions people through SCIM; good for nothing else.
+    """The credential (`gwd_`) of a directory that provisions people through SCIM; accepted for nothing else.
 
     The key belongs to no person: it works until it is revoked, even if its creator has left. Only prefix and digest
     (HMAC-SHA-256) of the secret are stored; for a previous secret too, until `previous_ends_at`. The last use is stored

@@ -118,7 +118,7 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a condition that every matching row meets, and True if the condition is exact.
+    """Return a pair: a condition that every matching row meets, and whether the condition is exact.
 
     A condition that is not exact may be met by other rows too.
     """

@@ -316,8 +316,8 @@ def add_server(
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
     A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
-    credential is tested; unless `outcome` has the features of all kinds, listed with the same credential. Otherwise
-    the health is taken from `tested`, the `ServerTrial.health` of an earlier test.
+    credential is tested. This is not done if `outcome` has the features of all kinds, listed with the same credential.
+    The health of other servers is taken from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -456,7 +456,7 @@ def _choice(request: AppRequest) -> dict[str, Any]:
 
 
 def _programs() -> dict[str, Any]:
-    """Return the context of *Programs*: what the runner has, or what to do."""
+    """Return the context of *Programs*: the runner's programs, or why there are none."""
     try:
         return {"has_runner": True, "offers": programs.offers()}
     except programs.NoRunner:
@@ -534,7 +534,7 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context that showed the last test, if that tested the URL in the form; otherwise {}."""
+    """Return the context in which the last test was shown, if it tested the URL in the form; otherwise {}."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}

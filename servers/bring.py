@@ -25,14 +25,14 @@ from wire.errors import BadAnswer
 from wire.guard import UrlRefused
 from wire.hosts import origin_of
 
-NEW_GATEWAY = "+"  # No slug.
-MOST_ADDED = 50  # In one act.
+NEW_GATEWAY = "+"  # Not a slug, so no gateway has it.
+MOST_ADDED = 50  # In one request.
 AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedEntry:
-    """A server of the file, and the state it gets here: `here`, `unusable`, `program` or `server`."""
+    """A server of the file. It `becomes` one of `here` (it exists already), `unusable`, `program` or `server`."""
 
     number: int
     entry: ClientEntry
@@ -55,7 +55,7 @@ class OfferedEntry:
 
 
 def offers_of(entries: Sequence[ClientEntry]) -> list[OfferedEntry]:
-    """Return what each entry becomes. Nothing is called."""
+    """Return what each entry would become. No server is called."""
     servers = list(Server.objects.live().only("name", "slug", "url"))
     by_url = {_same(server.url): server for server in servers}
     by_name = {server.name.casefold(): server for server in servers}
@@ -76,7 +76,7 @@ def offers_of(entries: Sequence[ClientEntry]) -> list[OfferedEntry]:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """Return `name`, or with a number if it is taken."""
+    """Return `name`, with a number added if it is taken."""
     candidates = (name[:80], *(f"{name[:75].rstrip()} {number}" for number in range(2, 1000)))
     return next(one for one in candidates if one.casefold() not in taken)
 
@@ -152,7 +152,7 @@ class AddedEntry:
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
     """Test the servers, add them and assign them to the gateway of the valid form `to`.
 
-    Each is added on its own; the outcome of one that cannot be added says why. The new gateway is created with the
+    Each server is added on its own; if one cannot be added, its outcome says why. The new gateway is created with the
     first server.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():

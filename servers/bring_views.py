@@ -28,7 +28,7 @@ EXPIRED = "The file can no longer be read. Paste it again."
 
 @dataclass
 class FileDraft:
-    """The file between two steps, and the credentials entered so far by number of the entry."""
+    """The file between two steps, and the credentials entered so far, by the number of their entry."""
 
     text: str
     entered: dict[str, str]
@@ -51,7 +51,10 @@ class FileDraft:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def page(request: AppRequest) -> HttpResponse:
-    """Show the field for the file; POST with `text`: what it becomes; with `sealed` and `add`: add the ticked ones."""
+    """Show the field for the file.
+
+    A POST with `text` shows what each server would become; one with `sealed` and `add` adds the ticked servers.
+    """
     data = request.POST
     if "sealed" not in data:
         return _review(request, FileDraft(data.get("text", ""), {})) if "text" in data else _ask(request)
@@ -87,7 +90,7 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 
 
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
-    """Return the name, whether the row is ticked, whether the file's credential is, and whether one was entered."""
+    """Return the name, and whether the row is ticked, the file's credential is ticked, and a credential was entered."""
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name
     uses = f"use-{number}" in posted if posted else bool(offer.entry.secret)

@@ -73,7 +73,7 @@ class ClientCommand:
         return cls(program or first, tuple(arguments), named, package)
 
     def bridged(self) -> tuple[str, dict[str, str], str] | None:
-        """Return URL, headers and transport of the remote server that a bridge leads to; None if it is no bridge."""
+        """Return URL, headers and transport of the remote server if the command is a bridge to one; otherwise None."""
         name = self.package.name if self.package else _bare(self.program)
         if name not in ("mcp-remote", "supergateway", "mcp-proxy"):
             return None

@@ -322,7 +322,7 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """Return whether the server may be at a private address, as found for a new URL or as set here."""
+        """Return whether the server may be at a private address, as found for a new URL or as set in the form."""
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside
         if self.server.private is not None or values.get("private"):

@@ -1,6 +1,6 @@
 """Programs of the runner (gateway-admin-runner): what it serves, their state, and what they wrote to standard error.
 
-The runner starts the programs that its file names; nothing here starts one. A server whose URL is `/NAME/mcp` of the
+The runner starts the programs that its file names; the gateway starts none. A server whose URL is `/NAME/mcp` of the
 runner's origin is one of its programs.
 """
 

@@ -130,7 +130,7 @@ class _Service:
                 _note_failure(sink, reader, Undelivered(said), None)
 
     def _next(self, reader: SinkReader) -> tuple[Sink | None, Batch | None]:
-        """Return the current sink and the batch to deliver; twice None if nothing can be delivered."""
+        """Return a pair: the current sink and the batch to deliver; both are None if nothing can be delivered."""
         sink = _loaded(self._pk)
         while sink is not None and not self._is_over(sink):
             try:

@@ -33,12 +33,12 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the organisation's account in the session, before the person is signed in."""
+    """Store the person's account at the identity provider in the browser session, before they are signed in."""
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 
 def forget_organisation(request: HttpRequest) -> None:
-    """Remove the organisation's account from the session, because a password is used."""
+    """Remove the account at the identity provider from the browser session, because a password is used."""
     request.session.pop(BROWSER, None)
 
 
@@ -58,7 +58,10 @@ def came_too_late(request: HttpRequest, person: User) -> bool:
 
 
 def keep(request: HttpRequest) -> bool:
-    """Copy the organisation's account, if any, from the session to its row. Return whether there is an account."""
+    """Copy the identity-provider account of this sign-in, if any, to the `UserSession` row of the browser session.
+
+    Return whether there was one.
+    """
     known = request.session.get(BROWSER)
     if known:
         UserSession.objects.filter(session_key=request.session.session_key).update(data={BROWSER: known})
@@ -66,7 +69,7 @@ def keep(request: HttpRequest) -> bool:
 
 
 def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Copy the organisation's account to the session's row; without one, record the use of a break-glass password."""
+    """Call `keep`. If there is no account, record the sign-in of a break-glass owner who uses a password instead."""
     if keep(request):
         return
     if person.break_glass and sign_in_there(person.email):

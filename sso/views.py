@@ -273,7 +273,7 @@ def _without_referrer(
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN_ACCOUNT)
 def confirm(request: AppRequest) -> HttpResponse:
-    """Ask a person without password or code to confirm a sensitive change at the organisation."""
+    """Ask a person without password or code to sign in at the organisation, to confirm a sensitive change."""
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")

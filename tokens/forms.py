@@ -27,13 +27,13 @@ from ui.forms import LimitField
 
 NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
-MOST_UNTIL_USED = 24  # Hours after which the old secret ends, although the new one was not used.
+MOST_UNTIL_USED = 24  # Hours after which the old secret ends, even if the new one was not used.
 LIMIT = "Empty: only the limits of the workspace and the gateway apply."
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A choice of a time: its value, label, end, and whether it is selected."""
+    """An option for how long something lasts: its value, label, end, and whether it is selected."""
 
     value: str
     words: str
@@ -42,7 +42,7 @@ class Preset:
 
     @classmethod
     def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
-        """Return the choice of a time that begins now and lasts `length`; with None the time has no end."""
+        """Return the option for `length` from now; None means without an end."""
         return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 

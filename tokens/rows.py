@@ -349,7 +349,7 @@ class TokenFilter(ListFilter):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """Return `token_counts` of `tokens`, and the number of matches. For a search the counts are empty.
+        """Return a pair: `token_counts` of `tokens`, and the number of matches. For a search the counts are empty.
 
         A search uses other indexes, so counting all tokens too would take twice as long.
         """

@@ -20,12 +20,12 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the URL while the name, which is part of it, is replaced.
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL while the name is replaced, which is also in the URL.
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A text to paste, and where to paste it. `way` is `browser` or `token`."""
+    """A text to paste, and where to paste it. `way` is the sign-in method, `browser` or `token`."""
 
     way: str
     where: str
@@ -71,7 +71,7 @@ class Client:
     blocks: tuple[Block, ...]
     call: dict[str, str]
     click: OneClick | None = None  # For signing in with the browser.
-    from_internet: bool = False  # Signs in by browser only at gateways that the internet reaches over https.
+    from_internet: bool = False  # Can sign in by browser only at gateways that are on the internet, with https.
 
     def by(self, way: str) -> Block | None:
         """Return the block for `browser` or `token`, or None."""

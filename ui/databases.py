@@ -58,7 +58,7 @@ def database_now() -> datetime:
 
 
 def clock_difference() -> timedelta:
-    """Return the difference between our clock and the database's."""
+    """Return the absolute difference between our clock and the database's."""
     return abs(timezone.now() - database_now())
 
 

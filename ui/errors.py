@@ -67,7 +67,7 @@ def _without_last_slash(request: HttpRequest) -> str:
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:
-    """Return whether this is an MCP client with a wrong URL, by its headers: forms are never JSON."""
+    """Return whether the headers are those of an MCP client, which has a wrong URL. Forms are never JSON."""
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 
 

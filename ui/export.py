@@ -46,7 +46,7 @@ MAX_EXPORTS = 2  # Per person and process.
 READERS = 4  # Exports in one process that may query the database at once, each over a separate connection.
 
 _FORMULA = frozenset("=+-@")
-# A separator inside a cell, where some spreadsheets begin a new cell, before a formula sign.
+# Matches a separator inside a cell that is followed by a formula sign: some spreadsheets begin a new cell there.
 _NEW_CELL = re.compile(r"([;\t\r\n][\s\"']*)(?=[=+\-@])")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
@@ -70,7 +70,7 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """Rows as a file for one person, in pieces of some rows; `columns` are the names of the fields.
+    """A file with rows for one person, produced some rows at a time; `columns` are the names of the fields.
 
     A subclass yields the rows from `chunks`, without holding a connection between two of them: clients may be slow.
     `close` may be called at any time, from any thread. Creating an Export raises TooManyExports; iterating raises
@@ -199,8 +199,8 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 class ListExport(Export):
     """The rows of a list, in its order. `detail` and `wrap` are those of `ui.viewset.list_page`.
 
-    The keys of a query are read first, so rows that disappear meanwhile are left out, and no row comes twice. Another
-    sequence needs only slices and a length.
+    The keys of a query are read first, so rows that are deleted meanwhile are left out, and no row appears twice.
+    Instead of a query, any sequence with slices and a length can be given.
     """
 
     def __init__(

@@ -247,7 +247,7 @@ def _done(key: str, made: Afterwards) -> Response:
 
 
 def _credential(request: Request) -> str:
-    """Return the owner of idempotency keys: an API key, a token, or a web session."""
+    """Return the credential that idempotency keys belong to: an API key, a token, or a web session."""
     return getattr(request.auth, "credential", None) or f"session {request.session.session_key}"
 
 
@@ -284,7 +284,7 @@ def _alone_for_longer(key: str) -> Iterator[None]:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:
             yield
-        finally:  # Explicitly: when a connection closes, the server releases its locks slightly later.
+        finally:  # Unlocked here, because the server releases the locks of a closed connection slightly later.
             own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 

@@ -236,7 +236,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def seen(self) -> Precondition | None:
-        """The versions that If-Match allows to change (RFC 9110 section 13.1.1); None for any version."""
+        """The versions in If-Match, one of which must be current (RFC 9110 13.1.1); None if any may be changed."""
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
         versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))
@@ -429,8 +429,8 @@ class SubjectField(serializers.CharField):
     """A filter by an object; its value is the list of ids of the matching objects, including archived objects.
 
     `things` are the objects the caller may know; other objects are treated as if they did not exist. `names` are the
-    columns compared without regard to case, `ids` the columns compared if the value is an id. `listed` are the objects
-    whose names the caller sees in lists, which alone are suggested; by default all `things`.
+    columns compared without regard to case, `ids` the columns compared if the value is an id. Only the objects in
+    `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from django.conf import settings
 
 from wire.cipher import Cipher
 
-MOST_OPENED = 16 << 20  # Bytes of JSON. Larger ones do not end there, so they are no JSON.
+MOST_OPENED = 16 << 20  # Bytes of JSON. Longer texts are cut off, so they are not valid JSON.
 
 
 class Resealed(NamedTuple):

@@ -35,17 +35,17 @@ CONTROLS = ("acts", "pick", "switch")
 class Column:
     """A column of a list.
 
-    `width` is in rem, None for the column that takes the remaining width. Columns with `priority` 4, then 5, 3 and 2,
-    are hidden in narrow lists; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts" for
-    the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to
-    sort by; empty if there is no index and the list may be long.
+    `width` is in rem, None for the column that takes the remaining width. In narrow lists, columns with `priority` 4
+    are hidden first, then 5, 3 and 2; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts"
+    for the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions
+    to sort by; empty if there is no index and the list may be long.
 
     `on_phone` shows the column in the second line of a row on phones. An `is_extra` column is shown only if chosen; a
-    column that `stays` is always shown. Without `said`, the label is for screen readers only. `needs` are capabilities,
-    of which the viewer needs one to see the column.
+    column that `stays` is always shown. Without `said`, the label is for screen readers only. The viewer needs
+    one of the capabilities in `needs` to see the column.
 
     `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function; by default the
-    attribute called `name`. Columns of controls are exported only with a `value`, columns with None never.
+    attribute called `name`. Columns of controls are exported only if `value` is set, columns with the value None never.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Column:
         return f"{self.width:g}" if self.width else ""
 
 
-# Calls of a week, which `{% week %}` counts. Not exported: the log counts calls of any time, and exports them.
+# The calls of the last week, counted by `{% week %}`. Not exported: the log counts and exports calls of any period.
 CALLS = Column(
     "calls",
     "Calls",

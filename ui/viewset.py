@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MOST_PICKED = 100  # More rows than a page can have.
 
 type Fault = type[Exception]
-# Responds to an act on a row: called with the request, the row, a toast and an Undo.
+# Returns the response to an action on a row; called with the request, the row, a toast and an Undo.
 type ShowRow = Callable[[AppRequest, Any, str, Undo | None], HttpResponse]
 
 
@@ -219,9 +219,9 @@ class Picked:
         return leave(self.request, self.back, toast, undo)
 
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
-        """Act on each row, and redirect to the list; `undo` is the `act` that reverses it, if there is one.
+        """Call `act` for each row, and redirect to the list; `undo` is the form's value of `act` that reverses it.
 
-        Rows that `act` refuses with one of `faults` are named. Those that it returns False for had the state already.
+        The toast names the rows for which `act` raises one of `faults`. False means that the row had the state already.
         """
         changed = []
         for row in self.open:
@@ -239,7 +239,7 @@ class Picked:
 
 
 def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
-    """Enable or disable the selected rows, depending on `act`; disabling asks first, with the consequences from `cuts`.
+    """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`.
 
     Rows that already have the state get no event.
     """
@@ -278,8 +278,8 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. If `undo` is the `act`
-    that reverses it, nothing is typed, and the toast offers it.
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. With `undo`, the
+    form's `act` that reverses this, nothing is typed, and the toast offers to undo it.
     """
     act, done = verb
     ending = picked.open

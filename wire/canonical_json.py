@@ -1,6 +1,6 @@
 """The canonical text of a JSON value (RFC 8785): equal values have equal texts, and so equal digests.
 
-Numbers beyond 2^53, which RFC 8785 leaves out, are written exactly, so that different ones stay apart.
+Numbers beyond 2^53, which RFC 8785 leaves out, are written exactly, so that different numbers have different texts.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def _string(text: str) -> bytes:
 
 
 def _number(value: float) -> str:
-    """Return a number as ECMAScript writes it; integers in all their digits."""
+    """Return the text of a number: an integer with all its digits, any other number as ECMAScript writes it."""
     if isinstance(value, int) or value == int(value):
         return str(int(value))
     sign, digits, point = _decimal(value)
@@ -88,7 +88,10 @@ def _number(value: float) -> str:
 
 
 def _decimal(value: float) -> tuple[str, str, int]:
-    """Return the sign, the shortest significant digits, and the place of the decimal point before or in them."""
+    """Return the sign, the shortest significant digits, and the position of the decimal point.
+
+    The position is counted from the first digit. It is negative if zeros follow the point: -1 for 0.05.
+    """
     mantissa, _, exponent = f"{abs(value)!r}".partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = (whole + fraction).lstrip("0")

@@ -81,17 +81,17 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store in place of the stored ones, `known`. An era is removed only if that is certain."""
+        """Return the eras to store instead of `known`. A known era is removed only if the probe `is_certain`."""
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
 class Beside(Protocol):
-    """Observer of a request and its session: the server may send messages about the request on another stream."""
+    """Observes a request and its session, because the server may send messages about the request on another stream."""
 
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Handle the start, before the request is sent. Pass messages from other streams to the callbacks."""
+        """Handle the start, before the request is sent. Messages from other streams go to the callbacks."""
 
     def end(self) -> None:
         """Handle the end of the request. Called even if `begin` was not called."""
@@ -188,11 +188,11 @@ class McpClient:
     ) -> RpcResponse:
         """Send one request and return the server's answer. Raises an UpstreamError, or NotRecordable.
 
-        `on_notification` is called with each notification before the answer, `on_request` with each request of the
-        server, in a task that ends with this request; without `on_request` pings are answered and other requests
-        refused. `person` is used for fair sharing of the server; `schema` is that of the called tool; `seconds`
-        shortens the server's time limits and then includes the time in the queue. While the server waits for an answer
-        of `on_request`, other calls may use the slot of this call. `beside` is informed of the session, if any.
+        `on_notification` is called with each notification before the answer, `on_request` with each request from the
+        server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
+        While the server waits for an answer from `on_request`, other calls may use the slot of this call. `person` is
+        used for fair sharing of the server, and `schema` is that of the called tool. `seconds` shortens the server's
+        time limits, and the time in the queue counts too. `beside` is informed of the session, if any.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id

@@ -53,7 +53,7 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 
 
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
-    """Return the valid definitions, only the first of each name: these are offered to clients and shown on pages.
+    """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
     Invalid or repeated definitions could neither be disabled nor called. `annotated` is False if the caller knows that
     no tool has header annotations.
@@ -127,7 +127,7 @@ def digest(definition: Definition) -> str:
 
 
 def hidden_characters(definition: Definition) -> list[str]:
-    """Return the definition's invisible and direction-changing characters: "U+202E RIGHT-TO-LEFT OVERRIDE"."""
+    """Return the definition's invisible and direction-changing characters, as in "U+202E RIGHT-TO-LEFT OVERRIDE"."""
     found = {text[at] for text in _texts(definition.value) for at in hidden_places(text)}
     return [f"U+{ord(char):04X} {unicodedata.name(char, '')}".strip() for char in sorted(found)]
 
@@ -180,7 +180,7 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
 
 
 def restated(text: str, members: Mapping[str, str]) -> str:
-    """Return the text of an object with other values of these members; no other byte changes."""
+    """Return `text`, an object, with new values for these members. No other byte changes."""
     for name, value in members.items():
         spelled = json.dumps(value)
         spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == name]
@@ -288,7 +288,7 @@ class _CannotTell(Exception):
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:
-    """Return whether these arguments fit the schema in `offered`; True if the schema is that of `approved`.
+    """Return whether these arguments fit the schema in `offered`; always True if `approved` has the same schema.
 
     `approved` and `offered` are JSON texts of definitions.
     """

@@ -11,8 +11,8 @@ MAX_QUOTED = 200  # Characters of a server's own text that are shown to administ
 class UpstreamError(Exception):
     """Base class: the call is answered with a JSON-RPC error of the gateway, in HTTP 200.
 
-    `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`,
-    for administrators, follows "The server".
+    `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`
+    is for administrators, and continues a sentence that begins with "The server".
     """
 
     code = jsonrpc.INTERNAL_ERROR
@@ -33,7 +33,7 @@ class UpstreamError(Exception):
 
 
 class NotRecordable(Exception):
-    """Nothing is sent to any server, because calls cannot be logged now. Answered with 503; no row is written."""
+    """Calls cannot be logged now, so this one is not sent to a server. The client gets 503, the log gets no row."""
 
 
 class Unreachable(UpstreamError):
@@ -336,7 +336,7 @@ class TokenBusy(Busy):
 
 
 def failure_text(error: UpstreamError, url: str) -> str:
-    """Return why a call of the server at `url` failed and what to do, as a predicate for "The server"."""
+    """Return why a call to the server at `url` failed, and what to do, as the rest of a sentence after "The server"."""
     return str(jsonrpc.storable(_in_words(error, url)))
 
 

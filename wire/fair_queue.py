@@ -57,8 +57,9 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers, from the time they are partly read until their clients have received them.
 
-    Each person and each server may have one answer of any size, and more answers within the share. A call waits at most
-    `seconds` for room before it is sent to its server. While an answer waits for room, its data stays in the socket.
+    Each person and each server may have one answer of any size, or several that together fit into their share. A call
+    waits at most `seconds` for room before it is sent to its server. While an answer waits for room, its data stays in
+    the socket.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -100,7 +101,7 @@ class ByteBudget:
         return HeldBytes(self, {(PERSON, person): size, (ALL, ""): size})
 
     def is_short_of(self, held: HeldBytes) -> bool:
-        """Return whether another answer has waited for `pace_seconds` for room that `held` takes."""
+        """Return whether another answer has waited `pace_seconds` or longer for room that `held` occupies."""
         latest = time.monotonic() - self.pace_seconds
         claims = (claim for claim in self._waiting.values() if (ALL, "") in claim.counted and claim.began <= latest)
         return any(self._full(claim) in held.counted for claim in claims)
@@ -304,7 +305,7 @@ class FairQueue:
 
 
 class Slices:
-    """Turns of answers that take long to read: one slice of one answer at a time, with a rest after each.
+    """Lets answers that take long to read take turns: one slice of one answer at a time, then a pause.
 
     However many large answers arrive, other calls wait for one slice at most, and get half of the event loop's time.
     `python -m bench.large_answers` checks both.

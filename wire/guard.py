@@ -1,4 +1,4 @@
-"""Decides which addresses the gateway may connect to (SSRF protection), checked at connect time.
+"""Decides which addresses the gateway may connect to (SSRF protection), and checks them at connect time.
 
 A name is checked after it was resolved, for the exact address the socket connects to; literal addresses are checked
 too. The proxy calls the guard before it connects; GuardedTransport does so for httpx, which the control plane uses.
@@ -29,7 +29,7 @@ from wire.runner import Runner
 
 # Addresses of the built-in servers, which are part of this process. Needs no Django.
 
-BUILT_IN = "builtin:"  # Their URLs have this scheme; the rest is the last part of the path.
+BUILT_IN = "builtin:"  # Scheme of their URLs. The rest of the URL follows FOLDER in the path.
 FOLDER = "/builtin/"
 SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
 PERSON_HEADER = "X-Gateway-Builtin-Person"  # Id of the person for whom the proxy calls.
@@ -175,8 +175,8 @@ def _literal(host: str) -> str:
 class Guard:
     """Decides which addresses may be called.
 
-    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoints of
-    `runner` are allowed as URLs, wherever they are; its address is not allowed for any other request.
+    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoint URLs of
+    `runner` are allowed at any address. This does not allow the runner's address for other requests.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -208,7 +208,7 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for this host and IP address; None to connect directly, as to allowed ranges."""
+        """Return the proxy for this host and IP address. None means a direct connection, as for allowed ranges."""
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
@@ -229,7 +229,7 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer: it checks all hosts that are not listed exactly.
+        """Return a guard for hosts named by a server or an issuer. The proxy resolves only hosts listed by exact name.
 
         Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
         would resolve the host unchecked.
@@ -237,7 +237,7 @@ class Guard:
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
     def program_at(self, url: str) -> str | None:
-        """Return the name of the runner's program whose endpoint `url` is; None for every other URL."""
+        """Return the name of the runner's program that has the endpoint `url`; None if no program has it."""
         return self.runner.program_at(url) if self.runner else None
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
@@ -270,7 +270,9 @@ class Guard:
             raise UrlRefused(WITHOUT_TLS)
 
     def check_now(self, url: str) -> bool:
-        """Check a URL and the addresses of its host. Raises UrlRefused if none of them may be called.
+        """Check a URL and the addresses of its host.
+
+        Raises UrlRefused if none of the addresses may be called, or if one of them is the gateway's own.
 
         Return whether the server is a program of the runner, or all its addresses are in the allowed ranges.
         """

@@ -65,7 +65,7 @@ IDLE_SECONDS = 15.0
 # An event stream may be twice as large as an answer: the notifications before the answer may be as large as the answer.
 STREAM_SHARE = 2
 
-# Bytes on the wire per byte of the body's limit: bounds the framing overhead of tiny chunks.
+# How many bytes may arrive per byte of the body's limit. This bounds the framing overhead of tiny chunks.
 WIRE_SHARE = 2
 
 
@@ -82,7 +82,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another answer waited for its room in the memory budget."""
+    """A large answer arrived too slowly while another answer was waiting for the memory that this one had reserved."""
 
 
 def more_than(limit: int) -> str:
@@ -213,8 +213,9 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    The waiting task parses received data, in slices between which other calls run. Event streams are passed on piece by
-    piece, other answers when complete. The rest of a large answer of `server` is read once `budget` has room for it.
+    The task that waits for the answer parses the received data in slices, between which other calls run. Event streams
+    are passed on piece by piece, other answers when they are complete. The rest of a large answer from `server` is read
+    when `budget` has room for it.
     """
 
     # Slots save memory: with more than thirty attributes, objects do not share the keys of their dicts.
@@ -640,7 +641,8 @@ class Origin(NamedTuple):
 class ParsedUrl(NamedTuple):
     """A parsed URL: its origin, and the request head that follows the verb (path, version, Host).
 
-    `runner` is set for its programs, which get its secret and the person's e-mail address.
+    `runner` is set if the URL is that of one of the runner's programs. Such requests carry the runner's secret and the
+    person's e-mail address.
     """
 
     origin: Origin
@@ -693,7 +695,10 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Return the reserved memory of this answer, whose `size` was read; None if the answer is not large."""
+        """Resize this answer's memory reservation to `size`, the number of bytes read, and return it.
+
+        None if the answer is not large and so has no reservation.
+        """
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
@@ -705,7 +710,7 @@ class HttpResponse:
     async def note_kept(self, size: int) -> None:
         """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for the bytes.
 
-        Raises NoMemory when too many answers wait.
+        Raises NoMemory when too many answers wait, or this answer has waited too long.
         """
         if size <= LARGE:
             self._connection.held = None

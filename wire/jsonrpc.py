@@ -33,7 +33,7 @@ UNSUPPORTED_VERSION = -32022
 # Message for requests with a wrong path.
 NO_GATEWAY_URL = "This is not a gateway URL. A gateway URL ends in /mcp/ and the slug of the gateway."
 
-# Parsing JSON cannot be interrupted. So many values take 0.1 s; a message of `LARGE` bytes has fewer values.
+# Parsing cannot be interrupted, and this many values take 0.1 s. `LARGE` bytes of text have at most about as many.
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
@@ -53,7 +53,7 @@ class MalformedMessage(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message of a client: a request has a method and an id, a notification no id, a response no method.
+    """One message from a client. A request has a method and an id, a notification has no id, a response no method.
 
     `meta` is the `_meta` of the params, empty when the params have none.
     """
@@ -126,15 +126,15 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Digits of an integer beyond the range of a float. Converting longer ones is slow, and a text may have thousands.
+# Most digits of an integer beyond the range of a float: longer integers are slow to convert, and may be many.
 MOST_DIGITS = 1_000
 
 
 def loads(text: bytes) -> Any:
     """Parse a JSON text. Raises ValueError.
 
-    Some texts of servers are parsed by the slower standard library, because orjson turns integers beyond 64 bits into
-    floats, and refuses lone surrogates and numbers beyond the range of a float.
+    orjson turns integers beyond 64 bits into floats, and refuses lone surrogates and numbers beyond the range of a
+    float. A text that may contain any of these is parsed by the slower standard library.
     """
     try:
         value = orjson.loads(text)
@@ -297,7 +297,7 @@ def may_have_more_values(text: bytes, most: int) -> bool:
     return _structure(text) > most
 
 
-# Answers above MEDIUM bytes are for the reader process too if they may have so many values, which are slow to rewrite.
+# The reader process also gets answers above MEDIUM bytes if they may have many values, which are slow to rewrite.
 MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
 
 

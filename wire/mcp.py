@@ -42,15 +42,15 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Method(NamedTuple):
-    """A method of client requests: the eras that have it, the capability that announces it, and its subject."""
+    """A method that clients request: the eras that have it, the capability that announces it, and what it is about."""
 
     session: bool = True
     modern: bool = True
     capability: str = ""  # The capability in `initialize` and `server/discover` that announces the method.
-    introduces: bool = False  # Whether the result merges the introductions of all servers.
+    introduces: bool = False  # Whether the result combines what all servers say about themselves.
     lists: str = ""  # The kind of features that the method lists.
     kind: str = ""  # The kind of the feature named in the params, if all requests of the method have one kind.
-    # The member of the params that names a feature or a task. Such requests are forwarded to a server.
+    # The member of the params that names a feature or a task. If it is set, requests are forwarded to a server.
     named_by: str = ""
 
 
@@ -86,8 +86,8 @@ NAMED_BY = {
 # Bounds of the pause before a broken stream is reopened, even if the server asks for another pause.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
-LONGEST_NAME = 80  # Characters of a server's name that are stored,
-MOST_INSTRUCTIONS = 4_000  # and of its instructions.
+LONGEST_NAME = 80  # Stored characters of a server's name.
+MOST_INSTRUCTIONS = 4_000  # Stored characters of a server's instructions.
 MOST_EXTENSIONS = 4_096  # Bytes of the extensions that a client or a server declares.
 
 # Server capabilities, and the boolean members of each.
@@ -121,7 +121,7 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return those of the server's capabilities that the gateway serves, with members that are true; all extensions."""
+    """Return the server's capabilities that the gateway serves, each with its true members, and the extensions."""
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
         name: {member: True for member in members if declared[name].get(member) is True}
@@ -146,9 +146,9 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the `tasks` capability of a session server that runs calls as tasks, with the members we support.
+    """Return the `tasks` capability of a server with sessions, with the members we support.
 
-    MCP 2026-07-28 has an extension instead of this capability.
+    Empty unless the server runs calls as tasks. MCP 2026-07-28 has an extension instead of this capability.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
@@ -231,7 +231,7 @@ class Target(NamedTuple):
     def headers(self) -> dict[str, str]:
         """Return the headers of every request to this server. Only the trace context is taken from the client.
 
-        A built-in server, which needs no credential, is told the person.
+        A built-in server needs no credential; it gets the id of the person instead.
         """
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
         own |= self.trace
@@ -402,7 +402,7 @@ async def _read_until_answer(
 
 
 async def read_messages(response: HttpResponse, target: Target, on_message: OnNotification, place: StreamPlace) -> None:
-    """Pass each message of a server's standing stream to `on_message` until it ends, then update `place`.
+    """Pass each message of a server's standing stream to `on_message`. When the stream ends, update `place`.
 
     Raises an UpstreamError.
     """

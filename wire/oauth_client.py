@@ -123,7 +123,7 @@ def read_challenge(headers: Iterable[str]) -> Challenge:
 
 
 def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
-    """Return the URLs to try for resource metadata: the one in the challenge, for the path, at the root."""
+    """Return the URLs to try for resource metadata: from the challenge, for the path of `url`, and at the root."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")

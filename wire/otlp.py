@@ -16,7 +16,7 @@ LONG = 1 << 64
 
 
 def request(resource: Attributes, scope: tuple[str, str], records: Sequence[bytes]) -> bytes:
-    """Encode an export request. `records` are encoded fields of the scope; `scope` is its name and version.
+    """Encode an export request. `scope` is the scope's name and version, `records` are its encoded fields.
 
     `ExportTraceServiceRequest` and `ExportLogsServiceRequest` use the same field numbers.
     """

@@ -1,6 +1,6 @@
 """HTTP for everything except MCP: issuers, receivers of the log, documents of apps, registries, the doctor.
 
-One client over guarded sockets. It follows no redirect, keeps no cookies and no credentials, ignores proxies of the
+One client over guarded sockets. It follows no redirect, keeps no cookies and no credentials, ignores proxies from the
 environment, and limits the time and size of every answer. Needs no Django.
 """
 
@@ -91,7 +91,7 @@ def raising_no_answer() -> Iterator[None]:
 
 
 class OutboundClient:
-    """An HTTP client that limits answers to `most_bytes`, each request to `seconds`, or all to `deadline`."""
+    """An HTTP client with limits: `most_bytes` per answer, and `seconds` per request or `deadline` for all requests."""
 
     def __init__(self, guard: Guard, most_bytes: int, seconds: float = 0.0, deadline: Deadline | None = None) -> None:
         self._guard, self._most, self._seconds = guard, most_bytes, None if deadline else seconds

@@ -1,8 +1,8 @@
 """A child process that parses and rewrites large answers, so that they do not block the event loop.
 
 Parsing 30 MB takes half a second and holds the interpreter lock, even in a thread. Each worker starts one such process
-for its first large answer. The process has no state: it ends after a minute without orders or with its worker, and if
-it dies, the current order is repeated in a new process.
+for its first large answer. The process has no state. It ends with its worker, or after a minute without orders. If it
+dies, the current order is repeated in a new process.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ _RESERVED = frozenset(":/?#[]@!$&'()*+,;=")
 
 
 def exposed_uri(alias: str, uri: str) -> str:
-    """Return the URI for clients of `uri` at the server `alias`; unchanged without an alias."""
+    """Return the URI by which clients know `uri` of the server `alias`. Without an alias it is unchanged."""
     return f"{_prefix(uri)}{alias}/{_encoded(uri)}" if alias else uri
 
 
@@ -106,7 +106,7 @@ def own_uri(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return whether this JSON text may contain a URI that the gateway made; one with escaped letters is missed."""
+    """Return whether this JSON text may contain a URI that the gateway made. A URI with escaped letters is missed."""
     return b"gateway" in body
 
 
@@ -127,7 +127,7 @@ def literal_length(template: str) -> int:
 
 
 class MatchBudget:
-    """Limits the steps for finding the template of one URI (about 30 ms): servers may list thousands of templates."""
+    """Limits the steps for finding the template of a URI (about 30 ms), because servers may list thousands of them."""
 
     def __init__(self, steps: int = 200_000) -> None:
         self._left = steps
@@ -142,7 +142,7 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
     """Return whether `uri` can be an expansion of `template`.
 
     With `narrowly`, simple expressions match within one segment only. Otherwise any expression matches any text. A
-    template that has too many expressions, or exceeds the budget, matches everything, or nothing with `narrowly`.
+    template that has too many expressions or exceeds the budget matches everything, or with `narrowly` nothing.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -289,7 +289,7 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """Replace the id of the related task in `meta`: the server's id `known` by the id that the client sees.
+    """Replace the id `known` of the related task in `meta` by `shown`, the id that the other side knows.
 
     Any other related task is removed.
     """
@@ -347,7 +347,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """Give the resource that was read the URI that the client used in its request."""
+    """Replace the URI of the resource that was read by the URI in the client's request."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown

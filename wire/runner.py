@@ -33,9 +33,9 @@ class Runner:
         return {"Authorization": f"Bearer {self.secret}", USER_HEADER: quote(user or NOBODY, safe=_VISIBLE)}
 
     def program_at(self, url: str) -> str | None:
-        """Return the name of the program whose MCP endpoint `url` is; None for every other URL.
+        """Return the name of the program that has the MCP endpoint `url`; None if no program has it.
 
-        The text has to begin as the runner's URL: another spelling of a host may be found elsewhere.
+        `url` must begin with exactly the runner's URL, because another spelling may resolve to another address.
         """
         found = _endpoint(url.removeprefix(self.url)) if url.startswith(f"{self.url}/") else None
         return found[1] if found else None

@@ -45,7 +45,7 @@ from wire.oauth_client import fits_a_header
 
 logger = logging.getLogger(__name__)
 
-MOST_SERVER_REQUESTS = 8  # Concurrent requests of a server during one of our requests; each answer needs a connection.
+MOST_SERVER_REQUESTS = 8  # Concurrent requests from a server during one of ours; each answer needs a connection.
 LONGEST_ID = 1_024  # Of a server's request id: characters of a string, or bits of an integer.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
@@ -62,7 +62,7 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a client's capabilities as passed to servers, as a short text that does not depend on their order.
+    """Return a short text for the client capabilities that are passed to servers. Their order does not matter.
 
     The text names each capability and member. Extensions are included as a digest if `with_extensions`.
     """
@@ -99,7 +99,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server does not know the session: it answered a request in it with HTTP 404, without a JSON-RPC answer.
+    """The server does not know the session: it answered a request with HTTP 404 and without a JSON-RPC answer.
 
     MCP 2025-11-25 (Session Management) calls this "session not found": the request was not processed.
     """
@@ -175,8 +175,8 @@ class SessionWire:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
         The request is sent again, in a new session, only if the server lost the session and the client itself has no
-        session. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost
-        the session of a client that has one.
+        session. Raises an UpstreamError: EraLeft if the server opens no session, SessionEnded if the server lost the
+        session and the client has one.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -329,7 +329,7 @@ class SessionWire:
     ) -> tuple[SessionHandle, ServerDescription]:
         """Open a session in the version `proposed`.
 
-        If the server does not speak this version, the newest common version of its list is used.
+        If the server does not speak this version, the newest version in the server's list that we speak is used.
         """
         request_id = next_request_id()
         params = {
@@ -480,7 +480,7 @@ class IncomingRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Answer a request. Pings always succeed; without `on_request`, or with too many, requests fail."""
+        """Answer a request. Pings succeed; other requests fail without `on_request`, or if too many are running."""
         if not _is_valid_id(message["id"]):
             return
 

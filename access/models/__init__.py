@@ -1,4 +1,4 @@
-"""The history of what opens gateways, and access reviews: people decide line by line who keeps their access."""
+"""The history of access to gateways, and access reviews, in which people decide line by line who keeps their access."""
 
 from access.models.history import Fact, FactKind, FactQuerySet, recorded_since
 from access.models.lines import CHECKED_FIELDS, Answer, ReviewLine, ReviewLineQuerySet, checksum_of

@@ -1,7 +1,7 @@
-"""The history of what opens gateways: teams, roles, reach.
+"""The history of everything that gives access to gateways: teams, roles, and whom a gateway is open to.
 
-Triggers write it (migrations/0001_history.py), so that every way to change these rows is in it, also a release that
-does not know of it. Grants have dates of their own (gateways/models/grants.py).
+Triggers write it (migrations/0001_history.py), so that it records every change of these rows, also one made by an older
+release without the history. Grants are not in it, because they store their own dates (gateways/models/grants.py).
 """
 
 from datetime import datetime
@@ -26,7 +26,7 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows that began at `moment` or before, and that had not ended."""
+    """Match rows that had begun at `moment`, and had not ended by then. `began` and `ends` are names of columns."""
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
@@ -40,9 +40,10 @@ class FactQuerySet(models.QuerySet["Fact"]):
 
 
 class Fact(models.Model):
-    """Something that was true from `began_at` until `ended_at` (None: it still is). Rows are only added and ended.
+    """Something that was true from `began_at` until `ended_at`, or still is if that is None. Rows are never deleted.
 
-    The ids have no foreign keys, so that history outlives teams and roles; `label` is the name of the object then.
+    The ids have no foreign keys, so that a fact remains when its team or role is deleted. `label` is the name that the
+    object had then.
     """
 
     kind = models.CharField(max_length=12, choices=FactKind)
@@ -71,7 +72,7 @@ class Fact(models.Model):
 
 
 def recorded_since() -> datetime | None:
-    """Return the time from which on facts were recorded when they changed; earlier ones are from admin events."""
+    """Return when triggers began to record facts. Earlier facts were derived from admin events."""
     applied = MigrationRecorder.Migration.objects.filter(app="access", name="0001_history")
     moment: datetime | None = applied.values_list("applied", flat=True).first()
     return moment

@@ -1,4 +1,4 @@
-"""The lines of a review, and the digest that the log keeps of them."""
+"""The lines of a review, and their digest, which is recorded in the event that closes the review."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ui.rest import stamp
 
 # The fields of an export that the checksum covers.
 CHECKED_FIELDS = ["id", "person", "kind", "thing_id", "access", "gateways", "answer", "answered_by", "answered", "note"]
-SHOWN_GATEWAYS = 20  # Names of gateways stored with a line; more are counted.
+SHOWN_GATEWAYS = 20  # Names of gateways stored with a line, followed by the number of further ones.
 
 
 class Answer(models.TextChoices):
@@ -34,15 +34,20 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
         return self.filter(answer=Answer.OPEN)
 
     def visible_to(self, viewer: User) -> ReviewLineQuerySet:
-        """Return the lines that a reader of reviews may see: credentials with IDENTITIES_READ, or as a reviewer."""
+        """Return the lines that `viewer`, who may read reviews, may see.
+
+        Lines of credentials need IDENTITIES_READ, or that the review names the viewer as a reviewer.
+        """
         if viewer.has_perm(Capability.IDENTITIES_READ):
             return self
         named = Exists(viewer.reviews.filter(pk=OuterRef("review"))) | Q(review__fallback=viewer)
         return self.filter(named | ~Q(kind=ThingKind.IDENTITY))
 
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
-        """Return the lines of open reviews that `reviewer` may answer: theirs, and all of reviews that name them as
-        fallback, but not about themselves unless the review allows that. Ended lines cannot be answered again.
+        """Return the lines of open reviews that `reviewer` may answer.
+
+        These are the lines assigned to them, and all lines of reviews whose fallback reviewer they are. Lines about the
+        reviewer's own access are left out unless the review allows self-review. Ended lines cannot be answered again.
         """
         theirs = Q(reviewer=reviewer) | Q(review__fallback=reviewer)
         own = Q(person=reviewer, review__self_review=False)
@@ -55,15 +60,15 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
 
 
 class ReviewLine(models.Model):
-    """One thing of one person, and whether they keep it.
+    """One line of a review: something that a person has, such as a grant or a token, and whether they keep it.
 
-    `thing` is the id of the row that ends it: a grant, team, role, token, connection or credential. Names and addresses
-    are those of the start of the review, so that the result stays what was decided on.
+    `thing` is the id of the grant, team, role, token, connection or credential; `what` describes it. Names and
+    addresses are those at the start of the review, so that the result shows what was decided on.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     review = models.ForeignKey("access.Review", models.PROTECT, related_name="lines")
-    number = models.PositiveIntegerField()  # Its place in the list.
+    number = models.PositiveIntegerField()  # The line's position in the review, from 1.
     person = models.ForeignKey(User, models.PROTECT, related_name="+")
     person_email = models.CharField(max_length=254)
     kind = models.CharField(max_length=20, choices=ThingKind)
@@ -109,21 +114,21 @@ class ReviewLine(models.Model):
 
     @property
     def who_changes(self) -> str:
-        """A sentence that names the people who can change a line that no review ends; empty for all others."""
+        """For access that a review cannot end, a sentence about who can change it; otherwise empty."""
         return OTHERS.get(ThingKind(self.kind), "")
 
     @property
     def suggested(self) -> str:
-        """The answer that is preselected: End if it was not used for 90 days."""
+        """The preselected answer: End for access that was not used for 90 days and that a review can end."""
         return Answer.END if self.unused and self.can_be_ended else Answer.OPEN
 
     @property
     def shown_answer(self) -> str:
-        """The answer selected in the form: the one given, or the suggested one."""
+        """The answer to select in the form: the saved answer, otherwise the suggested one."""
         return self.answer or self.suggested
 
     def checked(self) -> dict[str, Any]:
-        """Return the values that the digest covers, as an export writes them."""
+        """Return the line's values that the digest covers, in the form in which an export writes them."""
         return {
             "id": str(self.pk),
             "person": self.person_email,
@@ -139,8 +144,9 @@ class ReviewLine(models.Model):
 
 
 def checksum_of(lines: Iterable[dict[str, Any]]) -> str:
-    """Return the SHA-256 of the digests of all lines, by id; each of its JSON with sorted keys and no blanks.
+    """Return the SHA-256 of the digests of all lines, ordered by id.
 
+    The digest of a line is the SHA-256 of its JSON with sorted keys and without blanks.
     `auditlog/checkpoints/verify_export.py` computes the same from an export.
     """
     leaves = []

@@ -41,14 +41,14 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """The lines that were answered, and those that were not, with the reasons."""
+    """The lines that were changed (`done`), and those that were not, each with the reason (`refused`)."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
 
 
 class Review(Versioned, models.Model):
-    """A review of who may use what: its lines are taken when it is started, and its answers are final once closed."""
+    """A review of who may use what. Its lines are created when it starts; its answers are final once it is closed."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=120)
@@ -81,7 +81,7 @@ class Review(Versioned, models.Model):
         return {"closed_at": self.closed_at.isoformat() if self.closed_at else None}
 
     def described(self, lines: int) -> dict[str, Any]:
-        """Return the terms of the review, as the `changes` of its first event."""
+        """Return the settings of the review and its number of lines, as the `changes` of the event of its start."""
         return {
             "scope": [None, self.scope],
             "subjects": [None, self.subject_names],
@@ -123,7 +123,7 @@ class Review(Versioned, models.Model):
     # Answers.
 
     def answer(self, lines: ReviewLineQuerySet, answer: str, *, note: str = "", by: User) -> Answers:
-        """Answer those of `lines` that `by` may answer; OPEN takes one back. Ending ends the thing at once.
+        """Answer those of `lines` that `by` may answer. OPEN takes an answer back; END ends the access at once.
 
         Raises AlreadyClosed, NotAReviewer or CapabilityRequired.
         """
@@ -151,7 +151,7 @@ class Review(Versioned, models.Model):
         return line.who_changes if answer == Answer.END else ""
 
     def end_lines(self, lines: Iterable[ReviewLine], *, by: User) -> tuple[list[ReviewLine], list[Any]]:
-        """End the things of the lines; return the ended lines, and the others with the reasons."""
+        """End the access in the lines. Return a pair: the ended lines, and the other lines with the reasons."""
 
         def end(line: ReviewLine) -> str:
             try:
@@ -169,7 +169,7 @@ class Review(Versioned, models.Model):
         return _parted(lines, end)
 
     def note_answers(self, lines: Sequence[ReviewLine], answer: str, note: str, by: User | None) -> None:
-        """Store an answer; `by` None: the due date gave it."""
+        """Store an answer on these lines. `by` is None for answers that were given because the due date passed."""
         by_note: dict[str, list[UUID]] = {}
         for line in lines:
             line.note = " ".join(filter(None, (note.strip(), line.note if answer == Answer.END else "")))[:300]
@@ -184,9 +184,9 @@ class Review(Versioned, models.Model):
             Event.objects.record(Action.REVIEW_ANSWERED, self, by=by, changes=told)
 
     def reassign(self, lines: ReviewLineQuerySet, to: User, *, by: User) -> Answers:
-        """Give open lines to another reviewer: a reviewer their own, people who may start reviews all.
+        """Give open lines to another reviewer. Reviewers can give away their own, people who may start reviews all.
 
-        Raises AlreadyClosed, BadReviewer or CapabilityRequired.
+        Raises AlreadyClosed, NotAReviewer, BadReviewer or CapabilityRequired.
         """
         with transaction.atomic():
             review, is_manager = self._locked_open(), may_start(acting_now(by))
@@ -227,7 +227,7 @@ class Review(Versioned, models.Model):
         return waiting
 
     def waiting(self) -> list[tuple[User, int]]:
-        """Return the reviewers who have open lines, with the number of these."""
+        """Return the reviewers who have open lines, each with the number of open lines."""
         lines = self.lines.filter(answer=Answer.OPEN, reviewer__isnull=False).order_by().values("reviewer")
         numbers = dict(lines.annotate(number=Count("pk")).values_list("reviewer", "number"))
         people = User.objects.in_bulk([*numbers])
@@ -236,13 +236,13 @@ class Review(Versioned, models.Model):
     # Closing.
 
     def may_be_closed_by(self, person: User) -> bool:
-        """True if `person` may start reviews, or is a reviewer and no line is open."""
+        """True if `person` may start reviews, or if the review names them as a reviewer and no line is open."""
         if may_start(person):
             return True
         return may_review(person) and self.names_reviewer(person) and not self.lines.filter(answer="").exists()
 
     def close(self, *, by: User) -> None:
-        """Close the review for good: open lines stay unanswered, and nothing else ends.
+        """Close the review for good. Open lines stay unanswered, and their access is not ended.
 
         Raises AlreadyClosed or CapabilityRequired.
         """
@@ -254,7 +254,10 @@ class Review(Versioned, models.Model):
         self.refresh_from_db()
 
     def close_when_due(self) -> bool:
-        """Close the review if its date is over; open lines are ended a day later if it says so. False if not yet."""
+        """Close the review if its due date has passed; return False if it is not closed now.
+
+        A review that ends unanswered lines, and has open ones, ends these and closes a day after the due date.
+        """
         with transaction.atomic():
             review: Review = self.lock()
             open_lines = list(review.lines.filter(answer=Answer.OPEN).select_related("person").order_by("number"))
@@ -262,14 +265,14 @@ class Review(Versioned, models.Model):
             if not review.is_open or timezone.now() < review.due_at or waits:
                 return False
             if review.ends_unanswered:
-                # With the permissions that the person who decided so has now.
+                # With the permissions that the person who started the review has now.
                 ended, _ = review.end_lines([one for one in open_lines if one.can_be_ended], by=review.started_by)
                 review.note_answers(ended, Answer.END, "Not answered by the due date.", None)
             review.seal(None)
         return True
 
     def seal(self, by: User | None) -> None:
-        """Close the locked review: its last event has the digest of all lines and answers."""
+        """Close the review, whose row is locked. The event of the closing has the digest of all lines and answers."""
         checksum = checksum_of(line.checked() for line in self.lines.all())
         self.closed_at, self.closed_by, self.checksum = timezone.now(), by, checksum
         self.save(update_fields=["closed_at", "closed_by", "checksum"])
@@ -285,7 +288,7 @@ class Review(Versioned, models.Model):
 def _parted(
     lines: Iterable[ReviewLine], why_not: Callable[[ReviewLine], str]
 ) -> tuple[list[ReviewLine], list[tuple[ReviewLine, str]]]:
-    """Return the lines without a reason against them, and the others with their reasons."""
+    """Return a pair: the lines for which `why_not` is empty, and the others with their reasons."""
     fitting, refused = [], []
     for line in lines:
         reason = why_not(line)

@@ -12,10 +12,10 @@ from accounts.rules import acting_now
 from capabilities import Capability, CapabilityRequired
 from ui.pages import first_names
 
-# All are needed to read reviews, and to be a reviewer: lines name people, gateways, and when these were last used.
+# All are needed to read reviews and to be a reviewer, because lines show people, gateways and their last use.
 SEES = (Capability.GATEWAYS_READ, Capability.PEOPLE_READ, Capability.MCP_CONNECTIONS_READ)
 STARTS = (Capability.PEOPLE_MANAGE, *SEES)  # All are needed to start and to close reviews.
-# A person who has unanswered lines ended needs what ends them.
+# To start a review that ends unanswered lines, a person needs the capabilities that end them.
 ENDS = (
     Capability.PEOPLE_MANAGE,
     Capability.GATEWAYS_MANAGE,
@@ -75,7 +75,7 @@ class Unanswered(models.TextChoices):
 
 
 def may_review(person: User) -> bool:
-    """True if `person` may read reviews, and answer lines of those that name them."""
+    """True if `person` may read all reviews, and answer lines of reviews that name them as a reviewer."""
     return person.is_active and all(map(person.has_perm, SEES))
 
 

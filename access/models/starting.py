@@ -1,4 +1,4 @@
-"""Lists of access reviews, and the start of one: its lines, dealt among the reviewers."""
+"""Querysets of access reviews, and the start of a review, which distributes its lines among the reviewers."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         return self if may_review(viewer) else self.none()
 
     def waiting_for(self, reviewer: User) -> ReviewQuerySet:
-        """Return the open reviews with open lines that `reviewer` answers."""
+        """Return the open reviews in which `reviewer` has open lines of their own to answer."""
         if not may_review(reviewer):
             return self.none()
         theirs = ReviewLine.objects.open().answerable_by(reviewer).filter(reviewer=reviewer)
         return self.open().filter(pk__in=theirs.order_by().values("review"))
 
     def with_counts(self) -> ReviewQuerySet:
-        """Annotate the numbers of lines, of open and of ended ones."""
+        """Annotate reviews with the numbers of all lines, open lines and ended lines."""
         lines = ReviewLine.objects.filter(review=models.OuterRef("pk")).order_by().values("review")
 
         def number(**which: Any) -> Any:
@@ -77,7 +77,7 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         fallback: User | None = None,
         by: User,
     ) -> Review:
-        """Start a review of the access that `subjects` have now. Its lines are dealt among the reviewers by person.
+        """Start a review of the present access of `subjects`. All lines of a person go to the same reviewer.
 
         Raises CapabilityRequired or ReviewError.
         """
@@ -106,13 +106,13 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         return review
 
     def close_due(self) -> int:
-        """Close the reviews whose due date, and grace, are over. Return their number."""
+        """Close the open reviews that are due (`Review.close_when_due`), and return their number."""
         due = self.open().filter(due_on__lt=timezone.now().date()).order_by("due_on", "pk")
         return sum(review.close_when_due() for review in due)
 
 
 def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
-    """Return what the scope has access to now. Raises BadScope."""
+    """Return the present access in the scope, as things to review. Raises BadScope."""
     if (scope == ReviewScope.EVERYTHING) == bool(subjects):
         raise BadScope("Choose what to review.")
     pks = [row.pk for row in subjects]
@@ -132,7 +132,10 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines, each person's with the next reviewer in turn who may answer them. Raises NobodyReviews."""
+    """Return the lines of the review. People are assigned to the reviewers in turn, but nobody to themselves.
+
+    Self-review, if the review allows it, lifts that rule. Raises NobodyReviews.
+    """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):
         turn = number % len(reviewers)

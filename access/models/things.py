@@ -1,4 +1,4 @@
-"""The things that a review asks about: each gives a person access, or uses it, and has a verb that ends it."""
+"""The things that a review asks about. Each gives a person access or uses it; most can be ended."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ type ThingRow = tuple[ThingKind, UUID | None, str, Any]  # Kind, id, words, and 
 UNUSED_DAYS = 90  # Things unused for so long are preselected to be ended.
 
 
-# Somebody else ended it at the same time.
+# Raised if somebody else has ended the thing at the same time.
 ENDED_MEANWHILE = (ConnectionAlreadyRevoked, IdentityAlreadyRevoked, TokenAlreadyRevoked)
 
 
 class CannotEnd(Exception):
-    """The thing concerns more people than this one; the message says who can change it."""
+    """A review cannot end this thing. The message says who can change it."""
 
 
 class ThingKind(models.TextChoices):
@@ -45,7 +45,7 @@ class ThingKind(models.TextChoices):
 
 
 KINDS = [*ThingKind]
-# Kinds that a review cannot end, because other people have the access too, and who changes them.
+# Kinds that a review cannot end, because this would affect other access too, with a sentence about who can change them.
 OTHERS = {
     ThingKind.ROLE: "People with “Manage people” change roles.",
     ThingKind.EVERYONE: "People with “Basic gateway management” choose whom a gateway is open to.",
@@ -54,9 +54,9 @@ OTHERS = {
 
 @dataclass
 class ReviewedThing:
-    """A thing of a person; `pk` is the id of the row that ends it, None if there is none.
+    """Something that a person has, such as a grant or a token. `pk` is the id of its row; None if it has no row.
 
-    `gateways` are the names of the gateways it concerns; `since` is the earliest start on any of them.
+    `gateways` are the names of the gateways it concerns; `since` is its earliest start on any of these gateways.
     """
 
     person: User
@@ -78,13 +78,13 @@ class ReviewedThing:
 
     @property
     def is_unused(self) -> bool:
-        """True if it was not used for UNUSED_DAYS; access counts from its start."""
+        """True if it was neither used nor started in the last UNUSED_DAYS days; False if both times are unknown."""
         last = max(filter(None, (self.last_used_at, self.since)), default=None)
         return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
 
 
 def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
-    """Return the things in the lines of an access report, one for each person and row, in order."""
+    """Return the things in the lines of an access report, sorted. For each person, a thing is returned only once."""
     found: dict[Any, ReviewedThing] = {}
     for line in lines:
         for thing in _things(line):
@@ -103,7 +103,7 @@ def _things(line: AccessLine) -> Iterator[ReviewedThing]:
 
 
 def _first(row: Any, *names: str) -> Any:
-    """Return the first of these attributes that the row has; None if it has none."""
+    """Return the value of the first of these attributes that `row` has; None if it has none of them."""
     return next((getattr(row, name) for name in names if hasattr(row, name)), None)
 
 
@@ -135,11 +135,11 @@ def _of_source(source: AccessSource) -> ThingRow:
     return ThingKind.EVERYONE, None, "Open to everyone", source
 
 
-# Ending: the model's own verb, with the permission that its page requires.
+# Ending a thing calls the method of its model, and requires the same permission as its page.
 
 
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
-    """End the thing of `person`, from the next request on. Returns False if it had ended before.
+    """End a thing of `person`, from the next request on. Return False if it had ended before.
 
     Raises CannotEnd, CapabilityRequired or PeopleError.
     """
@@ -178,7 +178,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 
 
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
-    """Revoke a live row; people other than its owner, and API keys, need a capability. Returns False without a row."""
+    """Revoke `row`; return False if it is None. Everybody but its owner, and every API key, needs a capability."""
     owner: UUID | None
     needed: tuple[Capability, ...]
     match row:

@@ -33,7 +33,7 @@ class ApiKeyAlreadyRevoked(Exception):
 
 
 def _with_status() -> dict[str, Q]:
-    """Return, by status, the condition that keys with this status meet now."""
+    """Return a condition for each status. Keys that meet it have this status now."""
     now = timezone.now()
     return {
         "active": Q(revoked_at=None, expires_at__gt=now),

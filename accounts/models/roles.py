@@ -41,7 +41,7 @@ class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
         """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
         for built_in in BUILT_IN:
-            # By any case: a workspace may have a role called "auditor", which keeps what it has.
+            # Compared without case: a workspace may already have its own role "auditor", which must not change.
             found = self.filter(name__iexact=built_in.name).first()
             role = found or self.create(
                 name=built_in.name, locked=built_in.locked, uses_gateways=built_in.uses_gateways
@@ -86,9 +86,9 @@ class Role(Versioned, models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
     locked = models.BooleanField(default=False, editable=False)
-    # False: people with this role only look. Nothing of theirs may call through a gateway (proxy/access/query.sql).
+    # If False, people with this role can only look: their apps and agents cannot make calls (proxy/access/query.sql).
     uses_gateways = models.BooleanField(default=True, db_default=True)
-    # Asked of people with this role on pages and in REST sessions; their tokens and API keys work without it.
+    # Required of people with this role on pages and in REST sessions. Their tokens and API keys work without it.
     required_sign_in = models.CharField(
         max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
     )
@@ -149,7 +149,7 @@ class Role(Versioned, models.Model):
         uses_gateways: bool | None = None,
         seen: Seen | None = None,
     ) -> None:
-        """Rename the role, set its capabilities and the sign-in it requires, for people from their next request on.
+        """Change the role's name, capabilities and required sign-in. People are affected from their next request on.
 
         A locked role can only change the required sign-in. Raises RoleLocked, NameTaken, BeyondYours if `by` lacks an
         added capability, Outranked if the role has more capabilities than `by`, LastManager, NoOrganisation, or

@@ -297,7 +297,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def uses_gateways(self) -> bool:
-        """False for a person whose role only looks: nothing of theirs may call through a gateway."""
+        """False if the person's role can only look. Their apps and agents then cannot call a gateway."""
         return self.role is None or self.role.uses_gateways
 
     @property
@@ -452,7 +452,7 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # An administrator confirms a directory's deactivation: the directory can no longer undo it.
+                # If a directory deactivated the person before, this confirms it: the directory can no longer undo it.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
@@ -535,14 +535,14 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return True if the person requested `capability` in the last day, and the time of a refusal or None."""
+        """Return a pair: whether `capability` was requested in the last day, and when it was declined, or None."""
         return state_of(capability, requests(of=self))
 
     @property
     def granted(self) -> frozenset[Capability]:
         """Return the capabilities of this person's role (all for a superuser), even while the person is inactive.
 
-        Included ones too.
+        Capabilities that these include are returned too.
         """
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 

@@ -60,7 +60,7 @@ class WorkspaceSettings(Versioned, models.Model):
     # The time zone of rules on tool calls ("outside office hours").
     zone = models.CharField(max_length=64, default="UTC", db_default="UTC", validators=[check_zone])
     setup_steps = models.BooleanField(default=True, db_default=True)
-    # Asked of everybody on pages and in REST sessions, besides what their role requires (accounts.required_sign_in).
+    # Required of everybody on pages and in REST sessions, in addition to their role's (accounts.required_sign_in).
     required_sign_in = models.CharField(
         max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
     )

@@ -58,7 +58,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id after which the file must contain every row of `log` in the checkpoint.
+        """Return an id by checkpoint number: the file must have the checkpoint's rows of `log` with higher ids.
 
         A file may start, or resume after a gap, between the rows of a checkpoint; rows before that are not required.
         """

@@ -1,9 +1,9 @@
-"""Make signed checkpoints of the rows the logs received since the last checkpoint, in one process.
+"""Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
 A checkpoint covers rows of one kind, from the end of the previous checkpoint to an id up to which the log is complete
 (auditlog.replica): `near` calls, `late` calls (older than NEAR when they arrived, as in roll-ups and sinks), and
 `events`. A checkpoint of kind `dropped` covers no rows; it names the partitions that retention drops. Each checkpoint
-contains the digest of the previous one, so that none can be removed or inserted.
+contains the digest of the previous one, so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def columns_of(
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:
-    """Return the leaf of a row read with `columns_of`: sorted keys, times in UTC with microseconds."""
+    """Return the leaf of a row read with `columns_of`. Its JSON has sorted keys, and times in UTC with microseconds."""
     return Leaf(row["uid"], sha256(orjson.dumps(row, option=CANONICAL)).digest())
 
 
@@ -170,9 +170,9 @@ def keep_up(most: int = 100) -> int:
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
     """Drop partitions with only calls older than `limit`, pass each to `note`, and return the number of partitions.
 
-    Only the table's owner can do this. A checkpoint records the drop first; `verify_log` reports missing partitions
-    that no checkpoint records. The digests of the dropped rows are deleted too. Checkpoints are not deleted, because
-    each is needed to prove the next.
+    Only the table's owner can do this. A checkpoint records the drop first, because `verify_log` reports a partition
+    that is missing without a record. The digests of the dropped rows are deleted too. Checkpoints are not deleted,
+    because each is needed to prove the next.
     """
     kept_from = _seal_drop(limit)
     dropped = Call.partitions.drop_before(limit, note)
@@ -226,7 +226,7 @@ def _newest() -> Body | None:
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    # Earlier releases sealed no events. After a downgrade, an older checkpoint may have the missing fields.
+    # Checkpoints of earlier releases lack these fields. After a downgrade, an older checkpoint may have them.
     if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
@@ -236,7 +236,7 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text.
 
-    It replaces the start of the retained calls, which checkpoints of earlier releases do not contain.
+    It is used instead of `kept_from`, because checkpoints of earlier releases do not have this field.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
@@ -270,7 +270,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If rows are left, the next of them is only known to be later than the previous checkpoint.
+    # If rows are left, all that is known about the next row is that it is later than the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

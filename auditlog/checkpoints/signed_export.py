@@ -1,8 +1,8 @@
 """Signed exports: checkpoints with the rows they cover, as JSON lines that `verify_export.py` verifies offline.
 
-The first line names the newest checkpoint, which tells what retention dropped. Each checkpoint is followed by its rows,
-as the text whose digest it has. The last line signs the file. Payloads are left out: a row that has some comes without
-them, and without the two columns that no export has, and says whether the whole row matches its digest.
+The first line has the newest checkpoint, which says what retention dropped. Each checkpoint is followed by its rows, as
+texts that match the digests in the checkpoint. The last line signs the file. Payloads are left out: a row with payloads
+comes without them, `id` and `recorded_at`, and its line says whether the whole row matches its digest.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SignedExport(Export):
         yield orjson.dumps(last, option=orjson.OPT_APPEND_NEWLINE).decode()
 
     def _some_lines(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield the lines, some at a time, without a connection between two of them."""
+        """Yield the lines in batches. No database connection is held between two batches."""
         since, until = self._period
         head = {"log": "export", "version": VERSION, "logs": self._logs, "from": since, "to": until}
         head |= {"first": self._first_number, "public_key": sealing.public_bytes(self._key).hex()}
@@ -96,7 +96,7 @@ class SignedExport(Export):
         for number in range(self._first_number, self._last_number + 1):
             one = Checkpoint.objects.filter(pk=number).first()
             if one is None:
-                continue  # The verifier says so.
+                continue  # The verifier reports that it is missing.
             body = orjson.loads(one.body)
             log = "event" if body["kind"] == "events" else "call"
             packed = bytes(one.leaves) if one.leaves is not None and log in self._logs else None
@@ -124,7 +124,7 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
     """Return whether the row belongs to the checkpoint, or was added among its rows.
 
-    The ids of near and late calls overlap: only their dates tell them apart, as for `verify_log`.
+    Near and late calls can have ids in the same range, so their dates are compared, as in `verify_log`.
     """
     if UUID(row["uid"]) in covered or body["kind"] == "events":
         return True
@@ -134,7 +134,7 @@ def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID])
 
 
 def _row(log: str, row: dict[str, Any], digests: Mapping[UUID, bytes]) -> dict[str, Any]:
-    """Return the line of a row. Payloads are left out, so this function compares such a row with its digest."""
+    """Return the line for a row. A row with payloads is compared with its digest here, as its line leaves them out."""
     without = [name for name in ("request_payload", "response_payload") if row.get(name) is not None]
     if not without:
         return {"log": log, "row": orjson.dumps(row, option=CANONICAL).decode()}
@@ -156,6 +156,6 @@ def number_at(moment: datetime) -> int:
 
 
 def _made_at(number: int) -> datetime:
-    """Return when the first checkpoint from this number on was made."""
+    """Return when this checkpoint was made, or the next existing one if this number is missing."""
     body = Checkpoint.objects.filter(pk__gte=number).order_by("pk").values_list("body", flat=True)[0]
     return datetime.fromisoformat(orjson.loads(body)["sealed_at"])

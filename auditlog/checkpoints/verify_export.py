@@ -4,15 +4,16 @@
 Needs Python 3.11 or newer and nothing else: no network, no installation, no code of the gateway. It checks that
 
 - each checkpoint is signed with the key, and that none is missing between the first and the last,
-- each row is the one that its checkpoint has, and each checkpoint has all its rows here,
-- the file is as it was downloaded, to its last line.
+- no row was changed or added after its checkpoint was made, and no row that a checkpoint covers is missing (except rows
+  that retention removed, and the rows of a log that was not exported),
+- the file has not been changed or cut short since it was downloaded.
 
 With `--review FILE`, it also checks the export of an access review (JSON lines, all lines) against the event in the log
 that closed it.
 
-Get the public key from somebody else than the file, best from a copy that was stored when the log was new. Exit codes:
-0 if everything matches, 1 with findings, 2 if the file is not a signed export. What a match proves:
-docs/how-to/answer-an-auditor.md.
+Do not take the public key from the person who gave you the file. Best is a copy that was stored when the log was new.
+Exit codes: 0 if everything matches, 1 with findings, 2 if the file is not a signed export.
+docs/how-to/answer-an-auditor.md explains what a match proves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import IO, Any
 from uuid import UUID
 
 VERSION = 1
-# For each kind of checkpoint, the field of the previous one with the last id covered so far.
+# By kind of checkpoint, the name of the field in the previous checkpoint that has the last id covered so far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,7 +54,10 @@ def added(a: Point, b: Point) -> Point:
 
 @lru_cache(8)
 def table(encoded: bytes) -> list[list[Point]] | None:
-    """Return 0 to 15 times 16^n of the point, for each n, because the same two points are multiplied all the time."""
+    """Return, for each n from 0 to 63, the multiples 0 to 15 of 16^n times the point; None if it is invalid.
+
+    The result is cached, because only a few points are multiplied, again and again.
+    """
     point, rows = decoded(encoded), []
     for _ in range(64 if point else 0):
         row = [IDENTITY]
@@ -65,7 +69,7 @@ def table(encoded: bytes) -> list[list[Point]] | None:
 
 
 def times(factor: int, rows: list[list[Point]]) -> Point:
-    """Return the multiple of a point, of which `rows` is the table."""
+    """Return `factor` times the point that has the table `rows`."""
     total = IDENTITY
     for row in rows:
         if factor & 15:
@@ -75,7 +79,7 @@ def times(factor: int, rows: list[list[Point]]) -> Point:
 
 
 def decoded(data: bytes) -> Point | None:
-    """Return the point that 32 bytes encode; None if they encode none."""
+    """Return the point encoded in 32 bytes; None if the encoding is invalid."""
     y = int.from_bytes(data, "little")
     sign, y = y >> 255, y & ((1 << 255) - 1)
     if y >= P:
@@ -124,7 +128,10 @@ def root_of(leaves: list[bytes]) -> bytes:
 
 
 def review_checksum(lines: list[dict[str, Any]], fields: list[str]) -> str:
-    """Return the SHA-256 of the digests of all lines, by id; each of the JSON of its `fields`, with sorted keys."""
+    """Return the SHA-256 of the digests of all lines, sorted by id.
+
+    The digest of a line is that of its `fields`, as JSON with sorted keys.
+    """
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):
         told = {name: line[name] for name in fields}
@@ -260,7 +267,7 @@ class Verification:
                 self.found(f"{one.name} does not start where the one before it ends.")
 
     def is_dropped(self, one: CheckpointLine) -> bool:
-        """Return whether retention removed all rows of the checkpoint, as a later checkpoint says."""
+        """Return whether retention removed all rows of the checkpoint, according to a later checkpoint."""
         newest = one.body["newest_at"]
         return newest is None or (one.log == "call" and moment(newest) < self.kept_from)
 
@@ -288,7 +295,7 @@ class Verification:
                 self.closed_reviews.append(row)
 
     def close_checkpoint(self) -> None:
-        """Report the rows of the checkpoint that did not come."""
+        """Report the rows of the checkpoint that are missing from the file."""
         for uid, digest in self.now.open.items() if self.now else ():
             at = BEGINNING + timedelta(milliseconds=uid.int >> 80)
             if self.now and self.now.log == "call" and at < self.kept_from:
@@ -319,7 +326,7 @@ class Verification:
     def review(self, lines: Any) -> None:
         """Compare an export of an access review with the verified events of closed reviews.
 
-        Adds a finding if it is incomplete or matches none. Raises ValueError if a line is not JSON.
+        Adds a finding if the export is incomplete or matches no event. Raises ValueError if a line is not JSON.
         """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}

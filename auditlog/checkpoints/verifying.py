@@ -29,7 +29,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
 UNSEALED = timedelta(minutes=15)  # Longer waits are reported; a running gateway covers rows within a minute.
-# By kind of checkpoint, the field of the previous checkpoint with the last id covered so far.
+# By kind of checkpoint, the name of the field in the previous checkpoint that has the last id covered so far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
@@ -54,8 +54,8 @@ class Finding(NamedTuple):
 class Report:
     """Result of a comparison.
 
-    These are numbers of rows: `calls` and `events` match their checkpoints, `uncovered` are in no checkpoint yet or are
-    older than the first, and `dropped` were removed with partitions from before `kept_from`. `unsealed` are the periods
+    These are numbers of rows: `calls` and `events` match their checkpoints, `uncovered` are older than all checkpoints
+    or not covered yet, and `dropped` were removed with partitions from before `kept_from`. `unsealed` are the periods
     of the uncovered rows, by log; `late` are the periods in which rows waited long for a checkpoint.
     """
 
@@ -198,7 +198,7 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Return True if it is no fault that no checkpoint covers the row with the id `number`.
+        """Return True if the row with the id `number` may be without a checkpoint.
 
         There are two such cases. The row is older than the first checkpoint, and its id is not above the last id of
         that checkpoint. Or the row is newer than the last checkpoint, and its id is above the last id of that
@@ -235,7 +235,7 @@ def verify(
 
     `keys` are the trusted public keys (32 bytes each). Without them, the keys named in the checkpoints are used, which
     does not detect rows that were changed and signed again with another key. Rows that a sink `received` must equal the
-    rows in the database, whichever key signed them, and the sink must have all rows that its checkpoints cover.
+    rows in the database, whichever key signed them. The sink must have all rows covered by the checkpoints it received.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")

@@ -35,7 +35,7 @@ from auditlog.rollups.schema import (
 from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
-OLD_STEP = 60_000  # Rows per transaction from before counting began; larger, so that a day takes fewer steps.
+OLD_STEP = 60_000  # The same for rows from before counting began. It is larger, so that a day takes fewer steps.
 # Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
@@ -65,7 +65,7 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 
 
 def drop_before(limit: date) -> int:
-    """Delete the roll-ups of calls that retention before `limit` will drop, and return the number of deleted rows.
+    """Delete the roll-ups of the calls that retention will drop with this `limit`; return the number of deleted rows.
 
     Call this before the partitions are dropped; until then these calls are counted from the log.
     """
@@ -137,7 +137,7 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of the roll-ups of each grain that is deleted after some time.
+    """Return the start of the roll-ups for each grain that has a retention of its own (`kept`).
 
     The keys are the names of the RollupState fields that store these times.
     """
@@ -152,7 +152,7 @@ def _last_id() -> int | None:
 
 @transaction.atomic
 def _count_new() -> tuple[int, bool]:
-    """Count the newest rows; return the number of counted rows, and True if there are more to count."""
+    """Count the newest rows. Return a pair: the number of counted rows, and whether there are more to count."""
     with _state() as state:
         last = None if state is None else _last_id()
         if state is None or last is None or last <= state.counted_to:
@@ -172,7 +172,7 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, at most once every LATE_EVERY.
 
-    Also advances `near_from`. Returns the number of counted calls.
+    Also advances `near_from`. Returns a pair: the number of counted calls, and False because none are left.
     """
     with _state() as state:
         now = databases.database_now()
@@ -192,7 +192,7 @@ def _count_late() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Count some rows from before counting began, newest first; return their number, and True if there are more."""
+    """Count some rows from before counting began, newest first. Return a pair: their number, and whether more exist."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False

@@ -39,7 +39,7 @@ A_MOMENT = timedelta(seconds=1)  # A caller's "now" is at most this old.
 FOUND_BY_INDEX = ("user_id", "host_id", "feature_name", "server_id", "gateway_id")
 MOST_ROWS = 20_000  # Limit on the groups of an answer, because clients may call any number of invented names.
 
-# The planner does not know that few roll-ups are of days, and would scan the whole table.
+# The planner does not know that few of the roll-ups are by day, and would scan the whole table.
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
 _OF_LOG = """
 SELECT {keys}, outcome, {class_of} AS class, count(*), sum(duration_ms)
@@ -85,7 +85,7 @@ class Numbers:
 
     @classmethod
     def timed(cls) -> Numbers:
-        """Return zero calls, with room for durations."""
+        """Return counts of zero that include the duration classes."""
         return cls(classes=[0] * CLASSES)
 
     @property
@@ -163,7 +163,7 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """Return the numbers of the calls between two times, by values of the columns `by` and number of the bar.
+        """Return the counts of calls between two times, by the values of the columns `by` and the number of the bar.
 
         Returns None if too much of the log would have to be read, or if no roll-ups exist yet. Without `timed`,
         durations are left out, which is faster.
@@ -187,7 +187,7 @@ class Book:
     ) -> dict[Any, Numbers] | None:
         """Return the values of the column `by` with the most calls between two times, most first, with their outcomes.
 
-        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None if `read` would.
+        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None whenever `read` does.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:

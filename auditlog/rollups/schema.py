@@ -71,7 +71,7 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars of the last `length` of time: the shortest with roll-ups that are retained that long.
+    """Return the grain for bars over the last `length` of time: the shortest whose roll-ups are retained that long.
 
     If no roll-up has the dimensions, the shortest grain retained that long is returned, and the log is counted.
     """

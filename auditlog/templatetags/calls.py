@@ -41,7 +41,7 @@ def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """Link to the calls of the last seven days of a host, gateway, server or connection, with their number as text.
+    """Link to the calls of a host, gateway, server or connection in the last seven days. The text is their number.
 
     All rows of a list are counted together, once per request. Use only in lists for people who may read logs.
     """
@@ -70,5 +70,5 @@ def size(value: int) -> str:
 
 @register.filter
 def cut_at(value: int, most: int) -> str:
-    """Format a number; a number above `most` as `most` with a plus sign, such as "999+"."""
+    """Format a number. A number above `most` becomes `most` with a plus sign, such as "999+"."""
     return f"{most}+" if value > most else str(value)

@@ -10,7 +10,7 @@ from configuration.kinds.servers import ServerKind
 from configuration.kinds.sinks import SinkKind
 from configuration.kinds.tool_sets import ToolSetKind
 
-# In the order in which changes are made: a kind after those that it refers to.
+# In the order in which changes are made: each kind comes after those that it refers to.
 KINDS: tuple[Kind, ...] = (
     WorkspaceKind(),
     TeamKind(),

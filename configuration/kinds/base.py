@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from accounts.models import User
 
-# The key of an object: its name or slug, after that of its parent; empty for the workspace.
+# The key of an object: the key of its parent, if any, then its name or slug. The workspace has an empty key.
 type Key = tuple[str, ...]
 
 
@@ -35,7 +35,7 @@ class Found:
 
 @dataclass(slots=True)
 class Entry:
-    """An object in a document: the values that it gives, and its path there. `was` is its key before a rename."""
+    """An object in a document, with the values that the document gives it. `was` is its key before a rename."""
 
     kind: Kind
     key: Key
@@ -81,7 +81,7 @@ class Change:
 
     @property
     def disables(self) -> bool:
-        """True if the object is disabled after the change, and was not before."""
+        """True if the change disables the object."""
         return self.fields.get("enabled", (None, None))[1] is False
 
     def after(self, *names: str) -> dict[str, Any]:
@@ -90,16 +90,16 @@ class Change:
         return {name: value for name, value in changed.items() if not names or name in names}
 
     def gives(self, *names: str) -> bool:
-        """True if one of these fields changes, or is set for a new object to another value than its default."""
+        """True if one of these fields changes, or is given in the document for a new object."""
         return any(name in self.fields for name in names)
 
 
 class Kind:
     """A kind of object in files.
 
-    `name` is the key of its list, `key` the field that tells its objects apart. If it `keeps_order`, the order of the
-    list has a meaning. `lookup` finds its rows by the key of the object at the top that they belong to. If it
-    `cuts_when_new`, new objects can cut something off.
+    `name` is the name of its list in files, `key` the field that identifies an object. With `keeps_order`, the order of
+    the list matters. `lookup` is the query lookup that selects the rows of one top-level object by its key. With
+    `cuts_when_new`, even new objects can cut something off.
     """
 
     name: ClassVar[str]
@@ -119,12 +119,12 @@ class Kind:
 
     @property
     def id(self) -> str:
-        """The key of its list, after that of its parent: `gateways.servers`."""
+        """The name of its list, preceded by that of its parent, such as `gateways.servers`."""
         return f"{self.parent}.{self.name}" if self.parent else self.name
 
     @property
     def is_single(self) -> bool:
-        """True if there is one object of this kind, in the workspace or in its parent."""
+        """True if the workspace, or each parent, has exactly one object of this kind."""
         return not self.key
 
     def title(self, key: Key) -> str:
@@ -164,11 +164,11 @@ class Kind:
         return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
 
     def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
-        """Return the place before and after of each object that moves, by its present key, if lists have an order."""
+        """Return, by present key, the old and the new place of each object that moves; {} for lists without order."""
         return {}
 
     def secret_of(self, row: Any, name: str) -> str:
-        """Return the decrypted secret of a field, empty if there is none."""
+        """Return the decrypted secret in a field of `row`; empty if there is none."""
         raise NotImplementedError
 
     def add(self, change: Change, world: World, by: User) -> Any:
@@ -183,15 +183,15 @@ class Kind:
         raise NotImplementedError
 
     def finish(self, world: World, by: User) -> None:
-        """Do what is left when all changes of this kind are made."""
+        """Do work that needs all changes of this kind to be made, such as arranging the objects in order."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        """Return in words what the change cuts off, empty if nothing."""
+        """Return in words what the change cuts off; empty if it cuts off nothing."""
         return ""
 
 
 class World:
-    """The objects of the workspace, read when first asked for; `only` those of one key, with what is below them."""
+    """The objects of the workspace, read when first needed. `only` is the key of the top-level object to read."""
 
     def __init__(
         self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None
@@ -205,7 +205,7 @@ class World:
         self.entries: dict[tuple[str, Key], Entry] = {}
 
     def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
-        """Return the rows that are read: all, or those of one object."""
+        """Return the rows to read: all of `rows`, or only those of the top-level object `only`."""
         return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:
@@ -235,7 +235,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return the value of a field that names other objects, with the names that the document gives them."""
+        """Return `value` with other objects' names replaced by the new names that the document gives them."""
         if not field.refers_to:
             return value
         if isinstance(value, list):
@@ -247,7 +247,7 @@ class World:
         return [entry for (of, _), entry in self.entries.items() if of == kind]
 
     def put(self, kind: str, key: Key, row: Any) -> None:
-        """Note an object that was just created."""
+        """Store the row of an object that was just created or changed."""
         self.of(kind)[key] = Found(row, {})
 
 

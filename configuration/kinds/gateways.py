@@ -158,7 +158,7 @@ class AssignmentKind(Kind):
             yield (row.gateway.slug, row.alias), row, values
 
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without one of the lists: under Allow selected, the file lists what is enabled."""
+        """Return the values with one of the two lists: enabled tools under Allow selected, otherwise disabled tools."""
         unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
         return {name: value for name, value in values.items() if name != unlisted}
 
@@ -179,7 +179,7 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Refuse a new alias of a server whose present alias is left out: people's connections would lose it."""
+        """Refuse a server under a new alias if its present alias is left out: connections would lose the server."""
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key
@@ -243,7 +243,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return the switches of the tools of these assignments, by assignment and name at the server."""
+    """Return, by assignment and the tool's name at the server, whether each tool of these assignments is enabled."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):
@@ -258,7 +258,7 @@ def _shared(server: Any, label: str) -> Identity | None:
 
 
 def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -> Identity | None:
-    """Return the shared credential that the change names, allowed on the gateway."""
+    """Return the shared credential that the change names, or None. Allow it on the gateway if it is not allowed yet."""
     identity = _shared(server, change.values["shared_identity"])
     if identity and not identity.gateways.filter(pk=gateway.pk).exists():
         allow_identity(identity, [*identity.gateways.all(), gateway], by=by)
@@ -266,7 +266,7 @@ def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -
 
 
 def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
-    """Return the known tools whose switch the change's list of tools changes."""
+    """Return the known tools that the change's list of tools enables or disables."""
     wrong: list[Feature] = []
     for name, on in LISTS.items():
         listed = change.after(name).get(name)
@@ -281,7 +281,11 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 
 
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
-    """Enable and disable tools as the change lists them. Tools that are not listed get the opposite."""
+    """Enable and disable tools to match the change.
+
+    With `enabled_tools`, those tools are enabled and all others disabled. With `disabled_tools`, those are disabled and
+    all others enabled.
+    """
     for name in LISTS:
         if listed := change.after(name).get(name):
             Feature.objects.expect(row, listed)

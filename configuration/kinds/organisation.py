@@ -1,4 +1,4 @@
-"""Sign-in by the organisation in configuration files: OpenID Connect only, as SAML's keys and metadata are not text."""
+"""Sign-in by the organisation in configuration files. Files cannot contain SAML, because of its keys and metadata."""
 
 from __future__ import annotations
 

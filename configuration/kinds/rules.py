@@ -30,7 +30,7 @@ from rules.replay import NO_LONGER_REFUSES, cuts
 if TYPE_CHECKING:
     from accounts.models import User
 
-# The fields that only some rules have.
+# Fields that only some rules have, with the setting that they require.
 HOLDING = dict.fromkeys(("approvers", "somebody_else", "hold_minutes"), "effect: hold") | {
     "approver_team": "approvers: team"
 }
@@ -128,7 +128,7 @@ class RuleKind(Kind):
             return ""
         values = _related(change.settings, world)
         if None in values["servers"] or (change.values["gateway"] and values["gateway"] is None):
-            return ""  # Of a new server or gateway, which has no calls.
+            return ""  # The server or gateway is new and has no calls.
         servers = values.pop("servers")
         return cuts(Rule(**values), viewer, servers)
 
@@ -143,7 +143,7 @@ def _stops(values: dict[str, Any]) -> bool:
 
 
 def _written(rule: Rule) -> dict[str, Any]:
-    """Return the values of a rule; none if what it selects is archived, so that it cannot apply."""
+    """Return the values of a rule; {} if its gateway or all its servers are archived, so that it cannot apply."""
     servers = [server.slug for server in rule.servers.all() if server.archived_at is None]
     if (rule.gateway and rule.gateway.archived_at) or (rule.servers.all() and not servers):
         return {}

@@ -100,7 +100,7 @@ def _grants(row: ToolSet) -> list[ToolGrant]:
 
 
 def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
-    """Return the features of these names; tools that their server has not listed yet are created.
+    """Return the features with these names. Tools that their server has not listed yet are created.
 
     Raises GatewayError.
     """
@@ -117,7 +117,10 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
-    """Give the set to everybody and the teams in `values`, and end other grants without an end of their own."""
+    """Give the set to everybody and the teams as in `values`, and end its other grants to them.
+
+    Grants to people, and grants with an end date, are not changed.
+    """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())
     present = {grant.team: grant for grant in _grants(row) if grant.user is None and grant.ends_at is None}

@@ -249,8 +249,8 @@ class CapabilityAdmin(ModelPages):
     """The admin pages of one model, for users with any capability in `seen_by`.
 
     Users with a capability in `changed_by` can change the fields in `editable`, users with one in `added_by` can add
-    rows; subclasses then implement `edit` and `add`. All other changes are the actions in `acts`. `page` is the URL
-    name of the row's page in the product, and the attribute of the row that the URL contains.
+    rows; subclasses then implement `edit` and `add`. All other changes are the actions in `acts`. `page` is a pair:
+    the URL name of the row's page in the product, and the attribute of the row that the URL contains.
     """
 
     seen_by: tuple[Capability, ...] = ()

@@ -1,7 +1,7 @@
 """The built-in MCP server Gateway Admin: tools that read the workspace for a person, in threads of their own.
 
-The proxy names the person; capabilities are read from the database at each call. A person may have MOST_OF_ONE calls in
-this process at a time; calls of others wait for those at most, and nothing can be written.
+The proxy names the person; capabilities are read from the database at each call. A person may have at most
+MOST_OF_ONE calls in this process at a time, so calls by others do not wait for more than those. Tools cannot write.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOST_OF_ONE = 2
 
 _threads = ThreadPoolExecutor(MOST_AT_ONCE, "gateway-admin")
 _running: Counter[str] = Counter()  # Number of calls by person.
-_lock = Lock()  # Calls end in threads.
+_lock = Lock()  # For `_running`, since calls end in other threads.
 
 FIXED: dict[str, Object] = {
     **builtin.introduction({"tools": {}}, INSTRUCTIONS),

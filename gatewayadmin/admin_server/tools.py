@@ -64,7 +64,7 @@ class Tool:
 
     @property
     def definition(self) -> Object:
-        """The tool as `tools/list` has it."""
+        """The definition of the tool in `tools/list`."""
         told = {"summary": _TEXT, "notice": _TEXT, **self.answers}
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""Counts, for each key, of the stored data that is unusable without the key."""
+"""Counts for each key how much stored data is unusable without it."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ _listen = re.compile(r"""^listen:[ ]*["']?(?P<host>\S+):(?P<port>\d{1,5})["']?[ 
 
 
 def of_environment() -> Runner | None:
-    """Return the runner that the environment names; None if it names none. Raises Refused."""
+    """Return the runner configured in the environment, or None. Raises Refused."""
     url, key = web_address(RUNNER_URL, ""), secret(RUNNER_SECRET)
     if not url and not key:
         return None

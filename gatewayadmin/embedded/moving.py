@@ -1,4 +1,4 @@
-"""Moves the embedded database's rows to a PostgreSQL of the operator's own: all of them, or none.
+"""Moves the rows of the embedded database to the operator's own PostgreSQL: all of them, or none.
 
 The rows are read in one snapshot and written in one transaction, as text, so the target may be of another version. The
 tables are those that `migrate` has created in the target; the rows that `migrate` put into them are replaced.
@@ -59,7 +59,7 @@ def source(data_dir: Path) -> Iterator[Connection]:
 
 
 def refuse_unless_empty(target: Connection) -> None:
-    """Raise Immovable if the target has other rows than those `migrate` makes, or tables of other programs."""
+    """Raise Immovable if the target has rows that `migrate` did not create, or tables of other programs."""
     names = _names(target, _TABLES)
     if names and "django_migrations" not in names:
         raise Immovable(f"The database has tables that are not the gateway's, such as {names[0]}: use an empty one.")
@@ -71,7 +71,7 @@ def refuse_unless_empty(target: Connection) -> None:
 def move(data_dir: Path, say: Say) -> int:
     """Move all rows to the database of the settings, where the tables exist, and return the number of rows.
 
-    `say` gets a line for each table. Raises Immovable, and leaves the target unchanged then.
+    `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.

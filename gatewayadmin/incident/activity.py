@@ -1,6 +1,6 @@
 """The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
 
-The counts are of the subject's newest MOST_READ calls. If there are more calls, totals come from roll-ups if possible.
+Only the subject's newest MOST_READ calls are counted. If there are more, totals come from roll-ups if possible.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DAY = timedelta(days=1)
 BEFORE = timedelta(days=28)
 MOST_READ = 10_000  # The newest calls of a subject.
 SHOWN = 12  # Largest number of tools, and of addresses, on the page.
-ODD = 3  # Unusual is this many times the usual number.
+ODD = 3  # A number is unusual from this many times the usual number.
 FEWEST_ODD = 10
 
 CALLS = """
@@ -178,7 +178,7 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime) -> int:
-    """Return the number of days before `since` to compare with; `first` is the time of the subject's first call."""
+    """Return how many days before `since` can be compared with: from the first call (`first`), at most `BEFORE`."""
     return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
 
 

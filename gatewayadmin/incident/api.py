@@ -1,4 +1,4 @@
-"""/api/{hosts,users,connections,tokens,servers}/{id}/stop: the acts of the *Incident* pages."""
+"""/api/{hosts,users,connections,tokens,servers}/{id}/stop: the operations that stop subjects of incidents."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, 
 
 
 class Given(NamedTuple):
-    """A grant that the access rests on, and when it ends; None if no date ends it."""
+    """A grant on which the access is based, and its end date; None if it has no end date."""
 
     name: str
     until: datetime | None
@@ -114,7 +114,7 @@ class Grants:
         return given_to(offered, [(connection.gateway_id, connection.user_id)], connection.host_id)
 
     def behind(self, connection: Connection) -> list[Given]:
-        """Return the grants that this connection rests on: of its gateway, and of tool sets there."""
+        """Return the grants on which this connection's access is based: to its gateway, and to tool sets there."""
         opened = self.gateways.get((connection.gateway_id, connection.user_id))
         return [
             *([Given("the gateway", opened.ends_at)] if opened else []),

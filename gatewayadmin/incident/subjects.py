@@ -1,4 +1,4 @@
-"""The subjects of incidents: the rows that have an *Incident* page, and the act that stops each row."""
+"""The subjects of incidents: the rows that have an *Incident* page, and how each of them is stopped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Subject:
     stops: ClassVar[Rule]
     faults: ClassVar[type[Exception] | tuple[type[Exception], ...]] = ()
     target_type: ClassVar[str] = ""
-    undone_by: ClassVar[str] = ""  # URL names of the page and of the REST operation that undo the act.
+    undone_by: ClassVar[str] = ""  # URL names of the page and of the REST operation that undo `stop`.
     undone_by_api: ClassVar[str] = ""
 
     @classmethod
@@ -89,7 +89,7 @@ class Subject:
 
     @property
     def back(self) -> str:
-        """The page to show after the act: the *Incident* page, or the row's page if the viewer may not open it."""
+        """The page to show after `stop`: the *Incident* page, or the row's page if the viewer may not open that."""
         may_read = self.viewer.has_perm(Capability.LOGS_READ) and any(map(self.viewer.has_perm, self.sees))
         return self.page if may_read else self.url
 
@@ -138,7 +138,7 @@ class Subject:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of unrevoked, unexpired API access tokens that the act ends, without the keys of apps."""
+        """The number of unrevoked, unexpired API access tokens that `stop` ends, without the keys of apps."""
         return Token.objects.lasting().filter(connection__in=self._live_keys, kind="access").count()
 
     @cached_property
@@ -147,7 +147,7 @@ class Subject:
 
     @property
     def ending(self) -> str:
-        """A sentence that says what the act ends."""
+        """A sentence that says what `stop` ends."""
         parts = [number_of(self.live_count, "connection")] if self.live_count else []
         parts += [number_of(self.tokens, "token")] if self.tokens else []
         parts += [number_of(self.sessions, "open session")] if self.sessions else []
@@ -155,17 +155,20 @@ class Subject:
 
     @property
     def act(self) -> str:
-        """The label of the act; empty if there is nothing left to stop."""
+        """The label of the button that stops the subject; empty if there is nothing left to stop."""
         raise NotImplementedError
 
     @property
     def effect(self) -> str:
-        """Sentences that say what the act ends, when, and whether it can be undone."""
+        """Sentences that say what `stop` ends, when, and whether that can be undone."""
         raise NotImplementedError
 
     @property
     def refused_lately(self) -> str:
-        """The calls of seven days that the act would have refused; empty for viewers who may not read the log."""
+        """A sentence about the calls of the last seven days that would have been refused if `stop` had been used.
+
+        Empty if the viewer may not read the log.
+        """
         where = {column: [pk] for column, pk in self.calls.items()}
         return would_refuse(where, self.viewer, what=f"went through this {self.noun}")
 
@@ -203,7 +206,7 @@ class Subject:
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Return the credentials the viewer may see: shared and their own; all if they manage credentials."""
+        """Return the credentials the viewer may see: shared ones and their own, or all with IDENTITIES_READ."""
         if self.viewer.has_perm(Capability.IDENTITIES_READ):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))

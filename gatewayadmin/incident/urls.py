@@ -1,4 +1,4 @@
-"""URLs of incidents: a page and an act for each kind of subject."""
+"""URLs of incidents: for each kind of subject, its page, and the page that stops it."""
 
 from django.urls import path
 

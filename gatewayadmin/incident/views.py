@@ -1,4 +1,4 @@
-"""The *Incident* page of each kind of subject, its export, and the act that stops the subject."""
+"""The *Incident* page of each kind of subject, its export, and the page that stops the subject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of the commands `export`, `plan` and `apply`: the files, their secrets, and who acts where."""
+"""Parts of the commands `export`, `plan` and `apply`: the files, their secrets, the installation, and the person."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def acting(email: str | None) -> User:
 
 
 class OpenedFiles(NamedTuple):
-    """Files with their texts by name, the document that they are, and the secrets of their references."""
+    """Configuration files: their texts by name, the document they form, and the secrets that they refer to."""
 
     texts: dict[str, str]
     document: ConfigDocument
     secrets: dict[str, str]
 
     def body(self, **more: Any) -> dict[str, Any]:
-        """Return the files with their secrets as REST takes them."""
+        """Return the body of a REST request with the files and their secrets."""
         sent = [{"name": name, "content": text} for name, text in self.texts.items()]
         return {"files": sent, "secrets": self.secrets} | {name: value for name, value in more.items() if value}
 

@@ -139,7 +139,7 @@ class Chosen:
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The first of these that are given to the user (one more than MOST_OFFERED, to detect more)."""
+        """The first features of `listed` that are given to the user: one more than MOST_OFFERED, to detect more."""
         given = self._given(self.listed).select_related("assignment__server")
         return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])
 

@@ -1,4 +1,4 @@
-"""The runner of a clone: `serve` starts it when runner.yaml lies beside manage.py, and it ends with `serve`."""
+"""The runner of a clone: `serve` starts it when runner.yaml is beside manage.py, and it ends with `serve`."""
 
 import re
 import subprocess

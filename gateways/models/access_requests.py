@@ -18,8 +18,8 @@ from gateways.models.grants import AlreadyGiven, GatewayGrant, ToolGrant, reache
 from gateways.models.tool_sets import ToolSet
 
 MOST_OPEN = 10  # Of one person.
-MOST_A_DAY = 20  # Of one person, those withdrawn included.
-FALLBACK_AFTER = timedelta(days=3)  # Then people with GATEWAYS_MANAGE are told as well.
+MOST_A_DAY = 20  # Of one person, including withdrawn ones.
+FALLBACK_AFTER = timedelta(days=3)  # Then people with GATEWAYS_MANAGE are notified too.
 
 
 class RequestRefused(GatewayError):
@@ -60,7 +60,7 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def open(self) -> "AccessRequestQuerySet":
-        """Return the requests that wait, of people who are still active and gateways that are still there."""
+        """Return the requests that wait for a decision, by active people and for gateways that are not archived."""
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def with_details(self) -> "AccessRequestQuerySet":
@@ -81,7 +81,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         """Return the open requests that wait for `viewer` (None: for anybody).
 
         These are other people's requests on gateways that name the viewer as approver. With GATEWAYS_MANAGE also those
-        on which no named approver can decide, or has decided for FALLBACK_AFTER.
+        on which no named approver can decide, or that were made at least FALLBACK_AFTER ago.
         """
         if viewer is None:
             return self.open()
@@ -94,7 +94,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def ask(
         self, gateway: Gateway, *, tool_set: ToolSet | None = None, reason: str, days: int, by: User
     ) -> "AccessRequest":
-        """Request to use a gateway, or one of its tool sets, for so many days. The period begins with the approval.
+        """Request to use a gateway, or one of its tool sets, for `days`. The period begins with the approval.
 
         Raises RequestRefused or AlreadyGiven.
         """
@@ -130,7 +130,7 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused for tools that are not given by sets here, AlreadyGiven if no date ends what `by` has."""
+    """Raise RequestRefused if the gateway gives no such set, AlreadyGiven if `by` has this access without an end."""
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None
     if tool_set is None:
@@ -146,7 +146,7 @@ def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) 
 
 
 class AccessRequest(Versioned, models.Model):
-    """A person's request to use a gateway, with a set of its tools or (`tool_set` None) without."""
+    """A person's request to use a gateway, and one of its tool sets unless `tool_set` is None."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="access_requests")
@@ -196,7 +196,7 @@ class AccessRequest(Versioned, models.Model):
         return {"state": self.state}
 
     def described(self) -> dict[str, Any]:
-        """Return what was asked for, as the `changes` of its events."""
+        """Return the requested access, in the form of an event's `changes`."""
         told: dict[str, Any] = {"days": self.days}
         return told | ({"tool_set": self.tool_set.name} if self.tool_set else {})
 
@@ -208,11 +208,11 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """The time from which people with GATEWAYS_MANAGE are told as well."""
+        """The time from which people with GATEWAYS_MANAGE are notified too."""
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may approve or decline: an approver or with GATEWAYS_MANAGE, and not who asked.
+        """True if `person` may decide: an approver, or somebody with GATEWAYS_MANAGE, but never the person who asked.
 
         An API key needs the capability.
         """
@@ -223,7 +223,7 @@ class AccessRequest(Versioned, models.Model):
         return person.narrowed_to is None and self.gateway.approvers.filter(pk=person.pk, is_active=True).exists()
 
     def approve(self, *, days: int | None = None, answer: str = "", by: User) -> None:
-        """Give what was asked for from now on, for `days` or the days asked for. Extends a grant that ends earlier.
+        """Give the requested access from now on, for `days` or the requested days. Extends a grant that ends earlier.
 
         Raises RequestRefused.
         """
@@ -241,7 +241,7 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Open the gateway and give the tools where they are not given for as long already."""
+        """Open the gateway and give the tools, unless the person has them until `ends_at` or longer."""
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
         if not reaches or (until and until < ends_at):
@@ -257,7 +257,7 @@ class AccessRequest(Versioned, models.Model):
             self._close(self._locked_for(by), RequestState.DECLINED, Action.ACCESS_REQUEST_DECLINED, answer, by)
 
     def withdraw(self, *, by: User) -> None:
-        """Take the person's own request back. Raises RequestRefused."""
+        """Withdraw the person's own request. Raises RequestRefused."""
         with transaction.atomic():
             row = self._locked_open()
             if by.pk != row.user_id:

@@ -162,7 +162,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def expect(self, assignment: Assignment, names: Iterable[str]) -> None:
         """Create rows for the tools in `names` that are not known yet, so that they can be switched.
 
-        The server's first list with such a tool keeps its switch; until then the tool is missing.
+        When the server first lists such a tool, its switch is kept. Until then the tool counts as missing.
         """
         known = {*self.filter(assignment=assignment, kind=FeatureKind.TOOL).values_list("name", flat=True)}
         rows = [
@@ -199,9 +199,9 @@ class Feature(Versioned, Switchable):
     `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
     Title, description, schema and annotations are taken from the approved definition, or from the first definition
-    while that waits for approval. The database computes `effect` on every write: what an administrator said, otherwise
-    what the annotations claim. `said_title` and `said_description` replace the server's for clients; they are no part
-    of the definition.
+    while that waits for approval. The database computes `effect` on every write: as an administrator stated it,
+    otherwise as the annotations claim. `said_title` and `said_description` replace the server's for clients; they are
+    not part of the definition.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -356,7 +356,7 @@ class Feature(Versioned, Switchable):
         return True
 
     def say_texts(self, *, title: str, description: str, by: User) -> bool:
-        """State title and description for clients, instead of the server's; empty ones are left to the server.
+        """Set the title and description that clients see; if one is empty, clients see the server's.
 
         Returns False if unchanged.
         """

@@ -64,7 +64,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
     def reachable_by(self, user: User, *, by_grant: bool = True) -> "GatewayQuerySet":
         """Return live gateways `user` may use: open to everyone, to their teams or to them, or all with GATEWAYS_USE.
 
-        None if their role only looks. Without `by_grant`, grants to the person do not count.
+        Return no gateway if the user's role cannot use any. Without `by_grant`, grants to the person do not count.
         """
         if not user.uses_gateways:
             return self.none()
@@ -202,7 +202,7 @@ class Gateway(Versioned, Switchable):
     tools_given = models.CharField(max_length=10, choices=ToolsGiven, default=ToolsGiven.ALL, db_default=ToolsGiven.ALL)
     # True: everybody sees the gateway and its tools in the catalogue, and may request to use them.
     takes_requests = models.BooleanField(default=False, db_default=False)
-    request_days = models.PositiveSmallIntegerField(default=30, db_default=30)  # Of a grant by request, if not chosen.
+    request_days = models.PositiveSmallIntegerField(default=30, db_default=30)  # Default length of a grant.
     most_request_days = models.PositiveSmallIntegerField(default=90, db_default=90)
     # People who decide on requests; without any, those with GATEWAYS_MANAGE.
     approvers = models.ManyToManyField(User, blank=True, related_name="approves")

@@ -40,7 +40,7 @@ class GrantQuerySet(models.QuerySet[Any]):
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
         """Create a grant that replaces the present one, without a gap. Raises AlreadyGiven or BadEnd.
 
-        `values` name the subject and what it gets, whose row the caller must have locked.
+        `values` name the subject, and the gateway or set it gets. The caller must have locked the latter's row.
         """
         if ends_at is not None and ends_at <= timezone.now():
             raise BadEnd(BadEnd.__doc__)
@@ -61,7 +61,7 @@ class DatedGrant(Versioned, models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
     given_at = models.DateTimeField(default=timezone.now)
-    ends_at = models.DateTimeField(null=True, blank=True)  # None: when somebody ends it.
+    ends_at = models.DateTimeField(null=True, blank=True)  # None: until somebody ends it.
     request = models.ForeignKey("gateways.AccessRequest", models.PROTECT, null=True, blank=True, related_name="+")
     ended_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -75,7 +75,7 @@ class DatedGrant(Versioned, models.Model):
         return {"ended_at": _text(self.ended_at)}
 
     def end(self, *, by: Actor | None) -> bool:
-        """End the grant, from the next request on. Returns False if it had ended already. `by` None: its date came."""
+        """End the grant, from the next request on; `by` is None if its date came. Returns False if it ended before."""
         with transaction.atomic():
             row = self.lock()
             if row.ended_at:
@@ -106,7 +106,7 @@ class ToolGrantQuerySet(GrantQuerySet):
         request: Any = None,
         by: User,
     ) -> "ToolGrant":
-        """Give a set to a team, to a person, or without either to everybody; extends a grant that ends earlier.
+        """Give a set to a team or a person, or to everybody if both are None. Extends a grant that ends earlier.
 
         Raises AlreadyGiven, BadEnd or GatewayError.
         """
@@ -187,7 +187,7 @@ class GatewayGrantQuerySet(GrantQuerySet):
     def give(
         self, gateway: Gateway, user: User, *, ends_at: datetime | None = None, request: Any = None, by: User
     ) -> "GatewayGrant":
-        """Open a gateway to a person, whatever their teams; extends a grant that ends earlier.
+        """Open a gateway to a person, regardless of their teams. Extends a grant that ends earlier.
 
         Raises AlreadyGiven, BadEnd or GatewayError.
         """
@@ -223,7 +223,7 @@ class GatewayGrant(DatedGrant):
 
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:
-    """Return whether `user` may use the gateway now, and until when; None if no date ends it."""
+    """Return a pair: whether `user` may use the gateway now, and the end date of this access, or None."""
     own = GatewayGrant.objects.live().filter(gateway=gateway, user=user).first()
     if own is None or gateway.reach == Reach.EVERYONE:
         return gateway.is_reachable_by(user), None

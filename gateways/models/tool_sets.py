@@ -87,8 +87,8 @@ class ToolSetQuerySet(models.QuerySet["ToolSet"]):
 class ToolSet(Versioned, models.Model):
     """A named set of tools, prompts and resources of one gateway.
 
-    `patterns` are exposed names with `*` and `?`, `likes` the same for SQL. Without patterns and effects a set has its
-    members only.
+    `patterns` are exposed names with `*` and `?`, `likes` the same for SQL. Without patterns and effects a set
+    contains only its members.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -121,7 +121,7 @@ class ToolSet(Versioned, models.Model):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features in the set now, also those their servers no longer offer."""
+        """The features in the set now, including those that their servers no longer offer."""
         return in_sets(Feature.objects.all(), [self])
 
     def set_rule(self, patterns: Iterable[str], effects: Iterable[str]) -> None:
@@ -164,7 +164,7 @@ class ToolSet(Versioned, models.Model):
 
     @property
     def is_in_use(self) -> bool:
-        """True if it is granted, or limits an app or agent (`limited` is the rows of connections.HostAtGateway)."""
+        """True if the set is granted, or limits an app or agent (`limited` are rows of connections.HostAtGateway)."""
         return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:

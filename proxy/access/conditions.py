@@ -19,13 +19,16 @@ from proxy.access.expressions import (
     together,
 )
 
-FEWEST_TOGETHER = 3  # Conditions that are evaluated together.
+FEWEST_TOGETHER = 3  # With fewer conditions, each is evaluated by itself.
 TOO_SLOW = "the conditions of this call take too long"
 NOT_VALID = "the condition is not valid"
 
 
 class _Programs(NamedTuple):
-    """Compiled conditions by text, None for one that is not valid, and the arguments that they name (None: any)."""
+    """Compiled conditions by text (None for one that is not valid).
+
+    `names` are the arguments that the conditions name; None if one of them may use any argument.
+    """
 
     programs: Mapping[str, Program | None]
     names: frozenset[str] | None
@@ -41,8 +44,8 @@ def _programs_of(whens: tuple[str, ...]) -> _Programs:
 class Conditions:
     """Evaluates these conditions for one call, within MOST_SECONDS of processor time.
 
-    The values of the call are converted once, with no other arguments than the conditions name: of a large call that is
-    a fraction of the time.
+    The values of the call are converted once for all conditions. Arguments that no condition names are left out, which
+    saves most of the time for a large call.
     """
 
     def __init__(self, whens: tuple[str, ...], fields: Mapping[str, Any], arguments: Any) -> None:
@@ -68,7 +71,7 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Return conditions that are false, found in one evaluation: none if one of them is true or has no result."""
+        """Evaluate several conditions together, and return them if all are false; otherwise return none of them."""
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
             return ()
@@ -86,12 +89,15 @@ class Conditions:
         return tuple(when for when, each in programs.items() if each and given >= (each.arguments or {}).keys())
 
     def _seconds(self, program: Program) -> float:
-        """Return the most that a condition takes. Raises NotEvaluated if an argument is too large."""
+        """Return the most seconds that a condition may take. Raises NotEvaluated if an argument is too large."""
         seconds = program.cost.seconds(*self._for_all[1]) if self._for_all else MOST_SECONDS
         return seconds if seconds < self._left else program.cost.seconds(*size_of(self._named(program.arguments)))
 
     def _spend(self, seconds: float) -> None:
-        """Count the most that an evaluation takes; if the time is used up, what was taken. Raises NotEvaluated."""
+        """Subtract the estimate of an evaluation from the time that is left. Raises NotEvaluated if too little is left.
+
+        Estimates are high. So when they use up the time, the time really taken is counted instead.
+        """
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)
         self._left -= seconds
@@ -102,7 +108,7 @@ class Conditions:
 
     @cached_property
     def _for_all(self) -> tuple[Any, Size] | None:
-        """The values for all conditions; None if an argument is too large, because then each gets its own."""
+        """The values for all conditions. None if they are too large: then each condition gets only its own values."""
         try:
             return self._values(self._names)
         except NotEvaluated:

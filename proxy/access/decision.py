@@ -43,7 +43,7 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature that this connection can list. `dotted_name` is the server's own name of it, if that has dots.
+    """A feature that this connection can list. `dotted_name` is the server's own name for it, if that name has dots.
 
     `said` has the title and description that an administrator set, which replace the server's; None if neither is set.
     """
@@ -55,7 +55,7 @@ class ListedFeature(NamedTuple):
 
 
 class StoredSession(NamedTuple):
-    """An existing session at a server: the id of the row, and the encrypted session id of the server."""
+    """An existing session at a server: the id of its row, and the server's session id, encrypted."""
 
     row: str
     sealed_id: str
@@ -64,7 +64,11 @@ class StoredSession(NamedTuple):
 
 
 class Introduction(NamedTuple):
-    """A server's capabilities in each era, and its instructions; a field is None if the server never sent it."""
+    """The server's description of itself: its instructions, and its capabilities in each protocol era.
+
+    `capabilities` are those of session-based versions, `modern_capabilities` those of 2026-07-28. A field is None if
+    the server never sent it.
+    """
 
     capabilities: dict[str, Any] | None
     instructions: str | None
@@ -94,8 +98,8 @@ class SignInState(NamedTuple):
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `features` depends on ServersNeeded. ALL: ListedFeatures, in the server's order. OF_FEATURE and BY_OWN_NAME:
-    FeatureRows of the matching features and, for a resource, of all templates.
+    With ServersNeeded.ALL, `features` has ListedFeatures in the server's order. With OF_FEATURE and BY_OWN_NAME, it has
+    the FeatureRows of the matching features and, for a resource, of all templates.
     """
 
     id: str
@@ -286,7 +290,7 @@ _layer_allowed = tuple(each.allowed for each in LAYER_CONDITIONS)
 
 
 def decide(grant: AccessRow, client_ip: str) -> Denied | None:
-    """Return why the token may not be used here (rows 4 to 10 of the decision order), or None if it may."""
+    """Return why the token may not be used for this request, or None if it may (rows 4 to 10 of the decision order)."""
     if _token_fields(grant) != _token_allowed:
         reason = _first_failed(grant, TOKEN_CONDITIONS)
         return WRONG_AUDIENCE if reason == "wrong_gateway" and grant.by_oauth else DENIALS[reason]
@@ -442,8 +446,8 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
     ) -> AccessRow | None:
         """Return the current grant of this token, or None if it is unknown. Raises DatabaseUnavailable.
 
-        `session` is the digest of the session id in the request; `declared` are the client capabilities that servers
-        are sent for a request without a session.
+        `session` is the digest of the session id in the request. `declared` are the client capabilities to send to
+        servers for a request without a session.
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 

@@ -1,7 +1,8 @@
 """The most processor time that a condition may take, estimated from its syntax tree.
 
-Evaluation cannot be interrupted. So a condition is refused when it is saved if small arguments could take too long, and
-it is not evaluated for arguments for which it could. The constants are measured, for arguments chosen by an attacker.
+Evaluation cannot be interrupted. So a condition that could take too long for small arguments cannot be saved, and a
+condition is not evaluated for larger arguments if it could take too long for these. The constants were measured with
+arguments that an attacker would choose.
 """
 
 import re
@@ -13,23 +14,27 @@ from proxy.access.expression_tree import CALL, CONSTANT, LIST, MAP, NAME, Node
 
 MOST_SECONDS = 0.02  # Of processor time, for all conditions of a call.
 LONGEST_PATTERN = 200
-SMALL_VALUES, SMALL_TEXT = 20, 4_000  # Arguments that every condition has to be fast for.
+SMALL_VALUES, SMALL_TEXT = 20, 4_000  # Every condition must be fast for arguments of this size.
 MOST_AMBIGUOUS = 8
 RESULT = "@result"  # The variable in which CEL collects the result of a macro.
 
 # In nanoseconds.
 PER_NODE, PER_VALUE, PER_CHARACTER, PER_COPIED = 150, 400, 12, 40
-OF_FIELD = 256  # Characters of a field of the call.
+OF_FIELD = 256  # The assumed length of a field of the call, in characters.
 COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "contains"})
 LOGIC = frozenset({"_&&_", "_||_", "!_", "@not_strictly_false"})
 WITHOUT_COPY = frozenset({"_[_]", "_?_:_"})
-# Functions whose last parameter must be small: `contains` is quadratic, and CEL keeps every name of a time zone.
+# Functions whose last parameter must be small: `contains` is quadratic, and CEL keeps the name of every time zone.
 _OF_TIME = "FullYear Month Date DayOfMonth DayOfWeek DayOfYear Hours Minutes Seconds Milliseconds"
 NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split())})
 
 
 class Cost(NamedTuple):
-    """Nanoseconds: `once`, for each value and each byte of text in the arguments, and for the square of the values."""
+    """The nanoseconds that a condition takes, as a function of the size of the arguments.
+
+    They are the sum of `once`, `value` for each value in the arguments, `square` for the square of their number, and
+    `text` for each byte of text.
+    """
 
     once: float = 0
     value: float = 0
@@ -45,7 +50,7 @@ class Cost(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The cost of an expression. `size` is the size of its result in units of the arguments; 0 is small."""
+    """The cost of an expression. `size` is its result's size as a multiple of the arguments' size; 0 if it is small."""
 
     size: float
     cost: Cost
@@ -64,7 +69,10 @@ def _is_slow(cost: Cost) -> bool:
 
 
 class _Scope(NamedTuple):
-    """The sizes of the variables of macros, and the names that may be large here; None if all may."""
+    """The sizes of macros' variables in a part of a condition.
+
+    `large` has the names that may be large in this part; None if all names may.
+    """
 
     sizes: Mapping[str, float]
     large: frozenset[str] | None = None
@@ -78,8 +86,9 @@ class _Scope(NamedTuple):
     def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
         """Return the scope of the body of a macro.
 
-        Over arguments, the variable stands for all elements together and the cost is that of all iterations. So
-        everything else in there has to be small: comparing each element with all arguments would be quadratic.
+        In a macro over arguments, the variable's size is that of all elements together, and the cost of the body is
+        that of all iterations. So all other names in the body have to be small: comparing each element with all
+        arguments would be quadratic.
         """
         names = frozenset((variable, RESULT))
         large = names if over_arguments else None if self.large is None else self.large | names
@@ -136,7 +145,7 @@ class _Estimator:
         return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
 
     def _pattern(self, pattern: Node, size: float) -> Cost:
-        """Return the cost of compiling a pattern, which is done for each text, and of comparing it."""
+        """Return the cost of matching a text with a pattern, including compiling it, which CEL does for each text."""
         if pattern.kind != CONSTANT or pattern.value is None:
             raise BadExpression("The pattern of matches() must be a text in quotation marks.", pattern.at)
         if len(pattern.value) > LONGEST_PATTERN:
@@ -168,10 +177,10 @@ def _collects(loop: Node) -> bool:
 
 
 def _cost_of_pattern(pattern: str) -> Cost:
-    """Return the most that compiling a pattern costs, and comparing it with a character.
+    """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
 
-    RE2 makes a state of an automaton for each set of places in the pattern. With few ambiguous parts there are few
-    sets; otherwise each character of a text chosen by an attacker may need a new one.
+    RE2 makes one state of its automaton for each set of places in the pattern that a text has reached. With few
+    ambiguous parts there are few such sets. Otherwise each character of an attacker's text may need a new state.
     """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):

@@ -33,7 +33,7 @@ def tree_of(serialized: bytes) -> Node:
     return _node(checked[4][0], {entry.get(1, [0])[0]: entry.get(2, [0])[0] for entry in entries})
 
 
-# By number of the kind in `Expr`: the kind, and the numbers of the name and of the parts.
+# By field number in `Expr`: the kind of node, the field number of its name, and the field numbers of its parts.
 _KINDS: dict[int, tuple[str, int, tuple[int, ...]]] = {
     4: (NAME, 1, ()),
     5: (MEMBER, 2, (1,)),
@@ -64,7 +64,7 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
 
 
 def _message(data: bytes) -> dict[int, list[Any]]:
-    """Return the fields of a protobuf message by number: integers, and bytes of everything else."""
+    """Return the fields of a protobuf message by number. Values are integers, or the bytes of any other type."""
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(data):
@@ -92,7 +92,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def arguments_in(tree: Node) -> dict[str, int] | None:
     """Return the arguments that a condition names (`args.name`, `args['name']`), each with its position.
 
-    None if it may use any.
+    None if it may use any argument.
     """
     found: dict[str, int] = {}
     for name, at in _arguments(tree):
@@ -120,14 +120,14 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 
 
 def needed_by(tree: Node) -> frozenset[str]:
-    """Return arguments without which a condition is not met, without evaluating it; there may be more."""
+    """Return arguments that a call must have to meet a condition. There may be more; the condition is not evaluated."""
     if (tree.kind, tree.value) == (CALL, "_&&_"):
-        return needed_by(tree.parts[0])  # A right part does not count if the left part has no result.
+        return needed_by(tree.parts[0])  # If the left part has no result, the right part does not matter.
     return _absent(tree)
 
 
 def _absent(node: Node) -> frozenset[str]:
-    """Return arguments without which this part has the error of an absent one for certain."""
+    """Return arguments that this part needs: without one of them it always fails because an argument is absent."""
     if node.kind in (NAME, CONSTANT, LIST, MAP):
         return frozenset()
     first, *rest = node.parts

@@ -30,7 +30,7 @@ class NotEvaluated(Exception):
 class Program(NamedTuple):
     """A compiled condition. `arguments` are the arguments it names, with their positions; None if it may use any.
 
-    A call without one of `needed` does not meet it.
+    A call that lacks one of the arguments in `needed` does not meet the condition.
     """
 
     compiled: Any
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 TOO_LARGE = "an argument is too large"
 _ABSENT = ("NOT_FOUND: Key not found", "UNKNOWN: Index error", "INVALID_ARGUMENT: Index error")
-# By a part of CEL's message, which may quote an argument.
+# Our text by a part of CEL's message. CEL's own message is not used, because it may quote an argument.
 _PROBLEMS = {
     "budget": "it needs too many iterations",
     "out of range": TOO_LARGE,
@@ -121,7 +121,7 @@ class Together(NamedTuple):
     cost: Cost
 
     def is_false(self, activation: Any) -> bool:
-        """Return whether all conditions are false; if one of them is true or has no result, this is False."""
+        """Return True if all conditions are false, and False if one of them is true or has no result."""
         try:
             return self.compiled.eval(activation).value() is False
         except RuntimeError:
@@ -163,7 +163,7 @@ def _bad(text: str, message: str) -> BadExpression:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence with the known name that is most similar; empty if none is."""
+    """Return a sentence with the most similar known name; empty if no name is similar."""
     near = get_close_matches(name, known, 1, 0.8)
     return f" Did you mean {near[0]}?" if near else ""
 
@@ -172,7 +172,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Size(NamedTuple):
-    """The size of arguments: `values` are members, elements and other values, `text` is in bytes of UTF-8."""
+    """The size of arguments: the number of `values` (members, elements and others), and of UTF-8 bytes of `text`."""
 
     values: int
     text: int
@@ -181,7 +181,7 @@ class Size(NamedTuple):
 def size_of(arguments: Mapping[str, Any]) -> Size:
     """Return the size of these arguments.
 
-    Raises NotEvaluated if they are too large or too deep, or not numbers and texts that CEL has.
+    Raises NotEvaluated if they are too large or too deep, or have a number or text that CEL cannot represent.
     """
     counter = _Counter()
     counter.add(arguments, 0)

@@ -1,9 +1,8 @@
-"""Resolve a name or URI to a server and a feature, and check switches, policy and identity (rows 13 to 15).
+"""Resolve a name or URI to a server and a feature, and check switches, policy and identity.
 
-Features are tools, prompts, resources and resource templates. A tool or prompt that is not stored cannot be called.
-
-Lists apply the same switches and policy, in `access/query.sql`. They also leave out features that the server does not
-currently offer.
+These are rows 13 to 15 of the decision order. Features are tools, prompts, resources and resource templates. A tool or
+prompt that is not stored cannot be called. Lists apply the same switches and policy, in `access/query.sql`. They also
+leave out features that the server does not currently offer.
 """
 
 from collections.abc import Sequence
@@ -77,7 +76,11 @@ def is_nameable(feature: Named) -> bool:
 
 
 def lookup_key(feature: Named) -> str:
-    """Return the key for the statement: the name, or the URIs a resource's server may use for it, one per line."""
+    """Return the key by which the access statement looks up this feature: its name.
+
+    For a resource whose URI has a server alias, return two lines: the server's own URI, and the URI as the client sent
+    it. If the database cannot store the server's own URI, return the client's URI alone.
+    """
     if feature.kind != RESOURCE:
         return feature.name
     alias, uri = alias_and_uri(feature.name)
@@ -141,11 +144,11 @@ class OutOfScope(Exception):
 
 
 class Resolved(NamedTuple):
-    """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
+    """The server a request goes to, and the feature's own name there.
 
-    `alias` is the prefix of the server's URIs for clients; empty if URIs are not rewritten. `row` is set only if a
-    changed definition of the tool awaits approval: then `check_held` decides whether the call is allowed. `claims` are
-    set only if rules apply to the gateway.
+    `schema` is set for tools whose arguments are repeated in headers. `alias` is the prefix of the server's URIs for
+    clients; empty if URIs are not rewritten. `row` is set only if a changed definition of the tool awaits approval;
+    then `check_held` decides whether the call is allowed. `claims` are set only if rules apply to the gateway.
     """
 
     assigned: AssignedServer

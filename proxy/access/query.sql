@@ -49,7 +49,7 @@ SELECT
     u.id::text AS user_id,
     u.email AS user_email,
     u.is_active AS user_active,
-    -- People whose role only looks use no gateway.
+    -- A role can exclude its people from the use of gateways.
     (SELECT uses_gateways FROM accounts_role WHERE id = u.role_id) IS NOT FALSE AND (g.reach = 'everyone'
     OR g.reach = 'teams' AND EXISTS (
         SELECT FROM gateways_gateway_teams gt
@@ -153,7 +153,7 @@ SELECT
                             END
                             /* not for calls */ AND (q.servers <> 4 OR missing_since IS NULL) /* end */
                         UNION ALL
-                        -- Names that were shortened end like this.
+                        -- Shortened names end like this.
                         SELECT id, name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
@@ -194,7 +194,7 @@ SELECT
                         WHERE server_id = s.id AND modern_capabilities IS NOT NULL
                         ORDER BY told_to <> k.told_to LIMIT 1
                     ),
-                    -- Counted only for the instructions: streams read introductions again and again.
+                    -- Looked up only for the instructions, because streams read introductions often.
                     'is_given', CASE
                         WHEN q.kind <> 'instructions' OR g.tools_given = 'all' AND hg.tool_set_id IS NULL THEN true
                         ELSE gateways_given(

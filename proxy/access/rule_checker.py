@@ -18,7 +18,7 @@ class RuleRefused(Refusal):
 
 
 def sentence_of(decision: RuleDecision) -> str:
-    """Return the sentence of a refusal; empty for the general one."""
+    """Return the sentence of a refusal by a rule; empty if the general sentence applies."""
     rule = decision.rule
     if rule is None:
         return ""
@@ -38,10 +38,10 @@ def ruled_call(
     client: tuple[str, str],
     at: float,
 ) -> RuledCall:
-    """Return a call of `tool`, its name for clients, at the time `at`, as conditions see it.
+    """Return a tool call as conditions see it. `tool` is the tool's name for clients, `at` the time of the call.
 
-    `caller` and `server` are the grant and its assigned server, or both the row of a logged call. `client` has the name
-    and the address of the client.
+    `caller` and `server` are the grant and its assigned server; for a logged call, both are its row. `client` has the
+    name and the address of the client.
     """
     fields = {
         "tool.name": tool,

@@ -1,7 +1,8 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
-Rules are read with the decision about each request. The first rule that refuses wins over rules that hold, and these
-over labels, which add up. A condition without a result counts as true for a rule that refuses or holds.
+Rules are read with the decision about each request. The first rule that refuses decides; if none refuses, the first
+that holds. The labels of all rules are added in any case. A condition without a result counts as true for a rule that
+refuses or holds.
 """
 
 import re
@@ -33,7 +34,7 @@ class ToolClaims(NamedTuple):
 class DecidingRule(NamedTuple):
     """An enabled rule as the statement returns it. Empty `servers`, `tools` and `tool_effect` match every tool.
 
-    `tools` are names for clients with `*` and `?`. `text` is the sentence of a refusal, or the label.
+    `tools` are patterns, with `*` and `?`, for tools' names for clients. `text` is the refusal's sentence or the label.
     """
 
     id: str
@@ -68,9 +69,10 @@ class RuledCall(NamedTuple):
 
 
 class RuleDecision(NamedTuple):
-    """The decision of all rules: `effect` is REFUSE, HOLD or empty, by `rule`, whose id and version are of now.
+    """The decision of all rules. `effect` is REFUSE, HOLD or empty; `rule` is the rule that refuses or holds.
 
-    `rule` is otherwise the first rule without a result, if any; `error` is the reason. `labels` are for the log.
+    If no rule does, `rule` is the first rule whose condition has no result, if any. `error` says why the condition of
+    `rule` has no result. The id and version of `rule` are the current ones. `labels` are for the log.
     """
 
     effect: str = ""
@@ -118,7 +120,10 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label: a label needs a result, and a rule that is on acts instead."""
+    """Return whether a match adds a label.
+
+    A rule that labels needs a result of its condition. A rule that refuses or holds adds a label only if it watches.
+    """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 
 
@@ -154,7 +159,7 @@ def is_target(rule: DecidingRule, call: RuledCall) -> bool:
 
 @lru_cache(maxsize=500)
 def _pattern(patterns: tuple[str, ...]) -> Any:
-    """Return a function that tests whether a name fits one of these patterns, compiled once for each text."""
+    """Return a function that tests whether a name fits one of these patterns. Equal patterns are compiled once."""
     return re.compile("|".join(translate(pattern.replace("[", "[[]")) for pattern in patterns)).match
 
 
@@ -165,7 +170,7 @@ def reads_arguments(when: str) -> bool:
 
 
 def facts_of(claims: ToolClaims | None) -> dict[str, Any]:
-    """Return the fields of a tool. What is left unsaid has MCP's default: destructive, open world, not read-only."""
+    """Return the fields of a tool. Unset hints have MCP's defaults: destructive, open world, not read-only."""
     title, said, annotations = claims or ToolClaims("", "", None)
     hints = annotations if isinstance(annotations, dict) else {}
     read_only = said == READ_ONLY if said else hints.get("readOnlyHint") is True

@@ -1,8 +1,8 @@
 """Stream events that clients may not have received, stored so that streams can be resumed.
 
 See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. Nothing is written while a client reads: the last
-events of a stream are in memory. They are written to rows, sealed, when the client disconnects, or when it reconnects
-to any worker, which notifies the worker with the stream.
+events of a stream are in memory. They are written to rows, encrypted, when the client disconnects. They are also
+written when it reconnects: the worker to which it reconnects notifies the worker with the stream.
 """
 
 import asyncio
@@ -375,7 +375,7 @@ class StreamEvents:
         return kept
 
     async def take(self, session_id: str, name: EventId) -> None:
-        """Mark this stream as continued here. Raises DatabaseUnavailable."""
+        """Mark this stream as resumed, so that it no longer counts as ended. Raises DatabaseUnavailable."""
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:

@@ -2,7 +2,7 @@
 
 A worker leases calls from the shared counter in batches and lets them through without another statement; a request
 waits for the counter only when the lease is used up. No more is leased than the limit allows. Unused calls of a lease
-are lost when the minute ends: 1 % at most.
+are lost when the minute ends: in each worker about 1 % of the limit at most.
 """
 
 import time
@@ -95,9 +95,9 @@ class Limits(GroupCommit[list[RateLimited], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Reserve calls for the requests that wait, in one statement.
+        """Lease calls for the waiting requests, in one statement.
 
-        Each of these requests is then woken, to check the reservations again.
+        Each of these requests then wakes up and checks the leases again.
         """
         wanted = calls_to_lease(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
@@ -117,7 +117,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
 
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
-    """Return the number of calls to lease for each subject: for the waiting requests, and some ahead.
+    """Return the number of calls to lease for each subject: enough for the waiting requests, and some in advance.
 
     Each subject appears once. If requests of a batch disagree on its limit, because the limit has just changed, those
     with the other limit get a lease in the next batch.

@@ -204,7 +204,7 @@ def _closing_bracket(text: str, start: int) -> int:
 MIN_LENGTH = 4  # Redacting shorter values would redact ordinary words.
 MIN_CORE = 5
 BEGINNING = 8  # Characters by which a truncated secret is recognised.
-PERCENT_ROUNDS = 3  # How many times over a text may be percent-encoded.
+PERCENT_ROUNDS = 3  # A text may be percent-encoded this many times in succession.
 
 _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 

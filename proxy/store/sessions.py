@@ -218,7 +218,11 @@ class Taken(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """Result of `lease`: owner and target by row, owner by known row, and the rows leased by other workers."""
+    """The result of `lease`, by row id of the session.
+
+    `targets` has the owner and target of each leased session; for those given as known, `known` has only the owner.
+    `elsewhere` has the sessions that are leased to other workers.
+    """
 
     targets: dict[str, tuple[str, Target]]
     known: dict[str, str]

@@ -281,8 +281,8 @@ class Server(Versioned, Switchable):
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """Return identities whose sign-in these changes invalidate.
 
-        Those are sign-ins at another issuer or endpoint, for another resource, or with more scopes than the changes
-        fix.
+        Those are sign-ins at another issuer or endpoint, for another resource, or with scopes beyond the fixed ones
+        after the changes.
         """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:

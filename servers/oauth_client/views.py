@@ -214,7 +214,10 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """Show this gateway's client at the server's issuer. POST enters a client, or forgets the current client."""
+    """Show the OAuth client with which this gateway is registered at the server's issuer.
+
+    POST saves the client from the form, or ends the current one if `reset` is sent.
+    """
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404

@@ -150,7 +150,7 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """Verify an answer with metadata at most an hour old; return the verified content, and the provider as re-read.
+    """Verify an answer with metadata at most an hour old. Return a pair: the verified content, and the provider.
 
     Old metadata are re-read here, because no sign-in has re-read them if the person started at the provider.
     """
@@ -176,7 +176,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of a ticket for an unsolicited answer; None if there is none, or these are refused."""
+    """Return the claims of a ticket for an unsolicited answer; None if there is none, or such answers are refused."""
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 

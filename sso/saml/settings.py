@@ -206,7 +206,7 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Return the fields with all dependent fields, the secret to encrypt, and a new decryption key or None.
+    """Return three values: the fields with dependent ones, the secret to encrypt, and a new decryption key or None.
 
     Raises ProviderError.
     """
@@ -249,7 +249,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
 
 
 def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the fields, and a new signing key if requests are to be signed and no key exists, otherwise ""."""
+    """Return a pair: the fields, and a new signing key, or "" if a key exists or requests are not signed."""
     if not fields.get("signs_requests", present.signs_requests):
         return fields | {"own_certificate": ""}, ""
     if present.speaks_saml and present.signs_requests and present.has_secret and present.own_certificate:

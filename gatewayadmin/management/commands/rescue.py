@@ -75,7 +75,7 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
 
 
 def _end_required() -> bool:
-    """Stop requiring sign-in by the organisation, of roles and the workspace; return whether anything required it."""
+    """Stop requiring sign-in by the organisation, for roles and the workspace. Return whether anything required it."""
     roles = list(Role.objects.filter(required_sign_in=RequiredSignIn.ORGANISATION))
     for role in roles:
         role.edit(name=role.name, capabilities=role.capabilities, by=None, required_sign_in=RequiredSignIn.NONE)

@@ -1,4 +1,4 @@
-"""Prints calls of the archive, as JSON lines."""
+"""Prints calls from the archive, as JSON lines."""
 
 import argparse
 import sys
