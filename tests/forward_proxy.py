@@ -92,15 +92,16 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
         ready.set()
         await over.wait()
         server.close()
-        await asyncio.sleep(0)  # Cancelling a task that has not started would leak its connection.
         mine = asyncio.current_task()
-        rest = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        if sys.version_info >= (3, 13):
-            server.abort_clients()  # Connections in the middle of a TLS handshake have no task yet.
-            await asyncio.sleep(0)
+        for _ in range(4):  # While tasks end, TLS handshakes may succeed and start new ones.
+            await asyncio.sleep(0)  # Cancelling a task that has not started would leak its connection.
+            rest = [task for task in asyncio.all_tasks() if task is not mine]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            if sys.version_info >= (3, 13):
+                server.abort_clients()  # Connections in the middle of a TLS handshake have no task yet.
+        await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()

@@ -10,7 +10,7 @@ from tests.browser import steps
 from tests.browser.steps import Minted
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("clients")  # `make test` has no other browser test: it shares their workspace.
 
 UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 REVOKE = (
