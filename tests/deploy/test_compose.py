@@ -198,7 +198,6 @@ def test_the_image_is_of_this_version_and_nobody_runs_it_as_root() -> None:
     assert parsed("manage.py " + " ".join(json.loads(re.search(r"^CMD (.*)$", CONTAINERFILE, re.MULTILINE)[1])))  # type: ignore[index]
 
 
-@pytest.mark.full
 def test_the_health_check_asks_the_gateway_whether_it_is_ready(live: Serve) -> None:
     found = re.search(r"^HEALTHCHECK .* CMD (\[.*?\])$", CONTAINERFILE, re.MULTILINE | re.DOTALL)
     assert found

@@ -35,14 +35,12 @@ def one(manifests: list[Manifest], kind: str, name: str = "gateway-admin") -> Ma
     return found
 
 
-@pytest.mark.full
 def test_each_overlay_builds_valid_manifests(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, RELEASE, strict=True)
     assert f"--strict -k {RELEASE} " in (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.full
 def test_a_misspelt_field_is_refused(manifests: list[Manifest]) -> None:
     deployment = one(manifests, "Deployment")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
@@ -99,7 +97,6 @@ def test_only_jobs_have_the_password_of_the_owner(manifests: list[Manifest]) -> 
     }
 
 
-@pytest.mark.full
 def test_the_settings_exist_and_name_files_that_are_mounted(manifests: list[Manifest]) -> None:
     settings = one(manifests, "ConfigMap")["data"]
 
@@ -113,7 +110,6 @@ def test_the_settings_exist_and_name_files_that_are_mounted(manifests: list[Mani
                 assert value.rpartition("/")[0] in pod.secrets.values(), (pod.of, name)
 
 
-@pytest.mark.full
 def test_the_commands_take_what_they_are_given(manifests: list[Manifest]) -> None:
     commands = [" ".join(container["args"]) for pod in ours(manifests) for container in pod.containers]
 
@@ -134,7 +130,6 @@ def test_the_probes_ask_for_paths_there_are(manifests: list[Manifest]) -> None:
     assert {probe["port"] for probe in probes.values()} == {pod.containers[0]["ports"][0]["name"]}
 
 
-@pytest.mark.full
 def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
     drain = int(one(manifests, "ConfigMap")["data"]["GATEWAY_DRAIN_SECONDS"])
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -142,7 +137,6 @@ def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
     assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 10
 
 
-@pytest.mark.full
 def test_selectors_match_the_serving_pods_only(manifests: list[Manifest]) -> None:
     deployment = one(manifests, "Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"]
@@ -161,7 +155,6 @@ def is_within(address: str, block: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("place", ["169.254.169.254", "168.63.129.16", "100.100.100.200", "100.64.0.1"])
 def test_no_pod_reaches_what_tells_machines_secrets(place: str, manifests: list[Manifest]) -> None:
     rules = [rule for one in manifests if one["kind"] == "NetworkPolicy" for rule in one["spec"].get("egress", [])]
@@ -189,7 +182,6 @@ def test_the_database_of_the_trial_is_asked_by_the_gateway_alone() -> None:
     assert rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway-admin"}}}]
 
 
-@pytest.mark.full
 def test_nobody_is_trusted_as_a_proxy_until_an_overlay_names_them(manifests: list[Manifest]) -> None:
     base = yaml.safe_load((KUBERNETES / "base" / "settings.yaml").read_text())["data"]["GATEWAY_TRUSTED_PROXIES"]
     trusted = one(manifests, "ConfigMap")["data"]["GATEWAY_TRUSTED_PROXIES"]
@@ -199,7 +191,6 @@ def test_nobody_is_trusted_as_a_proxy_until_an_overlay_names_them(manifests: lis
     assert not trusted or not ip_network("10.0.0.0/8").overlaps(ip_network(trusted))
 
 
-@pytest.mark.full
 def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:
     images = {container["image"] for pod in ours(manifests) for container in pod.containers}
 

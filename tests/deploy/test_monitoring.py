@@ -84,7 +84,6 @@ def check(expression: str) -> set[str]:
     return kept[0] if kept else (ADDED if "sum" not in expression and "max" not in expression else set())
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_each_alert_asks_for_what_there_is_and_says_what_to_do(alert: dict[str, Any]) -> None:
     assert alert.keys() == {"alert", "expr", "for", "labels", "annotations"}
@@ -118,7 +117,6 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
     assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
 
 
-@pytest.mark.full
 def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
     """Prometheus sees no increase in a series that begins at 1, so without a 0 the first fault would raise no alert."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
@@ -175,7 +173,6 @@ def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> No
     assert f"{len(ASKED)} rules found" in promtool("check", "rules", str(place))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("title", "expression", "legend"), ASKED)
 def test_each_panel_asks_for_what_there_is(title: str, expression: str, legend: str) -> None:
     labels = check(expression)

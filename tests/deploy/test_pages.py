@@ -59,7 +59,6 @@ def test_the_version_is_this_one() -> None:
     assert set(re.findall(r"\b\d+\.\d+\.\d+\b", re.sub(r"\d+(\.\d+){3}", "", PROSE))) == {VERSION}
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("overlay", ["production", "trial"])
 def test_the_secrets_are_those_the_manifests_name(overlay: str) -> None:
     (script,) = (text for text in SCRIPTS if "create secret" in text and f"overlays/{overlay}" in text)

@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import pytest
 import yaml
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import CommandParser
@@ -319,7 +318,6 @@ def test_the_tests_that_run_blocks_are_there() -> None:
         assert f"def {name}" in (ROOT / "tests" / module).read_text(), name
 
 
-@pytest.mark.full
 def test_each_block_is_of_the_language_it_says() -> None:
     wrong = {}
     for block in BLOCKS:
@@ -366,7 +364,6 @@ OTHERS = {"GATEWAY_TOKEN", "GATEWAY_RUNNER_SECRET", "GATEWAY_RUNNER_SECRET_FILE"
 COMMAND = re.compile(r"(?:python )?manage\.py ([a-z_]+[^`\n|)]*)")
 
 
-@pytest.mark.full
 def test_every_command_a_document_names_takes_what_it_is_given() -> None:
     seen = set()
     for page in PAGES:

@@ -45,7 +45,6 @@ def test_the_names_of_clients_are_their_own_and_each_has_a_way() -> None:
         assert len({block.way for block in client.blocks}) == len(client.blocks) > 0
 
 
-@pytest.mark.full
 @pytest.mark.usefixtures("npm")  # The fixture brings Node.
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_token(block: Block) -> None:
@@ -86,7 +85,6 @@ ODD = 'it\'s $(id) `id` \\ "x" ${y} {name} \u202e\u2028 </script>'
 PROGRAMS = {"curl": "bash", "python": "python", "typescript": "js"}
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
 def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(kind: str, npm: Npm) -> None:
     """Run the playground's programs with names and arguments that contain special characters of shells or languages."""
@@ -128,7 +126,6 @@ def issued(live: Serve) -> dict[str, str]:
     return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("filled", [False, True], ids=["variables", "filled in"])
 @pytest.mark.parametrize("slug", sorted(RUNS))
 def test_a_block_that_runs_lists_the_tools(slug: str, filled: bool, issued: dict[str, str], npm: Npm) -> None:
@@ -209,7 +206,6 @@ def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(text, 0, said, "")
 
 
-@pytest.mark.full
 @pytest.mark.django_db
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.slug)
 def test_how_to_connect_shows_each_client_for_the_chosen_gateway(client: Client, ana: User, sign_in: SignIn) -> None:

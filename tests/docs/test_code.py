@@ -6,8 +6,6 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 
-import pytest
-
 from tests.docs.pages import ROOT
 
 ARCHITECTURE = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
@@ -48,7 +46,6 @@ def test_the_drawings_of_the_architecture_name_files_that_are_there() -> None:
     assert [name for name in drawn if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.full
 def test_the_excerpt_of_an_operation_is_of_the_code() -> None:
     page = (ROOT / "docs" / "decisions" / "0026-operations-declare-themselves.md").read_text()
     (printed,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

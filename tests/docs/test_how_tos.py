@@ -73,7 +73,6 @@ def named(pinned: dict[str, str], *packages: str) -> list[str]:
     return [f"{package}@{pinned[package]}" for package in packages]
 
 
-@pytest.mark.full
 def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve) -> None:
     lines = live.manage(*words("people-and-roles.md", "run")).splitlines()
 
@@ -94,7 +93,6 @@ def words(page: str, mark: str) -> list[str]:
     return command.split()
 
 
-@pytest.mark.full
 def test_the_doctor_runs_as_printed(live: Serve) -> None:
     command = [word.replace("https://gateway.example.com", live.url) for word in words("connect-a-client.md", "doctor")]
 
@@ -174,7 +172,6 @@ def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
     assert set(changes.splitlines()) <= set((tmp_path / "events.jsonl").read_text().splitlines())
 
 
-@pytest.mark.full
 def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> None:
     issued = live.issue_token(host="Rotating bot", gateway="quickstart")
     command = block("agents-and-tokens.md", "rotate").replace("https://gateway.example.com", live.url)
@@ -212,7 +209,6 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
     assert (tmp_path / "gateway-backup.tar.gz").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.full
 def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
     page, own = "single-sign-on.md", f"{live.url}/accounts/organisation/saml"
     # Creates the settings row, if there is none.
@@ -231,7 +227,6 @@ def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path
     live.rows("UPDATE sso_provider SET protocol = 'oidc' RETURNING id")
 
 
-@pytest.mark.full
 def test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed(
     live: Serve, npm: Npm
 ) -> None:

@@ -76,7 +76,6 @@ def test_the_tests_that_run_commands_name_them() -> None:
         assert words in (ROOT / "tests" / module).read_text()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("command", sorted(one for one in COMMANDS if not one.startswith((*RUN_BY, *NOT_RUN))))
 def test_a_command_takes_what_it_is_given(command: str) -> None:
     while re.match(r"[A-Z_]+=\S+ ", command):

@@ -7,7 +7,6 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, anchors, links
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("document", PAGES, ids=lambda document: str(document.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for link in links(document):

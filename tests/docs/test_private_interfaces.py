@@ -11,7 +11,6 @@ ROWS = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.star
 USES = [(path, cells[1]) for cells in ROWS for path in re.findall(r"`([^`]+\.py)`", cells[2])]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("path", "interface"), USES)
 def test_each_file_in_the_list_uses_what_is_said_of_it(path: str, interface: str) -> None:
     text = (ROOT / path).read_text()

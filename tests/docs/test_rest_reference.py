@@ -51,7 +51,6 @@ def test_a_name_of_nothing_is_answered_as_printed(ana: User) -> None:
     assert Rest.of(ana).get("/logs", host="ci-bto").json() == json.loads(ANSWERS[0])
 
 
-@pytest.mark.full
 @pytest.mark.django_db
 def test_a_change_on_top_of_another_is_answered_as_printed(ana: User) -> None:
     printed = json.loads(ANSWERS[1])

@@ -2,12 +2,9 @@
 
 import re
 
-import pytest
-
 from tests.workspace import ROOT
 
 
-@pytest.mark.full
 def test_openers_of_dialogs_keep_the_place_of_dialogs() -> None:
     """A list that refreshes itself would otherwise replace the element for dialogs and leave it out until a reload."""
     openers = [
