@@ -39,7 +39,7 @@ install: ## what production needs and nothing more; EXTRAS="scim otel" adds opti
 	@.ci/setup install $(EXTRAS)
 	@$(BIN)/python -m compileall -q -j 0 -x '/(\.venv/tools|tests)/' .
 
-test: setup ## a case of every rule, some journeys in a browser; the same tests every day
+test: setup ## the quick tests, and slower ones that alone run some lines; the same tests every day
 	@$(call PYTEST,$(BIN)/python -m,-m "not full" --hypothesis-profile=few)
 
 test-all: setup ## every test, and that they run enough of proxy, wire, oauth and tokens; before a release

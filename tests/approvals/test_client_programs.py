@@ -140,32 +140,21 @@ def test_a_client_whose_call_is_approved_while_it_runs_gets_the_answer(desk: Des
     assert ran(desk, answer), answer
 
 
-def test_a_client_is_told_that_its_call_was_denied(desk: Desk, call: Callable[[], str]) -> None:
+@pytest.mark.parametrize("state", ["denied", "withdrawn", "expired"])
+def test_a_client_is_told_what_became_of_its_call(desk: Desk, call: Callable[[], str], state: str) -> None:
     desk.wait(0)
     call()
-    Hold.objects.get().deny(by=desk.ben, sentence="Not today.")
+    hold = Hold.objects.get()
+    match state:
+        case "denied":
+            hold.deny(by=desk.ben, sentence="Not today.")
+        case "withdrawn":
+            hold.withdraw(by=desk.connection.user)
+        case _:
+            Hold.objects.update(ends_at=hold.asked_at)
 
     answer = call()
 
-    assert "Not today." in answer
-    assert desk.runs == 0
-    assert not Hold.objects.filter(state=HoldState.WAITING).exists()
-
-
-@pytest.mark.parametrize("state", ["withdrawn", "expired"])
-def test_a_client_is_told_what_became_of_its_call(desk: Desk, npm: Npm, run: Start, state: str) -> None:
-    """With one client: to clients, these are refusals like the one above, with other sentences."""
-    client = CLIENTS["TypeScript SDK 2, modern"]
-    desk.wait(0)
-    client(desk, npm, run)
-    hold = Hold.objects.get()
-    if state == "withdrawn":
-        hold.withdraw(by=desk.connection.user)
-    else:
-        Hold.objects.update(ends_at=hold.asked_at)
-
-    answer = client(desk, npm, run)
-
-    assert {"withdrawn": "was withdrawn", "expired": WAITING}[state] in answer
+    assert {"denied": "Not today.", "withdrawn": "was withdrawn", "expired": WAITING}[state] in answer
     assert desk.runs == 0
     assert Hold.objects.filter(state=HoldState.WAITING).count() == (state == "expired")
