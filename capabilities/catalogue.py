@@ -347,3 +347,15 @@ AUDITOR = BuiltIn(
 )
 
 BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, DEVELOPER, MEMBER, AUDITOR)
+
+
+# Each gives access to a list of configuration files. An export leaves out other lists, and a plan refuses them.
+SEES_CONFIGURATION = (
+    Capability.GATEWAYS_READ,
+    Capability.SERVERS_READ,
+    Capability.HOSTS_READ,
+    Capability.PEOPLE_READ,
+    Capability.WORKSPACE_READ,
+    Capability.SINKS_MANAGE,
+    Capability.RULES_READ,
+)

@@ -11,29 +11,18 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capabilities import Capability
+from capabilities.catalogue import SEES_CONFIGURATION
 from configuration import document
 from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError
 from configuration.export import export
 from configuration.files import LONGEST_SECRET
-from configuration.kinds import KINDS
+from configuration.kinds import CHANGING
 from configuration.plan import plan
 from configuration.words import as_json
 from ui.operations import File, RequestBody, operation
 from ui.rest import Problem, Resource
 
-# Each capability gives access to a list of the file. An export leaves out other lists, and a plan refuses them.
-SEEING = (
-    Capability.GATEWAYS_READ,
-    Capability.SERVERS_READ,
-    Capability.HOSTS_READ,
-    Capability.PEOPLE_READ,
-    Capability.WORKSPACE_READ,
-    Capability.SINKS_MANAGE,
-    Capability.RULES_READ,
-)
-CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
 YAML = "application/yaml"
 MOST_FILES, LONGEST_NAME = 200, 200
 
@@ -129,7 +118,7 @@ class ConfigurationResource(Resource):
     }
     serializer_class = PlanSerializer
 
-    @operation(needs=SEEING, answer=File((YAML,)))
+    @operation(needs=SEES_CONFIGURATION, answer=File((YAML,)))
     def export(self, request: Request) -> HttpResponse:
         """Export the configuration.
 
@@ -137,7 +126,7 @@ class ConfigurationResource(Resource):
         """
         return HttpResponse(export(self.me), content_type=f"{YAML}; charset=utf-8")
 
-    @operation(needs=SEEING, body=ConfigFiles)
+    @operation(needs=SEES_CONFIGURATION, body=ConfigFiles)
     def plan(self, request: Request) -> Response:
         """Plan configuration files.
 

@@ -30,14 +30,18 @@ def counted(plan: Plan) -> str:
 
 
 def _change(change: Change) -> str:
-    lines = [f"{SIGNS[change.act]} {change.title}"]
-    if change.was:
-        lines.append(f"    renamed, was {change.was[-1]}")
+    lines = [*field_lines(change), *filter(None, [change.cuts])]
+    return "\n    ".join([f"{SIGNS[change.act]} {change.title}", *lines]) + "\n"
+
+
+def field_lines(change: Change) -> list[str]:
+    """Return a line such as `timeout_s: 60, was 30` for each changed field, except empty fields of new objects."""
+    lines = [f"renamed, was {change.was[-1]}"] if change.was else []
+    is_new = change.act is Act.ADD
     for name, (before, after) in change.fields.items():
-        if not (change.act is Act.ADD and after in (None, "", [])):
-            lines.append(f"    {name}: {difference(before, after, is_new=change.act is Act.ADD)}")
-    lines += [f"    {change.cuts}"] if change.cuts else []
-    return "\n".join(lines) + "\n"
+        if not (is_new and after in (None, "", [])):
+            lines.append(f"{name}: {difference(before, after, is_new=is_new)}")
+    return lines
 
 
 def difference(before: Any, after: Any, *, is_new: bool = False) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from access.models.rules import SEES as SEES_REVIEWS
 from capabilities import Capability, Held, Holder, meets
+from capabilities.catalogue import SEES_CONFIGURATION
 from tokens.rows import SEES as SEES_TOKENS
 
 
@@ -130,6 +131,13 @@ PAGES = (
         "shield",
         frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ}),
         "sso single sign-on oidc saml okta entra google identity provider",
+    ),
+    Offer(
+        "Configuration",
+        "configuration:plan",
+        "copy",
+        SEES_CONFIGURATION,
+        "yaml export plan apply gitops terraform as code",
     ),
     Offer("Provisioning", "scim:list", "people", Capability.PROVISIONING_READ, "scim directory okta entra"),
     Offer(

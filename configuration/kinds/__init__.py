@@ -26,4 +26,7 @@ KINDS: tuple[Kind, ...] = (
     OrganisationKind(),
 )
 
-__all__ = ["KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World"]
+# Any of these is enough to apply a file; each change takes that of its kind.
+CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
+
+__all__ = ["CHANGING", "KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
@@ -32,6 +33,7 @@ from ui.rest import stamp
 from wire.jsonrpc import Object
 
 LONGEST_PAYLOAD = 4_000
+LONGEST_QUERY = 4_000
 MOST_GROUPS = 10
 NAMES_OF_CALLS = (
     *("id", "created_at", "method", "feature_name", "outcome", "deny_reason", "error_text", "duration_ms", "labels"),
@@ -208,9 +210,15 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
         "not_shown": max(len(changes) - ROWS, 0),
         "missing_capabilities": lacking[:ROWS],
         "apply": f"gateway-admin apply change.yaml --plan {made['digest']}",
-        "link": _link("help_page", "how-to/configuration-as-code"),
+        "link": _plan_link(arguments["yaml"]),
     }
     return f"Plan: {made['summary']}. Nothing was changed; a person applies it.", content
+
+
+def _plan_link(text: str) -> str:
+    """Return the URL of the page that plans and applies this file; of the empty page if the file is long."""
+    query = urlencode({"text": text})
+    return _link("configuration:plan") + (f"?{query}" if len(query) <= LONGEST_QUERY else "")
 
 
 def _more(cursor: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.db import connection
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -26,6 +27,7 @@ from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, live, running
 from tests.conftest import SignIn
 from tests.proxy.conftest import Agent, Proxy, Start, start
+from tests.rest import Rest
 
 __all__ = ["start"]
 
@@ -113,6 +115,14 @@ def asked_for(call: Call) -> dict[str, dict[str, Any]]:
     }
 
 
+def filled_in(link: str, person: User) -> str:
+    """Return the text with which the linked page fills its field."""
+    try:
+        return Rest.of(person).client.get(link.removeprefix(settings.PUBLIC_URL)).context["text"]
+    finally:
+        connection.close()
+
+
 @pytest.mark.every_case
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_sdks_client_uses_every_tool_in_either_era(desk: Desk, owner: User, mode: Any) -> None:
@@ -144,6 +154,8 @@ async def test_the_sdks_client_uses_every_tool_in_either_era(desk: Desk, owner: 
     assert told["list_waiting"]["waiting"] == []
     assert [change["act"] for change in told["plan_change"]["changes"]] == ["change"]
     assert told["plan_change"]["digest"] in told["plan_change"]["apply"]
+    page = await sync_to_async(filled_in)(told["plan_change"]["link"], owner)
+    assert page == asked_for(call)["plan_change"]["yaml"]
 
 
 @pytest.mark.full

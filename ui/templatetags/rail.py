@@ -11,6 +11,7 @@ from django.template.context import RequestContext
 from django.urls import reverse
 
 from capabilities import Capability, Held, meets
+from capabilities.catalogue import SEES_CONFIGURATION
 from wire.versions import with_commit
 
 register = template.Library()
@@ -90,6 +91,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "gateway",
             "Addresses and policy files that show clients your gateways",
             Capability.GATEWAYS_READ,
+        ),
+        Setting(
+            "configuration:plan",
+            "Configuration",
+            "copy",
+            "Export the workspace as a file, plan and apply one",
+            SEES_CONFIGURATION,
         ),
         Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_READ),
         Setting("doctor", "OAuth doctor", "trace", "Tests whether apps can sign in", Capability.GATEWAYS_MANAGE),

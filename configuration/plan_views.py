@@ -1,0 +1,111 @@
+"""The page *Configuration*: export the workspace as a file, plan a file, and apply the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.sign_in import ask_again
+from capabilities import requires
+from capabilities.catalogue import SEES_CONFIGURATION
+from configuration import document, words
+from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
+from configuration.document import ConfigDocument, ConfigurationError, Mark, Mistake
+from configuration.export import export
+from configuration.kinds import CHANGING, Act
+from configuration.plan import Plan, plan
+from ui.pages import AppRequest, leave, show
+
+PAGE = "configuration/plan.html"
+FILE = "gateway.yaml"
+MOST_CHARACTERS = 1_000_000  # As in the template. The commands and REST accept more.
+MOST_SHOWN = 200  # Changes, and names of objects.
+STATES = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.DISABLE: "revoked"}
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(*SEES_CONFIGURATION)
+def plan_page(request: AppRequest) -> HttpResponse:
+    """Show the field for a file, filled from the query parameter `text`. A POST shows the plan of the file."""
+    return _planned(request) if request.method == "POST" else _page(request, request.GET.get("text", ""))
+
+
+@never_cache
+@require_POST
+@requires(*SEES_CONFIGURATION)
+@requires(*CHANGING)
+@ask_again
+def apply_page(request: AppRequest) -> HttpResponse:
+    """Apply the file if its plan still has the digest that the person saw. Otherwise show the new plan."""
+    try:
+        made = apply(_document(request), by=request.user, digest=request.POST.get("digest", ""), prune=_prunes(request))
+    except ConfigurationError as error:
+        return _page(request, _text(request), mistakes=error.mistakes)
+    except (AnotherPlan, StillDiffers, Lacking) as refusal:
+        return _planned(request, str(refusal))
+    return leave(request, reverse("configuration:plan"), f"Applied: {words.counted(made)}")
+
+
+@never_cache
+@require_GET
+@requires(*SEES_CONFIGURATION)
+def export_file(request: AppRequest) -> HttpResponse:
+    """Download the configuration with everything that the person may see."""
+    headers = {"Content-Disposition": f'attachment; filename="{FILE}"'}
+    return HttpResponse(export(request.user), content_type="application/yaml; charset=utf-8", headers=headers)
+
+
+def _planned(request: AppRequest, fault: str = "") -> HttpResponse:
+    try:
+        made = plan(_document(request), request.user, prune=_prunes(request))
+    except ConfigurationError as error:
+        return _page(request, _text(request), mistakes=error.mistakes)
+    return _page(request, _text(request), fault=fault, made=made)
+
+
+def _document(request: AppRequest) -> ConfigDocument:
+    text = _text(request)
+    if not text.strip():
+        raise ConfigurationError([Mistake(Mark(FILE, 1, 1), "The file is empty. Choose a file or paste its text.")])
+    if len(text) > MOST_CHARACTERS:
+        mistake = f"This page takes {MOST_CHARACTERS:,} characters. Use the command plan for this file."
+        raise ConfigurationError([Mistake(Mark(FILE, 1, 1), mistake)])
+    return document.read({FILE: text})
+
+
+def _text(request: AppRequest) -> str:
+    return request.POST.get("text", "").replace("\r\n", "\n")
+
+
+def _prunes(request: AppRequest) -> bool:
+    return "prune" in request.POST
+
+
+def _page(
+    request: AppRequest, text: str, *, fault: str = "", mistakes: Iterable[Mistake] = (), made: Plan | None = None
+) -> HttpResponse:
+    context = {"text": text, "fault": fault, "mistakes": mistakes, "prunes": _prunes(request), **_told(made)}
+    return show(request, PAGE, context, status=422 if fault or mistakes else 200)
+
+
+def _told(made: Plan | None) -> dict[str, object]:
+    """Return what the page shows of a plan. Changes that cut something off come first."""
+    if made is None:
+        return {}
+    changes = sorted(made.changes, key=lambda change: not change.cuts)
+    rows = [(one, words.DONE[one.act], STATES[one.act], words.field_lines(one)) for one in changes[:MOST_SHOWN]]
+    return {
+        "plan": made,
+        "counted": words.counted(made),
+        "rows": rows,
+        "more": len(changes) - len(rows),
+        "lacking": words.lacking_lines(made)[:MOST_SHOWN],
+        "absent": made.not_in_file[:MOST_SHOWN],
+        "more_absent": max(len(made.not_in_file) - MOST_SHOWN, 0),
+        "number": len(changes),
+    }

@@ -1,0 +1,155 @@
+"""The page Configuration: mistakes, the plan of a file, applying it, and the export."""
+
+import pytest
+import yaml
+from django.test import Client
+
+from accounts.models import Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from configuration import plan_views
+from gateways.models import Gateway
+from tests import make
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+PAGE = "/settings/configuration/"
+FILE = "version: 1\nteams: [{name: Sales}]\ngateways: [{slug: work, name: Work}]\n"
+
+
+@pytest.fixture
+def owner() -> User:
+    return make.user(*Capability)
+
+
+@pytest.fixture
+def browser(owner: User) -> Client:
+    return of(owner)
+
+
+def of(user: User, *, confirmed: bool = True) -> Client:
+    return Rest.of(user, confirmed=confirmed).client
+
+
+def apply(browser: Client, text: str, digest: str, **more: str) -> tuple[int, str]:
+    answer = browser.post(f"{PAGE}apply/", {"text": text, "digest": digest, **more}, follow=True)
+    return answer.status_code, answer.content.decode()
+
+
+def test_a_file_is_planned_and_applied_by_the_digest_that_was_shown(browser: Client) -> None:
+    planned = browser.post(PAGE, {"text": FILE.replace("\n", "\r\n")})
+
+    assert "Apply 2 changes" in planned.content.decode()
+    assert not Team.objects.filter(name="Sales").exists()
+    status, shown = apply(browser, FILE, planned.context["plan"].digest)
+    assert (status, "Applied: 2 added" in shown) == (200, True)
+    assert Gateway.objects.filter(slug="work").exists()
+    assert Event.objects.get(action="team.created").changes["file"] == "gateway.yaml"
+    again = browser.post(PAGE, {"text": FILE}).content.decode()
+    assert "The workspace is as the file says." in again
+    assert "formaction" not in again
+
+
+def test_a_plan_of_yesterday_is_shown_anew(browser: Client, owner: User) -> None:
+    digest = browser.post(PAGE, {"text": FILE}).context["plan"].digest
+    Team.objects.add(name="Sales", users=[], by=owner)
+
+    status, shown = apply(browser, FILE, digest)
+
+    assert (status, "The workspace has changed since the plan" in shown) == (422, True)
+    assert "Apply 1 change<" in shown
+    assert not Gateway.objects.filter(slug="work").exists()
+
+
+def test_mistakes_are_listed_with_their_places_and_the_text_stays(browser: Client) -> None:
+    for address in (PAGE, f"{PAGE}apply/"):
+        answer = browser.post(address, {"text": "version: 1\nteams: [{nam: '<b>'}]\n"})
+        shown = answer.content.decode()
+        assert answer.status_code == 422
+        assert "Line 2, column 10" in shown
+        assert "[{nam: &#x27;&lt;b&gt;&#x27;}]" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "The file is empty"), ("#" * (plan_views.MOST_CHARACTERS + 1), "This page takes 1,000,000 characters")],
+    ids=["empty", "too long"],
+)
+def test_a_file_that_the_page_does_not_take_is_said_so(text: str, message: str, browser: Client) -> None:
+    assert message in browser.post(PAGE, {"text": text}).content.decode()
+
+
+def test_whoever_may_only_look_plans_and_does_not_apply() -> None:
+    browser = of(make.user(Capability.PEOPLE_READ))
+    planned = browser.post(PAGE, {"text": "version: 1\nteams: [{name: Sales}]\n"})
+
+    assert "You lack permissions" in planned.content.decode()
+    assert "disabled>Apply" in planned.content.decode()
+    assert apply(browser, FILE, planned.context["plan"].digest)[0] == 403
+    refused = of(make.user(Capability.PEOPLE_MANAGE)).post(PAGE, {"text": FILE})
+    assert "You may not see gateways" in refused.content.decode()
+
+
+def test_a_change_that_one_capability_does_not_allow_is_refused_whole() -> None:
+    browser = of(make.user(Capability.PEOPLE_MANAGE, Capability.GATEWAYS_READ))
+    digest = browser.post(PAGE, {"text": FILE}).context["plan"].digest
+
+    status, shown = apply(browser, FILE, digest)
+
+    assert (status, "Nothing was changed" in shown) == (422, True)
+    assert not Team.objects.filter(name="Sales").exists()
+
+
+def test_applying_asks_for_the_password_again(owner: User) -> None:
+    browser = of(owner, confirmed=False)
+    digest = browser.post(PAGE, {"text": FILE}).context["plan"].digest
+
+    asked = browser.post(f"{PAGE}apply/", {"text": FILE, "digest": digest})
+
+    assert asked.status_code == 302
+    assert "/reauthenticate/" in asked["Location"]
+    assert not Team.objects.filter(name="Sales").exists()
+
+
+def test_the_page_names_what_pruning_disables(browser: Client, owner: User) -> None:
+    own = "version: 1\nsource: platform\ngateways: [{slug: work, name: Work}]\n"
+    apply(browser, own, browser.post(PAGE, {"text": own}).context["plan"].digest)
+    emptied = "version: 1\nsource: platform\ngateways: []\n"
+
+    planned = browser.post(PAGE, {"text": emptied, "prune": "on"})
+    apply(browser, emptied, planned.context["plan"].digest, prune="on")
+
+    assert "1 disabled" in planned.content.decode()
+    assert not Gateway.objects.get(slug="work").enabled
+
+
+def test_many_changes_are_cut_off_after_those_that_cut_something(
+    browser: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_views, "MOST_SHOWN", 1)
+    make.gateway(slug="work", name="Work")
+    text = "version: 1\nteams: [{name: Sales}]\ngateways: [{slug: work, name: Work, enabled: false}]\n"
+
+    planned = browser.post(PAGE, {"text": text})
+
+    assert [change.title for change, *_ in planned.context["rows"]] == ["gateway work"]
+    assert "1 more change:" in planned.content.decode()
+
+
+def test_the_export_has_what_the_person_may_see_and_plans_to_nothing(browser: Client) -> None:
+    make.gateway(slug="work")
+
+    export = browser.get(f"{PAGE}export/")
+    of_people = yaml.safe_load(of(make.user(Capability.PEOPLE_READ)).get(f"{PAGE}export/").content)
+
+    assert export["Content-Disposition"] == 'attachment; filename="gateway.yaml"'
+    assert "gateways" not in of_people
+    assert "no changes" in browser.post(PAGE, {"text": export.content.decode()}).content.decode()
+
+
+def test_a_link_fills_the_field_and_plans_nothing(browser: Client) -> None:
+    answer = browser.get(PAGE, {"text": FILE})
+
+    assert answer.context["text"] == FILE
+    assert "plan" not in answer.context
