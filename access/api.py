@@ -31,7 +31,7 @@ class AccessSourceSerializer(serializers.Serializer[Any]):
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
     name = serializers.CharField(help_text="Name of the team or role; otherwise of the gateway or person.")
     since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
-    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null without a date.")
+    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
 
 
 class AccessSerializer(serializers.Serializer[AccessLine]):
@@ -51,22 +51,22 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     tool_sets = serializers.ListField(
         child=serializers.CharField(),
         source="sets",
-        help_text="Tool sets that count for the person, with whom they are given to; empty if all tools are given.",
+        help_text="Tool sets that the person has, each with its recipient; empty if the gateway gives all its tools.",
     )
-    tools_count = serializers.IntegerField(source="tools", help_text="Number of tools the person may use there.")
+    tools_count = serializers.IntegerField(source="tools", help_text="Number of its tools that the person may use.")
     hosts = serializers.SerializerMethodField(
         help_text="Connected apps and agents; null without the permission to see connections."
     )
     tokens_count = serializers.SerializerMethodField(
-        help_text="Number of the person's active API tokens there; null without the permission to see tokens."
+        help_text="Number of the person's active API tokens for it; null without the permission to see tokens."
     )
     identities_count = serializers.SerializerMethodField(
-        help_text="Number of the person's credentials for servers there; null without the permission to see them."
+        help_text="Number of the person's credentials for its servers; null without the permission to see them."
     )
     since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
-    until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null without a date.")
+    until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = serializers.SerializerMethodField(
-        help_text="The person's last call there; null if none, or without the permission to see connections."
+        help_text="The person's last call on it; null if none, or without the permission to see connections."
     )
 
     def _sees(self, *capabilities: Capability) -> bool:
@@ -89,18 +89,25 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
 class AccessReportQuery(ListQuery):
     """Filters of the access report."""
 
-    q = serializers.CharField(required=False, help_text="Text contained in the person's name or address, or gateway.")
+    q = serializers.CharField(
+        required=False, help_text="Text contained in the name or address of the person, or in the name of the gateway."
+    )
     user = by_person()
     team = by_team()
     gateway = by_gateway()
     server = by_server()
     host = by_host()
     tool = serializers.CharField(
-        required=False, help_text="Text contained in the exposed name of tools: one line for each tool."
+        required=False,
+        help_text="Text contained in the exposed name of tools. With it, the report has one line for each tool.",
     )
-    unused = serializers.ChoiceField(IDLE_DAYS, required=False, help_text="Only access unused for so many days.")
+    unused = serializers.ChoiceField(
+        IDLE_DAYS, required=False, help_text="Only access that was not used for this number of days."
+    )
     on = serializers.DateField(
-        required=False, help_text="A past day: the access at its end (UTC). Without `last_used_at` and `unused`."
+        required=False,
+        help_text="A past day. The report shows the access at the end of this day (UTC), without `last_used_at` and "
+        "`unused`.",
     )
 
     def validate_on(self, on: date) -> date:

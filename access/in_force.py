@@ -40,8 +40,8 @@ class InForce:
     """The people and gateways, with the teams, roles and grants between them.
 
     `people` are the e-mail addresses, in order, of active people whose role uses gateways. `use_all` are people who
-    may use every gateway. `opened` are pairs of person and gateway with a grant. `tool_grants` are triples of tool set,
-    team and person; in a grant to everybody, team and person are None.
+    may use every gateway. `opened` are the pairs of a person and a gateway for which the person has a grant.
+    `tool_grants` are triples of tool set, team and person; in a grant to everybody, team and person are None.
     """
 
     people: Mapping[UUID, str]
@@ -110,9 +110,9 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return the part of `known`, which is in force now, that was in force at `limit` too.
+    """Return `known`, the access in force now, without the access that began after `limit`.
 
-    A grant that was extended counts from the start of the first grant.
+    An extended grant counts from the start of the first grant. Tool grants are not compared: all of them are returned.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (

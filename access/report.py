@@ -170,9 +170,9 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that keeps, of a person's bits, the units not used for `asked.unused` days.
+        """Return a function that selects, from a person's bits, the units not used for `asked.unused` days.
 
-        A unit that the person has neither used nor had for so long is not kept.
+        A unit that the person never used is selected only if the person has had it for that time.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -32,8 +32,8 @@ NOUNS = {
 class AnswerForm:
     """The answers chosen in the form. `shown` are the lines that the filters show.
 
-    The field `act` is `person:<id>:<answer>` or `all:<answer>`: one answer for the open lines shown, of a person or of
-    all. Without `act`, each field `line-<id>` is the answer for one line.
+    The field `act` gives one answer for many open lines: `person:<id>:<answer>` for the lines shown of one person, and
+    `all:<answer>` for all lines shown. Without `act`, each field `line-<id>` is the answer for one line.
     """
 
     def __init__(self, data: QueryDict, review: Review, shown: ReviewLineQuerySet, by: User) -> None:
@@ -52,7 +52,7 @@ class AnswerForm:
 
     @cached_property
     def chosen(self) -> dict[str, list[ReviewLine]]:
-        """The lines that change, by their new answer. The person may answer all of them."""
+        """The lines that change, by their new answer. Lines that the person may not answer are left out."""
         found: dict[str, list[ReviewLine]] = {}
         for line, answer in self._chosen():
             if answer != line.answer:
@@ -86,7 +86,7 @@ class AnswerForm:
     def save(self) -> list[tuple[str, Answers]]:
         """Save the answers. Raises AlreadyClosed, NotAReviewer or CapabilityRequired."""
         if not self.chosen:
-            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)  # Raises the reason.
+            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)  # Raises the refusal.
         return [(answer, self._answer(answer, lines)) for answer, lines in self.chosen.items()]
 
     def _answer(self, answer: str, lines: Iterable[ReviewLine]) -> Answers:
@@ -95,7 +95,10 @@ class AnswerForm:
 
 
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
-    """Return sentences: what ending these lines ends, for whom, and how many calls these people made in a week."""
+    """Return sentences that describe the effect of ending these lines.
+
+    They name the things that end and the people concerned, and say how many calls these people made in a week.
+    """
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]
     people = {line.person_id: line.person_email for line in lines}

@@ -66,10 +66,10 @@ class ReviewSerializer(serializers.Serializer[Any]):
     )
     self_review = serializers.BooleanField(help_text="Whether people may answer lines about themselves.")
     started_by = serializers.EmailField(source="started_by.email", help_text="Address of the person who started it.")
-    started_at = UtcDateTimeField(help_text="When its lines were taken.")
+    started_at = UtcDateTimeField(help_text="When its lines were collected.")
     closed_at = UtcDateTimeField(allow_null=True, help_text="When it was closed; null while it is open.")
     checksum = serializers.CharField(
-        help_text="SHA-256 of its lines and answers, also in its last event; empty before."
+        help_text="SHA-256 of its lines and answers, as in its closing event; empty while it is open."
     )
     lines_count = serializers.IntegerField(source="line_count", help_text="Number of its lines.")
     open_count = serializers.IntegerField(help_text="Number of its lines without an answer.")
@@ -85,22 +85,24 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
     id = Id()
     user_id = serializers.UUIDField(source="person_id", help_text="Id of the person.")
     user_email = serializers.EmailField(source="person_email", help_text="Address of the person at the start.")
-    kind = serializers.ChoiceField(ThingKind.choices, help_text="What it is.")
+    kind = serializers.ChoiceField(ThingKind.choices, help_text="Kind of the access.")
     thing_id = serializers.UUIDField(
         source="thing", allow_null=True, help_text="Id of the grant, team, role, token, connection or credential."
     )
-    access = serializers.CharField(source="what", help_text="What it is, in words.")
+    access = serializers.CharField(source="what", help_text="The access in words.")
     gateways = serializers.CharField(help_text="Names of the gateways it concerns.")
     since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
-    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null without a date.")
+    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="The last call before the start; null if none.")
     unused = serializers.BooleanField(help_text="Whether it was not used for 90 days.")
     reviewer = serializers.EmailField(
         source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers it."
     )
     answer = serializers.SerializerMethodField(help_text="`open`, `keep`, `end` or `flag`.")
-    answered_by = serializers.CharField(source="answered_email", help_text="Address of who answered; may be empty.")
-    answered_at = UtcDateTimeField(allow_null=True, help_text="When it was answered; null before.")
+    answered_by = serializers.CharField(
+        source="answered_email", help_text="Address of the person who answered; may be empty."
+    )
+    answered_at = UtcDateTimeField(allow_null=True, help_text="When it was answered; null while it is open.")
     note = serializers.CharField(help_text="Note of the answer; may be empty.")
 
     def get_answer(self, line: ReviewLine) -> str:
@@ -128,7 +130,7 @@ class ReviewQuery(ListQuery):
     show = serializers.ChoiceField(
         [name for name, _ in ReviewFilter.SHOWS],
         required=False,
-        help_text="`mine`: with open lines of yours; `open`; `closed`.",
+        help_text="`mine`: reviews in which you have open lines; `open`; `closed`.",
     )
 
 
@@ -139,8 +141,8 @@ class ReviewLineQuery(ListQuery):
     show = serializers.ChoiceField(
         [name for name, _ in LineFilter.SHOWS],
         required=False,
-        help_text="`mine`: open ones that you answer; `open`; `unused` or `used`: open ones not used or used in the 90 "
-        "days before the start; `answered`; or the answer.",
+        help_text="`mine`: open lines that you answer; `open`; `unused` or `used`: open lines whose access "
+        "was not used, or was used, in the 90 days before the start; `answered`; or an answer.",
     )
     kind = serializers.ChoiceField(ThingKind.choices, required=False, help_text="Only lines of this kind.")
     user = by_person(help_text="Only lines of this person, by id, address or name.")
@@ -187,7 +189,8 @@ class AnswerBody(LinesBody):
 
     answer = serializers.ChoiceField(
         [OPEN, Answer.KEEP, Answer.END, Answer.FLAG],
-        help_text="`keep`; `end`: at once and for good; `flag`: somebody else should change it; `open`: take it back.",
+        help_text="`keep`: keep the access; `end`: end it at once, permanently; `flag`: somebody else should change "
+        "it; `open`: take the answer back.",
     )
     note = serializers.CharField(max_length=200, required=False, allow_blank=True, help_text="Note for the result.")
 
@@ -195,7 +198,7 @@ class AnswerBody(LinesBody):
 class ReassignBody(LinesBody):
     """A new reviewer for lines."""
 
-    reviewer_id = serializers.UUIDField(help_text="Id of the person who answers them from now on.")
+    reviewer_id = serializers.UUIDField(help_text="Id of the person who answers the lines from now on.")
 
 
 class ReviewResource(Resource):

@@ -137,7 +137,7 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "They keep their access. The result lists them.",
-    Unanswered.END: "With your permissions at that time. What your permissions cannot end is listed.",
+    Unanswered.END: "They are ended with the permissions you have then. Access that you may not end is only listed.",
 }
 
 
@@ -190,7 +190,7 @@ class StartForm(forms.Form):
         words = [line.strip() for line in values.get("subjects", "").splitlines() if line.strip()]
         scope = str(values.get("scope"))
         if scope == ReviewScope.EVERYTHING and words:
-            self.add_error("subjects", "Leave this empty to review everything, or choose what these are.")
+            self.add_error("subjects", "Leave this empty to review everything, or choose gateways, teams or people.")
         elif scope in SUBJECTS and not words:
             self.add_error("subjects", "Name at least one.")
         elif scope in SUBJECTS:

@@ -223,7 +223,7 @@ def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
 
 
 def progress_of(review: Review) -> dict[str, Any]:
-    """Return the numbers of lines by answer, and of people with and without open lines."""
+    """Return the number of lines with each answer, and the numbers of people with open lines and without."""
     counts = Counter(dict(review.lines.order_by().values("answer").annotate(n=Count("pk")).values_list("answer", "n")))
     people = review.lines.order_by().aggregate(
         all=Count("person", distinct=True), waiting=Count("person", filter=Q(answer=Answer.OPEN), distinct=True)
@@ -336,7 +336,7 @@ def _without_line(data: QueryDict) -> str:
 def _moved(found: Answers, email: str) -> str:
     moved = f"{number_of(len(found.done), 'line')} given to {email}"
     return sentences(
-        f"{moved}.", f"{len(found.refused)} not: they would answer about themselves." if found.refused else ""
+        f"{moved}.", f"{len(found.refused)} not: people would answer about their own access." if found.refused else ""
     )
 
 

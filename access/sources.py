@@ -59,7 +59,7 @@ class Sources:
         self._for_everyone = {each.pk for each in known.gateways if each.for_everyone}
 
     def of(self, person: User, gateway: Gateway) -> Iterator[AccessSource]:
-        """Yield the sources of the person's access to the gateway. Each of them alone would give it."""
+        """Yield the sources of the person's access to the gateway. Each source alone would give the access."""
         is_for_everyone = gateway.pk in self._for_everyone
         if is_for_everyone:
             since = _latest(self._since(FactKind.EVERYONE, gateway.pk), person.date_joined)
@@ -72,7 +72,7 @@ class Sources:
                 yield AccessSource("grant", gateway.name, grant, self._start(grant), grant.ends_at)
 
     def of_grant(self, person: User, grant: ToolGrant) -> AccessSource:
-        """Return the source for a tool set. It starts when the grant first applied to this person."""
+        """Return the source for a tool set. Its start is the time when the grant first applied to this person."""
         if grant.everyone:
             return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
         if grant.user_id:
@@ -151,5 +151,5 @@ class Sources:
 
 
 def _latest(*moments: datetime | None) -> datetime | None:
-    """Return the latest of the times, or None if one is not known."""
+    """Return the latest of the times, or None if any of them is None."""
     return max((moment for moment in moments if moment), default=None) if all(moments) else None

@@ -159,7 +159,7 @@ class Side:
 
     @property
     def fields(self) -> dict[str, UUID]:
-        """The hidden fields with which the filter form names it again."""
+        """The hidden fields by which the filter form passes on the person, gateway or tool."""
         return {name: row.pk for name, row in vars(self).items() if row}
 
 

@@ -240,7 +240,7 @@ class UserResource(Resource):
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
-            one_at_a_time()  # Before locking the row, in the same order as the methods below, to avoid deadlocks.
+            one_at_a_time()  # Taken before the row is locked, as in the methods below, to avoid deadlocks.
             person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
@@ -279,7 +279,7 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """Rename `role_id`, which is a Role after validation, to `role` (and likewise any other `_id` field)."""
+    """Remove the ending `_id` from field names: after validation, the value of `role_id` is a Role, not an id."""
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 

@@ -29,7 +29,7 @@ MOST_OPEN = 500
 def requests(of: Any = None) -> QuerySet[Event]:
     """Return the events of the last week that request or decline a capability, newest first.
 
-    With `of`, only those of this person.
+    With `of`, return only the events about this person.
     """
     actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
     events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")

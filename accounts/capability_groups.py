@@ -90,7 +90,7 @@ def notes_on(capability: Capability) -> str:
     notes = [capability.allows]
     if capability.includes:
         notes.append(f"Includes: {_listed(capability.includes)}.")
-    notes += [f"To {act}, also: {_listed(others)}." for act, others in capability.beside]
+    notes += [f"To {act}, you also need: {_listed(others)}." for act, others in capability.beside]
     return " ".join(notes)
 
 

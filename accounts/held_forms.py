@@ -70,7 +70,10 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
-    """Return a page that resubmits the stored form named in `onward`, or None if `onward` names no stored form."""
+    """Return a page that resubmits the stored form whose key is the fragment of the URL `onward`.
+
+    Return None if there is no such form.
+    """
     page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)
     return _answer(request, {"address": sent["address"], "fields": {FIELD: key, PAGE: page}}) if sent else None

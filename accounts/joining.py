@@ -40,7 +40,10 @@ def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
 @login_not_required
 @posts_from_one_address("link, from one address")
 def join(request: HttpRequest) -> HttpResponse:
-    """Set name and password and sign in. People who must sign in at the identity provider get a link to it instead."""
+    """Set name and password, and sign in.
+
+    People who must sign in at the identity provider get a link to the provider instead of the form.
+    """
     person = invited(request)
     if person is None:
         return _no_longer(request)

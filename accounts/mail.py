@@ -24,7 +24,8 @@ from auditlog.models import Event
 from wire.background import Deadline
 from wire.guard import Guard, open_for_tls, tls
 
-# Private networks. A mail server here is allowed, because the operator configured it, and is reached without the proxy.
+# Private networks. The mail server may have an address in these networks, because the operator configured the server.
+# The gateway then connects without the outbound proxy.
 INSIDE = tuple(
     map(
         ip_network,
@@ -52,12 +53,15 @@ class EmailBackend(smtp.EmailBackend):
         return tls()
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Send these mails. Holds no database connection meanwhile, as the mail server may be slow."""
+        """Send these mails. Release the database connection while sending, because the mail server may be slow."""
         with released_while_waiting():
             return super().send_messages(email_messages)
 
     def open(self) -> bool | None:
-        """Open a connection unless one is open; return True if it is new. Close it if the setup fails."""
+        """Open a connection, unless this backend has an open connection already; return True for a new connection.
+
+        If the connection cannot be set up, it is closed and the error is raised.
+        """
         try:
             return super().open()
         except OSError:
@@ -123,7 +127,7 @@ class MailTestResult:
 
 
 def send_test_mail(*, by: User) -> MailTestResult:
-    """Send a test mail to `by` only. Raises NoMailServer, or TooManyTestMails."""
+    """Send a test mail only to the person `by`. Raises NoMailServer, or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
     _count(by)

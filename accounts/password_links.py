@@ -29,8 +29,8 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count second
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for a person who has a password.
 
-    Deactivating a person, or signing them out everywhere, invalidates their links. No link works for a person who must
-    sign in at the organisation.
+    Deactivating a person, or signing them out everywhere, invalidates their links. These links do not work for a person
+    who must sign in at the organisation.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
@@ -53,8 +53,8 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    A person who must sign in at the organisation joins by doing so: the link only identifies the invitation, and no
-    password is set.
+    A person who must sign in at the organisation joins by signing in there. Then the link only identifies the
+    invitation, and the person sets no password.
     """
 
     key_salt = "accounts.password_links.JoinTokens"

@@ -117,7 +117,7 @@ class RoleChoice(forms.Form):
 
 
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
-    """Return, by role id, the reason why a role cannot be given; roles that can be given are left out."""
+    """Return, by role id, the reason why `grantor` cannot give a role; roles that can be given are left out."""
     return {
         str(role.pk): reason
         for role in roles
@@ -240,7 +240,7 @@ class RoleForm(ChecksCapabilities):
         label="Required of people with this role",
         required=False,
         choices=RequiredSignIn.choices,
-        help_text="Asked in browsers before anything else. Their tokens and API keys work without it.",
+        help_text="Browsers ask for it before anything else. Tokens and API keys of these people work without it.",
     )
     only_looks = forms.BooleanField(
         label="People with this role only look",

@@ -86,7 +86,7 @@ PEOPLE = Table(
 
 
 def person_or_404(pk: UUID) -> Any:
-    """Return the person with the number of their live connections, or 404."""
+    """Return the person, annotated with the number of their live connections. Raises Http404."""
     people = User.objects.select_related("role").prefetch_related("teams")
     live = Count("connections", filter=Q(connections__revoked_at=None))
     return get_object_or_404(people.annotate(connection_count=live), pk=pk)
@@ -371,8 +371,7 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
             "is recorded as an admin event."
         )
         if on
-        else "If sign-in by the organisation is enforced, they must sign in there, and their password "
-        "sessions end at once.",
+        else "If sign-in by the organisation is enforced, they must use it, and their password sessions end at once.",
         icon="lock",
         kind="primary" if on else "danger",
     )
@@ -395,7 +394,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
-    """Mail a reset link to the person only, without showing it, and return the result as a sentence."""
+    """Mail a reset link to the person, and return the result as a sentence. The link is not shown to anybody else."""
     if not settings.MAIL_SERVER:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})
@@ -423,7 +422,7 @@ def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
         "All sessions ended",
         title="End all sessions",
         text=f"Sign {person.email} out of every browser?",
-        more="Agents and apps acting as this user keep working.",
+        more="Agents and apps that act as this user will keep working.",
         icon="sign-out",
     )
 

@@ -28,7 +28,7 @@ STRANGERS_AT_ONCE = 1
 LONGEST_TURN_WAIT_S = 10.0
 CONCURRENT_HASHES = 1  # One hash runs eight threads, which fills a small machine.
 WAITING = 16
-UNKNOWN_WAITING = 8  # Queue slots for clients that are not signed in and use an unknown browser.
+UNKNOWN_WAITING = 8  # Slots of the queue that people without a session may use in an unknown browser.
 LONGEST_HASH_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -38,7 +38,7 @@ _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Serve signed-out requests to PATH one at a time; answer 429 after LONGEST_TURN_WAIT_S.
+    """Serve one request to PATH at a time for people who are not signed in; answer 429 after LONGEST_TURN_WAIT_S.
 
     Place this middleware after authentication, and before slow middleware.
     """
@@ -96,9 +96,9 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Admits `at_once` callers and lets a bounded number wait; part of the queue is reserved for known users.
+    """Admits `at_once` callers, and lets a limited number of others wait.
 
-    Waits at most `seconds`. Raises HashingBusy.
+    A part of the queue is reserved for known users. A caller waits at most `seconds`. Raises HashingBusy.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:

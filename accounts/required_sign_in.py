@@ -1,7 +1,8 @@
-"""The sign-in that a role or the workspace requires: people without it set it up before they do anything else.
+"""The sign-in that a role or the workspace requires: a second factor, or sign-in by the organisation.
 
-Pages redirect to `required`, REST requests with a session get 403. Tokens, connections and API keys work without it.
-Adding the first second factor ends a person's other sessions, so that none continues with the password alone.
+People must set up the required sign-in before they can do anything else. Pages redirect to the view `required`, and
+REST requests with a session get 403. Tokens, connections and API keys work without the required sign-in. When a person
+sets up a second factor for the first time, their other sessions end, because these began with the password alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ui.pages import AppRequest, own_path, show
 
 ONWARD = "after_required_sign_in"  # Session key: the page to open once the second factor is set up.
 
-# Pages for people who lack what is required; pages that need no sign-in are open too.
+# By required sign-in, the pages that stay open to people who lack it. Pages that need no sign-in stay open too.
 PAGE = "accounts:required"
 SETS_UP = {
     RequiredSignIn.SECOND_FACTOR: {
@@ -52,7 +53,7 @@ DETAILS = {
 def missing_sign_in(request: Any) -> RequiredSignIn | None:
     """Return the sign-in that the role or the workspace requires and this session lacks; None if nothing is missing.
 
-    Sign-in by the organisation is never required of break-glass owners, and of nobody while it is disabled.
+    Break-glass owners never need sign-in by the organisation. While it is disabled, nobody needs it.
     """
     person = request.user
     required = {person.role.required_sign_in if person.role else "", _of_workspace(person)}
@@ -81,7 +82,7 @@ class RequiredSignInFirst(LoginRequiredMiddleware):
             return None
         name = request.resolver_match.view_name if request.resolver_match else ""
         if name.startswith("api:"):
-            return None  # Permissions.has_permission answers.
+            return None  # The REST API refuses such requests itself (RequiredSignInForSessions).
         missing = missing_sign_in(request)
         if missing is None or name in SETS_UP[missing]:
             return None
@@ -91,7 +92,7 @@ class RequiredSignInFirst(LoginRequiredMiddleware):
 
 
 class RequiredSignInForSessions(BasePermission):
-    """Refuses REST requests with the session of a person who lacks the required sign-in. API keys are accepted."""
+    """Refuses REST requests with a session if the person lacks the required sign-in. API keys are not affected."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if request.auth is None and request.user.is_authenticated and (missing := missing_sign_in(request)):
@@ -100,7 +101,10 @@ class RequiredSignInForSessions(BasePermission):
 
 
 def onward(request: Any) -> str:
-    """Return the page that the person wanted to open, and forget it; otherwise the page of the second factor."""
+    """Return the page that the person wanted to open, and remove it from the session.
+
+    If there is no such page, return the page of the second factor.
+    """
     return own_path(request.session.pop(ONWARD, ""), reverse("mfa_index"))
 
 

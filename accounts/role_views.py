@@ -42,7 +42,7 @@ ROLES = Table(
 
 
 def role_or_404(pk: UUID) -> Any:
-    """Return the role with the number of people who have it, or 404."""
+    """Return the role, annotated with the number of people who have the role. Raises Http404."""
     return get_object_or_404(Role.objects.with_capabilities().annotate(user_count=Count("users")), pk=pk)
 
 
@@ -98,7 +98,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _form(request: AppRequest, form: RoleForm, save: Callable[[], HttpResponse], **context: Any) -> HttpResponse:
-    """Show the form. A locked role can only change the required sign-in."""
+    """Show the form. For a locked role, only the required sign-in can be changed."""
     locked = bool(context.get("role") and context["role"].locked)
     may_save = request.user.has_perm(Capability.PEOPLE_MANAGE) and not context.get("lacking")
     withheld = "This role is built in." if locked else "" if may_save else "You cannot change this role."

@@ -162,26 +162,29 @@ def acting_now(by: Grantor | None) -> Any:
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
-    """Raise Outranked unless `by` has all `capabilities`: those of the person or role to be changed."""
+    """Raise Outranked if the actor `by` lacks one of `capabilities`, which the person or role to be changed has."""
     if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
         raise Outranked(f"{Outranked.__doc__} {reason}")
 
 
 def must_hold(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
-    """Raise BeyondYours if `by` cannot grant `capabilities` (`why_withheld`); None means the system, which can."""
+    """Raise BeyondYours if the actor `by` cannot grant `capabilities` (see `why_withheld`).
+
+    A `by` of None is the system, which can grant all capabilities.
+    """
     if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
         raise BeyondYours(f"{BeyondYours.__doc__} {reason}")
 
 
 def must_give(by: Grantor | None, role: Any) -> None:
-    """Raise BeyondYours if `by` cannot give anybody this role. Call it wherever a person gets a role."""
+    """Raise BeyondYours if the actor `by` cannot give this role. Call this function before a person gets a role."""
     must_hold(by, role.capabilities, uses_gateways=role.uses_gateways)
 
 
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
-    """Return why `by` cannot give a role with these capabilities, or an empty string.
+    """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    The reason is that `by` lacks a capability, or that the role uses gateways while the role of `by` can only look.
+    The actor may lack a capability. Or the role to give uses gateways, and the actor's own role can only look.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
@@ -191,9 +194,9 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
 
 
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """Return the labels of `capabilities` that `by` lacks, in the order of Capability.
+    """Return the labels of the `capabilities` that the actor `by` lacks, in the order of Capability.
 
-    A capability that another missing one includes is left out.
+    If a missing capability includes another missing one, only the including capability is returned.
     """
     missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
     included = {one for capability in missing for one in capability.includes}
@@ -247,7 +250,10 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is sign-in by the organisation, and this or a break-glass owner is missing."""
+    """Raise NoOrganisation if sign-in by the organisation is `required` but not possible for everybody.
+
+    It is possible if the organisation's provider is enabled, and if there is a break-glass owner.
+    """
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
 
@@ -259,6 +265,6 @@ def is_required_somewhere(required: str) -> bool:
 
 
 def _offered() -> Any:
-    """Return the organisation's provider if people may sign in there, otherwise None."""
+    """Return the organisation's identity provider if people may sign in at it, otherwise None."""
     model: Any = apps.get_model("sso", "Provider")
     return model.offered()

@@ -37,7 +37,7 @@ from ui.sealing import Resealed, cipher
 from wire.hosts import is_address
 
 SEALED = ("secret", "seed")  # The secrets that allauth stores for an app and for recovery codes.
-CODE_LIVES_S = 90  # A code is valid in its interval of 30 seconds, and in those before and after.
+CODE_LIVES_S = 90  # A code is valid in its own interval of 30 seconds, in the one before and in the one after.
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
@@ -192,7 +192,10 @@ def reseal_second_factors() -> Resealed:
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt this authenticator's older secrets with the newest key. Return whether each could be decrypted."""
+    """Re-encrypt this authenticator's older secrets with the newest key.
+
+    Return a value for each of these secrets: True if it was re-encrypted, False if it could not be decrypted.
+    """
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
     with transaction.atomic():
@@ -249,7 +252,10 @@ def keys_of(person: User) -> list[Any]:
 
 
 def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
-    """Return the data to store for a new key. Raises ValidationError if it does not answer the session's challenge."""
+    """Return the data to store for a new key.
+
+    Raises ValidationError if `credential` is not a valid answer to the challenge stored in the session.
+    """
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
         response = RegistrationResponse.from_dict(credential)
@@ -303,7 +309,10 @@ def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
 
 
 def _takes(key: Any, count: int) -> bool:
-    """Store the key's new signature count; return False if it did not grow. Keys without a counter always send 0."""
+    """Store the key's new signature count, and return True. Return False if the count did not grow.
+
+    A key without a counter always sends 0, which is accepted.
+    """
     before = key.data.get("sign_count", key.wrap().authenticator_data.counter)
     if (before or count) and count <= before:
         return False

@@ -61,7 +61,7 @@ def _left(codes: Any) -> int:
 
 
 def _added(request: Any, *, is_first: bool, **changes: Any) -> None:
-    """Record the new factor. The first one ends the person's other sessions, which began without it."""
+    """Record the new factor. If it is the person's first factor, end their other sessions, which began without it."""
     _record(request, Action.SECOND_FACTOR_ADDED, **changes)
     if is_first:
         request.user.end_sessions(by=request.user, but=request.session)
@@ -80,7 +80,7 @@ def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
 
 
 def _options(context: dict[str, Any]) -> dict[str, Any]:
-    """Return the context of an allauth page, plus `options`: the page's data for scripts as JSON for an attribute."""
+    """Add `options` to the context of an allauth page: the data for the page's script, as JSON for an attribute."""
     asked = context.get("js_data") or {}
     return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 
@@ -97,7 +97,7 @@ class Confirmed:
 
 @method_decorator(never_cache, name="dispatch")
 class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
-    """Adds the authenticator app; the response of the first factor shows new recovery codes."""
+    """Adds the authenticator app. If it is the person's first factor, the response shows new recovery codes."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")

@@ -142,7 +142,7 @@ def is_over(session: Mapping[str, Any]) -> bool:
 def _note(request: HttpRequest) -> None:
     session, now = request.session, int(time.time())
     if BEGAN not in session:
-        if session.modified:  # The session is saved anyway, as at sign-in.
+        if session.modified:  # The session is saved in any case, for example at sign-in.
             session[BEGAN] = session[SEEN] = now
     elif now - session[SEEN] > SEEN_INTERVAL_S:
         session[SEEN] = now

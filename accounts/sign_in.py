@@ -94,7 +94,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         tries = _try(request, email)
         with nullcontext() if tries.is_known else for_a_stranger():
             person: User | None = super().authenticate(request, **credentials)
-        # The password is checked first, and all refusals are alike, so that nobody can find out the break-glass owners.
+        # The password is checked first, and all refusals are the same. Otherwise anybody could find out who the
+        # break-glass owners are.
         if sign_in_there(email) and not (person and person.break_glass and has_second_factor(person)):
             raise self.validation_error("sign_in_there")
         if person:
@@ -107,7 +108,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return user.check_password(password)
 
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
-        """Return the methods of confirmation; people without password and second factor use the identity provider."""
+        """Return the methods by which the user can confirm a change.
+
+        People who have neither a password nor a second factor here confirm at the identity provider.
+        """
         methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
         return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
 
@@ -267,13 +271,13 @@ def must_ask_again(request: Any) -> bool:
 
 
 def confirm_first(request: Request) -> None:
-    """Raise PermissionDenied unless the person confirmed recently, or the request uses an API key."""
+    """Raise PermissionDenied if the person has not confirmed recently. Requests with an API key are not checked."""
     if not getattr(request.auth, "is_api_key", False) and must_ask_again(request):
         raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
 
 
 class RecentPassword(BasePermission):
-    """Refuses operations declared with `reauth=True` unless the person confirmed recently.
+    """Refuses operations declared with `reauth=True` if the person has not confirmed recently.
 
     API keys are exempt, because a person chose a key's capabilities, and confirmed, when creating the key.
     """

@@ -123,7 +123,10 @@ def try_as(person: User, action: str) -> Tries:
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """True if this is the first `what` in this minute from this address. Limits events that anybody can cause."""
+    """True if no other attempt of the kind `what` was counted from this address in this minute.
+
+    Use it to limit events that anybody can cause.
+    """
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
 
@@ -133,7 +136,7 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def take_back(request: HttpRequest, action: str) -> None:
-    """Subtract one from the forms counted for this address, after a form that succeeded."""
+    """Subtract one from the number of forms counted for this address, because the form succeeded."""
     Attempt.objects.take_back(_key(action, sender_of(request)))
 
 

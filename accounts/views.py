@@ -100,7 +100,7 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
             request,
             title="Sign out everywhere",
             text="Sign out everywhere? All your sessions end, including this one.",
-            more="Agents and apps that act as you keep working.",
+            more="Agents and apps that act as you will keep working.",
             icon="sign-out",
             back=reverse("accounts:sessions"),
         )
@@ -113,9 +113,10 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware that, for a form submitted after sign-out, returns to the page with the form.
+    """LoginRequiredMiddleware for forms that are submitted after the session ended.
 
-    Django would return to the URL the form was sent to, which often accepts only POST.
+    After signing in, the person returns to the page with the form. Django would open the URL that the form was sent to,
+    and this URL often accepts only POST.
     """
 
     def handle_no_permission(

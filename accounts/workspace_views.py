@@ -42,7 +42,8 @@ class WorkspaceForm(forms.Form):
     required_sign_in = forms.ChoiceField(
         label="Required of everybody",
         choices=RequiredSignIn.choices,
-        help_text="Asked in browsers before anything else. Tokens and API keys work without. Roles can require it too.",
+        help_text="Browsers ask for it before anything else. Tokens and API keys work without it. Roles can "
+        "require it too.",
     )
     zone = forms.CharField(
         label="Time zone",

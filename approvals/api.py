@@ -62,14 +62,17 @@ class HoldSerializer(serializers.Serializer[Hold]):
     team = serializers.CharField(
         source="team.name", default=None, allow_null=True, help_text="Team that decides first; null for others."
     )
-    somebody_else = serializers.BooleanField(help_text="Whether nobody may decide on calls of their own agents.")
+    somebody_else = serializers.BooleanField(help_text="Whether people may not decide on calls of their own agents.")
     asked_at = UtcDateTimeField(help_text="When the call was made.")
-    fallback_at = UtcDateTimeField(help_text="From when on everybody with `approvals:decide` may decide.")
-    ends_at = UtcDateTimeField(help_text="Until when it can be decided or, once decided, until when that is valid.")
+    fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
+    ends_at = UtcDateTimeField(help_text="End of the time to decide; after a decision, end of its validity.")
     decided_by = serializers.EmailField(
-        source="decided_by.email", default=None, allow_null=True, help_text="Address of who decided; null before."
+        source="decided_by.email",
+        default=None,
+        allow_null=True,
+        help_text="Address of the person who decided; null before the decision.",
     )
-    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before.")
+    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
     sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
     used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
     asking_call = serializers.UUIDField(help_text="Id of the call that asked, in the log.")
@@ -93,7 +96,8 @@ class HoldQuery(ListQuery):
     show = serializers.ChoiceField(
         ["decide", "waiting", "decided", "own"],
         required=False,
-        help_text="`decide`: waiting for you; `waiting`: for anybody; `decided`: not waiting; `own`: your agents'.",
+        help_text="`decide`: calls that wait for your decision; `waiting`: calls that wait for anybody's; `decided`: "
+        "calls that no longer wait; `own`: calls of your agents.",
     )
 
 
@@ -117,7 +121,7 @@ class ApproveHoldBody(DenyBody):
         child=serializers.CharField(max_length=200),
         required=False,
         max_length=100,
-        help_text="Arguments that must have the present values; none: any arguments.",
+        help_text="Arguments that must have the values of this call; if empty, any arguments are allowed.",
     )
 
 
@@ -173,14 +177,14 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
     """A permission for an agent to repeat an approved call without asking."""
 
     id = Id()
-    hold_id = serializers.UUIDField(help_text="Held call whose approval gave it.")
+    hold_id = serializers.UUIDField(help_text="Held call whose approval gave the permission.")
     tool = serializers.CharField(help_text="Name of the tool for clients.")
     gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
     connection_id = serializers.UUIDField(help_text="Connection that may call.")
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
     names = serializers.ListField(child=serializers.CharField(), help_text="Arguments that must be the same.")
     calls = serializers.IntegerField(help_text="Number of calls so far.")
-    given_by = serializers.EmailField(source="given_by.email", help_text="Address of who gave it.")
+    given_by = serializers.EmailField(source="given_by.email", help_text="Address of the person who gave it.")
     given_at = UtcDateTimeField(help_text="When it was given.")
     ends_at = UtcDateTimeField(help_text="When it ends.")
     ended_at = UtcDateTimeField(allow_null=True, help_text="When somebody ended it; null if nobody did.")

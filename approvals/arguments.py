@@ -119,7 +119,10 @@ def _text(value: Any) -> str:
 
 
 def _outline(value: Any) -> tuple[str, str]:
-    """Return a pair: the kind of a value, and in place of the value its size, or "hidden" if it has none."""
+    """Return a pair: the kind of a value, and a text instead of the value.
+
+    The text is the size of a string or list, and "hidden" for other values.
+    """
     if isinstance(value, str | list):
         return KINDS[type(value)], f"{len(value):,} {'characters' if isinstance(value, str) else 'items'}"
     return KINDS.get(type(value), ""), "hidden"

@@ -50,7 +50,8 @@ class WaitForm(forms.Form):
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="Empty: 50 if the client asks for progress, otherwise 4; longer once the client has waited longer.",
+        help_text="If empty: 50 if the client asks for progress, otherwise 4. Clients that have waited longer before "
+        "get more.",
     )
 
 
@@ -66,7 +67,7 @@ class DecisionForm(forms.Form):
         required=False,
         label="With the same",
         widget=forms.CheckboxSelectMultiple,
-        help_text="Arguments that must have the values of this call. None: any arguments.",
+        help_text="Arguments that must have the values of this call. If you tick none, any arguments are allowed.",
     )
 
     def __init__(self, *args: Any, hold: Hold, **options: Any) -> None:

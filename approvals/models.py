@@ -81,7 +81,11 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that `viewer` may see: all with APPROVALS_DECIDE, otherwise their own and their teams'."""
+        """Return the holds that `viewer` may see.
+
+        With APPROVALS_DECIDE, these are all holds. Otherwise they are the holds of the viewer's own agents, and the
+        holds on which one of the viewer's teams decides. An API key without APPROVALS_DECIDE sees none.
+        """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
         if viewer.narrowed_to is not None:
@@ -89,7 +93,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(Q(user=viewer) | Q(team__in=viewer.teams.values("pk")))
 
     def to_decide(self, viewer: User | None) -> HoldQuerySet:
-        """Return the waiting holds on which `viewer` may decide now, or all if None; the first to expire come first."""
+        """Return the waiting holds on which `viewer` may decide now, sorted by the time at which they expire.
+
+        A `viewer` of None returns all waiting holds.
+        """
         rows = self if viewer is None else self.decidable_by(viewer)
         return rows.waiting().order_by("ends_at", "pk")
 
@@ -109,8 +116,9 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds on which the rule lets `person` decide first: as the agent's person, or in the team.
+        """Return the holds on which the rule lets `person` decide first.
 
+        The rule names either the person for whom the agent acts, or a team that `person` is a member of.
         An OuterRef is allowed, for use in `Exists`.
         """
         of_person = Q(approvers=Approvers.PERSON, user=person)
@@ -136,9 +144,11 @@ class HoldQuerySet(models.QuerySet["Hold"]):
 class Hold(models.Model):
     """A tool call that a version of a rule holds: a connection calls a tool with these arguments.
 
-    `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, `definition` that of the
-    tool's approved definition. Approvers and period are those that the rule had when the call was made. A decision is
-    valid until `ends_at`: an approved call can run once until then, and a denied call is refused without asking.
+    `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, and `definition` the
+    digest of the tool's approved definition. Approvers and period are copied from the rule when the call is held.
+
+    A decision is valid until `ends_at`: an approved call can run once until then, and a denied call is refused without
+    asking.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -223,7 +233,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The newest hold of the same call that ran before this one was asked for."""
+        """The newest earlier hold of the same call, with the same arguments, that ran before this hold began."""
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()
@@ -245,7 +255,7 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments. The rule is that of recorded payloads."""
+        """True if `viewer` may read the values of the arguments: by the same rule as for recorded payloads."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
@@ -356,7 +366,7 @@ def _end_of(period: AllowFor) -> datetime:
 class Allowance(models.Model):
     """A permission for an agent to repeat an approved call without asking, with the same values of some arguments.
 
-    It applies only as long as the rule and the definition of the tool are those for which the call was approved.
+    The permission no longer applies once the rule or the definition of the tool has changed.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -228,5 +228,6 @@ def end_allowance(request: AppRequest, pk: UUID) -> HttpResponse:
         back=reverse("approvals:allowed"),
         faults=HoldRefused,
         title="End permission",
-        text=f"End that {row.connection.host.name} may call {row.tool} without asking? The next call is held again.",
+        text=f"End the permission of {row.connection.host.name} to call {row.tool} without asking? The next call is "
+        "held again.",
     )

@@ -70,7 +70,10 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
 
 
 def _guard_for_people() -> Guard:
-    """Return the guard for people's own channels: public addresses only, resolved by us even with an outbound proxy."""
+    """Return the guard for people's own channels, which allows only public addresses.
+
+    The gateway resolves the host names itself, even if there is an outbound proxy.
+    """
     return replace(guard_for_strangers(), own=own_endpoints())
 
 

@@ -39,7 +39,7 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """The things of one matter: their number, the names of the first ones by id, and the URL of the list of all."""
+    """The things of one matter: their number, the names of the first things by id, and the URL of the complete list."""
 
     number: int
     things: dict[str, str]
@@ -77,7 +77,7 @@ class Matter:
     act: str = "Review"
     at_once: bool = False
     is_urgent: bool = False
-    unless: Capability | None = None  # People with this capability see another matter, with everyone's things.
+    unless: Capability | None = None  # People with this capability see, instead, a matter with everyone's things.
     also: Callable[[], QuerySet[User]] | None = None
 
     @property
@@ -143,7 +143,10 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people whom the rule of a waiting hold lets decide: in its team, or as the agent's person."""
+    """Return the active people whom the rule of a waiting hold lets decide.
+
+    These are the members of the rule's team, or the person for whom the agent acts.
+    """
     return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 

@@ -57,7 +57,7 @@ class ChannelManager(models.Manager["Channel"]):
     def add(
         self, *, by: User, kind: str, for_workspace: bool, address: str = "", secret: str = "", **fields: Any
     ) -> Channel:
-        """Add a channel of `by`, or of the workspace. Raises ChannelError or CapabilityRequired."""
+        """Add a channel of the person `by`, or of the workspace. Raises ChannelError or CapabilityRequired."""
         channel = Channel(kind=kind, owner=None if for_workspace else by)
         channel.must_be_open_to(by)
         channel.set_up(fields | channel.sealed_address(address, secret))
@@ -154,7 +154,7 @@ class Channel(Versioned, models.Model):
         return str(address), str(secret)
 
     def must_be_open_to(self, by: User, needs: Capability = Capability.WORKSPACE_MANAGE) -> None:
-        """Raise CapabilityRequired if this is a channel of the workspace and `by` lacks `needs`.
+        """Raise CapabilityRequired if this is a channel of the workspace, and the person `by` lacks `needs`.
 
         Raise DoesNotExist if it is another person's channel.
         """
@@ -168,7 +168,9 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns for this address and secret; empty values keep the current ones. Raises ChannelError.
+        """Return the columns for this address and secret. Raises ChannelError.
+
+        If the address or the secret is empty, the current one is used.
 
         Resolves the host of the address, which may take seconds, so do not call it in a transaction.
         """
@@ -229,7 +231,7 @@ class Channel(Versioned, models.Model):
             row.delete()
 
     def quiet_end(self, now: datetime) -> datetime:
-        """Return when the channel's quiet hours end if `now` is in them, otherwise `now`."""
+        """Return `now`, or if it is in the channel's quiet hours, the time when these end."""
         if self.quiet_from is None or self.quiet_until is None or not self.has_quiet_hours:
             return now
         local = now.astimezone(ZoneInfo(self.zone))

@@ -22,7 +22,10 @@ TIMES = 3  # Unusual is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals. `usual` is its most in this hour of the week in the last four weeks."""
+    """An agent with unusually many refusals (`refused`) in the last hour.
+
+    `usual` is the agent's highest number of refusals in the same hour of the week, in the last four weeks.
+    """
 
     host: UUID
     name: str

@@ -130,7 +130,7 @@ def channels_of(person: User) -> list[Channel]:
 
 
 def _missing_mail(people: Sequence[User], found: Sequence[Channel]) -> list[Channel]:
-    """Create and return the mail channels that people lack; none without a mail server."""
+    """Create and return mail channels for the people who have none. Without a mail server, create none."""
     having = {channel.owner_id for channel in found if channel.is_own_mail}
     missing = [person for person in people if person.pk not in having] if settings.MAIL_SERVER else []
     return [Channel.objects.mail_of(person) for person in missing]
@@ -252,7 +252,7 @@ def _access_decided(event: Event) -> Answer:
 
 
 def _other_than_actor(event: Event, pk: UUID | str | None) -> User | None:
-    """Return the person `pk`, or None if they are inactive, unknown or the event's actor."""
+    """Return the person with the id `pk`; None if that person is inactive, unknown or the event's actor."""
     if not pk or str(pk) == str(event.actor_id):
         return None
     return User.objects.filter(pk=pk, is_active=True).first()
@@ -301,15 +301,15 @@ def _tokens_with_expiry() -> models.QuerySet[Token]:
 
 
 def _sign_ins() -> models.QuerySet[Identity]:
-    """Return people's sign-ins at servers, without those that a refresh token renews."""
+    """Return people's sign-ins at servers, except sign-ins that a refresh token renews."""
     mine = Identity.objects.usable().filter(owner__isnull=False, grant__refresh_ciphertext=None)
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
 
 def _ending(rows: models.QuerySet[Any], owner: str, end: str = "expires_at") -> list[tuple[UUID, datetime, str]]:
-    """Return owner, end and name of the rows that end one of STAGES days from today.
+    """Return owner, end and name of the rows that end in exactly 14, 3 or 1 days from today (STAGES).
 
-    Leaves out rows whose lifetime is shorter than the stage: a token for 7 days is not announced 14 days ahead.
+    A row is left out if its whole lifetime is shorter than that: a token for 7 days is not announced 14 days ahead.
     """
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:

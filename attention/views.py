@@ -92,7 +92,7 @@ class ChannelForm(forms.Form):
         address.widget.attrs["placeholder"] = example
         address.required = self._is_new
         if not self._is_new:
-            address.help_text = f"Empty: {channel.origin} stays."
+            address.help_text = f"Leave empty to keep {channel.origin}."
             self.fields["secret"].help_text = "Leave empty to keep the saved secret. A new URL needs a new secret."
         if channel.is_own_mail:
             del self.fields["address"]
@@ -179,7 +179,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def channel_or_404(viewer: User, pk: UUID, needs: Capability = Capability.WORKSPACE_MANAGE) -> Channel:
-    """Return the viewer's own channel, or one of the workspace, which requires `needs`.
+    """Return the viewer's own channel, or a channel of the workspace if the viewer has the capability `needs`.
 
     Raises Http404 or CapabilityRequired.
     """

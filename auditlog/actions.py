@@ -45,7 +45,7 @@ class Action(StrEnum):
 
     ALLOWANCE_ENDED = (
         "allowance.ended",
-        "{actor} ended that {host} on the gateway {gateway} may call {tool} without asking.",
+        "{actor} ended the permission of {host} on the gateway {gateway} to call {tool} without asking.",
         "{actor} ended the permission {target}.",
     )
     ALLOWANCE_GIVEN = (
@@ -484,7 +484,7 @@ class Action(StrEnum):
         "{actor} changed the tool set {target}.",
     )
 
-    # "tool.disabled" and "tool.enabled" are feature.disabled and feature.enabled, as prompts have switches too.
+    # "tool.disabled" and "tool.enabled" became feature.disabled and feature.enabled, when prompts got switches too.
 
     UNKNOWN_TOKENS_REFUSED = (
         "proxy.unknown_tokens_refused",

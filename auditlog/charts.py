@@ -77,7 +77,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of length `each`; the last may be shorter or longer. If `is_partial`, only the newest calls are counted."""
+    """Bars that each cover a period of length `each`; the last bar may cover a shorter or longer period.
+
+    If `is_partial` is True, only the newest calls are counted.
+    """
 
     bars: list[Bar]
     each: timedelta
@@ -298,7 +301,9 @@ class PlotBar(NamedTuple):
 
 
 class CallPlots:
-    """The calls of one object, or all calls, over a range. Falsy if there are none or the roll-ups cannot answer yet.
+    """The calls of one object, or all calls, over a range.
+
+    The object is falsy if there are no calls, or if the roll-ups cannot answer yet.
 
     `where` limits the calls by columns of the log, `filters` are the equivalent filters of the Logs page, and `tops`
     are the groupings to list. `named` overrides labels of plots, by key; an overriding label includes the range.
@@ -502,7 +507,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels; for browsers without JavaScript, a whole page with the panels."""
+    """Render the panels for a script. For browsers without JavaScript, render a whole page with the panels."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

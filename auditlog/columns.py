@@ -32,8 +32,8 @@ NOTHING = mark_safe('<span class="muted">none</span>')
 class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
-    The style sheet hides default columns by position, those with the highest priority number first. On phones it hides
-    the columns with `data-p`.
+    On narrow screens the style sheet hides default columns by their position, first the columns with the highest
+    `priority`. On phones it hides the columns with the attribute `data-p`.
     """
 
     name: str

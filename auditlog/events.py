@@ -64,7 +64,8 @@ KINDS = {
 class TargetKind(NamedTuple):
     """A kind of object with a page: the rows a viewer may open, and the page's URL name, argument and capabilities.
 
-    Any one of the capabilities suffices; `needs` is empty if `rows` selects only rows that the viewer may see.
+    One of the capabilities in `needs` is enough to open the page. `needs` is empty if `rows` selects only rows that the
+    viewer may see.
     """
 
     rows: Callable[[User], QuerySet[Any]]
@@ -149,7 +150,7 @@ class TargetUrls:
         self._urls, self._viewer = urls, viewer
 
     def of(self, kind: str, pk: str) -> str:
-        """Return the URL of the object's page; empty if there is none, or the viewer may not see the object."""
+        """Return the URL of the object's page; empty if it has no page, or if the viewer may not see the object."""
         if kind == "workspacesettings":
             return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_READ) else ""
         return self._urls.get((kind, pk), "")
@@ -349,12 +350,12 @@ class EventRow:
 
     @property
     def target_url(self) -> str:
-        """Return the URL of the target's page; empty if there is none, or the viewer may not see the target."""
+        """Return the URL of the target's page; empty if it has no page, or if the viewer may not see the target."""
         return self.places.of(self.event.target_type, self.event.target_id)
 
     @property
     def actor_url(self) -> str:
-        """Return the URL of the actor's page; empty if there is none, or the viewer may not see the actor."""
+        """Return the URL of the actor's page; empty if it has no page, or if the viewer may not see the actor."""
         return self.places.of("user", str(self.event.actor_id))
 
     @property

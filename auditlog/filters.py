@@ -101,7 +101,9 @@ class Chip(NamedTuple):
 
 
 class TimeField(forms.DateTimeField):
-    """A time as written by users and chart links, in `zone` unless it names a zone. Invalid values are ignored.
+    """A time as written by users and chart links. Invalid values are ignored.
+
+    If the text names no time zone, the time is in `zone`.
 
     Times outside YEARS are ignored too, because near the first and last year adding an hour would overflow.
     """

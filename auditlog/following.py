@@ -61,7 +61,10 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return what the page should display, to compare with `shown`: `live` or `paused`, and the number of calls."""
+        """Return the state that the page should display: `live` or `paused`, and the number of calls.
+
+        It is compared with `shown`, the state that the page displays.
+        """
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 
     @property
@@ -97,7 +100,7 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 
 
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
-    """Return the first page of a live list: the calls recorded last, then other calls, newest first.
+    """Return the first page of a live list: first the calls that were recorded last, then other calls by their start.
 
     The next page begins with the newest call that is not on this page.
     """

@@ -197,7 +197,8 @@ SELECT k.id, (SELECT count(*) FROM (
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
     """Return the number of calls in the last seven days by value of a column, for people who may read the whole log.
 
-    Numbers come from the roll-ups if they have the column, otherwise from the log, up to MOST_OF_WEEK per value.
+    If the roll-ups have the column, the numbers come from the roll-ups. Otherwise calls are counted in the log, up to
+    MOST_OF_WEEK for each value.
     """
     now = timezone.now()
     since = range_start(now, WEEK)

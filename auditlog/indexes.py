@@ -158,9 +158,9 @@ def _missing(partitions: Partitions) -> list[_Missing]:
 def _alone(cursor: Any) -> Iterator[bool]:
     """Yield True if no other process creates indexes, otherwise False.
 
-    The lock belongs to the database session that creates the indexes: PostgreSQL finishes a statement whose client was
-    killed, and until then the statement's index must not be dropped as a leftover. Other processes do not wait for the
-    lock, because a waiting process holds a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
+    The lock belongs to the database session that creates the indexes. If the client is killed, PostgreSQL still
+    finishes the running statement, and until then no other process may drop its index as a leftover. Other processes do
+    not wait for the lock: a waiting process would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots.
     """
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])

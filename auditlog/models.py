@@ -163,7 +163,8 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
-            # Ascending, so that new rows are appended to their group and pages are full. PostgreSQL scans backwards.
+            # Ascending, so that new rows are appended after the rows with the same value, and index pages are full.
+            # PostgreSQL can scan the index backwards.
             *(
                 models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
@@ -402,7 +403,7 @@ class EventManager(models.Manager["Event"]):
         changes: dict[str, Any] | None = None,
         actor: str = "",
     ) -> "Event":
-        """Record that `by` (None is the system) did `action` to `target`.
+        """Record that the person `by` did `action` to `target`. A `by` of None is the system.
 
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
         SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
@@ -415,7 +416,7 @@ class EventManager(models.Manager["Event"]):
     def record_all(
         self, action: Action, targets: Sequence[models.Model], *, by: Actor | None, changes: dict[str, Any]
     ) -> None:
-        """Record that `by` did `action` to each of `targets`, in one statement. Otherwise the same as `record`."""
+        """Record that the actor `by` did `action` to each of `targets`, in one statement. See `record`."""
         self.check_allowed(action, targets, changes)
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
 
@@ -498,7 +499,7 @@ class Switchable(models.Model):
 
     @classmethod
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
-        """Enable or disable `rows` in one statement, with one event each; return those that had the other state.
+        """Enable or disable `rows` in one statement, with one event each. Return the rows whose state changed.
 
         Raises DoesNotExist if a row is gone.
         """

@@ -50,9 +50,10 @@ NAMED_MODELS = {
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of objects called `name`, or with `part` those with `name` in their name; at most MAX_IDS + 1.
+    """Return the ids of the objects with this name, or with `part` of the objects whose name contains this text.
 
-    `called` leaves out objects that occur in no call, so that they are not revealed to readers of the log.
+    At most MAX_IDS + 1 ids are returned. With `called`, objects that occur in no call are left out, so that they are
+    not revealed to readers of the log.
     """
     if kind not in NAMED_MODELS:
         return []

@@ -75,7 +75,7 @@ def would_refuse(
 ) -> str:
     """Return a sentence about the calls of the last seven days that `refused` counts.
 
-    Empty for viewers who may not read the log, unless the calls are their own (`is_own`).
+    If the viewer may not read the log and the calls are not the viewer's own (`is_own`), return an empty string.
     """
     if not is_own and not viewer.has_perm(Capability.LOGS_READ):
         return ""

@@ -46,7 +46,7 @@ def own_calls(user: User) -> QuerySet[Call]:
 
 
 def listed_calls(user: User) -> QuerySet[Call]:
-    """Return the person's calls, without requests for unsupported features, which clients send to probe for them."""
+    """Return the person's calls, without the requests by which clients probe for features that are not supported."""
     return own_calls(user).exclude(outcome=Outcome.NOT_OFFERED)
 
 
@@ -98,19 +98,25 @@ class OwnCall:
 
     @property
     def identity_url(self) -> str:
-        """Return the URL for adding the missing credential; empty unless the call was refused without a credential."""
+        """Return the URL of My identities with the connection of the call.
+
+        Return an empty string if the call was not refused because of a missing or unusable credential.
+        """
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
 
     @property
     def access_url(self) -> str:
-        """Return the URL where the person can request the access that the call lacked; empty if there is none."""
+        """Return the URL where the person can request the missing access; empty if no access can be requested."""
         return reverse("gateways:access_to", args=[self.asks_at]) if self.asks_at else ""
 
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """Return the calls as shown to the person who made them, with the tool policy that explains a refusal, if known."""
+    """Return the calls as shown to the person who made them.
+
+    A call refused by the tool policy of an assignment has this policy, if it was not changed after the call.
+    """
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}

@@ -220,8 +220,8 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it stayed in use.
 
-        Continues if a killed process left the partition half detached, or detached but not dropped. With `keep_rows`, a
-        partition that received a row at the last moment is attached again.
+        If an earlier process was killed and left the partition half detached, or detached but not dropped, this method
+        finishes its work. With `keep_rows`, a partition that received a row at the last moment is attached again.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):

@@ -54,12 +54,13 @@ class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
     `began` are the events that cause the refusal, `needs` is the capability required. `verb` is the method of the model
-    that resolves the refusal; without `verb`, `page` returns the URL where a person decides. With neither, only the
-    owner of the call can act, as the sentence `owner` explains; `own_page` is True if they do so on My identities.
+    that resolves the refusal. If `verb` is empty, `page` returns the URL where a person decides. If `page` is None too,
+    only the owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the
+    page My identities.
 
     `done` is the toast afterwards, by default "<object> enabled". `causes` returns the events that may have caused the
-    refusal, by default all events in `began` on the object. Calls refused since then are counted for the object or, if
-    `narrowed_by` is set, for the objects of these kinds to which it refers.
+    refusal, by default all events in `began` on the object. The calls refused since that event are counted for the
+    object. If `narrowed_by` is set, they are counted for the objects of these kinds that the object refers to.
     """
 
     subject: str = ""

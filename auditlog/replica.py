@@ -82,7 +82,7 @@ logger = logging.getLogger(__name__)
 ALIAS = "replica"
 SAFE = {"GET", "HEAD", "OPTIONS"}
 WROTE = "gateway_wrote"  # Cookie of a browser that has just changed something.
-# Seconds for which a measurement is valid. READ_LAG_SECONDS and this time limit the delay of rows on the replica.
+# Seconds for which a measurement is valid. So rows on the replica are late by at most READ_LAG_SECONDS plus this time.
 FRESH_S = 3.0
 MARGIN_S = 5
 TELLS_FROM_S = 3.0  # Pages show the lag from this number of seconds on.
@@ -94,8 +94,8 @@ IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# A replica that did not follow a promotion stays on the previous timeline. Without pg_read_all_stats, the timeline read
-# here is that of the last checkpoint, so that no replica is used for a while after a promotion.
+# A replica that did not follow a promotion stays on the previous timeline. Without the role pg_read_all_stats, this
+# query reads the timeline of the last checkpoint, which is old for a while after a promotion. Then no replica is used.
 _AT_REPLICA = f"""
 SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_last_xact_replay_timestamp(),
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
@@ -208,9 +208,9 @@ def connector() -> Callable[[], psycopg.Connection[Any]] | None:
 
 
 def read_from_replica[T](request: Any, work: Callable[[], T]) -> T:
-    """Return the result of `work`, which must not write, run on the replica if this request may read from it.
+    """Run `work`, which must not write, and return its result.
 
-    If the replica fails, `work` is repeated on the primary.
+    `work` reads from the replica if this request may use it. If the replica fails, `work` runs again on the primary.
     """
     if not is_set() or connection.in_atomic_block or connections[DEFAULT_DB_ALIAS].alias == ALIAS:
         return work()

@@ -75,9 +75,10 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Match the calls of these sessions, found through the index on the connections that opened the sessions.
+    """Match the calls of these sessions.
 
-    If the log no longer has the opening call of a session, no index is used.
+    They are found by the index on connections, because the log says which connection opened a session. If the log no
+    longer has the opening call of a session, no index is used.
     """
     listed = list(dict.fromkeys(ids))
     if not listed:
@@ -175,7 +176,10 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Convert an API parameter to criteria for exactly this value, or one of a list. Objects are given by id."""
+    """Convert an API parameter to criteria that match exactly its value or, if it is a list, one of its values.
+
+    The value for an object is the object's id.
+    """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
     if field.comparison is Comparison.ID:

@@ -77,8 +77,8 @@ class SentencePart(NamedTuple):
 def sentence(event: Event) -> str:
     """Return the event as a sentence of plain text. Names are quoted, except people's e-mail addresses.
 
-    The quotation marks depend on the name, so that no name can end the quotation early: “…” if the name allows, else
-    «…», else "…" with JSON escapes.
+    A name must not be able to end its own quotation, so the quotation marks depend on the name: “…” if the name has
+    none of these, otherwise «…», otherwise "…" with JSON escapes.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))

@@ -63,7 +63,7 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
-    """Return the only call found by searching for the pasted id `uid`; None if there is none or more than one."""
+    """Return the call found by searching for the pasted id `uid`; None if no call or more than one is found."""
     search = call_filter.search()
     # Usually `uid` is the id of a call, which contains the time. Other ids take longer: the matches are counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
@@ -111,7 +111,10 @@ def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """Redirect to the Logs page filtered by one object, for users who may not open the object's page with its tab."""
+    """Redirect to the Logs page, filtered by one object.
+
+    Use it for people who may not open the object's own page, which has a tab with these calls.
+    """
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 

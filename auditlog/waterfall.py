@@ -56,7 +56,7 @@ class Timeline:
         self.is_shortened = self._pauses != pauses
 
     def x(self, at: float) -> float:
-        """Return the position of a time from 0 to WIDTH; a time outside of all calls is put at a call's edge."""
+        """Return the position of a time from 0 to WIDTH. A time outside of all calls is moved to the edge of a call."""
         x = 0.0
         for number, period in enumerate(self._busy):
             if at <= period.end:
@@ -109,7 +109,7 @@ def is_asked(call: Call) -> bool:
 
 
 def is_end_of_stream(call: Call) -> bool:
-    """True for the second row of a stream, which is written when the stream ends and has the stream's duration."""
+    """True for the second row of a stream. It is written when the stream ends, and has the duration of the stream."""
     return call.correlation_id != call.uid and call.method == "GET"
 
 

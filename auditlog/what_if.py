@@ -1,4 +1,4 @@
-"""Trails: the checks of the current decision about a call, in words for one reader. For pages and the API."""
+"""Trails, for pages and the API: the checks of the current decision about a call, as text for one reader."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
         yield Step.TOOL, f"{question.feature.name} may be used"
         is_used = server is not None and server.identity_label
         yield Step.IDENTITY, f"“{server.identity_label}” would be used" if server and is_used else "None is needed"
-        yield Step.RULES, "No rule refuses it" if answer.verdict.unread == () else "No rule refuses it by what is known"
+        yield Step.RULES, "No rule refuses it" if answer.verdict.unread == () else "No rule that was checked refuses it"
 
 
 def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
@@ -155,7 +155,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
         yield "Checked with the token that passes the most checks; the token of the call passes fewer."
     if unread := answer.verdict.unread:
         names = first_names([rule.name for rule in unread])
-        yield f"It depends on the arguments too: these rules read them: {names}."
+        yield f"The result also depends on the arguments, because these rules read them: {names}."
     if answer.verdict.rules.label_text:
         yield f"Rules would label it: {answer.verdict.rules.label_text}."
     if answer.verdict.by_arguments:

@@ -300,7 +300,7 @@ def current_decision(question: Question) -> CurrentDecision:
     """Return the current decision, made by the SQL statement and checks that requests to /mcp use."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
-        return _without_token(question, live)  # Each run gets a temporary token.
+        return _without_token(question, live)  # Each run of the playground gets a temporary token.
     answers = list(_with_tokens(question, live))
     if live is not None and _renews(live) and all(each.verdict.reason in ("expired", "") for each in answers):
         # The app fetches a new access token by itself before the next call.

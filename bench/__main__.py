@@ -269,7 +269,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
     base = results.get(NGINX_BEFORE)
     for name, runs in results.items():
         rate = median(run.rate for run in runs)
-        # The runs of one round are compared, because other load on the machine slows both of them.
+        # Runs of the same round are compared, because other load on the machine slows both runs.
         ratio = (
             f"{median(run.rate / other.rate for run, other in zip(runs, base, strict=True)):6.1%} of b" if base else ""
         )

@@ -1,9 +1,9 @@
 """Measure the access report with 5,000 people and 300 gateways: `python -m bench.access --keep FOLDER`.
 
-The database is a new one on the embedded PostgreSQL in that folder. It gets 5,000 people in four of 50 teams each, 300
-gateways, of which a third is open to everyone and the others to three teams each, 50 tools per gateway, 200 tool sets,
-2,000 grants and 50,000 connections: more than 800,000 lines. Pages are measured as `bench.pages` does; `python` and
-`sql` are milliseconds of processor time.
+The database is a new one on the embedded PostgreSQL in that folder. It gets 5,000 people and 50 teams, and each person
+is in four teams. A third of the 300 gateways is open to everyone, and each of the others to three teams. There are 50
+tools per gateway, 200 tool sets, 2,000 grants and 50,000 connections. The report then has more than 800,000 lines.
+Pages are measured in the same way as by `bench.pages`; `python` and `sql` are milliseconds of processor time.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Send calls continuously to several gateways, as agents behind a load balancer do.
 
-The balancer asks each gateway's /readyz and sends calls to ready ones. It repeats a call only where HTTP clients and
-nginx do: when no connection could be made, or when a kept-alive connection was closed before any byte of the answer.
-The gateways' log shows if the first attempt of a repeated call was executed after all.
+The balancer asks each gateway's /readyz, and sends calls only to ready gateways. It repeats a call in the same cases as
+HTTP clients and nginx: if no connection could be made, or if a kept-alive connection was closed before the first byte
+of the answer. The gateways' log shows whether the first attempt of a repeated call was executed after all.
 """
 
 import asyncio
@@ -83,7 +83,10 @@ class Balanced(Agents):
                 await asyncio.sleep(self.pause)
 
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
-        """Send a call, once more to the next gateway if the connection was closed; return the error, or "" if none."""
+        """Send a call, and return the error, or "" if there was none.
+
+        If the connection was closed, the call is sent once more, to the next gateway.
+        """
         for is_last in (False, True):
             try:
                 answer = await client.post(self._url(), json=message)

@@ -4,8 +4,8 @@ Part 1: a gateway with two servers and one worker. One client pings and calls a 
 then while other clients fetch answers of 30 MB with 100,000 URIs (40 KB compressed), each of which is rewritten. Fails
 if the p99 of pings or calls grows by more than 50 ms.
 
-Part 2: `--unread` sockets with one token request answers of 8 MB and never read them. Fails if the worker's memory
-grows by more than 100 MB meanwhile, or is more than 100 MB larger afterwards than before.
+Part 2: as many sockets as `--unread` says, with one token, request answers of 8 MB and never read them. Fails if the
+worker's memory grows by more than 100 MB while the answers are unread, or is more than 100 MB larger afterwards.
 
 Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
 fetches answers of 8 MB from a third server. Fails if an answer of 8 MB takes more than 15 s.

@@ -67,7 +67,7 @@ def hostile() -> Iterator[dict[str, Any]]:
 
 
 def taken(act: Callable[[], Any], times: int = 1) -> float:
-    """Return the processor time of one run, the least of three."""
+    """Return the processor time of `act`, the shortest of three measurements."""
     found = []
     for _ in range(3):
         began = time.thread_time()

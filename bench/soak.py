@@ -385,7 +385,10 @@ def real_targets(site: Site) -> Iterator[dict[str, Any]]:
 
 
 def _any_number(ask: Any) -> Any:
-    """Return `ask` with any number allowed in its answer, because a server's counter continues in the next round."""
+    """Return `ask`, changed so that its expected answer may have other numbers.
+
+    A server's counter is higher in each round.
+    """
     if isinstance(ask, list):
         return [_any_number(one) for one in ask]
     return ask | {"says": re.sub(r"\d+", r"\\d+", ask.get("says", ""))}
@@ -492,7 +495,7 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     for name, few in (("memory", 0), ("files", FEW)):
         sums = [sum(getattr(one, name)) for one in samples]
         third, fourth, fifth, sixth = (max(sums[cuts[part] : cuts[part + 1]]) for part in range(2, 6))
-        # A leak raises the maximum of every sixth, a spike only that of one.
+        # A leak raises the maximum in every sixth of the time, a spike only in one sixth.
         # After a step (more clients at once) the maximum stays the same.
         is_more = _grew(third, fifth, few) and _grew(fourth, sixth, few)
         if is_more and _grew(fifth, sixth, few / 4, 1 + (ALLOWED - 1) / 4):

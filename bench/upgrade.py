@@ -2,8 +2,9 @@
 
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
 while agents call a tool all the time. Then this checkout migrates, and its processes replace the old processes: each is
-ready before an old process is asked to end. Finally the old release is put back in the same way. Without migrations
-since the newest tag, this checkout is the old release, and the new release is a copy of it with one more migration.
+ready before an old process is asked to end. Finally the processes of the old release replace the new ones in the same
+way. If this checkout has no migrations that the newest tag lacks, this checkout is the old release, and a copy of it
+with one more migration is the new release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
 calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took `--longest`
@@ -158,7 +159,7 @@ def embedded(home: Path) -> Iterator[str]:
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
     """Create a database of the release in `code` with `rows` calls in the log; return the environment of its gateway.
 
-    With `again`, the filled database stays for the next run and a copy is used, so there must be disk space for both.
+    With `again`, this run uses a copy, and the filled database stays for the next run. Both need disk space.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -263,7 +264,7 @@ class Upgrade:
             process.wait(timeout=60)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Upgrade, return to the old release, and return the measurements."""
+        """Upgrade to the new release, then go back to the old release. Return the measurements of all steps."""
         old = [self._start(self._old), self._start(self._old)]
         words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
         issued = json.loads(manage(self._old, self._environment, *words))
@@ -339,7 +340,10 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """Measure the block as a step; report the `parts` that the block appends to the yielded list."""
+        """Measure the block as one step.
+
+        The block may append the step's parts, with their durations, to the yielded list. They are reported too.
+        """
         began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
         yield parts
         taken, calls = time.monotonic() - began, load.since(began)

@@ -67,11 +67,11 @@ def capability_or_404(slug: str) -> Capability:
 
 
 def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[View], View]:
-    """Require any one of `capabilities` for a view; others get CapabilityRequired.
+    """Require any one of `capabilities` for a view. For users who have none of them, raise CapabilityRequired.
 
-    If used twice on a view, each use requires one of its capabilities. With `to_change`, GET needs none of them, so the
-    view shows its page read-only. `view.rule` and `view.change_rule` have a set for each use; a test checks them on all
-    routes.
+    If a view has this decorator twice, the user needs one capability of each. With `to_change`, GET requests need none
+    of the capabilities, so that the view can show its page read-only. Each use of the decorator adds a set with its
+    capabilities to `view.rule`, or with `to_change` to `view.change_rule`. A test checks these rules on all routes.
     """
     name = "change_rule" if to_change else "rule"
 

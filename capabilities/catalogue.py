@@ -45,7 +45,7 @@ class Capability(StrEnum):
         "tokens.create_own_token",
         "api-tokens:create",
         "Connect own agents",
-        "Create agents, and tokens for any agent that act as yourself.",
+        "Create agents. Create tokens for any agent; these tokens act as yourself.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -81,15 +81,16 @@ class Capability(StrEnum):
         "gateways.see_gateway",
         "gateways:read",
         "View all gateways",
-        "See every gateway with its servers, tools and tool sets, and the client directory. Gives no call.",
+        "See every gateway with its servers, tools and tool sets, and the client directory. Does not allow calls.",
     )
-    # In 1.0 this permission was GATEWAYS_READ, and allowed seeing and using gateways. Now it is the one for using them,
-    # so that while both versions run, 1.0 does not let people call who may only see gateways.
+    # In version 1.0, this Django permission belonged to GATEWAYS_READ, and allowed seeing and using gateways. Now it is
+    # the permission for using them. So while both versions run, people who may only see gateways cannot make calls
+    # through version 1.0.
     GATEWAYS_USE = (
         "gateways.view_gateway",
         "gateways:use",
         "Use all gateways",
-        "Connect to and call through every gateway, whatever its teams.",
+        "Connect to and call through every gateway, without being in its teams.",
     )
     GATEWAYS_MANAGE = (
         "gateways.manage_gateway",
@@ -132,13 +133,13 @@ class Capability(StrEnum):
         "rules.manage_rule",
         "rules:manage",
         "Manage rules",
-        "Create, order, change, switch and remove rules on tool calls.",
+        "Create, order, change, enable, disable and remove rules on tool calls.",
     )
     APPROVALS_DECIDE = (
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls; approve and deny those that no rule gives to others.",
+        "See all held calls. Approve and deny a held call, unless its rule names other people who decide.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",
@@ -232,13 +233,14 @@ class Capability(StrEnum):
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """The actions that this capability allows only together with others, each with these others."""
+        """Pairs of an action that this capability alone does not allow, and the other capabilities that it needs."""
         return BESIDE.get(self, ())
 
 
 C = Capability
 
-# Capabilities to change something include those to see it. `with_included` adds them to a person's permissions.
+# By capability, the capabilities included in it: a capability to change something includes the capability to see it.
+# `with_included` adds the included capabilities to a person's permissions.
 INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.API_TOKENS_MANAGE: (C.API_TOKENS_READ, C.API_TOKENS_CREATE, C.HOSTS_READ),
     C.API_TOKENS_CREATE: (C.HOSTS_READ,),
@@ -259,7 +261,8 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.PROVISIONING_MANAGE: (C.PROVISIONING_READ,),
 }
 
-# Actions that a capability allows only together with others. A test compares them with the rules of pages and REST.
+# By capability, the actions that need further capabilities, with these capabilities. A test compares the actions with
+# the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.GATEWAYS_READ: (
@@ -300,19 +303,28 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
 
 
 def with_included(permissions: Iterable[str]) -> frozenset[str]:
-    """Return `permissions` with all capabilities that they include. INCLUDED lists indirectly included ones too."""
+    """Return `permissions` and all capabilities included in them.
+
+    One look-up is enough, because INCLUDED lists indirectly included capabilities too.
+    """
     held = frozenset(permissions)
     return held.union(*(included for capability, included in INCLUDED.items() if capability in held))
 
 
 def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Return `capabilities` and all capabilities that include one of them. Each result gives at least one of them."""
+    """Return `capabilities` and all capabilities that include one of them.
+
+    A person with any of the returned capabilities has at least one of `capabilities`.
+    """
     wanted = frozenset(capabilities)
     return wanted.union(capability for capability, included in INCLUDED.items() if wanted.intersection(included))
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked role is reset at every startup. Without `uses_gateways`, people only look."""
+    """A role created at startup; a locked role is reset at every startup.
+
+    If `uses_gateways` is False, people with the role can only look.
+    """
 
     name: str
     capabilities: frozenset[Capability]
@@ -349,7 +361,8 @@ AUDITOR = BuiltIn(
 BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, DEVELOPER, MEMBER, AUDITOR)
 
 
-# Each gives access to a list of configuration files. An export leaves out other lists, and a plan refuses them.
+# Each capability gives access to one or more lists of a configuration file. If a person lacks it, an export leaves out
+# these lists, and a plan refuses a file that has them.
 SEES_CONFIGURATION = (
     Capability.GATEWAYS_READ,
     Capability.SERVERS_READ,

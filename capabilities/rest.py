@@ -18,8 +18,8 @@ type Rule = Held | Own
 class Own:
     """Rule that allows every signed-in user to act on their own objects.
 
-    Other people's objects require `others`, which may be NOBODY. An API key requires `by_key` even for its owner's
-    objects, or `others` if `by_key` is None.
+    For other people's objects, users need `others`, which may be NOBODY. An API key needs `by_key` even for the objects
+    of its owner; if `by_key` is None, it needs `others`.
     """
 
     others: Held
@@ -31,7 +31,10 @@ class Own:
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
-        """Raise CapabilityRequired, or 403 `not_yours`, when `user` may not act on other people's resources."""
+        """Raise if `user` is not the owner and may not act on other people's objects.
+
+        Raises PermissionDenied with the code `not_yours` if nobody may act on them, otherwise CapabilityRequired.
+        """
         if owner != user.pk:
             if self.others == NOBODY:
                 raise PermissionDenied("Only the owner may do this.", code="not_yours")

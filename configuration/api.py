@@ -50,7 +50,7 @@ class ConfigFiles(RequestBody):
         help_text="Secrets by reference, such as `env:SIEM_TOKEN`. Nothing is read from the server.",
     )
     prune = serializers.BooleanField(
-        default=False, help_text="Whether objects of the same `source` that the files lack are disabled."
+        default=False, help_text="Whether to disable objects of the same `source` that are not in the files."
     )
 
 
@@ -58,7 +58,9 @@ class ConfigApply(ConfigFiles):
     """Configuration files to apply."""
 
     digest = serializers.CharField(
-        required=False, max_length=64, help_text="Digest of the plan; another plan is refused. Without it, any is made."
+        required=False,
+        max_length=64,
+        help_text="Digest of the plan; a plan with another digest is refused. Without it, any plan is applied.",
     )
     commit = serializers.CharField(
         required=False, max_length=100, help_text="Version of the files, for the admin events."
@@ -79,10 +81,12 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     act = serializers.CharField(help_text="`add`, `change`, `remove` or `disable`.")
     kind = serializers.CharField(help_text="Kind of object, such as `gateways.servers`.")
     object = serializers.CharField(help_text="The object in words.")
-    key = serializers.ListField(child=serializers.CharField(), help_text="Name or slug, after that of its parent.")
+    key = serializers.ListField(
+        child=serializers.CharField(), help_text="Name or slug of the object, after the name or slug of its parent."
+    )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="Who and what is cut off, in words, or that it is not counted; empty if nothing."
+        help_text="Who and what is cut off, in words, or a note that this was not counted; empty if nothing is cut off."
     )
 
 
@@ -100,7 +104,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     digest = serializers.CharField(help_text="Digest of the changes, for `apply`.")
     changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
     not_in_file = serializers.ListField(
-        child=serializers.CharField(), help_text="Objects that the lists of the files lack; they stay as they are."
+        child=serializers.CharField(), help_text="Objects that are not in the lists of the files; they are not changed."
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")

@@ -92,7 +92,7 @@ def apply(
 
 
 def must_be_allowed(made: Plan) -> None:
-    """Raise Lacking unless the person, or API key, has all capabilities that the changes take."""
+    """Raise Lacking if the person, or the API key, lacks a capability that the changes require."""
     if made.missing or made.not_by_key:
         raise Lacking("\n".join(["You lack permissions. Nothing was changed.", *lacking_lines(made)]))
 
@@ -117,7 +117,10 @@ def _one_at_a_time() -> None:
 
 
 def _lock_agents(made: Plan) -> None:
-    """Lock the agents that change before any gateway, as opening a connection does, to avoid deadlocks."""
+    """Lock the agents that change, before any gateway is locked.
+
+    Opening a connection takes these locks in the same order, so no deadlock is possible.
+    """
     names = {change.key[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
     rows = [row for name in names if (row := made.world.row("agents", name))]
     for row in sorted(rows, key=lambda row: str(row.pk)):
@@ -126,7 +129,7 @@ def _lock_agents(made: Plan) -> None:
 
 @contextmanager
 def _deadlock_is_refused() -> Iterator[None]:
-    """Raise AnotherPlan if the database ended the transaction because somebody changed the same objects."""
+    """Raise AnotherPlan if the database ended the transaction by a deadlock: somebody changed the same objects."""
     try:
         yield
     except OperationalError as error:

@@ -1,9 +1,10 @@
 """Ask once before a page changes an object that a configuration file governs.
 
-Nothing is locked. All changes record an event: just before this, an exception refuses the change, and the response is
-a confirmation. So every page asks, but only if something changes. The form is stored meanwhile (accounts.held_forms).
-Once the person has confirmed, the session remembers the object until a file is applied again. REST, the Django admin
-and stopping in an incident do not ask.
+A file does not lock an object. Each change records an event, and the check is made just before the event is recorded.
+If the person must confirm, an exception undoes the change, and the response is a confirmation. So all pages ask, and
+they ask only if something really changes. The submitted form is stored until the person confirms (accounts.held_forms).
+Then the session remembers the object until a file is applied again. REST, the Django admin and stopping in an incident
+do not ask.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def ask_before_hand_changes(
 
 
 def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
-    """Return the newest change of `row` or its parts that did not come from a file, since the file was last applied."""
+    """Return the newest change of `row` or its parts by hand; None if there is none after the file was last applied."""
     events = Event.objects.filter(
         target_type__in=(row._meta.model_name, *PARTS),
         target_id__in=map(str, (row.pk, *_parts(row))),
@@ -100,7 +101,10 @@ def _parts(row: Model) -> list[UUID]:
 
 
 def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
-    """Raise ManagedByFile if a file governs a target and the person has not confirmed since it was last applied."""
+    """Raise ManagedByFile if a file governs a target, and the person has not confirmed a change by hand.
+
+    A confirmation counts until the file is applied again.
+    """
     if action not in CHANGES or (action == Action.TEAM_UPDATED and changes.keys() == MEMBERS):
         return
     for row, managed in _managed(targets):
@@ -120,7 +124,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield each object that a file governs among the targets and the objects they belong to, with the file."""
+    """Yield, with its file, each governed object among the targets and the objects that the targets belong to."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):
@@ -142,10 +146,10 @@ def _owners(row: Model) -> list[Model]:
 
 def _ask(request: HttpRequest, asked: ManagedByFile) -> HttpResponse:
     page, key = urldefrag(held(request))
-    if not key:  # The form is too large to be stored. A message says so; the form is accepted when sent again.
+    if not key:  # The form was too large to store, as a message says. If the person sends it again, it is accepted.
         _remember(request, asked.managed)
         return redirect(page)
-    row = type(asked.row)._base_manager.filter(pk=asked.row.pk).first()  # Re-read: with its stored name.
+    row = type(asked.row)._base_manager.filter(pk=asked.row.pk).first()  # Read again for its stored name.
     response = confirm(
         request,
         title="Change by hand",

@@ -41,7 +41,8 @@ def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake
         if source not in (None, document.source):
             title = entry.kind.title(key)
             yield Mistake(
-                document.at(entry.path), f"{title} has the source “{source}”. Remove it here, or there first."
+                document.at(entry.path),
+                f"{title} has the source “{source}”. Remove it from this file, or first from the file of that source.",
             )
 
 
@@ -85,7 +86,11 @@ class _Names:
                 f"“{name}” is the name of {kind.title(other)}. A slug never changes: write “slug: {other[-1]}”.",
             )
         elif other != change.key:
-            yield "name", f"There is {kind.title(other)}, and names differ in more than case. Write another name."
+            yield (
+                "name",
+                f"There is {kind.title(other)} already. Names must differ in more than upper and lower case. Write "
+                "another name.",
+            )
 
     def _read(self, kind: Kind) -> dict[str, Key]:
         planned = {key: self._world.planned(kind.id, *key) for key in self._world.of(kind.id)}

@@ -57,7 +57,10 @@ class ConfigurationError(Exception):
 
 @dataclass
 class ConfigDocument:
-    """The data of one or more files. By path, `marks` has the position of each value, `key_marks` that of each key."""
+    """The data of one or more files.
+
+    `marks` has the position of each value by path, and `key_marks` the position of each key.
+    """
 
     files: list[str]
     data: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,10 @@ def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries,
 
 @dataclass
 class ListedEntries:
-    """The entries of a document by kind. `lists` has, by kind, the parents for which the document has a list."""
+    """The entries of a document by kind.
+
+    `lists` has, by kind, the keys of the parents for which the document lists objects of this kind.
+    """
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
     lists: dict[str, list[Key]] = field(default_factory=dict)
@@ -70,15 +73,13 @@ class _EntryReader:
         old, known = (*key[:-1], moved["from"]), self._world.of(kind.id)
         where = (*path, "moved")
         if kind.key == "slug":
-            self._mistake(
-                where, f"A slug never changes: clients and tools' names have it. Write “slug: {moved['from']}”."
-            )
+            self._mistake(where, f"A slug never changes: clients and tool names use it. Write “slug: {moved['from']}”.")
         elif moved["to"] != key[-1]:
             self._mistake((*where, "to"), f"“to” is the {kind.key} of this object. Write “to: {key[-1]}”.")
         elif key not in known and old not in known:
             self._mistake((*where, "from"), f"There is no {kind.title(old)}. Remove “moved”, or correct the name.")
         elif old in known and key in known and moved["from"] != moved["to"]:
-            self._mistake(where, f"There is a {kind.title(key)} besides {kind.title(old)}. Remove “moved”.")
+            self._mistake(where, f"{kind.title(key)} and {kind.title(old)} both exist. Remove “moved”.")
         elif old in known:
             self._world.renames[kind.id, moved["from"]] = moved["to"]
             return old
@@ -93,7 +94,11 @@ class _EntryReader:
                         self._mistake(where, _unknown(self._world, one.refers_to, name))
 
     def _path_of(self, entry: Entry, field: str, name: str, index: int) -> Path:
-        """Return the path of `name` in the document, whose list may have another order than the entry's."""
+        """Return the path of `name` in the document.
+
+        If the field is a list, its order in the document may differ from its order in the entry. So the index of `name`
+        is looked up.
+        """
         path: Path = (*entry.path, field)
         given: Any = self._document.data
         for part in path:

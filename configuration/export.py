@@ -20,9 +20,10 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object in the form of a file; None unless it exists, files can contain it and `viewer` may see it.
+    """Return one object in the form of a file.
 
-    The key is “” for a kind with a single object, such as the workspace.
+    Return None if the object does not exist, if files cannot contain it, or if `viewer` may not see it. The key is “”
+    for a kind with a single object, such as the workspace.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()

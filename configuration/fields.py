@@ -19,10 +19,10 @@ REQUIRED: Any = object()
 class Field:
     """A field of an object.
 
-    `instead` is the end of the message about a wrong value. `refers_to` is the kind of object that it names. `is_set`
-    marks lists without order, `is_secret` references to secrets, which are never read from the workspace. A field with
-    `is_fixed` is set when the object is created, and cannot be changed. Text with `is_trimmed` is stored without blanks
-    at its ends.
+    `instead` is the end of the message about a wrong value: it says what to write. `refers_to` is the kind of object
+    whose names are values of the field. `is_set` marks a list whose order does not matter. `is_secret` marks a
+    reference to a secret; an export never contains the secret itself. A field with `is_fixed` is set when the object is
+    created, and cannot be changed. Text with `is_trimmed` is stored without blanks at its ends.
     """
 
     name: str

@@ -23,8 +23,9 @@ from configuration.schema import mistakes_of
 if TYPE_CHECKING:
     from accounts.models import User
 
-COUNTING_S = 10.0  # For counting what a plan's changes cut off. The last may take 2 s longer (rules.replay.LATELY_S).
-NOT_COUNTED = f"Not counted: what the changes before it cut off took {COUNTING_S:.0f} s to count."
+# Time for counting what the changes of a plan cut off. The last count may end up to 2 s later (rules.replay.LATELY_S).
+COUNTING_S = 10.0
+NOT_COUNTED = f"Not counted: counting what the earlier changes cut off took {COUNTING_S:.0f} s."
 SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.
 
 

@@ -121,7 +121,10 @@ def _last(path: Path) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Return what to write at this path, from the nearest part of the schema that says so."""
+    """Return a sentence that tells the person what to write at this path.
+
+    The sentence is the `x-instead` of the schema at this path, or of the nearest list around the path.
+    """
     node: Any = schema()
     said = ""
     for part in path:

@@ -441,7 +441,7 @@ class ConnectionIdentities(Resource):
         return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
 
     def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
-        """Return the identities of the caller's connection `pk`, and a per-user assignment of its gateway."""
+        """Return the identities of the caller's connection `pk`, and the per-user assignment with this id."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")

@@ -107,7 +107,7 @@ class CarriedRow:
                 place = f" on {self.connection.gateway.name}" if self.server.enabled else ""
                 return f"An administrator disabled {name}{place}. Your credential is kept."
             case "missing":
-                return f"The tools of {name} are missing from this connection until you add one."
+                return f"The tools of {name} are missing from this connection until you add a credential."
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
@@ -189,7 +189,7 @@ class CarriedIdentities(Versioned):
 
     @property
     def identities(self) -> list[CarriedRow]:
-        """The rows as now stored in the database, one for each server that needs an identity."""
+        """One row for each server that needs an identity, read again from the database."""
         rows = with_carried(Connection.objects.with_details().filter(pk=self.pk))
         return OwnConnection(rows.get(), self._viewer).carried
 
@@ -259,7 +259,7 @@ def own_connection(user: User, pk: UUID) -> OwnConnection:
 
 
 def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
-    """Return the row of this connection of `user` and this assigned server, or 404."""
+    """Return the row for this connection of `user` and this assigned server. Raises Http404."""
     connection = own_connection(user, pk).connection
     gateway: Any = connection.gateway
     asking = get_object_or_404(Assignment.objects.per_user().select_related("server", "gateway"), pk=assignment)
@@ -323,7 +323,10 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Count the person's other connections that have no identity for this server, or the same identity as `row`."""
+    """Return the number of the person's other connections for which a new identity could be used too.
+
+    These have no identity for this server, or the same identity as `row`.
+    """
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)

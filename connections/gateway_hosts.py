@@ -183,7 +183,10 @@ def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, st
 
 
 def _decide(row: HostAtGateway, verb: str, state: str, *, back: str, request: AppRequest) -> HttpResponse:
-    """Call the row's method `verb`, and return to `back` with a message; its Undo restores the row's previous state."""
+    """Call the method `verb` of `row`, and return to the page `back` with a message.
+
+    The Undo button of the message restores the previous decision.
+    """
     with transaction.atomic():
         before = row.lock().allowed
         changed = getattr(row, verb)(by=request.user)
@@ -220,6 +223,9 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
-    """Remove the decision to list or block the app or agent. Undo does this if there was no decision before."""
+    """Remove the decision to list or block the app or agent.
+
+    The Undo button of a first decision calls this view, because there was no decision before.
+    """
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

@@ -45,7 +45,7 @@ NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
 def given_to(
     features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
 ) -> FeatureQuerySet:
-    """Return those of `features` that are given to one of `people`, within the limit of the app or agent `host`.
+    """Return the features among `features` that are given to one of `people`, within the limit of the host `host`.
 
     `people` are pairs of gateway and user. Disabled features are returned too.
     """
@@ -118,9 +118,9 @@ def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
 
 
 def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], GivenTools]) -> str:
-    """Return a sentence about the calls of the last seven days that are allowed now, and would not be after `change`.
+    """Return a sentence about the calls of the last seven days that `change` would have refused.
 
-    Empty for viewers who may not read the log.
+    Calls that are not allowed now are not counted. If the viewer may not read the log, return an empty string.
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return ""
@@ -136,11 +136,14 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
         if now.allows(user, host, name) and not after.allows(user, host, name):
             callers["agent" if host in agents else "person", host if host in agents else user] += calls
     is_exact = sum(calls for *_, calls in read) <= MOST_READ
-    return RefusedCalls(callers.total(), is_exact=is_exact, callers=callers).sentence("used what this takes away")
+    return RefusedCalls(callers.total(), is_exact=is_exact, callers=callers).sentence("used tools that this takes away")
 
 
 def _calls(gateway: Gateway) -> list[tuple[UUID | None, UUID | None, str, int]]:
-    """Count calls of tools and prompts that were not refused, at most MOST_READ + 1, by person, host and name."""
+    """Return the number of calls by person, host and name of the tool or prompt; refused calls are not counted.
+
+    At most MOST_READ + 1 calls are counted.
+    """
     since = range_start(timezone.now(), PERIOD)
     rows = Call.objects.filter(gateway_id=gateway.pk, created_at__gte=since, feature_type__in=NAMED_KINDS)
     rows = rows.exclude(outcome__in=ENDINGS["denied"]).order_by()
@@ -176,7 +179,7 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change of the sets' contents that follows if this tool gets the effect `effect`."""
+    """Return the change after which the tool has the effect `effect`, and is in the sets that match this effect."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
 

@@ -80,8 +80,8 @@ def _identities(target: models.Model, links: Q) -> int:
 def cuts(target: models.Model, viewer: User) -> str:
     """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
 
-    The calls are those of the last seven days. The owner of `target` gets all sentences. Other viewers get the impact
-    if they may see all connections, and the calls if they may read the log. Raises NothingGoesThrough.
+    Only calls of the last seven days are counted. The owner of `target` gets all sentences. Other viewers get the
+    impact if they may see all connections, and the calls if they may read the log. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -89,7 +89,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 def cuts_now(target: models.Model, viewer: User) -> str:
     """Return a sentence with the hosts and people that disabling `target` cuts off.
 
-    Empty unless the viewer may see all connections or `target` is their own.
+    If the viewer may not see all connections and `target` is not their own, return an empty string.
     """
     if not _is_own(target, viewer) and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
@@ -101,7 +101,10 @@ def _is_own(target: models.Model, viewer: User) -> bool:
 
 
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return the sentences of `cuts` for disabling all `targets` (of one model) together, each row counted once."""
+    """Return the sentences of `cuts` for disabling all `targets`, which are of one model, at the same time.
+
+    A connection or call that depends on several targets is counted once.
+    """
     lately = refused_lately(targets, viewer)
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return lately
@@ -125,9 +128,9 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence about calls of the last seven days, refused if only these teams could have used `gateway`.
+    """Return a sentence about the calls that would have been refused if only these teams could use `gateway`.
 
-    Empty if the viewer may not read these calls.
+    The calls are those of the last seven days. If the viewer may not read them, return an empty string.
     """
     given = GatewayGrant.objects.live().filter(gateway=gateway).order_by().values("user")
     reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")) | Q(pk__in=given))
@@ -136,10 +139,10 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences about the apps and agents in use that are refused once `gateway` allows only listed ones.
+    """Return sentences about the apps and agents in use that `gateway` refuses once it allows only listed ones.
 
-    With `list_used` the apps and agents in use are listed, so none is refused. Empty if the viewer may not see all
-    connections.
+    With `list_used`, saving lists the apps and agents in use, so none of them is refused. If the viewer may not see all
+    connections, return an empty string.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
@@ -182,7 +185,10 @@ def ended_together(which: Q) -> str:
 
 
 def _reached(target: models.Model) -> tuple[Q, Where]:
-    """Return a pair: a condition for connections that depend on `target`, and the columns of calls that do."""
+    """Return a pair: the condition for connections that depend on `target`, and the one for calls that depend on it.
+
+    The condition for calls is a list of values by column.
+    """
     if type(target) not in REACHED:
         raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
     return REACHED[type(target)](target)

@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for the role of a connection's user, empty unless people with this role can only look."""
+    """Return a subquery that finds the role of a connection's user, but only if people with it can only look."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -126,7 +126,7 @@ UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, r
 
 @cache
 def stopped_above() -> Q:
-    """Match the connections that UNBLOCKED does not match. Works without `with_reach`.
+    """Return the condition for the connections that UNBLOCKED does not match. It works without `with_reach`.
 
     Meant for queries over very many connections: few users, hosts and gateways are disabled, so the disabled ones are
     looked up once instead of joining every connection.
@@ -311,9 +311,10 @@ def host_refusal(host: Host) -> str:
 
 
 def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
-    """Return the reason why `user` may not connect `host` to this gateway; empty if there is none.
+    """Return the reason why `user` may not connect `host` to this gateway; empty if the user may.
 
-    A `host` of None is an app that never connected. A user without access to the gateway gets no other reason.
+    A `host` of None is an app that never connected. A user without access to the gateway gets no other reason
+    than the missing access.
     """
     if not user.uses_gateways:
         return "Your role only looks and uses no gateway."
@@ -401,7 +402,10 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The log's error code if anything except the connection's own `enabled` blocks it; empty if nothing does."""
+        """The log's error code for the reason that blocks the connection; empty if nothing blocks it.
+
+        That the connection itself is disabled is not counted as such a reason.
+        """
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
@@ -461,7 +465,10 @@ class Connection(Versioned, Switchable):
         return before != seconds
 
     def allow_host(self, *, by: User) -> bool:
-        """List the connection's host on its gateway, and unblock it for everyone. Returns False if it was listed."""
+        """List the connection's host on the gateway, and unblock the host for everyone.
+
+        Returns False if the host was listed already.
+        """
         return HostAtGateway.objects.at(self.gateway, self.host).allow(by=by)
 
     @property
@@ -469,7 +476,11 @@ class Connection(Versioned, Switchable):
         return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
-        """Use these identities for the connection. Raises ConnectionRefused if one is not its user's own."""
+        """Use these identities for the connection.
+
+        Raises ConnectionRefused if any of the identities does not belong to the connection's user, or does not fit its
+        assignment (`check_identity`).
+        """
         for assignment, identity in identities.items():
             self.check_identity(assignment, identity)
             ConnectionIdentity.objects.update_or_create(
@@ -479,7 +490,7 @@ class Connection(Versioned, Switchable):
     def use_identity(self, assignment: Assignment, identity: Identity, *, by: User) -> None:
         """Use this identity of the connection's user for a per-user server, from the next request on.
 
-        Raises ConnectionAlreadyRevoked, or ConnectionRefused if the identity cannot be used there.
+        Raises ConnectionAlreadyRevoked, or ConnectionRefused if the identity cannot be used for this server.
         """
         with transaction.atomic():
             if self.lock().revoked_at:
@@ -534,7 +545,11 @@ class Connection(Versioned, Switchable):
         return len(ending)
 
     def check_identity(self, assignment: Assignment, identity: Identity) -> None:
-        """Raise ConnectionRefused unless `identity` is the user's own for a per-user server of this gateway."""
+        """Raise ConnectionRefused if the connection cannot use `identity` for `assignment`.
+
+        The assignment must belong to the connection's gateway, and be of a per-user server. The identity must be live,
+        for the same server, and belong to the connection's user.
+        """
         fits = (
             assignment.gateway_id == self.gateway_id
             and assignment.identity_scheme == IdentityScheme.PER_USER
@@ -611,10 +626,10 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         by: User,
         seen: Seen | None = None,
     ) -> datetime | None:
-        """Let all apps and agents use `gateway`, or only listed ones; with `list_used` list those in use.
+        """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, list the hosts in use.
 
-        Returns the time at which hosts were listed, or None if none was. `unlist` is such a time: hosts listed at that
-        time are removed from the list. Raises ChangedMeanwhile.
+        Returns the time at which hosts were listed, or None if no host was listed. To undo this, pass the returned time
+        as `unlist`: the hosts listed at that time are then removed from the list. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.
@@ -674,7 +689,10 @@ class HostAtGateway(Versioned, models.Model):
         return {"allowed": self.allowed, "tool_set": self.tool_set.name if self.tool_set else None}
 
     def lock(self) -> "HostAtGateway":
-        """Return the current row, or an unsaved one. Locks the host, then the gateway, as opening a connection does."""
+        """Return the current row, or a new unsaved row if there is none.
+
+        Locks the host, then the gateway, in the same order as opening a connection.
+        """
         host = self.host.lock()
         return HostAtGateway.objects.at(self.gateway.lock(), host)
 
@@ -703,7 +721,8 @@ class HostAtGateway(Versioned, models.Model):
     def limit(self, tool_set: ToolSet | None, *, by: User) -> bool:
         """Refuse the tools outside `tool_set` to everyone who uses this host here; None lifts the limit.
 
-        Returns False if this was its limit already. Raises GatewayError if the set is archived or of another gateway.
+        Returns False if the host had this limit already. Raises GatewayError if the set is archived or of another
+        gateway.
         """
         with transaction.atomic():
             row = self.lock()

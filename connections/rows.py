@@ -106,7 +106,10 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words; "expired" is replaced if a new token was not collected, or if there is no token."""
+        """The status in words.
+
+        Instead of "expired", the text is "new token not collected" or "no active token" if this is the reason.
+        """
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):
@@ -115,7 +118,7 @@ class ConnectionRow:
 
     @property
     def blocked(self) -> str:
-        """The reason why an enabled connection with a credential is blocked, in words; empty for other connections."""
+        """The reason why the connection is blocked, in words; empty if its status is not `blocked`."""
         return blocked(self.connection) if self.status == "blocked" else ""
 
     @property
@@ -166,7 +169,10 @@ class ConnectionRow:
 
     @property
     def offers_asking(self) -> bool:
-        """True if the row, not only each token's line, has the button to ask the owner for new token secrets."""
+        """True if the row has the button to ask the owner for new token secrets.
+
+        If False, only the lines of the tokens may have such buttons.
+        """
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
@@ -203,7 +209,10 @@ class ConnectionFilter(ListFilter):
 
 
 def _of_person(words: str) -> Q:
-    """Match connections of the person with the e-mail `words`, otherwise of all people whose e-mail contains it."""
+    """Match the connections of the person whose e-mail is `words`.
+
+    If there is no such person, match the connections of all people whose e-mail contains `words`.
+    """
     person = User.objects.filter(email__iexact=words).first() if "@" in words else None
     return Q(user=person) if person else holds("user__email", words)
 
@@ -222,12 +231,12 @@ def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
 
 
 def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
-    """Return those of `rows` with the status `active`."""
+    """Return the connections among `rows` whose status is `active`."""
     return rows.filter(_usable(), revoked_at=None, enabled=True).exclude(stopped_above())
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections that have a credential matching `credentials`; all connections if that is empty."""
+    """Match connections with a credential that meets the condition `credentials`; an empty condition matches all."""
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 

@@ -52,7 +52,10 @@ GRANTS = Table(
 
 
 def with_use(grants: QuerySet[ToolGrant]) -> QuerySet[ToolGrant]:
-    """Annotate each grant with the time of the last call, with any tool, of the people who have it on its gateway."""
+    """Annotate each grant with the time of the last call on its gateway by the people who have the grant.
+
+    Calls of any tool count, not only of the tools in the set.
+    """
 
     def last(**whose: Any) -> Subquery:
         calls = Connection.objects.filter(gateway=OuterRef("gateway"), **whose).order_by().values("gateway")

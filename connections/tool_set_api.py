@@ -233,5 +233,5 @@ def _named(rows: Any, body: Mapping[str, Any], field: str) -> Any:
     pk = body.get(field)
     found = rows.filter(pk=pk).first() if pk else None
     if pk and found is None:
-        raise ValidationError({field: ["There is none with this id."]})
+        raise ValidationError({field: ["There is no object with this id."]})
     return found

@@ -127,8 +127,8 @@ class ToolSetForm(forms.Form):
         choices=STATED_EFFECTS,
         widget=forms.CheckboxSelectMultiple,
         help_text=(
-            "Only tools with one of these effects. A tool whose effect is not said counts as destructive. Prompts and "
-            "resources have none."
+            "Only tools with one of these effects. A tool without a stated effect counts as destructive. Prompts and "
+            "resources have no effect."
         ),
     )
     members = forms.CharField(
@@ -136,7 +136,8 @@ class ToolSetForm(forms.Form):
         required=False,
         max_length=LONGEST_NAMES,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text="Further names, one per line, whatever the patterns and effects. The set's page has a list to tick.",
+        help_text="Further names, one per line. They need not match the patterns and effects. The set's page has a "
+        "list to tick.",
     )
 
     def __init__(self, *args: Any, gateway: Gateway, tool_set: ToolSet | None = None, **options: Any) -> None:
@@ -239,9 +240,9 @@ def features_at(gateway: Gateway) -> FeatureQuerySet:
 
 
 def features_named(gateway: Gateway, names: Collection[str], tool_set: ToolSet | None = None) -> list[Feature]:
-    """Return the features with these exposed names, also members of `tool_set` that servers no longer offer.
+    """Return the features with these exposed names, even members of `tool_set` that servers no longer offer.
 
-    Raises ValidationError for too many names, and for an unknown one.
+    Raises ValidationError for too many names, and for an unknown name.
     """
     if len(names) > MOST_NAMES:
         raise ValidationError(f"Choose at most {MOST_NAMES:,}.")

@@ -175,7 +175,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """Return the connection, or 404 unless the user may see it or has the capability `opening`."""
+    """Return the connection if the user may see it, or has the capability `opening`. Raises Http404."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 

@@ -36,9 +36,9 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
     )
-    enabled = serializers.BooleanField(help_text="Whether it is enabled; disabled it answers 404.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(allow_null=True, help_text="When it was last read, within a minute; null if never.")
-    read_by = serializers.CharField(help_text="Client (`User-Agent`) of that read; may be empty.")
+    read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
     regenerated_at = UtcDateTimeField(allow_null=True, help_text="When it was last regenerated; null if never.")
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
@@ -105,7 +105,7 @@ class DirectoryAddressResource(Resource):
         pk = self.body().get("team_id")
         team = Team.objects.filter(pk=pk).first() if pk else None
         if pk and team is None:
-            raise ValidationError({"team_id": ["There is none with this id."]})
+            raise ValidationError({"team_id": ["There is no team with this id."]})
         return self.answer(DirectoryAddress.objects.add(team=team, by=self.me), HTTPStatus.CREATED)
 
     @action(detail=True, methods=["post"])

@@ -63,7 +63,8 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
 class DirectoryAddress(Versioned, Switchable):
     """An address of the directory: anybody who has it can list the gateways that everybody in `team` may use.
 
-    The token is stored as it is, because policy files show it again. It gives names and URLs of gateways only.
+    The token is stored unencrypted, because policy files contain it and can be downloaded again at any time. With the
+    token, a client gets only the names and URLs of gateways.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -98,7 +99,7 @@ class DirectoryAddress(Versioned, Switchable):
         return "enabled" if self.enabled else "disabled"
 
     def editable(self) -> dict[str, Any]:
-        """Return the values by which concurrent changes are detected. The token is not one of them."""
+        """Return the values by which concurrent changes are detected. The token is not included."""
         return {"enabled": self.enabled, "regenerated_at": self.regenerated_at and self.regenerated_at.isoformat()}
 
     def gateways(self) -> GatewayQuerySet:

@@ -71,7 +71,7 @@ def name_of(gateway: Gateway) -> str:
 def entry(gateway: Gateway) -> dict[str, Any]:
     """Return a gateway as a ServerResponse of the registry API.
 
-    It lists no headers, because clients would ask people for their values instead of signing in by OAuth.
+    The response lists no headers: clients would ask people for the values of headers, instead of using OAuth.
     """
     return {
         "server": {
@@ -102,7 +102,7 @@ def _description(gateway: Gateway) -> str:
 def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
     """Return a page of gateways as a ServerList, in the order of their slugs. Raises BadQuery.
 
-    A cursor contains the search too, because VS Code does not repeat it on further pages.
+    A cursor contains the search too, because VS Code does not send the search again with further pages.
     """
     after, search = _position(text_of(query, "cursor"))
     search = text_of(query, "search").strip() or search

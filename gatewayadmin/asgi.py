@@ -102,7 +102,8 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # Loaded objects are never freed, so garbage collections need not scan them while calls wait.
-        # Limits how long a page waits for the GIL after each statement, and the event loop after each iteration.
+        # A short switch interval: after each statement, a page's thread has to wait for the GIL, and so does the event
+        # loop after each iteration.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()
@@ -155,7 +156,7 @@ edge = OuterMiddleware(
             *(Route(each.PATH, Raw(each.app(_secret))) for each in (quickstart, admin_server)),
         ],
         redirect_slashes=False,
-        default=pages,  # Not a catch-all route, whose pattern would not match line breaks.
+        default=pages,  # A catch-all route would not match paths with line breaks.
         lifespan=lifespan,
     ),
     hosts=settings.ALLOWED_HOSTS,

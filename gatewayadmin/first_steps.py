@@ -55,7 +55,7 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """Return the steps; None if the viewer can do no step, or all steps are done or dismissed."""
+        """Return the steps. Return None if the viewer can do none of them, or if all are done or dismissed."""
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -133,7 +133,7 @@ class Setup:
 def _facts(viewer: User) -> dict[str, Exists]:
     """Return annotations for the state of the steps, queried together with the settings."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
-    # Recent partitions first: planning a query over all partitions takes longer than all these facts.
+    # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)
     return {
         "has_server": Exists(Server.objects.live().exclude(url__in=BUILT_IN_URLS)),

@@ -1,7 +1,8 @@
 """The rights of a serving role when another role owns the database: everything except changing the logs.
 
-Such a role can insert and read rows of the logs, but not delete checkpoints or the key that signs them. Only the owner
-can update or delete rows, drop the triggers that protect them, or alter a table (docs/how-to/deploy.md).
+Such a role can insert and read rows of the logs, but cannot delete checkpoints or the key that signs them. Only the
+owner can update or delete rows of the logs, drop the triggers that protect these rows, or alter a table
+(docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
 AND relnamespace = current_schema()::regnamespace AND relname !~ '^auditlog_call_' ORDER BY 1
 """
-# Roles with an explicit grant to create partitions are the roles that `grant` was run for.
+# A role has an explicit grant to create partitions only if the command `grant` was run for it.
 _GRANTED = """
 SELECT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
 WHERE p.oid = %s::regprocedure AND a.grantee <> p.proowner AND a.privilege_type = 'EXECUTE' ORDER BY 1
@@ -59,7 +60,7 @@ def apply(role: str) -> None:
 
 
 def renew_grants() -> None:
-    """Extend earlier grants to tables created since."""
+    """Extend grants made earlier to the tables that were created since then."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         roles = [name for (name,) in cursor.fetchall()]

@@ -326,14 +326,14 @@ def _announced(headers: Headers) -> int:
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
-_background = Background(DatabaseError)  # The request gets this error as well.
+_background = Background(DatabaseError)  # Expected here: the request that waits gets the error, too.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
-    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, each for another sender. Raises SenderBusy when too
-    many look-ups of the sender wait, or this look-up has waited for LONGEST_WAIT_S.
+    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, each for a different sender. Raises SenderBusy if
+    too many look-ups of the sender wait, or if this look-up has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
@@ -385,11 +385,11 @@ class SenderBusy(Exception):
 
 
 class FairShares:
-    """Lets `most` requests of each sender into `app` at a time, until their answers begin.
+    """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
     MOST_WAITING further requests of the sender wait, for at most LONGEST_WAIT_S; all others get 429. Paths below `free`
-    are not counted. If `heavy` matches the path, or the request asks for a list as a file (`?format=`), the sender may
-    have only one such request in `app`.
+    are not counted. A request is heavy if `heavy` matches its path, or if it asks for a list as a file (`?format=`).
+    Each sender may have only one heavy request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -438,7 +438,7 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token. Both count, so that adding a made-up credential gives no extra share."""
+        """Yield the session and the token. Both count, so that a request with a made-up one gets no extra share."""
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")

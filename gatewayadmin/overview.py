@@ -97,7 +97,7 @@ def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:
 DAY = timedelta(hours=24)
 HOURS = 24
 LISTED = 8
-GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet like the bars: three wide, two apart.
+GROUND = f"M 0 16h{5 * HOURS - 2}"  # The style sheet dashes this line like the bars: 3 wide, 2 apart.
 
 SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of the tool.
 
@@ -205,7 +205,7 @@ def overview(request: AppRequest) -> HttpResponse:
         new = NewCalls.asked(request.GET, Search([], timezone.now() - DAY))
         if new is not None:
             return _new_calls(request, new)
-    # By key: with a join, PostgreSQL would scan the tokens of everybody.
+    # Select the keys first: with a join, PostgreSQL would scan the tokens of everybody.
     links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
@@ -303,7 +303,7 @@ def _last_calls(user: User) -> list[OwnCall]:
 
 
 def _refused(user: User) -> list[Identity]:
-    """Return identities refused by their server: all if the user sees connections, otherwise the user's."""
+    """Return identities that their servers refused. Users who may not see all connections get only their own."""
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
 
@@ -314,20 +314,23 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """Return the gateway to try first: the oldest usable one, preferably with a server, the demo last; or None."""
+    """Return the gateway that the user should try first, or None if the user can use no gateway.
+
+    A gateway with a server is preferred, then an older gateway. The demo is chosen only if there is no other.
+    """
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
     return gateways.demo_last("-has_server", "created_at").first()
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:
-    """Return the numbers the user has the capabilities for, without the numbers of `_stock`."""
+    """Return the numbers that the user's capabilities allow, except those of `_stock`."""
     user = request.user
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):
         numbers["pending_hosts"] = Host.objects.live().filter(PENDING).order_by("-first_seen_at")[:SHOWN]
     if user.has_perm(Capability.API_TOKENS_MANAGE):
-        # By key: many tokens may expire at the same time, and all would be joined to find the first.
+        # Select the keys first. Many tokens may expire at the same time, and a join would read all of them.
         soonest = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS).order_by("expires_at", "pk")
         keys = list(soonest.values_list("pk", flat=True)[: SHOWN + 1])
         totals = list(Token.objects.filter(pk__in=keys).select_related("connection__host").order_by("expires_at", "pk"))

@@ -154,7 +154,10 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
-    """Return the entry to enable or disable a thing. Self-named apps are enabled on their page only."""
+    """Return the entry to enable or disable a thing.
+
+    `is_known` is False for an app that chose its own name: then the entry to enable it only opens its page.
+    """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)
     if not is_known:
@@ -200,14 +203,14 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
 
 
 def _tools(user: User, name: str) -> Iterator[Thing]:
-    # By name only, which is indexed; the tools page searches descriptions too.
+    # Search names only, which have an index. The tools page searches descriptions, too.
     for tool in Catalogue(user, {"name": name}, tells_use=False)[:SHOWN]:
         yield Thing("Tools", _to("gateways:feature", tool.feature.pk, tool.feature.name, "tool", tool.server.name), [])
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
     usable = tokens_visible_to(user).filter(of_status("active")).filter(called(name)).order_by(Lower("name"), "pk")
-    # By key, in index order: with the join, all rows would be sorted.
+    # Select the keys first, in the order of an index: with the join, all rows would be sorted.
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
     may_end = any(map(user.has_perm, ENDING))
     for token in Token.objects.filter(pk__in=keys).select_related("connection").order_by(Lower("name"), "pk"):

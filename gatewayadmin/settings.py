@@ -287,7 +287,8 @@ ACCOUNT_FORMS = {
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
 ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.password_links.LinkTokens"
 ACCOUNT_REAUTHENTICATION_TIMEOUT = int(timedelta(minutes=15).total_seconds())
-# allauth's limits wait for each other while holding a database connection. Ours are in accounts.sign_in_limits.
+# With allauth's limits, requests wait for each other while each holds a database connection. Our own limits are in
+# accounts.sign_in_limits.
 ACCOUNT_RATE_LIMITS = False
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"

@@ -37,7 +37,7 @@ from gateways.models import (
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
 
-# A person's own catalogue and requests, and those on which they may decide. Other requests are 404 for everybody.
+# For operations on a person's own requests, and on requests on which the person may decide. Other requests give 404.
 OWN = Own(Capability.GATEWAYS_MANAGE)
 READ = Own(Capability.GATEWAYS_READ)
 
@@ -52,10 +52,12 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
     enabled = serializers.BooleanField(source="gateway.enabled", help_text="Whether it is enabled.")
     tools_count = serializers.IntegerField(source="gateway.tool_count", help_text="Number of tools it offers.")
     may_use = serializers.BooleanField(source="reaches", help_text="Whether you may use it.")
-    ends_at = UtcDateTimeField(source="until", allow_null=True, help_text="When that ends; null without a date.")
+    ends_at = UtcDateTimeField(
+        source="until", allow_null=True, help_text="When your access ends; null if no end is set."
+    )
     takes_requests = serializers.BooleanField(source="gateway.takes_requests", help_text="Whether you may ask for it.")
     request_id = serializers.UUIDField(
-        source="gateway.waits", allow_null=True, help_text="Your newest request that waits; null if none does."
+        source="gateway.waits", allow_null=True, help_text="Your newest request that waits; null if none waits."
     )
 
 
@@ -92,16 +94,21 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     tool_set = Reference(allow_null=True, help_text="The tool set asked for; null: the gateway only.")
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs it for.")
-    days = serializers.IntegerField(help_text="Days asked for or, once approved, given; from the approval on.")
+    days = serializers.IntegerField(
+        help_text="Number of days, counted from the approval: as asked for, or as given once it is approved."
+    )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(
         help_text="Addresses of the named people who can decide; empty: people with `gateways:manage`."
     )
     decided_by = serializers.EmailField(
-        source="decided_by.email", default=None, allow_null=True, help_text="Address of who decided; null before."
+        source="decided_by.email",
+        default=None,
+        allow_null=True,
+        help_text="Address of the person who decided; null before the decision.",
     )
-    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before.")
-    answer = serializers.CharField(help_text="Note of who decided; may be empty.")
+    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
+    answer = serializers.CharField(help_text="Note of the person who decided; may be empty.")
     created_at = UtcDateTimeField(help_text="When it was made.")
 
     def get_approvers(self, asked: AccessRequest) -> list[str]:
@@ -116,7 +123,8 @@ class AccessRequestQuery(ListQuery):
     show = serializers.ChoiceField(
         [name for name, _ in RequestFilter.SHOWS],
         required=False,
-        help_text="`decide`: waiting for you; `open`: waiting for anybody; `own`: yours; `decided`: not waiting.",
+        help_text="`decide`: requests that wait for your decision; `open`: requests that wait for anybody's; `own`: "
+        "your requests; `decided`: requests that no longer wait.",
     )
 
 
@@ -125,7 +133,7 @@ class AccessRequestBody(RequestBody):
 
     gateway_id = serializers.UUIDField(help_text="The gateway.")
     tool_set_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="A tool set of it; null: the gateway only."
+        required=False, allow_null=True, help_text="A tool set of the gateway; null: the gateway only."
     )
     reason = serializers.CharField(max_length=500, help_text="What you need it for.")
     days = serializers.IntegerField(
@@ -186,7 +194,7 @@ class AccessRequestResource(Resource):
         if pk := body.get("tool_set_id"):
             tool_set = sets_at(gateway).filter(pk=pk).first()
             if tool_set is None:
-                raise ValidationError({"tool_set_id": ["This gateway has none with this id."]})
+                raise ValidationError({"tool_set_id": ["This gateway has no tool set with this id."]})
         days = body.get("days") or gateway.request_days
         made = AccessRequest.objects.ask(gateway, tool_set=tool_set, reason=body["reason"], days=days, by=self.me)
         return self.answer(made, HTTPStatus.CREATED)

@@ -121,19 +121,20 @@ def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 class CatalogueRow:
-    """A gateway in the catalogue of `viewer`; needs `with_access`."""
+    """A gateway in the catalogue of a viewer. The gateway must have the annotations of `with_access`."""
 
     def __init__(self, gateway: Any) -> None:
         self.gateway = gateway
         self.reaches: bool = gateway.reaches_always or gateway.reaches_by_grant
         self.until: datetime | None = None if gateway.reaches_always else gateway.granted_until
-        # Who may use the gateway may still lack some of its sets, so a gateway with sets always offers a request.
+        # A person who may use the gateway may still lack some of its tool sets. So if only given tools can be used,
+        # the person may always ask.
         is_open = self.reaches and self.until is None and gateway.tools_given == ToolsGiven.ALL
         self.may_ask: bool = gateway.takes_requests and not is_open
 
 
 def catalogue_gateway_or_404(viewer: User, slug: str) -> Any:
-    """Return the gateway if `viewer` may know of it, with `with_access`. Raises Http404."""
+    """Return the gateway, with the annotations of `with_access`. Raises Http404 if `viewer` may not know of it."""
     rows = with_access(Gateway.objects.catalogue_of(viewer), viewer)
     return get_object_or_404(rows, slug=slug)
 
@@ -155,7 +156,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(MAY_SEE)
 def gateway(request: AppRequest, slug: str) -> HttpResponse:
-    """Show what a gateway offers, and what of it the person may use."""
+    """Show what a gateway offers, and which part of this the person may use."""
     found = catalogue_gateway_or_404(request.user, slug)
     row, tools = CatalogueRow(found), Feature.objects.callable().filter(assignment__gateway=found.pk)
     grants = list(ToolGrant.objects.to(request.user).filter(gateway=found.pk))
@@ -181,7 +182,7 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
     """Return a pair: whether one of the person's live `grants` gives the set, and the latest end date.
 
-    The date is None if there is no such grant, or one of them has no end date.
+    The date is None if there is no such grant, or if one of these grants has no end date.
     """
     ends = [grant.ends_at for grant in grants if grant.tool_set_id == tool_set.pk]
     dates = [end for end in ends if end]

@@ -238,7 +238,7 @@ class GatewayResource(Resource):
 
 
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values for the page's form, where the approvers are one text with a line for each."""
+    """Return the values for the page's form, in which the approvers are one text with a line for each approver."""
     return values | {"approvers": "\n".join(values["approvers"])}
 
 

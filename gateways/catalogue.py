@@ -39,8 +39,8 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# Assignments are joined before the grouping, which needs their servers' ids. Servers are joined after it, for fewer
-# rows.
+# Assignments are joined before the grouping, because they have the server ids by which it groups. Servers are joined
+# after the grouping, when there are fewer rows.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, count(*) OVER ()
@@ -61,8 +61,8 @@ SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
 JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
 """
-# PostgreSQL underestimates the rows of calls and of word matches. Without this it would choose a nested loop, or sort
-# all tools to group them.
+# PostgreSQL underestimates how many rows the calls and the word search give. Without these settings it would choose a
+# nested loop, or sort all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 HASHED_ALL = f"{HASHED}; SET LOCAL enable_nestloop = off"
 # Selects the number of calls and the last call of each tool on each gateway. float8 represents every realistic count
@@ -173,7 +173,7 @@ class Catalogue:
 
     def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, tells_use: bool = True) -> None:
         self._viewer = viewer
-        self._chosen = self._narrowed(values)  # Not limited to what the viewer may see: a join does that.
+        self._chosen = self._narrowed(values)  # Includes tools that the viewer may not see: a join excludes them.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -234,7 +234,7 @@ class Catalogue:
         if by == "effect":
             told[by] = "min(f.effect)"
         elif by == "gateways":
-            # DISTINCT makes PostgreSQL sort everything. Only needed if a gateway has a server twice, which is rare.
+            # DISTINCT makes PostgreSQL sort everything. It is needed only if a gateway has a server twice, a rare case.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
         most = most if most is None else most or 1  # The total is a column of the rows, so at least one row is read.
@@ -290,7 +290,7 @@ class Catalogue:
         return list(entries.values())
 
     def _places(self, at: RawSQL) -> list[Feature]:
-        """Return the features at `at`, ordered by gateway, with only the columns the list needs."""
+        """Return the features whose ids the query `at` selects, by gateway, with only the columns the list needs."""
         told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
         of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
         shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")

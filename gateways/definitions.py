@@ -1,4 +1,4 @@
-"""Render a definition as readable lines, the difference of two, and the arguments of a tool as rows of a table."""
+"""Render a definition as readable lines, show how two definitions differ, and list a tool's arguments in a table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 AROUND = 3  # Unchanged lines shown before and after changed ones.
-LONG = 160  # Characters; longer texts are split into sentences,
-LONGEST = 1000  # and longer sentences into pieces.
+LONG = 160  # Characters. Longer texts are split into sentences.
+LONGEST = 1000  # Characters. Longer sentences are split into pieces.
 MOST_COMPARED = 4000  # Lines; longer definitions match only at their common beginning and end, to bound the work.
 MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
 ROWS = 150  # Lines on a page.

@@ -60,7 +60,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether to store the outcome: False only for a per-user server without an identity to send."""
+    """Return whether to store the outcome. False only if each person needs an identity and there is none to send."""
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 

@@ -67,7 +67,7 @@ class EffectForm(forms.Form):
         choices=SAID_EFFECTS,
         required=False,
         widget=forms.RadioSelect,
-        help_text="Tool sets can select tools by effect. A tool whose effect is not said counts as destructive.",
+        help_text="Tool sets can select tools by effect. A tool without a stated effect counts as destructive.",
     )
 
 
@@ -86,7 +86,7 @@ class TextsForm(forms.Form):
         super().__init__(*args, **options)
         for name, text in (("title", tool.title), ("description", tool.description)):
             said = visible(text[:MOST_SHOWN]) if text else "nothing"
-            self.fields[name].help_text = format_html("Empty: as its server says: {}", said)
+            self.fields[name].help_text = format_html("Leave empty to use the server's text: {}", said)
 
     def clean_description(self) -> str:
         return str(self.cleaned_data["description"]).replace("\r\n", "\n")
@@ -221,12 +221,15 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views of `feature`, the default first: the definition to decide on, otherwise the readable text."""
+    """Yield the views of `feature`, the default view first.
+
+    The default shows the definition on which somebody has to decide; if there is none, the readable text.
+    """
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:
         yield DefinitionView("offered", "Offered now")
-    # Readable text is shortened and shows the approved definition: not enough to decide about a new definition.
+    # The readable text is shortened and shows the approved definition. It is not enough to decide on a new definition.
     has_words = feature.kind == FeatureKind.TOOL and not (feature.approved and feature.offered)
     words = [DefinitionView(WORDS, "In words")] if has_words else []
     approved = [DefinitionView("approved", "Approved")] if feature.approved else []
@@ -293,7 +296,7 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
             "Visible only to people whose own credential lists it.",
         ),
         (not given.exists(), "No grant gives it to you."),
-        (assignment.server.lists_live, f"{name} is asked again for each list, and its answer may leave this out."),
+        (assignment.server.lists_live, f"{name} is asked again for each list, and may not list it every time."),
     )
     return [sentence for holds, sentence in found if holds]
 

@@ -251,7 +251,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _ended_access(team: Team) -> str:
-    """Return what ends with the team, as sentences: access to gateways, grants of tools, and its directory address."""
+    """Return sentences that say what deleting the team ends: access to gateways, grants of tools, directory address."""
     names = [gateway.name for gateway in _live(team)]
     closed = "No gateway is limited to this team."
     if names:

@@ -254,7 +254,7 @@ def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
     """
     stated = [name for name in ("said_effect", "said_title", "said_description") if body.get(name)]
     if stated and feature.kind != FeatureKind.TOOL:
-        raise serializers.ValidationError({name: ["It can be stated of tools only."] for name in stated})
+        raise serializers.ValidationError({name: ["Only tools can have this."] for name in stated})
     if "enabled" in body:
         (feature.enable if body["enabled"] else feature.disable)(by=by)
     if "said_effect" in body:

@@ -184,7 +184,10 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """The number of different tools called with a token in the last SPAN, and the number its servers offer."""
+    """The number of different tools called with a token in the last SPAN, and the number of tools it could call.
+
+    The second number counts all tools that the token's servers offer.
+    """
 
     used: int
     offered: int
@@ -222,7 +225,7 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return calls by person and tool in the range `chosen` of RANGES, from the newest MOST_COUNTED calls.
 
-    `since` is the time of the oldest call counted, if there were more calls.
+    If there were more calls than that, `since` is the time of the oldest call counted.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
@@ -341,8 +344,8 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
         )
     more = sentences(
         f"Disabled: {first_names([tool.name for tool in off])}." if off else "",
-        "Tools its server adds later start disabled.",
-        f"They have been on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
+        "Tools that its server adds later are disabled at first.",
+        f"The server has been on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
         "You can undo this on this page.",
     )
     return {"text": text, "more": more, "hidden": (("dearest", 1),) if is_dearest else ()}

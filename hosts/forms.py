@@ -49,7 +49,10 @@ class HostFilter(ListFilter):
     radios = ("idle",)
 
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
-        """Return the matching hosts. Includes the playground only if searched for by name or with type `built-in`."""
+        """Return the matching hosts.
+
+        The playground is included only if the search is by name, or for the type `built-in`.
+        """
         hosts = rows.matching(words := self.values.get("q", ""))
         if self.values.get("type") == "built-in":
             hosts = hosts.filter(OURS)

@@ -1,8 +1,8 @@
-"""The tab *Least privilege* of an app or agent: tools and connections used in 30 days compared with those allowed.
+"""The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
 
-Allowed tools are those given to the people who use it, within its limits; other tools are only counted. One button
-disables its unused connections, after showing the calls that this would have refused. Tools are enabled per gateway for
-everybody, so the page suggests only tools that nobody used.
+The tab shows the tools that are given to the people who use the host, within the limits of the host. Other tools are
+only counted. One button disables the host's unused connections, after the tab has shown the calls that this would have
+refused. A tool can only be disabled for everybody on a gateway, so the tab suggests only tools that nobody used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ui.viewset import MOST_PICKED
 USED_IN = timedelta(days=30)
 REPLAYED = timedelta(days=90)
 MOST_READ = 20_000  # Only this many of the agent's newest calls are read.
-MOST_REFUSED = 1_000  # Calls that disabling would have refused.
+MOST_REFUSED = 1_000  # Only this many calls are read that would have been refused.
 SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
@@ -74,7 +74,7 @@ class LeastPrivilege:
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
-    not_given: Counter[Gateway] = field(default_factory=Counter)  # Number of tools that nobody may use through it.
+    not_given: Counter[Gateway] = field(default_factory=Counter)  # Tools that nobody may use through the host.
     used: int = 0  # Connections in use.
     unused: list[Connection] = field(default_factory=list)  # At most MOST_PICKED.
     refused: list[Call] = field(default_factory=list)
@@ -96,7 +96,7 @@ class LeastPrivilege:
 
     @classmethod
     def of(cls, host: Host, connections: ConnectionQuerySet) -> LeastPrivilege:
-        """Return the use of `host` through the `connections`, its enabled ones."""
+        """Return the use of `host` through `connections`, which are enabled connections of this host."""
         now = timezone.now()
         in_use = Q(connected_at__gte=now - USED_IN) | Q(last_used_at__gte=now - USED_IN)
         unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]

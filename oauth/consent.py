@@ -29,7 +29,7 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Possible at any step.
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # A person can deny at any step.
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":

@@ -85,7 +85,10 @@ class IdentityForm(Trial):
         return next(one for one in self.usable if str(one.pk) == self.cleaned_data["identity"])
 
     def _tried_again(self) -> str:
-        """Test the chosen identity again, which its server refused before. Return the refusal; empty if accepted."""
+        """Test again the chosen identity, which the server refused before.
+
+        Return the refusal; empty if the server accepts the identity or cannot be asked.
+        """
         try:
             contact(self.server, self.chosen, TRIAL_SECONDS)
         except DiscoveryRefused as refusal:

@@ -21,7 +21,7 @@ OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
-    """True if this address may do `action` again; `of` adds a separate count, for example per client."""
+    """True if this address may do `action` again. Calls with different `of`, such as a client id, count separately."""
     sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]
 

@@ -48,7 +48,7 @@ class BindingQuerySet(models.QuerySet["Binding"]):
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
         Like the app's other tokens, the token is bound to the generation of the connection's key. Raises NotYourToken
-        if the connection does not act as `by`, and TokenAlreadyRevoked.
+        if the connection is not that of the person `by`, or TokenAlreadyRevoked if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)

@@ -47,8 +47,8 @@ def access_tokens(now: datetime) -> int:
 def registrations(now: datetime) -> int:
     """Delete registrations that were not connected within a day, or whose tokens ended long ago.
 
-    A registration that was connected once is deleted only after the lifetime of a refresh token without use, since its
-    app may return.
+    The app of a registration that was once connected may return. So the registration is deleted only after it was not
+    used for the lifetime of a refresh token.
     """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))

@@ -283,10 +283,10 @@ class Endpoint:
     # Authorize: checks 1 to 11 of docs/reference/decision-order.md
 
     async def _authorize(self, request: McpRequest) -> tuple[AccessRow | None, Response | None]:
-        """Return a pair: the grant, None for an unknown token, and the refusal, None if the request is allowed."""
+        """Return a pair: the grant (None for an unknown token), and the refusal (None if the request is allowed)."""
         refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
-            # A large body is read only if the token is allowed. The request is decided again with its message.
+            # A large body is read only if the token is allowed. Below, the request is decided again with its message.
             grant, refusal = await self._decide(request, None)
             if grant is None or refusal is not None:
                 return grant, refusal
@@ -627,9 +627,10 @@ class Endpoint:
         return grant
 
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
-        """Find the server and feature of this request. Return a pair: the grant, and both, with a fresh credential.
+        """Find the server and feature of this request, and refresh the credential for the server if needed.
 
-        Checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
+        Return a pair: the grant, and the server with the feature. Makes the checks 13 to 15 of the decision order.
+        Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.
@@ -652,8 +653,8 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Find a feature that has no row in the database, and return a pair: its grant, and the feature.
 
-        First request a new list from `assigned`. If the feature is not in the list, look for a server that itself has
-        a feature of this name, without an alias. Raises OutOfScope or UpstreamError.
+        First request a new list from the server `assigned`. If the list does not have the feature, look for a server
+        whose own name for a feature, without an alias, is this name. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
@@ -780,8 +781,8 @@ class Endpoint:
     async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
         """Handle an answer that asks for input.
 
-        A client of 2026-07-28 gets this answer. A client with a session is asked for the input, which is sent to the
-        server, and gets the answer that follows.
+        A client of 2026-07-28 gets this answer. A client with a session is asked for the input. The gateway sends the
+        input to the server, and the client gets the server's next answer.
         """
         if sent.request.modern:
             return self._parts.holds.wrapped(sent.request, answer)
@@ -974,7 +975,8 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.named_by:
         return INSTRUCTIONS if method.introduces else NOTHING
-    # A name that the database cannot store belongs to no feature; stripped of such characters it might match one.
+    # A name that the database cannot store belongs to no feature. It is not looked up: without the characters that
+    # cannot be stored, the name might match a feature.
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
@@ -1111,7 +1113,7 @@ def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
     """Return the page on which people can add or renew their credential for this server.
 
-    Empty if a new credential would not help, or if the credential is shared.
+    Return an empty string if a new credential would not help, or if the credential is shared.
     """
     assigned = error.assigned if isinstance(error, Refusal) else request.assigned
     if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
@@ -1291,7 +1293,10 @@ async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Messa
 def _params(
     request: McpRequest, message: Message, name: str, progress_token: int | None, *, in_modern_era: bool
 ) -> Object:
-    """Return the params for the server: `name` is its own name of the feature; `_meta` has no GATEWAY_META."""
+    """Return the params for the server. `name` is the server's own name of the feature.
+
+    The members in GATEWAY_META are left out of `_meta`.
+    """
     match METHODS[message.method].named_by:
         case "ref":
             ref = message.params["ref"]
@@ -1337,7 +1342,7 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Server errors that get the HTTP status of the client's era. Other codes concern the request as the gateway sent it.
+# Server errors that get the HTTP status of the client's era. Other codes are about the gateway's own request.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 # The code for a missing resource: under True for receivers that speak 2026-07-28, under False for others.

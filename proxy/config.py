@@ -27,11 +27,11 @@ class Config:
 
     `client_address(peer, values of X-Forwarded-For)` returns the client's address. `listener` is the origin at which
     this process reaches itself, and `listener_secret` opens the built-in servers there. `workers` is the number of
-    processes that share each server's concurrency limit, `token_calls` the number of concurrent calls of a token in
-    this process. A client has `answer_seconds` to answer a server's request; the client's session expires after
-    `session_hours` without use. Large answers in this process take `answers_limit` bytes at most; the answers of one
-    person take an eighth of this limit, and answers being read from one server half of it. `log_connections` database
-    connections write the log; `max_waiting` requests may wait for each kind of statement.
+    processes that share each server's concurrency limit, `token_calls` the largest number of concurrent calls of a
+    token in this process. A client has `answer_seconds` to answer a server's request. The client's session expires
+    after `session_hours` without use. Large answers in this process take at most `answers_limit` bytes. The answers for
+    one person take at most an eighth of this limit, and answers that are being read from one server at most half of it.
+    `log_connections` database connections write the log; `max_waiting` requests may wait for each kind of statement.
     """
 
     conninfo: str

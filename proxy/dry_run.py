@@ -45,13 +45,13 @@ class Obstacle(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The failed checks of a request, in order; the first one is the error a client would get.
+    """The failed checks of a request, in order. A client would get the first of them as an error.
 
-    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. With
-    `unlisted`, no stored list of that server has the tool, so only a call can show whether the tool exists. With
-    `by_arguments`, a changed definition awaits approval: a call is allowed only if its arguments fit the new one.
-    `rules` is what the rules decide about the call. If its arguments are unknown, `unread` are the rules that would
-    read arguments; they are not applied.
+    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. If
+    `unlisted` is True, no stored list of that server has the tool, so only a call can show whether the tool exists. If
+    `by_arguments` is True, a changed definition awaits approval: a call is allowed only if its arguments fit the
+    changed definition. `rules` is the decision of the rules about the call. If the arguments of the call are unknown,
+    rules that read arguments are not applied; `unread` has these rules.
     """
 
     obstacles: tuple[Obstacle, ...]

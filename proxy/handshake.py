@@ -62,8 +62,8 @@ class Eras:
         self._usage = usage
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
-        self._doubted: dict[tuple[str, str], float] = {}  # When each server and URL was last probed for a doubt.
-        self._refreshed: dict[tuple[str, str], float] = {}  # When each server and identity was last refreshed.
+        self._doubted: dict[tuple[str, str], float] = {}  # When `doubt` last probed each server and URL.
+        self._refreshed: dict[tuple[str, str], float] = {}  # When `refresh` last probed each server and identity.
 
     async def stop(self) -> None:
         """Stop running probes."""
@@ -107,8 +107,8 @@ class Eras:
         """Probe the server and return its eras.
 
         If the stored eras are at most `age` seconds old, return them without a probe. If another worker is probing the
-        server, return the stored eras too, which may be empty; but with `age` 0, wait for the result of the other
-        worker. Raises TimedOut after waiting too long.
+        server, also return the stored eras, which may be empty. But if they are empty and `age` is 0, wait for the
+        result of the other worker. Raises TimedOut after waiting too long.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -149,9 +149,9 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 
 
 def _neutral(target: Target) -> Target:
-    """Return the target with the gateway's own data instead of the client's.
+    """Return the target with the gateway's own capabilities and name instead of the client's.
 
-    The server's answer is stored and used for all clients.
+    The reason is that the server's answer is stored and used for all clients.
     """
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 

@@ -88,7 +88,7 @@ PAGE = "gateway-approval"
 
 
 def page_request(found: FoundHold, url: str) -> Object:
-    """Return the request to open the page of a hold, for clients that open URLs. Their answer decides nothing."""
+    """Return the request to open the page of a hold, for clients that open URLs. The client's answer has no effect."""
     message = f"This call waits for approval by {found.approvers}."
     params = {"mode": "url", "message": message, "url": url, "elicitationId": found.id}
     return {"method": "elicitation/create", "params": params}

@@ -1,12 +1,12 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments. The database function `approvals_ask` uses an approval, finds
-the hold that waits, or makes one, in one transaction and before the server is asked. So an approval is used only once,
-however many workers and repeated calls there are. While a hold waits, the request stays open for a while, without a
-database connection. If the client disconnects or cancels, the hold does not change.
+A hold is a row for one connection, tool and arguments. Before the server is asked, the database function
+`approvals_ask` uses an approval, or finds a waiting hold, or makes a new hold, all in one transaction. So an approval
+is used only once, however many workers and repeated calls there are. While a hold waits, the request stays open for a
+while, without a database connection. If the client disconnects or cancels, the hold does not change.
 
-A client that opens URLs is sent the page of its hold once, by the call that made the hold. The client's answer decides
-nothing: its call waits like all others.
+A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
+answer to this has no effect: its call waits like all others.
 
 The server of an approved call may ask for input (2026-07-28). The `requestState` in the answer then names, encrypted,
 the hold and the request that got the answer. The client's next request replaces that request in the row of the hold. So
@@ -69,7 +69,8 @@ GIVE_BACK = """
 UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
 WHERE id = %s AND state = 'used' AND run_call = %s
 """
-# Lets the request `call` continue an approved call that asked for input in its answer to the request `before`, once.
+# Lets the request `call` continue an approved call, once. The server asked for input in its answer to `before`, an
+# earlier request of this call.
 CONTINUE = """
 UPDATE approvals_hold SET run_call = %(call)s
 WHERE id = %(hold)s AND state = 'used' AND run_call = %(before)s AND used_at > clock_timestamp() - interval '1 hour'
@@ -118,7 +119,7 @@ class HeldCall:
     digest: bytes
     sealed: bytes
     progress_token: jsonrpc.Id | None
-    is_retry: bool  # It has a `requestState` or `inputResponses` for its server.
+    is_retry: bool  # True if the call has a `requestState` or `inputResponses` for its server.
     began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     reported: int = 0
     client_left: bool = False
@@ -188,7 +189,7 @@ class Holds:
         """Use an approval for this call and return True; otherwise wait, and return False when there is news.
 
         After False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a retry that
-        does not continue an approved call: besides the arguments, it gives the server data that nobody has approved.
+        does not continue an approved call, because a retry gives the server data that nobody has approved.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -246,9 +247,10 @@ class Holds:
     # Approved calls that ask for input
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return a call with members of MORE as its server gets it.
+        """Return a call in the form in which its server gets it; only the members in MORE are changed.
 
-        It has the server's own `requestState`, and does not have the client's answer about our page.
+        The returned call has the server's own `requestState`, and not the client's answer to the request to open our
+        page.
         """
         params = message.params
         if message.method != "tools/call":
@@ -424,7 +426,7 @@ class Holds:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 
     def _note_limit(self, call: HeldCall) -> None:
-        """Note that the client did not wait any longer, so that its next held calls are answered earlier."""
+        """Note that the client stopped waiting, so that its next held calls are answered earlier."""
         seconds = max(WITHOUT_PROGRESS, int(call.waited * 0.8))
         self._in_background(LEARN_LIMIT, PATIENT, seconds, call.request.row.grant.connection_id)
 

@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 UNAVAILABLE = "gateway-admin/unavailable"
 PARTIAL = "gateway-admin/partial"  # Nothing is stored for one of these servers, so the list is incomplete.
 
-FRESH_SECONDS = 60.0  # Stored lists are not requested again for this long,
-RETRY_SECONDS = 10.0  # or for this long if the server could not be asked.
-WAIT_SECONDS = 1.5  # How long a client waits for a server without a stored list,
-LIVE_SECONDS = 3.0  # and for a server whose lists differ by session.
+FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
+RETRY_SECONDS = 10.0  # After a failure, a list is not requested again for this long.
+WAIT_SECONDS = 1.5  # How long a client waits for a server without a stored list.
+LIVE_SECONDS = 3.0  # How long a client waits for a server whose lists differ by session.
 
 PAGE = 1_000  # Definitions.
 CURSOR = "cursor"
@@ -110,7 +110,7 @@ class Position(NamedTuple):
     def next_in(self, keys: Sequence[str]) -> int:
         """Return the index where the next page starts: one after the last definition sent.
 
-        If that definition was removed, the page starts at the index that it had.
+        If that definition was removed, the page starts at the index that the definition had.
         """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
@@ -249,9 +249,10 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with the introductions of servers that had none, because clients request these only once.
+        """Request the introductions that are not stored yet, and return the grant with them.
 
-        Waits up to WAIT_SECONDS per server. After a timeout, does not wait for the server again within RETRY_SECONDS.
+        Clients request introductions only once, so they should be complete. Waits up to WAIT_SECONDS per server. After
+        a timeout, does not wait for the server again within RETRY_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:

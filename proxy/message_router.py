@@ -1,10 +1,10 @@
 """Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
 
 A server of the session era may send its request about a call on the session's standing stream instead of the call's
-stream; SDKs do so if the author of a tool names no related request. So the gateway reads the standing stream from
-before the first call in a session until IDLE_SECONDS after the last call. One worker reads the stream, and passes each
-message, in an encrypted row, to the worker that runs the call or has the client's standing stream. The bus carries ids
-only.
+stream; SDKs do so if the author of a tool names no related request. So the gateway begins to read the standing stream
+before the first call in a session, and stops IDLE_SECONDS after the last call. One worker reads the stream. It passes
+each message, in an encrypted row, to the worker that runs the call or has the client's standing stream. The bus carries
+ids only.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 30.0  # The stream of a session is read for this long after its last call.
 INTERESTED_SECONDS = 25.0  # How long another worker's interest in a session is valid.
-BIDS_SECONDS = 0.25  # How long to wait for the bids of workers,
-MOST_BIDS_SECONDS = 1.0  # and for those of workers known to be interested.
+BIDS_SECONDS = 0.25  # How long to wait for the bids of workers.
+MOST_BIDS_SECONDS = 1.0  # How long to wait for the bids of workers that are known to be interested.
 OFFERED_SECONDS = 30.0
 MOST_OFFERED = 256
 
@@ -87,7 +87,7 @@ class SessionUse:
     newest: SessionCall
     calls: list[SessionCall] = field(default_factory=list)
     ended: float = 0.0
-    in_doubt: bool = False  # True after access was cut, until the next call.
+    in_doubt: bool = False  # True after someone's access was cut, until the next call in the session.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     beginning: bool = False
 
@@ -133,7 +133,7 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Treat each session as unused until its next call, because access was cut."""
+        """Treat each session as unused until its next call, because someone's access was cut."""
         for use in self.uses.values():
             use.in_doubt = True
 
@@ -194,8 +194,8 @@ type Deliver = Callable[[Heard, bool], Awaitable[None]]
 class Courier:
     """Finds the worker that should get the messages that this worker received, and hands them over.
 
-    `own` returns this worker's bid. `deliver` forwards messages that another worker received to the only call or a
-    standing stream.
+    `own` returns this worker's bid. `deliver` is called with messages that another worker received: it sends them to
+    the session's only call or to a standing stream.
     """
 
     def __init__(
@@ -314,11 +314,11 @@ def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
     return Destination(own if own in standing else standing[0], to_call=False) if standing else None
 
 
-# Routes messages from the standing stream of a server's session to the call concerned, or to the client's stream.
+# Messages from the standing stream of a session at a server go to the call concerned, or to the client's stream.
 
-# Notifications that a server sends during a call, rewritten for the client.
+# Notifications that a server sends during a call are rewritten for the client.
 
-# Notifications about the request on whose stream they arrive. Only their URIs are rewritten.
+# These notifications are about the request on whose stream they arrive. Only their URIs are rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -400,10 +400,11 @@ def under_alias(alias: str, logger: object) -> str:
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 256  # Messages of one session that wait for the bids of other workers,
-MOST_WAITING_BYTES = 1 << 20  # and their total size.
-LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0  # Attempts to read waiting messages while the database is unavailable.
-MOST_HANDED_OVER = 8  # Concurrent requests of one session that another worker received.
+MOST_WAITING = 256  # Messages of one session that wait for the bids of other workers.
+MOST_WAITING_BYTES = 1 << 20  # Total size of these messages.
+# Attempts to read waiting messages while the database is unavailable, and the pause between two attempts.
+LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0
+MOST_HANDED_OVER = 8  # Concurrent server requests in one session that another worker received.
 
 LOGGED = "notifications/message"
 COMPLETED = "notifications/elicitation/complete"
@@ -411,7 +412,7 @@ COMPLETED = "notifications/elicitation/complete"
 NO_STREAM: Object = {
     "error": {
         "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no open stream here, and no call or more than one is running",
+        "message": "The client cannot be asked: it has no open stream here, and either no running call or several",
     }
 }
 
@@ -539,9 +540,10 @@ class Carrier:
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """Return this worker's offer to take the messages of the session `row` of this owner.
+        """Return this worker's bid for the messages of the session `row`, which belongs to the client `owner`.
 
-        It has the number of this worker's calls in the session, and whether the worker has streams for them.
+        The bid has the number of this worker's calls in the session, whether one of them has a stream, and whether this
+        worker has a standing stream of the client.
         """
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
@@ -587,9 +589,10 @@ class Carrier:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
 
     def give_waiting(self, session_id: str | None) -> None:
-        """Send the stored messages of this session (None: of all) on its standing stream, if this worker has one.
+        """Send the stored messages of this session on its standing stream, if this worker has that stream.
 
-        Call this when the stream has begun. Messages stored later are announced on the bus.
+        If `session_id` is None, do so for all sessions. Call this when the stream has begun. Messages that are stored
+        later are announced on the bus.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:
@@ -617,7 +620,7 @@ class Carrier:
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Send the client a server's request that another worker received.
+        """Forward to the client a request that another worker received from a server.
 
         The client's answer is sent to the server.
         """

@@ -27,9 +27,9 @@ OTHER = "other"
 class Names:
     """The names of one kind (gateways or servers) with their own label value; other names are counted as `other`.
 
-    At the start the most used names are admitted (see `admit`), then each name that is called while there is room. No
-    name is removed before `serve` restarts, because counters never decrease. Workers share the names in a file in
-    `folder`; a process without a folder does not share them.
+    At the start, the most used names are admitted (see `admit`). Later, a name is admitted when it is first called, as
+    long as there is room. No name is removed before `serve` restarts, because counters never decrease. Workers share
+    the names in a file in `folder`; a process without a folder does not share them.
     """
 
     def __init__(self, kind: str) -> None:
@@ -101,7 +101,7 @@ COMMIT_ROWS = Histogram("gateway_commit_rows", "Rows of calls that shared one co
 WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
 LANE_DOWN = Gauge(
     "gateway_lane_down",
-    "Workers that cannot run statements in the database; those of `record` execute no calls",
+    "Workers that cannot run statements in the database; with the lane `record`, they execute no calls",
     ("lane",),
     multiprocess_mode="livesum",
 )
@@ -158,7 +158,10 @@ open_counts = Counts[str]()
 
 
 def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float) -> None:
-    """Count one call that took `seconds`; `ended` is its outcome and deny_reason. Its row took `recorded` seconds."""
+    """Count one call that took `seconds`; `ended` is its outcome and deny_reason.
+
+    Writing the row of the call took `recorded` seconds.
+    """
     took, at_server = _took[row.grant.gateway_name, row.server_name, ended]
     took.append(seconds)
     _record.append(recorded)

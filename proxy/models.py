@@ -8,7 +8,8 @@ from django.db import models
 class RateCounter(models.Model):
     """The calls that workers have leased in the current minute for a workspace, gateway or token with a rate limit.
 
-    `window` is the start of that minute, `most` the limit at the last lease, `taken` the number of calls in that lease.
+    `window` is the start of that minute, and `calls` the number of calls leased since then. `most` is the limit at the
+    time of the last lease, and `taken` the number of calls in the last lease.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -43,9 +44,10 @@ class Cancellation(models.Model):
 class Session(models.Model):
     """A client's MCP session, opened by `initialize`. The client can use it with any token of its connection.
 
-    `id` is that of the call that opened it. `digest` is the SHA-256 of the id that the client sends, which is a secret.
-    `declared` are the client capabilities that are sent to servers. The row of an ended session is deleted. `lost_at`
-    is when a server lost its session with the gateway: running calls continue, every further request gets 404.
+    `id` is the id of the call that opened the session. The session id that the client sends is a secret; `digest` is
+    the SHA-256 of this secret. `declared` are the client capabilities that are sent to servers. The row of an ended
+    session is deleted. `lost_at` is the time when a server lost its session with the gateway. From then on, running
+    calls continue, and every further request gets 404.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

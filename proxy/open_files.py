@@ -15,8 +15,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 MOST = 1 << 20  # Used if the hard limit is "unlimited", which cannot be set as soft limit.
-FOR_STREAMS = 0.8  # Share of the file numbers that standing streams may use,
-FOR_CONNECTIONS = 0.9  # and share that all client connections may use. The rest is for the database, servers and files.
+FOR_STREAMS = 0.8  # Share of the file numbers that standing streams may use.
+# Share of the file numbers that all client connections may use. The rest is for the database, servers and files.
+FOR_CONNECTIONS = 0.9
 RETRY_AFTER = (b"retry-after", b"10")
 LOG_SECONDS = 10.0
 

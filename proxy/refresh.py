@@ -380,7 +380,7 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Count a refusal that may be temporary. Raise NotRenewed until there are UNCLEAR_REFUSALS of them."""
+    """Count a refusal that may be temporary. Raise NotRenewed if there were fewer than UNCLEAR_REFUSALS."""
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None

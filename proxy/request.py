@@ -244,7 +244,7 @@ class McpRequest:
         self.message: Message | None = None
         self.feature: Named | None = None  # The feature the message names.
         self.mcp_task: Task | None = None  # The task the message is about.
-        # The protocol version from the client's header; without the header, that of the session once it is known.
+        # The protocol version in the client's header. Without the header: the session's version, once that is known.
         self.version = request_headers.protocol_version
         self.malformed: MalformedMessage | None = None
         self.modern = False
@@ -256,17 +256,17 @@ class McpRequest:
         self.admitted = False
         # False only while it is certain that no server has executed the call.
         self.may_have_run = False
-        # Whether the client disconnected, if that is watched; and whether the call used an approval to run.
+        # `client_left`: the client is known to have disconnected. `uses_approval`: the call used an approval to run.
         self.client_left = False
         self.uses_approval = False
         self.continues: Continued | None = None
-        # The access query; the task that serves the request; the reason to end it early.
+        # `query`: the access query. `task`: the task that serves the request. `ending`: why the request ends early.
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
         self.ending: Any = None
         # The share of the memory budget that a large answer takes until the client has read the answer.
         self.held: HeldBytes | None = None
-        # Time of the access query, and the span of the call; None if the call is not traced.
+        # `asked_at`: the time of the access query. `span`: the span of the call; None if the call is not traced.
         self.asked_at = 0.0
         self.span: CallSpan | None = None
 
@@ -277,7 +277,7 @@ class McpRequest:
 
     @property
     def was_cancelled(self) -> bool:
-        """True if the client cancelled the call, or disconnected, rather than lost its access."""
+        """True if the call ended because the client cancelled it or disconnected, not because access was lost."""
         ending = self.ending
         return self.client_left or (ending is not None and ending.denied is None and ending.refusal is None)
 

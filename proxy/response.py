@@ -182,7 +182,7 @@ class Stream:
     """The client's event stream, opened by the first notification or ping that precedes the response.
 
     While the stream is silent, a comment is sent every `ping_seconds`, because proxies close idle connections. In a
-    session, events have ids, and `events` stores the events that follow after the client has disconnected.
+    session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
     """
 
     __slots__ = (

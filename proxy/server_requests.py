@@ -354,9 +354,10 @@ def _row(asking: InteractiveCall, asked: Object) -> CallRow:
 # Calls of 2026-07-28 clients during which a server of the session era asks something. The client gets the result
 # `input_required`, and retries the call with the answers.
 #
-# The worker keeps the call to the server open while the client collects the answers. The `requestState` the client
-# returns is encrypted, names the call, is bound to the connection and the request, and works once. The retry, in any
-# worker, stores the answers in rows and waits for the outcome, which the call's worker stores encrypted in another row.
+# The worker keeps the call to the server open while the client collects the answers. The client returns a
+# `requestState`: an encrypted text that names the call, is bound to the connection and the request, and works once. The
+# retry may reach any worker. That worker stores the answers in rows, and waits for the outcome, which the call's worker
+# stores encrypted in another row.
 
 
 KIND = "requestState"
@@ -524,7 +525,8 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        news = self._bell.listen(uid)  # Not earlier: a refused second retry would remove the event of the first one.
+        # Not before TAKE_TURN: otherwise a second retry, which is refused, would remove the event of the first retry.
+        news = self._bell.listen(uid)
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:
@@ -541,7 +543,7 @@ class SuspendedCalls:
                     await asyncio.wait_for(news.wait(), LOOK_SECONDS)
                 news.clear()
         except asyncio.CancelledError:
-            # The client left, which cancels the call: its worker sees at the next heartbeat that the row is gone.
+            # The client left, so the call is cancelled: at its next heartbeat, its worker sees that the row is gone.
             self._requests.in_background(self._state.fetch(END, (uid,)))
             raise
         finally:

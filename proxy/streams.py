@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 RECHECK_SECONDS = 10.0
 RECHECK_PAUSE = 0.1  # Least time between two full re-checks.
 DECIDED_AT_ONCE = 100  # Calls and streams re-checked by one statement: larger statements would delay other calls.
-LISTS_SECONDS = 1.0  # How long list changes are collected before clients are notified,
-SAID_SECONDS = 0.25  # and for how long if a server reported the change: servers report each change once.
+LISTS_SECONDS = 1.0  # How long list changes are collected before clients are notified.
+SAID_SECONDS = 0.25  # How long changes that a server reported are collected: servers report each change once.
 BEGIN_SECONDS = 0.5  # How long a listen waits for the servers' streams before it is acknowledged.
-MOST_PENDING = 1000  # Messages a client may be behind,
-MOST_PENDING_BYTES = 4 * MOST_BYTES  # and their total size; a single message may be larger.
+MOST_PENDING = 1000  # Messages by which a client may be behind in reading.
+MOST_PENDING_BYTES = 4 * MOST_BYTES  # Total size of these messages; a single message may be larger.
 END_SECONDS = 1.0  # How long a client may take to read the end of its stream.
 
 # Notifications of changed lists, by list.
@@ -101,8 +101,8 @@ class StandingStream:
 
     The stream sends the messages given to `put`, and pings. `subscription` is the request id that every message of a
     `subscriptions/listen` carries; `lists` and `uris` are the lists and resources whose changes the stream reports.
-    With a `history`, events have ids. `feed` is a coroutine function that adds further messages. With `repeats`, the
-    stream only resumes the stream of a call.
+    With a `history`, events have ids. `feed` is a coroutine function that adds further messages. If `repeats` is True,
+    the stream only resumes the stream of a call.
     """
 
     def __init__(
@@ -356,14 +356,14 @@ class Streams:
     def _session_ended(self, session_id: str | None) -> None:
         """End the calls and streams of this session."""
         if session_id is None:
-            return  # Everything is re-checked.
+            return  # Messages may have been missed: then everything is re-checked anyway.
         for request in [*self.calls.values()]:
             session = request.grant.session if request.grant is not None else None
             if session is not None and session.id == session_id:
                 self._end(request, CANCELLED)
 
     def _session_lost(self, session_id: str | None) -> None:
-        """End the session's standing streams, but not its calls: other servers may have executed them."""
+        """End the session's standing streams, but not its calls, which other servers may have executed."""
         for standing in [*self._standing.values()]:
             if session_id is not None and standing.owner == session_id:
                 self._end(standing.request, CANCELLED)
@@ -483,9 +483,10 @@ class Streams:
     # Cancelling
 
     async def cancel(self, owner: str, request_id: object) -> None:
-        """Cancel the call with this request id of `owner`, a session or a connection without a session, in any worker.
+        """Cancel the call of `owner` that has this request id, in whichever worker the call runs.
 
-        Does nothing if there is no such call, or if several calls of the connection have the id.
+        `owner` is the id of a session, or of a connection without a session. Does nothing if there is no such call, or
+        if several calls of the connection have the id.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -547,7 +548,7 @@ class Streams:
 
 
 def honoured(asked: object) -> tuple[list[str], list[str]]:
-    """Return the lists and the resource URIs that a `subscriptions/listen` validly asks for."""
+    """Return the lists and the resource URIs that a `subscriptions/listen` asks for. Invalid entries are ignored."""
     if not isinstance(asked, dict):
         return [], []
     named = asked.get("resourceSubscriptions")
@@ -565,7 +566,10 @@ def end_standing() -> None:
 
 
 def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
-    """Return the last message: the result of `subscriptions/listen`, or the error of a denied GET; otherwise empty."""
+    """Return the last message of a stream: the result of `subscriptions/listen`, or the error of a denied GET.
+
+    Return an empty text if there is no last message.
+    """
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:

@@ -85,8 +85,8 @@ def _attribute(key: str, value: str | int) -> bytes:
     return field(0x4A, key_value(key, value))
 
 
-# Post spans to a collector from a separate thread, so that calls do not wait for the collector, and do not fail if it
-# fails.
+# Post spans to a collector from a separate thread, so that calls do not wait for the collector, and do not fail if the
+# collector fails.
 #
 # Spans are encoded before they are queued: encoding a batch in the thread would block calls for a millisecond.
 
@@ -388,9 +388,9 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link from the span to the trace of the HTTP headers.
+    """Return a link from the span to the trace in the HTTP headers.
 
-    Empty if the headers have no trace, or the same trace as the message.
+    Return nothing if the headers have no trace, or have the same trace as the message.
     """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)

@@ -72,12 +72,12 @@ logger = logging.getLogger(__name__)
 
 LEASE_AGAIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 15.0  # An owner's subscriptions are checked at least this often.
-AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened,
-MOST_AGAIN_SECONDS = 60.0  # which is doubled each time, up to this.
+AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened. It is doubled each time.
+MOST_AGAIN_SECONDS = 60.0  # Longest of these pauses.
 SESSION_SECONDS = 0.3  # How long to wait for newly opened sessions.
 
-READY_SECONDS = 1.0  # How long a call waits, in total, for the stream of its session at the server;
-OPEN_SECONDS = 0.1  # after the stream was requested, it waits only this long for the stream to open.
+READY_SECONDS = 1.0  # How long a call waits in total for the stream of its session at the server.
+OPEN_SECONDS = 0.1  # How long a call waits for the stream to open after the stream was requested.
 SILENT_SECONDS = 60.0  # A server without a stream is not asked again for this long.
 MOST_FOR_CALLS = 256  # Sessions whose stream this worker reads only for their calls.
 LOST = "lost"  # Stands for the row id of a session that was lost.
@@ -151,7 +151,8 @@ class ServerStreams:
         try:
             await self._follow(*self.streams.news())
         except BaseException:
-            self._look_again(None)  # `news` returned and forgot the changes, so the next round must check everything.
+            # `news` returns each change only once, so the next round must check everything.
+            self._look_again(None)
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
@@ -397,7 +398,8 @@ class ServerStreams:
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
-        self._make_room(0)  # After client streams ended, more sessions may be read only for their calls.
+        # When client streams have ended, more sessions are read only for their calls, perhaps too many.
+        self._make_room(0)
         has_room = self._room() > 0
         uses = {
             row: use
@@ -441,7 +443,7 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # If the lease is released, a worker whose client has a stream opens a new session.
+                if held.was_open:  # Release the lease: a worker whose client has a stream then opens a new session.
                     self._drop(row)
                 return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:
@@ -521,7 +523,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the client streams of this audience if all server streams for them are open."""
+        """Wake the client streams of this audience if all server streams that it needs are open."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -587,7 +589,10 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams of one token, in one session if any, and their current grant. For calls there are no streams.
+    """The client streams of one token (in one session, if it has a session), and their current grant.
+
+    The audience of a stream that is read only for running calls has no client streams.
+
 
     `heard` has the resource subscriptions by assignment; each maps the server's URI to the client's URI. `refused` has
     the subscribed URIs that the client may not read.
@@ -639,7 +644,7 @@ class OpenServerStream:
     place: StreamPlace = field(default_factory=StreamPlace)
     was_open: bool = False
     since: float = field(default_factory=time.monotonic)
-    # Messages to offer to other workers. The result of each future is whether a worker took the message.
+    # Messages to offer to other workers. The result of each future is True if a worker took the message.
     waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
     waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None

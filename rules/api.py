@@ -39,7 +39,7 @@ from servers.models import Server
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-SOMEBODY_ELSE = "Whether nobody may decide on calls of an agent that acts for themselves."
+SOMEBODY_ELSE = "Whether people may not decide on calls of agents that act for them."
 TOOLS_HELP = "Names of tools for clients, with `*` (any text) and `?` (any character); empty means all."
 
 
@@ -130,7 +130,7 @@ class RuleQuery(ListQuery):
 
     q = serializers.CharField(required=False, help_text="Text contained in name, condition or note.")
     gateway = by_gateway(
-        help_text="Only rules for calls of this gateway, with those of the workspace; by id, slug or name."
+        help_text="Only rules that apply to calls of this gateway, also rules of the workspace; by id, slug or name."
     )
     enabled = serializers.BooleanField(required=False, help_text="Only enabled rules, or only disabled ones.")
 

@@ -44,7 +44,7 @@ MOST_PATTERNS = 100
 EFFECTS = {
     "refuse": "The call is refused with your sentence.",
     "hold": "The call waits until somebody approves it, and then runs once.",
-    "label": "The call runs; its row has your label.",
+    "label": "The call runs, and its row in the log gets your label.",
 }
 MODES = {
     RuleMode.WATCH: "Only labels calls with what the rule would have done.",
@@ -86,7 +86,7 @@ class RuleFilter(ListFilter):
 
 
 class CallRuleForm(forms.Form):
-    """The form of a rule. `condition` is how its condition is entered; see rules.conditions."""
+    """The form of a rule. `condition` says which kind of condition the user chose; see rules.conditions."""
 
     name = forms.CharField(max_length=80)
     gateway = forms.ModelChoiceField(
@@ -109,7 +109,11 @@ class CallRuleForm(forms.Form):
         choices=[(each.name, each.label) for each in BUILDERS],
         widget=ExplainedChoice({each.name: each.help for each in BUILDERS}),
     )
-    argument = forms.CharField(required=False, max_length=100, help_text="Such as amount; a member is written to.name.")
+    argument = forms.CharField(
+        required=False,
+        max_length=100,
+        help_text="Such as amount. For a member of an argument, write both names: to.name.",
+    )
     comparison = forms.ChoiceField(required=False, choices=[(name, label) for name, (label, _) in COMPARISONS.items()])
     value = forms.CharField(required=False, max_length=500)
     opens = forms.IntegerField(label="Office hours begin", required=False, min_value=0, max_value=24)
@@ -126,21 +130,22 @@ class CallRuleForm(forms.Form):
         label="Sentence or label",
         required=False,
         max_length=LONGEST_TEXT,
-        help_text="What the agent is told, or the label. The agent's model reads the sentence: say what to do instead.",
+        help_text="The sentence for the agent, or the label. The agent's model reads the sentence: say what to do "
+        "instead.",
     )
     approvers = forms.ChoiceField(label="Who decides", choices=Approvers.choices, required=False)
     approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
     somebody_else = forms.BooleanField(
         label="Somebody else must decide",
         required=False,
-        help_text="Nobody decides on calls of an agent that acts for themselves.",
+        help_text="People cannot decide on calls of agents that act for them.",
     )
     hold_minutes = forms.IntegerField(
         label="Minutes to decide",
         required=False,
         min_value=1,
         max_value=LONGEST_HOLD,
-        help_text="Then the call is refused.",
+        help_text="After this time, the call is refused.",
     )
     mode = forms.ChoiceField(choices=RuleMode.choices, widget=ExplainedChoice(MODES))
     note = forms.CharField(required=False, max_length=500, help_text="For administrators.")

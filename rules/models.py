@@ -117,11 +117,14 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return self.filter(holds("name", words) | holds("when", words) | holds("note", words)) if words else self
 
     def live(self) -> RuleQuerySet:
-        """Return all rules, because a removed one is deleted; remedies ask every model for its live rows."""
+        """Return all rules, because removed rules are deleted.
+
+        Remedies call this method on every model.
+        """
         return self.all()
 
     def at(self, gateway: Gateway) -> RuleQuerySet:
-        """Return the rules for calls of this gateway: its own and those of the workspace."""
+        """Return the rules for calls of this gateway: the gateway's own rules and the rules of the workspace."""
         return self.filter(Q(gateway=gateway) | Q(gateway=None))
 
     def add(
@@ -153,7 +156,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return row
 
     def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
-        """Put these rules into this order. They share the places they have now; other rules keep theirs."""
+        """Put these rules into this order. They take the places that they have now; other rules do not move."""
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:
@@ -165,9 +168,10 @@ class RuleQuerySet(models.QuerySet["Rule"]):
 class Rule(Versioned, Switchable):
     """A rule on tool calls, of one gateway or of the workspace.
 
-    `servers`, `tools` (names for clients, with `*` and `?`) and `tool_effect` select tools; empty ones select all.
-    `when` is a condition in CEL; empty is always true. `text` is the sentence of a refusal, or the label. In the mode
-    `watch` a rule only labels calls with what it would have done. Rules apply in the order of `position`.
+    `servers`, `tools` (names for clients, with `*` and `?`) and `tool_effect` select tools; an empty field selects all.
+    `when` is a condition in CEL; an empty condition is true. `text` is the sentence of a refusal, or the label. In the
+    mode `watch` a rule does nothing except label calls with what it would have done. Rules apply in the order of
+    `position`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -1,17 +1,23 @@
-"""The order of rules: put some of them into a new order, and find the rules that moved, as few as possible."""
+"""The order of rules: put some rules into a new order, and find which rules moved, counting as few as possible."""
 
 from collections.abc import Hashable, Sequence
 from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now` with the items of `chosen` in that order, in the places they have now; new items come last."""
+    """Return `now` with the items of `chosen` in the order of `chosen`.
+
+    Together these items take the places that they have in `now`. Items that are not in `now` come last.
+    """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]
 
 
 def moved[One: Hashable](before: Sequence[One], after: Sequence[One]) -> dict[One, tuple[int, int]]:
-    """Return the items that move, each with its places before and after, from 1, but not items that only make room."""
+    """Return the items that move, each with its places before and after. The first place is 1.
+
+    Items that only make room for others are not returned.
+    """
     blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     stay = {one for block in blocks for one in after[block.b : block.b + block.size]}
     return {one: (before.index(one) + 1, place) for place, one in enumerate(after, 1) if one not in stay}

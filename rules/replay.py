@@ -98,7 +98,7 @@ def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
         return ""
     found = replay(deciding(rule, servers), rule.gateway, days=7, seconds=LATELY_S)
     calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
-    so_far = "" if found.is_complete else " so far, in the time there was"
+    so_far = "" if found.is_complete else " (not all calls could be checked in time)"
     unknown = f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged."
     touched = f"It would have touched {calls} of {agents} in the last 7 days{so_far}."
     return sentences(touched, unknown if found.unknown else "")

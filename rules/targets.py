@@ -15,7 +15,10 @@ TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read he
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule as the statement that decides calls would if the rule was on; `servers` are an unsaved rule's."""
+    """Return the rule in the form in which the statement that decides calls returns it, as if the rule was on.
+
+    `servers` are those of an unsaved rule.
+    """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(
         id=str(rule.pk),
@@ -45,7 +48,7 @@ def _as_call(tool: Feature) -> RuledCall:
 
 
 def claims_of(tool: Feature) -> ToolClaims:
-    """Return the claims of a tool as the statement that decides calls returns them."""
+    """Return the claims of a tool in the form in which the statement that decides calls returns them."""
     return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 

@@ -81,7 +81,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.RULES_READ)
 @requires(Capability.GATEWAYS_READ)
 def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
-    """List the rules for calls of a gateway: its own and those of the workspace."""
+    """List the rules for calls of a gateway: the gateway's own rules and the rules of the workspace."""
     gateway = gateway_or_404(request.user, slug)
     rows, context = Rule.objects.at(gateway), {"gateway": gateway, "tab": "rules"}
     return list_page(request, "rules/of_gateway.html", rows, table=TABLE, detail=_detailed, **context)
@@ -125,9 +125,9 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.RULES_READ)
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Return the names that a condition can use, for the gateway, servers and tools in the URL, even if incomplete.
+    """Return the names that a condition can use, for the gateway, servers and tools in the URL.
 
-    Without any in the URL, use those of the saved rule.
+    The URL has the fields of the form, which may be incomplete. Without fields in the URL, use those of the saved rule.
     """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)

@@ -44,7 +44,7 @@ def _list(description: str, items: dict[str, Any], least: int = 0) -> dict[str, 
 _WORD = {"type": "string", "minLength": 1, "maxLength": 4000, "pattern": "^[^\\x00]*$"}
 _COMMON = {
     "name": _text("Name in the address: small letters, digits and hyphens.", pattern=f"^{NAME}$"),
-    "title": _text("Name on pages. Without it, the name.", maxLength=80),
+    "title": _text("Name on pages. If missing, `name` is shown.", maxLength=80),
     "description": _text("Text for people.", maxLength=1000),
 }
 LIMITS = {
@@ -68,16 +68,16 @@ SERVER = _object(
             pattern=f"^{PACKAGE}$",
         ),
         "environment": _values(
-            "Variables: `env:NAME` and `file:PATH` are references. Secrets need one. `${HOME}` is the home."
+            "Variables. `env:NAME` and `file:PATH` are references. Secrets must be references. `${HOME}` is the home."
         ),
-        "folder": _text("Working folder, from the root. Without it, the program's home.", pattern="^/"),
+        "folder": _text("Absolute path of the working folder. If missing, the program's home.", pattern="^/"),
         "mode": {
             "enum": ["shared", "session"],
             "default": "shared",
             "description": "`shared`: one program for all. `session`: one for each MCP session.",
         },
         "person": _text(
-            "Variable that gets the header `X-Gateway-User`. Only with `mode: session`.",
+            "Name of the variable that contains the value of `X-Gateway-User`. Only with `mode: session`.",
             pattern="^[A-Za-z_][A-Za-z0-9_]*$",
         ),
         "idle_seconds": _number(
@@ -111,7 +111,7 @@ SCHEMA = {
         {
             "version": {"const": 1, "description": "Version of the format, 1."},
             "listen": _text("Address and port.", pattern=r"^\S+:\d{1,5}$", default="127.0.0.1:8900"),
-            "hosts": _list("Further values of the header `Host` that are answered, such as `runner:8900`.", _WORD),
+            "hosts": _list("Further accepted values of the header `Host`, such as `runner:8900`.", _WORD),
             "data": _text("Folder of homes and installed packages, relative to the file.", default="runner-data"),
             "isolation": {
                 "enum": ["uid", "none"],
@@ -119,7 +119,7 @@ SCHEMA = {
                 "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
             },
             "uids": _text(
-                "UIDs for programs, FIRST-LAST. Nothing else may have them. The first is for the runner.",
+                "UIDs for programs, as FIRST-LAST. Nothing else may use these UIDs. The first is for the runner.",
                 pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
                 default="200000-200999",
             ),
@@ -315,7 +315,7 @@ def _explained(error: jsonschema.ValidationError) -> Iterator[tuple[tuple[Any, .
         return
     if error.validator == "required":
         missing = [name for name in described["required"] if name not in error.instance]
-        if error.message.startswith(f"'{missing[0]}'"):  # Each has an error; the first names all.
+        if error.message.startswith(f"'{missing[0]}'"):  # One error for each name: report all once.
             yield path, f"Missing: {', '.join(missing)}."
         return
     name = str(path[-1]) if path else "the file"
@@ -389,7 +389,7 @@ def _resolved(fields: dict[str, Any], folder: Path, environment: Mapping[str, st
 
 
 def _referenced(kind: str, name: str, folder: Path, environment: Mapping[str, str]) -> str:
-    """Return the value of a reference. Raises LookupError, which names it."""
+    """Return the value of a reference. Raises LookupError with a text that names the reference."""
     if kind == "env":
         if not environment.get(name):
             raise LookupError(f"env:{name} is not set. Set this variable of the runner")

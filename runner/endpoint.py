@@ -4,8 +4,8 @@ A program in `mode: shared` cannot say whom a message is for. So list changes go
 those that subscribed, and progress to the call it belongs to. Log messages, elicitation, sampling and roots need
 `mode: session`.
 
-Sessions exist in one era only: in `mode: session`, `server/discover` offers the versions with sessions, and a request
-without a session gets a program for itself.
+MCP 2026-07-28 has no sessions. So in `mode: session`, `server/discover` offers only the versions with sessions, and a
+request without a session gets a program of its own.
 """
 
 import asyncio
@@ -330,7 +330,9 @@ class ProgramEndpoint:
         if len(persons) >= limit:
             raise self._not_started("as many programs as “limits.programs” allows are running; try again later")
         if person and persons.count(person) >= max(1, limit // 2):
-            raise self._not_started("half of “limits.programs”, the most for a person, are running; end a session")
+            raise self._not_started(
+                "this person runs half of “limits.programs”, which is the most for a person; end a session"
+            )
         self._starting.append(person)
         try:
             await asyncio.sleep(max(0.0, pause))

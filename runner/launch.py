@@ -66,7 +66,7 @@ def become(uid: int, prctl: Any, real: int) -> None:
 def kill_all_of(uid: int, guard: int) -> None:
     """Kill all processes of this process's user, however fast they fork: no process can change its user."""
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
-        sys.exit("runner: not the user of a program")
+        sys.exit("runner: this process does not run as the user of a program")
     with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.
         os.kill(-1, signal.SIGKILL)
 

@@ -47,7 +47,7 @@ class OpenApiEndpoint:
         return "running" if self._app else "failing"
 
     async def run(self, stopped: asyncio.Event) -> None:
-        """Read the description, again after a pause if it fails, and serve it until `stopped`."""
+        """Read the description and serve it until `stopped`. If reading fails, try again after a pause."""
         if self.entry.error:
             return
         pause = 1

@@ -26,9 +26,9 @@ class InstallFailed(Exception):
 
 
 def install(file: RunnerFile) -> list[str]:
-    """Install all packages of the file, as locked in runner.lock if they are, and return their names.
+    """Install all packages of the file, and return their names.
 
-    Raises InstallFailed.
+    Packages that are in runner.lock are installed as locked there; others are added to it. Raises InstallFailed.
     """
     lock_path = file.path.with_name("runner.lock")
     lock: dict[str, Any] = json.loads(lock_path.read_text()) if lock_path.exists() else {}

@@ -83,7 +83,10 @@ def closed_above(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class ProgramAccount:
-    """The user and home of a program; uid 0 stands for the runner's own user. `guard` is its killer's real user."""
+    """The user and home of a program. The uid 0 stands for the runner's own user.
+
+    `guard` is the real user of the process that kills the program's processes.
+    """
 
     uid: int
     guard: int
@@ -134,7 +137,7 @@ class Accounts:
         owner = home.stat().st_uid if home.exists() else -1
         if owner in self._uids and owner not in self._taken:
             return owner
-        for _ in self._uids:  # Each in turn, so that one is not used again soon.
+        for _ in self._uids:  # Take the user IDs in turn, so that the same one is not used again soon.
             uid = self._uids[self._next % len(self._uids)]
             self._next += 1
             if uid not in self._taken | owners:
@@ -167,7 +170,7 @@ def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> 
 async def kill_user(uid: int, guard: int) -> bool:
     """Kill all processes of a program's user; return True if that is certain."""
     given = json.dumps({"uid": uid, "guard": guard, "kill": True})
-    async with _killing:  # One at a time: a killer can kill others with its guard.
+    async with _killing:  # One at a time: killers with the same guard could kill each other.
         killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
         if code := await killer.wait():
             logger.error("The processes of user %d could not be killed.", uid)

@@ -24,7 +24,7 @@ from mcp_types import (
 from runner.process import MESSAGE_BYTES, ErrorLines, Pace, ProgramProcess
 
 MOST_GARBAGE_LINES = 100  # In a row.
-MESSAGES_PER_SECOND = 1000  # Together with at most MESSAGE_BYTES. Answers are not counted.
+MESSAGES_PER_SECOND = 1000  # And MESSAGE_BYTES a second for all of them. Answers are not counted.
 MOST_UNANSWERED = 100
 PING_SECONDS = 10
 MAYBE_EXECUTED = "The call may have been executed, and is not sent again."
@@ -43,7 +43,7 @@ class MessageReceiver(Protocol):
 
 
 class ProgressRelay:
-    """Passes progress on, all of it before the result: nothing can be sent to the client after that."""
+    """Forwards progress to the client. All progress is sent before the result: nothing can be sent after the result."""
 
     def __init__(self, send: ProgressFnT | None) -> None:
         self._send = send

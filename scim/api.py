@@ -86,7 +86,8 @@ class ProvisioningKeyQuery(ListQuery):
 class ProvisioningKeyResource(Resource):
     """Keys of directories. A secret is shown once.
 
-    An API key can list and end them. It cannot create a secret, which would outlive the API key.
+    With an API key you can list and revoke these keys. You cannot create one or replace its secret, because the new
+    secret would outlive the API key.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

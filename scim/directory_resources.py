@@ -55,7 +55,10 @@ def _uuid(text: str) -> UUID:
 
 
 def _moments(kind: str) -> dict[str, Any]:
-    """Return annotations with the times of the first and last event of each row, since every change has an event."""
+    """Return annotations for the times when each row was created and last changed.
+
+    These are the times of the row's first and last event, because every change records an event.
+    """
     events = Event.objects.filter(target_type=kind, target_id=Cast(OuterRef("pk"), CharField())).order_by()
     return {
         name: Subquery(
@@ -160,9 +163,10 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with this address whom the directory deleted before, to restore them without access.
+        """Return the person with this address if the directory has deleted them; otherwise None.
 
-        Raises UniquenessException if the directory now has another externalId for them.
+        Such a person is restored, without access, when the directory creates them again. Raises UniquenessException if
+        the directory now sends another externalId.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()
@@ -170,8 +174,8 @@ class People:
             known = user.directory_person.external_id
             if known and known != said["external_id"]:
                 raise UniquenessException(
-                    detail=f"{said['email']} was the address of another person, with the externalId {known}, whom the "
-                    "directory deleted. An administrator must first change that person's e-mail, on their page."
+                    detail=f"The directory deleted another person with the address {said['email']} and the externalId "
+                    f"{known}. An administrator must first change that person's e-mail address, on the person's page."
                 )
         return user
 
@@ -183,7 +187,7 @@ class People:
         entry = DirectoryPerson.objects.filter(user=user).first() or DirectoryPerson(user=user)
         entry.user = user
         if email == entry.email:
-            email = user.email  # The directory sent its former address: keep an administrator's correction.
+            email = user.email  # The directory's address has not changed: keep an administrator's correction.
         elif email != user.email or not entry.email:
             entry.email = email
         with user.changed_by(by):

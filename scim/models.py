@@ -79,7 +79,10 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """The actor of changes made with a provisioning key: no person, but with capabilities (accounts.rules.Grantor)."""
+    """The actor of changes that a directory makes with a provisioning key.
+
+    It is not a person, but has capabilities (accounts.rules.Grantor).
+    """
 
     is_directory = True
 
@@ -92,7 +95,10 @@ class Directory:
         return perm in self.key.granted
 
     def as_stored(self) -> Directory:
-        """Return this actor with the key's current capabilities from the database; with none if the key was revoked."""
+        """Return this actor with the key's current capabilities from the database.
+
+        If the key was revoked, the actor has no capabilities.
+        """
         key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
         return Directory(key or ProvisioningKey(name=self.key.name))
 
@@ -107,7 +113,10 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """Return the live key with this secret, current or previous and still valid; None if there is none."""
+        """Return the live key with this secret; None if there is none.
+
+        The secret may be the key's current secret, or its previous secret if that still works.
+        """
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
@@ -120,7 +129,8 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         """Create a key. People created with it get `role`.
 
         The key can change only people who have no other capabilities than `capabilities`. Its secret is not stored.
-        Raises ProvisioningError, or BeyondYours if `by` lacks a capability, or cannot give the role.
+        Raises ProvisioningError, or BeyondYours if the person `by` lacks one of the capabilities or may not give the
+        role.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
@@ -134,7 +144,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         key.set_secret(secret)
         try:
             with transaction.atomic():
-                one_at_a_time()  # Locks, so that nobody loses a capability or creates another key meanwhile.
+                one_at_a_time()  # While this lock is held, nobody loses a capability or creates another key.
                 must_hold(by, capabilities, uses_gateways=role.uses_gateways)
                 if self.live().count() >= MOST_KEYS:
                     raise TooManyProvisioningKeys(TooManyProvisioningKeys.__doc__)
@@ -149,8 +159,9 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     """The credential (`gwd_`) of a directory that provisions people through SCIM; accepted for nothing else.
 
-    The key belongs to no person: it works until it is revoked, even if its creator has left. Only prefix and digest
-    (HMAC-SHA-256) of the secret are stored; for a previous secret too, until `previous_ends_at`. The last use is stored
+    The key belongs to no person: it works until it is revoked, even if its creator has left. Only the prefix and the
+    digest (HMAC-SHA-256) of the secret are stored. After a replacement, the prefix and digest of the previous secret
+    are stored too, and the previous secret works until `previous_ends_at`. The time of the last use is stored
     separately for each of the two secrets.
     """
 
@@ -239,10 +250,11 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return row
 
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
-        """Replace the secret; the old one works for another `overlap_hours`, one of OVERLAP_HOURS.
+        """Replace the secret. The old secret works for another `overlap_hours`, which must be one of OVERLAP_HOURS.
 
-        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if `by` lacks a capability of the key or
-        cannot give its role: `by` sees the secret, and could do with it everything that the key may do.
+        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if the person `by` lacks one of the key's
+        capabilities or may not give the key's role. The reason: this person sees the new secret, and could use it for
+        everything that the key may do.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadKeyOverlap(BadKeyOverlap.__doc__)
@@ -263,7 +275,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return IssuedProvisioningKey(self, secret)
 
     def end_previous(self, *, by: User) -> None:
-        """End the previous secret early; the current one is not changed.
+        """End the previous secret early. The current secret is not changed.
 
         Raises NoPreviousKey or ProvisioningKeyAlreadyRevoked.
         """
@@ -308,8 +320,8 @@ class DirectoryPerson(models.Model):
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
     is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
     set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
-    `deactivated_epoch` is the session epoch after the directory deactivated the person; a later epoch means that an
-    administrator acted.
+    `deactivated_epoch` is the person's session epoch just after the directory deactivated them. If the person now has
+    another session epoch, an administrator has changed something since.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
@@ -354,12 +366,13 @@ class DirectoryPerson(models.Model):
 
     @property
     def is_deactivated_by_directory(self) -> bool:
-        """True if the directory deactivated this person, and no administrator changed that since."""
+        """True if the directory deactivated this person, and no administrator has acted on the person since."""
         return not self.user.is_active and self.deactivated_epoch == self.user.session_epoch
 
     def set_active(self, active: bool, *, by: Directory) -> None:
-        """Deactivate this person, or reactivate a person whom a directory deactivated. Call `describe` to save the row.
+        """Deactivate this person, or reactivate a person whom a directory deactivated.
 
+        This object is not saved: call `describe` afterwards, which saves it.
         Raises DeactivatedByOthers, and the errors of User.deactivate and User.reactivate.
         """
         if active == self.user.is_active:
@@ -370,12 +383,12 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Delete the person for the directory: access ends, and the person is no SCIM resource any more.
+        """Delete the person for the directory: the person loses access, and is no longer a SCIM resource.
 
-        `User.end_access` also ends connections and everything that acts for the person. Raises its errors.
+        Connections, and everything else that acts for the person, end too. Raises the errors of `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
-        self._keep()  # Before the password is removed: a person without a password would count as invited.
+        self._keep()  # Must come first: after `end_access` has removed the password, the person would count as invited.
         self.user.end_access(by=by)
         if is_theirs:
             self._note_epoch()

@@ -1,4 +1,4 @@
-"""Reads and changes for one SCIM request, in one transaction.
+"""Read and change data for one SCIM request, in one transaction.
 
 This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
@@ -161,7 +161,7 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-MOST_OPERATIONS = 100  # Per PATCH. Each operation searches the whole resource, but may add thousands of members.
+MOST_OPERATIONS = 100  # Per PATCH, as each searches the whole resource. One operation may add thousands of members.
 LONGEST_FILTER = 10_000
 
 
@@ -179,9 +179,9 @@ class Service(ScimService):
         return super().read_replacement(resource_type, self._complete(resource_type, body, content_type), content_type)
 
     def _complete(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> bytes:
-        """Return the body with the required attributes of a User that it omits.
+        """Return the body, with required attributes of a User added if the body omits them.
 
-        In a replacement without `active`, the value is the present one, so that the person stays active or inactive.
+        If a replacement omits `active`, the person's present value is added, so that it does not change.
         """
         sent = self.decode_body(body, content_type)
         if not isinstance(sent, dict):

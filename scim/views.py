@@ -67,7 +67,10 @@ KEYS = Table(
 
 
 class ProvisioningKeyForm(ChecksCapabilities):
-    """Form for a new provisioning key. It contains the key's id, so that submitting it twice creates one key."""
+    """Form for a new provisioning key.
+
+    The form contains the id of the new key, so that submitting the form twice creates only one key.
+    """
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
     name = forms.CharField(max_length=80, help_text="Shown in admin events.")

@@ -213,7 +213,10 @@ class ServerTrial:
 
     @property
     def causes(self) -> list[dict[str, str]]:
-        """The three most likely causes of a failure. Each has a URL to `try`, or the id `at` of a part of the form."""
+        """The three most likely causes of a failure; empty if the test did not fail.
+
+        The remedy for a cause is a URL to `try`, or a part of the form that the person should change: its id is `at`.
+        """
         if self.kind != "bad":
             return []
         parts = urlsplit(self.url)
@@ -316,8 +319,9 @@ def add_server(
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
     A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
-    credential is tested. This is not done if `outcome` has the features of all kinds, listed with the same credential.
-    The health of other servers is taken from `tested`, the `ServerTrial.health` of an earlier test.
+    credential is tested. If `outcome` is given, it is used instead: the features of all kinds, listed with the same
+    credential. A server without gateways and credential is not asked; its health is set from `tested`, the
+    `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -337,7 +341,7 @@ def add_server(
 
 
 def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
-    """Create the gateway if one was requested: for the teams of `by`, or for everyone if `by` is in no team."""
+    """Return a list with a new gateway (see `add_gateway`); empty if the form does not ask for a new gateway."""
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
@@ -347,7 +351,7 @@ def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]
 
 
 def add_gateway(name: str, slug: str, *, by: User) -> Gateway:
-    """Create a gateway for the teams of `by`, or for everyone if `by` is in no team."""
+    """Create a gateway for the teams of the person `by`, or for everyone if this person is in no team."""
     teams = list(by.teams.all())
     reach = Reach.TEAMS if teams else Reach.EVERYONE
     return Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)
@@ -393,7 +397,7 @@ def _store_features(
     tools: str,
     by: User,
 ) -> None:
-    """Store the listed features. If listing failed, they are listed when the server is first used."""
+    """Store the listed features. If listing failed, the features are listed when the server is first used."""
     record_contact(server, identity, outcome)
     features = outcome.features if isinstance(outcome, Discovered) else {}
     for assignment in assigned if features else ():
@@ -534,14 +538,14 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context in which the last test was shown, if it tested the URL in the form; otherwise {}."""
+    """Return the context in which the last test was shown; {} if that test was for another URL than the form's."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """Return the outcome of the last test; None if there was none or it tested another URL than that in `values`."""
+    """Return the outcome of the last test; None without a test, or if it was for another URL than that in `values`."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 
@@ -598,7 +602,11 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def next_page(server: Server, form: NewServerForm, user: User) -> str:
-    """Return the URL of the next page: the person's connection that needs an identity, otherwise the server."""
+    """Return the URL of the next page.
+
+    If one of the person's connections needs an identity, it is the page of this connection; otherwise it is the page of
+    the server.
+    """
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
         if first := own.order_by("-connected_at").first():

@@ -197,9 +197,9 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
     has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
     suggested_name = serializers.CharField(help_text="Name that the server gets; differs if the name is taken.")
-    runner_yaml = serializers.CharField(help_text="ClientEntry of `runner.yaml`, for programs.")
-    notes = serializers.ListField(child=serializers.CharField(), help_text="What to know, in words.")
-    detail = serializers.CharField(help_text="Why it is not usable, or what became of it; otherwise empty.")
+    runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if it is not a program.")
+    notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
+    detail = serializers.CharField(help_text="Why it is not usable, or the result of adding it; otherwise empty.")
     server = ServerReference(allow_null=True, help_text="The added or existing server; otherwise null.")
 
 
@@ -266,7 +266,8 @@ class ServerResource(Resource):
     def bring(self, request: Request) -> Response:
         """Add servers from a client's file.
 
-        Without `make`, says what each entry would become. An entry that cannot be added does not stop the others.
+        Without `make`, nothing is added, and the answer says what each entry would become. If an entry cannot be added,
+        the other entries are still added.
         """
         body = self.body()
         try:
@@ -318,7 +319,7 @@ class ServerResource(Resource):
     def test(self, request: Request, slug: str) -> Response:
         """Test the connection to a server.
 
-        If the server does not answer, the result says so with status 200.
+        The status is 200 even if the server does not answer. The result then describes the failure.
         """
         server = server_or_404(slug)
         with self.unchanged(server):

@@ -32,7 +32,10 @@ AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class OfferedEntry:
-    """A server of the file. It `becomes` one of `here` (it exists already), `unusable`, `program` or `server`."""
+    """A server of the file, and what it becomes when it is added.
+
+    `becomes` is "here" (the server exists already), "unusable", "program" or "server".
+    """
 
     number: int
     entry: ClientEntry
@@ -49,7 +52,7 @@ class OfferedEntry:
 
     @property
     def credential(self) -> str:
-        """The header of the credential in words; empty if it needs none."""
+        """The name of the credential for people; empty if the server needs no credential."""
         header = self.entry.header_name
         return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
 

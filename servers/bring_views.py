@@ -1,6 +1,7 @@
 """The page *Add servers from a file*.
 
-The file goes from step to step in the form itself, encrypted, so that no secret of it is stored or shown.
+Between the steps, the encrypted file is in a hidden field of the form. So the secrets in it are neither stored nor
+shown.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EXPIRED = "The file can no longer be read. Paste it again."
 
 @dataclass
 class FileDraft:
-    """The file between two steps, and the credentials entered so far, by the number of their entry."""
+    """The file between two steps, and the credentials that the person has entered, by the number of the entry."""
 
     text: str
     entered: dict[str, str]

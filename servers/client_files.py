@@ -89,7 +89,7 @@ _decoder = JSONDecoder()
 
 
 class _Json:
-    """A parser of JSON with comments and trailing commas, which knows the place of each mistake."""
+    """A parser of JSON with comments and trailing commas. Its errors name the line of the mistake."""
 
     _gap = re.compile(r"(?:[ \t\r\n\ufeff]++|//[^\n]*+|/\*.*?\*/)*+", re.DOTALL).match
     _plain = re.compile(r"-?(?:0|[1-9]\d{0,299})(?:\.\d{1,300})?(?:[eE][-+]?\d{1,3})?|true|false|null").match
@@ -105,7 +105,7 @@ class _Json:
 
     def _next(self) -> str:
         """Return the next character after spaces and comments; empty at the end."""
-        self._at = self._gap(self._text, self._at).end()  # type: ignore[union-attr]  # It also matches nothing.
+        self._at = self._gap(self._text, self._at).end()  # type: ignore[union-attr]  # It always matches.
         return self._text[self._at : self._at + 1]
 
     def _value(self, depth: int) -> Any:

@@ -169,7 +169,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store the server's description of itself, as sent to this identity. Clients get it."""
+    """Store the description of itself that the server sent to this identity. Clients get this description."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,

@@ -91,7 +91,7 @@ class SignInSettings:
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
-        """Return the issuer, which must match its metadata byte for byte."""
+        """Return the issuer unchanged, because its metadata must contain exactly this text."""
         issuer = str(self.cleaned_data["expected_issuer"])
         if issuer and not is_https(issuer, like=self.server_url):
             raise ValidationError("An issuer is a URL that begins with https://, spelled exactly as in its metadata.")
@@ -322,7 +322,10 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """Return whether the server may be at a private address, as found for a new URL or as set in the form."""
+        """Return whether the server may be at a private address.
+
+        For a new URL, this depends on the addresses of its host; for an unchanged URL, on the setting in the form.
+        """
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside
         if self.server.private is not None or values.get("private"):
@@ -424,7 +427,7 @@ class TriedSecretForm(Trial, SecretForm):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
-            from servers.discovery import refusal_of  # noqa: PLC0415  It opens metrics files, one per worker.
+            from servers.discovery import refusal_of  # noqa: PLC0415  (the import opens a file for metrics)
 
             self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)

@@ -61,7 +61,8 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(
-        allow_null=True, help_text="When the server's address changed; its owner must confirm it. Null if not needed."
+        allow_null=True,
+        help_text="When the server's address changed, if the owner must confirm the identity for it; otherwise null.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
@@ -93,8 +94,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Use it on your connections that have no credential for the server, or that use `instead_of`; not for "
-            "shared ones."
+            "Whether to use it on your connections that have no credential for the server, or that use `instead_of`. "
+            "Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(

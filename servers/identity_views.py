@@ -96,7 +96,10 @@ class IdentityRow:
 
     @property
     def may_replace(self) -> bool:
-        """True if the viewer may replace the secret: of an own identity, or of a shared one with the capability."""
+        """True if the viewer may replace the secret.
+
+        People may do this for their own identities; for shared identities they need a capability.
+        """
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
@@ -161,7 +164,7 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """Return the URL of the page that lists `identity`: the server's tab, or My identities if that is not allowed."""
+    """Return the URL of the page that lists `identity`: the server's tab if the viewer may see it, or My identities."""
     return tab_url(identity.server) if viewer.has_perm(Capability.SERVERS_READ) else reverse("connections:mine")
 
 

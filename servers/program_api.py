@@ -83,7 +83,7 @@ class ProgramResource(Resource):
     def listing(self, request: Request) -> Response:
         """List the programs of the runner.
 
-        If the runner does not answer, `problem` says so with status 200.
+        If the runner does not answer, the status is still 200, and `problem` has the reason.
         """
         try:
             found = programs.list_programs()
@@ -96,7 +96,8 @@ class ProgramResource(Resource):
     def retrieve(self, request: Request, slug: str) -> Response:
         """Get the program of a server.
 
-        404 if the server is no program of the runner. If the runner does not answer, `problem` says so with status 200.
+        404 if the server is no program of the runner. If the runner does not answer, the status is 200, and `problem`
+        has the reason.
         """
         name = program_or_404(slug)[1]
         try:
@@ -109,7 +110,8 @@ class ProgramResource(Resource):
     def standard_error(self, request: Request, slug: str) -> Response:
         """Get the last lines that the program of a server wrote to standard error.
 
-        404 if the server is no program of the runner. If the runner does not answer, `problem` says so with status 200.
+        404 if the server is no program of the runner. If the runner does not answer, the status is 200, and `problem`
+        has the reason.
         """
         name = program_or_404(slug)[1]
         try:

@@ -31,7 +31,7 @@ MOST_LINES = 200
 LONGEST_LINE = 4_000
 READS_STANDARD_ERROR = frozenset({Capability.SERVERS_READ, Capability.LOGS_READ, Capability.LOGS_PAYLOADS})
 STATES = ("idle", "starting", "running", "failing")
-# The operator named the runner, so its address may be anywhere. Only this client may use it.
+# The operator chose the runner's address, so it may be in any network. Only requests to the runner use this list.
 ANYWHERE = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
 
 
@@ -215,7 +215,7 @@ def _runner() -> Runner:
 
 
 def _program(entry: Mapping[str, Any]) -> RunnerProgram | None:
-    """Read an entry of the runner's answer; None unless the gateway may call its path."""
+    """Parse an entry of the runner's answer. Return None if its path is not the endpoint of a program."""
     url = _runner().url + _text(entry.get("path"), 200)
     name = _runner().program_at(url)
     if name is None or name != entry.get("name"):

@@ -59,7 +59,10 @@ class Tile:
 
 
 def tiles() -> tuple[Tile, ...]:
-    """Return the well-known servers, from the operator's file if one is set, otherwise from ours. Raises BadTiles."""
+    """Return the well-known servers. Raises BadTiles.
+
+    They are in the operator's file if it is set, otherwise in the built-in file.
+    """
     path = settings.WELL_KNOWN_SERVERS or BUILT_IN
     try:
         return _read(path, path.stat().st_mtime_ns)

@@ -175,11 +175,11 @@ class SinkResource(Resource):
     def test(self, request: Request, pk: UUID) -> Response:
         """Send a test line to a sink.
 
-        If the sink refuses it, the result says so with status 200.
+        The status is 200 even if the sink refuses the line. The result then describes the failure.
         """
         sink = get_object_or_404(Sink, pk=pk)
         with self.unchanged(sink):
-            pass  # Checks the version; the receiver is called without a lock.
+            pass  # Only checks the version: the lock must not be held while the receiver is called.
         return Response(DeliverySerializer(send_test_line(sink, by=self.me)).data)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:

@@ -103,13 +103,15 @@ def open_archive() -> Objects:
 
 
 def archive_before(limit: date) -> int:
-    """Archive the partitions that may be dropped before `limit`, oldest first, and return how many were new.
+    """Archive the partitions that may be dropped before `limit`, oldest first.
 
-    Does nothing if the archive is off. Raises NotArchived at the first partition that fails, and records the failure.
+    Return how many were archived now; others were archived already. If the archive is disabled, archive nothing. If a
+    partition cannot be archived, record the failure and raise NotArchived.
     """
     number = 0
     if not archive_enabled():
-        ArchivedPartition.objects.filter(archived_at=None).delete()  # Will be dropped unarchived.
+        # Forget failed attempts: these partitions will be dropped without being archived.
+        ArchivedPartition.objects.filter(archived_at=None).delete()
     else:
         for name, span in Call.partitions.expired(limit):
             try:
@@ -122,9 +124,9 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """Return the day from which calls must be retained, if they may be dropped before `limit`.
+    """Return the day before which calls may be dropped; it is never after `limit`.
 
-    If the archive is on, this is the start of the oldest partition that is not archived.
+    The day is `limit`, or the start of the oldest partition before `limit` that must be archived first.
     """
     if not archive_enabled():
         return limit

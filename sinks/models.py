@@ -97,9 +97,9 @@ class SinkManager(models.Manager["Sink"]):
         sends_payloads: bool = False,
         from_beginning: bool = False,
     ) -> Sink:
-        """Add a sink that gets new rows, or all rows with `from_beginning`.
+        """Add a sink that gets new rows only. With `from_beginning`, it gets all rows.
 
-        Raises SinkError, and CapabilityRequired for logs that `by` may not see.
+        Raises SinkError, or CapabilityRequired if the person `by` may not see all the logs that the sink gets.
         """
         sink = Sink(name=name.strip(), kind=kind, created_by=by)
         fields = {"sends_calls": sends_calls, "sends_events": sends_events, "sends_payloads": sends_payloads}
@@ -150,7 +150,7 @@ class Sink(Versioned, Switchable):
     events_to = models.BigIntegerField(default=0)
     checkpoints_to = models.BigIntegerField(default=0)
 
-    # The lease: the process that delivers rows, and the time until which no other process may.
+    # The lease: the process that delivers rows, and the time until which no other process may deliver.
     claim = models.UUIDField(null=True, editable=False)
     claimed_until = models.DateTimeField(null=True, editable=False)
     looked_at = models.DateTimeField(null=True)  # Time of the last check for rows to send.
@@ -159,7 +159,7 @@ class Sink(Versioned, Switchable):
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
     delivered = models.BigIntegerField(default=0)  # Rows; a row that is sent twice counts twice.
-    # Rows left out because the receiver refuses them permanently.
+    # Number of rows that were skipped because the receiver refuses them permanently.
     refused = models.BigIntegerField(default=0, db_default=0)
     last_delivered_at = models.DateTimeField(null=True)
     waiting_since = models.DateTimeField(null=True)  # Date of the oldest row known to be undelivered.
@@ -268,7 +268,10 @@ class Sink(Versioned, Switchable):
         return self.receiver_kind(self)
 
     def must_be_open_to(self, by: User | None) -> None:
-        """Raise CapabilityRequired unless `by` may see all logs this sink sends: sinks must not bypass capabilities."""
+        """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends.
+
+        Otherwise people could read logs through a sink that they may not see here.
+        """
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
                 raise CapabilityRequired(capability)
@@ -323,8 +326,9 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change name, address or content, and record what changed.
 
-        Of newly selected logs, only new rows are sent. The old receiver is notified if it will get less. An address
-        equal to `place` means the current address. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        If a log is newly selected, only its new rows are sent. The current receiver is notified if it will get fewer
+        logs or none. An address equal to `place` means the current address. Raises SinkError, CapabilityRequired and
+        ChangedMeanwhile.
         """
         if fields.get("address") == self.place:
             del fields["address"]
@@ -443,7 +447,7 @@ class Sink(Versioned, Switchable):
             self.delete()
 
     def note_refused(self, line: LogLine, answer: str) -> None:
-        """Record that a row was left out because the receiver refuses it permanently.
+        """Record that a row was skipped because the receiver refuses it permanently.
 
         If the refused row is itself such a record of this sink, it gets no further record.
         """

@@ -1,8 +1,8 @@
 """Object stores: an S3 bucket or a folder. Existing objects are never overwritten.
 
-A small S3 client over the same guarded sockets as webhooks, because a library would resolve names itself and bypass the
-guard. Requests are signed with AWS Signature Version 4; `If-None-Match: *` makes a PUT create an object or fail (RFC
-9110 section 13.1.2).
+The S3 client is our own and uses the same guarded sockets as webhooks. A library would resolve names itself and
+bypass the guard. Requests are signed with AWS Signature Version 4. `If-None-Match: *` makes a PUT create an object or
+fail (RFC 9110 section 13.1.2).
 """
 
 from __future__ import annotations

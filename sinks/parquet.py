@@ -13,7 +13,7 @@ from django.db.models import Field, ForeignKey
 from auditlog.checkpoints.sealing import AS_TEXT, CALL_COLUMNS
 from auditlog.models import Call
 
-GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group; one is in memory at a time.
+GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group. One row group is in memory at a time.
 MOMENT = pa.timestamp("us", tz="UTC")
 WHOLE = (
     *("AutoField", "BigAutoField", "BigIntegerField", "IntegerField", "SmallIntegerField"),

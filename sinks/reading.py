@@ -141,7 +141,11 @@ class SinkReader:
         return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
-        """Return the next checkpoints. They are created one at a time, so their numbers appear in order."""
+        """Return the next checkpoints.
+
+        The number of the last one is the position. Checkpoints are created one at a time, so none with a lower number
+        appears later.
+        """
         asked = {
             "low": sink.checkpoints_to,
             "most": self.most,
@@ -179,7 +183,8 @@ class SinkReader:
     def _late(self, sink: Sink) -> Batch:
         """Return the next batch of late calls: those that started before `near_from`, with ids up to `calls_to`.
 
-        The usual rounds read only calls that started later. The last batch moves `near_from` to NEAR before `calls_at`.
+        The usual rounds read only calls that started at `near_from` or later. The position after the last batch has a
+        new `near_from`: the time `calls_at` minus NEAR.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,

@@ -176,7 +176,7 @@ def shown_origin(address: str) -> str:
 def _guard(sink: Sink) -> Guard:
     """Return the address check for the sink's sockets.
 
-    Private addresses are allowed only if the sink had one when it was set up.
+    Private addresses are allowed only if the sink's host had a private address when the sink was set up.
     """
     return upstream_guard() if sink.private else upstream_guard().outside()
 
@@ -239,7 +239,7 @@ class _Posts(Receiver):
     def post(self, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
         """Send a POST, and return the acknowledgement. Raises Undelivered."""
         with _in_words():
-            # The status decides: an acknowledgement counts without its body.
+            # The body is not needed: the status alone shows whether the lines were acknowledged.
             told = {"Content-Encoding": "gzip", **headers}
             answer = self._client.ask("POST", self._url, told, body, needs_body=False)
         _judge(answer)
@@ -494,8 +494,9 @@ class Syslog(Receiver):
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
 
-    Without the second wait, unread data could reset the connection, and the receiver would lose what it has not read
-    yet. Raises Undelivered if the receiver closed the connection before it had every byte, and httpcore.ReadTimeout.
+    Without the second wait, we might close the connection while data from the receiver is unread. That resets the
+    connection, and the receiver loses the lines that it has not read yet. Raises Undelivered if the receiver closes the
+    connection before it has every byte, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # The unsent bytes of a reset connection are lost.

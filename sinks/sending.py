@@ -33,9 +33,9 @@ from ui import databases
 
 logger = logging.getLogger(__name__)
 
-PASS_S = 20.0  # Maximum time to serve a sink before other processes may.
+PASS_S = 20.0  # Maximum time to serve a sink; then other processes may serve it.
 MOST_THREADS = 4
-MOST_REFUSED = 20  # Rows left out in one pass; a receiver that refuses more has another problem.
+MOST_REFUSED = 20  # Rows skipped in one pass. If a receiver refuses more, the cause is not the rows.
 
 # Records the outcome of a delivery under the lease; returns whether to continue with the sink.
 type Note = Callable[[Sink, SinkReader], bool]
@@ -118,7 +118,7 @@ class _Service:
                 sink, batch = self._next(reader)
                 if sink is None or batch is None:
                     return
-                if not reader.take():  # Reading took very long.
+                if not reader.take():  # Reading took so long that another process has the lease.
                     return
             note = self._deliver(sink, batch)
 

@@ -50,7 +50,7 @@ class GroupRule(NamedTuple):
 
 
 class Admission(models.Model):
-    """Base of Provider: the settings that admit people, and the admission itself."""
+    """Base class of Provider: the settings for admitting people, and the methods that admit them."""
 
     name = models.CharField(max_length=60, blank=True, help_text="Name on the sign-in button.")
     issuer = models.CharField(
@@ -105,9 +105,10 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Set role and teams by the groups, and return the person with these claims; create a new person if needed.
+        """Return the person with these claims, with the role and teams that the group rules give.
 
-        `invited` is the person whose invitation was opened in this browser. Records the changes. Raises NoEntry.
+        Create a new person if needed, and record the changes. `invited` is the person whose invitation was opened in
+        this browser. Raises NoEntry.
         """
         with transaction.atomic():
             rules = self.rules
@@ -137,7 +138,7 @@ class Admission(models.Model):
         return person
 
     def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
-        """Record that the provider sent no groups, if that may cost the person a role or team of a rule."""
+        """Record that the provider sent no groups, if the person may lose a role or team because of that."""
         teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
         if person.role in [rule.role for rule in rules] or teams.exists():
             Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})
@@ -163,7 +164,10 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Call `_named`, but hide from people who get no role whether an address has an account."""
+        """Call `_named`, but do not reveal to people who would get no role whether an address has an account.
+
+        For such people, errors that would reveal it are replaced by NoEntry("no_role").
+        """
         try:
             return self._named(who, invited)
         except NoEntry as refused:
@@ -205,8 +209,9 @@ class Admission(models.Model):
     ) -> Role | None:
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
-        If no rule gives roles, people keep the role they were given here. If the provider sends no groups, the new role
-        has no capabilities that the old one lacks.
+        Break-glass owners keep their present role. If no rule gives a role, existing people keep theirs too. If the
+        provider sends no groups, an existing person gets the new role only if it has no capability that the present
+        role lacks.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

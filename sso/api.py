@@ -165,9 +165,9 @@ class OrganisationResource(Resource):
     def test(self, request: Request) -> Response:
         """Test the identity provider.
 
-        If something is wrong with it, the result says so with status 200.
+        The status is 200 even if the test fails. The result then describes the failure.
         """
         provider = Provider.load()
         with self.unchanged(provider):
-            pass  # Checks the version; the provider is asked without a lock.
+            pass  # Only checks the version: the lock must not be held while the provider is tested.
         return Response(ProviderTestSerializer(test_provider(provider, by=self.me)).data)

@@ -12,7 +12,7 @@ from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
 
-BROWSER = "organisation"  # Key for the account at the organisation, in the session and in its row.
+BROWSER = "organisation"  # Key of the account at the organisation, in the session's data and its UserSession row.
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:

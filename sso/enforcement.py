@@ -1,4 +1,4 @@
-"""Enforced sign-in by the organisation: people who may not use a password, and sessions that began at the provider."""
+"""Decide who must sign in through the organisation, and record which browser sessions began at its provider."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the person's account at the identity provider in the browser session, before they are signed in."""
+    """Store the account of a person at the identity provider in the browser session. Call this before signing in."""
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 
@@ -53,14 +53,14 @@ def came_too_late(request: HttpRequest, person: User) -> bool:
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():
-        one_at_a_time()  # Enforcing takes this lock and ends existing sessions; this session exists by now.
+        one_at_a_time()  # Enforcing takes this lock too. If it comes later, it ends this session.
         return must_sign_in_there(User.objects.get(pk=person.pk))
 
 
 def keep(request: HttpRequest) -> bool:
     """Copy the identity-provider account of this sign-in, if any, to the `UserSession` row of the browser session.
 
-    Return whether there was one.
+    Return True if this sign-in has such an account.
     """
     known = request.session.get(BROWSER)
     if known:

@@ -1,4 +1,4 @@
-"""Sign-ins at the organisation that were started in this browser, and reading of claims, for both protocols."""
+"""Code for both protocols: store the sign-ins that a browser has started, and parse the values of claims."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return an ASCII e-mail address, otherwise "": lower-casing other letters could make another person's address."""
+    """Return the e-mail address in `value` if it is ASCII, otherwise "".
+
+    Addresses are lower-cased later. For letters outside ASCII, the result could be another person's address.
+    """
     email = value.strip() if isinstance(value, str) else ""
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
@@ -32,14 +35,17 @@ def groups_of(values: Iterable[object]) -> frozenset[str]:
 
 
 def is_true(value: object) -> bool | None:
-    """Return a boolean, also from the texts "true" and "false", which some providers send; otherwise None."""
+    """Return `value` as a boolean; None for any other value.
+
+    The texts "true" and "false" are converted, because some providers send text.
+    """
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
 
 
 def line_of(value: object) -> str:
-    """Return printable text on one line."""
+    """Return the text without line breaks and other non-printable characters; "" if `value` is no text."""
     return printable(value).strip() if isinstance(value, str) else ""
 
 

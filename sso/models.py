@@ -101,7 +101,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         default=Mode.OFF,
         help_text="Whether people may, or have to, sign in at the provider.",
     )
-    # Whether the provider's host resolved to a private address when it was set up. If not, such addresses are refused.
+    # Whether the provider's host had a private address when it was set up. If not, private addresses are refused.
     private = models.BooleanField(default=False, editable=False)
     client_id = models.CharField(
         "client ID", max_length=255, blank=True, help_text="Client ID of this workspace at the provider."
@@ -141,7 +141,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @classmethod
     def offered(cls) -> Self | None:
-        """Return the provider if people may sign in there, otherwise None."""
+        """Return the provider if people may sign in at the organisation, otherwise None."""
         return cls.objects.exclude(mode=Mode.OFF).filter(pk=1).first()
 
     @property
@@ -167,7 +167,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def known_as(self) -> str:
         """The issuer under which accounts are stored.
 
-        The name includes the protocol: some providers have one issuer for both protocols, but different subjects.
+        With SAML it has a prefix: some providers use one issuer for both protocols, but different subjects in each.
         """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
@@ -199,15 +199,16 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
         """Change the settings, which apply from the next sign-in on, and record the changes.
 
-        `rules` is a list of GroupRule. `secret` replaces the current secret; changing the issuer removes it. Raises
-        ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody without every capability changes TERMS.
-        When sign-in becomes enforced, affected sessions that began with a password end.
+        `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the protocol
+        or issuer may remove the current secret (see `ends_secret`). When sign-in becomes enforced, affected sessions
+        that began with a password end. Raises ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody
+        without every capability changes TERMS.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
         known = cls.load()
         if changes_metadata(known, fields):
-            must_match(by, Capability)  # People who may not change TERMS must not have URLs fetched.
+            must_match(by, Capability)  # Others must not make the gateway fetch URLs.
         known_key = known.decryption_key
         fields, secret, pair = with_dependent_settings(known, fields, secret)
         with transaction.atomic():
@@ -223,7 +224,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
             }
             present.must_be(seen, {*changes, "decryption_key"} if pair else changes)
-            # Replacing the key twice would break sign-in for everybody, so it needs the same rights.
+            # Two replacements of the decryption key break everybody's sign-in, so replacing it needs the same rights.
             if TERMS & changes.keys() or (pair and before["decryption_key"]):
                 must_match(by, Capability, uses_gateways=True)
             if not secret and row.has_secret and row.ends_secret(changes.keys()):
@@ -246,7 +247,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
         """Replace the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
 
-        Returns the changes to record in the event. Raises ChangedThere if the key was changed meanwhile.
+        Return the changes to record in the event. Raises ChangedThere if another request has changed the key.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -326,7 +327,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Return the provider, with metadata read again if they are older than `age` and have a URL.
+        """Read the metadata again if they are older than `age` and have a URL, and return the current provider.
 
         If the URL cannot be read, the known metadata are used, so that people can still sign in.
         """

@@ -91,17 +91,23 @@ def provider_metadata(provider: Provider) -> OpenIdMetadata:
 
 
 def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
-    """Return the provider's keys, cached; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
+    """Return the provider's keys from the cache. Raises ProviderDown.
+
+    Pass `anew` to read the keys again, for a token that is signed with an unknown key.
+    """
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # The URL may be new.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # Their URL may be new.
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the cached result of `read`, or raise its cached ProviderDown. `anew` re-reads, at most once a minute."""
+    """Return the result of `read`, or raise its ProviderDown. Both are cached.
+
+    With `anew`, a cached result is not used, but `read` is called for this at most once a minute.
+    """
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
         return kept
@@ -123,7 +129,10 @@ def forget_metadata(provider: Provider) -> None:
 
 
 def _cache_name(provider: Provider) -> str:
-    """Return a cache key with the field names, because during an upgrade releases with other fields share the cache."""
+    """Return the cache key for the provider's metadata.
+
+    It contains the field names: during an upgrade, a release with other fields uses the same cache.
+    """
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
@@ -142,7 +151,10 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the https URL `name`. If there is none, return "", or raise ProviderDown if it is `needed`."""
+        """Return the member `name`, which must be an https URL.
+
+        Otherwise raise ProviderDown if the URL is `needed`, or return "".
+        """
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value
@@ -299,16 +311,17 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
 def _must_be_granted(asked: str, granted: str) -> None:
     """Raise SignInFailed if requested scopes were not granted.
 
-    People could remove a scope from the authorization URL to leave out the groups that come with it.
+    Otherwise people could remove a scope from the authorization URL, and so withhold the groups that depend on this
+    scope.
     """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
-    missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
+    missing = set(asked.split()) - given - {"offline_access"}  # This scope gives no claims, and is often not reported.
     if missing:
         raise SignInFailed(f"The provider did not grant these scopes: {' '.join(sorted(missing))}.")
 
 
 def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access: str) -> dict[str, Any]:
-    """Return the claims, completed by userinfo. Raises SignInFailed if that is about another subject (Core 5.3.2)."""
+    """Return the claims, completed by userinfo. Raises SignInFailed if userinfo has another subject (Core 5.3.2)."""
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")

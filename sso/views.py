@@ -213,7 +213,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
     # People with a second factor are asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
     take_back(request, BEGUN_THERE)
-    if request.user.is_authenticated:  # Use the provider's time: a session that was open there confirms nothing.
+    if request.user.is_authenticated:  # The provider's time, because an open session there confirms nothing.
         request.session[SIGNED_IN_AT] = who.authenticated_at or 0
     return response
 
@@ -240,7 +240,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
         raise SignInFailed(
             "Requests are not signed, so it is not known whether the provider asked for a credential.", NOT_ASKED
         )
-    # Check the time, because people can remove the required credential from the URL in their browser.
+    # Check the time: in the browser, people can remove the requirement of a credential from the URL.
     if who.authenticated_at is None:
         raise SignInFailed("The provider does not say when it asked for a credential (auth_time).", NOT_ASKED)
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
@@ -287,9 +287,9 @@ def confirm(request: AppRequest) -> HttpResponse:
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
-    """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
+    """End the session. If configured, forward people who signed in at the organisation, to sign out there too.
 
-    If the form has `next`, the person continues here with another account, and is not forwarded.
+    If the form has `next`, the person wants to continue with another account, and is not forwarded.
     """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

@@ -371,8 +371,8 @@ class ApiKeyResource(Resource):
 class Regenerate(Connections):
     """The previous secret stops at once.
 
-    The secret of an agent is shown to its owner. For another person's agent, the owner is asked to collect it, and the
-    answer is the connection.
+    If the agent is your own, the answer has the new secret. If it is another person's, this person is asked to collect
+    the new secret, and the answer is the connection.
     """
 
     versioned = False  # The response may be a token instead of the connection.
@@ -392,7 +392,10 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Regenerate an app's key, which is never shown. Takes the capability even for the person's own connection."""
+        """Regenerate an app's key, which is never shown.
+
+        The capability is required even for the person's own connection.
+        """
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))
@@ -407,7 +410,7 @@ class Regenerate(Connections):
         if is_own and getattr(self.request.auth, "is_api_key", False):
             # The API key must be allowed to create tokens.
             must_hold(self.me, (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE))
-        if is_own or not connection.is_live:  # The secret of a disabled connection may still be ended.
+        if is_own or not connection.is_live:  # Other people may end the secret even of a disabled connection.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:

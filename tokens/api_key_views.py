@@ -37,7 +37,7 @@ def keys_known_to(viewer: User) -> ApiKeyQuerySet:
 
 
 class KeyFilter(ListFilter):
-    """The filters of the list of API keys, by default active ones."""
+    """The filters of the list of API keys. By default, the list shows active keys."""
 
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
     status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
@@ -58,7 +58,10 @@ class KeyFilter(ListFilter):
 
 
 class ApiKeyForm(ChecksCapabilities):
-    """Form for a new API key. It contains the id, so that submitting it twice does not create a second key."""
+    """Form for a new API key.
+
+    The form contains the id of the new key, so that submitting the form twice creates only one key.
+    """
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
     name = forms.CharField(max_length=100)

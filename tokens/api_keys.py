@@ -53,9 +53,10 @@ class IssuedApiKey(NamedTuple):
 def issue(
     *, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None
 ) -> IssuedApiKey:
-    """Create an API key that acts as `by` with at most `capabilities`, for `days` from now.
+    """Create an API key that acts as the person `by` with at most `capabilities`, for `days` from now.
 
-    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours for a capability that `by` does not have.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours if the person `by` lacks one of
+    the capabilities.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)

@@ -180,8 +180,8 @@ UNTIL_USED = "used"
 class TokenOverlapForm(OverlapForm):
     """Form for how long the old secret of `token` stays valid: 24 hours, unless another choice is made.
 
-    If all recent calls of the token came from one address, the form also offers, and preselects, that the old secret
-    ends when the new secret is first used.
+    If all recent calls of the token came from one address, the form has another option, which is preselected: the old
+    secret ends when the new secret is first used.
     """
 
     overlap_hours = forms.ChoiceField(required=False)  # type: ignore[assignment]

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None) -> None:
-    """Mail the owner that `by` requested a new secret for `token`, which the owner has to collect.
+    """Send the owner a mail: the person `by` requested a new secret for `token`, and the owner has to collect it.
 
     The mail does not contain the secret, and its link requires a sign-in. `works_until` is when the old secret ends;
     None if the old secret has already ended.

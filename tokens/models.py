@@ -100,9 +100,9 @@ def called(words: str) -> Q:
 
 
 def sought(words: str, *, of_many: bool = False) -> Q:
-    """Match tokens with `words` in their name, host's name or prefix; with `of_many`, also in the owner's e-mail.
+    """Match tokens that have `words` in their name or their host's name, or whose prefix starts with `words`.
 
-    Empty words match all tokens.
+    With `of_many`, the owner's e-mail address is searched too. Empty words match all tokens.
     """
     if not words:
         return Q()
@@ -158,8 +158,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         calls_per_minute: int | None = None,
         servers: Iterable[Assignment] | None = None,
     ) -> Issued:
-        """Create an API access token of `connection`. With `servers` None it reaches all servers, also later ones.
+        """Create an API access token of `connection`.
 
+        If `servers` is None, the token reaches all servers, including servers that are added later.
         The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry.
         """
         if by.pk != connection.user_id:
@@ -350,7 +351,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The time when the replaced secret ends, at the latest with the token; None if it does not work any more."""
+        """The time when the replaced secret ends; None if there is none or it has ended.
+
+        The replaced secret ends with the token at the latest.
+        """
         if self.status not in ("active", "waiting"):
             return None
         if self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
@@ -359,7 +363,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def secrets_in_use(self) -> str:
-        """The secrets used since the secret was replaced or a new one requested: `both`, `new`, `old` or `none`."""
+        """The secrets that were used since the last replacement: `both`, `new`, `old` or `none`.
+
+        A request for a new secret counts as a replacement.
+        """
         since = self.asked_at or self.rotated_at
         is_old = bool(since and self.previous_last_used_at and self.previous_last_used_at > since)
         return {(True, True): "both", (True, False): "old", (False, True): "new"}.get(
@@ -534,12 +541,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the token and its connection, or only the token if the connection has another one.
+        """Revoke the token and its connection; if the connection has another token, revoke only the token.
 
-        Raises TokenAlreadyRevoked, or CapabilityRequired if `by` may not revoke the connection.
+        Raises TokenAlreadyRevoked, or CapabilityRequired if the person `by` may not revoke the connection.
         """
         with transaction.atomic():
-            connection = self.connection.lock()  # No token can be created meanwhile, because that takes this lock.
+            connection = self.connection.lock()  # Creating a token waits for this lock.
             if not connection.is_live or not self.is_last:
                 self.revoke(by=by)
             elif connection.may_be_revoked_by(by):

@@ -1,4 +1,4 @@
-"""Notices about another person's changes to one's own tokens and connections, shown until dismissed."""
+"""Notices: changes that other people made to a user's own tokens and connections. They are shown until dismissed."""
 
 from __future__ import annotations
 

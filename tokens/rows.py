@@ -254,7 +254,7 @@ class TokenRow:
     def secrets(self) -> list[SecretUse]:
         """The previous and the present secret, with their use since the change; empty if no secret was replaced.
 
-        While a new secret waits to be collected, only the previous secret.
+        While a new secret waits to be collected, the result contains only the previous secret.
         """
         token, since = self.token, self.token.asked_at or self.token.rotated_at
         old = SecretUse(
@@ -329,7 +329,7 @@ def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
 
 
 class TokenFilter(ListFilter):
-    """The filters of the list of tokens, by default active ones."""
+    """The filters of the list of tokens. By default, the list shows active tokens."""
 
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
     status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
@@ -361,7 +361,7 @@ class TokenFilter(ListFilter):
 
 
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
-    """Count `tokens` by status, and the active ones by card and whether they are blocked.
+    """Return the number of `tokens` for each status and each card of CARES, and the number of blocked active tokens.
 
     If all tokens belong to one person, pass the person as `owner`, so that only their connections are scanned.
     """

@@ -120,7 +120,10 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.API_TOKENS_READ)
 def numbers(request: AppRequest) -> HttpResponse:
-    """Return the numbers of the listed tokens, as parts of the page. Counting everyone's takes longer than listing."""
+    """Return parts of the page with the numbers of tokens.
+
+    This is a separate request, because counting everyone's tokens takes longer than listing one page of them.
+    """
     filters = TokenFilter(request.GET)
     counts = token_counts(listed(request.user, request.GET), owner_of_listed(request.user, request.GET))
     context = {"fragment": True, "filters": filters.values, **_numbers(filters, counts)}
@@ -144,7 +147,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent for a new token; the authorize flow follows, with `?gateway=` and `?client=`.
+    """Choose the agent for a new token. The authorize flow, which follows, gets `?gateway=` and `?client=`.
 
     If there is no agent yet, viewers who may add agents enter the name of the first agent instead.
     """
@@ -463,7 +466,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
 
 def _ended_with(tokens: list[Token]) -> str:
     hosts = {token.connection.host_id for token in tokens}
-    return f"Requests of {number_of(len(hosts), 'agent')} with them fail with 401 immediately."
+    return f"Requests of {number_of(len(hosts), 'agent')} with these tokens fail with 401 immediately."
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:

@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL while the name is replaced, which is also in the URL.
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the URL, which contains the name too.
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def direct() -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Use a new direct connection in the block, outside the pool of pages. In a transaction, use the current one."""
+    """Use a new direct connection in the block, outside the pool of pages; in a transaction, the current connection."""
     if connections[DEFAULT_DB_ALIAS].in_atomic_block:
         yield
         return

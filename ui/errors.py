@@ -67,7 +67,10 @@ def _without_last_slash(request: HttpRequest) -> str:
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:
-    """Return whether the headers are those of an MCP client, which has a wrong URL. Forms are never JSON."""
+    """Return whether the request comes from an MCP client, for example one with a wrong URL.
+
+    Its headers show this: browsers never send forms as JSON.
+    """
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 
 

@@ -92,7 +92,7 @@ class Export:
         self._pieces = self.pieces()
 
     def begin(self) -> None:
-        """Prepare reading. Exceptions are raised before the answer begins."""
+        """Prepare reading. This runs before the answer begins, so an exception can still become an error response."""
 
     def chunks(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Yield the rows, some at a time, in the order of the columns."""
@@ -246,7 +246,7 @@ def list_export(
     detail: Callable[[Any], QuerySet[Any]] | None = None,
     wrap: Callable[[Any], Any] | None = None,
 ) -> HttpResponse | None:
-    """Return the list as a file if `?format=` asks for one, and record the export; None for a page."""
+    """Return the list as a file and record the export; None if `?format=` asks for no file."""
     kind = request.GET.get("format")
     if kind is None:
         return None

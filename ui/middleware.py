@@ -72,8 +72,8 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Show a page to browsers that open a URL which accepts only POST, by a copied link or by going back.
 
-    CSRF-exempt views, which are for programs, are not changed. Place it last, so that the page has messages and
-    headers like any other page.
+    CSRF-exempt views, which are for programs, are not changed. Place this middleware last, so that the page has
+    messages and headers like any other page.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

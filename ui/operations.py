@@ -117,8 +117,8 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     - `reauth`: whether the person must have re-authenticated recently (see accounts.sign_in)
     - `api_keys`, `access_tokens`: whether API keys, and API access tokens, are accepted
 
-    `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a secret, a
-    request may have an Idempotency-Key, and the method may return Afterwards.
+    `body` is the class that `Resource.body()` uses. Set `makes` for operations that create an object or a secret: then
+    a request may have an Idempotency-Key, and the method may return Afterwards.
 
     Only for the OpenAPI description:
 
@@ -164,11 +164,11 @@ def operation_of(view: Any, action: str | None) -> Operation | None:
     return getattr(getattr(view, action or "", None), DECLARED, None)
 
 
-# Requests with an Idempotency-Key: repeated within an hour, they get the same answer and create nothing twice.
+# Requests with an Idempotency-Key. If one is repeated within an hour, it gets the same answer and creates nothing.
 #
 # The header and its errors follow draft-ietf-httpapi-idempotency-key-header-07. The created object and the answer
-# are committed in one transaction, so that neither exists without the other, even after a crash. Requests to other
-# machines come after the commit, with only the key locked.
+# are committed in one transaction, so that neither exists without the other, even after a crash. The gateway contacts
+# other machines after the commit; then only the key is still locked.
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"

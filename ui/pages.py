@@ -170,7 +170,7 @@ def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> Http
 
 
 def in_dialog(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-    """Have htmx show the response as the dialog, whatever it was requested for."""
+    """Have htmx show the response in the dialog, even if it requested the response for another element."""
     return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
 
 
@@ -195,9 +195,9 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 ) -> HttpResponse:
     """Render a confirmation. `submit` posts to `action`, by default the same path; Cancel has the focus.
 
-    `target` is the CSS selector that the response of that POST replaces (outerHTML) with htmx. `choice` is the name and
-    label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden` are extra
-    fields. `asks_why` adds an optional field `reason`.
+    With htmx, the response of that POST replaces the element with the CSS selector `target` (outerHTML). `choice` is
+    the name and label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden`
+    are extra fields. `asks_why` adds an optional field `reason`.
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
     that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,
@@ -276,7 +276,10 @@ def number_of(number: int, one: str, many: str = "") -> str:
 
 
 def first_names(names: list[str], total: int | None = None) -> str:
-    """Return the first names, and the number of the other names; `total` counts the names if `names` has only some."""
+    """Return text with the first names and the number of further names.
+
+    If `names` does not have all names, `total` is the number of all.
+    """
     more = (len(names) if total is None else total) - NAMED_FIRST
     return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
 

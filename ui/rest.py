@@ -236,7 +236,10 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def seen(self) -> Precondition | None:
-        """The versions in If-Match, one of which must be current (RFC 9110 13.1.1); None if any may be changed."""
+        """The versions in If-Match, one of which must be the current version (RFC 9110 13.1.1).
+
+        None if the client allows the change of any version.
+        """
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
         versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))

@@ -2,8 +2,9 @@
 
 A `Table` describes a list. A `TableView` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the
 columns (`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from
-`ui/table_head.html`, each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` inside the form of the
-filters. Each list is also a file with all its columns (`?format=csv`, `?format=jsonl`, see ui.export).
+`ui/table_head.html`, and each cell from `{% cell "name" %}`. The menus for order and columns are in `ui/columns.html`,
+inside the form of the filters. Each list can also be exported as a file with all columns (`?format=csv`,
+`?format=jsonl`, see ui.export).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Column:
     one of the capabilities in `needs` to see the column.
 
     `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function; by default the
-    attribute called `name`. Columns of controls are exported only if `value` is set, columns with the value None never.
+    attribute called `name`. Columns of controls are exported only if `value` is set. Columns whose `value` is None are
+    never exported.
     """
 
     name: str

@@ -38,7 +38,10 @@ class Seen(Protocol):
     """The version on which a writer bases a change."""
 
     def stale(self, now: str) -> bool | list[int]:
-        """Return the indexes of the values that differ from the version `now`; True if unknown, False if none."""
+        """Return the indexes of the values that differ from the version `now`.
+
+        True if it is unknown which values differ; False or an empty list if none differs.
+        """
 
 
 class FormSeen(NamedTuple):

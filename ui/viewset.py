@@ -170,7 +170,7 @@ def archive_page(
         back=back,
         to=to,
         faults=faults,
-        typed="" if row.enabled and request.method == "POST" else str(row),  # Refused in any case.
+        typed="" if row.enabled and request.method == "POST" else str(row),  # If enabled, `archive` refuses it.
         title=f"Archive {row._meta.verbose_name}",
         text=f'Archive "{row}"? It is removed from the list. This cannot be undone.',
         more=more,
@@ -221,7 +221,8 @@ class Picked:
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
         """Call `act` for each row, and redirect to the list; `undo` is the form's value of `act` that reverses it.
 
-        The toast names the rows for which `act` raises one of `faults`. False means that the row had the state already.
+        The toast names the rows for which `act` raises one of `faults`. If `act` returns False, the row had the state
+        already.
         """
         changed = []
         for row in self.open:
@@ -278,8 +279,9 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. With `undo`, the
-    form's `act` that reverses this, nothing is typed, and the toast offers to undo it.
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. For actions that can be
+    reversed, `undo` is the form's value of `act` that reverses them. Then nothing is typed, and the toast offers to
+    undo the action.
     """
     act, done = verb
     ending = picked.open

@@ -23,7 +23,8 @@ def digest(value: Any) -> bytes:
 def canonical(value: Any) -> bytes:
     """Return the canonical text of a value that `wire.jsonrpc.loads` returned."""
     pieces: list[bytes] = []
-    pending: list[Any] = [value]  # Bytes are text to copy. No recursion: a message may be nested deeply.
+    # A stack instead of recursion, because a message may be nested deeply. Items that are bytes are finished text.
+    pending: list[Any] = [value]
     while pending:
         match pending.pop():
             case bytes() as text:

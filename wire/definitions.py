@@ -186,7 +186,7 @@ def restated(text: str, members: Mapping[str, str]) -> str:
         spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == name]
         for start, end in reversed(spans):
             text = text[:start] + spelled + text[end:]
-        if not spans:  # The object has other members, such as its name.
+        if not spans:  # Insert the member. The object has others, such as its name, so a comma follows.
             start = text.index("{") + 1
             text = f"{text[:start]}{json.dumps(name)}:{spelled},{text[start:]}"
     return text

@@ -381,7 +381,7 @@ class TimeLimit:
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """Pause the idle limit until `go_on` has been called as many times."""
+        """Pause the idle limit until each `hold` was undone by a `go_on`."""
         self._held += 1
 
     def go_on(self) -> None:

@@ -1,8 +1,8 @@
 """Decides which addresses the gateway may connect to (SSRF protection), and checks them at connect time.
 
 A name is checked after it was resolved, for the exact address the socket connects to; literal addresses are checked
-too. The proxy calls the guard before it connects; GuardedTransport does so for httpx, which the control plane uses.
-Needs no Django.
+too. The proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which calls the
+guard. Needs no Django.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wire.runner import Runner
 
 # Addresses of the built-in servers, which are part of this process. Needs no Django.
 
-BUILT_IN = "builtin:"  # Scheme of their URLs. The rest of the URL follows FOLDER in the path.
+BUILT_IN = "builtin:"  # Scheme of their URLs. They are served at FOLDER plus the rest of the URL.
 FOLDER = "/builtin/"
 SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
 PERSON_HEADER = "X-Gateway-Builtin-Person"  # Id of the person for whom the proxy calls.
@@ -60,7 +60,7 @@ def listener() -> Listener | None:
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
 
-# Cloud metadata services hand out credentials: refused even inside an allowed range.
+# Addresses of cloud metadata services, which hand out credentials. They are refused even inside an allowed range.
 METADATA = frozenset(
     ip_address(text)
     for text in (
@@ -270,11 +270,10 @@ class Guard:
             raise UrlRefused(WITHOUT_TLS)
 
     def check_now(self, url: str) -> bool:
-        """Check a URL and the addresses of its host.
+        """Check a URL and the addresses of its host. Return whether the server is private.
 
-        Raises UrlRefused if none of the addresses may be called, or if one of them is the gateway's own.
-
-        Return whether the server is a program of the runner, or all its addresses are in the allowed ranges.
+        A server is private if it is a program of the runner, or if all its addresses are in the allowed ranges. Raises
+        UrlRefused if none of the addresses may be called, or if one of them is the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):
@@ -341,8 +340,9 @@ def _plain(address: Address) -> Address:
 def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address to connect to them.
 
-    ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291), IPv4-translated (RFC 7915), and
-    NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those handled by _plain are not included.
+    Covers ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291) and IPv4-translated
+    addresses (RFC 7915), and NAT64 of the local network (RFC 8215) in the forms of RFC 6052. The addresses that _plain
+    returns are not included.
     """
     if isinstance(address, IPv4Address):
         return ()
@@ -474,8 +474,8 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 class GuardedTransport(httpx.BaseTransport):
     """httpx over guarded sockets, without proxies from the environment.
 
-    Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; redirects are off
-    by default there. A refused address raises AddressRefused. After `deadline` every wait times out.
+    Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; httpx follows no redirects by default.
+    A refused address raises AddressRefused. After `deadline` every wait times out.
     """
 
     def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:

@@ -33,7 +33,7 @@ UNSUPPORTED_VERSION = -32022
 # Message for requests with a wrong path.
 NO_GATEWAY_URL = "This is not a gateway URL. A gateway URL ends in /mcp/ and the slug of the gateway."
 
-# Parsing cannot be interrupted, and this many values take 0.1 s. `LARGE` bytes of text have at most about as many.
+# Parsing cannot be interrupted. This many values take 0.1 s; `LARGE` bytes of text have hardly ever more.
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
@@ -126,7 +126,7 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Most digits of an integer beyond the range of a float: longer integers are slow to convert, and may be many.
+# Most digits of an integer beyond the range of a float. Longer integers are slow to convert, and a text may have many.
 MOST_DIGITS = 1_000
 
 

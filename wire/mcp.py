@@ -148,7 +148,8 @@ def extensions_in(capabilities: object) -> Object:
 def tasks_in(capabilities: Object) -> Object:
     """Return the `tasks` capability of a server with sessions, with the members we support.
 
-    Empty unless the server runs calls as tasks. MCP 2026-07-28 has an extension instead of this capability.
+    If the server does not run calls as tasks, the result is empty. MCP 2026-07-28 has an extension instead of this
+    capability.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None

@@ -55,7 +55,7 @@ class NoAnswer(Exception):
 
 
 class MayNotBeCalled(NoAnswer):
-    """The guard does not admit the URL, or no address of its host."""
+    """The guard refuses the URL, or every address of its host."""
 
 
 class TooSlow(NoAnswer):

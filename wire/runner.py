@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 USER_HEADER = "X-Gateway-User"
-NOBODY = "gateway"  # No e-mail address, so that it is never a person's.
+NOBODY = "gateway"  # Sent if there is no person. It is no e-mail address, so it names nobody.
 
 _VISIBLE = string.punctuation.replace("%", "")
 _endpoint = re.compile(r"/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/mcp", re.ASCII).fullmatch

@@ -46,7 +46,7 @@ from wire.oauth_client import fits_a_header
 logger = logging.getLogger(__name__)
 
 MOST_SERVER_REQUESTS = 8  # Concurrent requests from a server during one of ours; each answer needs a connection.
-LONGEST_ID = 1_024  # Of a server's request id: characters of a string, or bits of an integer.
+LONGEST_ID = 1_024  # Limit for the id of a server's request: characters of a string, or bits of an integer.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10

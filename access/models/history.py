@@ -1,7 +1,8 @@
 """The history of everything that gives access to gateways: teams, roles, and whom a gateway is open to.
 
-Triggers write it (migrations/0001_history.py), so that it records every change of these rows, also one made by an older
-release without the history. Grants are not in it, because they store their own dates (gateways/models/grants.py).
+Triggers write the history (migrations/0001_history.py), so that it has every change of these rows, even a change made
+by an older release that does not know the history. Grants are not in the history, because each grant stores its own
+dates (gateways/models/grants.py).
 """
 
 from datetime import datetime
@@ -40,8 +41,9 @@ class FactQuerySet(models.QuerySet["Fact"]):
 
 
 class Fact(models.Model):
-    """Something that was true from `began_at` until `ended_at`, or still is if that is None. Rows are never deleted.
+    """Something that was true from `began_at` until `ended_at`. If `ended_at` is None, it is still true.
 
+    Rows are never deleted.
     The ids have no foreign keys, so that a fact remains when its team or role is deleted. `label` is the name that the
     object had then.
     """

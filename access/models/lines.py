@@ -36,7 +36,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
     def visible_to(self, viewer: User) -> ReviewLineQuerySet:
         """Return the lines that `viewer`, who may read reviews, may see.
 
-        Lines of credentials need IDENTITIES_READ, or that the review names the viewer as a reviewer.
+        Lines about credentials are returned if the viewer has IDENTITIES_READ, or is a reviewer of the review.
         """
         if viewer.has_perm(Capability.IDENTITIES_READ):
             return self
@@ -114,7 +114,7 @@ class ReviewLine(models.Model):
 
     @property
     def who_changes(self) -> str:
-        """For access that a review cannot end, a sentence about who can change it; otherwise empty."""
+        """If a review cannot end this access, a sentence about the people who can change it; otherwise empty."""
         return OTHERS.get(ThingKind(self.kind), "")
 
     @property

@@ -41,7 +41,7 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """The lines that were changed (`done`), and those that were not, each with the reason (`refused`)."""
+    """`done` are the changed lines. `refused` are the lines that were not changed, each with the reason."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -123,7 +123,9 @@ class Review(Versioned, models.Model):
     # Answers.
 
     def answer(self, lines: ReviewLineQuerySet, answer: str, *, note: str = "", by: User) -> Answers:
-        """Answer those of `lines` that `by` may answer. OPEN takes an answer back; END ends the access at once.
+        """Answer the lines among `lines` that the person `by` may answer.
+
+        The answer OPEN takes the earlier answer back; END ends the access at once.
 
         Raises AlreadyClosed, NotAReviewer or CapabilityRequired.
         """
@@ -141,7 +143,7 @@ class Review(Versioned, models.Model):
         return Answers(fitting, refused)
 
     def why_not(self, line: ReviewLine, answer: str, by: User) -> str:
-        """Return why `by` may not give this answer to the line; empty if they may."""
+        """Return why the person `by` may not give this answer to the line; empty if the person may give it."""
         if line.answer == Answer.END:
             return "It is ended already."
         if line.person_id == by.pk and not self.self_review:
@@ -169,7 +171,7 @@ class Review(Versioned, models.Model):
         return _parted(lines, end)
 
     def note_answers(self, lines: Sequence[ReviewLine], answer: str, note: str, by: User | None) -> None:
-        """Store an answer on these lines. `by` is None for answers that were given because the due date passed."""
+        """Store the answer of the person `by` on these lines. `by` is None if the due date passed without an answer."""
         by_note: dict[str, list[UUID]] = {}
         for line in lines:
             line.note = " ".join(filter(None, (note.strip(), line.note if answer == Answer.END else "")))[:300]
@@ -184,7 +186,9 @@ class Review(Versioned, models.Model):
             Event.objects.record(Action.REVIEW_ANSWERED, self, by=by, changes=told)
 
     def reassign(self, lines: ReviewLineQuerySet, to: User, *, by: User) -> Answers:
-        """Give open lines to another reviewer. Reviewers can give away their own, people who may start reviews all.
+        """Give open lines to another reviewer.
+
+        Reviewers can give away their own lines. People who may start reviews can give away all lines.
 
         Raises AlreadyClosed, NotAReviewer, BadReviewer or CapabilityRequired.
         """
@@ -254,9 +258,10 @@ class Review(Versioned, models.Model):
         self.refresh_from_db()
 
     def close_when_due(self) -> bool:
-        """Close the review if its due date has passed; return False if it is not closed now.
+        """Close the review if its due date has passed. Return True if this call closed the review.
 
-        A review that ends unanswered lines, and has open ones, ends these and closes a day after the due date.
+        If the review is set to end unanswered lines, and lines are open at the due date, it waits for a day (GRACE).
+        Then it ends these lines and closes.
         """
         with transaction.atomic():
             review: Review = self.lock()
@@ -272,7 +277,7 @@ class Review(Versioned, models.Model):
         return True
 
     def seal(self, by: User | None) -> None:
-        """Close the review, whose row is locked. The event of the closing has the digest of all lines and answers."""
+        """Close the review and record an event with the digest of all lines. The caller must have locked the row."""
         checksum = checksum_of(line.checked() for line in self.lines.all())
         self.closed_at, self.closed_by, self.checksum = timezone.now(), by, checksum
         self.save(update_fields=["closed_at", "closed_by", "checksum"])

@@ -84,7 +84,7 @@ def may_start(person: User) -> bool:
 
 
 def must_hold_all(by: User, capabilities: Iterable[Capability]) -> None:
-    """Raise CapabilityRequired unless `by` has all of these now."""
+    """Raise CapabilityRequired if the person `by` lacks one of these capabilities now."""
     actor: User = acting_now(by)
     for capability in capabilities:
         if not actor.has_perm(capability):
@@ -94,4 +94,4 @@ def must_hold_all(by: User, capabilities: Iterable[Capability]) -> None:
 def must_be_reviewers(people: Iterable[User]) -> None:
     if wrong := sorted(person.email for person in people if not may_review(person)):
         needed = "“View all gateways”, “View people” and “View MCP connections”"
-        raise BadReviewer(f"{first_names(wrong)} cannot review. A reviewer is active, with {needed}.")
+        raise BadReviewer(f"{first_names(wrong)} cannot review. A reviewer must be active and have {needed}.")

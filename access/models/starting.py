@@ -127,14 +127,14 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
     if things is None or len(things) > MOST_LINES:
         raise BadScope(f"This is more than {MOST_LINES:,} lines. Review gateways, teams or people.")
     if not things:
-        raise BadScope("Nobody has access there, so there is nothing to review.")
+        raise BadScope("Nobody has this access, so there is nothing to review.")
     return things
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines of the review. People are assigned to the reviewers in turn, but nobody to themselves.
+    """Return the lines of the review, with the people assigned to the reviewers in turn.
 
-    Self-review, if the review allows it, lifts that rule. Raises NobodyReviews.
+    Nobody is assigned to themselves, unless the review allows self-review. Raises NobodyReviews.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

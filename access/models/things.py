@@ -78,7 +78,7 @@ class ReviewedThing:
 
     @property
     def is_unused(self) -> bool:
-        """True if it was neither used nor started in the last UNUSED_DAYS days; False if both times are unknown."""
+        """True if the later of last use and start is over UNUSED_DAYS days ago; False if both are unknown."""
         last = max(filter(None, (self.last_used_at, self.since)), default=None)
         return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
 
@@ -178,7 +178,10 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 
 
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
-    """Revoke `row`; return False if it is None. Everybody but its owner, and every API key, needs a capability."""
+    """Revoke `row`, and return True. Return False if `row` is None.
+
+    The owner of the row needs no capability. Other people, and the owner with an API key, need one.
+    """
     owner: UUID | None
     needed: tuple[Capability, ...]
     match row:

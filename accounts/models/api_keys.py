@@ -33,7 +33,7 @@ class ApiKeyAlreadyRevoked(Exception):
 
 
 def _with_status() -> dict[str, Q]:
-    """Return a condition for each status. Keys that meet it have this status now."""
+    """Return, for each status, the condition that matches the keys with this status now."""
     now = timezone.now()
     return {
         "active": Q(revoked_at=None, expires_at__gt=now),
@@ -166,7 +166,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
     def revoke(self, *, by: Grantor | None) -> None:
         """Revoke this key; its next request is refused.
 
-        Raises ApiKeyAlreadyRevoked, or Outranked unless `by` has at least the capabilities of the key.
+        Raises ApiKeyAlreadyRevoked, or Outranked if the actor `by` lacks a capability of the key.
         """
         with transaction.atomic():
             must_match(by, self.user.granted.intersection(with_included(self.granted_capabilities)))

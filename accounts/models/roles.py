@@ -41,7 +41,7 @@ class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
         """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
         for built_in in BUILT_IN:
-            # Compared without case: a workspace may already have its own role "auditor", which must not change.
+            # Names are compared without case. A workspace may have its own role "auditor", which must not change.
             found = self.filter(name__iexact=built_in.name).first()
             role = found or self.create(
                 name=built_in.name, locked=built_in.locked, uses_gateways=built_in.uses_gateways
@@ -61,7 +61,7 @@ class RoleManager(models.Manager["Role"]):
         required_sign_in: str = RequiredSignIn.NONE,
         uses_gateways: bool = True,
     ) -> "Role":
-        """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours if `by` cannot give such a role."""
+        """Create a role. Raises NameTaken, NoOrganisation, or BeyondYours if the actor `by` cannot give this role."""
         capabilities = frozenset(capabilities)
         must_hold(by, capabilities, uses_gateways=uses_gateways)
         must_be_possible(required_sign_in)
@@ -88,7 +88,7 @@ class Role(Versioned, models.Model):
     locked = models.BooleanField(default=False, editable=False)
     # If False, people with this role can only look: their apps and agents cannot make calls (proxy/access/query.sql).
     uses_gateways = models.BooleanField(default=True, db_default=True)
-    # Required of people with this role on pages and in REST sessions. Their tokens and API keys work without it.
+    # The sign-in that people with this role need for pages and REST sessions. Their tokens and API keys do not need it.
     required_sign_in = models.CharField(
         max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
     )
@@ -115,12 +115,12 @@ class Role(Versioned, models.Model):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """The capabilities of people with this role: `capabilities` and those they include."""
+        """The capabilities of people with this role: `capabilities`, and the capabilities included in these."""
         held = with_included(self.capabilities)
         return frozenset(capability for capability in Capability if capability in held)
 
     def _held(self) -> frozenset[str]:
-        """Return the role's permissions as `app.codename`, without a query if loaded by `with_capabilities`."""
+        """Return the role's permissions as `app.codename`. Queries the database unless loaded `with_capabilities`."""
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
@@ -151,9 +151,9 @@ class Role(Versioned, models.Model):
     ) -> None:
         """Change the role's name, capabilities and required sign-in. People are affected from their next request on.
 
-        A locked role can only change the required sign-in. Raises RoleLocked, NameTaken, BeyondYours if `by` lacks an
-        added capability, Outranked if the role has more capabilities than `by`, LastManager, NoOrganisation, or
-        ChangedMeanwhile.
+        Only the required sign-in of a locked role can be changed. Raises RoleLocked, NameTaken, LastManager,
+        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, and
+        Outranked if the actor lacks a capability that the role has.
         """
         requested = frozenset(capabilities)
         try:
@@ -189,8 +189,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked, RoleInUse while people have the role, RoleGiven while sign-in by the organisation assigns it,
-        or Outranked if the role has more capabilities than `by`.
+        Raises RoleLocked. Raises RoleInUse while people have the role, and RoleGiven while sign-in by the organisation
+        or a provisioning key assigns the role. Raises Outranked if the actor `by` lacks a capability of the role.
         """
         with transaction.atomic():
             one_at_a_time()

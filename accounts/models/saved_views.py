@@ -88,7 +88,8 @@ class SavedView(Versioned, models.Model):
     def remove(self, *, by: User) -> None:
         """Delete the view.
 
-        Raises NotYourView if the view is another person's, unless it is shared and `by` manages the workspace.
+        People can delete their own views, and people who manage the workspace can delete shared views. Raises
+        NotYourView for other views.
         """
         with transaction.atomic():
             if not self.lock().may_remove(by):

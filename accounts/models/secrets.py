@@ -47,12 +47,15 @@ class HoldsPrevious(HoldsSecret):
     previous_last_used_at: Any
 
     def forget_previous(self) -> None:
-        """Clear the previous secret, without saving. It is valid until the row is saved."""
+        """Clear the previous secret without saving the row. The previous secret stays valid until the row is saved."""
         self.previous_prefix = self.previous_key_id = ""
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Make the secret of `row` the previous secret, valid for `lasting`, without saving; drop any earlier one."""
+        """Make the secret of `row` the previous secret, valid for `lasting`, without saving.
+
+        A previous secret that this row already has is cleared.
+        """
         self.forget_previous()
         if lasting:
             self.previous_prefix, self.previous_digest, self.previous_key_id = row.prefix, row.digest, row.key_id

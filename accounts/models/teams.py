@@ -18,7 +18,7 @@ MOST_TOLD = 100  # For larger teams, events list only the members who changed.
 
 class TeamManager(models.Manager["Team"]):
     def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
-        """Create a team. Raises NameTaken, or Outranked if a member has more capabilities than `by`."""
+        """Create a team. Raises NameTaken, or Outranked if a member has a capability that the actor `by` lacks."""
         users = list(users)
         try:
             with transaction.atomic():
@@ -58,8 +58,9 @@ class Team(Versioned, models.Model):
     def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
         """Rename the team and set its members; return True if anything changed.
 
-        Access to gateways changes from the members' next request on. Raises NameTaken, ChangedMeanwhile, or Outranked
-        unless `by` has at least the capabilities of everyone added or removed. Members who stay are not checked.
+        Access to gateways changes from the members' next request on. Raises NameTaken or ChangedMeanwhile. Raises
+        Outranked if an added or removed person has a capability that the actor `by` lacks. Members who stay are not
+        checked.
         """
         try:
             with transaction.atomic():
@@ -85,12 +86,12 @@ class Team(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the team and end its grants; its members lose access to gateways that are open to this team only.
 
-        Raises Outranked if any member has more capabilities than `by`.
+        Raises Outranked if a member has a capability that the actor `by` lacks.
         """
         with transaction.atomic():
             row = self.lock()
             _must_match_all(by, {*row.users.values_list("pk", flat=True)})
-            for grant in row.tool_grants.live().select_related("tool_set", "gateway", "team"):  # Of gateways.ToolGrant.
+            for grant in row.tool_grants.live().select_related("tool_set", "gateway", "team"):  # gateways.ToolGrant
                 grant.end(by=by)
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()
@@ -102,10 +103,10 @@ def _differences(before: list[str], after: list[str]) -> list[list[str]]:
 
 
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked unless `by` has at least the capabilities of these people.
+    """Raise Outranked if one of these people has a capability that the actor `by` lacks.
 
-    Takes the lock of `one_at_a_time`, so that their roles cannot change until the transaction ends. Lock the team's row
-    first, as everywhere.
+    Takes the lock of `one_at_a_time`, so that the people's roles cannot change until the transaction ends. The caller
+    must lock the team's row first: all code takes these two locks in the same order.
     """
     if not pks:
         return

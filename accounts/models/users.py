@@ -69,8 +69,8 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person without a password, in these teams; the invitation link lets them set one.
 
-        Raises EmailTaken, AlreadyInvited, BeyondYours if `by` cannot give the role, or InvitesOthers if `by` acts
-        through an API key and the role could invite people.
+        Raises EmailTaken or AlreadyInvited. Raises BeyondYours if the actor `by` cannot give the role. Raises
+        InvitesOthers if the actor uses an API key, and people with the role could invite others.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -100,7 +100,7 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person at the request of a directory (SCIM), without a password and without an invitation.
 
-        Raises EmailTaken, or BeyondYours if `by` cannot give the role.
+        Raises EmailTaken, or BeyondYours if the actor `by` cannot give the role.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -243,7 +243,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def has_joined(self) -> bool:
-        """True if they have a password here or sign in through the organisation; an invitation is then over."""
+        """True if the person has a password here or signs in through the organisation. They then need no invitation."""
         return self.by_organisation or self.has_usable_password()
 
     @property
@@ -253,7 +253,7 @@ class User(Versioned, AbstractBaseUser):
 
     @cached_property
     def permissions(self) -> frozenset[str]:
-        """Return the Django permissions of the role, as `app.codename`, with those they include."""
+        """Return the Django permissions of the role and the permissions that these include, as `app.codename`."""
         if self.role_id is None:
             return frozenset()
         rows = Permission.objects.filter(roles=self.role_id).values_list("content_type__app_label", "codename")
@@ -272,11 +272,12 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        Checks whether `by` may make the change. Raises Outranked unless `by` has at least this
-        person's capabilities (people may always change themselves); if the change lets somebody act as this person
-        (`gives_access`), also if this person uses gateways and `by` only looks. Raises LastOwner, LastManager or
-        LastBreakGlass if the block leaves no owner, manager of people or break-glass owner. Raises NotByDirectory if a
-        directory changes the last owner.
+        Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
+        actor lacks; people may always change themselves. Set `gives_access` if the change lets somebody act as this
+        person: then Outranked is also raised if this person uses gateways, and the actor's role can only look.
+
+        Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
+        remains after the block. Raises NotByDirectory if a directory changes the last owner.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -330,9 +331,9 @@ class User(Versioned, AbstractBaseUser):
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
-        """Set or clear the staff flag, which permits the Django admin; the person's role decides what is visible there.
+        """Set or clear the staff flag, which lets the person use the Django admin, limited by their role.
 
-        Raises NotStaff unless `by` is staff or an owner, or Outranked.
+        Raises NotStaff if the actor `by` is neither staff nor an owner. Raises Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -344,10 +345,11 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass, which permits sign-in with a password although the identity provider is enforced.
+        """Set or clear break-glass, which permits a password although sign-in by the organisation is enforced.
 
-        Clearing the flag ends the person's password sessions if people of their domain must sign in at the provider.
-        Raises NotOwner unless `by` is an owner, NotBreakGlass unless `can_break_glass`, LastBreakGlass, or Outranked.
+        Clearing the flag ends the person's password sessions if people of their domain must sign in at the identity
+        provider. Raises NotOwner if the actor `by` is no owner, and NotBreakGlass if the flag is set for a person who
+        does not meet `can_break_glass`. Raises LastBreakGlass or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -369,7 +371,7 @@ class User(Versioned, AbstractBaseUser):
         return self.is_owner and self.has_usable_password() and factors.exists()
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """Invalidate the links of the invitation, so that a new link can be sent, even if the invitation was revoked.
+        """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
         Raises AlreadyJoined, or Outranked, because the new link gives access as this person.
         """
@@ -379,7 +381,8 @@ class User(Versioned, AbstractBaseUser):
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Revoke the invitation: its links stop working. A new invitation can be sent later.
 
-        A person managed by a directory stays active, without a link. Raises AlreadyJoined, LastManager or Outranked.
+        A person managed by a directory stays active, but has no invitation any more. Raises AlreadyJoined, LastManager
+        or Outranked.
         """
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
@@ -413,7 +416,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
-        """Raise NotActive unless this person is active, or Outranked if `by` may not change them."""
+        """Raise NotActive if this person is not active, or Outranked if the actor `by` may not change this person."""
         with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
@@ -452,7 +455,8 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # If a directory deactivated the person before, this confirms it: the directory can no longer undo it.
+                # The person was deactivated before. If a directory did it, the new epoch confirms the deactivation: the
+                # directory can then no longer reactivate the person.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
@@ -485,7 +489,7 @@ class User(Versioned, AbstractBaseUser):
             self.refresh_from_db(fields=["password", "session_epoch", *ended])
 
     def end_sessions(self, *, by: Grantor | None, but: SessionBase | None = None) -> None:
-        """Sign this person out everywhere by invalidating all sessions, or all `but` this one. Raises Outranked."""
+        """Sign this person out everywhere by invalidating all sessions except the session `but`. Raises Outranked."""
         with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])

@@ -26,7 +26,11 @@ def check_zone(name: str) -> None:
 
 
 class Dropping(NamedTuple):
-    """A pending shorter retention of `days`: at `at`, about `calls` calls older than `before` are dropped."""
+    """A pending shorter retention of `days` days.
+
+    It takes effect at the time `at`, and then drops the calls from before the day `before`. These are about `calls`
+    calls.
+    """
 
     days: int
     at: datetime
@@ -60,7 +64,8 @@ class WorkspaceSettings(Versioned, models.Model):
     # The time zone of rules on tool calls ("outside office hours").
     zone = models.CharField(max_length=64, default="UTC", db_default="UTC", validators=[check_zone])
     setup_steps = models.BooleanField(default=True, db_default=True)
-    # Required of everybody on pages and in REST sessions, in addition to their role's (accounts.required_sign_in).
+    # The sign-in that everybody needs for pages and REST sessions. The role may require another sign-in in addition
+    # (accounts.required_sign_in).
     required_sign_in = models.CharField(
         max_length=16, choices=RequiredSignIn, default=RequiredSignIn.NONE, db_default=RequiredSignIn.NONE
     )
@@ -91,7 +96,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings from the next request, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect a day later and can be revoked until then; a longer retention revokes it.
+        A shorter log retention takes effect a day later. Until then, the shorter retention can be revoked; setting a
+        longer retention revokes it too.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)

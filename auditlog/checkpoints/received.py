@@ -37,9 +37,10 @@ class ReceivedRow(NamedTuple):
 
 @dataclass
 class Received:
-    """The lines received by a sink: the time of each checkpoint by number and body, and the rows not compared yet.
+    """The lines that a sink received.
 
-    Checkpoints made after `until` are left out.
+    `checkpoints` has the time of each checkpoint, by number and body; checkpoints made after `until` are left out.
+    `rows` are the rows that were not compared yet, by log and uid.
     """
 
     until: datetime | None = None
@@ -58,9 +59,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id by checkpoint number: the file must have the checkpoint's rows of `log` with higher ids.
+        """Return, by checkpoint number, the id above which the file must have all the checkpoint's rows of `log`.
 
-        A file may start, or resume after a gap, between the rows of a checkpoint; rows before that are not required.
+        A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
+        required.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

@@ -1,9 +1,10 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-A checkpoint covers rows of one kind, from the end of the previous checkpoint to an id up to which the log is complete
-(auditlog.replica): `near` calls, `late` calls (older than NEAR when they arrived, as in roll-ups and sinks), and
-`events`. A checkpoint of kind `dropped` covers no rows; it names the partitions that retention drops. Each checkpoint
-contains the digest of the previous one, so a removed or inserted checkpoint is noticed.
+There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were older than NEAR when
+they arrived (as in roll-ups and sinks), and `events`. A checkpoint covers the rows of its kind from the end of the
+previous checkpoint to an id up to which the log is complete (auditlog.replica). A checkpoint of kind `dropped` covers
+no rows; it names the partitions that retention drops. Each checkpoint contains the digest of the previous checkpoint,
+so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If rows are left, all that is known about the next row is that it is later than the previous checkpoint.
+    # If more rows are left, the time of the next row is unknown. It is only known to be after the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}
@@ -328,7 +329,10 @@ def _keep(body: Body, leaves: _Leaves) -> Body:
 
 
 def signing_key() -> Ed25519PrivateKey:
-    """Return the key of GATEWAY_CHECKPOINT_KEY, otherwise a key generated once and stored encrypted in the database."""
+    """Return the signing key: GATEWAY_CHECKPOINT_KEY if it is set, otherwise the key stored in the database.
+
+    The stored key is encrypted, and is generated when it is first needed.
+    """
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
     kept = CheckpointKey.objects.first()

@@ -1,8 +1,10 @@
 """Signed exports: checkpoints with the rows they cover, as JSON lines that `verify_export.py` verifies offline.
 
-The first line has the newest checkpoint, which says what retention dropped. Each checkpoint is followed by its rows, as
-texts that match the digests in the checkpoint. The last line signs the file. Payloads are left out: a row with payloads
-comes without them, `id` and `recorded_at`, and its line says whether the whole row matches its digest.
+The first line has the newest checkpoint, which says what retention dropped. Each checkpoint is followed by its rows. A
+row is written as the text from which its digest in the checkpoint was computed. The last line signs the file.
+
+Payloads are left out. A row that has payloads is written without the payloads, `id` and `recorded_at`, so its text does
+not match the digest any more. Its line says whether the complete row matched the digest when the file was made.
 """
 
 from __future__ import annotations
@@ -134,7 +136,10 @@ def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID])
 
 
 def _row(log: str, row: dict[str, Any], digests: Mapping[UUID, bytes]) -> dict[str, Any]:
-    """Return the line for a row. A row with payloads is compared with its digest here, as its line leaves them out."""
+    """Return the line for a row.
+
+    A row with payloads is compared with its digest here, because the reader gets the row without its payloads.
+    """
     without = [name for name in ("request_payload", "response_payload") if row.get(name) is not None]
     if not without:
         return {"log": log, "row": orjson.dumps(row, option=CANONICAL).decode()}
@@ -149,13 +154,16 @@ def _line(one: Checkpoint) -> dict[str, Any]:
 
 
 def number_at(moment: datetime) -> int:
-    """Return the number of the first checkpoint made at or after this time; the next free one if there is none."""
+    """Return the number of the first checkpoint made at or after this time.
+
+    If there is no such checkpoint, return the number that the next checkpoint will get.
+    """
     first, last = Checkpoint.objects.first(), Checkpoint.objects.last()
     numbers = range(first.number, last.number + 1) if first and last else range(1, 1)
     return numbers.start + bisect_left(numbers, moment, key=_made_at)
 
 
 def _made_at(number: int) -> datetime:
-    """Return when this checkpoint was made, or the next existing one if this number is missing."""
+    """Return when the checkpoint with this number was made. If it is missing, use the next existing checkpoint."""
     body = Checkpoint.objects.filter(pk__gte=number).order_by("pk").values_list("body", flat=True)[0]
     return datetime.fromisoformat(orjson.loads(body)["sealed_at"])

@@ -130,7 +130,7 @@ def root_of(leaves: list[bytes]) -> bytes:
 def review_checksum(lines: list[dict[str, Any]], fields: list[str]) -> str:
     """Return the SHA-256 of the digests of all lines, sorted by id.
 
-    The digest of a line is that of its `fields`, as JSON with sorted keys.
+    The digest of a line is the SHA-256 of its `fields` as JSON, with sorted keys and without blanks.
     """
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):

@@ -182,7 +182,7 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the row's checkpoint. For a row without a checkpoint return True if that is legitimate, else False.
+        """Return the row's checkpoint. If it has none, return True if this is legitimate, otherwise False.
 
         A row may have no checkpoint if it is older than the first, or if its checkpoint is missing or not made yet.
         """

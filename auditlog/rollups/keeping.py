@@ -35,7 +35,7 @@ from auditlog.rollups.schema import (
 from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
-OLD_STEP = 60_000  # The same for rows from before counting began. It is larger, so that a day takes fewer steps.
+OLD_STEP = 60_000  # Rows per transaction for rows from before counting began; more, so that a day takes fewer steps.
 # Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
@@ -50,8 +50,8 @@ type Condition = tuple[str, list[Any]]
 def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
     """Count new rows for about `seconds`, and return the number of counted rows.
 
-    Does nothing while another process counts. Unless `even_if_fresh`, also does nothing if another process has just
-    counted.
+    Does nothing while another process counts. If `even_if_fresh` is False, also does nothing if another process has
+    counted within AGAIN_AFTER.
     """
     end, counted = time.monotonic() + seconds, 0
     if not even_if_fresh and _is_fresh():
@@ -145,7 +145,7 @@ def _floors(now: datetime) -> dict[str, datetime]:
 
 
 def _last_id() -> int | None:
-    """Return an id below which no row can appear any more; None if a transaction takes too long to commit."""
+    """Return an id up to which no new row can appear; None if a transaction takes too long to commit."""
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S)
 

@@ -1,7 +1,8 @@
-"""Answer from the roll-ups, and from the log where there are none, with the same numbers as counting the log.
+"""Count calls with the roll-ups, and in the log for periods without roll-ups. The numbers equal those of the log.
 
-A period is cut into whole days, hours and minutes for which roll-ups exist. The rest at both ends, and calls since the
-last count, are counted from the log. A period up to now is not cut at its end: the current day is read whole.
+A period is cut into whole days, hours and minutes for which roll-ups exist. The remaining time at both ends, and the
+calls recorded since the last count, are counted from the log. A period that ends now is not cut at its end: no call is
+later, so the whole current day is read.
 
 Everything is read in one database snapshot.
 """
@@ -31,7 +32,8 @@ from auditlog.rollups.schema import (
     quantile,
 )
 
-# Limits on the rows and the period that may be counted from the log for an answer; beyond them there is no answer.
+# The most rows, and the longest period, that may be counted from the log for an answer. If an answer needs more, `read`
+# returns None.
 MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # Enough for both ends of a period with roll-ups by day only.
 A_MOMENT = timedelta(seconds=1)  # A caller's "now" is at most this old.
@@ -187,7 +189,8 @@ class Book:
     ) -> dict[Any, Numbers] | None:
         """Return the values of the column `by` with the most calls between two times, most first, with their outcomes.
 
-        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None whenever `read` does.
+        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
+        `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -213,7 +216,7 @@ class Book:
         """Return a query for the number of calls, by the columns `by` and by outcome (`ended`).
 
         The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. Several rows may
-        have the same values of `by` and `ended`: add their calls. Returns None in the cases in which `read` does.
+        have the same values of `by` and `ended`: add their calls. Returns None in the same cases as `read`.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -393,7 +396,8 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 def array(values: Iterable[Any]) -> str:
     """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds.
 
-    In a list of such literals, unlike in a list of lists, each may have a different number of values.
+    PostgreSQL accepts a list of such literals even if they have different numbers of values. A list of lists must have
+    lists of equal length.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"

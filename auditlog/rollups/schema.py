@@ -22,7 +22,8 @@ CLASS_COLUMNS = tuple(f"ms_{n}" for n in range(CLASSES))
 CLASS_OF = f"least(floor(ln(greatest(duration_ms, 1)) / {log(RATIO)!r}), {CLASSES - 1})::int"
 
 _TOOL = ("gateway_id", "server_id", "method", "feature_name")
-# Combinations in FEW have few rows in any period; with thousands of people, those in MANY have nearly one per call.
+# Combinations in FEW need few rows in any period. Combinations in MANY need nearly one row per call if there are
+# thousands of people.
 FEW: tuple[tuple[str, ...], ...] = ((), ("gateway_id",), ("method",), ("server_id",))
 MANY: tuple[tuple[str, ...], ...] = (("host_id",), ("user_id",), _TOOL)
 

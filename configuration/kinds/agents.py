@@ -48,7 +48,7 @@ class AgentKind(Kind):
 
 ALLOWED = Field(
     "allowed",
-    "Whether the gateway lists (true) or blocks (false) it; null: as other agents.",
+    "Whether the gateway lists (true) or blocks (false) the agent. If null, it does neither.",
     {"type": ["boolean", "null"]},
     "Write true, false or null.",
     None,
@@ -57,14 +57,14 @@ ALLOWED = Field(
 
 class AgentGatewayKind(Kind):
     parent, name, noun, key, lookup = "agents", "gateways", "agent", "gateway", "host__name"
-    about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of it."
+    about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of these."
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
     cuts_when_new = True
     fields = (
         text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
         ALLOWED,
-        text("tool_set", "Name of the only tool set it can use there; “”: no limit.", 80, ""),
+        text("tool_set", "Name of the only tool set that the agent can use on the gateway; “”: no limit.", 80, ""),
     )
 
     def title(self, key: Key) -> str:

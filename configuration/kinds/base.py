@@ -119,7 +119,7 @@ class Kind:
 
     @property
     def id(self) -> str:
-        """The name of its list, preceded by that of its parent, such as `gateways.servers`."""
+        """The name of the list of this kind after the name of its parent's list, such as `gateways.servers`."""
         return f"{self.parent}.{self.name}" if self.parent else self.name
 
     @property
@@ -155,7 +155,7 @@ class Kind:
         return iter(())
 
     def needs(self, change: Change) -> set[Capability]:
-        """Return all capabilities that the change takes."""
+        """Return all capabilities that the change requires."""
         if change.act is Act.DISABLE and self.toggles:
             return {self.toggles}
         needed: set[Capability] = set()

@@ -58,7 +58,7 @@ class GatewayKind(Kind):
         choice("reach", "Who may use it.", Reach, Reach.EVERYONE),
         names("teams", "Teams that may use it, for `reach` `teams`.", 80, refers_to="teams"),
         choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
-        choice("tools_given", "The tools that people can use there.", ToolsGiven, ToolsGiven.ALL),
+        choice("tools_given", "Which tools people can use on the gateway.", ToolsGiven, ToolsGiven.ALL),
         flag("takes_requests", "Whether everybody sees it and may request access.", False),
         number("request_days", "Usual period of access by request, in days.", 1, MOST_DAYS, 30),
         number("most_request_days", "Longest period of access by request, in days.", 1, MOST_DAYS, 90),
@@ -121,15 +121,19 @@ class AssignmentKind(Kind):
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
     fields = (
         text("server", "Slug of the server.", 16, refers_to="servers", is_fixed=True),
-        Field("alias", "Prefix of its tools' names. Without it, the server's slug.", ALIAS, INSTEAD_OF_ALIAS, None),
+        Field("alias", "Prefix of its tools' names. If missing, the server's slug.", ALIAS, INSTEAD_OF_ALIAS, None),
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
-            "identity_scheme", "Whose credential calls use. Without it, `per_user` or `none`.", IdentityScheme, None
+            "identity_scheme",
+            "Whose credential calls use. If missing: `shared` if there is a `shared_identity`, otherwise `per_user`, "
+            "or `none` if the server needs no credential.",
+            IdentityScheme,
+            None,
         ),
         text("shared_identity", "Label of the shared credential, for `identity_scheme` `shared`.", 80, ""),
         choice("tool_policy", "Which tools may be called.", ToolPolicy, ToolPolicy.ALLOW_ALL),
         names("enabled_tools", "All enabled tools, by their name at the server.", MOST_TOOL_NAME, default=None),
-        names("disabled_tools", "All disabled tools. Instead of `enabled_tools`.", MOST_TOOL_NAME, default=None),
+        names("disabled_tools", "All disabled tools, instead of `enabled_tools`.", MOST_TOOL_NAME, default=None),
     )
 
     def title(self, key: Key) -> str:
@@ -158,7 +162,10 @@ class AssignmentKind(Kind):
             yield (row.gateway.slug, row.alias), row, values
 
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values with one of the two lists: enabled tools under Allow selected, otherwise disabled tools."""
+        """Return the values without one of the two lists of tools.
+
+        With the policy Allow selected, the list of enabled tools is returned, otherwise the list of disabled tools.
+        """
         unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
         return {name: value for name, value in values.items() if name != unlisted}
 
@@ -179,7 +186,10 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Refuse a server under a new alias if its present alias is left out: connections would lose the server."""
+        """Refuse to add a server under a new alias if the document leaves out its present alias.
+
+        The server would be removed and added, so connections would lose it. The document must rename it instead.
+        """
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key
@@ -243,7 +253,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return, by assignment and the tool's name at the server, whether each tool of these assignments is enabled."""
+    """Return, by assignment and then by the tool's name at the server, True if the tool is enabled, otherwise False."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):
@@ -258,7 +268,10 @@ def _shared(server: Any, label: str) -> Identity | None:
 
 
 def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -> Identity | None:
-    """Return the shared credential that the change names, or None. Allow it on the gateway if it is not allowed yet."""
+    """Return the shared credential that the change names, or None if it names none.
+
+    If the credential is not allowed on the gateway yet, allow it.
+    """
     identity = _shared(server, change.values["shared_identity"])
     if identity and not identity.gateways.filter(pk=gateway.pk).exists():
         allow_identity(identity, [*identity.gateways.all(), gateway], by=by)
@@ -266,7 +279,7 @@ def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -
 
 
 def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
-    """Return the known tools that the change's list of tools enables or disables."""
+    """Return the known tools that are not yet enabled or disabled as the change's list of tools says."""
     wrong: list[Feature] = []
     for name, on in LISTS.items():
         listed = change.after(name).get(name)
@@ -283,8 +296,8 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
     """Enable and disable tools to match the change.
 
-    With `enabled_tools`, those tools are enabled and all others disabled. With `disabled_tools`, those are disabled and
-    all others enabled.
+    If the change has `enabled_tools`, the listed tools are enabled and all others disabled. If it has `disabled_tools`,
+    the listed tools are disabled and all others enabled.
     """
     for name in LISTS:
         if listed := change.after(name).get(name):

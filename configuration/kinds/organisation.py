@@ -40,20 +40,27 @@ RULES = Field(
 
 class OrganisationKind(Kind):
     name, noun, key = "organisation", "sign-in by the organisation", ""
-    about = "Sign-in by the organisation through OpenID Connect. SAML is set up on the page. API keys cannot change it."
+    about = (
+        "Sign-in by the organisation through OpenID Connect. Set up SAML on the page instead. API keys cannot change "
+        "this."
+    )
     sees = SEES_SETTINGS
     manages = Capability.WORKSPACE_MANAGE
     refuses_keys = True
     fields = (
         text("name", "Name on the sign-in button.", 60, ""),
-        choice("mode", "Whether people may, or have to, sign in there.", Mode, Mode.OFF),
+        choice("mode", "Whether people may or must sign in at the provider.", Mode, Mode.OFF),
         text("issuer", "The provider's issuer URL.", 500, ""),
         text("client_id", "Client ID of this workspace at the provider.", 255, ""),
         secret("client_secret", "Reference to the client secret."),
         text("scopes", "Scopes to request.", 300, "openid profile email"),
         flag("signs_out_there", "Whether signing out here also signs out of the provider.", False),
         names("domains", "E-mail domains of your organisation.", 253),
-        flag("links_by_email", "Whether a verified address links to the person with this address.", False),
+        flag(
+            "links_by_email",
+            "Whether a sign-in with a verified e-mail address is linked to the person with this address.",
+            False,
+        ),
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role", "Role of people without a matching rule; “”: they are refused.", 80, "", refers_to="roles"

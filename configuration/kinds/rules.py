@@ -55,7 +55,7 @@ class RuleKind(Kind):
     manages = Capability.RULES_MANAGE
     keeps_order = cuts_when_new = True
     fields = (
-        text("name", "Name of the rule; the log has it.", 80),
+        text("name", "Name of the rule, as the log shows it.", 80),
         text("gateway", "Slug of its gateway. If empty, it is a rule of all gateways.", 40, "", refers_to="gateways"),
         names("servers", "Only tools of these servers, by slug. If empty, of all servers.", 16, refers_to="servers"),
         names(
@@ -73,7 +73,7 @@ class RuleKind(Kind):
         text("note", "Note for administrators.", 500, ""),
         choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
         text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
-        flag("somebody_else", "Whether nobody may decide on calls of an agent that acts for themselves.", False),
+        flag("somebody_else", "Whether people are not allowed to decide on calls of agents that act for them.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )
 
@@ -90,7 +90,7 @@ class RuleKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and not world.of(self.id)[change.was or change.key].values:
-            yield "name", "This rule is of an archived gateway or of archived servers only. Choose another name."
+            yield "name", "A rule of an archived gateway or of archived servers only has this name. Choose another."
             return
         team = change.values["approver_team"]
         rule = Rule(**{name: change.values[name] for name in _OWN}, approver_team=Team(name=team) if team else None)

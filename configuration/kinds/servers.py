@@ -47,10 +47,10 @@ class ServerKind(Kind):
         text("expected_issuer", "The issuer's name for itself, if it differs from its URL.", 500, ""),
         choice("resource_sent", "`resource` (RFC 8707) sent to the issuer.", ResourceSent, ResourceSent.SERVER),
         text("fixed_resource", "The `resource` to send, for `resource_sent` `fixed`.", 500, ""),
-        text("fixed_scopes", "Scopes to request, if not those of the server.", 1000, ""),
+        text("fixed_scopes", "Scopes to request instead of those that the server names.", 1000, ""),
         text("authorization_endpoint", f"Sign-in page, {ISSUER_ONLY}", 500, ""),
-        text("token_endpoint", f"Issues and renews tokens, {ISSUER_ONLY}", 500, ""),
-        text("revocation_endpoint", f"Revokes tokens, {ISSUER_ONLY}", 500, ""),
+        text("token_endpoint", f"Address that issues and renews tokens, {ISSUER_ONLY}", 500, ""),
+        text("revocation_endpoint", f"Address that revokes tokens, {ISSUER_ONLY}", 500, ""),
         flag("assume_pkce", "Whether people can sign in although the issuer does not announce PKCE.", False),
     )
 

@@ -1,4 +1,8 @@
-"""Log sinks in configuration files. Their secrets, and addresses that may have one in the path, are references."""
+"""Log sinks in configuration files.
+
+An export writes references instead of secrets. It also writes a reference instead of an address with a path, because
+the path may contain a secret.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 ADDRESS = Field(
     "address",
-    "Address, or a reference to it. An export writes a reference if the address has a path, which may have a token.",
+    "Address, or a reference to it. An export writes a reference if the address has a path, which may contain a token.",
     {"type": "string", "maxLength": 500},
     "Write an address such as https://logs.example.com/in, or env:NAME or file:path.",
     "",

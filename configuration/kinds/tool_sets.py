@@ -38,7 +38,7 @@ class ToolSetKind(Kind):
         flag("everyone", "Whether everybody has the set.", False),
         names(
             "teams",
-            "Teams that have the set. Grants with an end, and to people, are not in files.",
+            "Teams that have the set. Files do not contain grants that end, or grants to people.",
             80,
             refers_to="teams",
         ),
@@ -88,7 +88,7 @@ class ToolSetKind(Kind):
             return ""
         grants, wanted = _grants(change.row), change.values.get("teams") or ()
         if change.values.get("everyone") is False and any(grant.everyone for grant in grants):
-            return "Not everybody has these tools any more."
+            return "These tools are no longer given to everybody."
         lost = [grant.team for grant in grants if grant.team and grant.team.name not in wanted]
         people = User.objects.filter(teams__in=lost).distinct().count()
         teams, them = number_of(len(lost), "team"), number_of(people, "person", "people")
@@ -117,9 +117,10 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
-    """Give the set to everybody and the teams as in `values`, and end its other grants to them.
+    """Give the set to the teams in `values`, and to everybody if `values` says so.
 
-    Grants to people, and grants with an end date, are not changed.
+    The set's other grants to teams and everybody are ended. Grants to people, and grants with an end date, are not
+    changed.
     """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())

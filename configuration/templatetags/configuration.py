@@ -16,8 +16,8 @@ register = template.Library()
 def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
     """Render the file and source that govern `row`, and a link to the object as YAML; nothing for other objects.
 
-    A change by hand since the file was applied is shown with its time, and with its person to those who may see the
-    admin events.
+    If the object was changed by hand after the file was applied, the time of this change is shown. Viewers who may see
+    admin events also see the person who made the change.
     """
     managed = ManagedObject.objects.of(row)
     changed = changed_by_hand(row, managed) if managed else None

@@ -76,7 +76,7 @@ class StaffSite(AdminSite):
 site = StaffSite(name="admin")
 
 
-# Actions: a confirmation page with the impact, then the model's method for each row.
+# Actions. Each shows a confirmation page that says what the action ends, then calls the model's method for each row.
 
 # Errors of model methods, with a message for the user.
 REFUSALS = (
@@ -119,8 +119,9 @@ def any_of(*capabilities: Capability) -> Rule:
 class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
-    `does` is called with row and user; if it is None, the row's method `name` is called. `label` is the
-    label for a single row, `more` explains the action on the confirmation page, `grave` actions ask for the password.
+    The function `does` is called with row and user; if it is None, the row's method called `name` is used. `label` is
+    the label for a single row, and `more` explains the action on the confirmation page. If `grave` is True, the action
+    asks for the password.
     """
 
     name: str
@@ -174,9 +175,9 @@ class CapabilityAction:
         return TemplateResponse(request, "admin/ask.html", context)
 
     def _impact(self, row: Any, viewer: Any, rows: list[Any]) -> str:
-        """Return a sentence about the access that the action ends; empty if there is none.
+        """Return a sentence about the access that the action ends; empty if it ends no access.
 
-        Calls are counted for a single row only, because counting takes a while."""
+        Recent calls are counted only if a single row is selected, because counting takes a while."""
         if self.name not in REFUSES_CALLS:
             return ""
         try:
@@ -263,8 +264,8 @@ class CapabilityAdmin(ModelPages):
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"
     list_per_page = PAGE_SIZE
-    show_full_result_count = False  # Would count the whole table again.
-    show_facets = ShowFacets.NEVER  # Would add a count for each filter.
+    show_full_result_count = False  # If True, Django counts the whole table again.
+    show_facets = ShowFacets.NEVER  # Facets add a count query for each filter.
 
     # Access
 
@@ -291,7 +292,7 @@ class CapabilityAdmin(ModelPages):
         return [name for name in self.fields or () if name not in self.editable]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Allow only shown columns: filters on hidden ones would disclose their values letter by letter."""
+        """Allow filters on shown columns only: filters on hidden columns would disclose values letter by letter."""
         first, *further = lookup.split(LOOKUP_SEP)
         if first not in self._shown or PATTERNS.intersection(further) or "\x00" in str(value):
             return False

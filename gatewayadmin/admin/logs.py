@@ -37,7 +37,7 @@ class LogList(ChangeList):
         return parameters
 
     def get_results(self, request: HttpRequest) -> None:
-        cursor = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
+        cursor = self.params.pop(CURSOR, None)  # Without it, links of filters and the search begin at the newest row.
         result = page(self.queryset, Cursor.named(cursor or ""), self.list_per_page)
         self.result_list = result.rows
         self.result_count = self.full_result_count = len(result.rows)

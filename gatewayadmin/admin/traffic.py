@@ -146,7 +146,9 @@ class DirectoryAddressPages(CapabilityAdmin):
     page = ("directory:address", "pk")
     acts = (
         *switches(any_of(Capability.GATEWAYS_MANAGE), Q()),
-        CapabilityAction("regenerate", any_of(Capability.GATEWAYS_MANAGE), Q(), f"The old one answers 404. {FINAL}"),
+        CapabilityAction(
+            "regenerate", any_of(Capability.GATEWAYS_MANAGE), Q(), f"The old address answers 404. {FINAL}"
+        ),
     )
     list_display = words("__str__ url status read_at read_by created_by created_at")
     list_filter = ("enabled", "read_at")
@@ -289,7 +291,7 @@ class GatewayGrantPages(CapabilityAdmin):
 
 @register(AccessRequest, site=site)
 class AccessRequestPages(CapabilityAdmin):
-    """Read-only: requests are decided on their page, by the people it names."""
+    """Read-only: each request is decided on its own page, which names the people who may decide."""
 
     seen_by = (Capability.GATEWAYS_MANAGE,)
     page = ("gateways:access_request", "pk")
@@ -349,7 +351,7 @@ class AssignmentPages(CapabilityAdmin):
 
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
-    """Features of every kind; the product's page shows how a definition changed."""
+    """Features of every kind. Only the product's page shows the difference between two versions of a definition."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:feature", "pk")
@@ -455,9 +457,9 @@ class ServerPages(CapabilityAdmin):
 
 
 def _checked(identity: Identity, by: Any) -> Identity:
-    """Return the identity. Raises CapabilityRequired if `by` may not change it.
+    """Return the identity. Raises CapabilityRequired if the person `by` may not change it.
 
-    Shared identities need another capability than those of people."""
+    A shared identity and a person's own identity require different capabilities."""
     identity.must_be_open_to(by)
     return identity
 
@@ -507,7 +509,7 @@ class ClientRegistrationPages(CapabilityAdmin):
             "end",
             any_of(Capability.SERVERS_MANAGE),
             Q(ended_at=None),
-            "New sign-ins no longer use it; the next one registers this gateway again. Existing sign-ins are"
+            "New sign-ins no longer use it; the next new sign-in registers this gateway again. Existing sign-ins are"
             " still renewed with it.",
         ),
     )

@@ -1,4 +1,4 @@
-"""The person for whom a tool is called: REST operations and checks on their behalf, which cannot write."""
+"""The person for whom a tool is called. Tools use REST operations and checks as this person, and cannot write."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Caller:
 
     @classmethod
     def of(cls, pk: str) -> Caller:
-        """Return the active person with this id. Raises ToolFailed."""
+        """Return the active person with this id. Raises ToolFailed if there is no such person."""
         try:
             person = User.objects.filter(pk=UUID(pk), is_active=True).select_related("role").first()
         except ValueError:
@@ -71,7 +71,10 @@ class Caller:
     def rest(
         self, view: type[Resource], action: str, query: Object | None = None, body: Object | None = None, **route: Any
     ) -> Object:
-        """Return the answer of a REST operation, asked by POST if there is a `body`. Raises ToolFailed."""
+        """Return the answer of a REST operation, which is called by POST if there is a `body`, otherwise by GET.
+
+        Raises ToolFailed if the operation refuses.
+        """
         method, content = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         scope: Object = {"type": "http", "method": method, "path": "/api/", "headers": headers}
@@ -88,7 +91,7 @@ class Caller:
         if slug := data.get("capability"):
             return self._lacking(data["detail"], slug)
         if data.get("code") == "not_found":
-            return "There is none with this id."
+            return "There is no object with this id."
         return "\n".join(_sentences(data.get("errors"))) or str(data["detail"])
 
     def _lacking(self, detail: str, slug: str) -> str:

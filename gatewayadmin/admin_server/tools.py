@@ -1,4 +1,4 @@
-"""The tools of Gateway Admin: each answers from a REST operation, or from the page's function where REST has none."""
+"""The tools of Gateway Admin. Each uses a REST operation or, if there is no such operation, the function of a page."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ type Run = Callable[[Caller, Object], tuple[str, Object]]
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool: `run` returns one sentence and the structured content.
+    """A tool. `run` returns one sentence and the structured content.
 
-    With `reads_log_only` it may read from a replica of the database.
+    If `reads_log_only` is True, the tool may read from a replica of the database.
     """
 
     name: str
@@ -247,7 +247,7 @@ _BY_NAME = {
     "gateway": _text("Gateway, by slug, name or id.", "support"),
     "server": _text("Server, by slug, name or id.", "crm"),
 }
-_PAGE = {"cursor": _text("`cursor` of the answer before, for the next page.")}
+_PAGE = {"cursor": _text("`cursor` of the previous answer, to get the next page.")}
 
 
 def _tools() -> Iterator[Tool]:
@@ -276,8 +276,8 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "explain_refusal",
         "Explain a refusal",
-        "Say why a call was refused or failed, since when and by whom, who can end it, and whether it would be allowed "
-        f"now. Nothing is called. Needs logs:read. {UNTRUSTED}",
+        "Say why a call was refused or failed, who caused the obstacle and when, who can remove it, and whether the "
+        f"call would be allowed now. Nothing is called. Needs logs:read. {UNTRUSTED}",
         _explain_refusal,
         {
             "call": _text("Id of the call, from search_calls or X-Request-Id.", format="uuid", pattern=_UUID),
@@ -299,8 +299,8 @@ def _tools() -> Iterator[Tool]:
         {
             **_BY_NAME,
             "team": _text("Team, by name or id.", "Support"),
-            "tool": _text("Text in the tool's name for clients: then one line for each tool.", "delete"),
-            "on": _text("A past day: the access at its end (UTC).", "2026-10-31"),
+            "tool": _text("Text in the tool's name for clients. The answer then has one line for each tool.", "delete"),
+            "on": _text("A past day. The answer has the access at the end of this day (UTC).", "2026-10-31"),
             **_PAGE,
         },
         answers={"access": _ROWS, "cursor": _CURSOR},
@@ -309,7 +309,7 @@ def _tools() -> Iterator[Tool]:
         "agent_summary",
         "Summarize an agent",
         "Summarize an app or agent: its connections, last use, tools called and refusals of 30 days, and what it may "
-        f"use and does not (least privilege). Needs hosts:read and logs:read. {UNTRUSTED}",
+        f"use but does not use (least privilege). Needs hosts:read and logs:read. {UNTRUSTED}",
         _agent_summary,
         {"host": _BY_NAME["host"]},
         ("host",),

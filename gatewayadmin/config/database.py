@@ -90,7 +90,8 @@ def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url:
         embedded = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
         return {**SHARED, **embedded, "OPTIONS": {"options": NO_JIT, "pool": pool}}
     parameters = _parsed(DIRECT if direct_url else "DATABASE_URL", direct_url or url)
-    # The role may have a time limit for pages, since a pooler cannot set one per connection.
+    # The database role may have a time limit for pages, because a pooler cannot set a limit per connection. The direct
+    # connection must not have this limit.
     options = f"{NO_JIT} {UNLIMITED}" if direct_url else NO_JIT
     parameters["options"] = f"{parameters.get('options', '')} {options}".strip()
     return {**SHARED, **_of_server(parameters, pool)}
@@ -252,7 +253,7 @@ def _parsed(name: str, url: str) -> dict[str, Any]:
 
 DIRECT = "GATEWAY_DIRECT_DATABASE_URL"
 ROUNDS = 5
-WAIT_S = 3.0  # Longest wait for a session; in session mode the first client may have the last.
+WAIT_S = 3.0  # Longest wait for a session. In session mode, the first client may use the pooler's last session.
 REFUSED_OPTIONS = "unsupported startup parameter"  # PgBouncer's error for `options`.
 
 
@@ -265,12 +266,15 @@ class Pooling(StrEnum):
 
 
 def pooling_fault(connection: psycopg.Connection[Any], name: str) -> str:
-    """Return why this connection (of the variable `name`) has no lasting session; empty if it has one."""
+    """Return an error text if a pooler in transaction mode is in front of this connection, otherwise an empty string.
+
+    `name` is the environment variable that configures the connection.
+    """
     return _needs_direct(name) if pooling_of(connection) is Pooling.TRANSACTION else ""
 
 
 def unreachable_text(error: psycopg.Error, name: str) -> str:
-    """Return why the database of the variable `name` cannot be reached, in one line."""
+    """Return one line that says why the database cannot be reached; `name` is the variable that has its URL."""
     if REFUSED_OPTIONS in str(error):
         return _needs_direct(name)
     return f"The database cannot be reached: {' '.join(str(error).split())}"
@@ -298,7 +302,7 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
                 second.execute("BEGIN", prepare=False)
                 other = _session(second)
                 second.execute("ROLLBACK", prepare=False)
-            except psycopg.OperationalError:  # No session is free: the first client keeps its own.
+            except psycopg.OperationalError:  # The pooler has no free session: the first client still has one.
                 return Pooling.SESSION
             if other == before or _session(first) != before:
                 return Pooling.TRANSACTION
@@ -306,7 +310,7 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 
 
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
-    """Return whether both connections are to the same database: a lock of one blocks the other.
+    """Return whether both connections are to the same database: a lock held by one connection blocks the other.
 
     Restored or replicated copies have the same name and identifier, but separate locks.
     """
@@ -353,12 +357,12 @@ def advisory_lock(lock: Lock) -> Iterator[None]:
 
 @contextmanager
 def held_if_free(lock: Lock) -> Iterator[bool]:
-    """Yield whether the lock was free; if so, hold it for the block."""
+    """Yield True and hold the lock during the block if the lock was free; otherwise yield False."""
     with psycopg.connect(conninfo(), autocommit=True) as connection:
         yield _is_taken(connection, lock)
 
 
 def _is_taken(connection: psycopg.Connection, lock: Lock) -> bool:
-    """Try to take the lock. Return whether it was taken."""
+    """Try to take the lock. Return True if this connection now holds it."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", [int(lock)]).fetchone()
     return bool(row and row[0])

@@ -20,7 +20,7 @@ from wire import cipher, token_text
 
 
 class KeyUses(NamedTuple):
-    """Ids of the configured keys of one variable, newest first, and the use counts of all keys, even missing ones."""
+    """The key ids configured in one variable, newest first, and how many rows use each key, even a missing key."""
 
     variable: str
     present: Sequence[str]

@@ -51,7 +51,7 @@ def kept_in(folder: Path, *, begun: bool = False) -> Keys:
 
 
 def runner_secret(folder: Path) -> str:
-    """Return the secret that this gateway shares with the runner it starts; made once. Raises Refused."""
+    """Return the secret that this gateway shares with the runner it starts. The first call makes it. Raises Refused."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _kept(folder, RUNNER_SECRET, begun=False)
@@ -60,7 +60,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the variables whose value lacks a key stored in `folder`. Raises Refused when a file cannot be read."""
+    """Return the variables whose values lack a key that is stored in `folder`. Raises Refused for unreadable files."""
     strange = []
     for name in NAMES:
         try:

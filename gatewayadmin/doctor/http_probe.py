@@ -210,7 +210,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
 
 
 def said(answer: HttpAnswer) -> str:
-    """Return ": " and the error text of a response of the gateway; a full stop for any other response."""
+    """Return the end of a sentence: ": " and the error text if the gateway answered, otherwise a full stop."""
     try:
         document = document_of(answer)
     except StepFailed:

@@ -56,7 +56,7 @@ def newest_registration() -> int:
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application `client_id` if it registered itself as `name` after the key `after`, otherwise None."""
+    """Return the application `client_id` if it registered itself under `name` and its key is above `after`, or None."""
     if "\x00" in client_id:
         return None
     source = Application.RegistrationSource.DCR
@@ -125,8 +125,8 @@ FILTERED = "A proxy in front changes or filters this. Let it pass unchanged in b
 class OAuthCheck:
     """Runs the OAuth flow of a client for one gateway and person, over the URL clients use.
 
-    `run` returns all steps; each may take `seconds`, and steps after the first failure are not run. Everything the
-    check created is removed. Hosts other than this installation get no valid secrets.
+    `run` returns all steps. Each step may take `seconds`, and steps after the first failure are not run. In the end,
+    everything that the check created is removed. No valid secret is sent to a machine outside this installation.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:

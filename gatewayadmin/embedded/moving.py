@@ -1,7 +1,7 @@
 """Moves the rows of the embedded database to the operator's own PostgreSQL: all of them, or none.
 
-The rows are read in one snapshot and written in one transaction, as text, so the target may be of another version. The
-tables are those that `migrate` has created in the target; the rows that `migrate` put into them are replaced.
+The rows are read in one snapshot and written in one transaction. They are moved as text, so the target may have another
+version of PostgreSQL. `migrate` has already created the tables in the target. Rows that `migrate` added are replaced.
 """
 
 from collections.abc import Callable, Iterator
@@ -98,7 +98,7 @@ def _refuse_if_used(old: Connection, data_dir: Path) -> None:
 
 @contextmanager
 def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
-    """Connect with settings under which every server can read rows as text."""
+    """Connect with settings that make rows, written as text, readable for a server of any version."""
     with psycopg.connect(conninfo, client_encoding="utf8", **parameters) as connection:
         for setting in ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "extra_float_digits = 3"):
             connection.execute(f"SET {setting}".encode())

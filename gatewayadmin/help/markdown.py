@@ -74,7 +74,7 @@ def _change_inline(token: Token, path: str, url_of: UrlOf) -> None:
             continue
         url = _absolute(str(token.attrs[name]), path, url_of)
         if url is None:
-            del token.attrs[name]  # A file of the repository that is not served.
+            del token.attrs[name]  # The link leads to a file that is not served.
         else:
             token.attrSet(name, url)
             if urlsplit(url).netloc:

@@ -83,7 +83,7 @@ _TOPICS = {
 
 
 class Guide(NamedTuple):
-    """The links of a page to help: its page of the documentation, if it has one, and where to report a problem."""
+    """The help links of a page: its page of the documentation, if there is one, and where to report a problem."""
 
     page: HelpPage | None
     report_url: str

@@ -24,7 +24,7 @@ DAY = timedelta(days=1)
 BEFORE = timedelta(days=28)
 MOST_READ = 10_000  # The newest calls of a subject.
 SHOWN = 12  # Largest number of tools, and of addresses, on the page.
-ODD = 3  # A number is unusual from this many times the usual number.
+ODD = 3  # A number is unusual if it is at least this many times the usual number.
 FEWEST_ODD = 10
 
 CALLS = """
@@ -89,13 +89,13 @@ class ToolCount(Count):
 
     @property
     def times(self) -> int:
-        """The number as a multiple of the usual number; 0 unless `is_odd`."""
+        """The number divided by the usual number, rounded; 0 if the number is not unusual."""
         return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
 
 
 @dataclass
 class AddressCount(Count):
-    """The calls from one address, its newest client, and the time of its first call read."""
+    """The calls from one address, the newest client there, and the time of the earliest of these calls."""
 
     ip: str = ""
     client: str = ""
@@ -178,7 +178,7 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime) -> int:
-    """Return how many days before `since` can be compared with: from the first call (`first`), at most `BEFORE`."""
+    """Return the number of days from the first call (`first`) to `since`, which are compared; at most `BEFORE`."""
     return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
 
 

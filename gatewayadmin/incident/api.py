@@ -55,7 +55,7 @@ def needed(kind: type[Subject]) -> Held:
 class Stops(Resource):
     """Stop an app or agent, a person, a connection, a token or a server with one act, and say why.
 
-    What was revoked stays revoked. `GET /api/admin-events` has the reason as `because`.
+    Revoking cannot be undone. `GET /api/admin-events` returns the reason in the field `because`.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

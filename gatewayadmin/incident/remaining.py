@@ -1,4 +1,4 @@
-"""The access that a subject of an incident has left: through connections with their grants, or to a server."""
+"""The access that remains in an incident: what a subject can still use, or who can still use a server."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from ui.pages import number_of
 NEXT_REQUEST = "with the next request"
 NO_WAY_BACK = "Revoking cannot be undone"
 
-# The required capabilities: one of each group.
+# The required capabilities: at least one of each group.
 type Rule = tuple[tuple[Capability, ...], ...]
 
 
@@ -119,7 +119,7 @@ class Subject:
     def live(self, most: int | None = None) -> list[Connection]:
         """Return the first `most` unrevoked connections through which the subject acts, newest use first."""
         newest = self.connections.live().order_by(F("last_used_at").desc(nulls_last=True), "pk")
-        # By key: the database would compute the details of all connections to sort them.
+        # Select the keys first. Otherwise the database would compute the details of all connections to sort them.
         keys = list(newest.values_list("pk", flat=True)[:most])
         rows = Connection.objects.with_details().in_bulk(keys)
         return [rows[key] for key in keys if key in rows]
@@ -290,7 +290,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers, which the gateway would keep refreshing."""
+        """The number of sign-ins at issuers whose tokens the gateway would continue to refresh."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

@@ -104,7 +104,8 @@ class Run:
     def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
         self.slug, self.asked, self.address = slug, asked, address
         self.answer: AgentResponse | None = None
-        # Also if the page is never read. It takes no lock, because the garbage collector may call it at any time.
+        # Gives the slot back even if the page is never read. It takes no lock, because the garbage collector may call
+        # it at any time.
         self._give_back = weakref.finalize(self, _running.pop, _take_place(person), None)
         self._secret = ""
         self._task: asyncio.Task[None] | None = None

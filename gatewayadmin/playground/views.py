@@ -139,7 +139,10 @@ class Chosen:
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The first features of `listed` that are given to the user: one more than MOST_OFFERED, to detect more."""
+        """The first features of `listed` that are given to the user.
+
+        There is one more than MOST_OFFERED if the list would be too long.
+        """
         given = self._given(self.listed).select_related("assignment__server")
         return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])
 
@@ -262,7 +265,7 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
         return _refused(
             request, chosen, form, words if chosen.gateway else "There is no such gateway, or you may not use it."
         )
-    if act == "check":  # Access does not depend on the arguments.
+    if act == "check":  # The check does not use the arguments, so they need not be valid.
         return _checked(request, chosen, chosen.gateway, form)
     if chosen.kind != "resource" and not form.is_valid():
         return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)

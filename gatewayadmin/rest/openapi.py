@@ -221,7 +221,7 @@ class OperationSchema(AutoSchema):
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
         statuses = [status for status, has in tagged.items() if has]
-        note = "Hash of the answer, after the version of the object's editable values."
+        note = "Version of the object's editable values, followed by a hash of the answer."
         tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
         return [tag] if statuses else []
 
@@ -351,7 +351,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Authentication by API key, or by an API access token that rotates itself."""
+    """Authentication by an API key, or by an API access token, which can only rotate itself."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012

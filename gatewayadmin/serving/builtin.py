@@ -1,7 +1,7 @@
-"""MCP servers that are part of this process, such as Quickstart: stateless, of both eras.
+"""MCP servers that are part of this process, such as Quickstart. They are stateless, and speak both protocol eras.
 
-The gateway calls them over the network like any other server. They accept only requests with a secret generated at each
-start, which only our own proxy has.
+The gateway calls them over the network like any other server. They accept only requests with a secret, which is
+generated at each start and which only our own proxy has.
 """
 
 import hmac
@@ -62,8 +62,8 @@ def introduction(capabilities: Object, instructions: str) -> dict[str, Object]:
 async def answer(message: Message, info: Object, fixed: Mapping[str, Object], handlers: Mapping[str, Handler]) -> bytes:
     """Return the JSON-RPC response of the server `info`.
 
-    `fixed` are the results that do not depend on the request, with those of `introduction`; `handlers` return the
-    others from the params, or raise NotFound.
+    Both mappings are by method. `fixed` has the results that do not depend on the request, including the results of
+    `introduction`. The functions in `handlers` get the params, and return a result or raise NotFound.
     """
     try:
         if message.method == "initialize":

@@ -147,7 +147,7 @@ def _tell() -> None:
 
 
 def _end_grants() -> None:
-    """Record the end of grants whose date has come, in the log and for open sessions and running calls."""
+    """Record the end of grants whose end date has come. Open sessions and running calls then notice it, too."""
     with databases.direct():
         if _clocks_agree():
             ToolGrant.objects.all().end_due()

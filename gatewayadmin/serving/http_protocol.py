@@ -104,7 +104,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     body_rate: float = 1024
     untaken_seconds: float = 30
     most_unauthenticated: int = 2048  # As many as the system queues (gatewayadmin.serving.server.BACKLOG).
-    unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # The longest unanswered first.
+    unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # Ordered by last answer, oldest first.
 
     is_authenticated = False  # True once a call over this connection was accepted.
 
@@ -159,7 +159,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._may_stream = number < limit * open_files.FOR_STREAMS
         if number >= limit * open_files.FOR_CONNECTIONS:
             open_files.count_refused("connection")
-            transport.write(TOO_MANY)  # At once: silent connections would use up the remaining file numbers.
+            # Do not wait for a request: silent connections would use up the remaining file numbers.
+            transport.write(TOO_MANY)
             transport.close()
             return
         self._head_clock.start(self.seconds, self._give_up)
@@ -267,7 +268,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _judge_body(self) -> None:
         if self._discard_input:  # The connection is being closed already.
             return
-        if self.flow.read_paused or self.pipeline:  # The delay is ours: the application is not reading, or answers.
+        # The delay is ours if the application does not read the body, or still answers an earlier request.
+        if self.flow.read_paused or self.pipeline:
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:

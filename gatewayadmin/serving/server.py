@@ -84,10 +84,10 @@ def return_large_buffers() -> None:
         libc.mallopt(M_ARENA_MAX, ARENAS)
 
 
-# A filter of the kernel (classic BPF) for a listening socket: it drops attempts to connect (SYN), whose senders try
-# again a second later, and are refused once nobody listens. Without this filter, closing the socket would reset
-# connections that no worker has accepted yet: a proxy cannot know whether its call was made, and answers 502 instead of
-# trying another server.
+# A filter of the kernel (classic BPF) for a listening socket. It drops attempts to connect (SYN). Their senders try
+# again a second later, and are refused when nobody listens any more. Without this filter, closing the socket would
+# reset connections that no worker has accepted yet. A proxy could then not know whether its call was made, and would
+# answer 502 instead of trying another server.
 SO_ATTACH_FILTER = 26
 DROP_SYN = (
     (0x30, 0, 0, 13),  # Load the flags of the TCP header.
@@ -109,7 +109,9 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 LOOK_S = 0.05
 HEARD_S = 2.0  # Enough for a proxy to send its call after it has connected.
-BACKLOG = 2048  # Or a tenth of the files a worker may open, since it accepts all waiting connections first.
+# The backlog is lower if a tenth of the files that a worker may open is less: a worker accepts all waiting connections
+# before it serves any of them.
+BACKLOG = 2048
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.
 CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can be resumed.

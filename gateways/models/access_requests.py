@@ -60,7 +60,7 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def open(self) -> "AccessRequestQuerySet":
-        """Return the requests that wait for a decision, by active people and for gateways that are not archived."""
+        """Return the requests that wait for a decision. The person must be active, and the gateway not archived."""
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def with_details(self) -> "AccessRequestQuerySet":
@@ -78,10 +78,10 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.filter(Q(user=viewer) | Q(Exists(_approvers(user=viewer))))
 
     def to_decide(self, viewer: User | None) -> "AccessRequestQuerySet":
-        """Return the open requests that wait for `viewer` (None: for anybody).
+        """Return the open requests that wait for a decision by `viewer`; if `viewer` is None, all open requests.
 
-        These are other people's requests on gateways that name the viewer as approver. With GATEWAYS_MANAGE also those
-        on which no named approver can decide, or that were made at least FALLBACK_AFTER ago.
+        These are other people's requests on gateways that name the viewer as approver. A viewer with GATEWAYS_MANAGE
+        also gets requests on which no named approver can decide, and requests that are older than FALLBACK_AFTER.
         """
         if viewer is None:
             return self.open()
@@ -130,7 +130,10 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the gateway gives no such set, AlreadyGiven if `by` has this access without an end."""
+    """Raise RequestRefused if the gateway does not give this set to people.
+
+    Raise AlreadyGiven if the person `by` already has the access without an end date.
+    """
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None
     if tool_set is None:
@@ -140,7 +143,7 @@ def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) 
     if tool_set.gateway_id != gateway.pk or tool_set.archived_at:
         raise RequestRefused("This gateway has no such tool set.")
     if gateway.tools_given == ToolsGiven.ALL:
-        raise RequestRefused("Who may use this gateway can use all its tools. Ask for the gateway only.")
+        raise RequestRefused("Everybody who may use this gateway can use all its tools. Ask for the gateway only.")
     if is_open and ToolGrant.objects.to(by).filter(tool_set=tool_set, ends_at=None).exists():
         raise AlreadyGiven("You may use these tools already.")
 
@@ -185,7 +188,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def what(self) -> str:
-        """The tool set and the gateway, or the gateway."""
+        """The names of the tool set and the gateway, or only of the gateway if no set was requested."""
         return f"{self.tool_set.name} on {self.gateway.name}" if self.tool_set else self.gateway.name
 
     @property
@@ -202,7 +205,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def approvers(self) -> list[User]:
-        """The named approvers who can decide; without any, people with GATEWAYS_MANAGE decide."""
+        """The named approvers who can decide. If there are none, people with GATEWAYS_MANAGE decide."""
         named = self.gateway.approvers.filter(is_active=True).exclude(pk=self.user_id)
         return list(named.order_by("email"))
 
@@ -214,7 +217,7 @@ class AccessRequest(Versioned, models.Model):
     def may_be_decided_by(self, person: User) -> bool:
         """True if `person` may decide: an approver, or somebody with GATEWAYS_MANAGE, but never the person who asked.
 
-        An API key needs the capability.
+        With an API key, an approver needs GATEWAYS_MANAGE, too.
         """
         if person.pk == self.user_id:
             return False
@@ -234,7 +237,7 @@ class AccessRequest(Versioned, models.Model):
             if not row.user.is_active:
                 raise RequestRefused("This person is inactive.")
             if gateway.archived_at or (row.tool_set and row.tool_set.archived_at):
-                raise RequestRefused("What was asked for is gone. Decline the request.")
+                raise RequestRefused("The gateway or tool set of this request no longer exists. Decline the request.")
             _refuse_too_long(gateway, days)
             self._give(row, gateway, timezone.now() + timedelta(days=days), by)
             row.days = days
@@ -274,7 +277,7 @@ class AccessRequest(Versioned, models.Model):
         row = self._locked_open()
         if not row.may_be_decided_by(by):
             raise NotYoursToDecide(
-                "Nobody decides on their own request." if by.pk == row.user_id else NotYoursToDecide.__doc__
+                "You cannot decide on your own request." if by.pk == row.user_id else NotYoursToDecide.__doc__
             )
         return row
 

@@ -168,7 +168,7 @@ class Assignment(Versioned, Switchable):
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change the alias, identity scheme or tool policy, and record what changed.
 
-        Raises AliasRequired, WrongIdentity, or ChangedMeanwhile if the row is no longer what was `seen`.
+        Raises AliasRequired or WrongIdentity. Raises ChangedMeanwhile if the row differs from the version `seen`.
         """
         with transaction.atomic():
             if "alias" in fields:
@@ -233,7 +233,7 @@ class Assignment(Versioned, Switchable):
         return names
 
     def last_narrowed(self) -> Event | None:
-        """Return the event of the last call of `narrow`, or None if there is none or it was undone."""
+        """Return the event of the last `narrow`; None if `narrow` was never called, or its last call was undone."""
         return narrowings([self.pk]).get(str(self.pk))
 
     def remove(self, *, by: User) -> None:

@@ -162,7 +162,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def expect(self, assignment: Assignment, names: Iterable[str]) -> None:
         """Create rows for the tools in `names` that are not known yet, so that they can be switched.
 
-        When the server first lists such a tool, its switch is kept. Until then the tool counts as missing.
+        When the server first lists such a tool, the switch is not changed. Until then the tool counts as missing.
         """
         known = {*self.filter(assignment=assignment, kind=FeatureKind.TOOL).values_list("name", flat=True)}
         rows = [
@@ -193,15 +193,15 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    `name` is the name at the server: a URI for a resource, a URI template for a template. Under the policy `allow_all`
-    a feature without a row is allowed; under `selected` only features with an enabled row are.
+    `name` is the name at the server: a URI for a resource, a URI template for a template. Under the policy `allow_all`,
+    a feature without a row is allowed. Under the policy `selected`, a feature is allowed only if it has an enabled row.
 
     `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
-    Title, description, schema and annotations are taken from the approved definition, or from the first definition
-    while that waits for approval. The database computes `effect` on every write: as an administrator stated it,
-    otherwise as the annotations claim. `said_title` and `said_description` replace the server's for clients; they are
-    not part of the definition.
+    Title, description, schema and annotations are taken from the approved definition. While the first definition waits
+    for approval, they are taken from that one. The database computes `effect` on every write: it is the effect that an
+    administrator stated, otherwise the one that the annotations claim. For clients, `said_title` and `said_description`
+    replace the title and description that the server gives. They are not part of the definition.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -244,8 +244,8 @@ class Feature(Versioned, Switchable):
                 fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
             ),
         )
-        # Each page with a navigation bar counts these few of very many rows. The index needs the condition of
-        # `needing_attention`.
+        # Each page with a navigation bar counts the few features that need attention, among very many rows. The
+        # condition of this index has to be that of `needing_attention`.
         indexes = (
             models.Index(
                 fields=("changed_at",),
@@ -356,7 +356,7 @@ class Feature(Versioned, Switchable):
         return True
 
     def say_texts(self, *, title: str, description: str, by: User) -> bool:
-        """Set the title and description that clients see; if one is empty, clients see the server's.
+        """Set the title and description that clients see. If one of them is empty, clients see the server's own text.
 
         Returns False if unchanged.
         """

@@ -62,9 +62,11 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User, *, by_grant: bool = True) -> "GatewayQuerySet":
-        """Return live gateways `user` may use: open to everyone, to their teams or to them, or all with GATEWAYS_USE.
+        """Return live gateways that `user` may use.
 
-        Return no gateway if the user's role cannot use any. Without `by_grant`, grants to the person do not count.
+        These are the gateways open to everyone, to the user's teams, or to the user by a grant. A user with
+        GATEWAYS_USE may use all live gateways; a user whose role cannot use gateways may use none. If `by_grant` is
+        False, grants do not count.
         """
         if not user.uses_gateways:
             return self.none()
@@ -92,7 +94,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
-        """Order by `order`, but put gateways that have no server except the built-in one last."""
+        """Order by `order`, but put those gateways last that have no servers or only built-in ones."""
         real = Gateway.objects.filter(
             pk=OuterRef("pk"),
             assignments__removed_at=None,
@@ -119,9 +121,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open the gateways in `wanted` to `team`, close all others with reach `teams` to it, and record each change.
+        """Open the gateways in `wanted` to `team`, and close all other gateways with reach `teams` to this team.
 
-        Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
+        Each change is recorded. Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
@@ -169,7 +171,8 @@ def allow_identity(
 ) -> None:
     """Set the gateways that may use the shared `identity` to `wanted`, from the next request on.
 
-    Raises CapabilityRequired unless `by` manages identities (None is the system), or ChangedMeanwhile.
+    `by` is None if the system makes the change. Raises CapabilityRequired if the person `by` may not manage identities.
+    Raises ChangedMeanwhile if the gateways are no longer those in `seen`.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
@@ -204,7 +207,7 @@ class Gateway(Versioned, Switchable):
     takes_requests = models.BooleanField(default=False, db_default=False)
     request_days = models.PositiveSmallIntegerField(default=30, db_default=30)  # Default length of a grant.
     most_request_days = models.PositiveSmallIntegerField(default=90, db_default=90)
-    # People who decide on requests; without any, those with GATEWAYS_MANAGE.
+    # People who decide on requests. If there are none, people with GATEWAYS_MANAGE decide.
     approvers = models.ManyToManyField(User, blank=True, related_name="approves")
     # Identities that this gateway may use; edited on the page of each identity.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")

@@ -1,7 +1,7 @@
 """Grants: sets of tools given to everybody, teams and people, and gateways opened to a person. They may end on a date.
 
-The statement of a request reads the date (gateways/migrations/0005_access_requests.py), so a grant ends in time. The
-chores only record the end afterwards, which also sends open sessions a new list of tools.
+The SQL that decides each request checks the end date (gateways/migrations/0005_access_requests.py), so a grant ends on
+time. The chores record the end a little later. This also makes open sessions get a new list of tools.
 """
 
 from datetime import datetime
@@ -40,7 +40,8 @@ class GrantQuerySet(models.QuerySet[Any]):
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
         """Create a grant that replaces the present one, without a gap. Raises AlreadyGiven or BadEnd.
 
-        `values` name the subject, and the gateway or set it gets. The caller must have locked the latter's row.
+        `values` name who gets the grant, and the gateway or tool set that is given. The caller must have locked the row
+        of this gateway or set.
         """
         if ends_at is not None and ends_at <= timezone.now():
             raise BadEnd(BadEnd.__doc__)
@@ -75,7 +76,10 @@ class DatedGrant(Versioned, models.Model):
         return {"ended_at": _text(self.ended_at)}
 
     def end(self, *, by: Actor | None) -> bool:
-        """End the grant, from the next request on; `by` is None if its date came. Returns False if it ended before."""
+        """End the grant from the next request on. Return False if it had ended already.
+
+        `by` is None if the grant ends because its end date has come.
+        """
         with transaction.atomic():
             row = self.lock()
             if row.ended_at:
@@ -92,7 +96,7 @@ def _text(moment: datetime | None) -> str | None:
 
 class ToolGrantQuerySet(GrantQuerySet):
     def to(self, user: User) -> "ToolGrantQuerySet":
-        """Return the live grants that `user` has: as everybody, through a team, or in person."""
+        """Return the live grants for `user`: those to everybody, to the user's teams, and to the user."""
         mine = Q(everyone=True) | Q(user=user) | Q(team__in=user.teams.order_by().values("pk"))
         return self.live().filter(mine)
 
@@ -123,7 +127,7 @@ class ToolGrantQuerySet(GrantQuerySet):
 class ToolGrant(DatedGrant):
     """A set of tools given to everybody, a team or a person.
 
-    Deleting a team ends its grants; `team_name` is then its last name.
+    Deleting a team ends its grants. `team_name` then has the last name of the team.
     """
 
     # The gateway of the set, copied here because each request looks up the grants of a gateway.
@@ -223,7 +227,7 @@ class GatewayGrant(DatedGrant):
 
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:
-    """Return a pair: whether `user` may use the gateway now, and the end date of this access, or None."""
+    """Return a pair: whether `user` may use the gateway now, and when this access ends; None if it has no end date."""
     own = GatewayGrant.objects.live().filter(gateway=gateway, user=user).first()
     if own is None or gateway.reach == Reach.EVERYONE:
         return gateway.is_reachable_by(user), None

@@ -87,8 +87,8 @@ class ToolSetQuerySet(models.QuerySet["ToolSet"]):
 class ToolSet(Versioned, models.Model):
     """A named set of tools, prompts and resources of one gateway.
 
-    `patterns` are exposed names with `*` and `?`, `likes` the same for SQL. Without patterns and effects a set
-    contains only its members.
+    `patterns` are exposed names with `*` and `?`; `likes` are the same patterns for SQL's LIKE. A set without patterns
+    and effects contains only its members.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""The conditions of rules, evaluated for one call within a bound of time."""
+"""The conditions of rules, evaluated for one call within a time limit."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -71,7 +71,7 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Evaluate several conditions together, and return them if all are false; otherwise return none of them."""
+        """Evaluate several conditions together. Return all of them if all are false, otherwise no condition."""
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
             return ()
@@ -82,7 +82,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given; others may have no result."""
+        """Return the valid conditions whose arguments are all given. With a missing one, there may be no result."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)
@@ -96,7 +96,7 @@ class Conditions:
     def _spend(self, seconds: float) -> None:
         """Subtract the estimate of an evaluation from the time that is left. Raises NotEvaluated if too little is left.
 
-        Estimates are high. So when they use up the time, the time really taken is counted instead.
+        Estimates are usually too high. So when they have used up the time, the time really taken is counted instead.
         """
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)

@@ -32,14 +32,14 @@ class FeatureRow(NamedTuple):
     name: str
     exposed_name: str
     enabled: bool
-    schema: object  # Only if it uses x-mcp-header.
+    schema: object  # Set only if the schema uses x-mcp-header.
     state: str
-    # Only if a changed definition is held back: the definition clients see, and the server's current one.
+    # Set only if a changed definition is held back: the definition clients see, and the server's current definition.
     approved: str | None
     offered: str | None
     kind: str
     granted: bool = True  # Whether the feature is given to the person, and within the limit of the app or agent.
-    claims: ToolClaims | None = None  # Only if rules apply to the gateway.
+    claims: ToolClaims | None = None  # Set only if rules apply to the gateway.
 
 
 class ListedFeature(NamedTuple):
@@ -88,7 +88,7 @@ class ListingState(NamedTuple):
 class SignInState(NamedTuple):
     """State of an identity obtained by signing in at an issuer.
 
-    `is_needed` is True if the person must sign in again; `seconds_left` counts down to the last moment for a renewal.
+    `is_needed` is True if the person must sign in again. `seconds_left` is the time left to renew the identity.
     """
 
     is_needed: bool
@@ -122,14 +122,14 @@ class AssignedServer(NamedTuple):
     identity_enabled: bool | None
     ciphertext: str | None
     features: Sequence[Any] | None
-    # Whether this gateway may use the shared identity; whether the server's URL changed since the identity was
-    # confirmed.
+    # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's URL has changed
+    # since the identity was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.
     upstream_key: str = ""
     upstream_session: StoredSession | None = None
-    # Only with ServersNeeded.INTRODUCED.
+    # Set only with ServersNeeded.INTRODUCED.
     introduction: Introduction | None = None
     # Whether the client's session has a log level that can be sent to this server.
     logs: bool = False
@@ -140,7 +140,7 @@ class AssignedServer(NamedTuple):
     lists_live: bool = False
     # Whether the identity was disabled by its owner.
     identity_off_by_owner: bool = False
-    # For an identity from a sign-in at an issuer.
+    # Set only for an identity that was obtained by signing in at an issuer.
     sign_in: SignInState | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
@@ -148,7 +148,11 @@ class AssignedServer(NamedTuple):
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return the server's capabilities in the era used for clients of this era; None if the server sent none."""
+        """Return the server's capabilities for clients of 2026-07-28 (`modern`) or of the session era.
+
+        They are those of the era in which the gateway calls the server for these clients or, if these are unknown,
+        those of the other era. Return None if the server has sent no capabilities.
+        """
         in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
@@ -250,7 +254,7 @@ DENIALS = {
     for name, reason in reasons.REASONS.items()
     if reason.status
 }
-# An app with an OAuth token of another gateway must be led to authorize for this one.
+# If an app sends an OAuth token of another gateway, the refusal must make the app authorize for this gateway.
 WRONG_AUDIENCE = DENIALS["unknown"]._replace(reason="wrong_gateway")
 
 
@@ -316,8 +320,8 @@ def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
 
 # The one SELECT that decides requests, in batches.
 #
-# Requests that arrive while the statement runs share the next one, so each is decided by data read after its arrival.
-# Nothing is cached.
+# Requests that arrive while the statement runs wait, and share the next run of the statement. So each request is
+# decided by data that was read after the request arrived. Nothing is cached.
 
 logger = logging.getLogger(__name__)
 
@@ -346,7 +350,7 @@ SETUP_TO_FIND_AGAIN = (
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET enable_seqscan = off",
     b"SET enable_bitmapscan = off",
-    b"SET enable_memoize = off",  # Memos are useless: equal queries are sent once, and memos end with an execution.
+    b"SET enable_memoize = off",  # Useless here: equal queries are sent once, and memos last for one execution.
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
@@ -377,8 +381,9 @@ class ServersNeeded(IntEnum):
 class Wanted(NamedTuple):
     """The servers and features that the statement returns for a request.
 
-    `kind` is tool, prompt, resource or template, or `instructions` to learn whose instructions may be shown. `name` is
-    the feature's name as the client sent it; for a resource, the URIs its server may use for it, one per line.
+    `kind` is tool, prompt, resource or template. The kind `instructions` asks which servers' instructions may be shown.
+    `name` is the feature's name as the client sent it. For a resource, `name` has the possible URIs of the resource at
+    its server, one per line.
     """
 
     servers: ServersNeeded

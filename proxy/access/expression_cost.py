@@ -32,8 +32,7 @@ NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split()
 class Cost(NamedTuple):
     """The nanoseconds that a condition takes, as a function of the size of the arguments.
 
-    They are the sum of `once`, `value` for each value in the arguments, `square` for the square of their number, and
-    `text` for each byte of text.
+    For arguments with n values and b bytes of text: `once` + n * `value` + n * n * `square` + b * `text`.
     """
 
     once: float = 0
@@ -71,7 +70,7 @@ def _is_slow(cost: Cost) -> bool:
 class _Scope(NamedTuple):
     """The sizes of macros' variables in a part of a condition.
 
-    `large` has the names that may be large in this part; None if all names may.
+    `large` has the names that may be large in this part; None if all names may be large.
     """
 
     sizes: Mapping[str, float]
@@ -193,5 +192,5 @@ def _cost_of_pattern(pattern: str) -> Cost:
     return Cost(compiling, text=60 * places)
 
 
-_COSTLY_IN_PATTERNS = re.compile(r"\\[pP]|\)\{\d")  # They make a pattern of thousands of states.
+_COSTLY_IN_PATTERNS = re.compile(r"\\[pP]|\)\{\d")  # RE2 makes thousands of states for these.
 _ATOM = re.compile(r"(\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|.)(?:\{(\d+)(?:,(\d*))?\})?([?*+]*)", re.DOTALL)

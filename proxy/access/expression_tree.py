@@ -27,7 +27,7 @@ class Node(NamedTuple):
 
 def tree_of(serialized: bytes) -> Node:
     """Return the tree of a compiled expression. Raises BadExpression or RecursionError."""
-    checked = _message(_message(serialized)[2][0])  # In an Any.
+    checked = _message(_message(serialized)[2][0])  # The message is wrapped in an Any.
     source = _message(checked[5][0])
     entries = (_message(each) for each in source.get(4, ()))
     return _node(checked[4][0], {entry.get(1, [0])[0]: entry.get(2, [0])[0] for entry in entries})
@@ -120,14 +120,17 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 
 
 def needed_by(tree: Node) -> frozenset[str]:
-    """Return arguments that a call must have to meet a condition. There may be more; the condition is not evaluated."""
+    """Return arguments without which a call cannot meet a condition.
+
+    The condition may need further arguments, because it is not evaluated here.
+    """
     if (tree.kind, tree.value) == (CALL, "_&&_"):
         return needed_by(tree.parts[0])  # If the left part has no result, the right part does not matter.
     return _absent(tree)
 
 
 def _absent(node: Node) -> frozenset[str]:
-    """Return arguments that this part needs: without one of them it always fails because an argument is absent."""
+    """Return arguments that this part needs: if one of them is absent, its evaluation always fails for this reason."""
     if node.kind in (NAME, CONSTANT, LIST, MAP):
         return frozenset()
     first, *rest = node.parts

@@ -28,9 +28,10 @@ class NotEvaluated(Exception):
 
 
 class Program(NamedTuple):
-    """A compiled condition. `arguments` are the arguments it names, with their positions; None if it may use any.
+    """A compiled condition.
 
-    A call that lacks one of the arguments in `needed` does not meet the condition.
+    `arguments` are the arguments that the condition names, with their positions; None if it may use any argument. A
+    call that lacks one of the arguments in `needed` does not meet the condition.
     """
 
     compiled: Any
@@ -57,7 +58,7 @@ class Program(NamedTuple):
 
 TOO_LARGE = "an argument is too large"
 _ABSENT = ("NOT_FOUND: Key not found", "UNKNOWN: Index error", "INVALID_ARGUMENT: Index error")
-# Our text by a part of CEL's message. CEL's own message is not used, because it may quote an argument.
+# Maps a part of CEL's message to our own text. CEL's message is not shown, because it may quote an argument.
 _PROBLEMS = {
     "budget": "it needs too many iterations",
     "out of range": TOO_LARGE,

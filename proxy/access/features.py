@@ -171,7 +171,7 @@ def server_refusal(assigned: AssignedServer) -> str:
 
 
 def identity_refusal(assigned: AssignedServer) -> str:
-    """Return why this connection has no usable identity at the server; empty if it has one, or needs none."""
+    """Return why this connection has no usable identity at the server; empty if it has one or needs no identity."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
     needs_sign_in = assigned.sign_in is not None and assigned.sign_in.is_needed
@@ -289,14 +289,14 @@ def _owner_of_uri(
 ) -> tuple[AssignedServer | None, str]:
     """Return the server that the URI belongs to, and the URI by which this server knows the resource.
 
-    The server is None if there is none.
+    The server is None if the URI belongs to no server.
     """
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
     if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
         return owner, uri
-    if alias:  # Perhaps the alias of a removed server: only the server without an alias may get the request.
+    if alias:  # The alias may be that of a removed server. Then only the server without an alias may get the request.
         return _without_alias(assignments), exposed
     return _owner_of_bare_uri(assignments, exposed, budget), exposed
 

@@ -10,7 +10,7 @@ KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions nam
 
 
 class RuleRefused(Refusal):
-    """A rule refuses this call. The sentence is the rule's own, if it has one."""
+    """A rule refuses this call. The sentence is that of the rule, if the rule has a sentence."""
 
     def __init__(self, decision: RuleDecision, resolved: Resolved, tool: str) -> None:
         super().__init__("rule_refused", resolved.assigned, Named(TOOL, tool), sentence_of(decision))
@@ -40,8 +40,8 @@ def ruled_call(
 ) -> RuledCall:
     """Return a tool call as conditions see it. `tool` is the tool's name for clients, `at` the time of the call.
 
-    `caller` and `server` are the grant and its assigned server; for a logged call, both are its row. `client` has the
-    name and the address of the client.
+    For a live call, `caller` is the grant and `server` the assigned server. For a logged call, the row of the call is
+    passed as both. `client` has the name and the address of the client.
     """
     fields = {
         "tool.name": tool,

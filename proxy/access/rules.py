@@ -1,8 +1,8 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
-Rules are read with the decision about each request. The first rule that refuses decides; if none refuses, the first
-that holds. The labels of all rules are added in any case. A condition without a result counts as true for a rule that
-refuses or holds.
+Rules are read with the decision about each request. The first rule that refuses the call decides. If no rule refuses,
+the first rule that holds the call decides. The labels of all rules are added in any case. In a rule that refuses or
+holds, a condition without a result counts as true.
 """
 
 import re
@@ -71,8 +71,9 @@ class RuledCall(NamedTuple):
 class RuleDecision(NamedTuple):
     """The decision of all rules. `effect` is REFUSE, HOLD or empty; `rule` is the rule that refuses or holds.
 
-    If no rule does, `rule` is the first rule whose condition has no result, if any. `error` says why the condition of
-    `rule` has no result. The id and version of `rule` are the current ones. `labels` are for the log.
+    If no rule refuses or holds, `rule` is the first rule whose condition has no result, if there is such a rule.
+    `rule` has its current id and version. If the condition of `rule` has no result, `error` says why. `labels` are for
+    the log.
     """
 
     effect: str = ""
@@ -122,7 +123,8 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 def _labels(match: Match) -> bool:
     """Return whether a match adds a label.
 
-    A rule that labels needs a result of its condition. A rule that refuses or holds adds a label only if it watches.
+    A rule with the effect `label` adds its label only if its condition has a result. A rule that refuses or holds adds
+    a label only in the mode `watch`.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 

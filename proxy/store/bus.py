@@ -1,7 +1,7 @@
 """Messages between workers by LISTEN and NOTIFY of PostgreSQL: ids only.
 
-An ordinary call publishes nothing. What must not be lost is in a row; the bus only announces that there is something to
-read. After a lost connection is restored, every handler is called with None and has to read its rows.
+An ordinary call publishes nothing. Data that must not be lost is in rows; the bus only announces that there are rows to
+read. When a lost connection is restored, every handler is called with None and has to read its rows.
 """
 
 import asyncio

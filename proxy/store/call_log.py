@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 10.0  # After this time the client gets an error: the call could not be recorded.
 BATCH_ROWS = 500
-CONNECTIONS = 2  # While one waits for the disk, the other writes the next batch. More connections gain little.
+CONNECTIONS = 2  # One writes the next batch while the other waits for the disk. More connections gain little.
 COLUMNS = (
     b"uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status, rpc_error_code, host_id,"
     b" gateway_id, connection_id, user_id, token_id, server_id, identity_id, session_id, rule_id, hold_id,"
@@ -113,10 +113,11 @@ class CallRow:
     trace_id: str = ""
     # The id of the session's row, which is not the id that its client sends; empty outside sessions.
     session_id: str = ""
-    # The rule that refused the call, otherwise the first rule without a result; and the labels of all rules.
+    # The rule that refused or held the call; otherwise the first rule whose condition had no result.
     rule_id: str = ""
-    # The hold that stopped the call, or the approval by which it ran.
+    # The hold that stopped the call or, if the call was approved, the hold whose approval it used.
     hold_id: str = ""
+    # The labels of all rules.
     labels: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
@@ -237,7 +238,10 @@ class CallWriter(GroupCommit[bytes, None]):
         return not self.fault and len(self._waiting) < self._max_waiting
 
     def commit(self, row: CallRow) -> asyncio.Future[None]:
-        """Return a future that is done when the present values of `row` are committed. Raises NotRecorded."""
+        """Commit the present values of `row`. The returned future is done when they are committed.
+
+        The future raises NotRecorded if they cannot be committed.
+        """
         return self.put(row.copy_line())
 
     async def _write(self, connection: PgConnection, batch: list[Line]) -> None:

@@ -1,8 +1,8 @@
 """Stream events that clients may not have received, stored so that streams can be resumed.
 
-See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. Nothing is written while a client reads: the last
-events of a stream are in memory. They are written to rows, encrypted, when the client disconnects. They are also
-written when it reconnects: the worker to which it reconnects notifies the worker with the stream.
+See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. While a client reads, the last events of a stream are
+only in memory. When the client disconnects, they are written to rows, encrypted. They are also written when the client
+reconnects to another worker: that worker notifies the worker that has the stream.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 STANDING, CALL = "s", "c"  # Kinds of streams, in event ids.
 WAITING = "waiting"  # Bus topic: a message was stored for a session without a stream.
 
-KEPT_SECONDS = 300.0  # How long a client may resume after its stream broke,
-FINISHED_SECONDS = 60.0  # and after it ended, in case the client missed the end.
-MOST_EVENTS = 256  # How many of the last events of one stream are kept,
-MOST_BYTES = 1 << 20  # and their total size. The answer to a call is always kept, even if it is larger.
-MOST_FINISHED = 1_000  # Ended streams whose events this worker keeps in memory,
+KEPT_SECONDS = 300.0  # How long a client may resume a stream that broke.
+FINISHED_SECONDS = 60.0  # How long a client may resume a stream that ended, in case the client missed the end.
+MOST_EVENTS = 256  # How many of the last events of one stream are kept.
+MOST_BYTES = 1 << 20  # Total size of these events. The answer to a call is always kept, even if it is larger.
+MOST_FINISHED = 1_000  # Ended streams whose events this worker keeps in memory.
 MOST_FINISHED_BYTES = 32 << 20
 MOST_ROWS = 1_000  # Stored events of one session.
 MOST_ROW_BYTES = 32 << 20

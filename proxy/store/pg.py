@@ -1,6 +1,7 @@
 """Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
-The two statements of a proxied request, the decision before and the row after, are most of the proxy's own cost.
+Each proxied request needs two statements: one decides access before, one writes the row after. They are most of the
+proxy's own cost.
 psycopg connects; the statements then go through libpq directly, which saves the cursor, the lock and the waiting code
 of psycopg's `execute`. Group commit: items that arrive together go to the database in one batch.
 """
@@ -29,9 +30,9 @@ _SERVER_ERRORS = ("08", "53", "57", "58", "XX")
 CONNECT_SECONDS = 3.0
 _SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
-# A batch is sent when FULL_BATCH items wait, or after LOOP_TURNS turns of the event loop; after SINGLES batches of one
-# item in a row, a batch is sent at once. A round trip and a commit cost as much as a dozen items in a batch; with a
-# larger FULL_BATCH, items would wait for each other while the event loop is idle.
+# A batch is sent when FULL_BATCH items wait, or after LOOP_TURNS turns of the event loop. If each of the last SINGLES
+# batches had one item, a batch is sent at once. A round trip and a commit cost as much as a dozen items in a batch. If
+# FULL_BATCH was larger, items would wait for each other while the event loop is idle.
 FULL_BATCH = 16
 LOOP_TURNS = 3
 SINGLES = 16
@@ -46,8 +47,8 @@ STOP_SECONDS = 1.0  # How long stop() waits for a connection attempt when no ite
 
 NO_CONNECTION = "08000"  # The SQLSTATE of a connection that could not be made.
 
-RETRY_SECONDS = 0.25  # Pause between two attempts to connect while no items wait,
-URGENT_RETRY_SECONDS = 0.05  # and while items wait.
+RETRY_SECONDS = 0.25  # Pause between two attempts to connect while no items wait.
+URGENT_RETRY_SECONDS = 0.05  # Pause between two attempts to connect while items wait.
 
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
 type HandleBatch[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]

@@ -141,7 +141,8 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
     """Return the start and the end of the value of `key`.
 
-    Both are equal if there is no value to redact: it is empty, or a number of a key that is a measure.
+    Both are equal if there is nothing to redact: the value is empty, or it is a number and `key` is a measure (see
+    `is_measure`).
     """
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
@@ -309,9 +310,9 @@ ERROR_TEXT = 300  # Characters of an error message.
 
 MAX_MESSAGE = 1024 * 1024  # Larger messages are not parsed; only their size is recorded.
 MAX_DEPTH = 40
-READ_AHEAD = 4096  # Characters read beyond the cut, so that a secret across it is recognised.
+READ_AHEAD = 4096  # Characters read beyond the cut, so that a secret that crosses the cut is recognised.
 CACHED_TEXT = 64  # Texts up to this length are cached: keys and short words repeat.
-READ_FACTOR = 2  # At most READ_FACTOR times the limit is read of a message.
+READ_FACTOR = 2  # Of a message, at most READ_FACTOR times as much as the limit is read.
 
 # `{"name": "DB_PASSWORD", "value": "x"}`: keys of members that hold a name, and of members that hold its value.
 _NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})

@@ -95,7 +95,7 @@ taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# Not for sessions at servers that belong to a client's session: they end with the client's session.
+# Leaves out sessions at servers that belong to a client's session: these end with the client's session.
 UNUSED = """
 WITH taken AS (
     DELETE FROM proxy_upstreamsession WHERE id IN (
@@ -106,8 +106,8 @@ WITH taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# Targets for ending the taken sessions at their servers: only if the server's address is unchanged and the identity may
-# still be used. For the parts of the key see query.sql.
+# Selects the targets for ending the taken sessions at their servers. A session has a target only if the server's
+# address is unchanged and the identity may still be used. For the parts of the key see query.sql.
 TOLD = """
 SELECT t.id::text, t.sealed_id, t.version, t.connection_id::text, s.id::text, s.name, s.url, s.timeout_seconds,
     s.max_concurrent, s.auth_type, s.header_name, i.secret_ciphertext,
@@ -220,8 +220,8 @@ class Taken(NamedTuple):
 class Leased(NamedTuple):
     """The result of `lease`, by row id of the session.
 
-    `targets` has the owner and target of each leased session; for those given as known, `known` has only the owner.
-    `elsewhere` has the sessions that are leased to other workers.
+    `targets` has the owner and target of each leased session, except sessions whose target the caller knows already:
+    for these, `known` has the owner. `elsewhere` has the sessions that are leased to other workers.
     """
 
     targets: dict[str, tuple[str, Target]]
@@ -419,7 +419,8 @@ class SessionKeeper:
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
         """Lease the sessions at servers of these owners; the targets of `known` rows are not read again.
 
-        A session is leased to one worker, for LEASE_SECONDS from its last request. Raises DatabaseUnavailable.
+        A session is leased to one worker at a time. A lease ends LEASE_SECONDS after the worker last asked for it.
+        Raises DatabaseUnavailable.
         """
         given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
         rows = await self._state.fetch(LEASE, given)

@@ -192,14 +192,17 @@ class Identity(Versioned, Switchable):
             raise CapabilityRequired(self.needed)
 
     def may_be_enabled_by(self, user: User) -> bool:
-        """True if `user` may enable the disabled identity; an owner may only if the owner disabled it."""
+        """True if `user` may enable the disabled identity.
+
+        Owners may enable their identity if they disabled it themselves. Other people need the capability `needed`.
+        """
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
     def enable(self, *, by: Actor | None) -> bool:
         """Enable the identity; return False if it was enabled already.
 
-        Raises HeldDisabled if `by` is the owner but somebody else has disabled the identity.
+        Raises HeldDisabled if the person `by` may not enable it (see `may_be_enabled_by`).
         """
         with transaction.atomic():
             row = self.lock()

@@ -152,7 +152,8 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
-    # The server's lists differ by session: it is asked for each list, and stored features only limit the list shown.
+    # The server's lists differ by session. Each list is requested from the server, and only the features in it that are
+    # also stored here are shown.
     lists_live = models.BooleanField(default=False, db_default=False)
     # Shown to people who have to add a credential.
     key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")
@@ -281,8 +282,8 @@ class Server(Versioned, Switchable):
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """Return identities whose sign-in these changes invalidate.
 
-        Those are sign-ins at another issuer or endpoint, for another resource, or with scopes beyond the fixed ones
-        after the changes.
+        A sign-in becomes invalid if it was at another issuer or endpoint, for another resource, or with scopes that the
+        new fixed scopes do not include.
         """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
@@ -309,10 +310,12 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        A changed path or header suspends the server's identities until the person responsible for each confirms it.
-        Changed issuer endpoints end the OAuth client that was entered for the old endpoints.
-        Raises AnotherPlace if the URL would send credentials to another server, WouldEndSignIns if sign-in settings end
-        sign-ins without `end_sign_ins`, and ChangedMeanwhile if the row differs from `seen`.
+        After a change of path or header, each identity of the server is suspended until the person responsible for it
+        confirms it; identities from a sign-in need a new sign-in. After a change of the issuer's endpoints, the OAuth
+        client that was entered for the old endpoints ends.
+
+        Raises AnotherPlace if credentials would be sent to another server, WouldEndSignIns if new sign-in settings
+        would end sign-ins and `end_sign_ins` is False, and ChangedMeanwhile if the row differs from `seen`.
         """
         with transaction.atomic():
             row = self.lock()

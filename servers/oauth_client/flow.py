@@ -129,7 +129,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
-    if not server.authorization_endpoint:  # Only if no administrator entered the issuer.
+    if not server.authorization_endpoint:  # Otherwise an administrator entered the issuer.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
@@ -178,9 +178,10 @@ def authorization(
 
 
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
-    """Raise unless `user` may sign in: for an own identity that a usable gateway needs, or for a shared identity.
+    """Raise an error unless `user` may sign in at the issuer of `server`.
 
-    Raises CapabilityRequired, or a ServerError if server or identity is archived, revoked or disabled.
+    People may sign in for their own identity if a gateway that they may use needs it. For a shared identity they need a
+    capability. Raises CapabilityRequired, or a ServerError if the server or the identity cannot take a sign-in.
     """
     if shared or (identity is not None and identity.is_shared):
         if not user.has_perm(Capability.SERVERS_MANAGE):
@@ -207,7 +208,8 @@ def open_to(user: User) -> QuerySet[Server]:
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
     """Raise SignInRefused if the server names another issuer than before, unless the person manages servers.
 
-    A malicious server could name an issuer to collect its tokens, so an administrator has to sign in there first.
+    A malicious server could name another server's issuer, to get tokens of that issuer. So an administrator has to sign
+    in at a new issuer first.
     """
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
@@ -372,7 +374,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
         with transaction.atomic():
             user = sign_in.lock()
             if not user.is_active or user.session_epoch != request.user.session_epoch:
-                raise NoSignIn("You were signed out of this gateway while you signed in there. Start again.")
+                raise NoSignIn("You were signed out of this gateway during this sign-in. Start again.")
             sign_in.must_be_as_set()
             _must_be_open_to(user, sign_in.server, sign_in.identity, shared=sign_in.shared)
     except ServerError as refusal:
@@ -380,9 +382,10 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 
 
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
-    """Revoke new tokens that will not be stored, in the background.
+    """Revoke, in the background, new tokens that will not be stored.
 
-    If they may share the refresh token of the stored tokens, they are not revoked: that would end the stored tokens.
+    The new tokens are not revoked if they may have the same refresh token as the stored tokens, because revoking would
+    end the stored tokens too.
     """
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Undecryptable):
@@ -459,7 +462,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use the identity on the connection it was made for, and on all connections of the person that lack one.
+    """Use the identity on the connection it was made for, and on the person's connections that need an identity.
 
     Do nothing if the connection or the identity was revoked or disabled meanwhile.
     """

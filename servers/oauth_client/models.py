@@ -195,7 +195,7 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise an error if the server has no sign-in, or `identity` cannot be renewed by one.
+    """Raise an error if the server has no sign-in, or if a sign-in cannot renew `identity`.
 
     Raises IdentityAlreadyRevoked or NoSignIn.
     """
@@ -279,7 +279,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _identity_for(sign_in: SignIn, account: str) -> Identity:
-    """Return the identity of a sign-in: a new one, or the existing one reset; not saved yet."""
+    """Return the identity for a sign-in, not saved: a new identity, or the existing one with its state reset."""
     if sign_in.identity is None:
         owner = None if sign_in.shared else sign_in.user
         identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)

@@ -45,9 +45,11 @@ class NotRegistered(Exception):
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
     """Return the redirect URI that only this issuer has (mix-up defence, RFC 9700 section 4.4.2.2).
 
-    An answer caused by another issuer arrives at another URI, and is refused. The URI also depends on entered
-    endpoints, and issuers redirect only to registered URIs: so codes of a client without a secret never reach another
-    token endpoint.
+    The answer of another issuer arrives at another URI, and is refused.
+
+    The URI also depends on the endpoints that an administrator entered. So after a change of the token endpoint,
+    sign-ins use another URI, which the issuer refuses until it is registered. This protects clients without a secret:
+    their codes are never sent to a wrong token endpoint.
     """
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
@@ -57,8 +59,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    Issuers that read our metadata document use this URI, so they must name themselves in answers (RFC 9207). Clients
-    that an administrator registered before each issuer had its own URI use it too.
+    Issuers that read our metadata document use this URI, so they must name themselves in answers (RFC 9207). Earlier
+    versions had only this URI. Clients that an administrator registered with an earlier version still use it.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -108,7 +110,7 @@ def registration_for(
                 "an administrator has to enter the client again."
             )
         return own
-    # Dynamically registered clients used the endpoints in the issuer's metadata; their secrets must not go elsewhere.
+    # Shared registrations are for the endpoints in the issuer's metadata; their secrets must not go to entered ones.
     usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
     shared = usable.filter(issuer=metadata.issuer).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
@@ -160,7 +162,7 @@ def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> 
     places = {home, *(place_of(each) for each in endpoints if each)}
     if places == {home}:
         return
-    # Metadata come from the issuer's origin, which proves that this origin is right; entered endpoints have no proof.
+    # Metadata are read from the issuer's origin, so this origin belongs to the issuer. Entered endpoints prove nothing.
     claimed = places if server.authorization_endpoint else places - {home}
     same = Q(
         issuer=metadata.issuer, token_endpoint=server.token_endpoint, revocation_endpoint=server.revocation_endpoint
@@ -222,7 +224,9 @@ def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, sc
     secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")
     method = document.get("token_endpoint_auth_method") or (DEFAULT_AUTH_METHOD if secret else wanted)
     if method not in AUTH_METHODS or (method != "none" and not secret):
-        raise NotRegistered(f"{metadata.issuer} registered this gateway in a way it cannot use ({str(method)[:40]}).")
+        raise NotRegistered(
+            f"{metadata.issuer} registered this gateway with an authentication that it cannot use ({str(method)[:40]})."
+        )
     row.kind, row.client_id, row.auth_method = RegistrationMethod.DYNAMIC, client_id[:1000], method
     row.other_auth_method = other_auth_method(method, methods)
     row.seal(secret if isinstance(secret, str) else "")

@@ -103,7 +103,7 @@ class SignIns(Resource):
         connection = self._own(Connection.objects.live().own(self.me), body, "connection_id")
         identity = self._own(Identity.objects.live().own(self.me).filter(server=server), body, "identity_id")
         sign_in, url = authorization(
-            request,  # type: ignore[arg-type]  # It passes on what it is asked for to the request it wraps.
+            request,  # type: ignore[arg-type]  # DRF's request passes attributes through.
             server,
             connection=connection,
             identity=identity,

@@ -20,8 +20,8 @@ ASSERTION = "urn:oasis:names:tc:SAML:2.0:assertion"
 PROTOCOL = "urn:oasis:names:tc:SAML:2.0:protocol"
 METADATA = "urn:oasis:names:tc:SAML:2.0:metadata"
 SIGNATURE = "http://www.w3.org/2000/09/xmldsig#"
-# Limits of a document; the documents of providers stay far below. The cost of verifying a signature grows with elements
-# times namespaces in scope, and with the square of an element's attributes.
+# Limits of a document; documents of real providers are much smaller. The time to verify a signature grows with the
+# number of elements times the namespaces in scope, and with the square of the number of attributes of an element.
 DEEPEST = 60
 MOST_ELEMENTS = 5000
 MOST_ATTRIBUTES = 20  # Attributes of one element, not counting namespace declarations.
@@ -45,7 +45,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MalformedXml("It is not encoded in UTF-8.") from None
-    if "\0" in text:  # Probably UTF-16 or UTF-32, which can decode as UTF-8.
+    if "\0" in text:  # Probably UTF-16 or UTF-32, whose bytes may also be valid UTF-8.
         raise MalformedXml("It is not encoded in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
@@ -110,7 +110,10 @@ CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 class SamlMetadata(NamedTuple):
-    """The used parts of metadata. If there are several certificates, as during a rollover, each may sign."""
+    """The parts of the metadata that are used.
+
+    There may be several certificates, for example during a rollover. A signature by any of them is accepted.
+    """
 
     entity_id: str
     sso_url: str

@@ -152,7 +152,8 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
     """Verify an answer with metadata at most an hour old. Return a pair: the verified content, and the provider.
 
-    Old metadata are re-read here, because no sign-in has re-read them if the person started at the provider.
+    Old metadata are re-read here, because `begin_saml`, which re-reads them too, does not run if the person started at
+    the provider.
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 
@@ -176,7 +177,10 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of a ticket for an unsolicited answer; None if there is none, or such answers are refused."""
+    """Return the claims of the unsolicited answer with this ticket.
+
+    Return None if the ticket belongs to no such answer, or if unsolicited answers are not allowed.
+    """
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 
@@ -203,8 +207,8 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         )
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", CHANGED)
-    # Providers report a time of sign-in even if they only continued an open session. So the time counts only if the
-    # sign-in was started to confirm an action, which requires a credential.
+    # Providers may report the current time although they only continued an open session. So the time counts only for
+    # sign-ins that confirm an action, because for these the provider must ask for a credential.
     return begun, who if begun.act == CONFIRM else who._replace(authenticated_at=None)
 
 

@@ -1,4 +1,7 @@
-"""Accepted answers of the provider: claims until the browser's next request, and a digest against replay."""
+"""Accepted answers of the provider.
+
+The claims of an answer are stored until the browser's next request. A digest is stored longer, to refuse replays.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from django.utils import timezone
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
 
-# Longer than an assertion is accepted (responses.OLDEST_S plus clock difference), for replay protection.
+# To detect replays, digests are stored longer than assertions are accepted (responses.OLDEST_S plus clock difference).
 KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """The digest of an assertion, stored until it would have expired, and its encrypted claims until taken."""
+    """The digest of an assertion, stored for KEPT, and its encrypted claims, stored until `take` removes them."""
 
     digest = models.CharField(max_length=64, primary_key=True)
     ticket = models.CharField(max_length=64, unique=True)
@@ -65,7 +68,7 @@ class ReceivedAssertion(models.Model):
     def take(cls, ticket: str) -> dict[str, object] | None:
         """Remove and return the claims stored under this ticket; return None if there are none."""
         what = cls.look(ticket)
-        return what if cls._kept(ticket).update(sealed=None) else None  # Of two requests, one updates the row.
+        return what if cls._kept(ticket).update(sealed=None) else None  # Of concurrent requests, only one updates it.
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-All values are read from the signed element as the signature's verification returns it. Other parts of the document, and
-the position of the element in it, are not used. Needs the extra `saml`.
+All values are read from the signed element that the verification of the signature returns. The rest of the document,
+and the position of the element in the document, are not used. Needs the extra `saml`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Expected(NamedTuple):
 
 
 class Assertion(NamedTuple):
-    """The verified content of an assertion. `in_response_to` is empty if no request was answered."""
+    """The verified content of an assertion. `in_response_to` is empty if the answer is unsolicited."""
 
     assertion_id: str
     in_response_to: str
@@ -156,7 +156,10 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 
 
 def _must_be_plain(root: Element) -> None:
-    """Refuse a response unless it has exactly one assertion, as its child, and unique IDs (signature wrapping)."""
+    """Refuse a response unless it has exactly one assertion, which is its direct child, and all IDs are unique.
+
+    This prevents signature wrapping.
+    """
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))

@@ -1,4 +1,4 @@
-"""The SAML settings of the sign-in, besides the settings shared with OpenID Connect, and their validation.
+"""The settings that only SAML has, and their validation. `sso.models` has the settings for both protocols.
 
 Metadata are fetched, and keys created, before the row is locked.
 """
@@ -155,10 +155,11 @@ class SamlSettings(models.Model):
 
     @property
     def proves_presence(self) -> bool:
-        """True if the provider can be made to require a credential.
+        """True if a sign-in can prove that the provider has just asked the person for a credential.
 
-        With unsigned SAML requests the answer is False: people can remove the requirement in their browser, and
-        providers report the current time as the time of sign-in nevertheless.
+        Always True for OpenID Connect. For SAML it is True only if our requests are signed. From an unsigned request,
+        people can remove the requirement of a credential in their browser. The provider then continues an open session,
+        but may still report the current time as the time of sign-in.
         """
         return not self.speaks_saml or self.signs_requests
 
@@ -206,9 +207,9 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Return three values: the fields with dependent ones, the secret to encrypt, and a new decryption key or None.
+    """Complete `fields` by the settings that depend on them. Raises ProviderError.
 
-    Raises ProviderError.
+    Return three values: the completed fields, the secret to encrypt, and a new decryption key or None.
     """
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
     wants_new_key = fields.pop("new_decryption_key", False)
@@ -259,7 +260,10 @@ def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[s
 
 
 def _decryption_key(present: Provider, fields: dict[str, Any], *, is_asked: bool) -> tuple[str, str] | None:
-    """Return a new key for encrypted assertions if they were just enabled, or if one was requested; otherwise None."""
+    """Return a new key for encrypted assertions, or None.
+
+    A key is created if encrypted assertions are enabled and there is no key yet, or if `is_asked`.
+    """
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None
     return make_key() if is_asked or not present.decryption_key else None

@@ -11,7 +11,7 @@ register = template.Library()
 
 @register.simple_tag
 def organisation() -> Provider | None:
-    """Return the provider if people may sign in there, otherwise None."""
+    """Return the provider if people may sign in at the organisation, otherwise None."""
     return Provider.offered()
 
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 umask 077
 
-# The token authenticates its own rotation; the old value is dead at once.
+# The token authenticates its own rotation; the old value stops working at once.
 NEW_TOKEN=$(curl --silent --fail \
   -X POST "<mark>{{ rotate_url }}</mark>" \
   -H "Authorization: Bearer ${GATEWAY_TOKEN}" | jq -r '.token')

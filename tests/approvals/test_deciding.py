@@ -261,7 +261,7 @@ def test_what_is_allowed_for_a_while_is_listed_and_ended(
     browser.post(f"/approvals/allowed/{allowance.pk}/end/")
     allowance.refresh_from_db()
     assert allowance.ended_by == ben
-    assert "Nothing is allowed for a while" in text(browser.get("/approvals/allowed/"))
+    assert "No agent may repeat a call without asking" in text(browser.get("/approvals/allowed/"))
 
 
 @pytest.mark.full

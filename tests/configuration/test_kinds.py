@@ -159,7 +159,8 @@ def test_an_object_has_one_source(owner: User) -> None:
     other = "version: 1\nsource: data-team\nagents: [{name: CI bot}]\n"
 
     assert refusal(other, owner) == (
-        "gateway.yaml:3:10: agent CI bot has the source “platform-team”. Remove it here, or there first."
+        "gateway.yaml:3:10: agent CI bot has the source “platform-team”. Remove it from this file, or "
+        "first from the file of that source."
     )
     assert applied(other.replace("data-team", "platform-team"), owner).changes == []
 

@@ -87,7 +87,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     assert told() == "boss@example.com created the tool set “Reading” on the gateway “Work”."
     assert [*reading.features.values_list("name", flat=True).order_by("name")] == ["drop", "get"]
     page = text(client.get(made["Location"]))
-    assert "Tools with the effect Read only, new ones too, and those chosen one by one." in page
+    assert "Tools with the effect Read only, also new ones, and tools chosen one by one." in page
     client.post(f"/tool-sets/{reading.pk}/copy/", {"gateway": str(work.pk), "name": "Other"})
     copy = ToolSet.objects.get(name="Other")
     assert copy.editable() == reading.editable() | {"name": "Other"}
@@ -120,7 +120,7 @@ def test_only_granted_tools_says_what_it_would_refuse_and_is_taken_back(
     asked = text(client.get(url, {"tools_given": "granted"}, headers=WOULD_REFUSE))
     changed = client.post(url, {"tools_given": "granted"})
 
-    assert "In the last 7 days 2 calls of 1 person used what this takes away" in asked
+    assert "In the last 7 days 2 calls of 1 person used tools that this takes away" in asked
     work.refresh_from_db()
     assert work.tools_given == "granted"
     undone(client, changed)
@@ -154,7 +154,7 @@ def test_a_set_is_given_to_everybody_teams_and_people_and_taken_back(
     called(work, ann, "docs__get")
     [everybody] = live.filter(everyone=True)
     end = f"/tool-grants/{everybody.pk}/end/"
-    assert "1 call of 1 person used what this takes away" in text(client.get(end))
+    assert "1 call of 1 person used tools that this takes away" in text(client.get(end))
     team.users.add(ann)
     assert "No call of the last 7 days would have been refused." in text(client.get(end))
     ended = client.post(end)
@@ -175,7 +175,7 @@ def test_an_agent_is_limited_to_a_set_and_stays_listed_blocked_or_neither(
     asked = text(client.get(url, {"tool_set": str(reading.pk)}, headers=WOULD_REFUSE))
     limited = client.post(url, {"tool_set": str(reading.pk)})
 
-    assert "1 call of 1 agent used what this takes away" in asked
+    assert "1 call of 1 agent used tools that this takes away" in asked
     assert told() == "boss@example.com limited “CI bot” on the gateway “Work” to the tool set “Reading”."
     assert "Reading" in text(client.get("/gateways/work/access/"))
     row = HostAtGateway.objects.get()
@@ -252,7 +252,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     said = client.post(url, {"said_effect": "destructive"})
 
     assert "No call of the last 7 days would have been refused." in harmless
-    assert "1 call of 1 person used what this takes away" in asked
+    assert "1 call of 1 person used tools that this takes away" in asked
     assert (names(reading), names(breaking)) == ([], ["drop", "get"])
     assert told() == "boss@example.com set the effect of “docs__get” to destructive."
     assert "Its server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
@@ -261,7 +261,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
     assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
     refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
-    assert refused.json()["errors"] == {"said_effect": ["It can be stated of tools only."]}
+    assert refused.json()["errors"] == {"said_effect": ["Only tools can have this."]}
 
 
 def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
@@ -424,8 +424,8 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
     assert told() == "boss@example.com stated the title and description of “docs__get” for clients."
     page = text(client.get(f"/features/{get.pk}/"))
-    assert "Read a page Stated by an administrator. Its server: Get" in page
-    assert "Its server, not shown to clients Gets it." in page
+    assert "Read a page Stated by an administrator. Its server states: Get" in page
+    assert "The server's description, not shown to clients Gets it." in page
     undone(client, said)
     get.refresh_from_db()
     assert (get.said_title, get.said_description) == ("", "")

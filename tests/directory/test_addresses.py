@@ -135,7 +135,7 @@ def test_rest_does_what_the_pages_do(boss: User, sales: Team) -> None:
     assert (made["team"]["name"], made["enabled"], made["read_at"]) == ("Sales", True, None)
     assert rest.post(API, {}).json()["team"] is None
     assert problem(rest.post(API, {})) == (409, "already_exists")
-    assert errors(rest.post(API, {"team_id": str(boss.pk)})) == {"team_id": ["There is none with this id."]}
+    assert errors(rest.post(API, {"team_id": str(boss.pk)})) == {"team_id": ["There is no team with this id."]}
     tag = rest.get(f"{API}/{made['id']}")["ETag"]
     renewed = rest.send("post", f"{API}/{made['id']}/regenerate", None, {"If-Match": tag})
     assert (renewed.status_code, renewed.json()["url"] != made["url"]) == (200, True)

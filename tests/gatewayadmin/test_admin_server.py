@@ -248,7 +248,7 @@ def test_pages_have_fifty_rows_and_a_cursor(desk: Desk, owner: User) -> None:
         ("search_calls", {"cursor": "x"}, "cursor: This cursor is invalid"),
         ("search_calls", {"page_size": 900}, "'page_size' was unexpected"),
         ("explain_refusal", {"call": "7"}, "does not match"),
-        ("explain_refusal", {"call": NOBODY_ID}, "There is none with this id"),
+        ("explain_refusal", {"call": NOBODY_ID}, "There is no object with this id"),
         ("explain_refusal", {}, "'call' is a required property"),
         ("who_can_use", {"on": "tomorrow"}, "on: "),
         ("agent_summary", {"host": "nobody's"}, "There is no app or agent"),

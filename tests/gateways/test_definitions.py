@@ -160,7 +160,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     page = text(client.get("/gateways/work/tools/"))
     assert ">unavailable<" in page
     assert "The server did not answer in time." in page
-    assert "The list is its answer from" in page
+    assert "This list is the server's answer from" in page
     assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
 

@@ -28,9 +28,9 @@ HEAD = """# Tested clients and servers
 Results of {date} with real clients and unmodified servers behind one gateway; `make matrix` writes this page.
 
 **L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
-**E** elicitation, **X** cancel, **M** sampling, **F** roots. Features without a letter do not work without the gateway
-either. ~~Struck~~ features work only without the gateway, *italic* ones only with it. Servers of SDKs and FastMCP have
-default settings.
+**E** elicitation, **X** cancel, **M** sampling, **F** roots. A feature whose letter is missing works neither with nor
+without the gateway. ~~Struck~~ features work only without the gateway, *italic* features only with it. Servers of SDKs
+and FastMCP have default settings.
 
 """
 

@@ -124,11 +124,11 @@ SEES_AT_BEGIN = {
         Issuer(
             answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"client_secret_post"}')}
         ),
-        "in a way it cannot use (client_secret_post)",
+        "with an authentication that it cannot use (client_secret_post)",
     ),
     "it wants what no client here can": (
         Issuer(answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"private_key_jwt"}')}),
-        "in a way it cannot use (private_key_jwt)",
+        "with an authentication that it cannot use (private_key_jwt)",
     ),
 }
 

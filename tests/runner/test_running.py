@@ -158,7 +158,7 @@ async def test_a_person_has_no_more_than_half_of_the_programs(running: Running) 
         other = await stack.enter_async_context(running.client("half", person="max@example.com"))
         assert text(await other.call_tool("count", {})).startswith("call 1 of ")
 
-    assert "half of “limits.programs”, the most for a person, are running" in found
+    assert "this person runs half of “limits.programs”, which is the most for a person" in found
 
 
 @pytest.mark.full

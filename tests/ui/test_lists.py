@@ -390,7 +390,7 @@ def test_picked_tokens_are_revoked_and_those_of_others_only_by_who_may_end_them(
     said, toast = asked_and_done(sign_in(viv), "/revoke/tokens/", picks)
 
     assert "Revoke 1 token?" not in said
-    assert "Requests of 1 agent with them fail with 401 immediately." in said
+    assert "Requests of 1 agent with these tokens fail with 401 immediately." in said
     assert "1 token revoked" in toast
     assert set(Token.objects.filter(revoked_at=None).values_list("pk", flat=True)) == {others.pk}
     nothing = sign_in(ann).post("/revoke/tokens/", {"pick": picks, "typed": "1 token"}, follow=True)

@@ -64,7 +64,10 @@ MOST_MARKS = 500  # In one text, because a mark is much longer than the characte
 
 
 class TextPiece(NamedTuple):
-    """A piece of a text: plain, or of `kind` "char" or "more", the replacement of invisible characters."""
+    """A piece of a text. `kind` is "" for plain text, otherwise the piece replaces invisible characters.
+
+    "char" replaces one character. "more" is the number of further characters, which are removed.
+    """
 
     kind: str
     said: tuple[str, ...]
@@ -124,7 +127,10 @@ def short(name: str, most: int = 48) -> SafeString:
 
 @register.filter
 def marked(text: str) -> str:
-    """Replace invisible characters by their code points as plain text, for elements such as options."""
+    """Replace invisible characters by their code points in brackets.
+
+    The result is plain text, for elements that cannot contain other elements, such as `<option>`.
+    """
     return "".join(f"[{piece.said[-1]}]" if piece.kind else piece.said[0] for piece in _pieces(text))
 
 
@@ -186,7 +192,7 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 
 @register.simple_tag(takes_context=True)
 def how_many(context: RequestContext, number: int) -> str:
-    """Render a number of connections, as "of yours" for users who see only their own."""
+    """Render a number of connections, such as "3"; "3 of yours" for users who see only their own connections."""
     if context["can"].mcp_connections_read:
         return str(number)
     return f"{number} of yours" if number else "none of yours"

@@ -75,7 +75,10 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
 
 
 def _end_required() -> bool:
-    """Stop requiring sign-in by the organisation, for roles and the workspace. Return whether anything required it."""
+    """Stop requiring sign-in through the organisation, in all roles and in the workspace.
+
+    Return True if a role or the workspace required it until now.
+    """
     roles = list(Role.objects.filter(required_sign_in=RequiredSignIn.ORGANISATION))
     for role in roles:
         role.edit(name=role.name, capabilities=role.capabilities, by=None, required_sign_in=RequiredSignIn.NONE)
