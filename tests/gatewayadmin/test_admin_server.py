@@ -118,7 +118,7 @@ def asked_for(call: Call) -> dict[str, dict[str, Any]]:
 def filled_in(link: str, person: User) -> str:
     """Return the text with which the linked page fills its field."""
     try:
-        return Rest.of(person).client.get(link.removeprefix(settings.PUBLIC_URL)).context["text"]
+        return str(Rest.of(person).client.get(link.removeprefix(settings.PUBLIC_URL)).context["text"])
     finally:
         connection.close()
 
