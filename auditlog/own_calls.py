@@ -153,7 +153,7 @@ class Wait:
 
     @classmethod
     def begin(cls, user: User, since: datetime | None = None, **where: Any) -> Wait:
-        """Start a wait of PATIENCE for calls since `since`."""
+        """Start to wait for calls made after `since`, or after now. The wait lasts PATIENCE."""
         now = timezone.now()
         return cls(user, min(max(since or now, now - LOOKED_AT), now), now + PATIENCE, **where)
 

@@ -111,9 +111,9 @@ def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """Redirect to the Logs page, filtered by one object.
+    """Redirect to the Logs page, with the calls of one object.
 
-    Use it for people who may not open the object's own page, which has a tab with these calls.
+    Use it for people who may not open the object's own page, which has a tab with the same calls.
     """
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 

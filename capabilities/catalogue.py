@@ -57,7 +57,7 @@ class Capability(StrEnum):
         "connections.revoke_connection",
         "api-keys:revoke",
         "Revoke connections and regenerate API keys",
-        "Revoke every connection and regenerate its key.",
+        "Revoke any connection, or regenerate its key.",
     )
     CONNECTIONS_TOGGLE = (
         "connections.toggle_connection",

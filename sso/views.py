@@ -235,7 +235,9 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
         raise SignInFailed("Another person confirmed it.", OTHER_ACCOUNT)
     if not confirms_there(request.user):
-        raise SignInFailed("People with a password or a code here must confirm with that.", CONFIRM_HERE)
+        raise SignInFailed(
+            "People who have a password or a second factor here must confirm with one of them.", CONFIRM_HERE
+        )
     if not provider.proves_presence:
         raise SignInFailed(
             "Requests are not signed, so it is not known whether the provider asked for a credential.", NOT_ASKED

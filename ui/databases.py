@@ -24,7 +24,10 @@ _direct: dict[str, Any] = {}
 
 
 def take_pages_through(pages: dict[str, Any]) -> None:
-    """Use these settings for new connections of pages. The previous settings become those of the direct connection."""
+    """Use these settings for new database connections that serve pages.
+
+    The direct database connection keeps the settings that pages used before.
+    """
     present = connections.settings[DEFAULT_DB_ALIAS]
     if not _direct:
         _direct.update(deepcopy(present))

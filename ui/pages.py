@@ -56,7 +56,10 @@ class Undo(NamedTuple):
 
     @classmethod
     def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
-        """Return an Undo if `changed`, otherwise None, because an Undo could revert another person's action."""
+        """Return an Undo if this request changed something, otherwise None.
+
+        If nothing changed, the present state may come from another person, and an Undo would revert their change.
+        """
         return cls(url, fields) if changed else None
 
 

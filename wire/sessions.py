@@ -79,7 +79,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Return the capabilities in a text made by `declared`, without extensions."""
+    """Return the capabilities, but not the extensions, in a text made by `declared`."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")

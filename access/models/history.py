@@ -27,7 +27,7 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows that had begun at `moment`, and had not ended by then. `began` and `ends` are names of columns."""
+    """Match rows that were in force at `moment`: begun by then, and not yet ended. The others are names of columns."""
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})

@@ -26,7 +26,10 @@ def of_environment() -> Runner | None:
 
 
 def of_clone(file: Path, keys: Path) -> Runner:
-    """Return the runner that `serve` starts: at the address in its file, with a secret in `keys`. Raises Refused."""
+    """Return the runner that `serve` starts. Raises Refused.
+
+    `file` is its `runner.yaml`, which may give its address; `keys` is the folder with its secret.
+    """
     found = _listen(file.read_text(errors="replace"))
     host, port = (found["host"], found["port"]) if found else USUAL
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  (compared, not bound)

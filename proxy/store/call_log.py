@@ -269,7 +269,10 @@ class CallWriter(GroupCommit[bytes, None]):
             raise lasting_error
 
     async def _check(self, connection: PgConnection) -> None:
-        """Write a test row, roll it back, and commit. This needs the same locks, table and disk as a batch."""
+        """Test whether a batch could be stored: write a row, undo it, and commit the empty transaction.
+
+        This needs the same locks, table and disk as a batch.
+        """
         now = time.time()
         line = CallRow(new_uid(now), now, method="ping").copy_line()
         await connection.run(b"BEGIN; SAVEPOINT before")

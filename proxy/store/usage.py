@@ -123,12 +123,12 @@ class UsageTracker:
         self._exactly.set()
 
     def introduced(self, target: Target, info: ServerDescription) -> None:
-        """Store the server's introduction to this identity within a second."""
+        """Store, within a second, how the server described itself when this identity opened a session."""
         self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod
     def write_infos(target: Target, infos: Iterable[ServerDescription]) -> tuple[str, dict[str, list[Any]]]:
-        """Return the statement and parameters that store these introductions at once."""
+        """Return the statement and parameters that store these descriptions at once."""
         by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
             {(target.server_id, target.identity_id or target.server_id): by_era}

@@ -144,7 +144,7 @@ def test_everybody_reads_the_catalogue(ann: User) -> None:
         "constant": "MCP_CONNECTIONS_REVOKE",
         "slug": "api-keys:revoke",
         "label": "Revoke connections and regenerate API keys",
-        "allows": "Revoke every connection and regenerate its key.",
+        "allows": "Revoke any connection, or regenerate its key.",
         "includes": ["api-keys:read"],
     }
 
