@@ -106,6 +106,9 @@ class PlanSerializer(serializers.Serializer[Any]):
     not_in_file = serializers.ListField(
         child=serializers.CharField(), help_text="Objects that are not in the lists of the files; they are not changed."
     )
+    claimed = serializers.ListField(
+        child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages from now on."
+    )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
     text = serializers.CharField(help_text="The plan in words.")

@@ -15,7 +15,7 @@ from auditlog.models import current_context, use_context
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.kinds import Act, Change, World
 from configuration.models import ManagedObject
-from configuration.plan import Plan, plan
+from configuration.plan import Plan, absent, may_claim, plan
 from configuration.words import lacking_lines
 from gateways.models import GatewayError
 from hosts.models import HostError
@@ -73,7 +73,7 @@ def apply(
     `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit` as the version of the files.
     Raises ConfigurationError, AnotherPlan, Lacking or StillDiffers.
     """
-    with _deadlock_is_refused(), transaction.atomic(), _naming(document, commit):
+    with _deadlock_is_refused(), transaction.atomic(), _as_change_of(document, commit):
         _one_at_a_time()
         made = plan(document, by, secrets=secrets, prune=prune, cuts=False)
         if digest is not None and digest != made.digest:
@@ -85,7 +85,7 @@ def apply(
         for kind in {change.kind for change in made.changes}:
             kind.finish(made.world, by)
         if document.source:
-            _claim(made, commit)
+            _claim(made, by, commit)
         if made.changes:
             must_be_done(plan(document, by, secrets=secrets, prune=prune, cuts=False))
     return made
@@ -94,7 +94,9 @@ def apply(
 def must_be_allowed(made: Plan) -> None:
     """Raise Lacking if the person, or the API key, lacks a capability that the changes require."""
     if made.missing or made.not_by_key:
-        raise Lacking("\n".join(["You lack permissions. Nothing was changed.", *lacking_lines(made)]))
+        raise Lacking(
+            "\n".join(["You lack permissions. Nothing was changed.", *(f"- {line}" for line in lacking_lines(made))])
+        )
 
 
 def must_be_done(after: Plan) -> None:
@@ -104,11 +106,17 @@ def must_be_done(after: Plan) -> None:
         raise StillDiffers(f"After these changes the file would still change: {titles}. {StillDiffers.__doc__}")
 
 
-def _claim(made: Plan, commit: str) -> None:
-    """Record the document's source as the source of all its objects."""
-    rows = [made.world.row(kind, *key) for kind, key in made.world.entries]
-    terms = {"source": made.document.source, "file": made.document.name, "commit": commit}
-    ManagedObject.objects.claim([row for row in rows if row is not None], **terms)
+def _claim(made: Plan, by: User, commit: str) -> None:
+    """Record the document's source as the source of its objects, and forget it for those that it no longer lists.
+
+    Objects that `by` may not manage are left as they are.
+    """
+    document, world = made.document, made.world
+    entries = [(kind, key) for (kind, key), entry in world.entries.items() if may_claim(entry.kind, by)]
+    rows = [row for kind, key in entries if (row := world.row(kind, *key)) is not None]
+    ManagedObject.objects.claim(rows, source=document.source, file=document.name, commit=commit)
+    gone = [found.row for kind, _, found in absent(document, world) if may_claim(kind, by)]
+    ManagedObject.objects.release(gone, source=document.source)
 
 
 def _one_at_a_time() -> None:
@@ -139,10 +147,13 @@ def _deadlock_is_refused() -> Iterator[None]:
 
 
 @contextmanager
-def _naming(document: ConfigDocument, commit: str) -> Iterator[None]:
-    """Record the names of the files, and the commit, in all events of the block, which are no changes by hand."""
-    name = f"{document.name}, commit {commit}" if commit else document.name
-    with use_context(replace(current_context(), file=name[:300], check=None)):
+def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
+    """Record the names of the files, and the commit, in all events of the block.
+
+    A document with a source changes only objects without another source. So pages do not ask about changes by hand.
+    """
+    name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
+    with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):
         yield
 
 

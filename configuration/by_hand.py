@@ -83,7 +83,8 @@ def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
         created_at__gt=managed.applied_at,
         action__in=CHANGES,
     )
-    by_hand = events.exclude(changes__has_key="file").exclude(action=Action.TEAM_UPDATED, changes__has_key="users")
+    own = events.exclude(changes__has_key="file", changes__file__startswith=managed.file)
+    by_hand = own.exclude(action=Action.TEAM_UPDATED, changes__has_key="users")
     return by_hand.order_by("-pk").first()
 
 

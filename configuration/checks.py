@@ -46,12 +46,16 @@ def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake
             )
 
 
-def refused(changes: Iterable[Change], document: ConfigDocument, world: World) -> Iterator[Mistake]:
-    """Yield the reasons why changes would be refused."""
+def refused(changes: Iterable[Change], document: ConfigDocument, world: World, viewer: User) -> Iterator[Mistake]:
+    """Yield the reasons why changes would be refused.
+
+    A change that the person may not make is not checked by its kind, because that may ask other machines.
+    """
     taken = _Names(world)
     for change in changes:
         if change.act in (Act.ADD, Act.CHANGE):
-            checks = (_fixed(change), taken.check(change), _unresolved(change, world), change.kind.check(change, world))
+            own = change.kind.check(change, world) if may_make(change, viewer) else ()
+            checks = (_fixed(change), taken.check(change), _unresolved(change, world), own)
             for name, message in chain(*checks):
                 yield Mistake(document.at((*change.path, name)), message)
 
@@ -96,6 +100,10 @@ class _Names:
         planned = {key: self._world.planned(kind.id, *key) for key in self._world.of(kind.id)}
         now = self._world.of(kind.id)
         return {str(values.get("name", now[key].row.name)).lower(): key for key, values in planned.items()}
+
+
+def may_make(change: Change, viewer: User) -> bool:
+    return all(map(viewer.has_perm, change.kind.needs(change)))
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:

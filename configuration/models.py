@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from django.db import models
 from django.utils import timezone
@@ -17,28 +18,43 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
     def of(self, row: models.Model) -> ManagedObject | None:
         """Return the file that governs `row`, or None."""
         target_type, target_id = target_of(row)
-        return self.filter(target_type=target_type, target_id=target_id).first()
+        return self.filter(target_type=target_type, target_id=target_id, is_listed=True).first()
 
     def sources(self) -> dict[tuple[str, str], str]:
         """Return the source of each managed object, by its model's name and its id."""
-        rows = self.values_list("target_type", "target_id", "source")
+        rows = self.filter(is_listed=True).values_list("target_type", "target_id", "source")
         return {(target_type, target_id): source for target_type, target_id, source in rows}
+
+    def targets(self, source: str) -> set[tuple[str, str]]:
+        """Return the model's name and the id of each object of this source, also of those it no longer lists."""
+        return {*self.filter(source=source).values_list("target_type", "target_id")}
+
+    def release(self, rows: Iterable[models.Model], *, source: str) -> None:
+        """Record that files of this source no longer list these rows. Then another source may claim them."""
+        targets = self.targets(source) & {*map(target_of, rows)}
+        for target_type in {kind for kind, _ in targets}:
+            ids = [pk for kind, pk in targets if kind == target_type]
+            self.filter(source=source, target_type=target_type, target_id__in=ids).update(is_listed=False)
 
     def claim(self, rows: Iterable[models.Model], *, source: str, file: str, commit: str) -> None:
         """Record that a file of this source governs these rows, as of now."""
-        terms = {"source": source, "file": file[:300], "commit": commit, "applied_at": timezone.now()}
+        terms: dict[str, Any] = {"source": source, "file": file[:300], "commit": commit, "is_listed": True}
+        terms["applied_at"] = timezone.now()
         targets = map(target_of, rows)
         claimed = [ManagedObject(target_type=kind, target_id=pk, **terms) for kind, pk in targets]
         self.bulk_create(
             claimed,
             update_conflicts=True,
             unique_fields=["target_type", "target_id"],
-            update_fields=["file", "commit", "applied_at", "source"],
+            update_fields=["file", "commit", "applied_at", "source", "is_listed"],
         )
 
 
 class ManagedObject(models.Model):
-    """An object that a configuration file governs. Nothing is locked: people may change the object by hand."""
+    """An object that a configuration file governs. Nothing is locked: people may change the object by hand.
+
+    An object that its file no longer lists is kept for pruning.
+    """
 
     target_type = models.CharField(max_length=40)
     target_id = models.CharField(max_length=40)
@@ -46,6 +62,7 @@ class ManagedObject(models.Model):
     file = models.CharField(max_length=300)
     commit = models.CharField(max_length=100, blank=True)
     applied_at = models.DateTimeField()
+    is_listed = models.BooleanField(default=True, db_default=True)  # False: the last file of this source lacks it.
 
     objects = ManagedObjectQuerySet.as_manager()
 

@@ -33,7 +33,8 @@ SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of s
 class Plan:
     """The changes that applying a document would make.
 
-    `not_in_file` are objects of the workspace that are missing from the document's lists. `missing` are the
+    `not_in_file` are objects of the workspace that are missing from the document's lists. `claimed` are unchanged
+    objects that the document's source would manage from now on. `missing` are the
     capabilities that the person lacks, by object; `not_by_key` are the objects that an API key cannot change.
     """
 
@@ -41,13 +42,15 @@ class Plan:
     world: World
     changes: list[Change] = field(default_factory=list)
     not_in_file: list[str] = field(default_factory=list)
+    claimed: list[str] = field(default_factory=list)
     missing: list[tuple[str, Capability]] = field(default_factory=list)
     not_by_key: list[str] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
         """A digest of all changes with their values before and after, by which `apply` recognises a reviewed plan."""
-        told = [[change.act, change.kind.id, change.key, change.was, change.fields] for change in self.changes]
+        changes = [[change.act, change.kind.id, change.key, change.was, change.fields] for change in self.changes]
+        told = [self.document.source, changes]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -68,14 +71,16 @@ def plan(
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
     listed, mistakes = read_entries(document, world)
-    must_be_right((*mistakes, *not_visible(listed, viewer, document), *of_other_sources(document, world)))
+    must_be_right(not_visible(listed, viewer, document))  # First, because other mistakes name what exists.
+    must_be_right((*mistakes, *of_other_sources(document, world)))
     made = Plan(document, world, [*_all_changes(listed, world)])
-    made.changes += _pruned(document, listed, world) if prune else ()
-    must_be_right(refused(made.changes, document, world))
+    made.changes += _pruned(document, world) if prune else ()
+    must_be_right(refused(made.changes, document, world, viewer))
     made.missing = [*lacking(made.changes, viewer)]
     if viewer.narrowed_to is not None:
         made.not_by_key = [change.title for change in made.changes if change.kind.refuses_keys]
-    made.not_in_file = [*_not_in_file(listed, world)]
+    made.not_in_file = [kind.title(key) for kind, key, _ in absent(document, world)]
+    made.claimed = [*_claimed(made, viewer)]
     if cuts:
         _count_cuts(made, viewer)
     return made
@@ -152,23 +157,39 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
     return changed
 
 
-def _pruned(document: ConfigDocument, listed: ListedEntries, world: World) -> Iterator[Change]:
+def _pruned(document: ConfigDocument, world: World) -> Iterator[Change]:
     """Yield changes that disable all enabled objects of the document's source that are missing from its lists."""
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
         raise ConfigurationError([Mistake(document.at(()), mistake)])
-    own = {target for target, source in ManagedObject.objects.sources().items() if source == document.source}
-    for kind in (one for one in KINDS if one.id in listed.lists and not one.parent):
-        for key, found in sorted(world.of(kind.id).items()):
-            is_gone = (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames
-            if is_gone and found.values.get("enabled") and target_of(found.row) in own:
-                values = found.values | {"enabled": False}
-                yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
+    own = ManagedObject.objects.targets(document.source)
+    for kind, key, found in absent(document, world):
+        if found.values.get("enabled") and target_of(found.row) in own:
+            values = found.values | {"enabled": False}
+            yield Change(Act.DISABLE, kind, key, values, {"enabled": (True, False)}, found.row)
 
 
-def _not_in_file(listed: ListedEntries, world: World) -> Iterator[str]:
-    """Yield the titles of objects that are missing from the document's lists."""
-    for kind in (one for one in KINDS if one.id in listed.lists and not one.parent and not one.is_single):
+def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, Found]]:
+    """Yield the objects of the workspace that are missing from the document's lists."""
+    for kind in (one for one in KINDS if one.name in document.data and not one.parent and not one.is_single):
         for key, found in sorted(world.of(kind.id).items()):
             if (kind.id, key) not in world.entries and (kind.id, *key) not in world.renames and found.values:
-                yield kind.title(key)
+                yield kind, key, found
+
+
+def may_claim(kind: Kind, viewer: User) -> bool:
+    """Return whether a document of `viewer` may make its source the source of objects of this kind."""
+    return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
+
+
+def _claimed(made: Plan, viewer: User) -> Iterator[str]:
+    """Yield the titles of unchanged objects that get the document's source."""
+    if not made.document.source:
+        return
+    sources = ManagedObject.objects.sources()
+    changed = {(change.kind.id, change.key) for change in made.changes}
+    for (kind, key), entry in made.world.entries.items():
+        if (kind, key) not in changed and may_claim(entry.kind, viewer):
+            row = made.world.row(kind, *key)
+            if row is not None and sources.get(target_of(row)) != made.document.source:
+                yield entry.kind.title(key)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from django.http import HttpResponse
+from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.sign_in import ask_again
 from capabilities import requires
@@ -21,10 +23,11 @@ from configuration.plan import Plan, plan
 from ui.pages import AppRequest, leave, show
 
 PAGE = "configuration/plan.html"
-FILE = "gateway.yaml"
-MOST_CHARACTERS = 1_000_000  # As in the template. The commands and REST accept more.
-MOST_SHOWN = 200  # Changes, and names of objects.
-STATES = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.DISABLE: "revoked"}
+FILE = "pasted.yaml"  # For events and *Managed by*. The page does not learn the name of a chosen file.
+MOST_CHARACTERS = 1_000_000  # The commands and REST accept more.
+MOST_SHOWN = 1000  # Changes. A plan with more is not applied here, because nobody could review it.
+MOST_NAMED = 200  # Objects in one sentence.
+COLOURS = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.DISABLE: "revoked"}  # States of badges.
 
 
 @never_cache
@@ -32,22 +35,24 @@ STATES = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.D
 @requires(*SEES_CONFIGURATION)
 def plan_page(request: AppRequest) -> HttpResponse:
     """Show the field for a file, filled from the query parameter `text`. A POST shows the plan of the file."""
-    return _planned(request) if request.method == "POST" else _page(request, request.GET.get("text", ""))
+    return _plan_response(request) if request.method == "POST" else _page(request, request.GET.get("text", ""))
 
 
 @never_cache
-@require_POST
+@require_http_methods(["GET", "POST"])
 @requires(*SEES_CONFIGURATION)
 @requires(*CHANGING)
 @ask_again
 def apply_page(request: AppRequest) -> HttpResponse:
     """Apply the file if its plan still has the digest that the person saw. Otherwise show the new plan."""
+    if request.method == "GET":  # Left open, or reloaded, after a refusal.
+        return redirect("configuration:plan")
     try:
         made = apply(_document(request), by=request.user, digest=request.POST.get("digest", ""), prune=_prunes(request))
     except ConfigurationError as error:
         return _page(request, _text(request), mistakes=error.mistakes)
     except (AnotherPlan, StillDiffers, Lacking) as refusal:
-        return _planned(request, str(refusal))
+        return _plan_response(request, str(refusal))
     return leave(request, reverse("configuration:plan"), f"Applied: {words.counted(made)}")
 
 
@@ -56,11 +61,11 @@ def apply_page(request: AppRequest) -> HttpResponse:
 @requires(*SEES_CONFIGURATION)
 def export_file(request: AppRequest) -> HttpResponse:
     """Download the configuration with everything that the person may see."""
-    headers = {"Content-Disposition": f'attachment; filename="{FILE}"'}
+    headers = {"Content-Disposition": 'attachment; filename="gateway.yaml"'}
     return HttpResponse(export(request.user), content_type="application/yaml; charset=utf-8", headers=headers)
 
 
-def _planned(request: AppRequest, fault: str = "") -> HttpResponse:
+def _plan_response(request: AppRequest, fault: str = "") -> HttpResponse:
     try:
         made = plan(_document(request), request.user, prune=_prunes(request))
     except ConfigurationError as error:
@@ -89,23 +94,26 @@ def _prunes(request: AppRequest) -> bool:
 def _page(
     request: AppRequest, text: str, *, fault: str = "", mistakes: Iterable[Mistake] = (), made: Plan | None = None
 ) -> HttpResponse:
-    context = {"text": text, "fault": fault, "mistakes": mistakes, "prunes": _prunes(request), **_told(made)}
+    context = {"text": text, "fault": fault, "mistakes": mistakes, "prunes": _prunes(request), "most": MOST_CHARACTERS}
+    context |= _plan_context(made) if made else {}
     return show(request, PAGE, context, status=422 if fault or mistakes else 200)
 
 
-def _told(made: Plan | None) -> dict[str, object]:
+def _plan_context(made: Plan) -> dict[str, Any]:
     """Return what the page shows of a plan. Changes that cut something off come first."""
-    if made is None:
-        return {}
     changes = sorted(made.changes, key=lambda change: not change.cuts)
-    rows = [(one, words.DONE[one.act], STATES[one.act], words.field_lines(one)) for one in changes[:MOST_SHOWN]]
     return {
         "plan": made,
         "counted": words.counted(made),
-        "rows": rows,
-        "more": len(changes) - len(rows),
-        "lacking": words.lacking_lines(made)[:MOST_SHOWN],
-        "absent": made.not_in_file[:MOST_SHOWN],
-        "more_absent": max(len(made.not_in_file) - MOST_SHOWN, 0),
+        "rows": [(one, COLOURS[one.act], words.field_lines(one, MOST_CHARACTERS)) for one in changes[:MOST_SHOWN]],
+        "more": max(len(changes) - MOST_SHOWN, 0),
         "number": len(changes),
+        "lacking": words.lacking_lines(made)[:MOST_NAMED],
+        "claimed": _named(made.claimed),
+        "absent": _named(made.not_in_file),
     }
+
+
+def _named(titles: list[str]) -> str:
+    more = len(titles) - MOST_NAMED
+    return ", ".join(titles[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -69,9 +69,17 @@ def _object(properties: Mapping[str, Any], required: list[str]) -> dict[str, Any
 
 def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
     """Yield the mistakes that the schema finds in a document."""
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # noqa: PLC0415  (slow to import)
+    # Imported here: this is slow, and rarely needed.
+    from jsonschema import Draft202012Validator, ValidationError, validators  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    for error in Draft202012Validator(schema()).iter_errors(document.data):
+    def unique(_: Any, required: bool, items: Any, __: Any) -> Iterator[Any]:
+        """Compare texts only: other items are mistakes anyway, and jsonschema compares each of them with each other."""
+        texts = [one for one in items if isinstance(one, str)] if required and isinstance(items, list) else []
+        if len({*texts}) < len(texts):
+            yield ValidationError("not unique")
+
+    kind: Any = validators.extend(Draft202012Validator, {"uniqueItems": unique})
+    for error in kind(schema()).iter_errors(document.data):
         yield from _mistakes(document, error)
 
 

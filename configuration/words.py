@@ -16,10 +16,10 @@ LONGEST = 60
 def as_text(plan: Plan) -> str:
     """Return the plan for a terminal."""
     if not plan.changes:
-        return f"{plan.document.name}: no changes.\n{_not_in_file(plan)}"
+        return f"{plan.document.name}: no changes.\n{_claimed(plan)}{_not_in_file(plan)}"
     parts = [f"{plan.document.name}: {counted(plan)}.\n"]
     parts += [_change(change) for change in plan.changes]
-    parts += [_not_in_file(plan), _missing(plan), f"Digest: {plan.digest}\n"]
+    parts += [_claimed(plan), _not_in_file(plan), _missing(plan), f"Digest: {plan.digest}\n"]
     return "\n".join(filter(None, parts))
 
 
@@ -34,27 +34,30 @@ def _change(change: Change) -> str:
     return "\n    ".join([f"{SIGNS[change.act]} {change.title}", *lines]) + "\n"
 
 
-def field_lines(change: Change) -> list[str]:
-    """Return a line such as `timeout_s: 60, was 30` for each changed field, except empty fields of new objects."""
+def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
+    """Return a line such as `timeout_s: 60, was 30` for each changed field, except empty fields of new objects.
+
+    Longer texts are cut.
+    """
     lines = [f"renamed, was {change.was[-1]}"] if change.was else []
     is_new = change.act is Act.ADD
     for name, (before, after) in change.fields.items():
         if not (is_new and after in (None, "", [])):
-            lines.append(f"{name}: {difference(before, after, is_new=is_new)}")
+            lines.append(f"{name}: {difference(before, after, is_new=is_new, longest=longest)}")
     return lines
 
 
-def difference(before: Any, after: Any, *, is_new: bool = False) -> str:
+def difference(before: Any, after: Any, *, is_new: bool = False, longest: int = LONGEST) -> str:
     """Return the difference of two values on one line."""
     if is_new:
-        return shown(after)
+        return shown(after, longest)
     if isinstance(before, list) and isinstance(after, list):
         signed = [f"+ {one}" for one in after if one not in before] + [f"- {one}" for one in before if one not in after]
-        return ", ".join(signed)
-    return f"{shown(after)}, was {shown(before)}"
+        return ", ".join(signed) or "in another order"
+    return f"{shown(after, longest)}, was {shown(before, longest)}"
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = LONGEST) -> str:
     match value:
         case None:
             return "none"
@@ -64,8 +67,14 @@ def shown(value: Any) -> str:
             return ", ".join(map(str, value)) or "none"
         case str():
             line = " ".join(value.split())
-            return (f"{line[:LONGEST]}…" if len(line) > LONGEST else line) or "empty"
+            return (f"{line[:longest]}…" if len(line) > longest else line) or "empty"
     return str(value)
+
+
+def _claimed(plan: Plan) -> str:
+    if not plan.claimed:
+        return ""
+    return f"From now on managed by “{plan.document.source}”: {', '.join(plan.claimed)}.\n"
 
 
 def _not_in_file(plan: Plan) -> str:
@@ -76,13 +85,14 @@ def _not_in_file(plan: Plan) -> str:
 
 def _missing(plan: Plan) -> str:
     lines = lacking_lines(plan)
-    return "\n".join(["You lack permissions, so this plan cannot be applied:", *lines, ""]) if lines else ""
+    listed = [f"- {line}" for line in lines]
+    return "\n".join(["You lack permissions, so this plan cannot be applied:", *listed, ""]) if lines else ""
 
 
 def lacking_lines(plan: Plan) -> list[str]:
     """Return a line for each capability that the person lacks, and for each object that an API key cannot change."""
-    lines = [f"- {title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
-    return lines + [f"- {title}: API keys cannot change it. Apply the file as a person." for title in plan.not_by_key]
+    lines = [f"{title}: “{capability.label}” ({capability.slug})" for title, capability in plan.missing]
+    return lines + [f"{title}: API keys cannot change it. Apply the file as a person." for title in plan.not_by_key]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -104,6 +114,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for change in plan.changes
         ],
         "not_in_file": plan.not_in_file,
+        "claimed": plan.claimed,
         "missing_capabilities": [
             {"object": title, "capability": capability.slug} for title, capability in plan.missing
         ],

@@ -36,10 +36,10 @@ from servers.upstream_guard import own_endpoints
 from wire import guard
 from wire.background import Background, every
 
-# Searches of the log, each of which may keep a processor busy for seconds.
+# Searches of the log and plans of files, each of which may keep a processor busy for seconds.
 SEARCHES = re.compile(
     r"/logs/(|export/|busiest/|groups/.*|values/.*)|/api/logs(|/export|/groups)|/admin/auditlog/call/"
-    r"|/gateways/[^/]+/usage/"
+    r"|/gateways/[^/]+/usage/|/settings/configuration/(|apply/|export/)|/api/config/.*"
 )
 WATCH_S = 1
 SWITCH_S = 0.001  # Switch interval of the interpreter between threads.

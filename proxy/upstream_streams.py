@@ -151,8 +151,7 @@ class ServerStreams:
         try:
             await self._follow(*self.streams.news())
         except BaseException:
-            # `news` returns each change only once, so the next round must check everything.
-            self._look_again(None)
+            self._look_again(None)  # `news` returns each change once, so the next round must check everything.
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
@@ -398,8 +397,7 @@ class ServerStreams:
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
-        # When client streams have ended, more sessions are read only for their calls, perhaps too many.
-        self._make_room(0)
+        self._make_room(0)  # When client streams end, more sessions are read only for their calls.
         has_room = self._room() > 0
         uses = {
             row: use

@@ -216,9 +216,13 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 
 
 def _plan_link(text: str) -> str:
-    """Return the URL of the page that plans and applies this file; of the empty page if the file is long."""
+    """Return the URL of the page that plans and applies this file.
+
+    The page is empty if the file is long, or has an address, which may have a secret in its path.
+    """
     query = urlencode({"text": text})
-    return _link("configuration:plan") + (f"?{query}" if len(query) <= LONGEST_QUERY else "")
+    fits = len(query) <= LONGEST_QUERY and "://" not in text
+    return _link("configuration:plan") + (f"?{query}" if fits else "")
 
 
 def _more(cursor: str | None) -> str:

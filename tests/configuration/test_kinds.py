@@ -12,6 +12,7 @@ from configuration.apply import Lacking, StillDiffers, apply
 from configuration.document import ConfigurationError
 from configuration.export import export
 from configuration.kinds import KINDS
+from configuration.models import ManagedObject
 from configuration.plan import Plan, plan
 from connections.models import HostAtGateway
 from gateways.models import Assignment, Gateway, ToolGrant, ToolSet
@@ -273,3 +274,32 @@ organisation:
   default_role: Developer
   rules: [{{group: dev, role: Developer, team: Engineering}}]
 """
+
+
+def test_an_object_moves_to_another_file_once_its_file_no_longer_lists_it(owner: User) -> None:
+    mine = "version: 1\nsource: mine\ngateways: [{slug: work, name: Work}]\nteams: [{name: Ops}]\n"
+    theirs = "version: 1\nsource: theirs\ngateways: [{slug: work, name: Work}]\n"
+    applied(mine, owner)
+
+    assert "has the source “mine”" in refusal(theirs, owner)
+    applied("version: 1\nsource: mine\ngateways: []\n", owner)
+    assert applied(theirs, owner).claimed == ["gateway work"]
+
+    assert source_of(Gateway.objects.get(slug="work")) == "theirs"
+    assert source_of(Team.objects.get(name="Ops")) == "mine"  # Its list was not in the second file.
+
+
+def test_only_objects_that_the_person_may_manage_are_claimed(owner: User) -> None:
+    make.gateway(slug="work", name="Work")
+    toggler = make.user(Capability.GATEWAYS_TOGGLE, Capability.PEOPLE_MANAGE)
+
+    plan = applied("version: 1\nsource: mine\ngateways: [{slug: work, name: Work}]\nteams: [{name: Ops}]\n", toggler)
+
+    assert plan.claimed == []
+    assert source_of(Gateway.objects.get(slug="work")) == ""
+    assert source_of(Team.objects.get(name="Ops")) == "mine"
+
+
+def source_of(row: Any) -> str:
+    managed = ManagedObject.objects.of(row)
+    return managed.source if managed else ""

@@ -9,6 +9,7 @@ from configuration import document
 from configuration.apply import apply
 from configuration.document import ConfigurationError
 from configuration.export import export
+from configuration.plan import plan
 from rules.models import Rule
 from servers.models import AuthType
 from tests import make
@@ -95,7 +96,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "slug of a server that is archived": (SERVER.replace("slug: crm", "slug: gone"), "3:11", "never used again"),
     "no URL": ("version: 1\nservers:\n  - slug: crm\n    name: CRM\n", "3:5", "“url” is missing."),
     "URL of another scheme": (SERVER.replace("https", "ftp"), "5:10", "https"),
-    "command as a URL": (SERVER.replace("https://93.184.216.34/mcp", "npx server"), "5:10", "enter its URL"),
+    "command as a URL": (SERVER.replace("https://93.184.216.34/mcp", "npx server"), "5:10", "or enter a"),
     "private address": (SERVER.replace("93.184.216.34", "10.0.0.1"), "5:10", "private"),
     "no header name": (SERVER + "    auth_type: header\n", "3:5", "header"),
     "scopes in an odd form": (SERVER + "    fixed_scopes: 'a  b'\n", "6:19", "Write a b instead of a  b."),
@@ -219,3 +220,13 @@ def test_a_name_in_two_files_is_reported_with_both(owner: User) -> None:
 
     with pytest.raises(ConfigurationError, match=r"b\.yaml:3:11: team A is already in a\.yaml:3:5"):
         apply(document.read({"a.yaml": one, "b.yaml": other}), by=owner)
+
+
+def test_a_long_list_of_mixed_values_is_checked_at_once(owner: User) -> None:
+    numbers = ", ".join(map(str, range(50_000)))
+    text = f"version: 1\ngateways: [{{slug: a, name: A, servers: [{{server: a, disabled_tools: [a, {numbers}]}}]}}]\n"
+
+    with pytest.raises(ConfigurationError) as refused:
+        plan(document.read({"gateway.yaml": text}), owner)
+
+    assert len(refused.value.mistakes) == document.MOST_PROBLEMS

@@ -4,10 +4,13 @@ import pytest
 import yaml
 from django.test import Client
 
+import configuration.apply
 from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from configuration import plan_views
+from capabilities.catalogue import SEES_CONFIGURATION
+from configuration import document, plan_views
+from configuration.kinds import KINDS
 from gateways.models import Gateway
 from tests import make
 from tests.rest import Rest
@@ -45,13 +48,13 @@ def test_a_file_is_planned_and_applied_by_the_digest_that_was_shown(browser: Cli
     status, shown = apply(browser, FILE, planned.context["plan"].digest)
     assert (status, "Applied: 2 added" in shown) == (200, True)
     assert Gateway.objects.filter(slug="work").exists()
-    assert Event.objects.get(action="team.created").changes["file"] == "gateway.yaml"
+    assert Event.objects.get(action="team.created").changes["file"] == "pasted.yaml"
     again = browser.post(PAGE, {"text": FILE}).content.decode()
-    assert "The workspace is as the file says." in again
-    assert "formaction" not in again
+    assert "The workspace matches the file." in again
+    assert ">Apply" not in again
 
 
-def test_a_plan_of_yesterday_is_shown_anew(browser: Client, owner: User) -> None:
+def test_an_old_plan_is_not_applied_and_the_new_one_is_shown(browser: Client, owner: User) -> None:
     digest = browser.post(PAGE, {"text": FILE}).context["plan"].digest
     Team.objects.add(name="Sales", users=[], by=owner)
 
@@ -76,11 +79,11 @@ def test_mistakes_are_listed_with_their_places_and_the_text_stays(browser: Clien
     [("", "The file is empty"), ("#" * (plan_views.MOST_CHARACTERS + 1), "This page takes 1,000,000 characters")],
     ids=["empty", "too long"],
 )
-def test_a_file_that_the_page_does_not_take_is_said_so(text: str, message: str, browser: Client) -> None:
+def test_an_empty_or_too_long_file_is_a_mistake(text: str, message: str, browser: Client) -> None:
     assert message in browser.post(PAGE, {"text": text}).content.decode()
 
 
-def test_whoever_may_only_look_plans_and_does_not_apply() -> None:
+def test_a_person_who_may_only_look_can_plan_and_not_apply() -> None:
     browser = of(make.user(Capability.PEOPLE_READ))
     planned = browser.post(PAGE, {"text": "version: 1\nteams: [{name: Sales}]\n"})
 
@@ -124,9 +127,7 @@ def test_the_page_names_what_pruning_disables(browser: Client, owner: User) -> N
     assert not Gateway.objects.get(slug="work").enabled
 
 
-def test_many_changes_are_cut_off_after_those_that_cut_something(
-    browser: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_changes_are_not_applied_here(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_views, "MOST_SHOWN", 1)
     make.gateway(slug="work", name="Work")
     text = "version: 1\nteams: [{name: Sales}]\ngateways: [{slug: work, name: Work, enabled: false}]\n"
@@ -134,7 +135,55 @@ def test_many_changes_are_cut_off_after_those_that_cut_something(
     planned = browser.post(PAGE, {"text": text})
 
     assert [change.title for change, *_ in planned.context["rows"]] == ["gateway work"]
-    assert "1 more change:" in planned.content.decode()
+    assert "1 more change." in planned.content.decode()
+    assert "disabled>Apply" in planned.content.decode()
+
+
+def test_an_object_of_another_file_is_changed_after_a_question(browser: Client, owner: User) -> None:
+    text = "version: 1\nsource: platform\ngateways: [{slug: work, name: Work}]\n"
+    configuration.apply.apply(document.read({"gateway.yaml": text}), by=owner)
+    file = {"text": "version: 1\ngateways: [{slug: work, name: Work, enabled: false}]\n"}
+    file["digest"] = browser.post(PAGE, file).context["plan"].digest
+
+    asked = browser.post(f"{PAGE}apply/", file)
+
+    assert "is managed by gateway.yaml (platform)" in asked.content.decode()
+    assert Gateway.objects.get().enabled
+    browser.post(f"{PAGE}apply/", file | {"by_hand": "1"})
+    assert not Gateway.objects.get().enabled
+    assert "Changed by hand" in browser.get("/gateways/work/").content.decode()
+
+
+def test_a_file_without_changes_is_applied_to_claim_its_objects(browser: Client) -> None:
+    make.gateway(slug="work", name="Work")
+    text = "version: 1\nsource: platform\ngateways: [{slug: work, name: Work}]\n"
+
+    planned = browser.post(PAGE, {"text": text})
+    status, shown = apply(browser, text, planned.context["plan"].digest)
+
+    assert "From now on managed by <b>platform</b>: gateway work." in planned.content.decode()
+    assert (status, "Applied: no changes" in shown) == (200, True)
+    assert "Managed by <b>pasted.yaml</b> (platform)" in browser.get("/gateways/work/").content.decode()
+
+
+def test_values_are_shown_whole_and_names_as_they_are(browser: Client, owner: User) -> None:
+    make.gateway(slug="work", name="Work", description="x" * 70 + "old")
+    Team.objects.add(name="R&D - EMEA", users=[], by=owner)
+    text = f"version: 1\nteams: []\ngateways: [{{slug: work, name: Work, description: {'x' * 70}new}}]\n"
+
+    shown = browser.post(PAGE, {"text": text}).content.decode()
+
+    assert f"description: {'x' * 70}new, was {'x' * 70}old" in shown
+    assert "Not in the file: team R&amp;D - EMEA." in shown
+
+
+def test_a_get_of_a_refused_apply_leads_back(browser: Client) -> None:
+    assert browser.get(f"{PAGE}apply/")["Location"] == PAGE
+
+
+def test_the_page_opens_with_each_capability_to_see_a_list() -> None:
+    assert {*SEES_CONFIGURATION} >= {min(kind.sees) for kind in KINDS if len(kind.sees) == 1}
+    assert {*SEES_CONFIGURATION} <= {one for kind in KINDS for one in kind.sees}
 
 
 def test_the_export_has_what_the_person_may_see_and_plans_to_nothing(browser: Client) -> None:
