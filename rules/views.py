@@ -21,7 +21,7 @@ from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
 from rules.replay import NO_LONGER_REFUSES, cuts, may_replay, replay
 from rules.targets import deciding
-from ui.pages import AppRequest, Undo, answer, leave, posted, refuse, seen_version, show
+from ui.pages import AppRequest, Undo, answer, leave, posted, refuse, seen_version, show, text_of
 from ui.tables import CREATED, Column, Table
 from ui.viewset import confirmed, form_page, list_page, switch_on
 
@@ -91,7 +91,7 @@ def of_gateway(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.RULES_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
     _, initial = EXAMPLES.get(request.GET.get("from", ""), ("", {}))
-    gateway = Gateway.objects.visible_to(request.user).filter(slug=request.GET.get("gateway", "")).first()
+    gateway = Gateway.objects.visible_to(request.user).filter(slug=text_of(request.GET, "gateway")).first()
     form = CallRuleForm(posted(request), viewer=request.user, initial=initial | {"gateway": gateway})
 
     def save() -> HttpResponse:

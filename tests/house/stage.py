@@ -38,7 +38,8 @@ ROOMS = (
     "tokens",
     "upstream_oauth",
 )
-SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # The displayed prefix of a secret; an unusable password.
+# The displayed prefix of a secret; an unusable password; a random address.
+SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$|^[\w-]{32}$")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
 type Seen = dict[tuple[str, str], dict[str, Any]]
@@ -148,11 +149,11 @@ def undone() -> Iterator[None]:
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
     """Return the rows changed and created by `act`, and its events, without values that differ on each run."""
     with undone():
+        known = {key for _, key in _rows()}  # Keys of rows that `before` makes differ on each run.
         if before:
             before(stage)
         rows, last = _rows(), Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
         act(stage)
-        known = {key for _, key in rows}
         events = [_told(one, known) for one in Event.objects.filter(pk__gt=last).order_by("pk")]
         return _changed(rows, _rows(), known), events
 
@@ -175,7 +176,11 @@ def _rows() -> Seen:
 
 def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
     changed = [
-        (model, key, {name: _plain(value, known) for name, value in row.items() if before[model, key][name] != value})
+        (
+            model,
+            key if key in known else "new",
+            {name: _plain(value, known) for name, value in row.items() if before[model, key][name] != value},
+        )
         for (model, key), row in after.items()
         if (model, key) in before and before[model, key] != row
     ]

@@ -49,7 +49,7 @@ VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that starts elsewhere.
 NOT_PAGES = re.compile(
     r"export|live|slug|find|authenticate|callback|^go$|^gateways:tool$|^oauth:(?!registered|help|client)"
-    r"|^auditlog:(verifier|public_key)$"
+    r"|^auditlog:(verifier|public_key)$|^connections:mcp_counts$|^tokens:numbers$"
 )
 # Pages visited for every object; for dialogs, one or two objects are enough.
 OF_ALL = {
