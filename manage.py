@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Every command of Gateway Admin: `python manage.py help` lists them."""
+"""Run a command of Gateway Admin. `python manage.py help` lists all commands."""
 
 import sys
 from importlib.util import find_spec

@@ -42,9 +42,9 @@ def assignments_at(moment: datetime | None) -> Any:
 
 
 def tools_at(moment: datetime | None) -> FeatureQuerySet:
-    """Return the tools that clients can call. For a past day, return all tools that servers offered then.
+    """Return the tools that clients can call. For a past day, return all tools that servers offered on that day.
 
-    It is not recorded which of them were disabled on that day.
+    The result for a past day includes disabled tools, because no record says which tools were disabled.
     """
     tools = Feature.objects.tools()
     if moment is None:
@@ -66,9 +66,9 @@ def _given(moment: datetime) -> Q:
 
 
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
-    """Return the ids of all teams that had members at `moment`, by name; {} for now.
+    """Return, by name, the ids of all teams that had members at `moment`; {} if `moment` is None (now).
 
-    Grants to a team that has been deleted since have only its name.
+    It finds the ids of deleted teams: a grant to a team that was deleted later has only the team's name.
     """
     if moment is None:
         return {}

@@ -27,7 +27,7 @@ type Pair = tuple[UUID, UUID]
 
 
 class GatewayInForce(NamedTuple):
-    """A gateway; `gives_all` is False if only granted tools can be used there."""
+    """A gateway; `gives_all` is False if only granted tools can be used on it."""
 
     pk: UUID
     name: str
@@ -112,7 +112,8 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return `known`, the access in force now, without the access that began after `limit`.
 
-    An extended grant counts from the start of the first grant. Tool grants are not compared: all of them are returned.
+    A grant is not new if it extended a grant that was in force at `limit`. Tool grants are not compared, so all of them
+    are returned.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
@@ -144,7 +145,7 @@ def without_new(known: InForce, limit: datetime) -> InForce:
 def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InForce:
     """Return who could use which gateways at `moment`. `people` limits the result to these people; None means all.
 
-    It does not matter whether a gateway was disabled.
+    Gateways are included even if they were disabled.
     """
     true = History(lasted(moment, "began_at", "ended_at"))
     known = (User.objects.all() if people is None else people).filter(date_joined__lte=moment)

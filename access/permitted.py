@@ -20,14 +20,14 @@ from access.in_force import InForce, Pair
 from gateways.models import FeatureQuerySet
 
 NO_TEAMS = frozenset[UUID]()
-# gateways_features_of() is used in the decision on calls, too.
+# The decision on calls uses the SQL function gateways_features_of(), too.
 _IN_SETS = """
 SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN ({tools}) f (id) ON f.id = s.feature_id
 """
 
 
 class AccessUnit(NamedTuple):
-    """The gateway of a line of the report or, in a report about tools, one tool on a gateway. Each unit has a bit."""
+    """The subject of a report line: a gateway or, in a report about tools, a tool on a gateway. Each unit has a bit."""
 
     gateway: UUID
     feature: UUID | None = None

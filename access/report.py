@@ -33,7 +33,7 @@ class Asked:
     """The filters of a report. An empty list of ids is no filter, except in `hosts`.
 
     `q` is text in a person's name or address or the gateway's name, `tool` text in the exposed name of tools.
-    `feature` selects this tool of its server, on all gateways. `unused` is a number of days. With `on`, the report
+    `feature` selects one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report
     shows the access at the end of that day (UTC).
     """
 

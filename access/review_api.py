@@ -39,7 +39,7 @@ from ui.rest import Id, Problem, Resource, UtcDateTimeField
 READS = frozenset(SEES)
 STARTS = frozenset({Capability.PEOPLE_MANAGE, Capability.GATEWAYS_READ, Capability.MCP_CONNECTIONS_READ})
 MOST_NAMED = 1_000
-OPEN = "open"  # Instead of an empty answer.
+OPEN = "open"  # The API shows this word for a line without an answer.
 
 
 class ReviewSerializer(serializers.Serializer[Any]):

@@ -205,7 +205,7 @@ def _with_people(rows: Any) -> Any:
 
 
 def _may(review: Review, viewer: User) -> dict[str, bool]:
-    """Return, by name of the action, whether the viewer may do it with the review."""
+    """Return, by name of the action, whether the viewer may take this action on the review."""
     is_manager = review.is_open and may_start(viewer)
     may_answer = review.is_open and review.names_reviewer(viewer)
     return {

@@ -72,7 +72,7 @@ class Sources:
                 yield AccessSource("grant", gateway.name, grant, self._start(grant), grant.ends_at)
 
     def of_grant(self, person: User, grant: ToolGrant) -> AccessSource:
-        """Return the source for a tool set. Its start is the time when the grant first applied to this person."""
+        """Return the source for a tool set. The source starts when the grant first applied to this person."""
         if grant.everyone:
             return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
         if grant.user_id:

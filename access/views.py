@@ -101,7 +101,7 @@ TOOLS = _table(
 
 
 class ReportFilter(ListFilter):
-    """The filters of the report. Those of NEEDS_USE are ignored unless `sees_use`."""
+    """The filters of the report. The filters in NEEDS_USE are ignored if `sees_use` is False."""
 
     radios = ("team", "server", "unused")
 
@@ -140,7 +140,7 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool from whose page the report was opened; the report shows only its access."""
+    """The person, gateway or tool from whose page the report was opened. The report then has only lines about it."""
 
     person: User | None = None
     gateway: Gateway | None = None

@@ -146,8 +146,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite people to roles with no capability that the key lacks. It cannot change a role or an address,
-    or reactivate anybody.
+    An API key can invite people only to roles whose capabilities the key has too. It cannot change a person's role or
+    address, or reactivate anybody.
     """
 
     problems = PROBLEMS
@@ -240,7 +240,7 @@ class UserResource(Resource):
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
-            one_at_a_time()  # Taken before the row is locked, as in the methods below, to avoid deadlocks.
+            one_at_a_time()  # Take this lock before the row's, as the methods below do, to avoid deadlocks.
             person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)

@@ -37,7 +37,10 @@ def requests(of: Any = None) -> QuerySet[Event]:
 
 
 def asked_lately(events: Iterable[Event]) -> set[str]:
-    """Return the slugs of capabilities requested in the last day, declined or not, in one person's `requests`."""
+    """Return the slugs of the capabilities that one person requested in the last day, even if they were declined.
+
+    `events` are the person's `requests`.
+    """
     since = timezone.now() - ASK_AGAIN
     asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
     return {_slug(event) for event in asked}
@@ -65,9 +68,10 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return, for each person, the newest request of the last week for a capability that they still lack, and its time.
+    """Return one open request for each person, at most `most`: the person, the capability, and the time of the request.
 
-    Returns at most `most` people.
+    A request is open for a week, if it was not declined and the person still lacks the capability. If a person has
+    several open requests, the newest is returned.
     """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)

@@ -33,7 +33,7 @@ class RoleBackend(BaseBackend):
 
     def get_user(self, user_id: Any) -> User | None:
         people = User.objects.select_related("role").filter(pk=user_id, is_active=True)
-        # Loaded in the query for the person, because most requests need these (accounts.required_sign_in, the menu).
+        # Load these values together with the person: most requests need them (accounts.required_sign_in, the menu).
         return people.annotate(
             required_of_all=Subquery(WorkspaceSettings.objects.values("required_sign_in")),
             is_approver=Exists(User.approves.through.objects.filter(user=OuterRef("pk"))),

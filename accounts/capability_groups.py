@@ -74,7 +74,7 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield each area of capabilities with the check-list for `editor`. A `withheld` reason disables every line."""
+    """Yield each area with the lines of its capabilities for `editor`. A reason in `withheld` disables every line."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,
@@ -86,7 +86,10 @@ def check_list(
 
 
 def notes_on(capability: Capability) -> str:
-    """Return in words what `capability` allows, what it includes, and what it allows only together with others."""
+    """Return in words what `capability` allows and which capabilities it includes.
+
+    The text also lists the actions that need further capabilities besides `capability`.
+    """
     notes = [capability.allows]
     if capability.includes:
         notes.append(f"Includes: {_listed(capability.includes)}.")
@@ -103,7 +106,7 @@ def _withheld(editor: User, capability: Capability) -> str:
 
 
 class ChecksCapabilities(forms.Form):
-    """A form with the check-list. The capabilities in `at_first` are ticked until the form is posted."""
+    """A form with a check-list of capabilities. Those in `at_first` are ticked when the form is first shown."""
 
     at_first: frozenset[Capability] = frozenset()
     capabilities = forms.MultipleChoiceField(

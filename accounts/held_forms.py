@@ -1,10 +1,10 @@
 """Store a form that is submitted when a password confirmation is required, and resubmit it after the confirmation.
 
-The session stores the submitted form, encrypted, for one person and one URL. `next` is the page with the form, and the
-fragment of `next` is the key of the stored form, so that two tabs do not mix up their forms. After the confirmation the
-browser submits the form again, to the same URL and through every check, with the key instead of the data: no secret
-appears in a page, a URL, a log or, in plain text, in the database. If the stored form is gone, the page with the form
-is opened or linked instead.
+The session stores the submitted form, encrypted, for one person and one URL. The URL parameter `next` names the page
+with the form. Its fragment is the key of the stored form, so that two tabs do not mix up their forms. After the
+confirmation the browser submits the form again, to the same URL and through every check, with the key instead of the
+data. So no secret appears in a page, a URL or a log, and the database has secrets only encrypted. If the stored form is
+gone, the page with the form is opened or linked instead.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 def held(request: HttpRequest) -> str:
     """Store the posted form; return the URL to open after the confirmation, with the form's key as fragment.
 
-    Without a form to store, the URL has no fragment.
+    If no form is stored, because there is none or it is too large, the URL has no fragment.
     """
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()

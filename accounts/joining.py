@@ -69,7 +69,7 @@ def invited(request: HttpRequest) -> User | None:
 
 
 def _invited(key: str) -> User | None:
-    """Return the person whose invitation has this key, or None if there is none or it is not valid."""
+    """Return the person whose valid invitation has this key, or None if no valid invitation has it."""
     uid, _, token = key.partition("-")
     try:
         person = User.objects.select_related("role").filter(pk=UUID(uid)).first()

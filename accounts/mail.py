@@ -119,7 +119,7 @@ class TooManyTestMails(PeopleError):
 
 @dataclass(frozen=True, slots=True)
 class MailTestResult:
-    """The result of a test mail: `sent` is True if it was accepted, `detail` is an explanation in words."""
+    """The result of a test mail: `sent` is True if the mail was accepted, `detail` is an explanation in words."""
 
     sent: bool
     to: str

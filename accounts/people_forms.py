@@ -147,7 +147,7 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry. An invalid entry has its text as address, which is refused later."""
+    """Yield name and address of each entry. For an invalid entry the address is its text, which is refused later."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.

@@ -3,7 +3,7 @@
 Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth of the processor to a
 signed-in person's page. One hash takes 100 MiB and as much CPU time as several pages. So each process serves one
 sign-in page at a time, and hashes run one at a time at low priority. While a request waits for a
-hash or for another machine, it has released its turn and its database connection.
+hash or for another machine, it releases its turn and its database connection.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def for_a_stranger() -> Iterator[None]:
 def apart[R](work: Callable[[], R]) -> R:
     """Run `work` in the queue at low priority, without holding a database connection, and return its result.
 
-    Inside a transaction the connection is not released, so do not hash passwords there. Raises HashingBusy.
+    Inside a transaction the connection is not released, so do not hash passwords in a transaction. Raises HashingBusy.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()

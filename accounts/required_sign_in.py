@@ -29,7 +29,8 @@ from ui.pages import AppRequest, own_path, show
 
 ONWARD = "after_required_sign_in"  # Session key: the page to open once the second factor is set up.
 
-# By required sign-in, the pages that stay open to people who lack it. Pages that need no sign-in stay open too.
+# For each required sign-in, the pages that people can open although they lack this sign-in. Besides these, they can
+# open the pages that need no sign-in.
 PAGE = "accounts:required"
 SETS_UP = {
     RequiredSignIn.SECOND_FACTOR: {

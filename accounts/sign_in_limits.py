@@ -87,7 +87,7 @@ def _key(action: str, of: str) -> str:
 
 
 def sender_of(request: HttpRequest) -> str:
-    """Return the sender to count: an IPv4 address, or the /64 network of an IPv6 host."""
+    """Return the sender whose attempts are counted together: an IPv4 address, or the /64 network of an IPv6 address."""
     return address_group(request.META.get("REMOTE_ADDR", "")) or ""
 
 
@@ -175,7 +175,10 @@ def _device(request: HttpRequest, person: User) -> str:
 
 
 def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
-    """Set the cookie of a known browser, whose attempts for `person` are counted separately. It gives no access."""
+    """Set the cookie that marks the browser as known to `person`. The cookie gives no access.
+
+    Attempts in a known browser are counted separately.
+    """
     device = _device(request, person) or secrets.token_urlsafe(12)
     response.set_cookie(
         COOKIE,

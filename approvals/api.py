@@ -1,4 +1,4 @@
-"""/api/holds and /api/allowances: held calls, the decisions on them, and permissions for a while."""
+"""/api/holds and /api/allowances: held calls, the decisions on them, and permissions to repeat an approved call."""
 
 from __future__ import annotations
 

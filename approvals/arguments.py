@@ -85,7 +85,7 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
 def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
     """Return a pair: the arguments without recognisable secrets, and whether a part was left out."""
     found = redact_message(jsonrpc.dumps(arguments), MOST_BYTES)
-    assert found is not None  # Never empty.
+    assert found is not None  # None only for an empty message; this message is never empty.
     value = json.loads(found.json)
     return (value if isinstance(value, dict) else {"arguments": value}), found.cut
 

@@ -43,7 +43,7 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """The time for which held calls of a connection wait in their requests."""
+    """Form to set how long held calls of a connection keep their requests open while they wait."""
 
     seconds = forms.IntegerField(
         required=False,
@@ -56,7 +56,10 @@ class WaitForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
-    """The decision on one hold: approve or deny, a sentence for the agent, and for how long it may repeat the call."""
+    """The decision on one hold: approve or deny, and a sentence for the agent.
+
+    An approval can also allow the agent to repeat the call for some time.
+    """
 
     act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
     sentence = forms.CharField(

@@ -136,13 +136,16 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(state=HoldState.WAITING, ends_at__lte=Now()).update(state=HoldState.EXPIRED)
 
     def drop_before(self, since: datetime) -> int:
-        """Delete ended holds of calls before `since`, which the log has dropped, and return their number."""
+        """Delete ended holds of calls made before `since`, and return the number of deleted holds.
+
+        The log no longer has these calls.
+        """
         over = self.filter(asked_at__lt=since, ends_at__lt=Now())
         return over.delete()[1].get("approvals.Hold", 0)
 
 
 class Hold(models.Model):
-    """A tool call that a version of a rule holds: a connection calls a tool with these arguments.
+    """One held tool call: the connection, the tool and its arguments, and the version of the rule that holds the call.
 
     `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, and `definition` the
     digest of the tool's approved definition. Approvers and period are copied from the rule when the call is held.
@@ -255,7 +258,7 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments: by the same rule as for recorded payloads."""
+        """True if `viewer` may read the values of the arguments. The rule is the same as for recorded payloads."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
@@ -265,7 +268,7 @@ class Hold(models.Model):
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
-        """Let the call run once until `ends_at`, which is moved to a full period from now.
+        """Let the call run once. The approval is valid for the hold's whole period, counted from now (`ends_at`).
 
         With a period `allow`, the agent may repeat the call without asking in that period, if the arguments `names`
         have the same values. Raises HoldRefused.

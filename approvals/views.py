@@ -1,4 +1,4 @@
-"""The pages Approvals: held calls that wait, decided ones, and permissions for a while."""
+"""The pages Approvals: held calls that wait, decided calls, and permissions to repeat an approved call for a while."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=Capability.CONNECTIONS_TOGGLE)
 def wait(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Change how long held calls of this hold's connection wait in their requests."""
+    """Change how long held calls of this hold's connection keep their requests open while they wait."""
     hold = get_object_or_404(Hold.objects.with_details(), pk=pk)
     if not may_change_wait(request.user, hold):
         raise Http404

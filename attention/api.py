@@ -22,7 +22,8 @@ from capabilities.rest import Own
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField, checked
 
-# People may use their own channels, and with the capability the channels of the workspace. Other people's give 404.
+# People may use their own channels and, if they have the capability, the channels of the workspace. A channel of
+# another person gives 404.
 OWN = Own(Capability.WORKSPACE_MANAGE)
 SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."

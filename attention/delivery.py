@@ -1,6 +1,6 @@
 """Delivery of messages: a mail, or a guarded POST in the form of a webhook, Slack or Microsoft Teams.
 
-To add a kind, add its body here and its name to ChannelKind.
+To add a kind of channel, add a function for the body of its messages here, and its name to ChannelKind.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class Matter:
     act: str = "Review"
     at_once: bool = False
     is_urgent: bool = False
-    unless: Capability | None = None  # People with this capability see, instead, a matter with everyone's things.
+    # People with this capability do not see this matter: they see another matter, which has everyone's things.
+    unless: Capability | None = None
     also: Callable[[], QuerySet[User]] | None = None
 
     @property

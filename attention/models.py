@@ -74,7 +74,7 @@ class ChannelManager(models.Manager["Channel"]):
         return channel
 
     def mail_of(self, person: User) -> Channel:
-        """Return the mail channel of `person`, created when first needed: mail is enabled until they disable it."""
+        """Return the mail channel of `person`; create it, enabled, if there is none."""
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
 
     def open_to(self, person: User) -> models.QuerySet[Channel]:
@@ -231,7 +231,7 @@ class Channel(Versioned, models.Model):
             row.delete()
 
     def quiet_end(self, now: datetime) -> datetime:
-        """Return `now`, or if it is in the channel's quiet hours, the time when these end."""
+        """Return the end of the channel's quiet hours if `now` is in them, otherwise `now`."""
         if self.quiet_from is None or self.quiet_until is None or not self.has_quiet_hours:
             return now
         local = now.astimezone(ZoneInfo(self.zone))
@@ -243,9 +243,10 @@ class Channel(Versioned, models.Model):
         return datetime.combine(day, end, ZoneInfo(self.zone))
 
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
-        """Queue a message. Return None if the channel is disabled, mutes the matter, or lacks a mail server.
+        """Queue a message, and return it.
 
-        Messages with the same `key` are queued once. With `at_once` a message ignores quiet hours.
+        Return None if the channel is disabled or mutes the matter, or if it is a mail channel and no mail server is
+        set. Messages with the same `key` are queued once. With `at_once` a message ignores quiet hours.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):
@@ -268,7 +269,7 @@ def _plain(value: Any) -> Any:
 class Notification(models.Model):
     """A message to one channel, queued until it is sent or given up.
 
-    The newest message of a matter lists all things reported.
+    The newest message of a matter has the ids of all things that were reported to the channel.
     """
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")

@@ -18,7 +18,7 @@ from hosts.models import Host
 HOUR, WEEK, WEEKS = timedelta(hours=1), timedelta(weeks=1), 4
 REFUSED = {"outcome": ENDINGS["denied"]}
 LEAST = 10  # Fewer refusals are never unusual.
-TIMES = 3  # Unusual is more than this many times `Agent.usual`.
+TIMES = 3  # A number of refusals is unusual if it is more than this many times `Agent.usual`.
 
 
 class Agent(NamedTuple):

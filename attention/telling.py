@@ -49,7 +49,7 @@ PERSONAL = {
 }
 
 A_DAY = timedelta(days=1)
-PAUSE = timedelta(minutes=10)  # Shortest time between two messages of a matter reported at once.
+PAUSE = timedelta(minutes=10)  # Shortest time between two messages about a matter, if the matter is reported at once.
 URGENT_PAUSE, MOST_URGENT_A_DAY = timedelta(minutes=1), 100
 MOST_A_DAY = 8  # Messages of one matter to one channel; further ones wait for a day.
 STAGES = (14, 3, 1)  # Days before something ends.
@@ -58,7 +58,7 @@ ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to t
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
-MOST_FAILURES = 24  # Reached after about 70 minutes.
+MOST_FAILURES = 24  # A message is given up after this many failures, about 70 minutes after the first.
 LONGEST_NAME = 80
 MOST_TESTS = 10  # Per person and hour.
 
@@ -220,7 +220,7 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the answer if the new role has a capability asked for in the last week, otherwise None."""
+    """Return the answer if the new role has a capability that the person requested in the last week, otherwise None."""
     person = _other_than_actor(event, event.target_id)
     if person is None:
         return None

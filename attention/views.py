@@ -117,7 +117,8 @@ class ChannelForm(forms.Form):
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}
-        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None  # True for API keys.
+        # `narrowed_to` is None unless an API key acts for the viewer.
+        is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None
         if (self._is_new or values.get("address")) and is_lent:
             # A new address may receive only matters that its chooser, a person or an API key, may see.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}

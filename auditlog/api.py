@@ -343,7 +343,7 @@ def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
 
 
 class Log(Resource):
-    """Base of the two logs: pages by cursor, since rows arrive while a person reads."""
+    """Base class for both logs. A cursor marks where a page begins, because rows arrive while a person reads."""
 
     @property
     def place(self) -> tuple[Cursor | None, int]:

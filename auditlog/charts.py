@@ -303,7 +303,7 @@ class PlotBar(NamedTuple):
 class CallPlots:
     """The calls of one object, or all calls, over a range.
 
-    The object is falsy if there are no calls, or if the roll-ups cannot answer yet.
+    A CallPlots is falsy if there are no calls, or if the roll-ups cannot answer yet.
 
     `where` limits the calls by columns of the log, `filters` are the equivalent filters of the Logs page, and `tops`
     are the groupings to list. `named` overrides labels of plots, by key; an overriding label includes the range.
@@ -457,7 +457,7 @@ TOPS = ("tool", "user", "host")
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls, each with its query string and its calls in per cent of the first group's.
+    """The groups with the most calls, each with its query string and its calls in per cent of the first group's calls.
 
     `is_read` is False if the groups were not read yet. `chosen` is the range; `counted_from` is set if only calls from
     this time on were counted.

@@ -77,7 +77,7 @@ class LogExport(Export):
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
         """Yield a connection for reading: a new one, or the current one inside a transaction.
 
-        The new connection leads to the replica if the export began there.
+        The new connection leads to the replica if the export began on the replica.
         """
         if connection.in_atomic_block:
             connection.ensure_connection()

@@ -1,7 +1,7 @@
 """Create indexes on tables in use, without locks that calls would wait for.
 
 A migration declares an index of the log with `DeclareIndex`; new partitions have the index from the start. Existing
-partitions get it later, one at a time, and the next run continues an interrupted one
+partitions get it later, one at a time. If a run is interrupted, the next run continues its work
 (docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait for the lock at most this long; after a second they would be refused.
-BUILD_TIMEOUT = "30s"  # Longest wait for each other transaction, in a migration that indexes a table in use.
+BUILD_TIMEOUT = "30s"  # When a migration indexes a table in use, the longest wait for each other transaction.
 ATTEMPTS = 5
 # Raised for a partition that retention has detached or dropped in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
@@ -195,7 +195,10 @@ def _make(cursor: Any, missing: _Missing) -> bool:
 
 
 def _attach(cursor: Any, missing: _Missing) -> bool:
-    """Attach the index to the table's index, briefly under an exclusive lock; return False if not possible now."""
+    """Attach the partition's index to the table's index, with an exclusive lock for a short time.
+
+    Return False if the lock cannot be taken now.
+    """
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
         try:

@@ -83,7 +83,10 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days that match `where` and were not denied, except calls of `not_of`."""
+    """Count the calls of the last seven days that match `where` and were not denied.
+
+    Calls of the people in `not_of` are not counted.
+    """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:

@@ -115,7 +115,8 @@ class OwnCall:
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
     """Return the calls as shown to the person who made them.
 
-    A call refused by the tool policy of an assignment has this policy, if it was not changed after the call.
+    For a call that the tool policy of an assignment refused, the result includes this policy, unless the assignment was
+    changed after the call.
     """
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(

@@ -65,7 +65,7 @@ def is_newer(cursor: Cursor | None) -> bool:
 
 
 def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
-    """Return the rows on the cursor's side, nearest first; without a cursor all rows, newest first."""
+    """Return the rows beyond the cursor in its direction, nearest first; without a cursor all rows, newest first."""
     if cursor is None:
         return rows.order_by("-created_at", "-pk")
     # The separate condition on `created_at` lets PostgreSQL use the index and skip partitions.

@@ -104,7 +104,7 @@ class Partitions:
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)
         self._drop_too_long(today, longest)
-        spans, created, day = list(self._attached_spans().values()), [], today - DAY  # For hosts whose clock is behind.
+        spans, created, day = list(self._attached_spans().values()), [], today - DAY  # For clocks that are behind.
         while day <= today + AHEAD:
             span = next((span for span in spans if span.start <= day < span.end), None)
             if span is None:

@@ -24,7 +24,7 @@ SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"
 WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# Used as the field of conditions without a field: text in any name, or any id.
+# The field of a condition that names none: a text is searched in all names, and an id in all ids.
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}

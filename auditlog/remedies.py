@@ -212,8 +212,9 @@ WORDS = {
 class Cause:
     """The cause of one obstacle (a reason that stops a call), limited to data that the reader may see.
 
-    `event` caused the obstacle; `count` calls were refused since, linked by `calls`. `act` is the label of the action
-    that resolves it: either a POST with `subject`, or the page `link`. `who` names who can act if the reader cannot.
+    `event` caused the obstacle. `count` is the number of calls refused since then, and `calls` is a link to them. `act`
+    is the label of the action that resolves the obstacle: either a POST with `subject`, or the page `link`. `who` names
+    the people who can act if the reader cannot.
     """
 
     reason: str

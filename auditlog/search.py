@@ -31,9 +31,9 @@ from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS
 from ui.pages import uuid_of
 
-SEARCH_LIMIT = 10_000  # Rows that one page reads at most; a larger count is shown as "10,000+" without roll-ups.
+SEARCH_LIMIT = 10_000  # Rows that one page reads at most. Without roll-ups, more are shown as "10,000+".
 DAYS_AT_ONCE = 8  # Partitions per statement of an export, because each partition costs a dozen locks.
-AHEAD = timedelta(hours=1)  # Allows for other machines' clocks that are ahead.
+AHEAD = timedelta(hours=1)  # Searches also read this hour of the future: clocks of other machines may be ahead.
 
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
 NOTHING = Q(pk=None)
@@ -236,7 +236,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page, and the time back to which the search looked if it did not reach the end of the log."""
+    """A page. If the search did not look through the whole log, the page also has the time back to which it looked."""
 
     page: Page[Call]
     looked_to: datetime | None = None

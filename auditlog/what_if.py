@@ -271,7 +271,7 @@ PICKERS = (
 @require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the checks of the current decision for the question in the page's URL, or for a posted one.
+    """Show the checks of the current decision for the question in the page's URL, or for a posted question.
 
     Only a posted question has arguments of the tool.
     """

@@ -166,7 +166,7 @@ def follow(served: Serve, pages: list[Followed], rate: float, seconds: float, is
 
 
 def pause(served: Serve, log: Followed, others: list[Followed]) -> list[str]:
-    """Rest the pointer on the log, and return the faults of its pause; an empty list if there are none."""
+    """Rest the pointer on the log, which pauses it. Return the faults found; an empty list if there are none."""
     log.page.locator("#entries tbody tr").nth(5).hover()
     log.page.wait_for_timeout(1500)
     before = log.page.evaluate(SHOWN)["uids"]

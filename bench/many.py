@@ -1,6 +1,6 @@
 """Create a workspace with thousands of hosts, connections and tokens by SQL.
 
-`grow` can be called again with larger numbers, and adds the missing rows.
+Call `grow` again with larger numbers to add the missing rows.
 """
 
 from dataclasses import dataclass

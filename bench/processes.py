@@ -1,4 +1,4 @@
-"""Processes of a measurement (servers, gateways, proxies), each of which ends with its block."""
+"""Start the processes of a measurement: servers, gateways, proxies. Each stops at the end of its `with` block."""
 
 import json
 import os

@@ -1,7 +1,8 @@
 """Measure what rules cost a call in processor time, and the slowest decision about arguments chosen by an attacker.
 
-The first table compares calls with N conditions: each evaluated by itself, and together as the gateway does. The second
-compares the time taken with the estimate that bounds it (proxy.access.expression_cost).
+The first table has the time of a call with N conditions: evaluated one by one, and all together, as the gateway does.
+The second table compares the time of decisions with the gateway's estimate of the most time that they may take
+(proxy.access.expression_cost).
 """
 
 import random

@@ -55,7 +55,7 @@ class Migration(migrations.Migration):
 """
 DAYS = 30
 SHOWN = 12
-DRAIN_S = 2  # Seconds an ending process still serves, so that the balancer notices in time.
+DRAIN_S = 2  # Seconds for which a process still serves after it was asked to end, so that the balancer notices.
 
 
 def main() -> None:
@@ -324,7 +324,7 @@ class Upgrade:
         return self._home / f"{port}.log"
 
     def _refused(self) -> str:
-        """Return the last line that `serve --no-migrate` of the new release prints on the old tables."""
+        """Start the new release with `serve --no-migrate` on the old tables; return the last line that it prints."""
         words = ("serve", "--no-migrate", "--port", str(free_port()))
         done = subprocess.run(
             [sys.executable, "manage.py", *words],

@@ -233,7 +233,7 @@ class Capability(StrEnum):
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """Pairs of an action that this capability alone does not allow, and the other capabilities that it needs."""
+        """Pairs: an action that this capability alone does not allow, and the other capabilities that it needs."""
         return BESIDE.get(self, ())
 
 
@@ -261,8 +261,8 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.PROVISIONING_MANAGE: (C.PROVISIONING_READ,),
 }
 
-# By capability, the actions that need further capabilities, with these capabilities. A test compares the actions with
-# the rules of pages and REST.
+# For each capability, the actions that also need other capabilities, each action with these other capabilities. A test
+# compares the actions with the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.GATEWAYS_READ: (

@@ -107,9 +107,10 @@ def must_be_done(after: Plan) -> None:
 
 
 def _claim(made: Plan, by: User, commit: str) -> None:
-    """Record the document's source as the source of its objects, and forget it for those that it no longer lists.
+    """Record that the document's source governs the objects that the document lists.
 
-    Objects that `by` may not manage are left as they are.
+    Also record which objects of this source the document no longer lists. Objects that the person `by` may not manage
+    are left as they are.
     """
     document, world = made.document, made.world
     entries = [(kind, key) for (kind, key), entry in world.entries.items() if may_claim(entry.kind, by)]
@@ -150,7 +151,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    A document with a source changes only objects without another source. So pages do not ask about changes by hand.
+    If the document has a source, do not ask for confirmation as for changes by hand: such a document cannot change
+    objects of another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

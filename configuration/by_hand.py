@@ -3,8 +3,8 @@
 A file does not lock an object. Each change records an event, and the check is made just before the event is recorded.
 If the person must confirm, an exception undoes the change, and the response is a confirmation. So all pages ask, and
 they ask only if something really changes. The submitted form is stored until the person confirms (accounts.held_forms).
-Then the session remembers the object until a file is applied again. REST, the Django admin and stopping in an incident
-do not ask.
+Then the session remembers the object until a file is applied again. REST, the Django admin and the pages under
+/incident/ do not ask.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def ask_before_hand_changes(
             return get_response(request)
 
     def process_view(request: HttpRequest, view: object, *_: object) -> None:
-        # Read before `hold_forms` restores the form. Views without CSRF check, for programs, read bodies themselves.
+        # Read the field before `hold_forms` restores the form. Do not read it for views without a CSRF check: these are
+        # for programs, and read the request's body themselves.
         asked = request.method == "POST" and not getattr(view, "csrf_exempt", False)
         request.is_by_hand = asked and ANSWER in request.POST  # type: ignore[attr-defined]
 
@@ -76,7 +77,7 @@ def ask_before_hand_changes(
 
 
 def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
-    """Return the newest change of `row` or its parts by hand; None if there is none after the file was last applied."""
+    """Return the newest change by hand of `row` or its parts since the file was last applied; None if there is none."""
     events = Event.objects.filter(
         target_type__in=(row._meta.model_name, *PARTS),
         target_id__in=map(str, (row.pk, *_parts(row))),
@@ -125,7 +126,10 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield, with its file, each governed object among the targets and the objects that the targets belong to."""
+    """Yield each object that a file governs, with its file.
+
+    The objects are the targets and the objects that the targets belong to, such as the gateway of a tool set.
+    """
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

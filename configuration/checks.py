@@ -49,7 +49,7 @@ def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake
 def refused(changes: Iterable[Change], document: ConfigDocument, world: World, viewer: User) -> Iterator[Mistake]:
     """Yield the reasons why changes would be refused.
 
-    A change that the person may not make is not checked by its kind, because that may ask other machines.
+    If the person may not make a change, the check of the object's kind is skipped: it might contact other machines.
     """
     taken = _Names(world)
     for change in changes:
@@ -71,7 +71,7 @@ def _fixed(change: Change) -> Iterator[tuple[str, str]]:
 
 
 class _Names:
-    """The names of all objects after the plan, which are unique without regard to case."""
+    """The names that objects would have after the plan. Names must be unique without regard to case."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -88,7 +88,7 @@ class ConfigDocument:
         return self.key_marks.get(path) or self.at(path)
 
     def include(self, other: "ConfigDocument") -> list[Mistake]:
-        """Append the lists of `other`. Return a mistake for each other value that both files give differently."""
+        """Append the lists of `other`. Return a mistake for each value, except lists, that is different."""
         mistakes = []
         self.files += other.files
         for name, value in other.data.items():

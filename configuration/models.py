@@ -26,7 +26,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
         return {(target_type, target_id): source for target_type, target_id, source in rows}
 
     def targets(self, source: str) -> set[tuple[str, str]]:
-        """Return the model's name and the id of each object of this source, also of those it no longer lists."""
+        """Return model name and id of each object of this source, even of objects that its files no longer list."""
         return {*self.filter(source=source).values_list("target_type", "target_id")}
 
     def release(self, rows: Iterable[models.Model], *, source: str) -> None:

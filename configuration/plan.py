@@ -1,4 +1,4 @@
-"""Compare a document with the workspace: the changes that apply would make, in order, and what each cuts."""
+"""Compare a document with the workspace: the changes that apply would make, in order, and what each cuts off."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def plan(
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
     listed, mistakes = read_entries(document, world)
-    must_be_right(not_visible(listed, viewer, document))  # First, because other mistakes name what exists.
+    # This check comes first, because the messages of the other checks name objects of the workspace.
+    must_be_right(not_visible(listed, viewer, document))
     must_be_right((*mistakes, *of_other_sources(document, world)))
     made = Plan(document, world, [*_all_changes(listed, world)])
     made.changes += _pruned(document, world) if prune else ()

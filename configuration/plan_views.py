@@ -45,7 +45,7 @@ def plan_page(request: AppRequest) -> HttpResponse:
 @ask_again
 def apply_page(request: AppRequest) -> HttpResponse:
     """Apply the file if its plan still has the digest that the person saw. Otherwise show the new plan."""
-    if request.method == "GET":  # Left open, or reloaded, after a refusal.
+    if request.method == "GET":  # The page was left open or reloaded after a refusal.
         return redirect("configuration:plan")
     try:
         made = apply(_document(request), by=request.user, digest=request.POST.get("digest", ""), prune=_prunes(request))

@@ -37,7 +37,7 @@ def _change(change: Change) -> str:
 def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
     """Return a line such as `timeout_s: 60, was 30` for each changed field, except empty fields of new objects.
 
-    Longer texts are cut.
+    Values with more than `longest` characters are cut.
     """
     lines = [f"renamed, was {change.was[-1]}"] if change.was else []
     is_new = change.act is Act.ADD

@@ -105,7 +105,7 @@ class HostsAllowedForm(forms.Form):
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
-    """Annotate each host with the decision of `gateway`, whether the host is used there, and by how many people.
+    """Annotate each host with the decision of `gateway`, whether the host is used on it, and by how many people.
 
     Only connections that `viewer` may see are counted.
     """

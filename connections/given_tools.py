@@ -26,7 +26,7 @@ SELECT s.tool_set_id, f.exposed_name FROM gateways_features_of(%s::uuid[]) s
 JOIN gateways_feature f ON f.id = s.feature_id
 WHERE f.kind IN ('tool', 'prompt') AND left(f.exposed_name, 300) = ANY(%s)
 """
-# gateways_given() is used in the decision on calls, too.
+# The decision on calls uses the SQL function gateways_given(), too.
 _GIVEN = """
 SELECT unnest(gateways_given(CASE WHEN g.tools_given <> 'all' THEN g.id END, p.people, h.tool_set_id, a.id, NULL))
 FROM (

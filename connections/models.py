@@ -168,7 +168,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def open(
         self, *, host: Host, gateway: Gateway, user: User, identities: Mapping[Assignment, Identity], by: User
     ) -> "Connection":
-        """Return the live connection of host, gateway and user, created if there is none, and bind `identities` to it.
+        """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
         Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, or the
         user or host may not use the gateway.
@@ -354,8 +354,8 @@ class Connection(Versioned, Switchable):
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
 
-    # Seconds for which a held call waits in its request. NULL means 50 s with progress notifications, otherwise 4 s.
-    # The gateway learns the value from calls, and people can change it.
+    # Seconds for which a held call keeps its request open while it waits. NULL means 50 s with progress notifications,
+    # otherwise 4 s. The gateway learns the value from calls, and people can change it.
     hold_wait = models.PositiveSmallIntegerField(null=True, blank=True)
 
     objects = ConnectionQuerySet.as_manager()
@@ -404,7 +404,7 @@ class Connection(Versioned, Switchable):
     def blocked_reason(self) -> str:
         """The log's error code for the reason that blocks the connection; empty if nothing blocks it.
 
-        That the connection itself is disabled is not counted as such a reason.
+        The result is also empty if only the connection itself is disabled.
         """
         return self.refused_for(own_switch=False)
 
@@ -431,13 +431,19 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_in_reach(self) -> bool:
-        """True if the connection's user may use its gateway. Queries the database unless loaded `with_reach`."""
+        """True if the connection's user may use its gateway.
+
+        Queries the database, unless the connection was loaded with `with_reach`.
+        """
         known: bool | None = self.__dict__.get("reaches")
         return self.gateway.is_reachable_by(self.user) if known is None else known
 
     @property
     def is_host_allowed(self) -> bool:
-        """True if the connection's gateway allows its host. Queries the database unless loaded `with_reach`."""
+        """True if the connection's gateway allows its host.
+
+        Queries the database, unless the connection was loaded with `with_reach`.
+        """
         known: bool | None = self.__dict__.get("host_allowed")
         return is_allowed_at(self.gateway, self.host) if known is None else known
 
@@ -451,7 +457,7 @@ class Connection(Versioned, Switchable):
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
-        """Set how many seconds held calls wait in their requests; None lets the gateway choose.
+        """Set how many seconds held calls keep their requests open while they wait; None lets the gateway choose.
 
         Returns False if the value did not change.
         """
@@ -611,7 +617,7 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         return here.first() or HostAtGateway(gateway=gateway, host=host)
 
     def undecided(self, gateway: Gateway) -> HostQuerySet:
-        """Return the hosts with a live connection to `gateway` that are neither listed nor blocked there."""
+        """Return the hosts with a live connection to `gateway` that are neither listed nor blocked on it."""
         used = Connection.objects.live().filter(gateway=gateway).order_by().values("host")
         decided = self.filter(gateway=gateway, allowed__isnull=False).order_by().values("host")
         return Host.objects.live().filter(pk__in=used).exclude(pk__in=decided).order_by("name", "pk")
@@ -654,8 +660,8 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 class HostAtGateway(Versioned, models.Model):
     """An app or agent that is listed, blocked or limited on a gateway.
 
-    `allowed` is True if the host is listed, False if it is blocked; None, like a missing row, follows
-    `gateway.hosts_allowed`. The host can use only the tools in `tool_set`; None is no limit.
+    `allowed` is True if the host is listed, and False if it is blocked. If it is None, or if there is no row,
+    `gateway.hosts_allowed` decides. The host can use only the tools in `tool_set`; None is no limit.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -719,7 +725,7 @@ class HostAtGateway(Versioned, models.Model):
         return True
 
     def limit(self, tool_set: ToolSet | None, *, by: User) -> bool:
-        """Refuse the tools outside `tool_set` to everyone who uses this host here; None lifts the limit.
+        """Refuse the tools outside `tool_set` to everyone who uses this host on this gateway; None lifts the limit.
 
         Returns False if the host had this limit already. Raises GatewayError if the set is archived or of another
         gateway.

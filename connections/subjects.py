@@ -27,9 +27,10 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 
 
 def _listed_connections(view: Resource) -> QuerySet[Any]:
-    """Return all connections if the caller has a capability for that; otherwise only some of them.
+    """Return all connections if the caller has a capability to see them.
 
-    These are the caller's own connections, and for people who may read the log also connections in logged calls.
+    Other callers get their own connections. If they may read the log, they also get all connections that were ever
+    used, because these may be in the log.
     """
     if _holds(view, Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_READ):
         return Connection.objects.all()
@@ -41,9 +42,9 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 
 
 def _listed_people(view: Resource) -> QuerySet[Any]:
-    """Return all people if the caller has a capability for that; otherwise only some of them.
+    """Return all people if the caller has a capability to see them.
 
-    These are the caller, the owners of connections that the caller may see, and, for people who manage identities, the
+    Other callers get themselves, the owners of connections that they may see and, if they may see identities, the
     owners of identities.
     """
     if _holds(view, Capability.PEOPLE_READ, Capability.AUDIT_READ):
@@ -55,9 +56,10 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
-    """Return all tokens if the caller has a capability for that; otherwise only some of them.
+    """Return all tokens if the caller has a capability to see them.
 
-    These are the caller's own tokens, and for people who may read the log also tokens in logged calls.
+    Other callers get their own tokens. If they may read the log, they also get all tokens that were ever used, because
+    these may be in the log.
     """
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
@@ -65,16 +67,19 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
-    """Return all hosts if the caller has a capability for that; otherwise the hosts of visible connections."""
+    """Return all hosts if the caller has a capability to see them.
+
+    Other callers get the hosts of connections that they may see.
+    """
     if _holds(view, Capability.HOSTS_READ):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 
 
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
-    """Return all gateways if the caller has a capability for that; otherwise only some of them.
+    """Return all gateways if the caller has a capability to see them.
 
-    These are the gateways that the caller may use, and the gateways of connections that the caller may see.
+    Other callers get the gateways that they may use, and the gateways of connections that they may see.
     """
     if _holds(view, Capability.GATEWAYS_READ):
         return Gateway.objects.all()
@@ -83,9 +88,9 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_servers(view: Resource) -> QuerySet[Any]:
-    """Return all servers if the caller has a capability for that; otherwise only some of them.
+    """Return all servers if the caller has a capability to see them.
 
-    These are the servers of gateways that the caller may see, and the servers of the caller's own identities.
+    Other callers get the servers of gateways that they may see, and the servers of their own identities.
     """
     if _holds(view, Capability.SERVERS_READ, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
@@ -100,7 +105,7 @@ def _known(
 ) -> Callable[[Resource], QuerySet[Any]]:
     """Return a function that takes the API view and returns the objects that a filter may name.
 
-    These are the `listed` objects, and for people who may read the log also objects in logged calls. `column` is the
+    A filter may name the `listed` objects and, if the viewer may read the log, objects in logged calls. `column` is the
     column of calls that has the object's id; `shared` are columns that calls and objects have in common.
     """
 
@@ -122,7 +127,7 @@ class FilterViewer(NamedTuple):
 
 
 def listed_host() -> SubjectField:
-    """Return a required filter field for an app or agent. It accepts those that the viewer can see in lists."""
+    """Return a required filter field that accepts the apps and agents that the viewer can see in lists."""
     return SubjectField("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
 
 

@@ -1,4 +1,4 @@
-"""Files that an organisation installs on machines, so that clients use the directory or only gateways."""
+"""Files that an organisation installs on machines, so that clients use the directory, or no servers but gateways."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ VS_CODE = (
 
 
 def _vs_code(address: DirectoryAddress) -> dict[str, str]:
-    """Return the policies of `chat.mcp.gallery.serviceUrl` and `chat.mcp.access`."""
+    """Return the policies that set `chat.mcp.gallery.serviceUrl` and `chat.mcp.access` in VS Code."""
     return {"McpGalleryServiceUrl": address.url, "ChatMCP": "registry"}
 
 

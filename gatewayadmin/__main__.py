@@ -14,13 +14,14 @@ def main() -> None:
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, commit, set_for_children
 
-    if sys.argv[1:] in (["--version"], ["version"]):  # Does not load the settings, which would create keys.
+    # The version is printed before the settings are loaded, because loading the settings would create keys.
+    if sys.argv[1:] in (["--version"], ["version"]):
         sys.stdout.write(f"{versions.NAME} {versions.with_commit(commit(Path(__file__).resolve().parent.parent))}\n")
         return
     if port := port_to_serve_at(sys.argv[1:]):
         set_for_children("PORT", port)
     try:
-        import gatewayadmin.settings  # noqa: F401  A refused variable is one line here, a traceback inside Django.
+        import gatewayadmin.settings  # noqa: F401  An error is one line here, but a traceback inside Django.
     except Refused as refused:
         sys.exit(f"Error: {refused}")
 
@@ -41,7 +42,7 @@ def port_to_serve_at(arguments: list[str]) -> str | None:
     if arguments[:1] != ["serve"]:
         return None
     parser = ArgumentParser(add_help=False)
-    parser.add_argument("--port", nargs="?")  # The command reports a missing value.
+    parser.add_argument("--port", nargs="?")  # The command `serve` reports a missing value.
     port: str | None = parser.parse_known_args(arguments[1:])[0].port
     return port
 

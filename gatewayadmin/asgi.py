@@ -102,8 +102,8 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # Loaded objects are never freed, so garbage collections need not scan them while calls wait.
-        # A short switch interval: after each statement, a page's thread has to wait for the GIL, and so does the event
-        # loop after each iteration.
+        # The switch interval is short, because threads wait for the GIL often: a page's thread after each statement,
+        # and the event loop after each iteration.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()

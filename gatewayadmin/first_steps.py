@@ -42,7 +42,7 @@ class SetupStep:
     url: str = ""
     act: str = ""
     takes: Capability | None = None
-    other: tuple[str, str] = ("", "")  # URL and label of another way to do it.
+    other: tuple[str, str] = ("", "")  # URL and label of another page on which to do the step.
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from sinks.models import ArchivedPartition
 MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
-KEPT = (CheckpointKey._meta.db_table,)  # Re-encrypted when keys rotate, never deleted.
-# Written by the owner, who migrates, and by the archiving role: archived partitions may be dropped.
+KEPT = (CheckpointKey._meta.db_table,)  # A serving role may re-encrypt these rows, but not delete them.
+# Tables that a serving role may only read. The owner writes them when it migrates, and the archiving role writes which
+# partitions are archived: these may be dropped.
 READ_ONLY = ("django_migrations", SchemaVersion._meta.db_table, ArchivedPartition._meta.db_table)
 
 _TABLES = """

@@ -321,12 +321,13 @@ def _announced(headers: Headers) -> int:
     return int(length) if length.isascii() and length.isdecimal() else 0
 
 
-# Requests with unverified keys wait in this queue before their bodies are read. A thread for each would be expensive:
-# a database connection, and memory that the process keeps. Senders take turns; each may have a limited number waiting.
+# Requests with unverified keys wait in this queue before their bodies are read. A thread for each request would be
+# expensive: it takes a database connection, and memory that the process keeps. Senders take turns, and each sender may
+# have only a limited number of requests in the queue.
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
-_background = Background(DatabaseError)  # Expected here: the request that waits gets the error, too.
+_background = Background(DatabaseError)  # Logged without a traceback: the waiting request gets it, too.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
@@ -387,9 +388,9 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    MOST_WAITING further requests of the sender wait, for at most LONGEST_WAIT_S; all others get 429. Paths below `free`
-    are not counted. A request is heavy if `heavy` matches its path, or if it asks for a list as a file (`?format=`).
-    Each sender may have only one heavy request in `app`.
+    Up to MOST_WAITING further requests of the sender wait, each for at most LONGEST_WAIT_S. If more arrive, they get
+    429. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches its path, or if it asks
+    for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -438,7 +439,11 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token. Both count, so that a request with a made-up one gets no extra share."""
+        """Yield the session and the token of a request.
+
+        If a request has both, it counts for both. Otherwise a request could get an extra share by adding a made-up
+        session or token.
+        """
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")

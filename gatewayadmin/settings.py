@@ -225,7 +225,7 @@ CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
-        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Beyond that, a third is deleted.
+        "OPTIONS": {"MAX_ENTRIES": 20_000},  # If there are more, Django deletes a third of them.
     }
 }
 
@@ -244,7 +244,7 @@ SERVESTATIC_AUTOREFRESH = False
 
 
 def keep_fonts(headers: Headers, path: str, url: str) -> None:
-    """Let browsers cache fonts, which are named for a hash of their content, for a year."""
+    """Let browsers cache fonts for a year: the name of a font contains a hash of its content."""
     if path.endswith(".woff2"):
         headers["Cache-Control"] = "public, max-age=31536000, immutable"
 
@@ -301,9 +301,9 @@ MFA_FORMS = {
     "authenticate_webauthn": "accounts.second_factor.SecurityKeyForm",
     "reauthenticate_webauthn": "accounts.second_factor.KeyAgainForm",
 }
-MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
+MFA_ALLOW_UNVERIFIED_EMAIL = True  # People cannot enter their own address: an administrator or directory does.
 MFA_RECOVERY_CODES_SHOW_ONCE = True
-MFA_TOTP_TOLERANCE = 1  # Steps before and after: typing takes time, and clocks differ.
+MFA_TOTP_TOLERANCE = 1  # Accept the previous and the next code, too: typing takes time, and clocks differ.
 
 SESSION_COOKIE_NAME = "gateway_session"
 SESSION_COOKIE_AGE = int(timedelta(days=7).total_seconds())
@@ -366,7 +366,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
-    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would generate the description at every start; a test does it.
+    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # This check would generate the description at every start; a test does.
     "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
 }
 

@@ -27,7 +27,7 @@ def add_built_in(
     reach: Reach = Reach.EVERYONE,
     by: User | None,
 ) -> Gateway:
-    """Create the server with the reserved `url`, which has these `tools`, and its gateway. Raises NameInUse."""
+    """Create the server with the reserved `url` and these `tools`, and a gateway for it. Raises NameInUse."""
     named = Q(slug=slug) | Q(name__iexact=name)
     if Server.objects.filter(named | Q(url=url)).exists() or Gateway.objects.filter(named).exists():
         raise NameInUse(f"A server or gateway called {name} is there already, or was.")
@@ -35,5 +35,5 @@ def add_built_in(
         server = Server.objects.add(name=name, slug=slug, url=url, by=by)
         gateway = Gateway.objects.add(name=name, slug=slug, description=about, reach=reach, by=by)
         assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=by)
-        Feature.objects.learn(assignment, tools)  # So that its lists and snippets name tools at once.
+        Feature.objects.learn(assignment, tools)  # The gateway's lists and snippets then name the tools at once.
     return gateway

@@ -255,7 +255,10 @@ class Catalogue:
         return [(server, name) for server, name, _ in found], found[0][2] if found else 0
 
     def _calls(self, opened: Book, where: Where) -> SQL:
-        """Return a query for the calls of tools in the last SPAN: from roll-ups, or without them the newest calls."""
+        """Return a query for the numbers of calls of tools in the last SPAN.
+
+        The query reads roll-ups. If there are none for this period, it reads the newest calls.
+        """
         since, until = month()
         # For a time this long ago, roll-ups exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):

@@ -41,7 +41,7 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
     """List and store the features of the server of a new assignment, so that its tools are shown immediately.
 
-    Until the server answers, the page shows that it is being asked. Returns None if the server is disabled.
+    Until the server answers, the page shows that the server is being asked. Returns None if the server is disabled.
     """
     targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
     for target, identity in targets:
@@ -60,7 +60,10 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether to store the outcome. False only if each person needs an identity and there is none to send."""
+    """Return whether to store the outcome of the request to the server.
+
+    False only if each person needs an identity of their own, and `identity` is None.
+    """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 

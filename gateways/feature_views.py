@@ -280,7 +280,10 @@ def _why(feature: Feature) -> str:
 
 
 def _obstacles(feature: Feature, viewer: User) -> list[str]:
-    """Return the reasons, other than the feature's state, why clients (all, or only the viewer's) cannot see it."""
+    """Return the reasons, other than the feature's state, why clients cannot see the feature.
+
+    Some reasons apply to all clients, others only to the viewer's clients.
+    """
     given = given_to(Feature.objects.filter(pk=feature.pk), [(feature.assignment.gateway_id, viewer.pk)])
     assignment, name = feature.assignment, feature.assignment.server.name
     blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL

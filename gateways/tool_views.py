@@ -123,7 +123,9 @@ def moved(request: AppRequest, pk: UUID) -> HttpResponse:
 # The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, to enable and disable.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
-SAME_ATTEMPT = timedelta(seconds=10)  # Maximum time between the two records of an attempt: health and failure.
+# An attempt to ask a server is recorded twice: as the health of the server and as a failure. Records that are further
+# apart than this belong to different attempts.
+SAME_ATTEMPT = timedelta(seconds=10)
 NAMES = {
     "tool": "Tool (exposed name)",
     "prompt": "Prompt (exposed name)",

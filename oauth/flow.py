@@ -36,7 +36,7 @@ def flow_browser_digest(request: AppRequest) -> bytes:
 
 
 def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
-    """Return an unsaved flow for the signed-in person that ends with a token.
+    """Return an unsaved flow that ends with a token, for the signed-in person.
 
     `client` is the slug of the client chosen before; an unknown slug is ignored.
     """
@@ -54,7 +54,7 @@ def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: s
 def begin_app(
     request: AppRequest, application: Application, gateway: Gateway | None, parameters: dict[str, str | None]
 ) -> AuthorizeRequest:
-    """Start a flow for the signed-in person that ends with a redirect to an app.
+    """Start a flow that ends with a redirect to an app, for the signed-in person.
 
     For an unknown app, no host is created yet, so that merely following a link creates no object that others can see.
     """
@@ -131,7 +131,7 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """Return the live connection of this host, gateway and user, or None. A new token is added to it."""
+    """Return the live connection of this host, gateway and user, or None. The flow adds a new token to it."""
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 

@@ -98,7 +98,7 @@ def step(view: Step) -> Step:
 
 
 def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Show the button that requests an administrator's approval; only the POST requests it."""
+    """Show the button that requests an administrator's approval. A POST requests the approval."""
     if "ask" in request.POST:
         flows.ask_approval(flow, by=request.user)
         return redirect("oauth:gateway", flow.pk)

@@ -651,10 +651,10 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row in the database, and return a pair: its grant, and the feature.
+        """Find a feature that has no row in the database. Return a pair: the grant that includes it, and the feature.
 
-        First request a new list from the server `assigned`. If the list does not have the feature, look for a server
-        whose own name for a feature, without an alias, is this name. Raises OutOfScope or UpstreamError.
+        First request a new list from the server `assigned`. If the list does not have the feature, the client may have
+        left out the alias: look for servers with a feature of this name. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
@@ -1138,9 +1138,9 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Send a 503 because the log cannot be written. It says that the call was not executed.
+    """Send a 503, which says that the call was not executed, because the log cannot be written.
 
-    This refusal is not in the log either.
+    So this refusal has no row in the log, either.
     """
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
@@ -1322,7 +1322,10 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Add the hop's trace to the params, if the client sent one or the server speaks MCP 2026-07-28."""
+    """Return the params with the trace context of the request to the server.
+
+    For a server of the session era, change the params only if the client's params have a trace context.
+    """
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
         return params

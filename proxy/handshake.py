@@ -27,7 +27,7 @@ from wire.sessions import BRIDGED
 # A probe sends `server/discover` and `initialize`; it never repeats a call. The result is written to the server's row
 # before anything is sent in the era found, and is not cached in any process.
 
-CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
+CLAIM_SECONDS = 5.0  # A worker's claim to probe a server lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
 ATTEMPTS = 3  # `find` may join a background probe, which finds nothing while another worker probes.

@@ -46,9 +46,10 @@ KIND = "approved call"
 NOT_CONTINUED = "this requestState continues no approved call; call again without it"
 MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 call that continues another.
 
-# Seconds for which a request stays open. Some clients give up after 5 s, most of those that ask for progress after 60.
+# Seconds for which a request stays open. Some clients give up after 5 s. Most clients that ask for progress give up
+# after 60 s.
 WITHOUT_PROGRESS, WITH_PROGRESS, PATIENT = 4, 50, 240
-PATIENCE_SHOWN = 65.0  # A client that takes an answer after this many seconds does not give up after 60.
+PATIENCE_SHOWN = 65.0  # A client that takes an answer after this many seconds does not give up after 60 s.
 PROGRESS_SECONDS = 10.0
 LOOK_SECONDS = 10.0  # Poll interval, because the bus may miss a decision.
 INLINE_BYTES = 1 << 16  # Larger arguments are digested in a thread.
@@ -249,8 +250,8 @@ class Holds:
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
         """Return a call in the form in which its server gets it; only the members in MORE are changed.
 
-        The returned call has the server's own `requestState`, and not the client's answer to the request to open our
-        page.
+        The `requestState` of the returned call is the server's own. If the client has answered the request to open our
+        page, this answer is left out.
         """
         params = message.params
         if message.method != "tools/call":

@@ -61,7 +61,10 @@ class Refresher:
         self._background = Background(NotRenewed, DatabaseUnavailable)
 
     async def stop(self) -> None:
-        """Wait for running renewals: an unstored token would be lost, and an unrevoked one would stay valid."""
+        """Wait for running renewals.
+
+        Otherwise a new token that is not stored yet would be lost, and a token that must be revoked would stay valid.
+        """
         await self._background.stop(patience=SECONDS)
 
     async def fresh(self, assigned: AssignedServer) -> AssignedServer:
@@ -306,8 +309,8 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed.
 
-    Nothing is stored if another process has changed the token meanwhile. If the other process has replaced it, return
-    the new ciphertext. If it is still renewing the token, raise NotRenewed.
+    Nothing is stored if another process has changed the token meanwhile. If the other process has replaced the token,
+    return the new ciphertext. If the other process is still renewing the token, raise NotRenewed.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -165,7 +165,7 @@ async def send(request: McpRequest, response: Response) -> None:
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
     """Send a body in pieces, each after the client has read the previous piece.
 
-    Returns the rest that remains to be sent, which is always empty.
+    Returns an empty text, which `send` sends as the end of the body.
     """
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]

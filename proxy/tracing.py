@@ -256,7 +256,10 @@ class CallSpan:
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """Add the span of writing the row. `began` is in seconds after the request's arrival, `outcome` the call's."""
+        """Add the span of writing the row.
+
+        `began` is in seconds after the request's arrival, and `outcome` is the outcome of the call.
+        """
         self._outcome = outcome
         at = self.at(self._request.began + began)
         self._note("record", at, at + int(seconds * 1e9), {}, is_error=outcome == "unavailable")

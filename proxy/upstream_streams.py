@@ -229,8 +229,8 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        If the client has a session, its own requests subscribe at the server. They are repeated here only if the server
-        may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
+        If the client has a session, the client's own requests subscribe at the server. They are repeated here only if
+        the server may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
 
         A session shared by a connection is never unsubscribed from a resource, because clients at other workers may
         need the subscription. Notifications that nobody here wants are dropped.
@@ -590,7 +590,6 @@ class Audience:
     """The client streams of one token (in one session, if it has a session), and their current grant.
 
     The audience of a stream that is read only for running calls has no client streams.
-
 
     `heard` has the resource subscriptions by assignment; each maps the server's URI to the client's URI. `refused` has
     the subscribed URIs that the client may not read.

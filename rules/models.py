@@ -117,9 +117,9 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return self.filter(holds("name", words) | holds("when", words) | holds("note", words)) if words else self
 
     def live(self) -> RuleQuerySet:
-        """Return all rules, because removed rules are deleted.
+        """Return all rules: every rule is live, because a removed rule is deleted.
 
-        Remedies call this method on every model.
+        The method exists because remedies call it on every model.
         """
         return self.all()
 
@@ -232,7 +232,7 @@ class Rule(Versioned, Switchable):
         return values | {"gateway": self.gateway.slug if self.gateway else "", "servers": servers}
 
     def tidy(self) -> None:
-        """Tidy the values. Raises RuleError if the rule cannot be used."""
+        """Remove blanks, duplicates and unused values from the fields. Raises RuleError if the rule cannot be used."""
         self.name, self.text, self.note = self.name.strip(), self.text.strip(), self.note.strip()
         self.when, self.tools = self.when.strip(), [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
         if self.effect == RuleEffect.LABEL and (not self.text or "," in self.text):

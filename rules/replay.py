@@ -46,9 +46,10 @@ _READ = (
 class Replay:
     """The calls that a rule would have touched.
 
-    `looked` calls were compared, back to `since`; `is_complete` is False if time ran out before the oldest call.
-    `unknown` calls of its tools could not be compared, because their arguments were not recorded completely. `failed`
-    of the `count` calls match only because the condition has no result for them.
+    `looked` is the number of calls that were compared with the rule, back to `since`. `is_complete` is False if time
+    ran out before the oldest call. `count` is the number of calls that match. Of these, `failed` match only because the
+    condition has no result for them. `unknown` is the number of calls of the rule's tools that could not be compared,
+    because their arguments were not recorded completely.
     """
 
     is_complete: bool = False
@@ -90,9 +91,10 @@ def may_replay(when: str, viewer: User) -> bool:
 
 
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
-    """Return a sentence with the calls of the last seven days that the rule would have touched.
+    """Return a sentence with the number of calls of the last seven days that the rule would have touched.
 
-    `servers` are those of an unsaved rule. Empty if the viewer may not read the data in the log that the rule uses.
+    Return an empty text if the viewer may not read the data in the log that the rule uses. `servers` are those of an
+    unsaved rule.
     """
     if not may_replay(rule.when, viewer):
         return ""

@@ -15,9 +15,9 @@ TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read he
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule in the form in which the statement that decides calls returns it, as if the rule was on.
+    """Return the rule in the form in which the statement that decides calls would return it.
 
-    `servers` are those of an unsaved rule.
+    The rule counts as enabled, in the mode `on`. `servers` are those of an unsaved rule.
     """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(

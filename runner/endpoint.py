@@ -311,7 +311,7 @@ class ProgramEndpoint:
     async def _shared_program(self) -> RunningProgram:
         async with self._lock:
             if self._shared is None or self._shared.process.is_stopped or self._shared.process.exited.is_set():
-                if self._cleanup:  # Then the previous program's user and home are free.
+                if self._cleanup:  # After the cleanup, the user and home of the previous program are free.
                     await asyncio.wait([self._cleanup])
                 self._shared = await self._start(self._clients, RUNNER_CLIENT)
                 for uri in {uri for uris in self._clients.subscriptions.values() for uri in uris}:
@@ -321,7 +321,7 @@ class ProgramEndpoint:
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
     ) -> RunningProgram:
-        """Start a program, at the earliest after the pause that follows a failure. Raises MCPError."""
+        """Start a program. If a program has failed recently, wait for the end of the pause first. Raises MCPError."""
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:
             raise self._not_started(f"{self.error}; next start in {round(pause)} s")

@@ -47,7 +47,7 @@ def set_limits(given: dict[str, Any]) -> None:
         limits.append((resource.RLIMIT_CPU, given["cpu_seconds"], given["cpu_seconds"] + 1))
     for kind, soft, hard in limits:
         highest = resource.getrlimit(kind)[1]
-        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Not every root may raise it.
+        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Root cannot always raise it.
         resource.setrlimit(kind, (min(soft, most), most))
     os.umask(0o077)
 

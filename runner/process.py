@@ -95,7 +95,7 @@ class ProgramAccount:
 
 
 class Accounts:
-    """Gives each program a user ID and a home. A shared program keeps its home, and the user ID that owns it."""
+    """Gives each program a user ID and a home. A shared program keeps both when it is started again."""
 
     def __init__(self, file: RunnerFile) -> None:
         self._homes = file.data / "homes"
@@ -168,7 +168,7 @@ def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> 
 
 
 async def kill_user(uid: int, guard: int) -> bool:
-    """Kill all processes of a program's user; return True if that is certain."""
+    """Kill all processes of a program's user. Return True if it is certain that all were killed."""
     given = json.dumps({"uid": uid, "guard": guard, "kill": True})
     async with _killing:  # One at a time: killers with the same guard could kill each other.
         killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)

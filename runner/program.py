@@ -23,8 +23,9 @@ from mcp_types import (
 
 from runner.process import MESSAGE_BYTES, ErrorLines, Pace, ProgramProcess
 
-MOST_GARBAGE_LINES = 100  # In a row.
-MESSAGES_PER_SECOND = 1000  # And MESSAGE_BYTES a second for all of them. Answers are not counted.
+MOST_GARBAGE_LINES = 100  # Lines in a row that are not messages.
+# A program may send this many messages per second, with MESSAGE_BYTES in total. Answers are not counted.
+MESSAGES_PER_SECOND = 1000
 MOST_UNANSWERED = 100
 PING_SECONDS = 10
 MAYBE_EXECUTED = "The call may have been executed, and is not sent again."
@@ -76,7 +77,7 @@ class RunningProgram:
         write, self._input = anyio.create_memory_object_stream[SessionMessage](0)
         self._dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(read, write)
         self._ready = asyncio.Event()
-        self._unanswered = 0  # Requests of the program.
+        self._unanswered = 0  # The number of requests from the program that have no answer yet.
         self._is_closed = False
         self._task = asyncio.create_task(self._run())
         self._checks: set[asyncio.Task[None]] = set()
@@ -205,7 +206,7 @@ class RunningProgram:
         check.add_done_callback(self._checks.discard)
 
     async def _check_alive(self) -> None:
-        """Kill the program if it does not answer a ping, either."""
+        """Send a ping to the program, and kill the program if it does not answer."""
         with contextlib.suppress(MCPError):
             try:
                 with anyio.fail_after(PING_SECONDS):

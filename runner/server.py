@@ -109,7 +109,7 @@ class RunnerApp:
         await endpoint(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Refuse browsers that another site sends here (DNS rebinding), and requests without the secret."""
+        """Refuse requests that another site makes a browser send (DNS rebinding), and requests without the secret."""
         if scope["path"] == "/healthz":
             return JSONResponse({"ok": True})
         if headers.get(b"host", "").lower() not in self._hosts:

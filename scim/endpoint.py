@@ -1,7 +1,7 @@
 """/scim/v2/: the endpoint where directories provision people and teams (RFC 7644).
 
-Mounted by `scim.views.endpoint`. This module imports the optional package, so `scim.views` imports this module only
-when a provisioning key exists.
+Mounted by `scim.views.endpoint`. This module imports the optional SCIM package, so `scim.views` imports this module
+only when a provisioning key exists.
 """
 
 from __future__ import annotations

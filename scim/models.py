@@ -208,14 +208,14 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return "revoked" if self.revoked_at else "active"
 
     def editable(self) -> dict[str, Any]:
-        """Return the values that detect concurrent edits: the prefixes of the secrets, and the status."""
+        """Return the values by which concurrent edits are detected: the prefixes of the secrets, and the status."""
         return {"prefix": self.prefix, "previous_prefix": self.previous_prefix, "status": self.status}
 
     @property
     def granted(self) -> frozenset[Capability]:
         """The key's capabilities; empty if revoked.
 
-        The key can change only people who have no other capabilities, and teams of such people.
+        The key can change only people who have no capabilities beyond these, and teams of such people.
         """
         held = with_included(Capability.named(self.capabilities))
         return frozenset(capability for capability in Capability if capability in held)
@@ -233,12 +233,12 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The time until which the previous secret works; None if there is none or it does not work any more."""
+        """The time until which the previous secret works; None if there is none or it no longer works."""
         ends = self.previous_ends_at
         return ends if ends and not self.revoked_at and ends > timezone.now() else None
 
     def is_previous(self, secret: str) -> bool:
-        """True if this text is the previous secret."""
+        """True if `secret` is the previous secret."""
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
@@ -383,9 +383,10 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Delete the person for the directory: the person loses access, and is no longer a SCIM resource.
+        """Apply the directory's deletion of the person: the person loses access, and is no longer a SCIM resource.
 
-        Connections, and everything else that acts for the person, end too. Raises the errors of `User.end_access`.
+        The person's connections, and everything else that acts for the person, end too. Raises the errors of
+        `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
         self._keep()  # Must come first: after `end_access` has removed the password, the person would count as invited.

@@ -43,7 +43,7 @@ _KEPT = {
     GROUP: {"displayName", "members"},
 }
 _ALWAYS_THERE = {"active", "emails"}
-_LEFT_OUT = {"display"}  # Left out of members and emails, where it would repeat names.
+_LEFT_OUT = {"display"}  # Omit `display` from members and emails, where it would only repeat names.
 
 # Deviations of Microsoft Entra ID and Okta from the RFC.
 FORGIVING = ScimPolicy(
@@ -90,7 +90,7 @@ def _resource_type(name: str, description: str, urn: str) -> ResourceType:
 
 
 def _narrowed(schema: Schema) -> Schema:
-    """Return the schema of the RFC with only the attributes that are used; `active` and `emails` become required."""
+    """Return the schema of the RFC reduced to the attributes that are used. Make `active` and `emails` required."""
     schema.attributes = [one for one in schema.attributes or [] if one.name in _KEPT[str(schema.id)]]
     for attribute in schema.attributes:
         if attribute.name in _ALWAYS_THERE:
@@ -120,7 +120,7 @@ type Equals = Callable[[Any], Q | None]
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
     """Return a pair: a condition that every matching row meets, and whether the condition is exact.
 
-    A condition that is not exact may be met by other rows too.
+    If the condition is not exact, rows that do not match the filter may meet it too.
     """
     match node:
         case Comparison() if node.op == CompareOperator.eq:

@@ -50,7 +50,7 @@ class Storage(ScimStorage):
     def __init__(self, key: ProvisioningKey, *, writes: bool) -> None:
         self.by = key.actor
         self.writes = writes
-        self.latest_active = True  # The value of `active` for a replacement that leaves it out.
+        self.latest_active = True  # The value of `active` for a replacement that omits `active`.
 
     @contextmanager
     def operation(self) -> Iterator[None]:
@@ -103,7 +103,7 @@ class Storage(ScimStorage):
         return SearchPage(total, found)
 
     def _matching(self, resource_type: ResourceType, search_request: SearchRequest[Any]) -> QuerySet[Any]:
-        """Return the rows that match the filter, which is evaluated in Python if the database cannot."""
+        """Return the rows that match the filter. Evaluate the filter in Python if the database cannot."""
         kind, model = KINDS[str(resource_type.name)], _model(resource_type)
         rows: QuerySet[Any] = kind.rows()
         if search_request.filter is None:
@@ -161,7 +161,7 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-MOST_OPERATIONS = 100  # Per PATCH, as each searches the whole resource. One operation may add thousands of members.
+MOST_OPERATIONS = 100  # Per PATCH: each operation searches the whole resource. One may add thousands of members.
 LONGEST_FILTER = 10_000
 
 

@@ -94,7 +94,7 @@ class ProvisioningKeyForm(ChecksCapabilities):
         self.add_error(error.field or None, str(error))
 
 
-IS_INSTALLED = find_spec("scim2_server") is not None  # The extra `scim`.
+IS_INSTALLED = find_spec("scim2_server") is not None  # True if the extra `scim` is installed.
 
 
 @csrf_exempt

@@ -136,7 +136,7 @@ class NewServerForm(Trial, ServerForm):
     def accepts_credential(self) -> bool:
         """Test the credential at the server; return False, with a form error, if it is refused.
 
-        A refused credential that is to be kept anyway counts as accepted.
+        If the person chose to keep the credential anyway, a refused credential counts as accepted.
         """
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
@@ -191,7 +191,7 @@ class ServerTrial:
 
     @property
     def wants(self) -> str:
-        """A sentence on whether the server requires a credential."""
+        """A sentence that says if the server requires a credential."""
         if self.found:
             if self.with_credential:
                 return "It accepts this credential."
@@ -215,7 +215,7 @@ class ServerTrial:
     def causes(self) -> list[dict[str, str]]:
         """The three most likely causes of a failure; empty if the test did not fail.
 
-        The remedy for a cause is a URL to `try`, or a part of the form that the person should change: its id is `at`.
+        Each cause has a remedy: `try` is a URL to test instead, or `at` is the id of the part of the form to change.
         """
         if self.kind != "bad":
             return []
@@ -274,10 +274,10 @@ def _line(text: Any) -> str:
 
 
 def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
-    """Test the server described by `values`, with `secret` if given, and list these kinds. Nothing is stored.
+    """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
-    If there is no MCP endpoint at the root of a host, the usual paths are tried too; `ServerTrial.url` is the URL that
-    worked.
+    `kinds` are the kinds of features to list. If there is no MCP endpoint at the root of a host, the usual paths are
+    tried too; `ServerTrial.url` is the URL that worked.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -319,9 +319,9 @@ def add_server(
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
     A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
-    credential is tested. If `outcome` is given, it is used instead: the features of all kinds, listed with the same
-    credential. A server without gateways and credential is not asked; its health is set from `tested`, the
-    `ServerTrial.health` of an earlier test.
+    credential is tested. If `outcome` is given, the server is not asked again: `outcome` is the result of listing the
+    features of all kinds with the same credential. A server without gateways and credential is not asked; its health is
+    set from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -538,14 +538,14 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context in which the last test was shown; {} if that test was for another URL than the form's."""
+    """Return the context in which the last test was shown; {} if that test was not of the URL in the form."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """Return the outcome of the last test; None without a test, or if it was for another URL than that in `values`."""
+    """Return the outcome of the last test; None if there was no test of the URL in `values`."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 

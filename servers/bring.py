@@ -25,8 +25,8 @@ from wire.errors import BadAnswer
 from wire.guard import UrlRefused
 from wire.hosts import origin_of
 
-NEW_GATEWAY = "+"  # Not a slug, so no gateway has it.
-MOST_ADDED = 50  # In one request.
+NEW_GATEWAY = "+"  # Not a valid slug, so no gateway can have it.
+MOST_ADDED = 50  # Maximum number of servers added per request.
 AT_ONCE = 8
 
 
@@ -39,7 +39,7 @@ class OfferedEntry:
 
     number: int
     entry: ClientEntry
-    name: str  # A name that is not taken.
+    name: str  # A name that no server has yet.
     here: Server | None = None  # The server with this URL.
     namesake: Server | None = None  # Another server with the name of the entry.
     why: str = ""
@@ -131,7 +131,7 @@ class PlacementForm(forms.Form):
 
 @dataclass(frozen=True)
 class ChosenEntry:
-    """An entry to add under `name`, with the credential to store, or an empty one."""
+    """An entry to add under `name`. `secret` is the credential to store, or empty."""
 
     entry: ClientEntry
     name: str
@@ -143,23 +143,23 @@ class ChosenEntry:
 
 @dataclass(frozen=True, slots=True)
 class AddedEntry:
-    """The result for a chosen entry: the added server, or None, and a sentence."""
+    """The result for a chosen entry: a sentence, and the added server or None."""
 
     name: str
     server: Server | None
     text: str
     kind: str = "good"
-    next_url: str = ""  # Where the person enters a credential, or the server's page.
+    next_url: str = ""  # The page to enter a credential, otherwise the server's page.
 
 
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
     """Test the servers, add them and assign them to the gateway of the valid form `to`.
 
-    Each server is added on its own; if one cannot be added, its outcome says why. The new gateway is created with the
-    first server.
+    Each server is added separately. If a server cannot be added, its result says why. The new gateway is created with
+    the first server.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
-        trials = list(pool.map(_try, wishes))  # No SQL in these threads.
+        trials = list(pool.map(_try, wishes))  # These threads run no SQL.
     created: list[Gateway] = []
 
     def gateway() -> Gateway:
@@ -199,7 +199,7 @@ def _add(
 
 
 def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any]:
-    """Return the data for NewServerForm. A credential that the server refused is left out."""
+    """Return the data for NewServerForm. If the server refused the credential, the data do not contain it."""
     entry, gateway, refused = wish.entry, to.get("gateway", ""), isinstance(trial.outcome, DiscoveryRefused)
     auth_type = entry.auth_type
     if auth_type == AuthType.NONE and refused:

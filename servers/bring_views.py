@@ -23,7 +23,7 @@ from ui.sealing import open_value, seal_value
 
 PAGE = "servers/bring.html"
 KIND = "servers from a file"
-LONGEST_SECRET = 4_000  # As in the template.
+LONGEST_SECRET = 4_000  # The template has the same limit.
 EXPIRED = "The file can no longer be read. Paste it again."
 
 
@@ -40,7 +40,7 @@ class FileDraft:
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
-        """Return the draft; None if it is another person's, or the key was removed from the settings."""
+        """Return the draft; None if it was encrypted for another person, or its key was removed."""
         try:
             person, text, entered = open_value(KIND, sealed)
         except ValueError:
@@ -54,7 +54,7 @@ class FileDraft:
 def page(request: AppRequest) -> HttpResponse:
     """Show the field for the file.
 
-    A POST with `text` shows what each server would become; one with `sealed` and `add` adds the ticked servers.
+    A POST with `text` shows what each server would become. A POST with `sealed` and `add` adds the ticked servers.
     """
     data = request.POST
     if "sealed" not in data:

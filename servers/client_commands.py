@@ -58,7 +58,7 @@ class ClientCommand:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ClientCommand | None:
-        """Return the command of an entry; None if it has none."""
+        """Return the command of an entry; None if the entry has no command."""
         words, environment = [values.get("command")], values.get("env")
         words += values["args"] if isinstance(values.get("args"), list) else []
         first, *rest = [str(word) for word in words if isinstance(word, str | int | float)] or [""]
@@ -73,7 +73,7 @@ class ClientCommand:
         return cls(program or first, tuple(arguments), named, package)
 
     def bridged(self) -> tuple[str, dict[str, str], str] | None:
-        """Return URL, headers and transport of the remote server if the command is a bridge to one; otherwise None."""
+        """Return URL, headers and transport of the remote server if the command is a bridge; otherwise None."""
         name = self.package.name if self.package else _bare(self.program)
         if name not in ("mcp-remote", "supergateway", "mcp-proxy"):
             return None

@@ -26,7 +26,7 @@ OLD_TRANSPORT = "It uses the old HTTP+SSE transport, which the gateway does not 
 
 
 class Unreadable(Exception):
-    """The file cannot be read; the message says where and what to write instead."""
+    """The file cannot be read; the message says where the mistake is and what to write instead."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
         super().__init__(f"Line {line}, column {column}: {message}")
@@ -48,7 +48,7 @@ class ClientEntry:
 
 
 def read_entries(text: str) -> list[ClientEntry]:
-    """Return the servers of a file, in its order. Raises Unreadable."""
+    """Return the servers of a file, in the order of the file. Raises Unreadable."""
     if len(text.encode(errors="replace")) > MOST_BYTES:
         raise Unreadable(1, 1, f"The file is larger than {MOST_BYTES // 1024} KB. Paste only its servers.")
     data = _parsed(text)
@@ -186,7 +186,7 @@ def _servers(data: Any) -> dict[str, Any]:
 
 
 def _about_inputs(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the descriptions of VS Code's `inputs`, by reference."""
+    """Return the descriptions of VS Code's `inputs`. The keys are references such as `${input:ID}`."""
     inputs = data.get("inputs")
     named = [one for one in inputs if isinstance(one, dict)] if isinstance(inputs, list) else []
     return {f"${{input:{one.get('id')}}}": str(one.get("description", "")) for one in named}
@@ -235,7 +235,7 @@ def _fixed_headers(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str, str]) -> ClientEntry:
-    url = re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", url)  # A variable with a default.
+    url = re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", url)  # Replace variables by their defaults.
     shown = without_secrets(url)
     if _variable.search(url) or "<" in url:
         return ClientEntry(name, url=shown, why="Its URL has a variable. Write the value into the file.")

@@ -51,7 +51,7 @@ MAX_SENTENCE = 300
 
 
 class DiscoveryFailed(Exception):
-    """The server gave no usable answer. The message is a predicate for "The server".
+    """The server gave no usable answer. The message continues a sentence that begins with "The server".
 
     The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
     """
@@ -108,7 +108,7 @@ class Discovered:
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
-    """Return the credential to test `server` with: the user's own, or a shared one; None if none is needed."""
+    """Return the credential for a test of `server`: the user's own, otherwise a shared one; None if there is none."""
     if not server.needs_credential:
         return None
     usable = Identity.objects.filter(server=server).usable()
@@ -119,8 +119,8 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def refusal_of(server: Server, secret: str) -> str:
     """Test a secret that is not stored yet, and return the refusal as text that follows the server's name.
 
-    Return "" if the server accepts the secret, is disabled or cannot be reached; also after more than MOST_TRIALS tests
-    in this minute, so that nobody can guess credentials through the gateway.
+    Return "" if the server accepts the secret, is disabled or cannot be reached. After MOST_TRIALS tests in one minute,
+    return "" without a test, so that nobody can guess credentials through the gateway.
     """
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
         return ""
@@ -169,7 +169,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store the description of itself that the server sent to this identity. Clients get this description."""
+    """Store the server's self-description, which it sent to this identity. Clients get this description."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,

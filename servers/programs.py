@@ -1,7 +1,7 @@
 """Programs of the runner (gateway-admin-runner): what it serves, their state, and what they wrote to standard error.
 
-The runner starts the programs that its file names; the gateway starts none. A server whose URL is `/NAME/mcp` of the
-runner's origin is one of its programs.
+The runner starts the programs that its file names; the gateway starts none. A server is one of the runner's programs if
+its URL is the runner's origin followed by `/NAME/mcp`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ IDENTITIES = Table(
         Column("name", "Label", sorts=(Lower("label"),), value="identity.label"),
         Column("owner", "Owner", 11, priority=2, on_phone=True),
         Column("kind", "Kind", 7, priority=4, value="identity.kind"),
-        Column("hint", "Hint", 5, priority=3, value=None),  # Part of the secret.
+        Column("hint", "Hint", 5, priority=3, value=None),  # Not exported, because the hint is part of the secret.
         Column(
             "created",
             "Created",
@@ -189,7 +189,7 @@ def standard_error(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def program_or_404(slug: str) -> tuple[Server, str]:
-    """Return a server and its name at the runner; 404 if it is no program of the runner."""
+    """Return a server and the name of its program; 404 if the server is no program of the runner."""
     server = server_or_404(slug)
     if name := programs.program_name(server):
         return server, name

@@ -61,7 +61,7 @@ class Tile:
 def tiles() -> tuple[Tile, ...]:
     """Return the well-known servers. Raises BadTiles.
 
-    They are in the operator's file if it is set, otherwise in the built-in file.
+    They are read from the operator's file if one is configured, otherwise from the built-in file.
     """
     path = settings.WELL_KNOWN_SERVERS or BUILT_IN
     try:
@@ -72,7 +72,7 @@ def tiles() -> tuple[Tile, ...]:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
-    """Read the tiles of a file. `_changed`, the time of the last change, is only a part of the cache key."""
+    """Read the tiles of a file. `_changed`, the file's last change, is only part of the cache key."""
     try:
         entries = json.loads(path.read_text())
         return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)

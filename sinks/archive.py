@@ -105,8 +105,8 @@ def open_archive() -> Objects:
 def archive_before(limit: date) -> int:
     """Archive the partitions that may be dropped before `limit`, oldest first.
 
-    Return how many were archived now; others were archived already. If the archive is disabled, archive nothing. If a
-    partition cannot be archived, record the failure and raise NotArchived.
+    Return how many partitions were archived now; partitions that were archived earlier do not count. If the archive is
+    disabled, archive nothing. If a partition cannot be archived, record the failure and raise NotArchived.
     """
     number = 0
     if not archive_enabled():
@@ -310,7 +310,7 @@ def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> I
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:
-    """Yield the manifests of a day, newest first: the newest one contains all rows of the earlier ones."""
+    """Yield the manifests of a day, newest first. The newest manifest covers all rows of the earlier ones."""
     found: list[Manifest] = []
     for number in count(1):
         text = store.get(_manifest_name(day, number))

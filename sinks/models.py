@@ -219,7 +219,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def is_settled(self) -> bool:
-        """True if the sink's state changes only when somebody writes to the log or changes the sink."""
+        """True if the sink's state will not change until somebody writes to the log or changes the sink."""
         return self.status in ("current", "paused")
 
     @property
@@ -270,7 +270,7 @@ class Sink(Versioned, Switchable):
     def must_be_open_to(self, by: User | None) -> None:
         """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends.
 
-        Otherwise people could read logs through a sink that they may not see here.
+        Otherwise people could use a sink to read logs that they may not see on the pages.
         """
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
@@ -449,7 +449,7 @@ class Sink(Versioned, Switchable):
     def note_refused(self, line: LogLine, answer: str) -> None:
         """Record that a row was skipped because the receiver refuses it permanently.
 
-        If the refused row is itself such a record of this sink, it gets no further record.
+        Record nothing if the skipped row is itself such a record of this sink.
         """
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
@@ -457,7 +457,10 @@ class Sink(Versioned, Switchable):
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
-        """Record once that undelivered calls before this date were dropped; `calls` is None if not counted."""
+        """Record once that undelivered calls before this date were dropped.
+
+        `calls` is the number of these calls, or None if they were not counted.
+        """
         with transaction.atomic():
             row: Sink = self.lock()
             if row.dropped_before and row.dropped_before >= before:

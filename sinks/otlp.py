@@ -135,7 +135,7 @@ def rejected(media_type: str, body: bytes) -> int:
         number = _fields(partial).get(1, 0) if isinstance(partial, bytes) else 0
         return number if isinstance(number, int) else 0
     except (ValueError, IndexError, AttributeError, TypeError):
-        return 0  # Unreadable, but the status was an acknowledgement.
+        return 0  # The body is unreadable, but the status acknowledges the records.
 
 
 def _fields(message: bytes) -> dict[int, int | bytes]:

@@ -34,15 +34,15 @@ from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, LogLine
 from ui import databases
 from ui.rest import stamp
 
-MOST_ROWS = 500  # Of one delivery.
-MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
+MOST_ROWS = 500  # Maximum number of rows per delivery.
+MOST_BYTES = 4 << 20  # Maximum size of a delivery; a single row may be larger.
 FETCHED_BYTES = 256 << 10  # Fetch size, so that no more than one delivery is in memory.
-LOAN_S = 20.0  # Duration of the lease: above the delivery timeout. If a process is killed, the sink waits this long.
+LOAN_S = 20.0  # Duration of the lease, above the delivery timeout. If a process is killed, its sinks wait this long.
 WRITERS_S = 1.0  # Timeout for waiting for open transactions of writers.
 SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
 SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
 
-# Columns are qualified, because a line's `id` is the uid of the row.
+# Columns are written with the table's alias, because in a line `id` means the uid of the row.
 _CALLS = sql.SQL("""
 SELECT c.id AS row_id, {columns} FROM auditlog_call c
 WHERE (c.created_at, c.id) > (%(at)s, %(after)s) AND c.created_at >= %(since)s AND c.created_at < %(before)s
@@ -143,8 +143,8 @@ class SinkReader:
     def _checkpoints(self, sink: Sink) -> Batch | None:
         """Return the next checkpoints.
 
-        The number of the last one is the position. Checkpoints are created one at a time, so none with a lower number
-        appears later.
+        The new position is the number of the last checkpoint. Checkpoints are created one at a time, so no checkpoint
+        with a lower number is added later.
         """
         asked = {
             "low": sink.checkpoints_to,

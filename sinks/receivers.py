@@ -52,7 +52,7 @@ GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of a response that are read; the content does not matter.
-FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
+FOR_NOW = {401, 403, 408, 429}  # Refusals for reasons other than the content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
 ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
@@ -75,7 +75,7 @@ class LogLine(NamedTuple):
 class Undelivered(Exception):
     """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
 
-    The message about a sink is a sentence without subject, such as "answered 500." `for_good` is True if a retry would
+    The message is a sentence without its subject, the sink, such as "answered 500." `for_good` is True if a retry would
     fail too.
     """
 
@@ -97,7 +97,7 @@ class Receiver:
     address_help: ClassVar[str] = ""
     key_label: ClassVar[str] = ""  # Empty if this kind has no secret.
     key_help: ClassVar[str] = ""
-    shows_secret: ClassVar[bool] = False  # The secret is optional, and sent to the receiver.
+    shows_secret: ClassVar[bool] = False  # True if the secret is optional and sent to the receiver.
     every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
     most_lines: ClassVar[int] = 0  # Maximum per delivery; 0 for `reading.MOST_ROWS`.
     package: ClassVar[str] = ""  # The optional package that this kind needs.
@@ -323,7 +323,7 @@ class Collector(_Posts):
     def deliver(self, lines: Sequence[LogLine]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
         answer = self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"})
-        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not say which records.
+        if number := otlp.rejected(answer.media_type, answer.body):  # The response does not name the records.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
@@ -435,7 +435,8 @@ def _seconds(retry_after: str) -> float | None:
 class Syslog(Receiver):
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog has no acknowledgement, so TCP's is used, which proves that the receiver's machine has every byte.
+    Syslog has no acknowledgements, so the acknowledgements of TCP are used. They prove that the receiver's machine has
+    every byte.
     """
 
     name = "syslog"

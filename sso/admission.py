@@ -209,9 +209,9 @@ class Admission(models.Model):
     ) -> Role | None:
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
-        Break-glass owners keep their present role. If no rule gives a role, existing people keep theirs too. If the
-        provider sends no groups, an existing person gets the new role only if it has no capability that the present
-        role lacks.
+        Break-glass owners keep their present role. Existing people keep their present role too if no rule gives a role.
+        If the provider sends no groups, an existing person gets the new role only if it has no capability that the
+        present role lacks.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

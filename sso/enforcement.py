@@ -53,7 +53,7 @@ def came_too_late(request: HttpRequest, person: User) -> bool:
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():
-        one_at_a_time()  # Enforcing takes this lock too. If it comes later, it ends this session.
+        one_at_a_time()  # Changes that enforce sign-in take this lock too. A later change ends this session.
         return must_sign_in_there(User.objects.get(pk=person.pk))
 
 

@@ -52,7 +52,7 @@ def line_of(value: object) -> str:
 class PendingSignIn(NamedTuple):
     """A sign-in started in this browser: its purpose, the page to return to, and the values expected in the answer.
 
-    `is_unasked` is True if the person started at the provider: then nothing ties the answer to this browser.
+    `is_unasked` is True if the person started at the provider. Then nothing proves that the answer is for this browser.
     """
 
     act: str

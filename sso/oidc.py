@@ -97,16 +97,16 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # Their URL may be new.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # The keys' URL may be new.
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the result of `read`, or raise its ProviderDown. Both are cached.
+    """Return the result of `read`, or raise the ProviderDown that it raised. Both are cached.
 
-    With `anew`, a cached result is not used, but `read` is called for this at most once a minute.
+    With `anew`, call `read` even if a result is cached, but at most once a minute.
     """
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
@@ -131,7 +131,7 @@ def forget_metadata(provider: Provider) -> None:
 def _cache_name(provider: Provider) -> str:
     """Return the cache key for the provider's metadata.
 
-    It contains the field names: during an upgrade, a release with other fields uses the same cache.
+    The key contains the field names, because during an upgrade a release with other fields uses the same cache.
     """
     named = "\n".join((provider.issuer, *OpenIdMetadata._fields))
     return f"organisation-provider:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
@@ -325,7 +325,7 @@ def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access:
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")
-    source = claims if "email" in claims else found  # `email_verified` must come with the address.
+    source = claims if "email" in claims else found  # Take `email_verified` from where the address is.
     return found | claims | {"email_verified": source.get("email_verified")}
 
 

@@ -198,7 +198,7 @@ def _go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: 
 
 
 def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    # An unsolicited answer may be anybody's, so an invitation opened in this browser is not used for it.
+    # An unsolicited answer may be about anybody, so an invitation opened in this browser is not used for it.
     invited = None if begun.is_unasked else joining.invited(request)
     try:
         person = provider.admit(who, invited=invited)
@@ -213,7 +213,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
     # People with a second factor are asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
     take_back(request, BEGUN_THERE)
-    if request.user.is_authenticated:  # The provider's time, because an open session there confirms nothing.
+    if request.user.is_authenticated:  # Not the present time: the person's session at the provider may be old.
         request.session[SIGNED_IN_AT] = who.authenticated_at or 0
     return response
 
@@ -289,7 +289,7 @@ def confirm(request: AppRequest) -> HttpResponse:
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
-    """End the session. If configured, forward people who signed in at the organisation, to sign out there too.
+    """End the session. If configured, forward people who signed in at the organisation to the provider's logout.
 
     If the form has `next`, the person wants to continue with another account, and is not forwarded.
     """

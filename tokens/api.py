@@ -174,9 +174,10 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Only its owner can do this, or the token itself as Bearer. The previous secret works for another
-        `overlap_hours`: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is first used. Without
-        a body it stops at once. Nothing else in the token changes. A previous secret cannot rotate the token.
+        Only the token's owner can do this, or a request with the token itself as Bearer. The previous secret works for
+        another `overlap_hours`: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is first used.
+        Without a body, the previous secret stops at once. Nothing else in the token changes. A previous secret cannot
+        rotate the token.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -190,8 +191,9 @@ class TokenResource(Resource):
         """End a token's secrets and ask its owner to collect a new one.
 
         The present secret works for another `overlap_hours`. With `until_used` it ends earlier, when the new secret is
-        first used. Without a body it stops at once. Only the owner can collect the new secret. If a new secret was
-        already requested, asking again with `overlap_hours` 0 ends a remaining overlap; otherwise it changes nothing.
+        first used. Without a body, the present secret stops at once. Only the owner can collect the new secret. If a
+        new secret was already requested, asking again with `overlap_hours` 0 ends a remaining overlap; otherwise it
+        changes nothing.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))

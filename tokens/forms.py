@@ -42,7 +42,7 @@ class Preset:
 
     @classmethod
     def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
-        """Return the option for `length` from now; None means without an end."""
+        """Return the option for `length` from now. If `length` is None, the option has no end."""
         return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 
@@ -216,7 +216,7 @@ class TokenOverlapForm(OverlapForm):
 
 
 class EditForm(forms.Form):
-    """Form to edit a token: its name, new lifetime from today, IP allowlist and limit."""
+    """Form to edit a token: its name, lifetime (from today), IP allowlist and limit of calls."""
 
     name = forms.CharField(max_length=100)
     expires_in_days = forms.ChoiceField(label="Expiration", required=False)

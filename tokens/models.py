@@ -118,8 +118,8 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    Return an empty Q unless `words` start with a complete kind of credential (PREFIXES): a shorter text would match all
-    tokens of the kind.
+    If `words` do not start with one of PREFIXES, return an empty Q, because a shorter text would match all tokens of
+    that kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -439,7 +439,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             setattr(self, name, getattr(row, name))
 
     def collect(self, *, by: User) -> Issued:
-        """Create the requested secret for the token's owner. Of two concurrent requests, one gets the secret.
+        """Create the requested secret for the token's owner. Of two concurrent requests, only one gets the secret.
 
         Raises NotYourToken for anyone except an active owner, TokenAlreadyRevoked, Expired or NothingToCollect.
         """

@@ -42,7 +42,7 @@ def parts(uri: str, *, longest: int = 60) -> Address:
         port = split.port
     except ValueError:
         return _unclear(uri)
-    if "\\" in split.netloc or "%" in split.netloc or _blank.search(uri):  # Browsers parse these differently.
+    if "\\" in split.netloc or "%" in split.netloc or _blank.search(uri):  # Browsers parse such URLs differently.
         return _unclear(uri)
     scheme, whole = split.scheme, _ascii(uri)
     rest = _shortened(_ascii(uri[len(scheme) + 1 :].removeprefix("//").removeprefix(split.netloc)), longest)

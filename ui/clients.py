@@ -1,4 +1,7 @@
-"""Setup instructions for each client, from clients.toml: for How to Connect, the token dialog and the docs."""
+"""Setup instructions for each client, read from clients.toml.
+
+They are shown in How to Connect, in the token dialog and in the docs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the URL, which contains the name too.
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the gateway's URL, which also contains its name.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Client:
     name: str
     blocks: tuple[Block, ...]
     call: dict[str, str]
-    click: OneClick | None = None  # For signing in with the browser.
+    click: OneClick | None = None  # The link for clients that sign in with the browser.
     from_internet: bool = False  # Can sign in by browser only at gateways that are on the internet, with https.
 
     def by(self, way: str) -> Block | None:

@@ -19,7 +19,7 @@ from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
-# Settings of the direct connection, if pages of this process use other settings.
+# Settings of the direct connection. Empty if the pages of this process use the same settings.
 _direct: dict[str, Any] = {}
 
 
@@ -66,7 +66,10 @@ def clock_difference() -> timedelta:
 
 
 def give_back() -> None:
-    """Return this thread's connection to the pool, unless a transaction needs it; Django takes another when needed."""
+    """Return this thread's connection to the pool; Django takes another connection when it needs one.
+
+    Do nothing in a transaction, which still needs the connection.
+    """
     if not connection.in_atomic_block:
         connection.close()
 
@@ -104,7 +107,10 @@ def direct() -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Use a new direct connection in the block, outside the pool of pages; in a transaction, the current connection."""
+    """Use a new direct connection, outside the pool of pages, in the block.
+
+    In a transaction, use the current connection instead.
+    """
     if connections[DEFAULT_DB_ALIAS].in_atomic_block:
         yield
         return

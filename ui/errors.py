@@ -16,7 +16,7 @@ from wire import jsonrpc
 
 
 class TryLater(Exception):
-    """Refused for now, and nothing was done; retry after `seconds`. The message is for people."""
+    """The request is refused for now, and nothing was done. Retry after `seconds`; the message is for people."""
 
     def __init__(self, sentence: str, seconds: int) -> None:
         super().__init__(sentence)

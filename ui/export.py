@@ -72,9 +72,9 @@ class IncompleteExport(Exception):
 class Export:
     """A file with rows for one person, produced some rows at a time; `columns` are the names of the fields.
 
-    A subclass yields the rows from `chunks`, without holding a connection between two of them: clients may be slow.
-    `close` may be called at any time, from any thread. Creating an Export raises TooManyExports; iterating raises
-    IncompleteExport.
+    A subclass yields the rows from `chunks`. It must not hold a database connection between two chunks, because clients
+    may be slow. `close` may be called at any time, from any thread. Creating an Export raises TooManyExports; iterating
+    raises IncompleteExport.
     """
 
     def __init__(self, kind: str, columns: Sequence[str], *, by: Any) -> None:
@@ -115,7 +115,7 @@ class Export:
             try:
                 return next(self._pieces)
             except BaseException:
-                self._resources.close()  # So that close() need not be called at the end or after an error.
+                self._resources.close()  # At the end or after an error, so that callers need not call close().
                 raise
 
     def close(self) -> None:

@@ -66,7 +66,10 @@ class FilterMenu:
 
 
 class ListFilter(forms.Form):
-    """The filters of a list; invalid values are ignored. Fields with several values, and `radios`, are menus."""
+    """The filters of a list; invalid values are ignored.
+
+    Fields with several values, and the fields named in `radios`, are shown as menus.
+    """
 
     radios: ClassVar[tuple[str, ...]] = ()
     q = forms.CharField(required=False)

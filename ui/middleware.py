@@ -59,7 +59,10 @@ def _destination(request: HttpRequest, location: str) -> str:
 
 
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 404 below STATIC_URL. Place it after the middleware for files, before others that use the database."""
+    """Answer 404 below STATIC_URL.
+
+    Place it after the middleware that serves static files, and before all middleware that uses the database.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         if request.path.startswith(settings.STATIC_URL):

@@ -205,7 +205,7 @@ class Afterwards(Response):
     """Answer of an operation that contacts another machine, such as a mail server, after its commit.
 
     `done` contacts the machine and returns the final answer. `made` returns the answer that is stored with the commit;
-    repeated requests get that answer if the process ends before `done`.
+    repeated requests get that answer if the process ends before `done` returns.
     """
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
@@ -284,7 +284,7 @@ def _alone_for_longer(key: str) -> Iterator[None]:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:
             yield
-        finally:  # Unlocked here, because the server releases the locks of a closed connection slightly later.
+        finally:  # Unlock here: the database releases the locks of a closed connection slightly later.
             own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 50
 YEARS = range(1970, 9999)  # Accepted in times from requests.
-NAMED_FIRST = 5  # Names shown in a confirmation; the rest is only counted.
+NAMED_FIRST = 5  # Names shown in a confirmation; further names are only counted.
 NOTHING_IS_DELETED = "Nothing is deleted."
 
 
@@ -274,14 +274,17 @@ def sentences(*parts: str) -> str:
 
 
 def number_of(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun, such as "1 call" and "2,000 calls"; `many` is a plural not formed with "s"."""
+    """Return a number with its noun, such as "1 call" and "2,000 calls".
+
+    Pass the plural as `many` if it is not formed with "s".
+    """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def first_names(names: list[str], total: int | None = None) -> str:
     """Return text with the first names and the number of further names.
 
-    If `names` does not have all names, `total` is the number of all.
+    If `names` contains only some of the names, pass the number of all names as `total`.
     """
     more = (len(names) if total is None else total) - NAMED_FIRST
     return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
@@ -296,8 +299,8 @@ def page_of[M: Model](
 ) -> Page[M]:
     """Return the page requested by `?page=`, or the nearest one.
 
-    With `detail`, the keys of the page are queried first, so that its joins and counts run only for those rows. `count`
-    is the number of rows, if known.
+    With `detail`, the keys of the page are queried first, so that the joins and counts of `detail` run only for the
+    rows of the page. `count` is the number of rows, if known.
     """
     paginator: Paginator[Any] = Paginator(rows if detail is None else rows.values_list("pk", flat=True), size)
     if count is not None:

@@ -236,9 +236,9 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def seen(self) -> Precondition | None:
-        """The versions in If-Match, one of which must be the current version (RFC 9110 13.1.1).
+        """The versions in If-Match; one of them must be the current version (RFC 9110 13.1.1).
 
-        None if the client allows the change of any version.
+        None if the client allows a change whatever the current version is.
         """
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
@@ -431,9 +431,9 @@ MOST_NAMED = 3
 class SubjectField(serializers.CharField):
     """A filter by an object; its value is the list of ids of the matching objects, including archived objects.
 
-    `things` are the objects the caller may know; other objects are treated as if they did not exist. `names` are the
-    columns compared without regard to case, `ids` the columns compared if the value is an id. Only the objects in
-    `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
+    `things` are the objects that the caller may see; all other objects are treated as if they did not exist. `names`
+    are the columns compared without regard to case, `ids` the columns compared if the value is an id. Only the objects
+    in `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ class Column:
         return slugify(self.label.replace("E-mail", "email")).replace("-", "_")
 
     def value_of(self, row: Any) -> Any:
-        """Return the cell of `row` for an export; None if an object on the way to it is missing."""
+        """Return the cell of `row` for an export; None if `value` is a path and one of its objects is missing."""
         if callable(self.value):
             return _plain(self.value(row))
         try:

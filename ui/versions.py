@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-DIGITS = 12  # Of each digest: two values of a field have the same digest by chance once in 10^14.
+DIGITS = 12  # Digits of a digest: two values have the same digest by chance once in 10^14.
 
 
 class ConflictingChange(NamedTuple):
@@ -51,7 +51,7 @@ class FormSeen(NamedTuple):
 
     def stale(self, now: str) -> bool | list[int]:
         if len(self.version) != len(now):
-            return True  # Made by another release, so nothing can be compared.
+            return True  # Another release made this version, so nothing can be compared.
         pairs = zip(_parts(self.version), _parts(now), strict=True)
         return [index for index, (before, after) in enumerate(pairs) if before != after]
 

@@ -123,8 +123,8 @@ def confirmed(
     """Show a confirmation (see `confirm`); on POST, run `act` and return its response.
 
     If `act` returns no response, redirect to `to` or `back` with the toast `done`. If it raises one of `faults`,
-    redirect to `back` with its message, or return the response of `refused`. Values of `question` that cost a query may
-    be functions.
+    redirect to `back` with its message, or return the response of `refused`. `question` are the arguments of `confirm`;
+    values that cost a query may be functions.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -219,10 +219,12 @@ class Picked:
         return leave(self.request, self.back, toast, undo)
 
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
-        """Call `act` for each row, and redirect to the list; `undo` is the form's value of `act` that reverses it.
+        """Call `act` for each row, and redirect to the list.
 
-        The toast names the rows for which `act` raises one of `faults`. If `act` returns False, the row had the state
-        already.
+        To offer an Undo, pass as `undo` the value of the form field `act` that reverses the action.
+
+        The toast names the rows for which `act` raises one of `faults`. If `act` returns False, the row was in the
+        wanted state already, and is not counted.
         """
         changed = []
         for row in self.open:
@@ -258,7 +260,7 @@ def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> Htt
             hidden=[("act", "disable"), ("sure", "1"), *picked.fields(changing)],
             back=picked.back,
         )
-    # Others may have changed some rows meanwhile; our undo must not include those.
+    # Other people may have changed some of the rows meanwhile. Our Undo must not include these rows.
     changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
     if not changed:
         nothing = f"All of them were {state} already" if picked.rows else "Nothing was selected"
@@ -279,9 +281,9 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. For actions that can be
-    reversed, `undo` is the form's value of `act` that reverses them. Then nothing is typed, and the toast offers to
-    undo the action.
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. For an action that can
+    be reversed, pass as `undo` the value of the form field `act` that reverses it. Then the number need not be typed,
+    and the toast offers to undo the action.
     """
     act, done = verb
     ending = picked.open

@@ -138,13 +138,13 @@ class Background:
         guards_access: bool = False,
         until: Callable[[], bool] = lambda: False,
     ) -> asyncio.Task[None]:
-        """Run `wait` and `work` in turns, until stopped or `until` is true.
+        """Run `wait` and `work` in turns, until the loop is stopped or `until` returns True.
 
         After a failed round `work` is tried again every RETRY_SECONDS, without `wait`. While a loop that
         `guards_access` fails, /readyz answers 503.
         """
         with suppress(OSError, ValueError):  # The disk may be full.
-            failures().labels(name)  # Prometheus sees no increase in a series that begins with 1.
+            failures().labels(name)  # Start at 0: Prometheus sees no increase in a series that begins with 1.
         task = asyncio.create_task(self._supervise(name, work, wait, guards_access, until), name=name)
         self._loops.add(task)
         task.add_done_callback(self._loops.discard)
@@ -225,7 +225,7 @@ def every(seconds: float) -> Callable[[], Awaitable[object]]:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running task itself was cancelled, rather than something that the task awaits."""
+    """Return whether the running task itself was cancelled, and not only something that the task awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

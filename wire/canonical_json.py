@@ -12,7 +12,7 @@ import orjson
 
 
 class Ambiguous(ValueError):
-    """An object of this JSON text has a name twice, or the text is nested too deeply to tell."""
+    """An object of this JSON text has a name twice, or the text is nested too deeply to check."""
 
 
 def digest(value: Any) -> bytes:

@@ -55,8 +55,8 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Invalid or repeated definitions could neither be disabled nor called. `annotated` is False if the caller knows that
-    no tool has header annotations.
+    Other definitions are left out, because nobody could disable or call them. `annotated` is False if the caller knows
+    that no tool has header annotations.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:

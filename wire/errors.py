@@ -33,7 +33,7 @@ class UpstreamError(Exception):
 
 
 class NotRecordable(Exception):
-    """Calls cannot be logged now, so this one is not sent to a server. The client gets 503, the log gets no row."""
+    """Calls cannot be logged now, so this call is not sent to a server. The client gets 503, the log gets no row."""
 
 
 class Unreachable(UpstreamError):
@@ -336,7 +336,7 @@ class TokenBusy(Busy):
 
 
 def failure_text(error: UpstreamError, url: str) -> str:
-    """Return why a call to the server at `url` failed, and what to do, as the rest of a sentence after "The server"."""
+    """Return why a call to the server at `url` failed, and what to do. The text continues "The server"."""
     return str(jsonrpc.storable(_in_words(error, url)))
 
 

@@ -38,7 +38,7 @@ class HeldBytes:
         return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Reserve `size` bytes instead. Nothing is reserved for the server any more: the answer has been read."""
+        """Change the reservation to `size` bytes. The server's share is released, because the answer has been read."""
         counted = {account: size for account in self.counted if account[0] != SERVER}
         self._budget.change(self.counted, counted)
         self.counted = counted
@@ -166,7 +166,8 @@ class ByteBudget:
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
 
 REST_SECONDS = 0.001  # Pause between two slices of large answers.
-# The pause after unsliced work, as a multiple of its duration: other calls need several turns of the loop.
+# The pause after work that cannot be sliced, as a multiple of the work's duration. In this pause, other calls get the
+# several turns of the event loop that they need.
 REST_SHARE = 4
 
 MOST_WAITING = 1024  # Calls that wait in one queue.

@@ -156,7 +156,7 @@ class OutboundProxy:
 
 
 def connect_failure_text(error: Exception) -> str:
-    """Return why a connection failed, by the first known cause of `error`, as a predicate for "it"."""
+    """Return why a connection failed, by the first known cause of `error`. The text continues "it"."""
     cause: BaseException | None = error
     while cause is not None:
         match cause:

@@ -29,7 +29,7 @@ from wire.runner import Runner
 
 # Addresses of the built-in servers, which are part of this process. Needs no Django.
 
-BUILT_IN = "builtin:"  # Scheme of their URLs. They are served at FOLDER plus the rest of the URL.
+BUILT_IN = "builtin:"  # Scheme of these URLs. The rest of the URL is appended to FOLDER to get the path.
 FOLDER = "/builtin/"
 SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
 PERSON_HEADER = "X-Gateway-Builtin-Person"  # Id of the person for whom the proxy calls.
@@ -115,7 +115,7 @@ class UrlRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class OwnEndpoints:
-    """Addresses of this gateway itself. A server there would cause a loop."""
+    """Addresses of this gateway itself. A server at one of these addresses would cause a loop."""
 
     # Host and port pairs of the public URL and the listener, for each host name.
     places: frozenset[tuple[str, int]] = frozenset()
@@ -492,10 +492,10 @@ class GuardedTransport(httpx.BaseTransport):
 
 @cache
 def tls() -> ssl.SSLContext:
-    """Return the TLS context for servers and issuers: the system's authorities, or those of `SSL_CERT_FILE`.
+    """Return the TLS context for servers and issuers. It trusts the system's authorities or `SSL_CERT_FILE`.
 
-    Without system authorities, as in small images, those bundled with httpx are used. The context is cached because
-    loading the authorities is slow.
+    If the system has no authorities, as in small images, the authorities bundled with httpx are used. The context is
+    cached because loading the authorities is slow.
     """
     places = ssl.get_default_verify_paths()
     folder = Path(places.capath) if places.capath else None

@@ -374,7 +374,7 @@ class HttpConnection(asyncio.Protocol):
         return self._slices.alone()
 
     async def give_way(self) -> None:
-        """Yield to other calls if this answer has used up its time slice."""
+        """Let other calls run if this answer has used up its time slice."""
         if time.perf_counter() > self._slice_ends:
             await self._slices.wait()
             self._slice_ends = time.perf_counter() + SLICE_SECONDS
@@ -403,7 +403,10 @@ class HttpConnection(asyncio.Protocol):
             self._transport = None
 
     def discard(self) -> None:
-        """Close and drop all data. Parser and failure refer back to this object, which would delay its collection."""
+        """Close the connection and drop all data.
+
+        The parser and the failure refer back to this object, which would delay its garbage collection.
+        """
         self.close()
         self._parser = self._body = self._failure = self.held = None
         self._parts, self._raw = [], []
@@ -704,7 +707,7 @@ class HttpResponse:
         return held
 
     async def give_way(self) -> None:
-        """Yield to other calls if this answer has used up its time slice."""
+        """Let other calls run if this answer has used up its time slice."""
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:

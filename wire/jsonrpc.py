@@ -33,7 +33,8 @@ UNSUPPORTED_VERSION = -32022
 # Message for requests with a wrong path.
 NO_GATEWAY_URL = "This is not a gateway URL. A gateway URL ends in /mcp/ and the slug of the gateway."
 
-# Parsing cannot be interrupted. This many values take 0.1 s; `LARGE` bytes of text have hardly ever more.
+# Parsing cannot be interrupted. Parsing this many values takes 0.1 s; a text of `LARGE` bytes hardly ever has more
+# values.
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
@@ -126,7 +127,8 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Most digits of an integer beyond the range of a float. Longer integers are slow to convert, and a text may have many.
+# Most digits of an integer that has an exponent and is beyond the range of a float. Longer integers are refused: they
+# are slow to convert, and a text may contain many of them.
 MOST_DIGITS = 1_000
 
 
@@ -160,7 +162,7 @@ def _refuse_constant(name: str) -> Never:
 def _finite(text: str) -> float | int:
     if math.isfinite(number := float(text)):
         return number
-    exact = Decimal(text)  # A number of this size is an integer; JSON does not limit integers.
+    exact = Decimal(text)  # So large a number is an integer; JSON does not limit integers.
     return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 

@@ -42,14 +42,14 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Method(NamedTuple):
-    """A method that clients request: the eras that have it, the capability that announces it, and what it is about."""
+    """A method that clients request: its eras, the capability that announces it, and the features it is about."""
 
     session: bool = True
     modern: bool = True
     capability: str = ""  # The capability in `initialize` and `server/discover` that announces the method.
     introduces: bool = False  # Whether the result combines what all servers say about themselves.
     lists: str = ""  # The kind of features that the method lists.
-    kind: str = ""  # The kind of the feature named in the params, if all requests of the method have one kind.
+    kind: str = ""  # The kind of the feature that the params name, if it is always the same kind.
     # The member of the params that names a feature or a task. If it is set, requests are forwarded to a server.
     named_by: str = ""
 
@@ -121,7 +121,7 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return the server's capabilities that the gateway serves, each with its true members, and the extensions."""
+    """Return the capabilities that the gateway serves, each with the members that are true, and the extensions."""
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
         name: {member: True for member in members if declared[name].get(member) is True}
@@ -132,7 +132,9 @@ def offered(capabilities: object) -> Object:
 
 
 def extensions_in(capabilities: object) -> Object:
-    """Return `{"extensions": ...}` from capabilities of a client or server; empty if none, too large or too deep.
+    """Return `{"extensions": ...}` from the capabilities of a client or server.
+
+    The result is empty if there are no extensions, or if they are too large or nested too deeply.
 
     Settings of extensions are forwarded unchanged (MCP 2025-11-25 and 2026-07-28).
     """

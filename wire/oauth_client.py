@@ -50,7 +50,7 @@ def fits_a_header(text: str) -> bool:
 
 
 def place_of(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port. A credential stored for one origin is never sent to another."""
+    """Return scheme, host and port. A credential stored for one such origin is never sent to another origin."""
     return hosts.origin_of(url)
 
 
@@ -408,7 +408,10 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """Choose the client authentication method: the first advertised method that the gateway supports."""
+    """Choose the client authentication method; without a secret, it is `none`.
+
+    It is the first advertised method that the gateway supports, otherwise DEFAULT_AUTH_METHOD.
+    """
     if not secret:
         return "none"
     known = (way for way in advertised if way in AUTH_METHODS and way != "none")
@@ -416,7 +419,7 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
 
 
 def other_auth_method(method: str, advertised: Sequence[str]) -> str:
-    """Return the other client authentication method with a secret that the issuer supports; "" for none.
+    """Return another method of client authentication with a secret that the issuer supports; "" if there is none.
 
     An issuer that advertises no methods supports client_secret_basic (RFC 8414 section 2).
     """

@@ -24,7 +24,7 @@ from wire.versions import NAME
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """An answer with its body, unpacked; `address` is the checked address it came from."""
+    """An answer with its decompressed body. `address` is the checked address that the answer came from."""
 
     url: str
     status: int
@@ -51,7 +51,7 @@ class HttpAnswer:
 
 
 class NoAnswer(Exception):
-    """There was no usable answer. The message is a predicate without a full stop, as in "did not answer in time"."""
+    """There was no usable answer. The message has no subject and no full stop, as in "did not answer in time"."""
 
 
 class MayNotBeCalled(NoAnswer):
@@ -126,7 +126,7 @@ class OutboundClient:
         """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer.
 
         Without `reads_streams`, an event stream is not read, because it may never end: the body is empty. Without
-        `needs_body`, a body that cannot be read is empty too.
+        `needs_body`, a body that cannot be read counts as empty instead of raising NoAnswer.
         """
         if self._seconds is not None:
             self._deadline.set(self._seconds)

@@ -29,10 +29,10 @@ from wire.fair_queue import FairQueue, QueueFull
 from wire.jsonrpc import MOST_VALUES, Id, Object
 from wire.rewriting import Changes, TaskIds, changed
 
-NICE = 5  # Calls have priority.
+NICE = 5  # Lower the priority of this process, so that calls run first.
 IDLE_SECONDS = 60.0
 MOST_SECONDS = 20.0  # Time limit for one order.
-MOST_MEMORY = 2 << 30  # Bytes of address space; an answer of 64 MiB with the most values takes a quarter of it.
+MOST_MEMORY = 2 << 30  # Address space in bytes. An answer of 64 MiB with as many values as allowed takes a quarter.
 PIPE_BYTES = 1 << 20
 
 MOST_MEMBERS = 1_000  # Members of a result, not counting members of nested objects.

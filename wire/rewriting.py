@@ -33,7 +33,7 @@ _RESERVED = frozenset(":/?#[]@!$&'()*+,;=")
 
 
 def exposed_uri(alias: str, uri: str) -> str:
-    """Return the URI by which clients know `uri` of the server `alias`. Without an alias it is unchanged."""
+    """Return the URI by which clients know `uri` of the server `alias`. Without an alias, `uri` is unchanged."""
     return f"{_prefix(uri)}{alias}/{_encoded(uri)}" if alias else uri
 
 
@@ -106,7 +106,7 @@ def own_uri(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return whether this JSON text may contain a URI that the gateway made. A URI with escaped letters is missed."""
+    """Return whether this JSON text may contain a URI that the gateway made. URIs with escaped letters are missed."""
     return b"gateway" in body
 
 
@@ -218,7 +218,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 
 def _decoded(text: str) -> str:
-    """Percent-decode `text`, except in parentheses, which have template expressions. Remove the parentheses."""
+    """Percent-decode `text`, except template expressions in parentheses. Remove the parentheses."""
     if "(" not in text:
         return unquote(text, errors="surrogatepass")
     parts, depth, begin = [], 0, 0

@@ -556,7 +556,7 @@ async def _knows_no_ping(response: HttpResponse) -> bool:
 
 
 async def _holds_answer(response: HttpResponse, request_id: int) -> bool:
-    """Return whether this 404 may answer the request after all: a JSON-RPC answer with its id, or an event stream."""
+    """Return whether this 404 may contain the answer: JSON-RPC with the request's id, or an event stream."""
     if response.media_type == "text/event-stream":
         return True
     try:

@@ -27,7 +27,10 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows that were in force at `moment`: begun by then, and not yet ended. The others are names of columns."""
+    """Match rows that were in force at `moment`: they had begun by then, and had not ended.
+
+    `began` and `ends` are the names of the columns with these times.
+    """
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
@@ -43,9 +46,8 @@ class FactQuerySet(models.QuerySet["Fact"]):
 class Fact(models.Model):
     """Something that was true from `began_at` until `ended_at`. If `ended_at` is None, it is still true.
 
-    Rows are never deleted.
-    The ids have no foreign keys, so that a fact remains when its team or role is deleted. `label` is the name that the
-    object had then.
+    Rows are never deleted. The ids have no foreign keys, so that a fact remains when its team or role is deleted.
+    `label` is the name that the object had when the fact began.
     """
 
     kind = models.CharField(max_length=12, choices=FactKind)

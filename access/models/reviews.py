@@ -81,7 +81,7 @@ class Review(Versioned, models.Model):
         return {"closed_at": self.closed_at.isoformat() if self.closed_at else None}
 
     def described(self, lines: int) -> dict[str, Any]:
-        """Return the settings of the review and its number of lines, as the `changes` of the event of its start."""
+        """Return the `changes` of the event that records the start of the review: its settings and number of lines."""
         return {
             "scope": [None, self.scope],
             "subjects": [None, self.subject_names],
@@ -270,7 +270,7 @@ class Review(Versioned, models.Model):
             if not review.is_open or timezone.now() < review.due_at or waits:
                 return False
             if review.ends_unanswered:
-                # With the permissions that the person who started the review has now.
+                # End the lines with the present permissions of the person who started the review.
                 ended, _ = review.end_lines([one for one in open_lines if one.can_be_ended], by=review.started_by)
                 review.note_answers(ended, Answer.END, "Not answered by the due date.", None)
             review.seal(None)

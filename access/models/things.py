@@ -45,7 +45,8 @@ class ThingKind(models.TextChoices):
 
 
 KINDS = [*ThingKind]
-# Kinds that a review cannot end, because this would affect other access too, with a sentence about who can change them.
+# Kinds that a review cannot end, because ending them would affect other access too. Each has a sentence about the
+# people who can change it.
 OTHERS = {
     ThingKind.ROLE: "People with “Manage people” change roles.",
     ThingKind.EVERYONE: "People with “Basic gateway management” choose whom a gateway is open to.",
@@ -78,7 +79,10 @@ class ReviewedThing:
 
     @property
     def is_unused(self) -> bool:
-        """True if the later of last use and start is over UNUSED_DAYS days ago; False if both are unknown."""
+        """True if the thing has been neither used nor started in the last UNUSED_DAYS days.
+
+        False if both its last use and its start are unknown.
+        """
         last = max(filter(None, (self.last_used_at, self.since)), default=None)
         return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
 
@@ -135,7 +139,7 @@ def _of_source(source: AccessSource) -> ThingRow:
     return ThingKind.EVERYONE, None, "Open to everyone", source
 
 
-# Ending a thing calls the method of its model, and requires the same permission as its page.
+# A thing is ended by the method of its model. This requires the same permission as on the thing's page.
 
 
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:

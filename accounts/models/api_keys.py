@@ -56,7 +56,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(_with_status().get(status, Q()))
 
     def numbers(self) -> dict[str, int]:
-        """Return the number of keys by status, and as `blocked` the number of active keys of deactivated people."""
+        """Return the number of keys by status. The entry `blocked` counts the active keys of deactivated people."""
         means = _with_status()
         means["blocked"] = means["active"] & Q(user__is_active=False)
         return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
@@ -88,7 +88,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(HoldsSecret, Versioned, models.Model):
-    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, not valid at /mcp.
+    """A person's key for the REST API (`gwp_`), with some of its owner's capabilities. It is not valid at /mcp.
 
     Only the prefix and the digest (HMAC-SHA-256) are stored.
     """

@@ -13,7 +13,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
         """Count one attempt of `key`, and return the number of attempts in the current window (aligned to the clock).
 
-        Runs a single statement, after which no lock is left, so that requests with the same key do not wait for long.
+        Runs a single statement, and holds no lock after it. So requests with the same key do not wait for long.
         """
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)

@@ -39,7 +39,7 @@ def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permis
 
 class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
-        """Create missing built-in roles, and give locked roles all capabilities of their definition again."""
+        """Create missing built-in roles, and restore the capabilities of locked roles to those of their definition."""
         for built_in in BUILT_IN:
             # Names are compared without case. A workspace may have its own role "auditor", which must not change.
             found = self.filter(name__iexact=built_in.name).first()
@@ -120,7 +120,10 @@ class Role(Versioned, models.Model):
         return frozenset(capability for capability in Capability if capability in held)
 
     def _held(self) -> frozenset[str]:
-        """Return the role's permissions as `app.codename`. Queries the database unless loaded `with_capabilities`."""
+        """Return the role's permissions as `app.codename`.
+
+        Queries the database, unless the role was loaded with `with_capabilities`.
+        """
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)

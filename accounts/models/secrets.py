@@ -18,7 +18,7 @@ PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_e
 
 
 class HoldsSecret:
-    """Base of models with the columns of SECRET."""
+    """Base class of models that have the columns listed in SECRET."""
 
     prefix: Any
     digest: Any
@@ -38,7 +38,7 @@ class HoldsSecret:
 
 
 class HoldsPrevious(HoldsSecret):
-    """Base of models that also have the columns of PREVIOUS."""
+    """Base class of models that also have the columns listed in PREVIOUS."""
 
     previous_prefix: Any
     previous_digest: Any

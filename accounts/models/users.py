@@ -202,7 +202,7 @@ class User(Versioned, AbstractBaseUser):
     EMAIL_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []
 
-    # While an API key acts for this person, the permissions are limited to these; None is no limit.
+    # While an API key acts for this person, their permissions are limited to this set. None means no limit.
     narrowed_to: frozenset[str] | None = None
 
     objects: ClassVar[UserManager] = UserManager()
@@ -274,7 +274,7 @@ class User(Versioned, AbstractBaseUser):
 
         Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
         actor lacks; people may always change themselves. Set `gives_access` if the change lets somebody act as this
-        person: then Outranked is also raised if this person uses gateways, and the actor's role can only look.
+        person. Then an actor whose role can only look cannot change a person who uses gateways (Outranked).
 
         Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
         remains after the block. Raises NotByDirectory if a directory changes the last owner.

@@ -28,8 +28,8 @@ def check_zone(name: str) -> None:
 class Dropping(NamedTuple):
     """A pending shorter retention of `days` days.
 
-    It takes effect at the time `at`, and then drops the calls from before the day `before`. These are about `calls`
-    calls.
+    The retention takes effect at the time `at`. Then the calls from before the day `before` are dropped, about `calls`
+    in number.
     """
 
     days: int
@@ -94,10 +94,10 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
-        """Change settings from the next request, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
+        """Change settings, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect a day later. Until then, the shorter retention can be revoked; setting a
-        longer retention revokes it too.
+        Changes apply from the next request on, but a shorter log retention takes effect a day later. Until then, the
+        shorter retention can be revoked; setting a longer retention revokes it too.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)

@@ -19,11 +19,11 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log, the kinds of checkpoints that cover new rows, and the field of a checkpoint with the last covered id.
+# For each log, the kinds of checkpoints that cover new rows, and the field that has the last covered id.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
-LATE = timedelta(minutes=30)  # Time after which a sink has also received calls longer than NEAR.
+LATE = timedelta(minutes=30)  # After this time, a sink has received even the calls that took longer than NEAR.
 
 
 class ReceivedRow(NamedTuple):
@@ -111,7 +111,7 @@ class Received:
             uid = UUID(told["id"])
             before = self.rows[log].setdefault(uid, line)
             if before.fields == line.fields and before.digest != line.digest:
-                self.rows[log][uid] = line._replace(digest=b"")  # Received twice with different values: no match.
+                self.rows[log][uid] = line._replace(digest=b"")  # The copies differ, so neither matches.
 
 
 def refused_rows() -> set[str]:

@@ -8,8 +8,8 @@ Needs Python 3.11 or newer and nothing else: no network, no installation, no cod
   that retention removed, and the rows of a log that was not exported),
 - the file has not been changed or cut short since it was downloaded.
 
-With `--review FILE`, it also checks the export of an access review (JSON lines, all lines) against the event in the log
-that closed it.
+With `--review FILE`, it also checks the export of an access review (as JSON lines, with all lines of the review). The
+export must match the event in the log that records the end of the review.
 
 Do not take the public key from the person who gave you the file. Best is a copy that was stored when the log was new.
 Exit codes: 0 if everything matches, 1 with findings, 2 if the file is not a signed export.

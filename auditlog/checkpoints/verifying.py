@@ -28,7 +28,7 @@ from auditlog.replica import LATEST, newest_id
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
-UNSEALED = timedelta(minutes=15)  # Longer waits are reported; a running gateway covers rows within a minute.
+UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
 # By kind of checkpoint, the name of the field in the previous checkpoint that has the last id covered so far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
@@ -42,7 +42,7 @@ class LogPeriod(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A difference from the checkpoints, and the period it leaves unproved; `uid` is set if it is about one row."""
+    """A difference from the checkpoints, and the period that it leaves unproved; `uid` is set if one row differs."""
 
     what: str
     uid: UUID | None

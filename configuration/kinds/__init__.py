@@ -26,7 +26,8 @@ KINDS: tuple[Kind, ...] = (
     OrganisationKind(),
 )
 
-# Any of these is enough to apply a file; each change takes that of its kind.
+# To apply a file, a person needs at least one of these capabilities. Each change also needs the
+# capability of its object's kind.
 CHANGING = tuple(sorted({one for kind in KINDS for one in (kind.manages, kind.toggles) if one}))
 
 __all__ = ["CHANGING", "KINDS", "Act", "Change", "Entry", "Found", "Key", "Kind", "World"]

@@ -143,7 +143,7 @@ class CapabilityAction:
         return self.label if "selected" in self.label else f"{self.one} selected"
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Ask for confirmation, then act. Return None, which shows the list again, if no row can be changed."""
+        """Ask for confirmation, then act. If no row can be changed, return None: Django then shows the list again."""
         selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
         if len(selected) > MAX_ROWS:
             pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
@@ -211,7 +211,8 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 
 # Pages
 
-PATTERNS = {"regex", "iregex"}  # Invalid patterns fail only when rows are read, and valid patterns may be slow.
+# Refused in filters: an invalid pattern fails only when rows are read, and a valid pattern may be slow.
+PATTERNS = {"regex", "iregex"}
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
@@ -249,9 +250,10 @@ def _in_words(change: ConflictingChange) -> str:
 class CapabilityAdmin(ModelPages):
     """The admin pages of one model, for users with any capability in `seen_by`.
 
-    Users with a capability in `changed_by` can change the fields in `editable`, users with one in `added_by` can add
-    rows; subclasses then implement `edit` and `add`. All other changes are the actions in `acts`. `page` is a pair:
-    the URL name of the row's page in the product, and the attribute of the row that the URL contains.
+    Users with a capability in `changed_by` can change the fields in `editable`; the subclass then implements `edit`.
+    Users with a capability in `added_by` can add rows; the subclass then implements `add`. All other changes are the
+    actions in `acts`. `page` is a pair: the URL name of the row's page in the product, and the attribute of the row
+    that the URL contains.
     """
 
     seen_by: tuple[Capability, ...] = ()

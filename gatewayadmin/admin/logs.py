@@ -37,7 +37,8 @@ class LogList(ChangeList):
         return parameters
 
     def get_results(self, request: HttpRequest) -> None:
-        cursor = self.params.pop(CURSOR, None)  # Without it, links of filters and the search begin at the newest row.
+        # The cursor is removed from the parameters, so that links of filters and the search begin at the newest row.
+        cursor = self.params.pop(CURSOR, None)
         result = page(self.queryset, Cursor.named(cursor or ""), self.list_per_page)
         self.result_list = result.rows
         self.result_count = self.full_result_count = len(result.rows)
@@ -102,7 +103,7 @@ class CallPages(LogPages):
     def where(self, term: str) -> Q:
         if pk := uuid_of(term):
             return Q(correlation_id=pk)
-        # By id, because the log has an index on ids and not on names.
+        # Search by id: the log has an index on the ids of people and hosts, but not on their names.
         if "@" in term:
             return Q(user_id__in=list(User.objects.filter(email=term.lower()).values_list("pk", flat=True)))
         return Q(host_id__in=list(Host.objects.filter(name__iexact=term).values_list("pk", flat=True)))

@@ -1,7 +1,8 @@
 """The built-in MCP server Gateway Admin: tools that read the workspace for a person, in separate threads.
 
-The proxy names the person. The person's capabilities are read from the database at each call. In this process, a person
-may have at most MOST_OF_ONE calls at a time, so that one person cannot block the calls of others. Tools cannot write.
+The proxy says who the person is. The person's capabilities are read from the database at each call. In this process, a
+person may have at most MOST_OF_ONE calls at a time, so that one person cannot block the calls of others. Tools cannot
+write.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _run(person: str, tool: Tool, arguments: Object) -> tuple[str, Object]:
         logger.exception("a tool of Gateway Admin failed", extra={"tool": tool.name})
         raise ToolFailed("Something went wrong. The error was logged.") from None
     finally:
-        databases.give_back()  # The thread is reused.
+        databases.give_back()  # The thread is reused, so it must not keep its connection.
 
 
 def _answered(caller: Caller, tool: Tool, arguments: Object) -> tuple[str, Object]:

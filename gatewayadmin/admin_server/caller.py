@@ -29,7 +29,7 @@ ROWS = 50
 
 
 class _AsPerson(BaseAuthentication):
-    """Accepts the person of a request that this process made itself; only Caller.rest uses it."""
+    """Accepts the person that `Caller.rest` has set on a request. This process makes the request itself."""
 
     def authenticate(self, request: Request) -> tuple[User, str]:
         return request._request.user, "gateway-admin"  # type: ignore[return-value]  # noqa: SLF001  (set by Caller.rest)

@@ -218,7 +218,8 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 def _plan_link(text: str) -> str:
     """Return the URL of the page that plans and applies this file.
 
-    The page is empty if the file is long, or has an address, which may have a secret in its path.
+    The URL contains the file, unless the file is long or contains an address, whose path may have a secret. Without
+    the file, the page is empty.
     """
     query = urlencode({"text": text})
     fits = len(query) <= LONGEST_QUERY and "://" not in text

@@ -92,7 +92,7 @@ PROXY = 6  # Connections of the proxy in each worker, without the connections th
 SINKS = 8  # Two for each sink that the chores process serves at once.
 SPARE = 5  # For starts, commands and administrators.
 TRIPS = 5
-MOST_MS = 5  # Round trip to the database.
+MOST_MS = 5  # Longest round trip to the database without a warning.
 
 _LIMITS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int

@@ -29,7 +29,7 @@ POOL = {"min_size": 1, "timeout": 10}
 # JIT compilation takes longer than any of our statements.
 NO_JIT = "-c jit=off"
 READ_ONLY = "-c default_transaction_read_only=on"  # Stays read-only if the replica is promoted.
-# Time limit for statements of pages: users do not wait longer, and others need the connection.
+# Time limit for statements of pages: users do not wait longer, and other requests need the connection.
 LIMITED = " -c statement_timeout=15s"
 UNLIMITED = "-c statement_timeout=0"
 
@@ -46,7 +46,7 @@ IMPATIENT = {
 
 # Longest wait of a request for a connection from the pool of its process; then the answer is 503.
 POOL_WAIT_S = 1.5
-# The server ends statements of pages after 15 s, so a server that is silent for longer hangs.
+# PostgreSQL ends statements of pages after 15 s. So if it is silent for longer, it hangs.
 SILENCE_S = 20.0
 CHECK_S = 1.0
 
@@ -61,7 +61,7 @@ class PageConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or self.longest_wait)
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                self.pgconn.finish()  # A rollback would hang for as long again.
+                self.pgconn.finish()  # A rollback would hang for the same time again.
             raise
 
     @staticmethod
@@ -148,7 +148,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Set time limits for the database connections of pages, and use PAGES_DATABASE for them if it is set."""
+    """Set time limits for the database connections that serve pages. If PAGES_DATABASE is set, pages use it."""
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:
@@ -253,7 +253,8 @@ def _parsed(name: str, url: str) -> dict[str, Any]:
 
 DIRECT = "GATEWAY_DIRECT_DATABASE_URL"
 ROUNDS = 5
-WAIT_S = 3.0  # Longest wait for a session. In session mode, the first client may use the pooler's last session.
+# Longest wait for a session of the pooler. In session mode, the first client may have taken the last session.
+WAIT_S = 3.0
 REFUSED_OPTIONS = "unsupported startup parameter"  # PgBouncer's error for `options`.
 
 
@@ -310,9 +311,10 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 
 
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
-    """Return whether both connections are to the same database: a lock held by one connection blocks the other.
+    """Return whether both connections are to the same database.
 
-    Restored or replicated copies have the same name and identifier, but separate locks.
+    To find out, take a lock over one connection, and try to take it over the other. Restored or replicated copies of
+    a database have the same name and identifier, but separate locks.
     """
     key = secrets.randbits(63)
     direct.execute("SELECT pg_advisory_lock(%s)", [key])
@@ -331,7 +333,7 @@ def _session(connection: psycopg.Connection[Any]) -> int:
 
 # Locks across processes and machines: advisory locks of PostgreSQL.
 
-LOCK_PAUSE_S = 0.1  # Between two tries.
+LOCK_PAUSE_S = 0.1  # Between two attempts to take a lock.
 
 
 class Lock(IntEnum):
@@ -346,8 +348,8 @@ class Lock(IntEnum):
 def advisory_lock(lock: Lock) -> Iterator[None]:
     """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed.
 
-    The lock is polled: a waiting statement would have a snapshot, and the holder of the lock would wait for that
-    snapshot when it creates an index concurrently, which is a deadlock.
+    The lock is polled, because a statement that waits for the lock could cause a deadlock. Such a statement has a
+    snapshot. If the holder of the lock creates an index concurrently, the holder waits until this snapshot is gone.
     """
     with psycopg.connect(conninfo(), autocommit=True) as connection:
         while not _is_taken(connection, lock):

@@ -20,7 +20,10 @@ from wire import cipher, token_text
 
 
 class KeyUses(NamedTuple):
-    """The key ids configured in one variable, newest first, and how many rows use each key, even a missing key."""
+    """The ids of the keys in one variable, newest first, and the number of rows that use each key.
+
+    Keys that are used by rows but missing in the variable are counted too.
+    """
 
     variable: str
     present: Sequence[str]

@@ -36,10 +36,10 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read the keys from the environment, and missing ones from `folder`, where the first start generates them.
+    """Read the keys from the environment, and all other keys from files in `folder`.
 
-    Raises Refused for a file with wrong permissions or content, and for a missing file if the installation has
-    `begun`: new keys could not decrypt the existing data.
+    The first start generates these files. Raises Refused for a file with wrong permissions or content. If the
+    installation has `begun`, also raises Refused for a missing file: new keys could not decrypt the existing data.
     """
     try:
         if not begun:
@@ -65,7 +65,7 @@ def not_of(folder: Path) -> list[str]:
     for name in NAMES:
         try:
             kept = _parts((folder / file_of(name)).read_text().strip())
-        except FileNotFoundError:  # That installation had the key in its environment.
+        except FileNotFoundError:  # The installation of `folder` has the key in its environment.
             continue
         except OSError as error:
             raise Refused(f"GATEWAY_DATA_DIR: cannot read {folder} ({error.strerror}).") from error

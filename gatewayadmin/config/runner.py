@@ -1,4 +1,7 @@
-"""The runner of programs: GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET, or the one that `serve` starts in a clone."""
+"""The address and the secret of the runner, which runs MCP servers that are programs.
+
+They are in GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET. If `serve` starts the runner of a clone, they are in files.
+"""
 
 import re
 from pathlib import Path
@@ -9,7 +12,7 @@ from wire.oauth_client import fits_a_header
 from wire.runner import Runner
 
 RUNNER_URL = "GATEWAY_RUNNER_URL"
-USUAL = ("127.0.0.1", "8900")  # If the file has no `listen`.
+USUAL = ("127.0.0.1", "8900")  # Host and port if runner.yaml has no `listen`.
 _listen = re.compile(r"""^listen:[ ]*["']?(?P<host>\S+):(?P<port>\d{1,5})["']?[ ]*(#.*)?$""", re.MULTILINE).search
 
 
@@ -28,7 +31,8 @@ def of_environment() -> Runner | None:
 def of_clone(file: Path, keys: Path) -> Runner:
     """Return the runner that `serve` starts. Raises Refused.
 
-    `file` is its `runner.yaml`, which may give its address; `keys` is the folder with its secret.
+    `file` is the runner's `runner.yaml`, which may set the runner's address. `keys` is the folder with the runner's
+    secret.
     """
     found = _listen(file.read_text(errors="replace"))
     host, port = (found["host"], found["port"]) if found else USUAL

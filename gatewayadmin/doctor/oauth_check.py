@@ -224,8 +224,8 @@ class OAuthCheck:
     def registration(self) -> str:
         """Register as an app (RFC 7591). The registration is deleted at the end.
 
-        The check continues only with an app that was registered here just now: a code gives access to this
-        installation, and only the doctor's own app may be deleted.
+        The check continues only with the app that it has just registered in this installation, for two reasons: the
+        app gets a code for this installation, and the check deletes the app at the end.
         """
         self._must_be_here()
         payload = {

@@ -50,7 +50,8 @@ def run_program(program: str, *arguments: str, text: str = "") -> None:
 
 def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with `text` as its input; its output and errors are in `stdout`."""
-    # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as the server runs.
+    # The output goes to a file, because the server inherits the output of pg_ctl: a pipe would stay open as long as the
+    # server runs.
     with tempfile.TemporaryFile("w+") as output:
         result = subprocess.run(
             [binaries() / program, *arguments],
@@ -98,7 +99,7 @@ def _as_account() -> dict[str, Any]:
 
 
 def make_traversable(path: Path) -> None:
-    """Let others pass through the folders above `path`, without letting them list these folders."""
+    """Let other system users pass through the folders above `path`, but not list these folders."""
     for folder in path.parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:

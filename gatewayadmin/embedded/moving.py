@@ -19,7 +19,7 @@ from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folde
 
 LOG = Call.partitions.table
 APPLIED = "SELECT app || '.' || name FROM django_migrations"
-# Filled by `migrate`, the same in every database. Rows in any other table belong to an installation.
+# Tables that `migrate` fills with the same rows in every database. Rows in any other table belong to an installation.
 MADE_BY_MIGRATE = {"django_migrations", "django_content_type", "auth_permission", "accounts_schemaversion"}
 
 _TABLES = """
@@ -98,7 +98,7 @@ def _refuse_if_used(old: Connection, data_dir: Path) -> None:
 
 @contextmanager
 def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
-    """Connect with settings that make rows, written as text, readable for a server of any version."""
+    """Connect with settings under which PostgreSQL writes rows as text that every version of it can read."""
     with psycopg.connect(conninfo, client_encoding="utf8", **parameters) as connection:
         for setting in ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "extra_float_digits = 3"):
             connection.execute(f"SET {setting}".encode())
@@ -108,7 +108,7 @@ def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
 
 
 def _compare(old: Connection, new: Connection) -> None:
-    """Raise Immovable unless both have the same migrations."""
+    """Raise Immovable unless the same migrations were applied to both databases."""
     if odd := set(_names(old, APPLIED)) ^ set(_names(new, APPLIED)):
         raise Immovable(
             f"The embedded database is of another version ({min(odd)}): "

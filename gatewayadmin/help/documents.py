@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from gatewayadmin.help.markdown import Section, plain, render, sections_of
 
-FOUND = 20  # Results of a search.
+FOUND = 20  # Largest number of results of a search.
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 INDEX = "index"
 KINDS = {

@@ -10,7 +10,7 @@ from django.utils.functional import SimpleLazyObject
 
 from gatewayadmin.help.documents import HelpPage, documents
 
-# By URL name, or by app name and a colon for all other URLs of the app.
+# The keys are URL names. A key with an app name and a colon is for all other URLs of the app.
 _TOPICS = {
     "overview": "quickstart",
     "setup": "quickstart",

@@ -95,7 +95,7 @@ class ToolCount(Count):
 
 @dataclass
 class AddressCount(Count):
-    """The calls from one address, the newest client there, and the time of the earliest of these calls."""
+    """The calls from one address, the client of the newest of these calls, and the time of the earliest."""
 
     ip: str = ""
     client: str = ""
@@ -178,7 +178,7 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime) -> int:
-    """Return the number of days from the first call (`first`) to `since`, which are compared; at most `BEFORE`."""
+    """Return the number of days to compare with: from the first call (`first`) to `since`, at most `BEFORE`."""
     return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
 
 

@@ -89,7 +89,7 @@ class Subject:
 
     @property
     def back(self) -> str:
-        """The page to show after `stop`: the *Incident* page, or the row's page if the viewer may not open that."""
+        """The page to show after `stop`: the *Incident* page if the viewer may open it, otherwise the row's page."""
         may_read = self.viewer.has_perm(Capability.LOGS_READ) and any(map(self.viewer.has_perm, self.sees))
         return self.page if may_read else self.url
 
@@ -165,7 +165,7 @@ class Subject:
 
     @property
     def refused_lately(self) -> str:
-        """A sentence about the calls of the last seven days that would have been refused if `stop` had been used.
+        """A sentence about the calls of the last seven days that `stop` would have refused.
 
         Empty if the viewer may not read the log.
         """
@@ -290,7 +290,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers whose tokens the gateway would continue to refresh."""
+        """The number of sign-ins at issuers. Unless they are revoked, the gateway continues to refresh their tokens."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

@@ -1,7 +1,7 @@
 """The arguments of a run: a form made of their JSON schema, or one field with all of them as JSON.
 
-Schemas come from servers and are untrusted. Strings, numbers, choices and lists of strings have a field of their own
-kind, other values are entered as JSON.
+Schemas come from servers and are untrusted. There is a kind of field for each of these types: strings, numbers,
+choices and lists of strings. All other values are entered as JSON.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ class ArgumentsForm(forms.Form):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The valid arguments of the submitted form, or the defaults before that. Empty fields are left out."""
+        """The valid arguments of the submitted form; before the form is submitted, the defaults.
+
+        Empty fields are left out.
+        """
         if not self.is_bound:
             return _defaults({self._names.get(name, name): field for name, field in self.fields.items()})
         self.is_valid()

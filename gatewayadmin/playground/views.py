@@ -179,7 +179,7 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """The selected feature; None if unknown. Names that are not in any list can be called too."""
+        """The selected feature; None if its name is not stored. Such a name can be called, too."""
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)

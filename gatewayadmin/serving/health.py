@@ -308,7 +308,7 @@ def busiest() -> tuple[list[str], list[str]]:
     try:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)
-    except Exception:  # Without the names, the objects that are called first get labels.
+    except Exception:  # If the names are unknown, the gateways and servers that are called first get labels.
         logger.exception("the most called objects could not be read")
         return [], []
     finally:

@@ -50,14 +50,14 @@ from wire.background import Background
 logger = logging.getLogger(__name__)
 
 EVERY_S = 900.0
-FIRST_S = (20.0, 60.0)  # Random, so that several servers do not run at the same time.
+FIRST_S = (20.0, 60.0)  # Before the first run; random, so that processes started together do not run it together.
 CHORE_ROLL_UP_S = 30.0
 INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
 ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
-MOST_APART = timedelta(minutes=5)  # Largest difference between our clock and the database's.
+MOST_APART = timedelta(minutes=5)  # Largest tolerated difference between our clock and the database's.
 MOST_DROPPED = 4  # Partitions per run, so that a wrong clock or retention can be noticed in time.
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
@@ -147,7 +147,7 @@ def _tell() -> None:
 
 
 def _end_grants() -> None:
-    """Record the end of grants whose end date has come. Open sessions and running calls then notice it, too."""
+    """Record the end of grants whose end date has come. Open sessions and running calls then notice the end, too."""
     with databases.direct():
         if _clocks_agree():
             ToolGrant.objects.all().end_due()
@@ -160,9 +160,9 @@ def _end_holds() -> None:
         Hold.objects.expire_due()
 
 
-# Frequent chores by name: least and most seconds between two runs, and function. One process at a time does each: roll
-# up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes, send
-# notifications, end grants and held calls.
+# Frequent chores by name: the least and the most seconds between two runs, and the function. Only one process at a time
+# does a chore. The chores roll up new calls (after an upgrade, old calls too), send the log to sinks, seal checkpoints,
+# create missing indexes, send notifications, and end grants and held calls.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),
@@ -332,7 +332,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_to_make": lambda now: indexes.missing_indexes(Call.partitions),
 }
 
-# Also done while the clocks differ: these delete nothing and store no time of this process.
+# Chores that also run while the clocks differ, because they delete nothing and store no time of this process.
 SAFE_WHEN_CLOCKS_DIFFER = frozenset(
     {
         "partitions_made",

@@ -231,8 +231,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.scope["extensions"] = {open_files.NO_STREAM: {}}
         super().on_headers_complete()
         if not is_call and _announced(self.headers) > MOST:
-            self.flow.pause_reading()  # Until the application, which first checks the sender, reads the body.
-        # The task of the cycle has not begun yet.
+            # The application resumes reading when it reads the body. Before this, it checks the sender.
+            self.flow.pause_reading()
+        # The transport can still be replaced: the task of the cycle has not begun yet.
         self.cycle.transport = AnswerTransport(self, notes_success=is_call)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
@@ -440,7 +441,8 @@ class McpHttpProtocol(LimitedHttpProtocol):
     def _start_request(self, *, is_call: bool) -> None:
         super()._start_request(is_call=is_call)
         if is_call:
-            self.cycle.__class__ = McpCycle  # The task of the cycle has not begun yet.
+            # The class can still be replaced: the task of the cycle has not begun yet.
+            self.cycle.__class__ = McpCycle
 
 
 class McpCycle(RequestResponseCycle):

@@ -108,9 +108,9 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 
 LOOK_S = 0.05
-HEARD_S = 2.0  # Enough for a proxy to send its call after it has connected.
-# The backlog is lower if a tenth of the files that a worker may open is less: a worker accepts all waiting connections
-# before it serves any of them.
+HEARD_S = 2.0  # After a proxy has connected, this is enough time for it to send its call.
+# The number of connections that may wait to be accepted: this many, or a tenth of the number of files that a worker may
+# open, whichever is less. The reason is that a worker accepts all waiting connections before it serves any of them.
 BACKLOG = 2048
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.
@@ -146,10 +146,11 @@ class DrainingServer(uvicorn.Server):
         from proxy import streams  # noqa: PLC0415  In the worker, as below.
 
         streams.end_standing()
-        if self._all_stop():  # Otherwise other workers accept new connections.
+        if self._all_stop():  # If only this worker stops, other workers accept new connections.
             drop_new_connections(sockets or [])
             await self._accept_all()
-        # uvicorn would close these sockets and all connections at once; wait in between for requests of new ones.
+        # uvicorn would close these sockets and all connections at once. Close the sockets first, and give new
+        # connections time to send their requests.
         for server in self.servers:
             server.close()
         for each in sockets or []:
@@ -161,7 +162,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept_all(self) -> None:
-        """Let the event loop accept connections and read data that have arrived, which it does after each sleep."""
+        """Sleep a few times. After each sleep, the event loop accepts connections and reads data that have arrived."""
         for _ in range(4):
             await asyncio.sleep(LOOK_S)
 
@@ -172,8 +173,8 @@ class DrainingServer(uvicorn.Server):
 class Worker(UvicornWorker):  # type: ignore[misc]
     """A process that serves requests, or the one process that does the chores instead.
 
-    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process with the lock does them;
-    when it ends, gunicorn starts another one, which takes the lock.
+    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process that has the lock does
+    the chores. When this process ends, gunicorn starts another one, which takes the lock.
     """
 
     does_chores = False
@@ -209,7 +210,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         if self.does_chores:
-            for each in self.sockets:  # This process would keep them open without accepting connections.
+            for each in self.sockets:  # Otherwise they would stay open here, although nobody accepts connections.
                 each.close()
             os.nice(CHORES_NICE)
             asyncio.run(self._do_chores())

@@ -54,7 +54,7 @@ class RequestState(models.TextChoices):
 
 
 def _approvers(**where: Any) -> models.QuerySet[Any]:
-    """Return the rows of approvers for the gateway of an outer request."""
+    """Return a subquery for the approvers of the gateway that the request in the outer query is for."""
     return Gateway.approvers.through.objects.filter(gateway=OuterRef("gateway"), **where)
 
 
@@ -68,11 +68,14 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.select_related("gateway", "tool_set", "user", "decided_by")
 
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
-        """Return the requests that `viewer` may read: all with GATEWAYS_READ, otherwise those that concern them."""
+        """Return the requests that `viewer` may read.
+
+        A viewer with GATEWAYS_READ may read all requests, other viewers only those that `concerning` returns.
+        """
         return self if viewer.has_perm(Capability.GATEWAYS_READ) else self.concerning(viewer)
 
     def concerning(self, viewer: User) -> "AccessRequestQuerySet":
-        """Return the viewer's own requests, and those on which they may decide."""
+        """Return the viewer's own requests, and the requests on which the viewer may decide."""
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
             return self
         return self.filter(Q(user=viewer) | Q(Exists(_approvers(user=viewer))))
@@ -244,7 +247,7 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Open the gateway and give the tools, unless the person has them until `ends_at` or longer."""
+        """Give the person the gateway and the tools, each unless the person has it until `ends_at` or longer."""
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
         if not reaches or (until and until < ends_at):

@@ -244,7 +244,7 @@ class Gateway(Versioned, Switchable):
         return self.name
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
-        return {"updated_at": timezone.now()}  # Clients of the directory ask for what changed since a time.
+        return {"updated_at": timezone.now()}  # Clients of the directory ask which gateways have changed since a time.
 
     @property
     def url(self) -> str:

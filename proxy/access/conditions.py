@@ -82,7 +82,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given. With a missing one, there may be no result."""
+        """Return the valid conditions whose arguments are all given: without an argument, there may be no result."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)
@@ -115,7 +115,7 @@ class Conditions:
             return None
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return the values for conditions that name these arguments. Raises NotEvaluated if one is too large."""
+        """Return the values for conditions that name these arguments. Raises NotEvaluated if these are too large."""
         named = self._named(names)
         size = size_of(named)
         return activation({**self._fields, ARGUMENTS: named}), size

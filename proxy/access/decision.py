@@ -344,7 +344,7 @@ def _preparing(name: bytes) -> bytes:
     return b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), STATEMENTS[name])
 
 
-# Setup of the connection that `find_again` uses. Nothing is planned in advance: most workers never use it.
+# Setup of the connection for `find_again`. Nothing is planned in advance: most workers never use this connection.
 SETUP_TO_FIND_AGAIN = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
@@ -434,8 +434,9 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         )
 
     def digests(self, token: str) -> TokenDigests:
-        """Return the keys by which `query.sql` finds a bearer token: checksums for OAuth access tokens, otherwise
-        digests.
+        """Return the keys by which `query.sql` finds a bearer token.
+
+        These are checksums for an OAuth access token, and digests for any other token.
         """
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))

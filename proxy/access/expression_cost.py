@@ -70,7 +70,7 @@ def _is_slow(cost: Cost) -> bool:
 class _Scope(NamedTuple):
     """The sizes of macros' variables in a part of a condition.
 
-    `large` has the names that may be large in this part; None if all names may be large.
+    `large` has the names whose values may be large in this part; None if the values of all names may be large.
     """
 
     sizes: Mapping[str, float]

@@ -24,7 +24,7 @@ LARGEST_INT = 1 << 63  # Integers of CEL have 64 bits.
 
 
 class NotEvaluated(Exception):
-    """The condition has no result for these arguments; the message says why and contains none of them."""
+    """The condition has no result for these arguments. The message says why, and contains no argument."""
 
 
 class Program(NamedTuple):
@@ -154,7 +154,8 @@ def _bad(text: str, message: str) -> BadExpression:
     at = min(start + max(column - 1, 0), len(text))
     if named := _REFERENCE.search(problem):
         problem = f"There is no field or function {named[1]}.{did_you_mean(named[1], FIELDS)}"
-        begin = text.rfind(named[1], 0, at + 1 + len(named[1]))  # CEL points to its last dot, or to the parenthesis.
+        # CEL points to the last dot of the name, or to the parenthesis after it.
+        begin = text.rfind(named[1], 0, at + 1 + len(named[1]))
         at = begin if begin >= 0 else at
     elif "found no matching overload" in problem:
         problem = problem.replace("found no matching overload for", "These types do not go together:")

@@ -204,7 +204,7 @@ def is_usable(assigned: AssignedServer) -> bool:
 
 
 def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | None:
-    """Return the server without an alias, whose tools keep their own names; None if all have one.
+    """Return the server without an alias, whose tools keep their own names; None if all servers have an alias.
 
     A database constraint allows one such server per gateway.
     """

@@ -71,9 +71,9 @@ class RuledCall(NamedTuple):
 class RuleDecision(NamedTuple):
     """The decision of all rules. `effect` is REFUSE, HOLD or empty; `rule` is the rule that refuses or holds.
 
-    If no rule refuses or holds, `rule` is the first rule whose condition has no result, if there is such a rule.
-    `rule` has its current id and version. If the condition of `rule` has no result, `error` says why. `labels` are for
-    the log.
+    If no rule refuses or holds, `rule` is the first rule whose condition has no result, if there is such a rule. `rule`
+    includes the id and the version of the rule. If the condition of `rule` has no result, `error` says why. `labels`
+    are for the log.
     """
 
     effect: str = ""
@@ -83,7 +83,7 @@ class RuleDecision(NamedTuple):
 
     @property
     def label_text(self) -> str:
-        """The labels as the log has them, without those that do not fit."""
+        """The labels as one text for the log, without the labels that do not fit into the column."""
         text = ""
         for label in dict.fromkeys(self.labels):
             longer = f"{text}, {label}" if text else label
@@ -102,7 +102,7 @@ class Match(NamedTuple):
 
 
 def decide_by_rules(rules: Iterable[DecidingRule], call: RuledCall) -> RuleDecision:
-    """Return what these rules, in order, decide about a call."""
+    """Apply these rules in order, and return their decision about a call."""
     matches = matching(rules, call)
     deciding = _first(matches, REFUSE) or _first(matches, HOLD)
     failed = next((each for each in matches if each.error), None)

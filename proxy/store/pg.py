@@ -1,9 +1,9 @@
 """Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
-Each proxied request needs two statements: one decides access before, one writes the row after. They are most of the
-proxy's own cost.
-psycopg connects; the statements then go through libpq directly, which saves the cursor, the lock and the waiting code
-of psycopg's `execute`. Group commit: items that arrive together go to the database in one batch.
+Each request at the proxy needs two statements: the first decides access, and the last writes the row of the call. These
+statements are most of the proxy's own cost. psycopg makes the connection, but the statements go through libpq directly.
+This saves the cursor, the lock and the waiting code of psycopg's `execute`. Group commit means that items that arrive
+together go to the database in one batch.
 """
 
 import asyncio

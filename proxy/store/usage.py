@@ -144,7 +144,7 @@ class UsageTracker:
         self._pending.setdefault(kind, {})[key] = values
 
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
-        """Set the row update of a token's last use.
+        """Prepare the update of the row that has a token's last use.
 
         If both secrets of the token were used, `other` is the prefix of the secret that was used earlier.
         """

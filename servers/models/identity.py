@@ -77,7 +77,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
     ) -> "Identity":
         """Store an encrypted credential for `server`; with `owner` None it is shared.
 
-        `refusal` is the server's answer to a test of the secret, if a refused secret is stored nevertheless.
+        If the server refused the secret in a test and the secret is stored anyway, `refusal` is the server's answer.
         Raises AnotherPlace if the server got another origin after `server` was read.
         """
         with transaction.atomic():
@@ -107,7 +107,8 @@ class Identity(Versioned, Switchable):
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
-    # Set when the path or header of its server changes, until somebody agrees to send the secret there.
+    # Set when the path or header of the identity's server changes. Cleared when somebody agrees to send the secret to
+    # the changed address.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
     # Set only for identities that came from a sign-in at an issuer. They are renewed by their `grant`.
     issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
@@ -218,7 +219,7 @@ class Identity(Versioned, Switchable):
         return {"label": self.label, "enabled": self.enabled}
 
     def may_be_confirmed_by(self, user: User) -> bool:
-        """True if `user` may confirm the identity: its owner, or if shared, a person with *Identity management*."""
+        """True if `user` owns the identity, or if it is shared and `user` has *Identity management*."""
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:

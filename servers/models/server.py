@@ -110,7 +110,7 @@ class Era(models.TextChoices):
 
 
 class SignInNeeded(models.TextChoices):
-    """The reason why a person has to sign in again. With `scope` the identity continues to work meanwhile."""
+    """The reason why a person has to sign in again. If the reason is `scope`, the identity still works."""
 
     NONE = "", ""
     REFUSED = "refused", "The issuer ended the sign-in."
@@ -152,8 +152,8 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
-    # The server's lists differ by session. Each list is requested from the server, and only the features in it that are
-    # also stored here are shown.
+    # True if the server's lists differ by session. Then each list is requested from the server. Clients see only the
+    # listed features that are also stored here.
     lists_live = models.BooleanField(default=False, db_default=False)
     # Shown to people who have to add a credential.
     key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")
@@ -353,8 +353,8 @@ class Server(Versioned, Switchable):
     def take_name(self, name: str) -> None:
         """Replace a derived name by the name in the server's first answer, unless another server has that name.
 
-        Do nothing if a person entered the name, or for later answers. The slug never changes, because it is in tool
-        names and URLs.
+        Do nothing if a person entered the name, or if this is not the server's first answer. The slug never changes,
+        because it is in tool names and URLs.
         """
         if not self.name_is_made:
             return

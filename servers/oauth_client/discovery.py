@@ -141,10 +141,12 @@ class AuthorizationServerMetadata:
 
     @property
     def registrations(self) -> tuple[str, ...]:
-        """The methods by which the gateway can become a client of the issuer, in the order of attempts; last `manual`.
+        """The methods by which the gateway can become a client of the issuer, in the order of attempts.
 
-        Issuers that read our metadata document share one client id and redirect URI, so each must name itself in its
-        answers (RFC 9207).
+        `manual` is always the last.
+
+        All issuers that read our metadata document get the same client id and redirect URI. So the method `document` is
+        listed only if the issuer names itself in its answers (RFC 9207).
         """
         own_name = self.says_iss and self.name in ("", self.issuer)
         readable = self.takes_documents and own_name and settings.PUBLIC_URL.startswith("https://")
@@ -154,7 +156,7 @@ class AuthorizationServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ProtectedResource:
-    """Protected resource metadata: the issuers of tokens for the resource, its name, and its scopes."""
+    """Protected resource metadata: name and scopes of the resource, and the issuers of tokens for it."""
 
     issuers: tuple[str, ...] = ()
     name: str = ""
@@ -252,8 +254,8 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
     """Return the needs of a server whose issuer has no metadata and was entered by an administrator.
 
-    The authorization endpoint serves as the issuer's name. The endpoint is unique, and so is the redirect URI that is
-    made from it.
+    The authorization endpoint serves as the issuer's name. The redirect URI is made from this endpoint, so no other
+    issuer has the same redirect URI.
     """
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
@@ -266,7 +268,7 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
         auth_methods=(
             "client_secret_basic",
             "client_secret_post",
-        ),  # The supported methods are unknown: the second is tried if the first fails.
+        ),  # The methods that the issuer supports are unknown: the second is tried if the first fails.
         private=http.private or named,
         name=expected or authorization,
     )

@@ -95,9 +95,9 @@ def sign_in_browser_digest(request: AppRequest) -> bytes:
 
 
 def begin_server_sign_in(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
-    """Start a sign-in, and return a page that forwards the browser to the issuer. `chosen` is as in `authorization`.
+    """Start a sign-in, and return a page that forwards the browser to the issuer.
 
-    Raises SignInRefused or CapabilityRequired.
+    `chosen` are the keyword arguments of `authorization`. Raises SignInRefused or CapabilityRequired.
     """
     sign_in, url = authorization(request, server, **chosen)
     return _leads_on(request, sign_in, url)
@@ -129,7 +129,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer to sign in at.")
-    if not server.authorization_endpoint:  # Otherwise an administrator entered the issuer.
+    if not server.authorization_endpoint:  # Skip if an administrator entered the issuer.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
@@ -180,8 +180,9 @@ def authorization(
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
     """Raise an error unless `user` may sign in at the issuer of `server`.
 
-    People may sign in for their own identity if a gateway that they may use needs it. For a shared identity they need a
-    capability. Raises CapabilityRequired, or a ServerError if the server or the identity cannot take a sign-in.
+    People may renew their own identity. They may create an identity of their own if a gateway that they may use asks
+    for one. For a shared identity they need a capability. Raises CapabilityRequired, or a ServerError if the server or
+    the identity cannot take a sign-in.
     """
     if shared or (identity is not None and identity.is_shared):
         if not user.has_perm(Capability.SERVERS_MANAGE):

@@ -45,16 +45,16 @@ class RegistrationMethod(models.TextChoices):
 class ClientRegistration(models.Model):
     """The registration of this gateway as a client of one issuer.
 
-    A client entered by an administrator is for one server, and for the endpoints that its issuer had then. All other
-    registrations are for every server of the issuer.
+    A client entered by an administrator is for one server, and for the endpoints that the server's issuer had when the
+    client was entered. All other registrations are for every server of the issuer.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
     kind = models.CharField(max_length=10, choices=RegistrationMethod)
-    # Endpoints entered by an administrator; then `issuer` is the authorization endpoint. Empty if the issuer has
-    # metadata.
+    # Endpoints entered by an administrator, for an issuer without metadata; `issuer` is then the authorization
+    # endpoint. Empty if the issuer has metadata.
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     redirect_uri = models.CharField(max_length=500)
@@ -64,7 +64,8 @@ class ClientRegistration(models.Model):
     # The scopes named at registration, to which the client is limited; empty if there is no limit.
     scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
-    # Another method that the issuer accepts, tried once if `auth_method` is refused; empty if none or already tried.
+    # Another method that the issuer accepts, tried once if `auth_method` is refused; empty if there is none or it was
+    # tried.
     other_auth_method = models.CharField(max_length=30, blank=True, default="", db_default="", editable=False)
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -165,7 +166,8 @@ class SignIn(models.Model):
 def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
     """Return the live registration for this server: the client entered for the server, otherwise that of its issuer.
 
-    Without `issuer`, the registration is found by grants and current sign-ins. None if there is none.
+    Without `issuer`, the registration is found by grants and current sign-ins. Return None if there is no live
+    registration.
     """
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
@@ -178,7 +180,7 @@ def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[Clie
     return ClientRegistration.objects.filter(Q(server=server) | Q(server=None) & known, ended_at=None)
 
 
-MANY_UNFINISHED = 3  # After so many in a row, pages say that the issuer may have forgotten this gateway.
+MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say that the issuer may have forgotten us.
 
 
 def unfinished_sign_ins(server: Server) -> int:

@@ -1,4 +1,7 @@
-"""Make this gateway a client of an issuer: entered by a person, by metadata document, or by dynamic registration."""
+"""Make this gateway a client of an issuer.
+
+Either a person enters the client, or the gateway uses its metadata document or dynamic registration.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,8 @@ def registration_for(
                 "an administrator has to enter the client again."
             )
         return own
-    # Shared registrations are for the endpoints in the issuer's metadata; their secrets must not go to entered ones.
+    # Shared registrations are for the endpoints in the issuer's metadata; their secrets must not be sent to endpoints
+    # that an administrator entered.
     usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
     shared = usable.filter(issuer=metadata.issuer).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
@@ -162,7 +166,8 @@ def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> 
     places = {home, *(place_of(each) for each in endpoints if each)}
     if places == {home}:
         return
-    # Metadata are read from the issuer's origin, so this origin belongs to the issuer. Entered endpoints prove nothing.
+    # Metadata are read from the issuer's origin, so this origin belongs to the issuer. Endpoints that an administrator
+    # entered do not prove to whom an origin belongs.
     claimed = places if server.authorization_endpoint else places - {home}
     same = Q(
         issuer=metadata.issuer, token_endpoint=server.token_endpoint, revocation_endpoint=server.revocation_endpoint
@@ -247,7 +252,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store a client that an administrator registered, for this server and its endpoints; end former clients."""
+    """Store an administrator's client for this server and its endpoints, and end former clients."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -280,8 +285,8 @@ def enter(
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
 
-    Pass the server's `issuer` if nobody has completed a sign-in there yet. Existing grants are still refreshed with the
-    client to which they were granted.
+    Pass the server's `issuer` if nobody has completed a sign-in at this issuer yet. Existing grants are still refreshed
+    with the client to which they were granted.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())

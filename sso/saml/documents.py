@@ -38,8 +38,8 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
     Document types, which can define entities and read files, are refused before parsing. With `comments`, comments are
-    removed, because edited metadata contain some. Otherwise documents with comments are refused, because some parsers
-    cut a name off at a comment inside it.
+    removed, because metadata that people edited may contain comments. Otherwise documents with comments are refused,
+    because some parsers cut a name off at a comment inside it.
     """
     try:
         text = document.decode("utf-8-sig")

@@ -1,9 +1,9 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
 The provider's page posts the answer as a cross-site form, so the browser does not send the session cookie
-(SameSite=Lax). No cookie is set in return, because it would replace the session. Instead the claims are stored under a
-ticket, and the browser is forwarded to a page of ours, to which it sends the cookie. That page checks that this session
-started the request that was answered.
+(SameSite=Lax). The response sets no cookie, because a new session cookie would replace the session. Instead the claims
+are stored under a ticket, and the browser is forwarded to a page of ours, to which the browser sends the session
+cookie. That page checks that this session started the request that was answered.
 """
 
 from __future__ import annotations

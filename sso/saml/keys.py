@@ -111,7 +111,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def add(cls, pem: str, certificate: str) -> None:
-        """Add a key, whose certificate is then in our metadata. The previous key still decrypts; delete older ones."""
+        """Add a key, whose certificate is then in our metadata. Keep the previous key, and delete older keys."""
         cls.objects.create(certificate=certificate, sealed=cipher().seal(pem), key_id=cipher().key_id)
         cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT_KEYS]).delete()
 

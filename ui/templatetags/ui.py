@@ -60,7 +60,7 @@ def logo(name: str, size: str = "") -> SafeString:
 
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
-MOST_MARKS = 500  # In one text, because a mark is much longer than the character it replaces.
+MOST_MARKS = 500  # Maximum per text, because a mark is much longer than the character it replaces.
 
 
 class TextPiece(NamedTuple):

@@ -59,7 +59,7 @@ class Command(migrate.Command):
                 if self._migrates(attempt, *args, **options):
                     break
         finally:
-            with suppress(DatabaseError), connection.cursor() as cursor:  # A lost connection has no setting.
+            with suppress(DatabaseError), connection.cursor() as cursor:  # A lost connection has lost the setting.
                 cursor.execute("RESET lock_timeout")
         if options["database"] == DEFAULT_DB_ALIAS and _is_whole(options):
             self._make_the_rest()

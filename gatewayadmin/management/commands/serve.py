@@ -64,7 +64,7 @@ class Command(BaseCommand):
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
         processes = workers or default_workers()
-        # Workers divide the servers' limits of concurrent calls.
+        # Workers share each server's limit of concurrent calls, so each worker needs the number of workers.
         environment.set_for_children("GATEWAY_WORKERS", str(processes))
         runner = runner_process.start(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
         GunicornServer(
