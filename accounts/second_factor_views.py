@@ -144,7 +144,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
 
 @method_decorator(never_cache, name="dispatch")
 class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
-    """Adds a security key; the response shows new recovery codes if the key is the person's first second factor."""
+    """Adds a security key; the response shows new recovery codes if the person had no second factor before."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not second_factor.is_offered():

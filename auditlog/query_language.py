@@ -72,7 +72,7 @@ class QueryToken(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Return the text in lower case as a word of the language; empty for a quoted text."""
+        """Return the text in lower case, to compare it with keywords such as `and`; empty for a quoted text."""
         return "" if self.quoted else self.text.lower()
 
 

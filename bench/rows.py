@@ -95,7 +95,8 @@ def give(sets: int, gateways: list[str]) -> int:
     """Let people use only granted tools on these gateways, and create this many sets on each.
 
     One set in ten has a pattern that matches every tool; the others have patterns of their own. Each set is given to
-    one of 20 teams, two of which the owner is in. So the owner has a tenth of the sets, half of these with every tool.
+    one of 20 teams, in turn. The owner is in two teams and has a tenth of the sets. All sets of one of these two teams
+    match every tool, because the first set of each ten does.
     """
     from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
 

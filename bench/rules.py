@@ -1,7 +1,7 @@
-"""Measure what rules cost a call in processor time, and the slowest decision about arguments chosen by an attacker.
+"""Measure how much processor time rules add to a call, and how long the slowest decision of an attacker takes.
 
 The first table has the time of a call with N conditions: evaluated one by one, and all together, as the gateway does.
-The second table compares the time of decisions with the gateway's estimate of the most time that they may take
+The second table compares measured times with the gateway's estimate of the longest time
 (proxy.access.expression_cost).
 """
 

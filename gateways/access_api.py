@@ -202,14 +202,14 @@ class AccessRequestResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OWN, body=ApproveBody, conflicts=True, if_match=True)
     def approve(self, request: Request, pk: UUID) -> Response:
-        """Approve a request for access of somebody else."""
+        """Approve another person's request for access."""
         asked = request_or_404(self.me, pk)
         return self.changed(asked, asked.approve, **self.body())
 
     @action(detail=True, methods=["post"])
     @operation(needs=OWN, body=DeclineBody, conflicts=True, if_match=True)
     def decline(self, request: Request, pk: UUID) -> Response:
-        """Decline a request for access of somebody else."""
+        """Decline another person's request for access."""
         asked = request_or_404(self.me, pk)
         return self.changed(asked, asked.decline, **self.body())
 

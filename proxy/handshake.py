@@ -137,7 +137,7 @@ class Eras:
 
 
 def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: float) -> bool:
-    """Return True if `key` was not due in the last `seconds`, and store that it is due now."""
+    """Return True at most once in `seconds` for each `key`, and store the time then."""
     now = time.monotonic()
     if now - times.get(key, -seconds) < seconds:
         return False

@@ -99,7 +99,7 @@ class Kind:
 
     `name` is the name of its list in files, `key` the field that identifies an object. With `keeps_order`, the order of
     the list matters. `lookup` is the query lookup that selects the rows of one top-level object by its key. With
-    `cuts_when_new`, even new objects can cut something off.
+    `cuts_when_new`, a new object can take access away from somebody.
     """
 
     name: ClassVar[str]

@@ -246,7 +246,7 @@ class Assignment(Versioned, Switchable):
 
 
 def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
-    """Return the event of each assignment's last `narrow`, by assignment id, without those that were undone."""
+    """Return, by assignment id, the event of the last `narrow` of each assignment, unless it was undone."""
     told = Event.objects.filter(target_type="assignment", target_id__in=list(map(str, assignments)))
     acts = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED))
     last = {event.target_id: event for event in reversed(acts)}

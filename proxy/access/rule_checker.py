@@ -10,7 +10,7 @@ KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions nam
 
 
 class RuleRefused(Refusal):
-    """A rule refuses this call. The sentence is that of the rule, if the rule has a sentence."""
+    """A rule refuses this call. The message is the rule's own sentence, or a general one if the rule has none."""
 
     def __init__(self, decision: RuleDecision, resolved: Resolved, tool: str) -> None:
         super().__init__("rule_refused", resolved.assigned, Named(TOOL, tool), sentence_of(decision))
