@@ -165,7 +165,7 @@ class OwnDirectory(Resource):
     """The gateways that you may use, in the form of the MCP registry API v0.1, whose base is `/api/me/directory`."""
 
     @operation(needs=READ, query=RegistryQuery, answer=RegistryListSerializer)
-    def list(self, request: Request) -> Response:
+    def servers(self, request: Request) -> Response:
         """List the gateways that you may use as servers of a registry."""
         try:
             return Response(registry.server_list(self._gateways(), request.query_params))
@@ -178,7 +178,7 @@ class OwnDirectory(Resource):
         return _found(registry.versions_of(self._gateways(), name))
 
     @operation(needs=READ, query=RegistryQuery, answer=RegistryServerSerializer)
-    def retrieve(self, request: Request, name: str, version: str) -> Response:
+    def version(self, request: Request, name: str, version: str) -> Response:
         """Get a version of a gateway that you may use."""
         return _found(registry.server_version(self._gateways(), name, version))
 

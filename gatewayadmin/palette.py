@@ -79,11 +79,14 @@ def matching_entries(user: User, words: str) -> list[PaletteGroup]:
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
     do = PaletteGroup("Do", [*_matching(TO_DO, user, words), *islice(acts, SHOWN if verb else 3)])
     named = [PaletteGroup(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
-    # Things come first, so that Enter opens a page and executes nothing.
+    pages = PaletteGroup("Pages", list(_matching(PAGES, user, words)))
+    is_page = any(entry.text.lower() == words.lower() for entry in pages.entries)
+    # A page with exactly this name comes first, then things, so that Enter opens a page and executes nothing.
     return [
+        *([pages] if is_page else []),
         *named,
         do,
-        PaletteGroup("Pages", list(_matching(PAGES, user, words))),
+        *([] if is_page else [pages]),
         PaletteGroup("Lists", list(_lists(user, words)) if words else []),
         PaletteGroup("Help", list(_help(words))),
     ]
@@ -100,10 +103,11 @@ def _verb(words: str) -> tuple[str, str]:
 
 
 def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield the offers that match all words; those with all words in their text first."""
+    """Yield the offers that match all words: first one with this name, then those with all words in their text."""
     wanted = words.lower().split()
     may = list(offered(offers, user))
     by_text = [one for one in may if all(word in one.text.lower() for word in wanted)]
+    by_text.sort(key=lambda one: one.text.lower().split() != wanted)
     by_words = [one for one in may if one not in by_text and _is_about(one, wanted)]
     for one in (*by_text, *by_words):
         yield PaletteEntry(one.text, with_query(reverse(one.view), one.query), one.icon)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db.models.functions import Lower
-from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -187,9 +186,9 @@ class AccessRequestResource(Resource):
     def create(self, request: Request) -> Response:
         """Request access to a gateway."""
         body = self.body()
-        gateway = get_object_or_404(
-            Gateway.objects.catalogue_of(self.me).filter(takes_requests=True), pk=body["gateway_id"]
-        )
+        gateway = Gateway.objects.catalogue_of(self.me).filter(takes_requests=True, pk=body["gateway_id"]).first()
+        if gateway is None:
+            raise ValidationError({"gateway_id": ["You can ask for no gateway with this id."]})
         tool_set = None
         if pk := body.get("tool_set_id"):
             tool_set = sets_at(gateway).filter(pk=pk).first()

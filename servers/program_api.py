@@ -93,7 +93,7 @@ class ProgramResource(Resource):
         return Response({"problem": None, "version": found.version, "isolation": found.isolation, "programs": rows})
 
     @operation(needs=Capability.SERVERS_READ, answer=StateSerializer)
-    def retrieve(self, request: Request, slug: str) -> Response:
+    def program(self, request: Request, slug: str) -> Response:
         """Get the program of a server.
 
         404 if the server is no program of the runner. If the runner does not answer, the status is 200, and `problem`

@@ -262,7 +262,8 @@ class OperationSchema(AutoSchema):
             case HTTPStatus.NO_CONTENT:
                 return {HTTPStatus.NO_CONTENT.value: OpenApiResponse(description="Done.")}
             case File(media_types):
-                return {(200, kind): OpenApiResponse(OpenApiTypes.BINARY, "A file.") for kind in media_types}
+                kinds = {kind: OpenApiTypes.OBJECT if "yaml" in kind else OpenApiTypes.BINARY for kind in media_types}
+                return {(200, kind): OpenApiResponse(content, "A file.") for kind, content in kinds.items()}
             case declared:
                 serializer = declared or self.view.get_serializer_class()
         status = HTTPStatus.CREATED if self.action == "create" else HTTPStatus.OK

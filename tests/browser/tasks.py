@@ -201,7 +201,7 @@ def give_a_person_access_with_a_team(one: Person, stage: Stage) -> None:
     one.press(page.get_by_role("link", name=stage.name))
     one.press(page.get_by_role("button", name="Add to a team"))
     one.press(page.get_by_role("dialog").get_by_role("button", name=stage.name))
-    expect(page.get_by_role("status").filter(has_text=f"is in {stage.name}")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text=f"was added to {stage.name}")).to_be_visible()
     expect(page.locator(".facts").get_by_role("link", name=stage.name)).to_be_visible()
 
 

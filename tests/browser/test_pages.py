@@ -104,7 +104,9 @@ def crawl(page: Page, start: str) -> Iterator[str]:
         kinds.add(kind_of(page.url))
         check(response)
         yield page.url
-        hrefs = page.eval_on_selector_all("a[href]", "links => links.map(link => link.getAttribute('href'))")
+        hrefs = page.eval_on_selector_all(
+            "a[href]:not([download])", "links => links.map(link => link.getAttribute('href'))"
+        )
         absolute = (urldefrag(urljoin(page.url, href)).url for href in hrefs)
         waiting += [link for link in absolute if link.startswith(f"{start}/") and is_page(link)]
 

@@ -224,7 +224,7 @@ def test_what_a_person_may_not_see_is_404(
             assert client.get(f"/access/requests/{asked.pk}/{verb}").status_code == 404
             assert client.post(f"/access/requests/{asked.pk}/{verb}", body).status_code in (404, 405)
     hidden = Gateway.objects.get(slug="hidden")
-    assert rest.send("post", "/access-requests", body | {"gateway_id": str(hidden.pk)}).status_code == 404
+    assert rest.send("post", "/access-requests", body | {"gateway_id": str(hidden.pk)}).status_code == 400
     assert rest.send("post", f"/access-requests/{asked.pk}/approve", {}).status_code == 404
     assert rest.get("/access-requests").json()["results"] == []
     asked.refresh_from_db()

@@ -94,7 +94,7 @@ async def test_a_session_leaves_no_process_and_no_file(isolated: Running) -> Non
         result = await client.call_tool("look", {})
         uid = json.loads(result.content[0].text)["uid"]  # type: ignore[union-attr]
         await client.call_tool("detach", {})
-        assert len(left(uid)) > 1
+        await until(lambda: len(left(uid)) > 1)
         homes = isolated.folder / "runner-data" / "homes"
         assert list(homes.glob("own.session-*"))
 
