@@ -156,10 +156,8 @@ class ConnectionResource(Connections):
         """Change for how long held calls of a connection wait."""
         connection = self._live(pk)
         self.must_own(connection.user_id)
-        body = self.body()
-        if "hold_wait" not in body:
-            return self.answer(self._find(pk))
-        return self.changed(connection, connection.set_hold_wait, seconds=body["hold_wait"])
+        seconds = self.body().get("hold_wait", connection.hold_wait)
+        return self.changed(connection, connection.set_hold_wait, seconds=seconds)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
