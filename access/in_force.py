@@ -112,8 +112,8 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return `known`, the access in force now, without the access that began after `limit`.
 
-    A grant is not new if it extended a grant that was in force at `limit`. Tool grants are not compared, so all of them
-    are returned.
+    A grant is not new if it extended a grant that was in force at `limit`. No tool is new on a gateway that began after
+    `limit` to give only granted tools.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
@@ -125,17 +125,23 @@ def without_new(known: InForce, limit: datetime) -> InForce:
     joined = {*User.objects.filter(date_joined__gt=limit).values_list("pk", flat=True)}
     grants = gateway_grants_at(None).filter(given_at__gt=limit).order_by().values_list("user_id", "gateway_id")
     extended = gateway_grants_at(limit).order_by().values_list("user_id", "gateway_id")
+    given = {*tool_grants_at(limit).order_by().values_list("tool_set_id", "team_id", "user_id")}
+    limited = true.of(FactKind.ONLY_GRANTED)
     none = frozenset[UUID]()
     return replace(
         known,
         people={pk: email for pk, email in known.people.items() if pk not in joined},
         gateways=tuple(
-            one._replace(for_everyone=one.for_everyone and one.pk not in everyone) for one in known.gateways
+            one._replace(
+                for_everyone=one.for_everyone and one.pk not in everyone, gives_all=one.gives_all or one.pk in limited
+            )
+            for one in known.gateways
         ),
         open_to={pk: old - teams.get(pk, none) for pk, old in known.open_to.items()},
         teams_of={pk: without(old, true.teams_of.get(pk, none)) for pk, old in known.teams_of.items()},
         use_all=known.use_all - {*added} - true.of(FactKind.ROLE) - true.of(FactKind.SUPERUSER),
         opened=known.opened - ({*grants} - {*extended}),
+        tool_grants=tuple(one for one in known.tool_grants if one in given),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from access.models.history import Fact, FactKind
 from access.report import AccessReport, Asked
 from accounts.models import Role, Team, User
 from capabilities import Capability
@@ -140,6 +141,23 @@ def test_unused_access_counts_from_its_start(ana: User, ann: User, work: Gateway
     assert [*AccessReport(asked)] == []
     Connection.objects.filter(pk=link.pk).update(last_used_at=long_ago)
     assert len(AccessReport(asked)) == 1
+
+
+def test_a_tool_that_was_given_lately_is_not_unused(ana: User, ann: User, work: Gateway) -> None:
+    long_ago = timezone.now() - timedelta(days=100)
+    User.objects.update(date_joined=long_ago)
+    Fact.objects.update(began_at=long_ago)
+    person = GatewayGrant.objects.give(work, ann, by=ana)
+    GatewayGrant.objects.filter(pk=person.pk).update(given_at=long_ago)
+    tools = ToolGrant.objects.give(ToolSet.objects.add(gateway=work, name="All", patterns=["*"], by=ana), by=ana)
+    asked = Asked(people=[ann.pk], gateways=[work.pk], tool="docs", unused=90)
+
+    assert [*AccessReport(asked)] == []
+    ToolGrant.objects.filter(pk=tools.pk).update(given_at=long_ago)
+    assert len(AccessReport(asked)) == 2
+    Fact.objects.filter(kind=FactKind.ONLY_GRANTED).update(began_at=timezone.now())
+    ToolGrant.objects.filter(pk=tools.pk).update(given_at=timezone.now())
+    assert len(AccessReport(asked)) == 2
 
 
 @pytest.mark.full
