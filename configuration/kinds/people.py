@@ -72,7 +72,9 @@ class WorkspaceKind(Kind):
             yield "zone", refusal.messages[0]
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        WorkspaceSettings.edit(by=by, **change.after())
+        settings = WorkspaceSettings.edit(by=by, **change.after())
+        if change.after().get("log_retention_days") == settings.log_retention_days:
+            WorkspaceSettings.keep_logs(by=by)  # The file has the present retention, so a shorter one does not follow.
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         before, after = change.fields.get("log_retention_days", (0, 0))

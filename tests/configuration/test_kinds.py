@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from accounts.models import Team, User
+from accounts.models import Team, User, WorkspaceSettings
 from auditlog.models import Event
 from capabilities import Capability
 from configuration import document
@@ -303,3 +303,13 @@ def test_only_objects_that_the_person_may_manage_are_claimed(owner: User) -> Non
 def source_of(row: Any) -> str:
     managed = ManagedObject.objects.of(row)
     return managed.source if managed else ""
+
+
+def test_the_present_retention_revokes_a_shorter_one_that_waits(owner: User) -> None:
+    applied("version: 1\nworkspace: {log_retention_days: 91}\n", owner)
+    applied("version: 1\nworkspace: {log_retention_days: 60}\n", owner)
+
+    applied("version: 1\nworkspace: {log_retention_days: 91}\n", owner)
+
+    settings = WorkspaceSettings.load()
+    assert (settings.log_retention_days, settings.shorter_retention_days) == (91, None)
