@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.entries import ListedEntries
 from configuration.fields import REFERENCE_FORM
 from configuration.kinds import KINDS, Act, Change, Key, Kind, World
-from configuration.models import ManagedObject, target_of
+from configuration.models import target_of
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -32,12 +32,13 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
             yield Mistake(document.at_key(path), f"You may not see {kind.name}: {labels} is required. Remove the list.")
 
 
-def of_other_sources(document: ConfigDocument, world: World) -> Iterator[Mistake]:
-    """Yield a mistake for each object of the document that another source governs."""
-    known = ManagedObject.objects.sources() if document.source else {}
-    for (kind, key), entry in world.entries.items() if known else ():
+def of_other_sources(
+    document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
+) -> Iterator[Mistake]:
+    """Yield a mistake for each object of the document that another of the `sources` (ManagedObject) governs."""
+    for (kind, key), entry in world.entries.items() if sources else ():
         found = world.of(kind).get(entry.was or key)
-        source = known.get(target_of(found.row)) if found else None
+        source = sources.get(target_of(found.row)) if found else None
         if source not in (None, document.source):
             title = entry.kind.title(key)
             yield Mistake(
@@ -54,7 +55,7 @@ def refused(changes: Iterable[Change], document: ConfigDocument, world: World, v
     taken = _Names(world)
     for change in changes:
         if change.act in (Act.ADD, Act.CHANGE):
-            own = change.kind.check(change, world) if may_make(change, viewer) else ()
+            own = () if any(lacking([change], viewer)) else change.kind.check(change, world)
             checks = (_fixed(change), taken.check(change), _unresolved(change, world), own)
             for name, message in chain(*checks):
                 yield Mistake(document.at((*change.path, name)), message)
@@ -100,10 +101,6 @@ class _Names:
         planned = {key: self._world.planned(kind.id, *key) for key in self._world.of(kind.id)}
         now = self._world.of(kind.id)
         return {str(values.get("name", now[key].row.name)).lower(): key for key, values in planned.items()}
-
-
-def may_make(change: Change, viewer: User) -> bool:
-    return all(map(viewer.has_perm, change.kind.needs(change)))
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:

@@ -73,7 +73,8 @@ def plan(
     listed, mistakes = read_entries(document, world)
     # This check comes first, because the messages of the other checks name objects of the workspace.
     must_be_right(not_visible(listed, viewer, document))
-    must_be_right((*mistakes, *of_other_sources(document, world)))
+    sources = ManagedObject.objects.sources() if document.source else {}
+    must_be_right((*mistakes, *of_other_sources(document, world, sources)))
     made = Plan(document, world, [*_all_changes(listed, world)])
     made.changes += _pruned(document, world) if prune else ()
     must_be_right(refused(made.changes, document, world, viewer))
@@ -81,7 +82,7 @@ def plan(
     if viewer.narrowed_to is not None:
         made.not_by_key = [change.title for change in made.changes if change.kind.refuses_keys]
     made.not_in_file = [kind.title(key) for kind, key, _ in absent(document, world)]
-    made.claimed = [*_claimed(made, viewer)]
+    made.claimed = [*_claimed(made, viewer, sources)] if document.source else []
     if cuts:
         _count_cuts(made, viewer)
     return made
@@ -183,11 +184,8 @@ def may_claim(kind: Kind, viewer: User) -> bool:
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 
-def _claimed(made: Plan, viewer: User) -> Iterator[str]:
+def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -> Iterator[str]:
     """Yield the titles of unchanged objects that get the document's source."""
-    if not made.document.source:
-        return
-    sources = ManagedObject.objects.sources()
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):

@@ -20,7 +20,7 @@ from configuration.document import ConfigDocument, ConfigurationError, Mark, Mis
 from configuration.export import export
 from configuration.kinds import CHANGING, Act
 from configuration.plan import Plan, plan
-from ui.pages import AppRequest, leave, show
+from ui.pages import AppRequest, first_names, leave, show
 
 PAGE = "configuration/plan.html"
 FILE = "pasted.yaml"  # For events and *Managed by*. The page does not learn the name of a chosen file.
@@ -109,11 +109,6 @@ def _plan_context(made: Plan) -> dict[str, Any]:
         "more": max(len(changes) - MOST_SHOWN, 0),
         "number": len(changes),
         "lacking": words.lacking_lines(made)[:MOST_NAMED],
-        "claimed": _named(made.claimed),
-        "absent": _named(made.not_in_file),
+        "claimed": first_names(made.claimed, most=MOST_NAMED),
+        "absent": first_names(made.not_in_file, most=MOST_NAMED),
     }
-
-
-def _named(titles: list[str]) -> str:
-    more = len(titles) - MOST_NAMED
-    return ", ".join(titles[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")

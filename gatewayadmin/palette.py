@@ -82,11 +82,10 @@ def matching_entries(user: User, words: str) -> list[PaletteGroup]:
     pages = PaletteGroup("Pages", list(_matching(PAGES, user, words)))
     is_page = any(entry.text.lower() == words.lower() for entry in pages.entries)
     # A page with exactly this name comes first, then things, so that Enter opens a page and executes nothing.
+    found = [*named, do]
+    found.insert(0 if is_page else len(found), pages)
     return [
-        *([pages] if is_page else []),
-        *named,
-        do,
-        *([] if is_page else [pages]),
+        *found,
         PaletteGroup("Lists", list(_lists(user, words)) if words else []),
         PaletteGroup("Help", list(_help(words))),
     ]

@@ -281,13 +281,13 @@ def number_of(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def first_names(names: list[str], total: int | None = None) -> str:
-    """Return text with the first names and the number of further names.
+def first_names(names: list[str], total: int | None = None, *, most: int = NAMED_FIRST) -> str:
+    """Return text with the first `most` names and the number of further names.
 
     If `names` contains only some of the names, pass the number of all names as `total`.
     """
-    more = (len(names) if total is None else total) - NAMED_FIRST
-    return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
+    more = (len(names) if total is None else total) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def page_of[M: Model](

@@ -33,6 +33,7 @@ from accounts.models import Team, User
 from auditlog.actions import Action
 from auditlog.models import Event
 from gateways.models import Gateway
+from ui.pages import first_names
 
 if TYPE_CHECKING:
     from access.models.reviews import Review
@@ -152,7 +153,6 @@ def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[
 
 def _line(review: Review, number: int, thing: ReviewedThing, reviewer: User) -> ReviewLine:
     names = sorted(thing.gateways)
-    more = f" and {len(names) - SHOWN_GATEWAYS} more" if len(names) > SHOWN_GATEWAYS else ""
     return ReviewLine(
         review=review,
         number=number,
@@ -161,7 +161,7 @@ def _line(review: Review, number: int, thing: ReviewedThing, reviewer: User) -> 
         kind=thing.kind,
         thing=thing.pk,
         what=thing.what[:300],
-        gateways=f"{', '.join(names[:SHOWN_GATEWAYS])}{more}",
+        gateways=first_names(names, most=SHOWN_GATEWAYS),
         since=thing.since,
         until=thing.until,
         last_used_at=thing.last_used_at,
