@@ -74,6 +74,8 @@ PROOFS = {
     "gateways/models/tool_sets.py": "tests/connections/test_tool_sets.py",
     "connections/tool_sets.py": "tests/connections/test_tool_sets.py",
     "connections/given_tools.py": "tests/connections/test_tool_sets.py",
+    "configuration/apply.py": "tests/configuration/test_apply.py",
+    "gatewayadmin/admin_server/caller.py": "tests/gatewayadmin/test_admin_server.py",
 }
 # These tests start Debian's PostgreSQL themselves, so `make test-all` runs them on the oldest version anyway.
 ON_THE_OLDEST = {
@@ -87,7 +89,10 @@ LEFT_OUT = [
     "tests/auditlog/test_signed_export.py::test_an_export_of_a_running_workspace_is_verified",
 ]
 RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
-RUN_FOR_OTHERS = {"gatewayadmin/management/base.py"}  # Runs the SQL of Django's own commands.
+RUN_FOR_OTHERS = {  # Their `execute` is the one of Django's commands.
+    "gatewayadmin/management/base.py",
+    "gatewayadmin/management/configuration.py",
+}
 
 
 @pytest.fixture(scope="module")

@@ -373,7 +373,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
         attributes["class"] = "input"
     return {
         "field": bound,
-        "control": bound.as_widget(attrs=attributes),
+        "control": "" if many else bound.as_widget(attrs=attributes),  # `choices` are rendered one by one.
         "kind": "choices" if many else "check" if check else "select" if isinstance(widget, Select) else "input",
         "optional": optional,
     }
