@@ -30,8 +30,8 @@ class AccessSourceSerializer(serializers.Serializer[Any]):
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
     name = serializers.CharField(help_text="Name of the team or role; otherwise of the gateway or person.")
-    since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
-    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
+    since = UtcDateTimeField(allow_null=True, help_text="When this source began; null if that is not known.")
+    until = UtcDateTimeField(allow_null=True, help_text="When this source ends; null if no end is set.")
 
 
 class AccessSerializer(serializers.Serializer[AccessLine]):
@@ -53,20 +53,22 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
         source="sets",
         help_text="Tool sets that the person has, each with its recipient; empty if the gateway gives all its tools.",
     )
-    tools_count = serializers.IntegerField(source="tools", help_text="Number of its tools that the person may use.")
+    tools_count = serializers.IntegerField(
+        source="tools", help_text="Number of the gateway's tools that the person may use."
+    )
     hosts = serializers.SerializerMethodField(
         help_text="Connected apps and agents; null without the permission to see connections."
     )
     tokens_count = serializers.SerializerMethodField(
-        help_text="Number of the person's active API tokens for it; null without the permission to see tokens."
+        help_text="Number of the person's active API tokens for the gateway; null without the permission to see tokens."
     )
     identities_count = serializers.SerializerMethodField(
-        help_text="Number of the person's credentials for its servers; null without the permission to see them."
+        help_text="Number of the person's credentials for the gateway's servers; null if you may not see credentials."
     )
     since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = serializers.SerializerMethodField(
-        help_text="The person's last call on it; null if none, or without the permission to see connections."
+        help_text="The person's last call on the gateway; null if there is none, or if you may not see connections."
     )
 
     def _sees(self, *capabilities: Capability) -> bool:
@@ -125,8 +127,8 @@ class AccessResource(Resource):
     def list(self, request: Request) -> Response:
         """List who may use which gateways and tools.
 
-        Filters by `host` and `unused`, and sorting by `used`, also require `api-keys:read`. More than 1,000 lines stay
-        sorted by person.
+        Filters by `host` and `unused`, and sorting by `used`, also require `api-keys:read`. More than 1,000 lines are
+        always sorted by person.
         """
         asked = self.query_data
         if "host" in asked or "unused" in asked or self.ordering.endswith("used"):

@@ -68,7 +68,7 @@ def _given(moment: datetime) -> Q:
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
     """Return, by name, the ids of all teams that had members at `moment`; {} if `moment` is None (now).
 
-    It finds the ids of deleted teams: a grant to a team that was deleted later has only the team's name.
+    A grant whose team was deleted later has only the team's name. The result has the id of this team.
     """
     if moment is None:
         return {}

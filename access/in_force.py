@@ -83,7 +83,7 @@ def in_force_now(people: QuerySet[User] | None = None) -> InForce:
 
 
 def _teams_of(people: QuerySet[User] | None) -> Mapping[UUID, frozenset[UUID]]:
-    """Return the teams of each of `people`, or of everybody if it is None."""
+    """Return the teams of each of `people`, or of everybody if `people` is None."""
     rows: Any = Team.users.through.objects.all()
     if people is not None:
         rows = rows.filter(user__in=people.order_by().values("pk"))
@@ -112,8 +112,8 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return `known`, the access in force now, without the access that began after `limit`.
 
-    A grant is not new if it extended a grant that was in force at `limit`. No tool is new on a gateway that began after
-    `limit` to give only granted tools.
+    A grant that extended a grant in force at `limit` is not new. If a gateway was limited to granted tools after
+    `limit`, none of its tools is new, because before that everybody on the gateway could use all its tools.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
@@ -145,7 +145,7 @@ def without_new(known: InForce, limit: datetime) -> InForce:
     )
 
 
-# On a past day, read from the history.
+# Access on a past day, read from the history.
 
 
 def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InForce:

@@ -1,4 +1,4 @@
-"""The lines of an access report: one person on one gateway, the sources of the access, and its use."""
+"""The lines of an access report. A line has one person, one gateway, and the sources and the use of the access."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class LineLoader:
         own = identities_at(self._known.moment).filter(owner__in=self._people, server__in=places)
         for identity in own.select_related("server").order_by("server__name", "label"):
             for gateway in places[identity.server_id]:
-                found[identity.owner_id, gateway].append(identity)  # type: ignore[index]  # It has an owner.
+                found[identity.owner_id, gateway].append(identity)  # type: ignore[index]  # The owner is not None.
         return found
 
 

@@ -1,6 +1,6 @@
 """The gateways or tools that each person may use, as bits of an integer.
 
-This counts the access of thousands of people to hundreds of gateways in milliseconds.
+With bits, the access of thousands of people to hundreds of gateways is counted in milliseconds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PermittedUnits:
     def __init__(self, known: InForce, features: FeatureQuerySet | None = None) -> None:
         self.known = known
         self.units = _units(known, features)
-        self._at: dict[UUID, int] = {}  # The bits of each gateway. Its units are consecutive.
+        self._at: dict[UUID, int] = {}  # The bits of each gateway; they are consecutive.
         start = 0
         for gateway, units in groupby(self.units, lambda unit: unit.gateway):
             number = len([*units])

@@ -32,7 +32,7 @@ SORTS = {"since": "since", "used": "last_used_at"}
 class Asked:
     """The filters of a report. An empty list of ids is no filter, except in `hosts`.
 
-    `q` is text in a person's name or address or the gateway's name, `tool` text in the exposed name of tools.
+    `q` is text in a person's name or address, or in a gateway's name. `tool` is text in the exposed name of a tool.
     `feature` selects one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report
     shows the access at the end of that day (UTC).
     """
@@ -172,7 +172,7 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that selects, from a person's bits, the units not used for `asked.unused` days.
 
-        A unit that the person never used is selected only if the person has had it for that time.
+        A unit that the person never used is selected only if the person has had access to it for that many days.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

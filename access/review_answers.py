@@ -86,7 +86,8 @@ class AnswerForm:
     def save(self) -> list[tuple[str, Answers]]:
         """Save the answers. Raises AlreadyClosed, NotAReviewer or CapabilityRequired."""
         if not self.chosen:
-            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)  # Raises the errors above.
+            # Without lines, `answer` only raises the errors above.
+            self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)
         return [(answer, self._answer(answer, lines)) for answer, lines in self.chosen.items()]
 
     def _answer(self, answer: str, lines: Iterable[ReviewLine]) -> Answers:

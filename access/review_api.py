@@ -47,7 +47,7 @@ class ReviewSerializer(serializers.Serializer[Any]):
 
     id = Id()
     name = serializers.CharField(help_text="Its name.")
-    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access it asks about.")
+    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access the review asks about.")
     subjects = serializers.ListField(
         child=serializers.CharField(),
         source="subject_names",
@@ -62,7 +62,7 @@ class ReviewSerializer(serializers.Serializer[Any]):
     )
     due_on = serializers.DateField(help_text="The last day for answers, in UTC.")
     unanswered = serializers.ChoiceField(
-        Unanswered.choices, help_text="`list`: open lines stay; `end`: they are ended a day after the due date."
+        Unanswered.choices, help_text="`list`: access in open lines stays; `end`: it ends a day after the due date."
     )
     self_review = serializers.BooleanField(help_text="Whether people may answer lines about themselves.")
     started_by = serializers.EmailField(source="started_by.email", help_text="Address of the person who started it.")
@@ -90,13 +90,13 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
         source="thing", allow_null=True, help_text="Id of the grant, team, role, token, connection or credential."
     )
     access = serializers.CharField(source="what", help_text="The access in words.")
-    gateways = serializers.CharField(help_text="Names of the gateways it concerns.")
+    gateways = serializers.CharField(help_text="Names of the gateways that the access concerns.")
     since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="The last call before the start; null if none.")
-    unused = serializers.BooleanField(help_text="Whether it was not used for 90 days.")
+    unused = serializers.BooleanField(help_text="True if the access was not used in the 90 days before the start.")
     reviewer = serializers.EmailField(
-        source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers it."
+        source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers this line."
     )
     answer = serializers.SerializerMethodField(help_text="`open`, `keep`, `end` or `flag`.")
     answered_by = serializers.CharField(
@@ -152,7 +152,7 @@ class ReviewBody(RequestBody):
     """A review to start."""
 
     name = serializers.CharField(max_length=120, help_text="Its name.")
-    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access it asks about.")
+    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access the review asks about.")
     subject_ids = serializers.ListField(
         child=serializers.UUIDField(),
         required=False,
@@ -169,7 +169,7 @@ class ReviewBody(RequestBody):
     unanswered = serializers.ChoiceField(
         Unanswered.choices,
         required=False,
-        help_text="`list` (usual): open lines stay; `end`: they are ended a day after the due date.",
+        help_text="`list` (usual): access in open lines stays; `end`: it ends a day after the due date.",
     )
     self_review = serializers.BooleanField(
         required=False, help_text="Whether people may answer lines about themselves; false if missing."
@@ -234,7 +234,7 @@ class ReviewResource(Resource):
     def create(self, request: Request) -> Response:
         """Start an access review of the present access.
 
-        To have unanswered lines ended, you need the permissions that end them.
+        If the review is to end unanswered lines, you also need the permissions to end them.
         """
         body = self.body()
         people = _found(User.objects.all(), body.pop("reviewer_ids"), "reviewer_ids")

@@ -136,8 +136,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
     ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
-    Unanswered.LIST: "They keep their access. The result lists them.",
-    Unanswered.END: "They are ended with the permissions you have then. Access that you may not end is only listed.",
+    Unanswered.LIST: "Their access stays. The result lists these lines.",
+    Unanswered.END: "Their access ends. What you may not end on that day is only listed.",
 }
 
 
@@ -192,7 +192,7 @@ class StartForm(forms.Form):
         if scope == ReviewScope.EVERYTHING and words:
             self.add_error("subjects", "Leave this empty to review everything, or choose gateways, teams or people.")
         elif scope in SUBJECTS and not words:
-            self.add_error("subjects", "Name at least one.")
+            self.add_error("subjects", "Name at least one to review.")
         elif scope in SUBJECTS:
             try:
                 values["subjects"] = SUBJECTS[scope].named(words)

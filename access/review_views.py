@@ -223,7 +223,10 @@ def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
 
 
 def progress_of(review: Review) -> dict[str, Any]:
-    """Return the number of lines with each answer, and the numbers of people with open lines and without."""
+    """Return the progress of the review as numbers of lines and of people, and the reviewers who have open lines.
+
+    A person is counted in `people_done` if none of the person's lines is open.
+    """
     counts = Counter(dict(review.lines.order_by().values("answer").annotate(n=Count("pk")).values_list("answer", "n")))
     people = review.lines.order_by().aggregate(
         all=Count("person", distinct=True), waiting=Count("person", filter=Q(answer=Answer.OPEN), distinct=True)
@@ -336,7 +339,10 @@ def _without_line(data: QueryDict) -> str:
 def _moved(found: Answers, email: str) -> str:
     moved = f"{number_of(len(found.done), 'line')} given to {email}"
     return sentences(
-        f"{moved}.", f"{len(found.refused)} not: people would answer about their own access." if found.refused else ""
+        f"{moved}.",
+        f"{number_of(len(found.refused), 'line')} not given: people would answer about their own access."
+        if found.refused
+        else "",
     )
 
 

@@ -102,7 +102,7 @@ class Sources:
 
     @cached_property
     def _facts(self) -> dict[tuple[str, UUID, UUID | None], Fact]:
-        """The facts about these people and gateways, and the roles that use all gateways."""
+        """The facts about these people and gateways, and the facts that say which roles use all gateways."""
         about = Q(subject__in=[*self._people, *self._gateways]) | Q(kind=FactKind.USES_ALL)
         facts = Fact.objects.at(self._known.moment or timezone.now()).filter(about)
         return {(fact.kind, fact.subject, fact.object): fact for fact in facts}

@@ -146,8 +146,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite people only to roles whose capabilities the key has too. It cannot change a person's role or
-    address, or reactivate anybody.
+    An API key can invite a person only to a role whose capabilities the key has. An API key cannot change a person's
+    role or address, or reactivate anybody.
     """
 
     problems = PROBLEMS
@@ -288,7 +288,7 @@ class CapabilitySerializer(serializers.Serializer[Capability]):
 
     constant = serializers.CharField(source="name", help_text="Name in the documentation.")
     slug = serializers.CharField(help_text="Name in this API and in API keys.")
-    label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF takes it out of the class
+    label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF removes `label` from the class
     allows = serializers.CharField(help_text="What it allows, in words.")
     includes = serializers.SerializerMethodField(help_text="Slugs of the capabilities it includes.")
 

@@ -47,9 +47,9 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return a pair: whether the person asked for `capability` in the last day, and when it was declined, or None.
+    """Return whether the person asked for `capability` in the last day, and the time when the request was declined.
 
-    `events` are the person's `requests`.
+    The time is None if the newest request was not declined. `events` are the person's `requests`.
     """
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED

@@ -27,7 +27,8 @@ class RoleBackend(BaseBackend):
             return None
         user = User.objects.filter(email=email.strip().lower()).first()
         if user is None:
-            User().set_password(password)  # Takes as long as a real check, so response times do not reveal accounts.
+            # Hashing takes as long as a real check, so that response times do not reveal which accounts exist.
+            User().set_password(password)
             return None
         return user if user.check_password(password) and user.is_active else None
 

@@ -60,7 +60,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CapabilityCheckbox:
-    """One line of the check-list. `withheld` is the reason why it cannot be ticked or unticked; empty if it can be."""
+    """One checkbox of the check-list. `withheld` is the reason why the checkbox is disabled, otherwise empty."""
 
     capability: Capability
     ticked: bool
@@ -74,7 +74,10 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield each area with the lines of its capabilities for `editor`. A reason in `withheld` disables every line."""
+    """Yield each area with the checkboxes of its capabilities, as the person `editor` may set them.
+
+    If `withheld` is not empty, it is the reason why all checkboxes are disabled.
+    """
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,

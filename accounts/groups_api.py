@@ -122,7 +122,7 @@ class RoleResource(Resource):
         return role
 
 
-MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers contain only this field of members.
+MEMBERS = Prefetch("users", User.objects.only("email"))  # Answers have only id and e-mail of a member.
 
 
 class Member(serializers.Serializer[User]):
@@ -297,7 +297,7 @@ class Workspace(Resource):
     def test_mail(self, request: Request) -> Response:
         """Send a test mail to yourself.
 
-        If the mail server refuses it, the answer says so with status 200.
+        If the mail server refuses the mail, the status is still 200, and the answer describes the refusal.
         """
         with self.unchanged(WorkspaceSettings.load()):
             pass  # No lock while the mail server is contacted.

@@ -1,10 +1,10 @@
 """Store a form that is submitted when a password confirmation is required, and resubmit it after the confirmation.
 
-The session stores the submitted form, encrypted, for one person and one URL. The URL parameter `next` names the page
-with the form. Its fragment is the key of the stored form, so that two tabs do not mix up their forms. After the
-confirmation the browser submits the form again, to the same URL and through every check, with the key instead of the
-data. So no secret appears in a page, a URL or a log, and the database has secrets only encrypted. If the stored form is
-gone, the page with the form is opened or linked instead.
+The session stores the submitted form, encrypted, for one person and one URL. The parameter `next` of the confirmation
+page is the URL of the page with the form. The fragment of this URL is the key of the stored form, so that two tabs do
+not mix up their forms. After the confirmation the browser submits the key instead of the data, to the same URL as
+before, and all checks are made again. So no secret appears in a page, a URL or a log, and the database has secrets only
+encrypted. If the stored form has expired, the page with the form is opened or linked instead.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ def _forget(request: HttpRequest) -> None:
 
 
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
-    """Remove and return the form stored under `key`, or None if this person did not send it to this URL recently."""
+    """Remove the form stored under `key`, and return its data.
+
+    Return None if the form has expired, or was sent by another person or to another URL.
+    """
     sent = _sent(request, key)
     if key in (held := _held(request)):
         del held[key]
@@ -138,7 +141,7 @@ def _taken(request: HttpRequest, key: str) -> QueryDict | None:
 
 
 def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
-    """Return the form stored under `key`, or None if there is none for this person."""
+    """Return the form stored under `key`. Return None if there is no such form, or if another person sent it."""
     if key not in (held := _held(request)):
         return None
     try:

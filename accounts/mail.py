@@ -38,11 +38,11 @@ INSIDE = tuple(
 
 
 class EmailBackend(smtp.EmailBackend):
-    """Sends mail to the server in GATEWAY_EMAIL_URL; with TLS, through the outbound proxy if there is one."""
+    """Sends mail to the server in GATEWAY_EMAIL_URL. Connections with TLS use the outbound proxy, if there is one."""
 
     @property
     def connection_class(self) -> type[smtplib.SMTP]:
-        """Return the SMTP class, tunnelled if there is an outbound proxy and TLS is used."""
+        """Return the SMTP class. With TLS and an outbound proxy, the class connects through the proxy."""
         if settings.OUTBOUND_PROXY is None or not (self.use_ssl or self.use_tls):
             return super().connection_class
         return _TunnelledSmtps if self.use_ssl else _TunnelledSmtp

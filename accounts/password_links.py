@@ -64,7 +64,7 @@ class JoinTokens(LinkTokens):
 
 
 def link_at(key: str, base: str = "") -> str:
-    """Return the URL of the page for setting a new password, by default under the public URL.
+    """Return the URL of the page for setting a new password. The URL begins with `base`, by default the public URL.
 
     `key` is the person's id and a token.
     """

@@ -89,7 +89,7 @@ class PeopleFilter(ListFilter):
 
 
 class RoleRadios(forms.RadioSelect):
-    """Role choices; roles with capabilities the grantor lacks are disabled, with the reason."""
+    """Radio buttons for roles. The roles in `withheld` are disabled, and their tooltips show the reason."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -103,7 +103,7 @@ class RoleRadios(forms.RadioSelect):
 
 
 class RoleChoice(forms.Form):
-    """Choice of a person's role, limited to capabilities the `grantor` has."""
+    """Choice of a person's role. Roles that the person `grantor` cannot give are disabled."""
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
 
@@ -117,7 +117,7 @@ class RoleChoice(forms.Form):
 
 
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
-    """Return, by role id, the reason why `grantor` cannot give a role; roles that can be given are left out."""
+    """Return, by role id, the reason why the person `grantor` cannot give a role. Other roles have no entry."""
     return {
         str(role.pk): reason
         for role in roles
@@ -147,7 +147,7 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry. For an invalid entry the address is its text, which is refused later."""
+    """Yield name and address of each entry. For an invalid entry, yield its text as the address, to refuse it later."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.

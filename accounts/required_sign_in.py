@@ -54,7 +54,8 @@ DETAILS = {
 def missing_sign_in(request: Any) -> RequiredSignIn | None:
     """Return the sign-in that the role or the workspace requires and this session lacks; None if nothing is missing.
 
-    Break-glass owners never need sign-in by the organisation. While it is disabled, nobody needs it.
+    Break-glass owners never need sign-in by the organisation. While sign-in by the organisation is disabled, nobody
+    needs it.
     """
     person = request.user
     required = {person.role.required_sign_in if person.role else "", _of_workspace(person)}
@@ -74,7 +75,10 @@ def _of_workspace(person: User) -> str:
 
 
 class RequiredSignInFirst(LoginRequiredMiddleware):
-    """Middleware that redirects people who lack the required sign-in to `required`, except on pages to set it up."""
+    """Middleware that redirects people who lack the required sign-in to a page that explains it (view `required`).
+
+    Such people can still open the pages in SETS_UP, where they set up the required sign-in.
+    """
 
     def process_view(
         self, request: HttpRequest, view_func: Callable[..., Any], view_args: Any, view_kwargs: Any

@@ -129,7 +129,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 def _held_by(count: int) -> str:
     if not count:
         return ""
-    return f"{'1 person holds' if count == 1 else f'{count} people hold'} this role; give them another one first."
+    return f"{'1 person holds' if count == 1 else f'{count} people hold'} this role; give them another role first."
 
 
 @require_GET

@@ -189,7 +189,7 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
     if uses_gateways and not getattr(by, "uses_gateways", True):
-        return "Your role only looks and uses no gateway."
+        return "With your role you can only look, not use a gateway."
     return ""
 
 

@@ -143,7 +143,8 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    Raises Outranked, because this weakens the protection of the person's account.
+    The removal weakens the protection of the person's account. So Outranked is raised as `User.changed_by` describes
+    for `gives_access`. Raises LastBreakGlass if no break-glass owner with a second factor would remain.
     """
     with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()

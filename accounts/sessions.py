@@ -108,9 +108,9 @@ BEGAN, SEEN = "began_at", "seen_at"
 
 
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """End expired sessions, and store when the other sessions were last used.
+    """Middleware that ends an expired session, and otherwise stores when the session was last used.
 
-    If a session is deleted during its request, sign the request out, because saving the session would raise an error.
+    If the session is deleted during its request, sign the request out, because saving the session would raise an error.
     Place this middleware between AuthenticationMiddleware and SignInFirst.
     """
 

@@ -279,7 +279,7 @@ def confirm_first(request: Request) -> None:
 class RecentPassword(BasePermission):
     """Refuses operations declared with `reauth=True` if the person has not confirmed recently.
 
-    API keys are exempt, because a person chose a key's capabilities, and confirmed, when creating the key.
+    API keys are exempt: the person who created the key had to confirm then, and chose the key's capabilities.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

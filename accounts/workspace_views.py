@@ -81,9 +81,8 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. Calls are deleted a day at a time; a week at a time if kept for more than 100 days, "
-            "a month at a time if more than 730. Admin events are kept for ever. A shorter time takes effect after a "
-            "day."
+            "Days, from 1 to 3650. Calls are deleted by the day; if kept for more than 100 days, by the week; for more "
+            "than 730, by the month. Admin events are kept for ever. A shorter time takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(

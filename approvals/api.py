@@ -60,12 +60,17 @@ class HoldSerializer(serializers.Serializer[Hold]):
     argument_names = serializers.SerializerMethodField(help_text="Paths of the arguments.")
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first.")
     team = serializers.CharField(
-        source="team.name", default=None, allow_null=True, help_text="Team that decides first; null for others."
+        source="team.name",
+        default=None,
+        allow_null=True,
+        help_text="Team that decides first; null for other approvers.",
     )
-    somebody_else = serializers.BooleanField(help_text="Whether people may not decide on calls of their own agents.")
+    somebody_else = serializers.BooleanField(help_text="If true, people cannot decide on calls of their own agents.")
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
-    ends_at = UtcDateTimeField(help_text="End of the time to decide; after a decision, end of its validity.")
+    ends_at = UtcDateTimeField(
+        help_text="Until when people can decide; after a decision, until when the decision applies."
+    )
     decided_by = serializers.EmailField(
         source="decided_by.email",
         default=None,

@@ -119,7 +119,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         """Return the holds on which the rule lets `person` decide first.
 
         The rule names either the person for whom the agent acts, or a team that `person` is a member of.
-        An OuterRef is allowed, for use in `Exists`.
+        `person` may be an OuterRef, for use in `Exists`.
         """
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
@@ -236,14 +236,14 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The newest earlier hold of the same call, with the same arguments, that ran before this hold began."""
+        """The newest hold of the same call, with the same arguments, whose call ran before this hold began."""
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()
 
     @property
     def last_approved(self) -> Hold | None:
-        """The newest approved call of this tool by the same agent on the gateway, for comparison."""
+        """The newest approved hold of this tool through the same connection, for comparison."""
         approved = Hold.objects.filter(state__in=(HoldState.APPROVED, HoldState.USED), server=self.server_id)
         here = approved.filter(tool=self.tool, connection=self.connection_id).exclude(pk=self.pk)
         return here.order_by("-decided_at").first()
@@ -294,7 +294,7 @@ class Hold(models.Model):
         if not self.may_be_decided_by(by):
             is_own = self.somebody_else and by.pk == self.user_id
             raise NotYourDecision(
-                "The rule asks for somebody else: nobody decides on calls of their own agent."
+                "This rule needs somebody else's decision: you cannot decide on calls of your own agent."
                 if is_own
                 else NotYourDecision.__doc__
             )
@@ -411,7 +411,7 @@ class Allowance(models.Model):
     def end(self, *, by: User) -> bool:
         """End the permission from the next call on. Return False if it had ended already. Raises NotYourDecision."""
         if not self.may_be_ended_by(by):
-            raise NotYourDecision("You cannot end this.")
+            raise NotYourDecision("You cannot end this permission.")
         with transaction.atomic():
             ended = Allowance.objects.live().filter(pk=self.pk).update(ended_at=Now(), ended_by=by)
             if ended:

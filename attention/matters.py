@@ -64,7 +64,8 @@ class Matter:
     person, the things that wait for this person.
 
     `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
-    at most once a day. `is_urgent` things end within minutes, so people are notified of new ones every minute.
+    at most once a day. If `is_urgent` is True, the things end within minutes, so people are notified of new things
+    every minute.
     """
 
     name: str

@@ -143,7 +143,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the `changes` of the event that records this channel: its address, or {} if none is shown."""
+        """Return the `changes` of the event that records this channel: `origin`, or {} if `origin` is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Agents with unusually many refused calls in the last hour, compared with the same hour of the last four weeks."""
+"""Agents with unusually many refused calls in the last hour, compared with the same hour of the week in four weeks."""
 
 from __future__ import annotations
 

@@ -56,11 +56,11 @@ STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Older events are not reported.
 ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to this age.
 KEPT = timedelta(days=30)
-LEASE = timedelta(minutes=2)  # Another process may deliver a message again after this.
+LEASE = timedelta(minutes=2)  # After this time, another process may try to deliver the message again.
 AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
 MOST_FAILURES = 24  # A message is given up after this many failures, about 70 minutes after the first.
 LONGEST_NAME = 80
-MOST_TESTS = 10  # Per person and hour.
+MOST_TESTS = 10  # Test messages per person and hour.
 
 
 def link_to(path: str) -> str:
@@ -71,12 +71,15 @@ def link_to(path: str) -> str:
 
 
 def tell_at_once() -> int:
-    """Queue messages on incidents, approvals and answers to requests; return their number."""
+    """Queue messages on incidents, approvals and answers to requests; return the number of messages."""
     return _tell(matter for matter in MATTERS if matter.at_once) + tell_outcomes()
 
 
 def tell_daily() -> int:
-    """Queue messages on all other matters, and on tokens and sign-ins that end; return their number."""
+    """Queue messages on matters that are reported daily, and on tokens, sign-ins and grants that end.
+
+    Matters that concern only a person's own things are not reported. Returns the number of messages.
+    """
     return _tell(matter for matter in MATTERS if not matter.at_once and not matter.is_own) + tell_endings()
 
 
@@ -206,7 +209,10 @@ def _app_approved(event: Event) -> Answer:
 
 
 def _app_refused(event: Event) -> Answer:
-    """Return the answer for an app that was archived before anybody approved it, otherwise None."""
+    """Return the message to the person who asked for an app that was archived before anybody approved it.
+
+    If somebody had approved the app, return None.
+    """
     if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
         return None
     name = _name(event)
@@ -220,7 +226,10 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the answer if the new role has a capability that the person requested in the last week, otherwise None."""
+    """Return the message to a person whose new role has a capability that they requested in the last week.
+
+    If the role has no such capability, return None.
+    """
     person = _other_than_actor(event, event.target_id)
     if person is None:
         return None

@@ -120,7 +120,7 @@ class ChannelForm(forms.Form):
         # `narrowed_to` is None unless an API key acts for the viewer.
         is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None
         if (self._is_new or values.get("address")) and is_lent:
-            # A new address may receive only matters that its chooser, a person or an API key, may see.
+            # A new address receives only matters that the person or API key that entered the address may see.
             muted |= {matter.name for matter in MATTERS if matter.name not in self._offered}
         return values | {"muted": sorted(muted | {name for name in self._offered if name not in ticked})}
 

@@ -5,10 +5,12 @@ from typing import Self
 
 
 class Action(StrEnum):
-    """The action of an Event, with sentences to describe it. The first sentence whose fields all have values is used.
+    """The action of an Event, with the sentences that describe it.
 
-    The field `self` is the target if the target is also the actor, `fields` are the changed fields; other fields are
-    values of auditlog.sentences. A name that is no longer used stays here as a comment, so that old events can be read.
+    A sentence names its values in braces, such as `{actor}`. The first sentence whose values are all known is used. The
+    value `self` is the target if the target is also the actor, and `fields` are the changed fields. Other values come
+    from auditlog.sentences. The name of an action that is no longer used stays here as a comment, because old events
+    contain it.
     """
 
     sentences: tuple[str, ...]
@@ -484,7 +486,8 @@ class Action(StrEnum):
         "{actor} changed the tool set {target}.",
     )
 
-    # "tool.disabled" and "tool.enabled" became feature.disabled and feature.enabled, when prompts got switches too.
+    # Older events contain the actions "tool.disabled" and "tool.enabled", which became feature.disabled and
+    # feature.enabled when prompts could be disabled too.
 
     UNKNOWN_TOKENS_REFUSED = (
         "proxy.unknown_tokens_refused",

@@ -87,7 +87,7 @@ CALL_HELP = {
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
     "rule_id": "Id of the rule that refused the call, otherwise of the first rule whose condition had no result; null "
     "if none.",
-    "hold_id": "Id of the hold that stopped the call, or by whose approval it ran; null if none.",
+    "hold_id": "Id of the hold that stopped the call, or whose approval let it run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
     "payload_truncated": "Whether the recorded payload was cut.",
@@ -114,7 +114,7 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
 
 
 def explained(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the `extra_kwargs` that give a ModelSerializer these help texts."""
+    """Return the `extra_kwargs` with which a ModelSerializer gives each of these columns its help text."""
     return {name: {"help_text": text} for name, text in columns.items()}
 
 
@@ -131,7 +131,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
 
 class CallDetail(CallSerializer):
-    """An MCP message and its outcome in words, with its payload if it was recorded, for `logs:payloads`."""
+    """An MCP message and its outcome in words. With `logs:payloads`, also its payload if it was recorded."""
 
     reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
 
@@ -253,15 +253,15 @@ class CallGroupSerializer(serializers.Serializer[Any]):
         return {
             **super().get_fields(),
             "errors": serializers.IntegerField(help_text="Number of failed calls."),
-        }  # As a class attribute it would clash with `Serializer.errors`.
+        }  # A class attribute `errors` would clash with `Serializer.errors`.
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null if all matching calls were counted. That is possible with the filters host, gateway, server,
-    user, method, outcome and reason, and with tools by name in `q`. With other filters only the newest 10,000 calls are
-    counted; `counted_since` is then the time of the oldest of them.
+    `counted_since` is null if all matching calls were counted. All calls can be counted if the only filters are host,
+    gateway, server, user, method, outcome and reason, and tools that `q` names. With other filters, only the newest
+    10,000 calls are counted. Then `counted_since` is the time of the oldest of these calls.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
@@ -293,7 +293,8 @@ class StopSerializer(serializers.Serializer[Any]):
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
     since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="Start of the obstacle; null if unknown.")
     by = CauseField(
-        source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; otherwise null."
+        source="cause.by",
+        help_text="E-mail address of the person who caused the obstacle; null if unknown or without `audit:read`.",
     )
     act = CauseField(source="cause.act", help_text="Action that removes the obstacle, if you may; otherwise null.")
     about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
@@ -432,7 +433,7 @@ class CallResource(Log):
             request, lambda: LogExport(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me)
         )
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
-        return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
+        return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (Django's own request is needed)
 
 
 class OwnCallSerializer(CallSerializer):

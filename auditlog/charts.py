@@ -202,7 +202,7 @@ def _end_of_last(search: Search, until: datetime) -> datetime:
 
 
 def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
-    """Return counts and percentiles of the newest calls by bar. Calls after the last bar are counted in that bar."""
+    """Return counts and percentiles of the newest calls by bar. The bar number `last` also has all later calls."""
     rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
     (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
@@ -266,7 +266,7 @@ DEFAULT = "24h"
 
 
 def chosen_range(asked: str | None, among: Collection[str] = RANGES, default: str = DEFAULT) -> str:
-    """Return the range named in the URL, or the default if there is none or it is unknown."""
+    """Return the range named in the URL, or the default if the URL names no range or an unknown one."""
     return asked if asked is not None and asked in among else default
 
 
@@ -305,8 +305,9 @@ class CallPlots:
 
     A CallPlots is falsy if there are no calls, or if the roll-ups cannot answer yet.
 
-    `where` limits the calls by columns of the log, `filters` are the equivalent filters of the Logs page, and `tops`
-    are the groupings to list. `named` overrides labels of plots, by key; an overriding label includes the range.
+    `where` limits the calls by columns of the log. `filters` are the equivalent filters of the Logs page. `tops` names
+    the fields for which the groups with the most calls are listed. `named` replaces the labels of plots, by key; the
+    range is added to a replaced label.
     """
 
     def __init__(

@@ -432,4 +432,4 @@ def export_events(request: AppRequest) -> HttpResponse:
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=changes)
-    return file_response(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is a response.

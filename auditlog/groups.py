@@ -98,10 +98,10 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, from the roll-ups, or if these cannot answer, from the newest calls.
+    """Return the groups with the most calls, counted with the roll-ups.
 
-    Returns None if the roll-ups cannot answer and `where` is empty. Unknown tool names are left out, because clients
-    may invent any name.
+    If the roll-ups cannot answer, the newest calls that match `where` are grouped instead; if `where` is empty, the
+    result is None. Groups by tool leave out calls of unknown tools, because clients may invent any name.
     """
     of_tools = by.name == "tool"
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)

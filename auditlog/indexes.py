@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait for the lock at most this long; after a second they would be refused.
-BUILD_TIMEOUT = "30s"  # When a migration indexes a table in use, the longest wait for each other transaction.
+BUILD_TIMEOUT = "30s"  # Longest wait for any other transaction, when a migration indexes a table in use.
 ATTEMPTS = 5
 # Raised for a partition that retention has detached or dropped in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
-# Partitions without an index attached to one of the table's indexes, newest first by their bounds.
+# Partitions that have no index attached to one of the table's indexes, newest first by their bounds.
 _MISSING = """
 SELECT top.relname, part.relname, substr(pg_get_indexdef(top.oid), strpos(pg_get_indexdef(top.oid), ' USING '))
 FROM pg_index i
@@ -76,7 +76,7 @@ class _Missing:
     def statement(self, text: str) -> sql.Composed:
         names = {"index": self.index, "partition": self.partition, "name": self.name}
         identifiers = {key: sql.Identifier(value) for key, value in names.items()}
-        # The catalogue's own text, already quoted by PostgreSQL.
+        # The definition is text from the catalogue, which PostgreSQL has quoted already.
         return sql.SQL(text).format(definition=sql.SQL(self.definition), **identifiers)
 
 
@@ -178,7 +178,7 @@ def _alone(cursor: Any) -> Iterator[bool]:
 def _make(cursor: Any, missing: _Missing) -> bool:
     """Create and attach the index of one partition; return False if that is not possible now."""
     try:
-        with limited_lock_wait(cursor, "0"):  # The statements below wait for transactions, but block none.
+        with limited_lock_wait(cursor, "0"):  # The statements below wait for transactions, but block no transaction.
             quoted = sql.Identifier(missing.name).as_string(cursor.connection)
             cursor.execute(_USABLE, [missing.definition, missing.definition, quoted])
             found = cursor.fetchone()

@@ -214,7 +214,7 @@ class Rollup(models.Model):
     user_id = models.UUIDField(null=True)
     gateway_id = models.UUIDField(null=True)
     server_id = models.UUIDField(null=True)
-    method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not counted by it)
+    method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not counted by method)
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
     duration_ms = models.FloatField()
@@ -499,9 +499,9 @@ class Switchable(models.Model):
 
     @classmethod
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
-        """Enable or disable `rows` in one statement, with one event each. Return the rows whose state changed.
+        """Enable or disable `rows` in one statement, and record an event for each. Return the rows whose state changed.
 
-        Raises DoesNotExist if a row is gone.
+        Raises DoesNotExist if a row was deleted meanwhile.
         """
         if not rows:
             return []

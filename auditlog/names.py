@@ -20,7 +20,7 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token
 
-MAX_IDS = 8  # If more objects have the name, the search compares the name in each call instead of ids.
+MAX_IDS = 8  # If more objects than this have the name, the search compares the name in each call instead of ids.
 MAX_EXPOSED = 40
 RECENT = timedelta(days=7)  # This period is searched first, because it is in few partitions.
 
@@ -33,7 +33,10 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, and the column with its name. `in_calls` maps columns of a call to the columns they refer to."""
+    """A model, and the name of the column that has the names of its objects.
+
+    `in_calls` maps columns of a call to the columns of the model that have the same values.
+    """
 
     model: type[Model]
     name: str
@@ -45,7 +48,8 @@ NAMED_MODELS = {
     "gateway": NamedModel(Gateway, "name", {"gateway_id": "pk"}),
     "server": NamedModel(Server, "name", {"server_id": "pk"}),
     "user": NamedModel(User, "email", {"user_id": "pk"}),
-    "token": NamedModel(Token, "name", {"token_id": "pk", "connection_id": "connection_id"}),  # No index by token.
+    # Calls have no index by token, so the connection is compared too.
+    "token": NamedModel(Token, "name", {"token_id": "pk", "connection_id": "connection_id"}),
 }
 
 

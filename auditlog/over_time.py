@@ -73,7 +73,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the calls of the last seven days that `refused` counts.
+    """Return a sentence about the calls of the last seven days that the function `refused` counts.
 
     If the viewer may not read the log and the calls are not the viewer's own (`is_own`), return an empty string.
     """

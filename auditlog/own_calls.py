@@ -29,7 +29,7 @@ from gateways.models import Assignment, Gateway, ToolPolicy
 from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # A page polls for this time; then the person must confirm that they still wait.
-LOOKED_AT = timedelta(hours=1)  # Older calls do not end a wait.
+LOOKED_AT = timedelta(hours=1)  # A call that is older than this does not end a wait.
 # Texts for calls refused by the policy of an assignment or by a disabled feature.
 OF_POLICY = "The policy of this gateway blocks this server."
 SWITCHED_OFF = {
@@ -160,7 +160,10 @@ class Wait:
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """Return the wait in the query string; other people's connections and unreachable gateways are ignored."""
+        """Return the wait that the query string describes.
+
+        Other people's connections, and gateways that the person cannot use, are ignored.
+        """
         query = request.GET
         connection = own_connection(request.user, query.get("connection", ""))
         gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()

@@ -92,7 +92,7 @@ def export_proof(request: AppRequest) -> HttpResponse:
     changes |= {"logs": [None, [] if only else _logs(request)]}
     Event.objects.record(Action.PROOF_EXPORTED, request.user, by=request.user, changes=changes)
     name = "checkpoints" if only else "signed-log"
-    return file_response(request, name, "jsonl", pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, name, "jsonl", pieces)  # type: ignore[return-value]  # A stream is a response.
 
 
 @require_GET

@@ -24,7 +24,7 @@ SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"
 WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# The field of a condition that names none: a text is searched in all names, and an id in all ids.
+# The fields of a condition that names no field: a text is searched in all names (ANY_NAME), an id in all ids (ANY_ID).
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}

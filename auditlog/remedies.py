@@ -47,7 +47,7 @@ MODELS: dict[str, type[Model]] = {
 
 
 class CannotMend(Exception):
-    """The action no longer resolves this; the message says why."""
+    """The action does not resolve the refusal any more; the message says why."""
 
 
 class Remedy(NamedTuple):
@@ -58,9 +58,10 @@ class Remedy(NamedTuple):
     only the owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the
     page My identities.
 
-    `done` is the toast afterwards, by default "<object> enabled". `causes` returns the events that may have caused the
-    refusal, by default all events in `began` on the object. The calls refused since that event are counted for the
-    object. If `narrowed_by` is set, they are counted for the objects of these kinds that the object refers to.
+    `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
+    caused the refusal, by default all events in `began` on the object. The calls refused since the newest of these
+    events are counted for the object. `narrowed_by` names objects that the object refers to, such as its gateway; then
+    the calls are counted for these objects instead.
     """
 
     subject: str = ""
@@ -77,7 +78,7 @@ class Remedy(NamedTuple):
 
 
 def _events(row: Model, caused: Q) -> QuerySet[Event]:
-    """Return the events on `row` that meet `caused`, newest first."""
+    """Return the events on `row` that meet the condition `caused`, newest first."""
     return Event.objects.filter(caused, target_type=row._meta.model_name, target_id=str(row.pk))
 
 

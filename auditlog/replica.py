@@ -81,7 +81,7 @@ logger = logging.getLogger(__name__)
 
 ALIAS = "replica"
 SAFE = {"GET", "HEAD", "OPTIONS"}
-WROTE = "gateway_wrote"  # Cookie that tells that this browser has just changed something.
+WROTE = "gateway_wrote"  # Cookie that marks a browser in which something has just been changed.
 # Seconds for which a measurement is valid. So rows on the replica are late by at most READ_LAG_SECONDS plus this time.
 FRESH_S = 3.0
 MARGIN_S = 5

@@ -209,7 +209,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=narrowed_by)
-    return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is a response.
 
 
 def _listed(
@@ -286,8 +286,8 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
     """Return template context that explains a call to `reader`.
 
-    For a denied call, it contains the cause. With `asks`, it also contains the decision that the current rules would
-    make.
+    For a denied call, the context contains the cause. With `asks`, the context also contains the decision that would be
+    made if the call was made now.
     """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"

@@ -177,7 +177,8 @@ THINGS = ("host", "user", "gateway")
 class WhatIfQuery(Query):
     """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked.
 
-    It has no arguments of the tool: they can be secret, and URLs are in histories and logs.
+    The question has no arguments of the tool. Arguments can be secret, but URLs are stored in browser histories and
+    logs.
     """
 
     host = listed_host()
@@ -335,7 +336,7 @@ def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
 
 def _first(field: SubjectField, reader: FilterViewer) -> list[str]:
     name = field.names[0]
-    rows = field.listed(reader)  # type: ignore[arg-type]  # It only uses the reader.
+    rows = field.listed(reader)  # type: ignore[arg-type]  # `listed` only uses the reader.
     return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])
 
 

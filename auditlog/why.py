@@ -188,7 +188,10 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 
 
 def curl(call: Call, *, payload: bool) -> str:
-    """Return a curl command that repeats the call, with recorded params if `payload`; empty if that is impossible."""
+    """Return a curl command that repeats the call; empty if the gateway was removed or the call has no method.
+
+    With `payload`, the command has the recorded params, if these are complete. Otherwise the params are minimal.
+    """
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
         return ""
@@ -357,7 +360,7 @@ def _credentials(question: Question, live: Connection | None) -> Iterator[Creden
 
 
 def digests_of(token: Token) -> TokenDigests:
-    """Return the digests by which the statement finds an API access token."""
+    """Return the digests by which the access statement finds an API access token."""
     return TokenDigests((bytes(token.digest or b""),), (None,))
 
 

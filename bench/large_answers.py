@@ -1,8 +1,10 @@
 """Measure how large answers affect other calls and memory: `python -m bench.large_answers`.
 
-Part 1: a gateway with two servers and one worker. One client pings and calls a small tool. Its p99 is measured alone,
-then while other clients fetch answers of 30 MB with 100,000 URIs (40 KB compressed), each of which is rewritten. Fails
-if the p99 of pings or calls grows by more than 50 ms.
+All parts use one gateway with four servers and one worker.
+
+Part 1: four clients ping and call a small tool. The p99 of these requests is measured first without other load, then
+while other clients fetch answers of 30 MB (40 KB compressed). Each answer has 100,000 URIs, and the gateway rewrites
+each URI. Fails if the p99 of pings or calls grows by more than 50 ms.
 
 Part 2: as many sockets as `--unread` says, with one token, request answers of 8 MB and never read them. Fails if the
 worker's memory grows by more than 100 MB while the answers are unread, or is more than 100 MB larger afterwards.
@@ -113,7 +115,10 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
 
 
 def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
-    """Print the duration of large answers while servers trickle others; return True if all arrived in time."""
+    """Print the duration of large answers while servers trickle other answers.
+
+    Return True if all large answers arrived in time.
+    """
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES
     sockets = [unread(url, token, tool, arguments) for tool, token in zip(tools, tokens[2:], strict=True)]

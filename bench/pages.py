@@ -11,8 +11,8 @@ times are scaled to the fastest twentieth of all runs of the loop; the slowdown 
 one processor only, so the database must run on the same processor (`taskset`).
 
 An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked addresses are
-measured again at the end; the command fails if one is marked each time. Table statistics and roll-ups are updated
-first.
+measured again at the end. The command fails if an address is marked every time. Table statistics and roll-ups are
+updated first.
 """
 
 import argparse

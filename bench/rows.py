@@ -94,9 +94,9 @@ def rule(rules: int) -> int:
 def give(sets: int, gateways: list[str]) -> int:
     """Let people use only granted tools on these gateways, and create this many sets on each.
 
-    One set in ten has a pattern that matches every tool; the others have patterns of their own. Each set is given to
-    one of 20 teams, in turn. The owner is in two teams and has a tenth of the sets. All sets of one of these two teams
-    match every tool, because the first set of each ten does.
+    In every ten sets, the first has a pattern that matches every tool; the other nine have patterns of their own. The
+    sets are given to 20 teams in turn. The owner is in the first two teams, and so has a tenth of the sets. The first
+    team gets only sets that match every tool, because it gets every twentieth set, beginning with the first.
     """
     from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
 

@@ -1,8 +1,7 @@
-"""Measure how much processor time rules add to a call, and how long the slowest decision of an attacker takes.
+"""Measure how much processor time rules add to a call, and the slowest decision that an attacker can cause.
 
 The first table has the time of a call with N conditions: evaluated one by one, and all together, as the gateway does.
-The second table compares measured times with the gateway's estimate of the longest time
-(proxy.access.expression_cost).
+The second table compares measured times with the gateway's estimate of the longest time (proxy.access.expression_cost).
 """
 
 import random

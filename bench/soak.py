@@ -2,16 +2,18 @@
 
 Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
 after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
-unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers,
-one client after the other: everything that worked in a client's first round must work in each later round.
+unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers, one
+client after the other: everything that worked in a client's first round must work in each later round.
 
 Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
 server and the median of a call.
 
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
-after the first third of the time. The number of rows is compared with the number of client actions in the five minutes
-for which rows are stored, because clients act faster on an idle machine; memory and files are compared by their maximum
-in each sixth of the time. So a run needs at least fifteen minutes.
+after the first third of the time.
+
+Clients act faster on an idle machine, which creates more rows. So the number of rows is compared with the number of
+client actions in the last five minutes, for which rows are stored. Memory and files are compared by their maximum in
+each sixth of the time. So a run needs at least fifteen minutes.
 """
 
 import argparse
@@ -59,7 +61,7 @@ OWN_ROWS = dict.fromkeys(
 )
 MOST_SESSIONS = 100  # Stored by the gateway per connection.
 AT_ONCE = 4
-LISTENED_SECONDS = 2.0  # Enough for the gateway to listen to the server as well.
+LISTENED_SECONDS = 2.0  # Long enough for the gateway to start listening to the server too.
 KEPT_SECONDS = 300.0  # How long unused rows are stored.
 # Differences that do not count as growth: a factor, and a number of rows or files.
 ALLOWED, FEW = 1.05, 10
@@ -385,9 +387,9 @@ def real_targets(site: Site) -> Iterator[dict[str, Any]]:
 
 
 def _any_number(ask: Any) -> Any:
-    """Return `ask`, changed so that its expected answer may have other numbers.
+    """Return `ask`, changed so that its expected answer may contain any numbers.
 
-    A server's counter is higher in each round.
+    The reason is a server whose counter is higher in each round.
     """
     if isinstance(ask, list):
         return [_any_number(one) for one in ask]
@@ -487,7 +489,11 @@ def print_line(sample: Sample, counted: Counted) -> None:
 
 
 def what_grew(samples: list[Sample]) -> Iterator[str]:
-    """Yield a sentence for each value that grew from the second to the last third, or within the last third."""
+    """Yield a sentence for each value that grew.
+
+    Memory and files count as grown if they grew from the second third of the time to the last third, and also during
+    the last third. For the numbers of rows and sessions, one of the two is enough.
+    """
     if len(samples) < 6:
         yield "Too short to tell."
         return

@@ -3,7 +3,7 @@
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
 while agents call a tool all the time. Then this checkout migrates, and its processes replace the old processes: each is
 ready before an old process is asked to end. Finally the processes of the old release replace the new ones in the same
-way. If this checkout has no migrations that the newest tag lacks, this checkout is the old release, and a copy of it
+way. If the newest tag already has all migrations of this checkout, this checkout is the old release, and a copy of it
 with one more migration is the new release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
@@ -93,7 +93,7 @@ def newest_release() -> str:
 
 
 def migrations_of(release: str) -> set[str]:
-    """Return the paths of the migrations of `release`. Raises CalledProcessError if this clone does not have it."""
+    """Return the paths of the migrations of `release`. Raises CalledProcessError if this clone lacks the release."""
     return {
         name for name in _git("ls-tree", "-r", "--name-only", release).decode().split() if Path(name).match(MIGRATIONS)
     }
@@ -159,7 +159,8 @@ def embedded(home: Path) -> Iterator[str]:
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
     """Create a database of the release in `code` with `rows` calls in the log; return the environment of its gateway.
 
-    With `again`, this run uses a copy, and the filled database stays for the next run. Both need disk space.
+    With `again`, this run works on a copy of the filled database, so that the next run can use the filled database too.
+    Both databases need disk space.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
@@ -342,7 +343,7 @@ class Upgrade:
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
         """Measure the block as one step.
 
-        The block may append the step's parts, with their durations, to the yielded list. They are reported too.
+        The block may append parts of the step, with their durations, to the yielded list. The parts are reported too.
         """
         began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
         yield parts

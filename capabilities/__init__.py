@@ -92,7 +92,7 @@ def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[Vi
 def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
     """Open a view to every active user; `why` states how the view is limited to the user's own objects.
 
-    If the URL names an object, the view itself checks its owner. `others` are the capabilities that the view
+    If the URL names an object, the view itself checks who owns the object. `others` are the capabilities that the view
     requires for other people's objects; a test checks `others` on all routes.
     """
 

@@ -228,12 +228,12 @@ class Capability(StrEnum):
 
     @property
     def includes(self) -> "tuple[Capability, ...]":
-        """The capabilities that this one includes, so that it can be used alone."""
+        """The capabilities included in this capability, so that a role with this capability alone is usable."""
         return INCLUDED.get(self, ())
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """Pairs: an action that this capability alone does not allow, and the other capabilities that it needs."""
+        """Pairs: an action that needs more than this capability, and the other capabilities that the action needs."""
         return BESIDE.get(self, ())
 
 

@@ -18,8 +18,8 @@ type Rule = Held | Own
 class Own:
     """Rule that allows every signed-in user to act on their own objects.
 
-    For other people's objects, users need `others`, which may be NOBODY. An API key needs `by_key` even for the objects
-    of its owner; if `by_key` is None, it needs `others`.
+    For other people's objects, users need the capabilities `others`, which may be NOBODY. An API key needs the
+    capabilities `by_key`, even for the objects of its owner. If `by_key` is None, the API key needs `others`.
     """
 
     others: Held
@@ -33,7 +33,8 @@ class Own:
     def check(self, user: Any, owner: UUID | None) -> None:
         """Raise if `user` is not the owner and may not act on other people's objects.
 
-        Raises PermissionDenied with the code `not_yours` if nobody may act on them, otherwise CapabilityRequired.
+        If nobody may act on other people's objects, raises PermissionDenied with the code `not_yours`. Otherwise raises
+        CapabilityRequired.
         """
         if owner != user.pk:
             if self.others == NOBODY:
@@ -47,8 +48,8 @@ class HasCapability(BasePermission):
     A method declares its rule with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of alternatives,
     a frozenset of which all are required, None for every signed-in user, or `Own`. A method without a declaration is
     refused. API access tokens (`request.auth.is_data_plane`) are accepted only with `access_tokens=True`. API keys
-    (`request.auth.is_api_key`) are refused with `api_keys=False`, and for `Own` they need the capability even for
-    their owner's objects: a key can do only what it was created with.
+    (`request.auth.is_api_key`) are refused with `api_keys=False`. For `Own`, an API key needs a capability even for its
+    owner's objects, because a key may do only what it has capabilities for.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

@@ -103,7 +103,7 @@ def must_be_done(after: Plan) -> None:
     """Raise StillDiffers if `after`, a plan made after the changes, is not empty."""
     if after.changes:
         titles = ", ".join(change.title for change in after.changes[:5])
-        raise StillDiffers(f"After these changes the file would still change: {titles}. {StillDiffers.__doc__}")
+        raise StillDiffers(f"Even after these changes, the file would still change: {titles}. {StillDiffers.__doc__}")
 
 
 def _claim(made: Plan, by: User, commit: str) -> None:

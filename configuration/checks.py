@@ -35,7 +35,7 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object of the document that another of the `sources` (ManagedObject) governs."""
+    """Yield a mistake for each object of the document that has another source; see `ManagedObjectQuerySet.sources`."""
     for (kind, key), entry in world.entries.items() if sources else ():
         found = world.of(kind).get(entry.was or key)
         source = sources.get(target_of(found.row)) if found else None
@@ -117,4 +117,4 @@ def _unresolved(change: Change, world: World) -> Iterator[tuple[str, str]]:
         reference = change.values.get(one.name)
         is_unknown = one.is_secret and reference and REFERENCE_FORM(reference) and reference not in world.secrets
         if is_unknown and (change.row is None or not change.kind.secret_of(change.row, one.name)):
-            yield one.name, f"{reference} is empty where this runs. Set it, or name another."
+            yield one.name, f"{reference} is empty on this machine. Set it, or write another reference."

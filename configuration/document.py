@@ -88,7 +88,10 @@ class ConfigDocument:
         return self.key_marks.get(path) or self.at(path)
 
     def include(self, other: "ConfigDocument") -> list[Mistake]:
-        """Append the lists of `other`. Return a mistake for each value, except lists, that is different."""
+        """Append the lists of `other` to the lists of this document.
+
+        Return a mistake for each other value that differs between the documents.
+        """
         mistakes = []
         self.files += other.files
         for name, value in other.data.items():
@@ -163,7 +166,7 @@ def _syntax_mistake(file: str, text: str, error: Exception) -> Mistake:
     if isinstance(error, AliasFound):
         return Mistake(at, "Aliases (*name) and merges (<<) are not read. Write the values out.")
     if isinstance(error, RecursionError):
-        return Mistake(at, "The file is nested too deeply. Write at most the levels of the schema.")
+        return Mistake(at, "The file is nested too deeply. Use only the levels that the schema has.")
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
         at = Mark(file, before.count("\n") + 1, len(before.rpartition("\n")[2]) + 1)

@@ -66,7 +66,7 @@ class _EntryReader:
                 self._read_list(child, given[child.name], key, (*path, child.name))
 
     def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
-        """Return the present key of an object that the document renames; None if it does not rename it."""
+        """If the document renames the object, return the present key of the object; otherwise return None."""
         moved = given.get("moved")
         if moved is None:
             return None

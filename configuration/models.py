@@ -53,7 +53,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
 class ManagedObject(models.Model):
     """An object that a configuration file governs. Nothing is locked: people may change the object by hand.
 
-    An object that its file no longer lists is kept for pruning.
+    The row remains when the file no longer lists the object, so that the object can be pruned.
     """
 
     target_type = models.CharField(max_length=40)
@@ -62,7 +62,7 @@ class ManagedObject(models.Model):
     file = models.CharField(max_length=300)
     commit = models.CharField(max_length=100, blank=True)
     applied_at = models.DateTimeField()
-    is_listed = models.BooleanField(default=True, db_default=True)  # False: the last file of this source lacks it.
+    is_listed = models.BooleanField(default=True, db_default=True)  # False if the last applied file lacks it.
 
     objects = ManagedObjectQuerySet.as_manager()
 

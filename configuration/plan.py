@@ -34,8 +34,8 @@ class Plan:
     """The changes that applying a document would make.
 
     `not_in_file` are objects of the workspace that are missing from the document's lists. `claimed` are unchanged
-    objects that the document's source would manage from now on. `missing` are the
-    capabilities that the person lacks, by object; `not_by_key` are the objects that an API key cannot change.
+    objects that the document's source would manage from now on. `missing` are the capabilities that the person lacks,
+    by object; `not_by_key` are the objects that an API key cannot change.
     """
 
     document: ConfigDocument

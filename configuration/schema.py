@@ -73,9 +73,9 @@ def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
     from jsonschema import Draft202012Validator, ValidationError, validators  # type: ignore[import-untyped]  # noqa: PLC0415
 
     def unique(_: Any, required: bool, items: Any, __: Any) -> Iterator[Any]:
-        """Report texts that occur twice in a list. Items that are no texts are mistakes anyway.
+        """Report texts that occur twice in a list. Items that are not texts are mistakes anyway.
 
-        The check of jsonschema is slow, because it compares each such item with every other item.
+        The check by jsonschema is slow for items that are not texts: it compares each item with every other item.
         """
         texts = [one for one in items if isinstance(one, str)] if required and isinstance(items, list) else []
         if len({*texts}) < len(texts):

@@ -279,7 +279,7 @@ class GatewayHosts(Resource):
             raise serializers.ValidationError({"tool_set_id": ["There is no such set on this gateway."]})
 
         def put(*, by: User) -> None:
-            with transaction.atomic():  # Prevents calls without the limit in between.
+            with transaction.atomic():  # No call is decided between the two changes.
                 if "tool_set_id" in body:
                     row.limit(tool_set, by=by)
                 if "allowed" in body:
@@ -383,7 +383,7 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
     identity = CarriedIdentity(allow_null=True, help_text="Credential used for the server; null if none.")
     state = serializers.ChoiceField(
         ["active", "missing", "attention", "disabled", "blocked"],
-        help_text="Whether calls to the server work with it, and if not, why.",
+        help_text="Whether calls to the server work with the credential, and if not, why.",
     )
     reason = serializers.CharField(source="why", help_text="What is wrong and how to fix it; otherwise empty.")
 

@@ -78,10 +78,11 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences for a confirmation: the impact of disabling `target`, and the calls it would have refused.
+    """Return sentences for a confirmation: the impact of disabling `target`, and the number of refused calls.
 
-    Only calls of the last seven days are counted. The owner of `target` gets all sentences. Other viewers get the
-    impact if they may see all connections, and the calls if they may read the log. Raises NothingGoesThrough.
+    The number is that of calls of the last seven days that would have been refused if `target` had been disabled. The
+    owner of `target` gets all sentences. Other viewers get the impact if they may see all connections, and the number
+    of calls if they may read the log. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -185,7 +186,7 @@ def ended_together(which: Q) -> str:
 
 
 def _reached(target: models.Model) -> tuple[Q, Where]:
-    """Return a pair: the condition for connections that depend on `target`, and the one for calls that depend on it.
+    """Return a pair: the conditions for connections and for calls that depend on `target`.
 
     The condition for calls is a list of values by column.
     """

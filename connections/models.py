@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery that finds the role of a connection's user, but only if people with it can only look."""
+    """Return a subquery for the role of a connection's user. It has a row only if the role may not use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -91,7 +91,7 @@ def _uses_all() -> dict[str, str]:
 
 
 def uses_every_gateway() -> models.QuerySet[User]:
-    """Return the people who may use every gateway, even one that is not open to them."""
+    """Return the people who may use every gateway, even gateways that are not open to everyone or to their teams."""
     through_role = Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
     looking = Role.objects.filter(uses_gateways=False).values("pk")
     uses_all = Q(is_superuser=True) | through_role
@@ -282,7 +282,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             return self.own(user).revoke_all(by=by, reason=RevokeReason(reason.value))
 
 
-# Django takes longer to build this query than PostgreSQL to answer it, and a list needs it for each page.
+# Cached: Django takes longer to build this query than PostgreSQL to answer it, and each page of a list needs the query.
 @cache
 def _with_details() -> ConnectionQuerySet:
     return (
@@ -317,7 +317,7 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     than the missing access.
     """
     if not user.uses_gateways:
-        return "Your role only looks and uses no gateway."
+        return "With your role you can only look, not use a gateway."
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
     if gateway.archived_at or not gateway.enabled:
@@ -354,8 +354,9 @@ class Connection(Versioned, Switchable):
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
 
-    # Seconds for which a held call keeps its request open while it waits. NULL means 50 s with progress notifications,
-    # otherwise 4 s. The gateway learns the value from calls, and people can change it.
+    # Seconds for which a held call keeps its request open while it waits. NULL means 50 s if the client asked for
+    # progress notifications, otherwise 4 s. The gateway learns the value from the client's calls. People can change the
+    # value.
     hold_wait = models.PositiveSmallIntegerField(null=True, blank=True)
 
     objects = ConnectionQuerySet.as_manager()

@@ -31,7 +31,11 @@ LIVE = "live"  # All statuses but `revoked`.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """Return the connections `viewer` may see: all with MCP_CONNECTIONS_READ or `opening`, otherwise their own."""
+    """Return the connections that `viewer` may see.
+
+    These are all connections if the viewer has MCP_CONNECTIONS_READ or a capability in `opening`. Otherwise they are
+    the viewer's own connections.
+    """
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
 
@@ -108,7 +112,7 @@ class ConnectionRow:
     def status_text(self) -> str:
         """The status in words.
 
-        Instead of "expired", the text is "new token not collected" or "no active token" if this is the reason.
+        Instead of "expired", the text is "new token not collected" or "no active token" if one of these is the reason.
         """
         if self.status != "expired":
             return self.status

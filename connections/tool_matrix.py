@@ -89,9 +89,10 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the columns that the filters choose; without a choice, everybody and the columns with a grant or limit.
+    """Return the columns that the filters choose.
 
-    Without a choice, at most MOST_COLUMNS are returned.
+    Without a choice, return at most MOST_COLUMNS columns: everybody, the teams and people with a grant, and the apps
+    and agents with a limit.
     """
     told: Any = filters.values
     found: list[MatrixColumn] = []

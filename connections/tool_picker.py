@@ -133,7 +133,10 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _not_found(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return a pair: the features of `gateway` with names of the set's members, and a sentence about missing names."""
+    """Return a pair: the features of `gateway` that have the same names as members of the set, and a sentence.
+
+    The sentence names the members that are missing on `gateway`; it is empty if none is missing.
+    """
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""
     names = [*tool_set.members.order_by("exposed_name").values_list("exposed_name", flat=True)]

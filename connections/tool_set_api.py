@@ -137,12 +137,16 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     id = Id()
     tool_set = Reference(help_text="The set.")
     to = serializers.SerializerMethodField(help_text="`everyone`, `team` or `person`.")
-    team = Reference(allow_null=True, help_text="The team; null for others, and if the team is deleted.")
-    team_name = serializers.CharField(help_text="Name of the team when the grant ended; empty before, and for others.")
-    email = serializers.EmailField(
-        source="user.email", allow_null=True, help_text="E-mail address of the person; null for others."
+    team = Reference(allow_null=True, help_text="The team; null for other recipients, and if the team is deleted.")
+    team_name = serializers.CharField(
+        help_text="Name of the team when the grant ended; empty before that, and for other recipients."
     )
-    given_by = serializers.EmailField(source="given_by.email", help_text="E-mail address of who gave it.")
+    email = serializers.EmailField(
+        source="user.email", allow_null=True, help_text="E-mail address of the person; null for other recipients."
+    )
+    given_by = serializers.EmailField(
+        source="given_by.email", help_text="E-mail address of the person who gave the set."
+    )
     given_at = UtcDateTimeField(help_text="When it was given.")
     ends_at = UtcDateTimeField(allow_null=True, help_text="The date on which it ends; null without one.")
     ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")

@@ -288,7 +288,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
 def changed(
     request: AppRequest, row: Connection, toast: str, undo: Undo | None = None, *, stays: bool = False
 ) -> HttpResponse:
-    """Answer an action with the current row and a toast; with `stays`, with a notice that does not disappear."""
+    """Answer an action with the current row and a toast. If `stays` is True, a lasting notice replaces the toast."""
     back = back_url(request, row)
     if not wants_fragment(request):
         return leave(request, back, toast, undo)

@@ -24,7 +24,7 @@ from gateways.models import Gateway, GatewayQuerySet
 from ui.operations import ListQuery, Query, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField
 
-# A person's own gateways. An API key needs the capability, as for the catalogue.
+# People may read their own gateways. An API key needs the capability GATEWAYS_READ, as for the catalogue.
 READ = Own(Capability.GATEWAYS_READ)
 
 
@@ -140,7 +140,9 @@ class RegistryQuery(Query):
     """The parameters of the MCP registry API."""
 
     cursor = serializers.CharField(required=False, help_text="`metadata.nextCursor` of the page before.")
-    limit = serializers.CharField(required=False, help_text="Most servers on a page: 30, or up to 100.")
+    limit = serializers.CharField(
+        required=False, help_text="Maximum number of servers on a page, up to 100; 30 if missing."
+    )
     search = serializers.CharField(required=False, help_text="Text contained in the name or title.")
     updated_since = serializers.CharField(required=False, help_text="Only servers changed at this time or later.")
     version = serializers.CharField(required=False, help_text="`latest` or a version.")

@@ -1,4 +1,4 @@
-"""Files that an organisation installs on machines, so that clients use the directory, or no servers but gateways."""
+"""Files that an organisation installs on machines, so that clients use the directory, or only gateways as servers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from servers.upstream_guard import own_endpoints
 from wire import guard
 from wire.background import Background, every
 
-# Searches of the log and plans of files, each of which may keep a processor busy for seconds.
+# Paths of requests that may keep a processor busy for seconds: searches of the log, and plans of files.
 SEARCHES = re.compile(
     r"/logs/(|export/|busiest/|groups/.*|values/.*)|/api/logs(|/export|/groups)|/admin/auditlog/call/"
     r"|/gateways/[^/]+/usage/|/settings/configuration/(|apply/|export/)|/api/config/.*"

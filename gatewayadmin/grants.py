@@ -1,6 +1,6 @@
-"""The rights of a serving role when another role owns the database: everything except changing the logs.
+"""Grants the rights of a serving role: the database role of a gateway whose tables are owned by another role.
 
-Such a role can insert and read rows of the logs, but cannot delete checkpoints or the key that signs them. Only the
+A serving role can insert and read rows of the logs, but cannot delete checkpoints or the key that signs them. Only the
 owner can update or delete rows of the logs, drop the triggers that protect these rows, or alter a table
 (docs/how-to/deploy.md).
 """
@@ -18,8 +18,8 @@ MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
 KEPT = (CheckpointKey._meta.db_table,)  # A serving role may re-encrypt these rows, but not delete them.
-# Tables that a serving role may only read. The owner writes them when it migrates, and the archiving role writes which
-# partitions are archived: these may be dropped.
+# Tables that a serving role may only read. The owner writes them when it migrates. Only the archiving role may record
+# which partitions are archived, because archived partitions may be dropped.
 READ_ONLY = ("django_migrations", SchemaVersion._meta.db_table, ArchivedPartition._meta.db_table)
 
 _TABLES = """

@@ -217,7 +217,10 @@ class _LimitedBody:
         return self._size > self.largest
 
     async def may_grow(self) -> bool:
-        """Return whether the body may exceed the anonymous limit; sets `is_busy` if the look-up was refused."""
+        """Return whether the body may exceed the anonymous limit.
+
+        Sets `is_busy` if the credential was not checked because too many checks wait.
+        """
         if self._may_send_more is not None:
             ask, self._may_send_more = self._may_send_more, None
             try:
@@ -327,7 +330,7 @@ def _announced(headers: Headers) -> int:
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
-_background = Background(DatabaseError)  # Logged without a traceback: the waiting request gets it, too.
+_background = Background(DatabaseError)  # No traceback in the log: the waiting request gets the error, too.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
@@ -371,8 +374,8 @@ def _is_known(secret: str, session: str) -> bool:
         databases.give_back()  # Return the connection: the thread is reused.
 
 
-# Fair shares of the pages' database connections: requests wait only for others of the same sender. A sender is a
-# person, or a session or bearer token whose person is not known yet. Calls at /mcp have separate limits.
+# Fair shares of the pages' database connections: a request waits only for other requests of the same sender. A
+# sender is a person, or a session or bearer token whose person is not known yet. Calls at /mcp have separate limits.
 
 MOST_WAITING = 32
 LONGEST_WAIT_S = 10.0
@@ -400,7 +403,7 @@ class FairShares:
         self._session_cookie = session_cookie
         self._free = free
         self._shares: dict[str, _Share] = {}
-        self._people: dict[str, str] = {}  # By session or token.
+        self._people: dict[str, str] = {}  # The person of each session or token.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(self._free):

@@ -42,9 +42,10 @@ LONGEST = 100
 
 @dataclass(frozen=True, slots=True)
 class PaletteEntry:
-    """A page or an action; if `posts` is True, the action is executed at once. `tile` is the name for a letter tile.
+    """A page or an action; if `posts` is True, the action is executed at once.
 
-    `note` distinguishes entries of the same text; for actions it begins with the kind of the thing.
+    `tile` is the name from which a letter icon is made. `note` distinguishes entries of the same text; for actions it
+    begins with the kind of the thing.
     """
 
     text: str
@@ -102,7 +103,10 @@ def _verb(words: str) -> tuple[str, str]:
 
 
 def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield the offers that match all words: first one with this name, then those with all words in their text."""
+    """Yield the offers that match all words.
+
+    An offer whose text is exactly `words` comes first, then offers with all words in their text, then the others.
+    """
     wanted = words.lower().split()
     may = list(offered(offers, user))
     by_text = [one for one in may if all(word in one.text.lower() for word in wanted)]

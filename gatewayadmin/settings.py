@@ -221,7 +221,7 @@ TEMPLATES = [
 ]
 
 CACHES = {
-    # Shared by all workers, since it stores used codes. MCP requests never read it.
+    # All workers share this cache, because it stores used codes. MCP requests never read this cache.
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",

@@ -30,7 +30,7 @@ def keys(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("redirects to a page that checks its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
-    """Redirect to the page of a letter; to the list of keys if the letter opens no page of this person."""
+    """Redirect to the page of a letter; to the list of keys if the letter has no page that the person may open."""
     return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))
 
 

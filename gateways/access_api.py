@@ -188,7 +188,7 @@ class AccessRequestResource(Resource):
         body = self.body()
         gateway = Gateway.objects.catalogue_of(self.me).filter(takes_requests=True, pk=body["gateway_id"]).first()
         if gateway is None:
-            raise ValidationError({"gateway_id": ["You can ask for no gateway with this id."]})
+            raise ValidationError({"gateway_id": ["There is no gateway with this id that you can ask for."]})
         tool_set = None
         if pk := body.get("tool_set_id"):
             tool_set = sets_at(gateway).filter(pk=pk).first()

@@ -1,4 +1,4 @@
-"""The forms and filters of access: the catalogue, requests, and which gateways take them."""
+"""Forms and filters of the catalogue and of access requests, and the form for a gateway's request settings."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class ApproveForm(DeclineForm):
 
 
 class TakesRequestsForm(forms.Form):
-    """Settings for requests at a gateway: whether it takes them, their periods, and the approvers."""
+    """The access request settings of a gateway: whether it takes requests, for which periods, and who approves."""
 
     takes_requests = forms.BooleanField(
         required=False,
@@ -151,7 +151,7 @@ class TakesRequestsForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if (values.get("request_days") or 0) > (values.get("most_request_days") or MOST_DAYS):
-            self.add_error("request_days", "The usual period is longer than the longest.")
+            self.add_error("request_days", "The usual period must not be longer than the longest period.")
         return values
 
 

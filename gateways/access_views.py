@@ -104,9 +104,10 @@ REQUESTS = Table(
 
 
 def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate whether the viewer may use each gateway, with and without a grant, and the number of tools.
+    """Annotate each gateway with the viewer's access to it and with its number of tools.
 
-    `granted_until` is the end of the viewer's grant, `waits` the viewer's open request for the gateway, if any.
+    `reaches_always` is True if the viewer may use the gateway without a grant, `reaches_by_grant` if a grant opens it.
+    `granted_until` is the end of this grant. `waits` is the id of the viewer's newest open request for the gateway.
     """
     without = Gateway.objects.reachable_by(viewer, by_grant=False).filter(pk=OuterRef("pk"))
     own = GatewayGrant.objects.live().filter(gateway=OuterRef("pk"), user=viewer)
@@ -127,14 +128,14 @@ class CatalogueRow:
         self.gateway = gateway
         self.reaches: bool = gateway.reaches_always or gateway.reaches_by_grant
         self.until: datetime | None = None if gateway.reaches_always else gateway.granted_until
-        # A person who may use the gateway may still lack some of its tool sets. So if only given tools can be used,
-        # the person may always ask.
+        # On a gateway that allows only granted tools, a person who may use the gateway may still lack some tools. So
+        # this person may always request more.
         is_open = self.reaches and self.until is None and gateway.tools_given == ToolsGiven.ALL
         self.may_ask: bool = gateway.takes_requests and not is_open
 
 
 def catalogue_gateway_or_404(viewer: User, slug: str) -> Any:
-    """Return the gateway, with the annotations of `with_access`. Raises Http404 if `viewer` may not know of it."""
+    """Return the gateway, with the annotations of `with_access`. Raises Http404 if `viewer` may not see it."""
     rows = with_access(Gateway.objects.catalogue_of(viewer), viewer)
     return get_object_or_404(rows, slug=slug)
 
@@ -156,7 +157,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(MAY_SEE)
 def gateway(request: AppRequest, slug: str) -> HttpResponse:
-    """Show what a gateway offers, and which part of this the person may use."""
+    """Show the tools of a gateway, and which of them the person may use."""
     found = catalogue_gateway_or_404(request.user, slug)
     row, tools = CatalogueRow(found), Feature.objects.callable().filter(assignment__gateway=found.pk)
     grants = list(ToolGrant.objects.to(request.user).filter(gateway=found.pk))
@@ -180,9 +181,9 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
-    """Return a pair: whether one of the person's live `grants` gives the set, and the latest end date.
+    """Return a pair: whether any of the person's live `grants` gives the set, and when the last of these grants ends.
 
-    The date is None if there is no such grant, or if one of these grants has no end date.
+    The date is None if no grant gives the set, or if one of the grants that give it has no end date.
     """
     ends = [grant.ends_at for grant in grants if grant.tool_set_id == tool_set.pk]
     dates = [end for end in ends if end]
@@ -192,7 +193,7 @@ def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetim
 @require_http_methods(["GET", "POST"])
 @own_resource(MAY_SEE)
 def ask(request: AppRequest, slug: str) -> HttpResponse:
-    """Request to use a gateway, with a set of its tools or without; `set` in the URL preselects one."""
+    """Request to use a gateway, or one of its tool sets. The URL parameter `set` preselects a tool set."""
     found = catalogue_gateway_or_404(request.user, slug)
     if not found.takes_requests:
         raise Http404
@@ -214,7 +215,7 @@ def ask(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def request_or_404(viewer: User, pk: UUID) -> AccessRequest:
-    """Return a request of `viewer`, or one on which they may decide. Raises Http404."""
+    """Return a request that `viewer` made or may decide on. Raises Http404 for other requests."""
     return get_object_or_404(AccessRequest.objects.concerning(viewer).with_details(), pk=pk)
 
 
@@ -335,7 +336,7 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def settings(request: AppRequest, slug: str) -> HttpResponse:
-    """Change whether a gateway takes requests, for how long, and who decides."""
+    """Change whether people may request access to a gateway, for how many days, and who decides on the requests."""
     found = gateway_or_404(request.user, slug)
     names = ("takes_requests", "request_days", "most_request_days")
     initial = {name: getattr(found, name) for name in names}

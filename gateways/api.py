@@ -415,9 +415,9 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match assignments by the alias or id in a URL. An alias cannot be mistaken for an id, because it is shorter.
+    """Match assignments by the alias or id in a URL.
 
-    NUL characters match no assignment.
+    An alias cannot be mistaken for an id, because aliases are shorter. Text with NUL characters matches no assignment.
     """
     try:
         return Q(pk=UUID(alias))

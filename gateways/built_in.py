@@ -1,4 +1,4 @@
-"""Adding a server that is part of this process, with a gateway of its own."""
+"""Add a built-in server, which is part of this process, and a new gateway for this server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from servers.models import Server
 
 
 class NameInUse(Exception):
-    """A server or gateway has this name, or had it: slugs are never used again."""
+    """A server or gateway has or had this name. Names of archived objects count too, because slugs are never reused."""
 
 
 def add_built_in(
@@ -30,7 +30,7 @@ def add_built_in(
     """Create the server with the reserved `url` and these `tools`, and a gateway for it. Raises NameInUse."""
     named = Q(slug=slug) | Q(name__iexact=name)
     if Server.objects.filter(named | Q(url=url)).exists() or Gateway.objects.filter(named).exists():
-        raise NameInUse(f"A server or gateway called {name} is there already, or was.")
+        raise NameInUse(f"A server or gateway called {name} exists already, or existed before.")
     with transaction.atomic():
         server = Server.objects.add(name=name, slug=slug, url=url, by=by)
         gateway = Gateway.objects.add(name=name, slug=slug, description=about, reach=reach, by=by)

@@ -39,8 +39,8 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# Assignments are joined before the grouping, because they have the server ids by which it groups. Servers are joined
-# after the grouping, when there are fewer rows.
+# Assignments are joined before the grouping, because the rows are grouped by the server ids of the assignments. Servers
+# are joined after the grouping, when there are fewer rows.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, count(*) OVER ()
@@ -85,7 +85,7 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return the start and end of the last month. With an end, PostgreSQL skips future partitions."""
+    """Return the start and end of the last SPAN. Thanks to the end, PostgreSQL skips partitions for the future."""
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 
@@ -94,8 +94,8 @@ def month() -> list[datetime]:
 class CatalogueEntry:
     """One tool of a server.
 
-    `places` are the tool's features on all gateways, `found` those that match the filters, `feature` the oldest of
-    `found`. Calls are counted for `found`.
+    The tool is a separate feature on each gateway. `places` are all these features, `found` are those that match the
+    filters, and `feature` is the oldest of `found`. `calls` are the calls of the features in `found`.
     """
 
     feature: Feature
@@ -110,7 +110,7 @@ class CatalogueEntry:
 
     @property
     def effect(self) -> str:
-        """The effect the server claims, as text; empty if it does not state one."""
+        """The effect that an administrator or the server states, as text; empty if nobody states an effect."""
         return self.feature.claim
 
     @cached_property
@@ -157,7 +157,7 @@ def is_new(feature: Feature) -> bool:
 
 
 def servers_seen_by(viewer: User) -> ServerQuerySet:
-    """Return the servers of the tools `viewer` may see, by name."""
+    """Return the servers of the tools `viewer` may see, sorted by name."""
     of_tools = Feature.objects.tools_seen_by(viewer).order_by().values("assignment__server")
     return Server.objects.filter(pk__in=of_tools).order_by("name")
 
@@ -173,7 +173,7 @@ class Catalogue:
 
     def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, tells_use: bool = True) -> None:
         self._viewer = viewer
-        self._chosen = self._narrowed(values)  # Includes tools that the viewer may not see: a join excludes them.
+        self._chosen = self._narrowed(values)  # May include tools that the viewer may not see. The join excludes them.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -293,7 +293,7 @@ class Catalogue:
         return list(entries.values())
 
     def _places(self, at: RawSQL) -> list[Feature]:
-        """Return the features whose ids the query `at` selects, by gateway, with only the columns the list needs."""
+        """Return the features whose ids `at` selects, sorted by gateway, with only the columns the list needs."""
         told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
         of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
         shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")
@@ -308,7 +308,7 @@ class Catalogue:
 
     def _tell_use(self, entries: list[CatalogueEntry]) -> None:
         """Set the number of calls and the last call of each entry."""
-        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # By the columns OF_TOOLS.
+        known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # Keyed by the columns OF_TOOLS.
         for entry in entries:
             for place in entry.found:
                 columns = place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]

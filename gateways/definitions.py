@@ -105,7 +105,10 @@ def _quoted(value: Any) -> str:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """Split a long line into sentences, and long sentences at fixed lengths, so that added text moves few breaks."""
+    """Split a long line into sentences, and long sentences into pieces of LONGEST characters.
+
+    So text that is added to one sentence does not move the breaks in other sentences.
+    """
     if len(line) <= LONG:
         yield line
         return
@@ -239,7 +242,7 @@ def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """Return the schema, following a reference into `whole`; {} if it is not a schema."""
+    """Return `schema`, with its `$ref` replaced by the part of `whole` that it names; {} if this is not a schema."""
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):
         found = whole

@@ -34,7 +34,10 @@ class Refreshed:
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
-    """List and store the features of all enabled servers of `gateway` in parallel. Failures change no stored rows."""
+    """List and store the features of all enabled servers of `gateway` in parallel.
+
+    If a server fails, its stored features do not change.
+    """
     return _refreshed(_targets(gateway.assignments.live().filter(server__enabled=True), by))
 
 

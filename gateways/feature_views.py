@@ -203,7 +203,10 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the gateways that have the same tool, and the tool's use; {} for other kinds and tools not offered now."""
+    """Return the context with the gateways that have the same tool, and with the use of the tool.
+
+    Return {} if the feature is not a tool, or is not offered now.
+    """
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():
         return {}
@@ -223,7 +226,8 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 def _views(feature: Feature) -> Iterator[DefinitionView]:
     """Yield the views of `feature`, the default view first.
 
-    The default shows the definition on which somebody has to decide; if there is none, the readable text.
+    The default view shows the definition on which somebody has to decide. If no decision is due, it is the readable
+    text; for prompts, resources and quarantined features, it is the approved definition.
     """
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
@@ -298,8 +302,8 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
             _is_personal(feature) and not feature.missing_since,
             "Visible only to people whose own credential lists it.",
         ),
-        (not given.exists(), "No grant gives it to you."),
-        (assignment.server.lists_live, f"{name} is asked again for each list, and may not list it every time."),
+        (not given.exists(), "Not given to you by any grant."),
+        (assignment.server.lists_live, f"{name} is asked again for each list, and may leave this out."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -331,7 +335,10 @@ def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def accept(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Confirm, then approve the server's current definition; only the version that was confirmed is accepted."""
+    """Ask for a confirmation, then approve the server's current definition.
+
+    If the server offers another definition than the one in the confirmation, nothing is approved.
+    """
     feature = feature_or_404(request, pk)
     back, name = _back(request, feature), feature.assignment.server.name
 
@@ -425,7 +432,7 @@ def effect(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def texts(request: AppRequest, pk: UUID) -> HttpResponse:
-    """State title and description of a tool for clients, instead of its server's."""
+    """Set the title and description that clients see instead of those that the server gives for the tool."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

@@ -125,7 +125,7 @@ class AssignmentForm(forms.Form):
     bare = forms.BooleanField(
         label="Without alias",
         required=False,
-        help_text="Tools keep their own names. Only if the gateway has one server.",
+        help_text="Tools keep their own names. Possible only if this is the gateway's only server.",
     )
     identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
     shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose a credential")
@@ -203,7 +203,7 @@ class AssignmentForm(forms.Form):
     def _check_scheme(self, server: Server, values: dict[str, Any]) -> None:
         scheme = values["identity_scheme"]
         if server.needs_credential and scheme == IdentityScheme.NONE:
-            self.add_error("identity_scheme", f"{server.name} needs a credential. Choose whose.")
+            self.add_error("identity_scheme", f"{server.name} needs a credential. Choose whose is used.")
         if not server.needs_credential and scheme != IdentityScheme.NONE:
             self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
         elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):

@@ -184,7 +184,7 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Add a person to a team from the person's page, which has a button for each team they are not in."""
+    """Add a person to a team from the person's page, where each team without this person has a button."""
     person = get_object_or_404(User, pk=pk)
     back = reverse("accounts:person", args=[pk])
     if request.method == "GET":
@@ -220,7 +220,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @requires(Capability.GATEWAYS_MANAGE)
 def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Choose the gateways open to a team. Needs gateway management too."""
+    """Choose the gateways open to a team. Requires the permission to manage gateways, too."""
     team = get_object_or_404(Team, pk=pk)
     form = TeamGatewaysForm(posted(request), team=team)
 
@@ -251,7 +251,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _ended_access(team: Team) -> str:
-    """Return sentences that say what deleting the team ends: access to gateways, grants of tools, directory address."""
+    """Return sentences on the gateway access, grants of tools and directory address that end if the team is deleted."""
     names = [gateway.name for gateway in _live(team)]
     closed = "No gateway is limited to this team."
     if names:

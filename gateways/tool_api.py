@@ -137,21 +137,21 @@ class ToolChanges(RequestBody):
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
-        SAID_EFFECTS, required=False, help_text="Effect of a tool, instead of its server's; empty for the server's."
+        SAID_EFFECTS, required=False, help_text="Effect to state for a tool; if empty, the server's applies."
     )
     said_title = serializers.CharField(
         required=False,
         allow_blank=True,
         max_length=200,
         validators=[check_visible],
-        help_text="Title of a tool for clients, instead of its server's; empty for the server's.",
+        help_text="Title of a tool for clients; if empty, the server's is used.",
     )
     said_description = serializers.CharField(
         required=False,
         allow_blank=True,
         max_length=LONGEST_TEXT,
         validators=[check_visible],
-        help_text="Description of a tool for clients, instead of its server's; empty for the server's.",
+        help_text="Description of a tool for clients; if empty, the server's is used.",
     )
 
 
@@ -376,7 +376,7 @@ class CatalogueResource(Resource):
         values = {name: value for name, value in values.items() if value}
         values["server_ids"] = self.query_data.get("server")
         self.catalogue = Catalogue(self.me, values, self.ordering)
-        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # A sequence will do.
+        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # It needs only a sequence.
         return self.get_paginated_response(self.serialize(page, many=True))
 
     @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)

@@ -115,7 +115,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect from the former URL of a tool's page, with or without a version, which old links still use."""
+    """Redirect old links, which use the former URL of a tool's page. They may contain a version of the definition."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
@@ -153,14 +153,14 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class ToolRow:
-    """A feature as a row of a table; `is_given` is False if grants do not give it to the viewer."""
+    """A feature as a row of a table; `is_given` is False if the viewer needs a grant for the feature and has none."""
 
     feature: Feature
     is_given: bool = True
 
     @property
     def effect(self) -> str:
-        """The effect the server claims, as text; not verified."""
+        """The effect that an administrator or the server states, as text; not verified."""
         return self.feature.claim
 
     @property
@@ -288,7 +288,7 @@ def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
 
 
 def _given(features: list[Feature], viewer: User) -> set[UUID]:
-    """Return those of these features that are given to `viewer`."""
+    """Return the ids of those `features` that are given to `viewer`."""
     asked = Feature.objects.filter(pk__in=[feature.pk for feature in features])
     pairs = {(feature.assignment.gateway_id, viewer.pk) for feature in features}
     return {*given_to(asked, pairs).values_list("pk", flat=True)}

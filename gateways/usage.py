@@ -162,7 +162,7 @@ def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
 
 
 def used_tools(assignment: Assignment) -> list[str]:
-    """Return the names of the tools that were called recently and not denied."""
+    """Return the names of the tools with a recent call that was not denied."""
     return [tool.name for tool in uses([assignment])[0].used]
 
 
@@ -223,9 +223,10 @@ class PersonUse(NamedTuple):
 
 
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
-    """Return calls by person and tool in the range `chosen` of RANGES, from the newest MOST_COUNTED calls.
+    """Return the numbers of calls by person and tool in the time range `chosen`, a key of RANGES.
 
-    If there were more calls than that, `since` is the time of the oldest call counted.
+    If there are more than MOST_COUNTED calls, only the newest are counted. `since` is then the time of the oldest call
+    that was counted.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
@@ -299,7 +300,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Confirm, then disable the unused tools; with `dearest`, only the unused tools with the longest definitions.
+    """Ask for a confirmation, then disable the unused tools; with `dearest`, only those with the longest definitions.
 
     The use of tools is looked up again after the confirmation.
     """

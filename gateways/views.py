@@ -123,13 +123,13 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def _number(of: str, condition: Q) -> Subquery:
-    """Return the count of the relation `of` as a subquery, because joining several relations multiplies counts."""
+    """Return a subquery that counts the relation `of`. Joins of several relations would multiply the counts."""
     rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
 def number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
-    """Return the count of `features` per row of the outer query as a subquery; `by` is the foreign key to that row."""
+    """Return a subquery that counts `features` for each row of the outer query; `by` is the foreign key to this row."""
     rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
     return Coalesce(Subquery(rows.values("number")), 0)
 

@@ -39,7 +39,7 @@ from ui.viewset import MOST_PICKED
 USED_IN = timedelta(days=30)
 REPLAYED = timedelta(days=90)
 MOST_READ = 20_000  # Only this many of the agent's newest calls are read.
-MOST_REFUSED = 1_000  # Only this many calls are read that would have been refused.
+MOST_REFUSED = 1_000  # At most this many of the calls that would have been refused are read.
 SHOWN = 10
 MOST_TOOLS = 50
 MOST_CONNECTIONS = 20
@@ -70,7 +70,10 @@ class ToolOfAgent(NamedTuple):
 
 @dataclass
 class LeastPrivilege:
-    """Used and unused tools and connections of `host`, and calls refused if the unused ones had been disabled."""
+    """The tools and connections that `host` used or did not use.
+
+    `refused` are calls that would have been refused if the unused connections had been disabled.
+    """
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)

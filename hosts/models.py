@@ -15,7 +15,7 @@ from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from ui.forms import holds
 
-PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registration can have it.
+PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registered app can have this key.
 
 
 class HostError(Exception):

@@ -30,7 +30,7 @@ from ui.pages import AppRequest
 KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")
 
 
-# The length is at least that of an S256 challenge, and at most the maximum of RFC 7636.
+# A code challenge is at least as long as an S256 challenge (43), and at most as long as RFC 7636 allows (128).
 CHALLENGE = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
@@ -83,7 +83,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Send an error to the redirect URI of an approved app; show an error about the app itself on a page (400)."""
+    """Redirect to an approved app with the error. If the client_id or the redirect URI is wrong, show a page (400)."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):

@@ -1,4 +1,7 @@
-"""Apps with a client metadata document at their client_id: fetched when a person connects the app, then cached."""
+"""Apps whose client_id is the URL of a client metadata document.
+
+The document is fetched when a person connects the app, and then cached.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from wire.outbound import AnswerTooLarge, HttpAnswer, MayNotBeCalled, NoAnswer, 
 # administrators choose servers, but anybody can send a client_id.
 
 SECONDS = 5.0
-READERS = 2  # Threads per process, so that many slow documents cannot block more threads.
+READERS = 2  # Threads per process that fetch documents. Slow documents can block only these threads.
 BIGGEST = 16 * 1024
 LONGEST_ADDRESS = 255
 FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
@@ -128,7 +131,10 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
 
 
 def _refuse_others(answer: HttpAnswer) -> None:
-    """Raise UnreadableDocument unless the answer is a 200 with JSON. Redirects would let one URL pose as another."""
+    """Raise UnreadableDocument unless the answer is a 200 with JSON.
+
+    Redirects are refused too, because a redirect would let one URL pose as another.
+    """
     if answer.status != HTTPStatus.OK:
         raise UnreadableDocument(f"The request for the app's metadata document was answered with {answer.status}.")
     if not re.fullmatch(r"application/(?:json|.*\+json)", answer.media_type):
@@ -136,7 +142,10 @@ def _refuse_others(answer: HttpAnswer) -> None:
 
 
 def _fresh_for(cache_control: str) -> timedelta:
-    """Return the cache lifetime of the document (RFC 9111), within limits; a day if the header states none."""
+    """Return how long the document may be cached (RFC 9111): at least FRESH_AT_LEAST, at most FRESH_AT_MOST.
+
+    If the header states no lifetime, return FRESH_AT_MOST.
+    """
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
         return FRESH_AT_LEAST
@@ -214,7 +223,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
-    """Check the document by the rules of registration for an app without a secret. Raises UnreadableDocument."""
+    """Check the document by the rules for registering an app that has no secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
         raise UnreadableDocument("The app's metadata document names another client_id than its own address.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:

@@ -152,9 +152,9 @@ def parse_client_metadata(body: bytes, *, biggest: int) -> dict[str, Any]:
 
 
 def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the metadata, and return the part that the toolkit uses. Only code and refresh grants are allowed.
+    """Validate the metadata, and return the part that Django OAuth Toolkit uses.
 
-    Raises BadClientMetadata.
+    Only code and refresh grants are allowed. Raises BadClientMetadata.
     """
     uris = metadata.get("redirect_uris")
     if not isinstance(uris, list) or not 0 < len(uris) <= MOST or not all(isinstance(u, str) for u in uris):

@@ -43,7 +43,10 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Allow or deny, and return the redirect URL; return None if the flow is over, as after a second submit."""
+    """Carry out the person's decision, Allow or Deny, and return the redirect URL.
+
+    Return None if the flow is already over, for example because the person submitted the form twice.
+    """
     if flow.is_over:
         return None
     flow.completed_at = timezone.now()

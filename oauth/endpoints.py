@@ -1,4 +1,4 @@
-"""The OAuth endpoints, without trailing slashes, and the URL names the toolkit reverses."""
+"""The OAuth endpoints: URLs without trailing slashes, under the URL names that Django OAuth Toolkit reverses."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Removed from pasted t
 
 
 class IdentityForm(Trial):
-    """A choice between the person's own identities for a server, and a new identity."""
+    """Form to choose one of the person's own identities for a server, or to enter a new identity."""
 
     identity = forms.ChoiceField(required=False)
     label = forms.CharField(required=False, max_length=80)

@@ -21,7 +21,10 @@ OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
-    """True if this address may do `action` again. Calls with different `of`, such as a client id, count separately."""
+    """True if the request's IP address may do `action` again.
+
+    `of` is, for example, a client id: the requests for each value of `of` are counted separately.
+    """
     sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]
 

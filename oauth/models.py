@@ -1,4 +1,7 @@
-"""Authorize flows, and data about rows of Django OAuth Toolkit: an application's host, a token's connection."""
+"""Authorize flows, and what the gateway stores about the rows of Django OAuth Toolkit.
+
+For an application it stores the host, for a token the connection.
+"""
 
 from datetime import timedelta
 from urllib.parse import urlencode
@@ -48,7 +51,7 @@ class BindingQuerySet(models.QuerySet["Binding"]):
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
         Like the app's other tokens, the token is bound to the generation of the connection's key. Raises NotYourToken
-        if the connection is not that of the person `by`, or TokenAlreadyRevoked if the connection was revoked.
+        if the connection does not belong to the person `by`, or TokenAlreadyRevoked if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)

@@ -39,7 +39,10 @@ def refresh_tokens(now: datetime) -> int:
 
 
 def access_tokens(now: datetime) -> int:
-    """Delete expired access tokens, except the last of each live family: an app may revoke the family with it."""
+    """Delete expired access tokens, except the last access token of each live family.
+
+    The last one remains because an app may use it to revoke the family.
+    """
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
     return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
 

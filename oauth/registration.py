@@ -129,7 +129,10 @@ def app_fingerprint(application: Application) -> str:
 
 
 def registration_of(application: Application) -> Registration:
-    """Return the registration of an application; create it if the app has a document or was registered by hand."""
+    """Return the registration of an application.
+
+    If it does not exist yet, as for an app that was registered by hand, create it.
+    """
     registration, _ = Registration.objects.get_or_create(
         application=application,
         defaults={"fingerprint": app_fingerprint(application), "client_name": application.name[:120]},

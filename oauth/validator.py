@@ -48,7 +48,10 @@ class AuthorizationServer(OAuthServer):  # type: ignore[misc]
 
 
 def has_readable_query(request: HttpRequest) -> bool:
-    """True if the query can be used: the toolkit fails on an invalid % escape, and the database on NUL."""
+    """Return False if the query has an invalid % escape or a NUL.
+
+    Django OAuth Toolkit would fail on an invalid escape, and the database would fail on NUL.
+    """
     query = request.META.get("QUERY_STRING", "")
     return "%00" not in query and not BROKEN_ESCAPE.search(query)
 
@@ -77,18 +80,21 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:
-        """Return the application, or None for an id with NUL (possible in HTTP Basic), which the database refuses."""
+        """Return the application. Return None if `client_id` has a NUL, because the database would refuse the query.
+
+        HTTP Basic can transport a NUL.
+        """
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """Return the Basic credentials; None if they are not ASCII, on which the toolkit fails."""
+        """Return the Basic credentials, or None if they are not ASCII: Django OAuth Toolkit would fail on them."""
         credentials: str | None = super()._extract_basic_auth(request)
         return credentials if credentials and credentials.isascii() else None
 
     # --- One scope: access is decided by the database ---------------------------------------------------
 
     def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Grant the only scope, whichever was requested."""
+        """Grant the only scope that exists, regardless of the requested scopes."""
         request.scopes = SCOPES
         return True
 
@@ -136,7 +142,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Return whether this refresh token may be used now.
 
-        A used token still works for 60 s, because several processes of a client may share it. Using it again later
+        A used token still works for 60 s, because several processes of a client may share it. Using it after the 60 s
         revokes the whole family. A token that was not used for too long has expired.
         """
         row = _refresh_token(refresh_token, client)
@@ -174,7 +180,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         _note_use(request.client)
 
     def _check_and_set_request_resource(self, request: Request) -> None:
-        """Limit the token to its connection's gateway, at its current public URL (RFC 8707)."""
+        """Limit the token to the gateway of its connection, named by the gateway's current public URL (RFC 8707)."""
         url = request.binding.connection.gateway.url
         resources = [value for name, value in request.decoded_body or () if name == "resource" and value]
         if not all(same_resource(resource, url) for resource in resources):

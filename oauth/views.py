@@ -52,7 +52,9 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Start the flow for the agent `?host=`. `?gateway=` preselects the gateway, `?client=` the instructions.
+    """Start the flow for the agent `?host=`. `?gateway=` preselects a gateway.
+
+    `?client=` preselects the client whose instructions are shown at the end.
 
     This URL is also the enrolment link: people who may not create tokens are refused, unless the agent allows
     enrolment. Without `?host=`, redirects to the page that asks for an agent.
@@ -76,7 +78,7 @@ def _uuid(text: str) -> UUID:
 
 
 def step(view: Step) -> Step:
-    """Decorate a page of the flow: pass the flow, or show why it cannot continue."""
+    """Decorator for the pages of the flow: calls the page with the flow, or shows why the flow cannot continue."""
 
     @never_cache
     @require_http_methods(["GET", "POST"])
@@ -258,7 +260,10 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
-    """Return 403 with the reason. The page forwards to an approved app by itself, to other apps by a link."""
+    """Return a 403 page with the reason.
+
+    The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link.
+    """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     if flow.gateway and flow.gateway.takes_requests and not flow.gateway.is_reachable_by(request.user):
         context["asks_at"] = flow.gateway.slug
@@ -280,7 +285,10 @@ WAYS = ("browser", "token")
 @require_GET
 @own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
-    """Show how to connect to the gateway in `?gateway=`, or to the first enabled gateway the user may use."""
+    """Show how to connect to the gateway in `?gateway=`.
+
+    If that gateway is missing or not within the user's reach, show another gateway, preferably an enabled gateway.
+    """
     gateways = list(Gateway.objects.reachable_by(request.user).demo_last("name"))
     slug = text_of(request.GET, "gateway")
     open_ones = (one for one in gateways if one.enabled)
@@ -322,7 +330,7 @@ def client(request: AppRequest) -> HttpResponse:
 
 
 def _usable(request: AppRequest) -> list[Gateway]:
-    """Return the enabled gateways the person may use, by name, the demo last."""
+    """Return the enabled gateways the person may use, sorted by name, with the demo gateway last."""
     return list(Gateway.objects.usable_by(request.user).demo_last("name"))
 
 
@@ -345,7 +353,7 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return the servers of this gateway for which the person's connections lack an identity."""
+    """Return, as text, the servers of this gateway for which the person's connection lacks an identity."""
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:
         own = own.filter(pk=connection.pk)

@@ -44,7 +44,7 @@ __all__ = ["PREFIX", "Config", "Traces", "runtime"]
 
 @asynccontextmanager
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
-    """Run the app that serves paths under PREFIX while the block runs."""
+    """Yield the app that serves the paths under PREFIX, and stop its components when the block ends."""
     access = Access(config.conninfo, config.token_keys, config.max_waiting)
     state = StatePool(config.conninfo)
     bus = Bus(config.conninfo, state, SETUP_TO_FIND_AGAIN)

@@ -158,7 +158,8 @@ NOT_OF_THE_SERVER = (
 # Errors raised before the request is sent, unless `may_have_run` is set.
 NEVER_SENT = (Busy, NotRecordable, DatabaseUnavailable)
 
-# Servers of 2026-07-28 have no such methods: for them the worker with the client's stream sends `subscriptions/listen`.
+# Servers of 2026-07-28 do not have these methods. To these servers, the worker that has the client's stream sends
+# `subscriptions/listen` instead.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 
@@ -286,7 +287,7 @@ class Endpoint:
         """Return a pair: the grant (None for an unknown token), and the refusal (None if the request is allowed)."""
         refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
-            # A large body is read only if the token is allowed. Below, the request is decided again with its message.
+            # A large body is read only if the token is allowed. Access is decided again below, with the message.
             grant, refusal = await self._decide(request, None)
             if grant is None or refusal is not None:
                 return grant, refusal
@@ -489,7 +490,7 @@ class Endpoint:
         return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
 
     async def _wait_for_room(self, person: str) -> None:
-        """Wait until this person's share of the answer budget has room. Raises AnswersNotTaken."""
+        """Wait until this person's large answers take less memory than one person may use. Raises AnswersNotTaken."""
         try:
             await self._parts.budget.admit(person)
         except (QueueFull, TimeoutError):
@@ -613,7 +614,8 @@ class Endpoint:
             if rule is None and request.continues is not None:
                 raise BadState(NOT_CONTINUED)
             if rule is None or (request.modern and self._parts.suspended.has_given(message)):
-                return grant, resolved  # A retry with our `requestState` collects the answer of a call that was sent.
+                # A retry with our `requestState` sends no call: it collects the answer of a call that was already sent.
+                return grant, resolved
             held = held or await self._parts.holds.begin(request, message, stream)
             if await self._parts.holds.may_run(held, rule):
                 return grant, resolved
@@ -651,7 +653,7 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row in the database. Return a pair: the grant that includes it, and the feature.
+        """Find a feature that has no row in the database. Return a pair: a grant that has the feature, and the feature.
 
         First request a new list from the server `assigned`. If the list does not have the feature, the client may have
         left out the alias: look for servers with a feature of this name. Raises OutOfScope or UpstreamError.
@@ -686,7 +688,7 @@ class Endpoint:
         return found._replace(schema=found.schema or next(schemas, None))
 
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
-        """Refresh the token if it has expired, then re-check access, because refreshing may take seconds.
+        """Refresh the server's token if it has expired, then re-check access, because refreshing may take seconds.
 
         Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
         access cannot be checked or the connection now uses another credential.
@@ -714,8 +716,8 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused.
 
-        An OAuth token is renewed and probed for later calls; the call itself is not sent again. Raises Refusal when a
-        person has to sign in again, and CancelledError if access was lost meanwhile: then nothing is probed.
+        An OAuth token is renewed and tested for later calls; the call itself is not sent again. Raises Refusal when a
+        person has to sign in again. Raises CancelledError if access was lost meanwhile; then the token is not tested.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -788,7 +790,7 @@ class Endpoint:
             return self._parts.holds.wrapped(sent.request, answer)
         try:
             return await self._parts.requests.give_input(sent.asking, answer, partial(sent.ask, sent.on_request))
-        except (NotRecordable, Busy) as error:  # This round was not sent, but the first request was.
+        except (NotRecordable, Busy) as error:  # The input was not sent, but the call itself was.
             raise CallLost(sent.target.server_name, str(error)) from error
 
     async def _target(
@@ -796,7 +798,7 @@ class Endpoint:
     ) -> Target:
         """Return the server to call for this request. Raises an UpstreamError.
 
-        The era is the client's if the server supports it, and otherwise the server's.
+        The server is called in the client's era of MCP if it supports that era, and otherwise in its own.
         """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
@@ -842,7 +844,7 @@ class Endpoint:
             self._note_patience(request, stream)
 
     def _note_patience(self, request: McpRequest, stream: Stream | None) -> None:
-        """Note how long this client waited, if its calls may be held."""
+        """Note how long this client waited for its answer, if rules of the gateway may hold calls."""
         rules = request.grant.rules if request.grant is not None else None
         if rules is None or request.client_left or (stream is not None and stream.client_left):
             return
@@ -857,7 +859,8 @@ class Endpoint:
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         """Send the answer on the call's stream if the stream is open or the client refuses JSON; otherwise as JSON."""
-        if len(answer.body) > response.PIECE:  # A large answer counts against the budget until the client has read it.
+        # A large answer counts against the memory limit for answers until the client has read it.
+        if len(answer.body) > response.PIECE:
             if request.held is not None:
                 request.held.resize(len(answer.body))
             elif request.grant is not None:
@@ -955,7 +958,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Without extensions: each request may have different ones, and each combination would get its own session key.
+    # Extensions are left out: each request may declare others, and each combination would get its own session key.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -1074,7 +1077,10 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for an unknown name that may be a server's own name."""
+    """Resolve like `resolve_call`, but return None for some unknown names.
+
+    These are the names that a server itself may use for a feature, without its alias.
+    """
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -1111,7 +1117,7 @@ def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
 
 
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
-    """Return the page on which people can add or renew their credential for this server.
+    """Return the path of the page on which people can add or renew their credential for this server.
 
     Return an empty string if a new credential would not help, or if the credential is shared.
     """
@@ -1138,9 +1144,9 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Send a 503, which says that the call was not executed, because the log cannot be written.
+    """Send a 503 because the log cannot be written. The 503 says that the call was not executed.
 
-    So this refusal has no row in the log, either.
+    The refusal itself has no row in the log.
     """
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
@@ -1193,7 +1199,7 @@ GATEWAY_META = frozenset(
     }
 )
 
-# The members of params in which clients send URIs back.
+# The members of params in which a client may send URIs that it got from the server.
 ARGUMENTS = ("arguments", "argument", "context")
 INLINE_BYTES = 1 << 16
 
@@ -1202,7 +1208,7 @@ NOTHING_MORE: Object = {}
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """A request to a server: its params as sent, and the handling of the server's messages during it."""
+    """A request to a server: the params as sent, and the handling of the server's messages during the request."""
 
     parts: Parts
     request: McpRequest
@@ -1233,7 +1239,7 @@ class _Sent:
         return InteractiveCall(self.request, self.grant, target.capabilities, target.server_name, self.stream)
 
     async def ask(self, on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
-        """Send the request, with `more` params, and return the answer. Raises an UpstreamError."""
+        """Send the request, with the additional params `more`, and return the answer. Raises an UpstreamError."""
         request, grant, target, beside = self.request, self.grant, self.target, None
         if grant.session is not None or (request.modern and can_be_asked(target.capabilities)):
             has_stream = self.stream is not None
@@ -1345,7 +1351,8 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Server errors that get the HTTP status of the client's era. Other codes are about the gateway's own request.
+# Error codes of servers for which clients of 2026-07-28 get the HTTP status in MODERN_STATUS. All other errors get 200,
+# because they may be about the request as the gateway sent it.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 # The code for a missing resource: under True for receivers that speak 2026-07-28, under False for others.

@@ -31,7 +31,8 @@ class Config:
     token in this process. A client has `answer_seconds` to answer a server's request. The client's session expires
     after `session_hours` without use. Large answers in this process take at most `answers_limit` bytes. The answers for
     one person take at most an eighth of this limit, and answers that are being read from one server at most half of it.
-    `log_connections` database connections write the log; `max_waiting` requests may wait for each kind of statement.
+    `log_connections` database connections write the log. At most `max_waiting` requests may wait for the access query,
+    as many for the rate limits, and as many for the log.
     """
 
     conninfo: str

@@ -1,6 +1,6 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
-Used by pages and REST. The grant comes from the statement that decides requests, and the checks are those of requests:
+Used by pages and REST. A dry run uses the SQL statement that decides real requests, and the functions that check them:
 `decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
 """
 
@@ -93,7 +93,7 @@ def verdict(
     while denied := decide(grant, address or ""):
         obstacles.append(Obstacle(denied.reason))
         if denied.reason == "wrong_gateway":
-            return Verdict(tuple(obstacles))  # The servers of another gateway were not looked up.
+            return Verdict(tuple(obstacles))  # The query returns no servers if the token is for another gateway.
         grant = grant._replace(**_PASSED[denied.reason])
     if feature is None:
         return Verdict(tuple(obstacles))
@@ -146,7 +146,10 @@ def _ruled(
     address: str | None,
     trial: CallTrial,
 ) -> Verdict:
-    """Return the verdict with the decision of the rules, except those that read arguments if these are unknown."""
+    """Return the verdict `found` with the decision of the rules.
+
+    If the arguments of the call are unknown, rules that read arguments are not applied.
+    """
     rules = grant.rules
     if rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
         return found

@@ -30,7 +30,8 @@ from wire.sessions import BRIDGED
 CLAIM_SECONDS = 5.0  # A worker's claim to probe a server lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
-ATTEMPTS = 3  # `find` may join a background probe, which finds nothing while another worker probes.
+# `find` tries several times: it may join a background probe, which finds nothing while another worker probes.
+ATTEMPTS = 3
 MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
@@ -137,7 +138,10 @@ class Eras:
 
 
 def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: float) -> bool:
-    """Return True at most once in `seconds` for each `key`, and store the time then."""
+    """Return True at most once in `seconds` for each `key`.
+
+    Each time the result is True, the current time is stored in `times`.
+    """
     now = time.monotonic()
     if now - times.get(key, -seconds) < seconds:
         return False
@@ -157,7 +161,7 @@ def _neutral(target: Target) -> Target:
 
 
 MOST_INSTRUCTIONS = 20_000  # Characters, for the gateway and all its servers together.
-MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are stored unchanged.
+MOST_CAPABILITIES = 8_192  # Bytes. Larger capabilities of a client are reduced before they are stored.
 MOST_NAME = 200
 
 

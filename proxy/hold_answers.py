@@ -25,7 +25,10 @@ FULL = (
 
 
 class FoundHold(NamedTuple):
-    """The answer of `approvals_ask`. `patience` is the connection's own waiting time in seconds, or None."""
+    """The hold of a call, as the database function `approvals_ask` returns it.
+
+    `patience` is the number of seconds that a request of this connection may stay open; None if this is not known.
+    """
 
     verdict: str
     id: str | None
@@ -95,7 +98,10 @@ def page_request(found: FoundHold, url: str) -> Object:
 
 
 class PageOffered(NotApproved):
-    """The call was not sent: its client (2026-07-28) is asked to open the page. The client's next request waits."""
+    """The call was not sent: its client (2026-07-28) is asked to open the page of the hold.
+
+    The client's next request waits for the decision.
+    """
 
     def __init__(self, found: FoundHold, url: str) -> None:
         super().__init__("waiting", found, url)

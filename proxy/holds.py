@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 TOPIC = "hold"
 KIND = "approved call"
 NOT_CONTINUED = "this requestState continues no approved call; call again without it"
-MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 call that continues another.
+MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 request that continues an earlier one.
 
 # Seconds for which a request stays open. Some clients give up after 5 s. Most clients that ask for progress give up
 # after 60 s.
@@ -111,7 +111,7 @@ class UnclearArguments(UpstreamError):
 
 @dataclass(slots=True, eq=False)
 class HeldCall:
-    """A call that a rule holds. `began` is when it began to wait, on the clock of the event loop."""
+    """A call that a rule holds. `began` is the start of its wait, on the clock of the event loop."""
 
     request: McpRequest
     stream: Stream | None
@@ -126,7 +126,10 @@ class HeldCall:
     client_left: bool = False
 
     def waits(self, patience: int | None) -> float:
-        """Return how many seconds the request stays open. `patience` is the connection's own wait, if known."""
+        """Return how many seconds the request stays open.
+
+        `patience` is the time that was learned for this connection, or None.
+        """
         if patience is not None:
             return patience
         return WITHOUT_PROGRESS if self.progress_token is None else WITH_PROGRESS
@@ -168,7 +171,7 @@ class Holds:
         self._ring(None)
 
     async def begin(self, request: McpRequest, message: Message, stream: Stream | None) -> HeldCall:
-        """Return the call with the data for a request for approval. Raises UnclearArguments."""
+        """Return the held call with the data that a request for approval needs. Raises UnclearArguments."""
         arguments = message.params.get("arguments") or {}
         work = partial(self._prepared, request.body, arguments)
         digest, sealed = await asyncio.to_thread(work) if len(request.body) > INLINE_BYTES else work()
@@ -187,10 +190,10 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Use an approval for this call and return True; otherwise wait, and return False when there is news.
+        """Use an approval for this call and return True. Otherwise wait, and return False when the hold has changed.
 
-        After False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a retry that
-        does not continue an approved call, because a retry gives the server data that nobody has approved.
+        If the result is False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
+        retry that does not continue an approved call, because a retry gives the server data that nobody has approved.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -257,7 +260,7 @@ class Holds:
         if message.method != "tools/call":
             return message
         given = {name: value for name, value in params.items() if name not in MORE}
-        if not request.modern:  # Sessions have no such members.
+        if not request.modern:  # In the session era, params do not have these members.
             return replace(message, params=given)
         responses, state = params.get("inputResponses"), params.get("requestState")
         if isinstance(responses, dict) and PAGE in responses:
@@ -268,7 +271,11 @@ class Holds:
         return replace(message, params=given | {name: value for name, value in members.items() if value is not None})
 
     def wrapped(self, request: McpRequest, answer: RpcResponse) -> RpcResponse:
-        """Return an answer that asks for input; for an approved call, its `requestState` continues the call."""
+        """Return an answer that asks for input.
+
+        For an approved call, the returned `requestState` also names the hold and this request, so that the client's
+        next request can continue the call.
+        """
         if not request.uses_approval:
             return answer
         result = answer.whole["result"]
@@ -290,7 +297,7 @@ class Holds:
         return (Continued(hold, before), own) if kind == KIND else None
 
     async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
-        """Continue the approved call that this request names. Return False if it names none that can be continued.
+        """Continue the approved call that this request names. Return False if that is not possible.
 
         A call can be continued once from each of its answers that asked for input.
         """
@@ -342,7 +349,10 @@ class Holds:
                     await news.wait()
 
     async def _look(self, found: FoundHold) -> tuple[str, float]:
-        """Return a pair: the hold's state, and the seconds until it ends. Raises NotApproved if it was not approved."""
+        """Return a pair: the state of the hold, and the seconds until the hold ends.
+
+        Raises NotApproved if the hold was denied or withdrawn, or has expired.
+        """
         try:
             rows = await self._state.fetch(READ, (found.id,))
         except DatabaseUnavailable:

@@ -43,16 +43,16 @@ from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)
 
-# `_meta` key under which a list names the servers that could not be asked, and why.
+# The `_meta` key under which a list response names the servers that could not be asked, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
-PARTIAL = "gateway-admin/partial"  # Nothing is stored for one of these servers, so the list is incomplete.
+PARTIAL = "gateway-admin/partial"  # True if the list is incomplete: nothing is stored for one of these servers.
 
 FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
 RETRY_SECONDS = 10.0  # After a failure, a list is not requested again for this long.
 WAIT_SECONDS = 1.5  # How long a client waits for a server without a stored list.
 LIVE_SECONDS = 3.0  # How long a client waits for a server whose lists differ by session.
 
-PAGE = 1_000  # Definitions.
+PAGE = 1_000  # Definitions in one page of a list.
 CURSOR = "cursor"
 
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
@@ -133,7 +133,7 @@ class ListKey(NamedTuple):
 
 
 class Lists:
-    """Answers list requests from stored lists, and asks servers for theirs."""
+    """Answers list requests from stored lists, and requests new lists from servers."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Lists:
         self._seconds = seconds
         self._asking: dict[ListKey, asyncio.Task[list[Definition]]] = {}
         self._again: set[ListKey] = set()
-        # `_introducing`: time and task of the last introduction, by server and identity.
+        # `_introducing`: time and task of the last request for a server's introduction, by server and identity.
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerDescription] | None]]] = {}
 
@@ -232,7 +232,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read the grant with each server's feature whose own name is `feature.name`."""
+        """Re-read the grant. It then has, for each server, the feature that the server itself calls `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -249,10 +249,10 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Request the introductions that are not stored yet, and return the grant with them.
+        """Request servers' introductions that are not stored yet, and return the grant with these introductions.
 
-        Clients request introductions only once, so they should be complete. Waits up to WAIT_SECONDS per server. After
-        a timeout, does not wait for the server again within RETRY_SECONDS.
+        A client asks for introductions only once, so the answer should be complete. Waits up to WAIT_SECONDS per
+        server. After a timeout, does not wait for the server again within RETRY_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -280,7 +280,7 @@ class Lists:
             task = self._background.spawn("introduction of a server", work)
             fresh = {each: held for each, held in self._introducing.items() if now - held[0] < FRESH_SECONDS}
             self._introducing = fresh | {key: (now, task)}
-        with suppress(TimeoutError):  # All requests share the deadline of the first one.
+        with suppress(TimeoutError):  # All requests for this introduction share the deadline of the first.
             return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
         return None
 
@@ -462,7 +462,7 @@ def _digest(key: str) -> str:
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:
-    """Return a definition with its URIs rewritten for clients of a gateway with several servers."""
+    """Return a definition with the URIs that clients of a gateway with several servers see."""
     if not alias or (kind in (TOOL, PROMPT) and "resourceUri" not in text):
         return text
     value = jsonrpc.loads(text.encode())

@@ -1,10 +1,10 @@
 """Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
 
-A server of the session era may send its request about a call on the session's standing stream instead of the call's
-stream; SDKs do so if the author of a tool names no related request. So the gateway begins to read the standing stream
-before the first call in a session, and stops IDLE_SECONDS after the last call. One worker reads the stream. It passes
-each message, in an encrypted row, to the worker that runs the call or has the client's standing stream. The bus carries
-ids only.
+A server of the session era may send a request about a call on the session's standing stream instead of the call's own
+stream. SDKs use the standing stream if the author of a tool names no related request. So the gateway begins to read the
+standing stream before the first call in a session, and stops IDLE_SECONDS after the last call. One worker reads the
+stream. It passes each message, in an encrypted row, to the worker that runs the call or has the client's standing
+stream. The bus carries ids only.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from proxy.upstream_streams import Audience, OpenServerStream
 
 IDLE_SECONDS = 30.0  # The stream of a session is read for this long after its last call.
-INTERESTED_SECONDS = 25.0  # How long another worker's interest in a session is valid.
-BIDS_SECONDS = 0.25  # How long to wait for the bids of workers.
-MOST_BIDS_SECONDS = 1.0  # How long to wait for the bids of workers that are known to be interested.
+INTERESTED_SECONDS = 25.0  # A worker's announced interest in a session's messages is valid for this long.
+BIDS_SECONDS = 0.25  # How long to wait for bids: other workers' offers to take a message.
+MOST_BIDS_SECONDS = 1.0  # How long to wait for bids if some workers have announced interest.
 OFFERED_SECONDS = 30.0
 MOST_OFFERED = 256
 
@@ -170,11 +170,11 @@ class Heard(NamedTuple):
     uri_alias: str  # Empty if URIs are not rewritten.
     level: str
     messages: list[Object]
-    is_of_session: bool = True  # True for a client's session, False for a connection.
+    is_of_session: bool = True  # True if `owner` is a client's session, False if `owner` is a connection.
 
 
 class Bid(NamedTuple):
-    """A worker's offer to take a session's messages: its number of calls, and the kinds of client streams it has."""
+    """A worker's offer to take a session's messages: the worker's number of calls, and its kinds of client streams."""
 
     calls: int
     has_stream: bool
@@ -182,7 +182,7 @@ class Bid(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """The destination of a message: a worker's only call, or its standing stream."""
+    """The worker that gets a message, for the session's only call (`to_call`) or for a standing stream."""
 
     worker: str
     to_call: bool
@@ -449,7 +449,7 @@ class Carrier:
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
-        """Forward a server request to the client, in this worker or another; refuse it if the client has no stream."""
+        """Forward a server's request to the client, here or through another worker; refuse it if no stream is open."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -465,7 +465,7 @@ class Carrier:
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
         """Forward a server's request to the client, on the stream of a call that this worker runs in the same session.
 
-        Return False if the session's first running call cannot carry the request.
+        Return False if this worker runs no call in the session, or if its first call cannot carry the request.
         """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
@@ -483,7 +483,11 @@ class Carrier:
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:
-        """Forward a notification: progress to the call concerned, others to the only call or a standing stream."""
+        """Forward a server's notification to the client.
+
+        Progress goes to the call concerned. Any other notification goes to the session's only running call, or to a
+        standing stream.
+        """
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
             return
@@ -569,8 +573,8 @@ class Carrier:
     def _put(self, heard: Heard, message: Object) -> None:
         """Rewrite a notification for the client, and send it on the client's standing stream.
 
-        Without such a stream, the message is stored if it belongs to a session of the client and is not an update of a
-        resource. Otherwise it is dropped.
+        If there is no standing stream, the message is stored if it belongs to a session of the client and is not an
+        update of a resource. Otherwise it is dropped.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
@@ -591,8 +595,8 @@ class Carrier:
     def give_waiting(self, session_id: str | None) -> None:
         """Send the stored messages of this session on its standing stream, if this worker has that stream.
 
-        If `session_id` is None, do so for all sessions. Call this when the stream has begun. Messages that are stored
-        later are announced on the bus.
+        If `session_id` is None, send the stored messages of all sessions. Call this method when a stream has begun;
+        messages that are stored later are announced on the bus.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:

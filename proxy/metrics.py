@@ -70,7 +70,7 @@ class Names:
 
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer than BUCKETS: each name has a set of buckets.
+NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Few, because each name has all of them.
 # The index in NAME_BUCKETS for each index in BUCKETS, and for the index past the end of BUCKETS.
 NAME_BUCKET_OF = [*map(partial(bisect_left, NAME_BUCKETS), BUCKETS), len(NAME_BUCKETS)]
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -141,7 +141,7 @@ RECORD = _durations("record", "Time until the row of a call was committed")
 _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
-_spans: list[tuple[Counts[str], Counts[str]]] = []  # Current counts by result, and the counts already written.
+_spans: list[tuple[Counts[str], Counts[str]]] = []  # Span counts by result: current, and already written.
 _at_servers: list[Callable[[], Mapping[str, int]]] = []
 
 # Names with their own label value.

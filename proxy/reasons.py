@@ -129,7 +129,7 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The person's teams do not include this gateway, or their role only looks.",
+        "The person's teams do not include this gateway, or with their role they can only look.",
         "person's teams do not include the gateway",
         ACCESS,
         status=403,

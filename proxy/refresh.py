@@ -190,9 +190,10 @@ def _in_order(request: TokenRequest) -> tuple[str, Mapping[str, str], bytes]:
 
 # Renew the access token of an identity, once for all processes: the steps, without network or database access.
 #
-# `renewal` is a generator whose driver does the work. For a yielded Statement of refresh.sql the driver sends the rows;
-# for a TokenRequest, the status and body of the answer, or None if there was no answer. A yielded number is the seconds
-# to wait. The driver may be asynchronous, as in the proxy, or synchronous, as in the pages.
+# `renewal` is a generator whose driver does the work. When it yields a Statement of refresh.sql, the driver sends back
+# the rows. When it yields a TokenRequest, the driver sends back the status and body of the answer, or None if there was
+# no answer. When it yields a number, the driver waits for this many seconds. The driver may be asynchronous, as in the
+# proxy, or synchronous, as in the pages.
 
 STATEMENTS = load_statements(Path(__file__).with_name("refresh.sql"))
 
@@ -228,7 +229,7 @@ class NotRenewed(Exception):
 
 
 class RenewalData(NamedTuple):
-    """The data the lease holder needs for a renewal."""
+    """The data for a renewal. Only the process that holds the identity's lease gets this data."""
 
     endpoint: str
     refresh: str
@@ -303,7 +304,7 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Another token if the person has signed in again meanwhile.
+    return now.ciphertext  # If the person has signed in again meanwhile, this is the token of that sign-in.
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
@@ -383,7 +384,7 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Count a refusal that may be temporary. Raise NotRenewed if there were fewer than UNCLEAR_REFUSALS."""
+    """Count a refusal that may be temporary. Raise NotRenewed if fewer than UNCLEAR_REFUSALS came in succession."""
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None

@@ -170,12 +170,15 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-# Bytes of a body that are read before the token is authorized; the rest is read only after that.
+# Bytes of a body that are read before the token is authorized. The rest of the body is read only for allowed tokens.
 UNAUTHENTICATED_BODY = 64 * 1024
 
 
 class Continued(NamedTuple):
-    """An approved call that asked for input: its hold, and the id of the request whose answer asked for it."""
+    """An approved call whose server asked for input.
+
+    `hold` is the id of its hold, `before` the id of the request whose answer asked for the input.
+    """
 
     hold: str
     before: str

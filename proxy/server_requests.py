@@ -43,7 +43,7 @@ ROOTS_CHANGED = "notifications/roots/list_changed"
 
 MOST_ROUNDS = 10  # How often a server of 2026-07-28 may ask in one call; the SDKs have this limit too.
 MOST_ASKED = 8  # Requests in one result of a server, at most.
-STATE_ONLY_SECONDS = 0.1  # Pause before a call is sent again when the server asked nothing.
+STATE_ONLY_SECONDS = 0.1  # Pause before a call is sent again if the server's answer has only a `requestState`.
 PURGE_SECONDS = 60.0
 BACKGROUND_SECONDS = 5.0
 
@@ -223,7 +223,7 @@ class ServerRequests:
         return answered or {}
 
     async def take_answer(self, request: McpRequest, grant: AccessRow) -> None:
-        """Store a response posted by a client, for the worker that waits for it; ignore it if no worker does.
+        """Store a response posted by a client, so that the waiting worker finds it. If no worker waits, ignore it.
 
         Raises DatabaseUnavailable.
         """
@@ -251,7 +251,7 @@ class ServerRequests:
     ) -> RpcResponse:
         """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
-        `again` gets the members to add to the params. Raises an UpstreamError.
+        The function `again` sends the call; its argument has the members to add to the params. Raises an UpstreamError.
         """
         server = asking.server_name
         for _ in range(MOST_ROUNDS):
@@ -366,7 +366,7 @@ GATHER_SECONDS = 0.02  # Requests of a server within this time are sent to the c
 BEAT_SECONDS = 2.0
 DEAD_SECONDS = 10.0  # A call without a heartbeat for this long is considered lost.
 LOOK_SECONDS = 1.0  # How often a retry polls the call's row while no notification arrives.
-MOST_SUSPENDED = 64  # Calls of one connection in one worker.
+MOST_SUSPENDED = 64  # Suspended calls of one connection in one worker.
 
 HOLD = """
 INSERT INTO proxy_suspendedcall (id, connection_id, turn, beat_at, expires_at)
@@ -432,7 +432,7 @@ class Ended(UpstreamError):
 
 
 class SuspendedCallFailed(Exception):
-    """The call failed inside the gateway while it was held."""
+    """The call failed inside the gateway while it was suspended."""
 
 
 @dataclass(eq=False)
@@ -525,7 +525,8 @@ class SuspendedCalls:
         uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used before, or its call is over")
-        # Not before TAKE_TURN: otherwise a second retry, which is refused, would remove the event of the first retry.
+        # Listen only after TAKE_TURN: a second retry with the same state is refused by TAKE_TURN, and must not remove
+        # the event of the first retry.
         news = self._bell.listen(uid)
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
@@ -543,7 +544,7 @@ class SuspendedCalls:
                     await asyncio.wait_for(news.wait(), LOOK_SECONDS)
                 news.clear()
         except asyncio.CancelledError:
-            # The client left, so the call is cancelled: at its next heartbeat, its worker sees that the row is gone.
+            # The client left, so the call is cancelled: its worker notices at the next heartbeat that the row is gone.
             self._requests.in_background(self._state.fetch(END, (uid,)))
             raise
         finally:
@@ -612,7 +613,7 @@ class SuspendedCalls:
             self._streams.calls.pop(call.uid, None)
 
     async def _beat(self) -> None:
-        """Update the heartbeat of the calls suspended here; cancel the calls whose row is gone."""
+        """Update the heartbeat of the suspended calls of this worker; cancel the calls whose row is gone."""
         if not self._held:
             return
         uids = list(self._held)
@@ -645,7 +646,7 @@ class SuspendedCalls:
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
         """Return the id of the suspended call and the number of the turn that a requestState contains.
 
-        Raises BadState if it is too old, belongs to another request, or was not issued by this gateway.
+        Raises BadState if the requestState is too old, belongs to another request, or was not issued by this gateway.
         """
         facts = self._opened_state(message)
         if facts is None:

@@ -1,8 +1,8 @@
 """Running calls and standing streams (long-lived event streams) of this worker.
 
-The access of each is re-checked every 10 seconds, and at once after any revocation, by the rules that admitted it. Up
-to 100 are checked by one statement, and the statements are spread over the 10 seconds. A call or stream that lost
-access ends with an error, and its request to a server is cancelled.
+The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the rules that
+admitted it. One statement checks up to 100 calls and streams, and the statements are spread over the 10 seconds. A call
+or stream that lost access ends with an error, and its request to a server is cancelled.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 RECHECK_SECONDS = 10.0
 RECHECK_PAUSE = 0.1  # Least time between two full re-checks.
 DECIDED_AT_ONCE = 100  # Calls and streams re-checked by one statement: larger statements would delay other calls.
-LISTS_SECONDS = 1.0  # How long list changes are collected before clients are notified.
-SAID_SECONDS = 0.25  # How long list changes that servers report are collected: each is reported once.
+LISTS_SECONDS = 1.0  # How long list changes made in the gateway are collected before clients are notified once.
+SAID_SECONDS = 0.25  # How long list changes that servers report are collected before clients are notified once.
 BEGIN_SECONDS = 0.5  # How long a `subscriptions/listen` waits for servers' streams before it is acknowledged.
-MOST_PENDING = 1000  # Messages by which a client may be behind in reading.
+MOST_PENDING = 1000  # Messages that may wait until the client reads them.
 MOST_PENDING_BYTES = 4 * MOST_BYTES  # Total size of these messages; a single message may be larger.
 END_SECONDS = 1.0  # How long a client may take to read the end of its stream.
 
@@ -399,7 +399,7 @@ class Streams:
     async def recheck(self, request: McpRequest) -> AccessRow | None:
         """Re-check a call that has waited: return its current grant, or None if the call may not continue.
 
-        With None, `request.ending` has the reason, which becomes the response. Raises DatabaseUnavailable.
+        If the result is None, `request.ending` has the reason, which becomes the response. Raises DatabaseUnavailable.
         """
         if request.query is None:
             return request.grant
@@ -432,7 +432,7 @@ class Streams:
         for request, grant in zip(requests, grants, strict=True):
             try:
                 self._apply(request, grant)
-            except Exception as error:  # noqa: BLE001 - raised after the others have been checked
+            except Exception as error:  # noqa: BLE001 - raised after all requests have been checked
                 self._end(request, CANCELLED)  # A call or stream must not continue unchecked.
                 failures.append(error)
         if self._granted:
@@ -441,7 +441,7 @@ class Streams:
             raise failures[0]
 
     def _apply(self, request: McpRequest, grant: AccessRow | DatabaseUnavailable | None) -> None:
-        """End this call or stream if it lost access; otherwise note the new grant if it is a standing stream."""
+        """End this call or stream if it lost access. Otherwise, for a standing stream, note the new grant."""
         if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
             return
         if (ending := self._verdict(request, grant)) is not None:
@@ -760,7 +760,7 @@ class _Repeat:
                 if not is_alive:
                     self._lose(standing)
                     return
-                is_alive = False  # Ask the worker once more.
+                is_alive = False  # Ask once more whether a worker still has the stream.
 
     def _lose(self, standing: StandingStream) -> None:
         """End a stream that cannot be resumed: no worker has it, or it never belonged to this session.

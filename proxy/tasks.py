@@ -36,7 +36,7 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """This connection got no such task id in this era, or the task's tool now belongs to another server.
+    """The gateway gave this connection no task with this id in this era, or another server now has the task's tool.
 
     The error is the same in all cases, so that clients cannot find out which ids exist.
     """

@@ -352,7 +352,10 @@ def _session(proxy: str) -> requests.Session:
 
 
 class _ThroughProxy(HTTPAdapter):
-    """Sends through the outbound proxy, and replaces its error messages, which may contain the password."""
+    """Sends requests through the outbound proxy.
+
+    Replaces the messages of ProxyErrors, because they may contain the proxy's password.
+    """
 
     def send(self, *request: Any, **how: Any) -> requests.Response:
         try:

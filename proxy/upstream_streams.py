@@ -73,14 +73,14 @@ logger = logging.getLogger(__name__)
 LEASE_AGAIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 15.0  # An owner's subscriptions are checked at least this often.
 AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened. It is doubled each time.
-MOST_AGAIN_SECONDS = 60.0  # Longest of these pauses.
+MOST_AGAIN_SECONDS = 60.0  # The longest pause before a stream is reopened.
 SESSION_SECONDS = 0.3  # How long to wait for newly opened sessions.
 
 READY_SECONDS = 1.0  # How long a call waits in total for the stream of its session at the server.
 OPEN_SECONDS = 0.1  # How long a call waits for the stream to open after the stream was requested.
-SILENT_SECONDS = 60.0  # A server without a stream is not asked again for this long.
+SILENT_SECONDS = 60.0  # A server that offers no stream is not asked for one again for this long.
 MOST_FOR_CALLS = 256  # Sessions whose stream this worker reads only for their calls.
-LOST = "lost"  # Stands for the row id of a session that was lost.
+LOST = "lost"  # Replaces a session's row id after an error, so that the next check opens the session again.
 
 
 class ServerStreams:
@@ -91,7 +91,7 @@ class ServerStreams:
         self._lists = lists
         self._cipher = cipher
         self._name = str(uuid4())
-        self._held: dict[str, OpenServerStream] = {}  # By row id of the session or listen.
+        self._held: dict[str, OpenServerStream] = {}  # By row id of the session or `subscriptions/listen`.
         # The sessions opened for client streams, by owner and assignment: the row id, and the subscribed URIs.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._background = Background(UpstreamError, DatabaseUnavailable)
@@ -194,7 +194,8 @@ class ServerStreams:
         for row, source in wanted.items():
             held = self._held.get(row)
             if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
-                del self._held[row]  # The task ended while only calls needed the stream. Now a client does: try again.
+                # The task ended while only calls needed the stream. Now a client needs the stream: try again.
+                del self._held[row]
                 held = None
             if held is not None:
                 held.source = source
@@ -233,7 +234,7 @@ class ServerStreams:
         the server may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
 
         A session shared by a connection is never unsubscribed from a resource, because clients at other workers may
-        need the subscription. Notifications that nobody here wants are dropped.
+        need the subscription. Notifications that no client of this worker wants are dropped.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -365,7 +366,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the longest idle streams of calls to make room for `wanted` more. Return False if it is not enough."""
+        """Close the longest idle streams of calls so that `wanted` more can open. Return False if too few are idle."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -437,11 +438,13 @@ class ServerStreams:
                         self._silent[_server(held.source.target)] = time.monotonic()
                         del self._held[row]
                         self._run(self._keeper.release(self._name, [row]))
-                    return  # The entry stays in `_held`, so that this server is not asked again and again.
+                    # A client's entry stays in `_held`, so that this server is not asked for a stream again and again.
+                    return
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Release the lease: a worker whose client has a stream then opens a new session.
+                # Release the lease, so that a worker whose client has a stream opens a new session.
+                if held.was_open:
                     self._drop(row)
                 return  # The next call checks whether the session is lost, and opens a new one if so.
             except UpstreamError as error:
@@ -496,7 +499,7 @@ class ServerStreams:
         held.was_open = True
 
     async def _is_alive(self, source: Source) -> bool:
-        """Return whether the server still knows the session. If not, the ping opens a new session in its place."""
+        """Send a ping and return whether the server still knows the session. If not, the ping opens a new session."""
         with suppress(UpstreamError):
             await self._client.ask(source.target, "ping", {}, ignore)
         kept = await self._keeper.kept(source.target)
@@ -717,7 +720,7 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query, None for an unknown token.
+        """Return the grant of each query; None for an unknown token, or if the grant cannot be read.
 
         Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable.
         """

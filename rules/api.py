@@ -39,7 +39,7 @@ from servers.models import Server
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-SOMEBODY_ELSE = "Whether people may not decide on calls of agents that act for them."
+SOMEBODY_ELSE = "If true, people cannot decide on calls of agents that act for them."
 TOOLS_HELP = "Names of tools for clients, with `*` (any text) and `?` (any character); empty means all."
 
 

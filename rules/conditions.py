@@ -25,7 +25,7 @@ BUILDERS = (
     Builder(PRODUCTION, "Production names", "An argument contains prod, production or live."),
     Builder(EXPRESSION, "Expression", "A condition in CEL."),
 )
-# By name: the label, and how a comparison of `{0}` with the literal `{1}` is written.
+# Comparisons by name: the label, and the CEL text that compares `{0}` with the literal `{1}`.
 COMPARISONS = {
     "equals": ("equals", "{0} == {1}"),
     "differs": ("is not", "{0} != {1}"),

@@ -119,7 +119,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
     def live(self) -> RuleQuerySet:
         """Return all rules: every rule is live, because a removed rule is deleted.
 
-        The method exists because remedies call it on every model.
+        The method exists because auditlog.remedies calls `live` on every model.
         """
         return self.all()
 
@@ -185,7 +185,7 @@ class Rule(Versioned, Switchable):
     text = models.CharField(max_length=LONGEST_TEXT, blank=True, default="")
     mode = models.CharField(max_length=10, choices=RuleMode, default=RuleMode.WATCH)
     note = models.CharField(max_length=500, blank=True, default="")
-    # Of rules that hold: who decides, and for how many minutes a call waits.
+    # Only for rules that hold calls: who decides, and for how many minutes a held call waits.
     approvers = models.CharField(
         max_length=10, choices=Approvers, default=Approvers.ANYBODY, db_default=Approvers.ANYBODY
     )
@@ -245,7 +245,7 @@ class Rule(Versioned, Switchable):
                 raise BadCondition(bad.problem, bad.at) from None
 
     def check_author(self, author: User | None) -> None:
-        """Raise NeedsPayloads if the condition reads arguments and `author` may not."""
+        """Raise NeedsPayloads if the condition reads arguments, and the person `author` may not read them."""
         if author is not None and reads_arguments(self.when) and not author.has_perm(Capability.LOGS_PAYLOADS):
             raise NeedsPayloads(NeedsPayloads.__doc__)
 

@@ -1,4 +1,4 @@
-"""The order of rules: put some rules into a new order, and find which rules moved, counting as few as possible."""
+"""The order of rules: put some rules into a new order, and find the smallest set of rules that moved."""
 
 from collections.abc import Hashable, Sequence
 from difflib import SequenceMatcher

@@ -30,8 +30,8 @@ from ui.pages import number_of, sentences
 
 DAYS = 30
 SECONDS = 5.0
-LATELY_S = 2.0  # A confirmation waits this long for the calls of seven days.
-NO_LONGER_REFUSES = "Calls that it refuses are allowed from the next call on."
+LATELY_S = 2.0  # Longest time that a confirmation waits for the replay of seven days.
+NO_LONGER_REFUSES = "Calls that the rule refuses are allowed from the next call on."
 BATCH = 500
 EXAMPLES = 10
 # Calls refused by an earlier check were never shown to the rules.
@@ -85,7 +85,10 @@ def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, sec
 
 
 def may_replay(when: str, viewer: User) -> bool:
-    """True if `viewer` may read calls, and arguments if the condition reads them: matches would reveal them."""
+    """True if `viewer` may read calls and, if the condition reads arguments, arguments too.
+
+    The reason is that the matching calls reveal the values that the condition reads.
+    """
     may_read = not reads_arguments(when) or viewer.has_perm(Capability.LOGS_PAYLOADS)
     return may_read and viewer.has_perm(Capability.LOGS_READ)
 
@@ -93,8 +96,8 @@ def may_replay(when: str, viewer: User) -> bool:
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
     """Return a sentence with the number of calls of the last seven days that the rule would have touched.
 
-    Return an empty text if the viewer may not read the data in the log that the rule uses. `servers` are those of an
-    unsaved rule.
+    Return an empty text if the viewer may not read the data in the log that the rule uses. If the rule is not saved
+    yet, `servers` are the servers of the rule.
     """
     if not may_replay(rule.when, viewer):
         return ""
@@ -102,7 +105,7 @@ def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
     calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
     so_far = "" if found.is_complete else " (not all calls could be checked in time)"
     unknown = f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged."
-    touched = f"It would have touched {calls} of {agents} in the last 7 days{so_far}."
+    touched = f"The rule would have affected {calls} of {agents} in the last 7 days{so_far}."
     return sentences(touched, unknown if found.unknown else "")
 
 

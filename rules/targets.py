@@ -17,7 +17,7 @@ TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read he
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
     """Return the rule in the form in which the statement that decides calls would return it.
 
-    The rule counts as enabled, in the mode `on`. `servers` are those of an unsaved rule.
+    The rule counts as enabled, in the mode `on`. If the rule is not saved yet, `servers` are the servers of the rule.
     """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(
@@ -35,7 +35,10 @@ def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
 
 
 def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Feature]:
-    """Return the tools that the rule selects now; `servers` are those of an unsaved rule."""
+    """Return the tools that the rule selects now.
+
+    If the rule is not saved yet, `servers` are the servers of the rule.
+    """
     selector = deciding(rule, servers)
     rows = Feature.objects.tools().offered().placed().select_related("assignment").defer(*TEXTS)
     rows = rows.filter(assignment__gateway=rule.gateway) if rule.gateway else rows

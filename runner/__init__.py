@@ -1,4 +1,4 @@
-"""gateway-admin-runner: serves MCP servers that are programs on standard input, and OpenAPI descriptions, over HTTP.
+"""gateway-admin-runner: serves programs that speak MCP over stdio, and OpenAPI descriptions, over Streamable HTTP.
 
 A separate program, which imports nothing from the gateway. `document` reads runner.yaml, `packages` installs what it
 names, `process` runs programs (`launch` in each new process), `program` speaks MCP with one, `endpoint` and `openapi`

@@ -1,4 +1,4 @@
-"""Parse runner.yaml. Each mistake has its line and column, and says what to write instead."""
+"""Parse runner.yaml. The message for a mistake has the line and column, and says what to write instead."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]
 import yaml
 
 SECRET_NAME = re.compile(r"(?i)(token|secret|passw|api_?key|private_?key|credential|authorization|cookie)")
-# A long run of letters and digits, as tokens are, or a URL with a password.
+# Matches values that look secret: a long run of letters and digits, like a token, or a URL with a password.
 SECRET_VALUE = re.compile(r"(?=[\w\-+=]*[A-Za-z])(?=[\w\-+=]*\d)[\w\-+=]{20,}|://[^/\s:@]*:[^/\s@]+@")
 REFERENCE = re.compile(r"(env|file):(.+)", re.DOTALL)
 PACKAGE = r"(npm:(@[a-z0-9._-]+/)?[a-z0-9._-]+@|pypi:[A-Za-z0-9._-]+==)\d[A-Za-z0-9.+_-]*"
@@ -315,7 +315,7 @@ def _explained(error: jsonschema.ValidationError) -> Iterator[tuple[tuple[Any, .
         return
     if error.validator == "required":
         missing = [name for name in described["required"] if name not in error.instance]
-        if error.message.startswith(f"'{missing[0]}'"):  # One error for each name: report all once.
+        if error.message.startswith(f"'{missing[0]}'"):  # jsonschema reports each missing name; report all in one.
             yield path, f"Missing: {', '.join(missing)}."
         return
     name = str(path[-1]) if path else "the file"

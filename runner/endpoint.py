@@ -1,8 +1,8 @@
 """Serve the programs of an entry over Streamable HTTP, to clients of both eras.
 
-A program in `mode: shared` cannot say whom a message is for. So list changes go to all clients, resource updates to
-those that subscribed, and progress to the call it belongs to. Log messages, elicitation, sampling and roots need
-`mode: session`.
+A program in `mode: shared` cannot say which client a message is for. So list changes go to all clients, resource
+updates to the clients that subscribed, and progress to the call it belongs to. Log messages, elicitation, sampling and
+roots need `mode: session`.
 
 MCP 2026-07-28 has no sessions. So in `mode: session`, `server/discover` offers only the versions with sessions, and a
 request without a session gets a program of its own.
@@ -84,7 +84,7 @@ class SessionClient:
 
     async def on_notification(self, method: str, params: Mapping[str, Any] | None) -> None:
         if method in ("notifications/progress", "notifications/cancelled"):
-            return  # The dispatcher has handled it.
+            return  # The dispatcher has already handled this notification.
         notification = server_notification_adapter.validate_python({"method": method, "params": params}, by_name=False)
         call = next(reversed(self.calls.values()), None) if method == "notifications/message" else None
         session = call.session if call else self._session
@@ -164,7 +164,7 @@ class ProgramEndpoint:
             await stopped.wait()
             self._is_ended = True
             await asyncio.gather(*(each.process.stop("the runner stops it") for each in self.programs))
-        while self._starting:  # noqa: ASYNC110  No more than start_seconds.
+        while self._starting:  # noqa: ASYNC110  Takes start_seconds at most.
             await asyncio.sleep(0.05)
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -298,7 +298,7 @@ class ProgramEndpoint:
         return {key: each for key, each in program.introduction["capabilities"].items() if key not in unshared}
 
     def _person(self, ctx: Context) -> str:
-        """Return the person of the request. Raises MCPError if the entry needs one and there is none."""
+        """Return the person of the request. Raises MCPError if the entry needs a person but the request has none."""
         person = str(ctx.request.headers.get(PERSON_HEADER, "")) if ctx.request else ""
         if "person" in self.entry.fields and not person:
             raise MCPError(

@@ -1,7 +1,8 @@
-"""Become the user of a program, take its limits, and run it: `launch.py JSON`, started by `runner.process` alone.
+"""Start a program: switch to the program's user, set its limits, and execute it. Or kill the processes of its user.
 
-A separate file that imports only the standard library, because it runs in each new process before the program does.
-Its environment is already the program's; the arguments do not contain it, because other users can read them.
+Only `runner.process` runs this script, as `launch.py JSON`. The script is a separate file that imports only the
+standard library, because it runs in each new process before the program does. It already has the environment of the
+program. The environment is not in the arguments, because other users can read the arguments of a process.
 """
 
 import contextlib
@@ -41,13 +42,13 @@ def main() -> None:
 
 def set_limits(given: dict[str, Any]) -> None:
     limits = [(resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_NOFILE, given["open_files"], given["open_files"])]
-    if given["uid"]:  # Without a user of its own, the number of processes would include those of other programs.
+    if given["uid"]:  # Without a user of its own, the processes of other programs would count too.
         limits.append((resource.RLIMIT_NPROC, given["processes"], given["processes"]))
     if given["cpu_seconds"]:
         limits.append((resource.RLIMIT_CPU, given["cpu_seconds"], given["cpu_seconds"] + 1))
     for kind, soft, hard in limits:
         highest = resource.getrlimit(kind)[1]
-        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Root cannot always raise it.
+        most = hard if highest == resource.RLIM_INFINITY else min(hard, highest)  # Root may be unable to raise a limit.
         resource.setrlimit(kind, (min(soft, most), most))
     os.umask(0o077)
 
@@ -64,7 +65,10 @@ def become(uid: int, prctl: Any, real: int) -> None:
 
 
 def kill_all_of(uid: int, guard: int) -> None:
-    """Kill all processes of this process's user, however fast they fork: no process can change its user."""
+    """Kill all processes that this process may signal: those of the user `uid`. This process runs as that user.
+
+    They cannot escape by forking fast, because one call kills them all, and no process can change its user.
+    """
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: this process does not run as the user of a program")
     with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.

@@ -1,4 +1,4 @@
-"""Serve an OpenAPI description: its allowed operations are tools."""
+"""Serve an OpenAPI description as an MCP server: each allowed operation of the description is a tool."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,7 @@ class OpenApiEndpoint:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an MCP request. FastMCP sends headers on to the API, so it gets only those of MCP."""
+        """Answer an MCP request. FastMCP gets only the headers of MCP, because it forwards all headers to the API."""
         assert self._app
         names = (b"accept", b"content-type", b"content-length", b"host")
         headers = [(name, value) for name, value in scope["headers"] if name in names or name.startswith(b"mcp-")]

@@ -1,7 +1,7 @@
 """Install the packages that runner.yaml names by exact version, and find their commands.
 
-`runner.lock` is beside runner.yaml and has the hash of every file that was installed, without addresses. No code of a
-package runs during the installation.
+`runner.lock` is in the folder of runner.yaml. It has the hash of every package file that was installed, but not the URL
+that the file came from. No code of a package runs during the installation.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ class InstallFailed(Exception):
 def install(file: RunnerFile) -> list[str]:
     """Install all packages of the file, and return their names.
 
-    Packages that are in runner.lock are installed as locked there; others are added to it. Raises InstallFailed.
+    Packages in runner.lock are installed in the locked versions. Other packages are added to runner.lock. Raises
+    InstallFailed.
     """
     lock_path = file.path.with_name("runner.lock")
     lock: dict[str, Any] = json.loads(lock_path.read_text()) if lock_path.exists() else {}
@@ -47,9 +48,9 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return a pair: the entry's command with the program's full path, and its package's folder of programs (or "").
+    """Return the entry's command with the program's full path, and the folder of the package's programs (or "").
 
-    Raises LookupError if the program is not there.
+    Raises LookupError if the package is not installed, or the program does not exist or cannot be run by its user.
     """
     program, *arguments = entry.fields["command"]
     name = entry.fields.get("package")

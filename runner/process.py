@@ -77,7 +77,7 @@ def running_processes() -> Iterator[ProcessUsage]:
 
 
 def closed_above(path: Path) -> Path | None:
-    """Return a folder above this path that other users cannot enter, if there is one."""
+    """Return a parent folder of `path` that other users cannot enter; None if they can enter all parent folders."""
     return next((folder for folder in path.resolve().parents if not folder.stat().st_mode & 0o001), None)
 
 
@@ -113,11 +113,11 @@ class Accounts:
         return bool(self._uids)
 
     def closed_folder(self) -> Path | None:
-        """Return a folder above the homes that programs cannot enter, if there is one."""
+        """Return a folder above the programs' homes that programs cannot enter; None if there is no such folder."""
         return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:
-        """Kill the processes that programs of an earlier runner left."""
+        """Kill the processes that programs of an earlier runner have left running."""
         for uid in {each.uid for each in running_processes() if each.uid in self._uids}:
             if not await kill_user(uid, self._guard):
                 self._taken.add(uid)
@@ -145,7 +145,7 @@ class Accounts:
         raise LookupError("All user IDs of “uids” are in use. Write a longer range.")
 
     async def give_back(self, account: ProgramAccount) -> None:
-        """Kill the program's remaining processes and remove its files, except a home that is kept."""
+        """Kill the program's remaining processes and remove its files, but not the home of a `lasting` account."""
         is_free = not account.uid or await kill_user(account.uid, account.guard)
         try:
             await asyncio.to_thread(self._remove, account)
@@ -250,7 +250,10 @@ class ProgramProcess:
         command: list[str],
         variables: Mapping[str, str],
     ) -> "ProgramProcess":
-        """Run `command` with the entry's limits, and with only these environment variables."""
+        """Run `command` with the limits of `entry`.
+
+        The environment of the program is `variables`, with default values for PATH, HOME, TMPDIR and LANG.
+        """
         limits = {name: entry.limit(name) for name in ("processes", "open_files", "cpu_seconds")}
         folder = entry.fields.get("folder") or str(account.home)
         given = limits | {"uid": account.uid, "folder": folder, "command": command}
@@ -269,7 +272,7 @@ class ProgramProcess:
         return cls(entry, account, errors, process)
 
     async def _await_exit(self) -> None:
-        """Poll: Process.wait() also waits for pipes, which a child may hold open."""
+        """Wait until the program exits, by polling: Process.wait() also waits for pipes that a child may hold open."""
         while self.process.returncode is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         code = self.process.returncode
@@ -283,7 +286,7 @@ class ProgramProcess:
         if self.account.uid:
             await kill_user(self.account.uid, self.account.guard)
             return
-        for _ in range(20):  # Some may fork meanwhile.
+        for _ in range(20):  # Again, because a process may fork before it is killed.
             rest = self._mine(await asyncio.to_thread(list, running_processes()))
             for each in rest:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -313,7 +316,7 @@ class ProgramProcess:
                 os.killpg(self.process.pid, number)
 
     async def ends_soon(self) -> None:
-        """Return when the program has ended, or after a moment."""
+        """Wait until the program has ended, CLOSE_SECONDS at most."""
         await self._exits_within(CLOSE_SECONDS)
 
     async def _exits_within(self, seconds: float) -> bool:

@@ -1,4 +1,7 @@
-"""Speak MCP with a running program over its standard input and output, in the session era, which all programs know."""
+"""Speak MCP with a running program over its standard input and output.
+
+Uses the versions of MCP with sessions, because all programs support these.
+"""
 
 import asyncio
 import contextlib
@@ -56,7 +59,7 @@ class ProgressRelay:
                 await self._send(progress, total, message)
 
     async def finish(self) -> None:
-        """Return when the progress received so far has been sent."""
+        """Wait until all progress that was received so far has been sent."""
         async with self._lock:
             return
 

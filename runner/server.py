@@ -18,7 +18,7 @@ from runner.packages import command_of
 from runner.process import Accounts, running_processes
 
 logger = logging.getLogger("runner")
-FIXED = ("listen", "hosts", "data", "isolation", "uids")  # Changes of these apply after a restart.
+FIXED = ("listen", "hosts", "data", "isolation", "uids")  # Changes of these settings need a restart.
 type Endpoint = ProgramEndpoint | OpenApiEndpoint
 
 
@@ -104,12 +104,15 @@ class RunnerApp:
         if answer or not endpoint:
             await (answer or _error(404, "There is no such address."))(scope, receive, send)
             return
-        # Endpoints do not get the secret.
+        # The secret is not passed on to the endpoints.
         scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
         await endpoint(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Refuse requests that another site makes a browser send (DNS rebinding), and requests without the secret."""
+        """Refuse requests for an unknown host, requests from browsers (DNS rebinding), and requests without the secret.
+
+        Return None if the request is allowed. A request for `/healthz` is answered here, without these checks.
+        """
         if scope["path"] == "/healthz":
             return JSONResponse({"ok": True})
         if headers.get(b"host", "").lower() not in self._hosts:

@@ -170,7 +170,7 @@ class ProvisioningKeyResource(Resource):
     def revoke(self, request: Request, pk: UUID) -> Response:
         """Revoke a provisioning key.
 
-        Both secrets stop working. The people it created do not change.
+        The current and the previous secret stop working. The people that the key created do not change.
         """
         key = self._find(pk)
         with self.unchanged(key):

@@ -352,7 +352,10 @@ class DirectoryPerson(models.Model):
     DESCRIBED: ClassVar[Sequence[str]] = ("external_id", "user_name", "name", "emails")
 
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Store the attributes in DESCRIBED that a directory sent, and record the changes."""
+        """Store the attributes that a directory sent (those listed in DESCRIBED), and record the changes.
+
+        If the directory had deleted the person, the person is a SCIM resource again.
+        """
         changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
         if self.removed_at is not None:
             changes["removed_at"] = [self.removed_at.isoformat(), None]

@@ -150,7 +150,7 @@ def filter_condition(node: FilterNode, kind: str) -> Narrowed:
 
 
 def _by_id(column: str, **more: Any) -> Equals:
-    """Return a comparison of an id column for equality; an invalid id matches no row."""
+    """Return a function that makes the condition "this column equals the id". An invalid id matches no row."""
 
     def equals(value: Any) -> Q | None:
         try:
@@ -177,7 +177,8 @@ def _emails(address: str) -> Q:
 
 
 _members = _by_id("users", users__directory_person__removed_at__isnull=True)
-# The condition for equality, by attribute. It is None if the value in the filter has another type than the attribute.
+# For each attribute, a function that makes the condition "the attribute equals this value". The function returns None
+# if the value in the filter has another type than the attribute.
 CONDITIONS: dict[str, dict[str, Equals]] = {
     "User": {
         "id": _by_id("pk"),

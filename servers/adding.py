@@ -86,7 +86,7 @@ class NewServerForm(Trial, ServerForm):
         else:
             names = ", ".join(team.name for team in user.teams.order_by("name"))
             reach = f"open to your teams ({names})" if names else "open to everyone, because you are in no team"
-            help_text = f"It gets the name of the server and is {reach}. Change who may use it on its page."
+            help_text = f"The new gateway gets the server's name and is {reach}. Its page lets you change that."
             self.fields["own_gateway"].help_text = help_text
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)

@@ -61,7 +61,9 @@ class ServerSerializer(serializers.Serializer[Server]):
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
-    expected_issuer = serializers.CharField(help_text="The issuer's name for itself, if it differs from its URL.")
+    expected_issuer = serializers.CharField(
+        help_text="The name that the issuer gives itself, if it differs from the issuer's URL."
+    )
     resource_sent = serializers.CharField(
         help_text=(
             "`resource` (RFC 8707) sent to the issuer: `server` (its address), `omit` (none) or `fixed` "
@@ -69,7 +71,7 @@ class ServerSerializer(serializers.Serializer[Server]):
         )
     )
     fixed_resource = serializers.CharField(help_text="The `resource` to send, for `resource_sent` `fixed`.")
-    fixed_scopes = serializers.CharField(help_text="Scopes to request, if not those of the server.")
+    fixed_scopes = serializers.CharField(help_text="Scopes to request instead of those that the server names.")
     authorization_endpoint = serializers.CharField(help_text="Set only for an issuer without metadata.")
     token_endpoint = serializers.CharField(help_text="Set if and only if `authorization_endpoint` is set.")
     revocation_endpoint = serializers.CharField(help_text="May be set if `authorization_endpoint` is set (RFC 7009).")
@@ -97,7 +99,7 @@ class ProbeSerializer(serializers.Serializer[Any]):
 
     ok = serializers.BooleanField(help_text="Whether it answered.")
     detail = serializers.CharField(help_text="Result in words.")
-    wants_credential = serializers.BooleanField(help_text="Whether it refused because a credential is missing.")
+    wants_credential = serializers.BooleanField(help_text="Whether the server refused because a credential is missing.")
     tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of its tools.")
     era = serializers.CharField(required=False, help_text="Eras of MCP it speaks.")
     version = serializers.CharField(required=False, allow_null=True, help_text="Protocol version of its answer.")
@@ -196,7 +198,9 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     url = serializers.CharField(help_text="Address of its MCP endpoint; empty for programs.")
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
     has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
-    suggested_name = serializers.CharField(help_text="Name that the server gets; differs if the name is taken.")
+    suggested_name = serializers.CharField(
+        help_text="Name that the server gets; if the name in the file is taken, another one."
+    )
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if it is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(help_text="Why it is not usable, or the result of adding it; otherwise empty.")

@@ -52,7 +52,7 @@ class OfferedEntry:
 
     @property
     def credential(self) -> str:
-        """The name of the credential for people; empty if the server needs no credential."""
+        """The name of the credential to show on the page; empty if the server needs no credential."""
         header = self.entry.header_name
         return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
 
@@ -101,7 +101,7 @@ def _refusal(url: str) -> str:
 
 
 class PlacementForm(forms.Form):
-    """The gateway of the added servers, its tools, and the owner of their credentials."""
+    """Form to choose a gateway for the added servers, their tool policy, and the owner of their credentials."""
 
     who = forms.ChoiceField(required=False, choices=NewServerForm.base_fields["who"].choices, initial=OWN)  # type: ignore[attr-defined]
     gateway = forms.ChoiceField(required=False)
@@ -149,7 +149,7 @@ class AddedEntry:
     server: Server | None
     text: str
     kind: str = "good"
-    next_url: str = ""  # The page to enter a credential, otherwise the server's page.
+    next_url: str = ""  # The page to enter a missing credential, otherwise the server's page.
 
 
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:

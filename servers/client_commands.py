@@ -105,7 +105,7 @@ class ClientCommand:
     def unusable(self) -> str:
         """The reason why the runner cannot start the program; empty if it can."""
         if _bare(self.program) in CONTAINERS:
-            return "It starts a container. The runner starts none: use the package or the URL of this server."
+            return "It starts a container. The runner starts no containers: use the package or the URL of this server."
         first = next((word for word in self.arguments if not word.startswith("-")), "")
         is_local = _local_path(self.program) or "\\" in self.program or self.program.startswith("/")
         if not self.package and (is_local or (_bare(self.program) in INTERPRETERS and _script(first))):

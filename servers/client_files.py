@@ -42,7 +42,7 @@ class ClientEntry:
     auth_type: str = "none"
     header_name: str = ""
     secret: str = field(default="", repr=False)  # The credential in the file; empty if the file only refers to it.
-    block: str = ""  # For runner.yaml.
+    block: str = ""  # The entry for runner.yaml, if the server is a program.
     why: str = ""
     notes: tuple[str, ...] = ()
 
@@ -247,7 +247,7 @@ def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str,
 
 
 def _with_credential(entry: ClientEntry, headers: Mapping[str, str], about: Mapping[str, str]) -> ClientEntry:
-    """Choose the header that is the credential: Authorization, or the first one that looks like a secret."""
+    """Choose the header with the credential: Authorization, otherwise the first header that looks like a secret."""
     secrets = [one for one in headers if names_a_secret(one) or "key" in one.lower() or _variable.search(headers[one])]
     secrets.sort(key=lambda one: one.lower() != "authorization")
     notes = [f"The header {one} is left out: a server has one header, for its credential." for one in headers]

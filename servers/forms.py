@@ -229,8 +229,8 @@ class ServerForm(SignInSettings, SlugForm):
     )
     authorization_endpoint = address(
         "Authorization endpoint",
-        "The sign-in page, only for issuers without metadata. Metadata are then not read: enter the client on the "
-        "server's page.",
+        "Address of the sign-in page, only for issuers without metadata. If you enter it, no metadata are read, and "
+        "you must enter the client on the server's page.",
     )
     token_endpoint = address(
         "Token endpoint",
@@ -263,7 +263,7 @@ class ServerForm(SignInSettings, SlugForm):
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
-        self.ends = 0  # How many sign-ins saving would end; the person has to confirm.
+        self.ends = 0  # The number of sign-ins that saving would end. The person has to confirm that they end.
         self._leads_inside: bool | None = None
         if server is None:
             del self.fields["private"], self.fields["end_sign_ins"]

@@ -62,7 +62,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="When the server's address changed, if the owner must confirm the identity for it; otherwise null.",
+        help_text="Time of a change of the server's address that the owner must confirm; null if none.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
@@ -236,7 +236,10 @@ class IdentityResource(Resource):
         return self.changed(identity, identity.revoke)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
-        """Return the person's own identity for this server that the new identity replaces; None if it replaces none."""
+        """Return the person's own identity for this server, which the new identity replaces.
+
+        Return None if `pk` is None. Raises ValidationError if the person has no such identity.
+        """
         if pk is None:
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
@@ -248,13 +251,16 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return a live identity that the person may disable, enable and revoke; otherwise raise."""
+        """Return the identity. Raise an error if it is revoked or the person may not disable, enable and revoke it."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """Return a live identity that is the person's own, or shared if the person manages servers; otherwise raise."""
+        """Return the identity. Raise an error if it is revoked, or if the person may not replace its secret.
+
+        People may do this for their own identities; for shared identities they need a capability.
+        """
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

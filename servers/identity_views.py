@@ -186,7 +186,7 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
-    """Add a shared identity: its secret, or by signing in as the service account in this browser."""
+    """Add a shared identity: enter its secret, or sign in as the service account in this browser."""
     server = find_server(slug)
     context: dict[str, Any] = {"server": server, "heading": "Add a shared identity", "back": tab_url(server)}
     if server.auth_type == AuthType.OAUTH:

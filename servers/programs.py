@@ -1,4 +1,4 @@
-"""Programs of the runner (gateway-admin-runner): what it serves, their state, and what they wrote to standard error.
+"""Read the programs of the runner (gateway-admin-runner), their state, and their standard error.
 
 The runner starts the programs that its file names; the gateway starts none. A server is one of the runner's programs if
 its URL is the runner's origin followed by `/NAME/mcp`.
@@ -110,14 +110,14 @@ class RunnerListing:
 
 
 class ProgramOffer(NamedTuple):
-    """A program, and the server that it was added as, if any."""
+    """A program of the runner, and the server for this program; None if nobody has added it as a server."""
 
     program: RunnerProgram
     server: Server | None
 
 
 def program_name(server: Server) -> str | None:
-    """Return the name of the program that this server is; None if it is no program of the runner."""
+    """Return the name of the server's program; None if the server is no program of the runner."""
     return upstream_guard().program_at(server.url)
 
 

@@ -50,7 +50,7 @@ class Tile:
     registration: str = ""
     note: str = ""
     seen: str = ""
-    program: str = ""  # For programs instead of a URL: the entry of runner.yaml.
+    program: str = ""  # Only for programs, which have no URL: the entry for runner.yaml.
 
     @property
     def takes(self) -> str:

@@ -43,7 +43,9 @@ class SinkSerializer(serializers.Serializer[Sink]):
     )
     lag_seconds = serializers.SerializerMethodField(help_text="Age of the oldest undelivered row.")
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
-    refused = serializers.IntegerField(help_text="Number of rows refused for good; each is an admin event.")
+    refused = serializers.IntegerField(
+        help_text="Number of rows that the receiver refused for good; each refusal is an admin event."
+    )
     last_delivered_at = UtcDateTimeField(allow_null=True, help_text="When it last acknowledged rows; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")

@@ -1,4 +1,4 @@
-"""Sinks: receivers of the call log and the admin events, each with its position.
+"""Sinks: receivers of the call log and the admin events, each with its position in both logs.
 
 Rows are sent at least once: the position advances only after an acknowledgement
 (docs/decisions/0032-sinks-read-the-log.md).
@@ -122,7 +122,8 @@ class Sink(Versioned, Switchable):
 
     - calls dated `near_from` or later: ids up to `calls_to`, the newest id at the time `calls_at`;
     - earlier calls: ids up to `late_calls_to`;
-    - during a round: also calls with ids up to `round_to` that precede (`round_at`, `round_id`) in the log's order;
+    - while a round of batches is sent (see sinks.reading): also calls with ids up to `round_to` that precede
+      (`round_at`, `round_id`) in the log's order;
     - events: ids up to `events_to`;
     - checkpoints, which are sent with calls: up to `checkpoints_to`.
     """
@@ -326,9 +327,9 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change name, address or content, and record what changed.
 
-        If a log is newly selected, only its new rows are sent. The current receiver is notified if it will get fewer
-        logs or none. An address equal to `place` means the current address. Raises SinkError, CapabilityRequired and
-        ChangedMeanwhile.
+        If a log is newly selected, only its new rows are sent. If the receiver will get fewer logs or none, the
+        receiver at the current address is notified. If `address` equals `place`, the shortened address that people see,
+        the address is not changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
         """
         if fields.get("address") == self.place:
             del fields["address"]
@@ -381,7 +382,7 @@ class Sink(Versioned, Switchable):
     def _announce(self, action: Action, words: str, by: Actor | None, seen: Seen | None) -> None:
         """Notify the receiver before a change. The change is made even if the receiver cannot be reached.
 
-        The row is not locked meanwhile.
+        The row is not locked while the receiver is notified.
         """
         row: Sink = type(self).objects.get(pk=self.pk)
         Event.objects.check_allowed(action, [row], {})
@@ -447,9 +448,9 @@ class Sink(Versioned, Switchable):
             self.delete()
 
     def note_refused(self, line: LogLine, answer: str) -> None:
-        """Record that a row was skipped because the receiver refuses it permanently.
+        """Record an event that says that a row was skipped, because the receiver refuses the row permanently.
 
-        Record nothing if the skipped row is itself such a record of this sink.
+        If the skipped row is an earlier event of this kind about this sink, record nothing.
         """
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):

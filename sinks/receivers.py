@@ -52,7 +52,7 @@ GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of a response that are read; the content does not matter.
-FOR_NOW = {401, 403, 408, 429}  # Refusals for reasons other than the content.
+FOR_NOW = {401, 403, 408, 429}  # Statuses that refuse a delivery for reasons other than its content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
 ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
@@ -99,7 +99,7 @@ class Receiver:
     key_help: ClassVar[str] = ""
     shows_secret: ClassVar[bool] = False  # True if the secret is optional and sent to the receiver.
     every: ClassVar[timedelta] = timedelta(seconds=2)  # Minimum interval between two checks of a sink.
-    most_lines: ClassVar[int] = 0  # Maximum per delivery; 0 for `reading.MOST_ROWS`.
+    most_lines: ClassVar[int] = 0  # Maximum number of lines per delivery; 0 means `reading.MOST_ROWS`.
     package: ClassVar[str] = ""  # The optional package that this kind needs.
 
     def __init__(self, sink: Sink) -> None:
@@ -125,7 +125,10 @@ class Receiver:
 
     @classmethod
     def checked_address(cls, address: str) -> bool:
-        """Return whether this address is private. Raises ValueError, with a message, if it is not valid or allowed."""
+        """Return whether this address is private.
+
+        Raises ValueError, with a message, if the address is invalid or not allowed.
+        """
         return upstream_guard().check_now(address)
 
     @classmethod
@@ -497,7 +500,7 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
 
     Without the second wait, we might close the connection while data from the receiver is unread. That resets the
     connection, and the receiver loses the lines that it has not read yet. Raises Undelivered if the receiver closes the
-    connection before it has every byte, and httpcore.ReadTimeout.
+    connection before it has every byte. Raises httpcore.ReadTimeout if the deadline passes before that.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # The unsent bytes of a reset connection are lost.

@@ -1,4 +1,4 @@
-"""Admission of people who signed in at the organisation (its identity provider): account, role and teams by rules.
+"""Admit people who signed in at the organisation's identity provider, and give them a role and teams by group rules.
 
 The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 """
@@ -166,7 +166,7 @@ class Admission(models.Model):
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
         """Call `_named`, but do not reveal to people who would get no role whether an address has an account.
 
-        For such people, errors that would reveal it are replaced by NoEntry("no_role").
+        For such people, an error that would reveal an account is replaced by NoEntry("no_role").
         """
         try:
             return self._named(who, invited)
@@ -177,10 +177,11 @@ class Admission(models.Model):
             raise
 
     def _named(self, who: Claims, invited: User | None) -> User | None:
-        """Return the existing person with this e-mail address; None if a new person may be created. Raises NoEntry.
+        """Return the existing person with the e-mail address in `who`; None if a new person may be created.
 
         An e-mail address alone proves nothing. To take over an existing person, the workspace must allow linking by
         e-mail and the address must be verified; or the person must have opened the invitation mailed to the address.
+        Raises NoEntry.
         """
         email = who.email.strip().lower()
         try:
@@ -209,7 +210,7 @@ class Admission(models.Model):
     ) -> Role | None:
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
-        Break-glass owners keep their present role. Existing people keep their present role too if no rule gives a role.
+        Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
         If the provider sends no groups, an existing person gets the new role only if it has no capability that the
         present role lacks.
         """
@@ -257,7 +258,7 @@ class RuleRow(models.Model):
     provider = models.ForeignKey("sso.Provider", models.CASCADE, related_name="rows")
     position = models.PositiveSmallIntegerField()
     group = models.CharField(max_length=LONGEST_GROUP)
-    # A role in a rule cannot be deleted: people with the role would silently get another role.
+    # A role in a rule cannot be deleted: people who get the role by the rule would silently get another role.
     role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")
     team = models.ForeignKey(Team, models.SET_NULL, null=True, related_name="+")
 
@@ -291,7 +292,7 @@ class Account(models.Model):
 
 
 def _put(person: User, team: Team, *, is_member: bool) -> None:
-    """Add the person to the team or remove the person, as `is_member` says, and record a change."""
+    """Add the person to the team if `is_member`, otherwise remove the person. Record the change, if there is one."""
     if team.users.filter(pk=person.pk).exists() != is_member:
         users = set(team.users.all())
         team.edit(name=team.name, users=users | {person} if is_member else users - {person}, by=None)

@@ -128,7 +128,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
 class ProviderTestSerializer(serializers.Serializer[ProviderTestResult]):
     """The result of a test of the provider."""
 
-    works = serializers.BooleanField(help_text="Whether people could sign in there.")
+    works = serializers.BooleanField(help_text="Whether people could sign in at the provider.")
     detail = serializers.CharField(help_text="Result in words.")
 
 
@@ -169,5 +169,5 @@ class OrganisationResource(Resource):
         """
         provider = Provider.load()
         with self.unchanged(provider):
-            pass  # Only checks the version: the lock must not be held while the provider is tested.
+            pass  # Checks the version, and releases the lock: it must not be held during the test.
         return Response(ProviderTestSerializer(test_provider(provider, by=self.me)).data)

@@ -69,7 +69,7 @@ def keep(request: HttpRequest) -> bool:
 
 
 def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Call `keep`. If there is no account, record the sign-in of a break-glass owner who uses a password instead."""
+    """Call `keep`. If the person used a password that only break-glass permits, record a use of break-glass."""
     if keep(request):
         return
     if person.break_glass and sign_in_there(person.email):

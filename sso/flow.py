@@ -1,4 +1,4 @@
-"""Code for both protocols: store the sign-ins that a browser has started, and parse the values of claims."""
+"""Code for OpenID Connect and SAML: store the sign-ins that a browser has started, and parse the values of claims."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return the e-mail address in `value` if it is ASCII, otherwise "".
+    """Return the e-mail address in `value`, or "" if it is too long or has other characters than printable ASCII.
 
     Addresses are lower-cased later. For letters outside ASCII, the result could be another person's address.
     """
@@ -35,9 +35,9 @@ def groups_of(values: Iterable[object]) -> frozenset[str]:
 
 
 def is_true(value: object) -> bool | None:
-    """Return `value` as a boolean; None for any other value.
+    """Return `value` if it is a boolean. Convert the texts "true" and "false". Return None for any other value.
 
-    The texts "true" and "false" are converted, because some providers send text.
+    Texts are converted because some providers send text.
     """
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())

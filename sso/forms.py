@@ -67,7 +67,7 @@ class ProviderForm(forms.Form):
         )
         initial = {name: getattr(provider, name) for name in fields} | {"domains": ", ".join(provider.domains)}
         if provider.speaks_saml:
-            initial |= {"issuer": "", "client_id": ""}  # With SAML, both are shown next to the SAML fields instead.
+            initial |= {"issuer": "", "client_id": ""}  # With SAML, the page shows these entity IDs as text.
         super().__init__(data, initial=initial)
         self.fields |= fields
         for name in ("protocol", "scopes", "name_id_format"):

@@ -202,13 +202,13 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the protocol
         or issuer may remove the current secret (see `ends_secret`). When sign-in becomes enforced, affected sessions
         that began with a password end. Raises ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody
-        without every capability changes TERMS.
+        without every capability changes TERMS, has metadata fetched or replaces the decryption key.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
         known = cls.load()
         if changes_metadata(known, fields):
-            must_match(by, Capability)  # Others must not make the gateway fetch URLs.
+            must_match(by, Capability)  # Only people with every capability may make the gateway fetch a URL.
         known_key = known.decryption_key
         fields, secret, pair = with_dependent_settings(known, fields, secret)
         with transaction.atomic():
@@ -224,7 +224,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
             }
             present.must_be(seen, {*changes, "decryption_key"} if pair else changes)
-            # Two replacements of the decryption key break everybody's sign-in, so replacing it needs the same rights.
+            # Replacing the decryption key needs the same rights as changing TERMS: after two replacements without new
+            # metadata at the provider, nobody can sign in.
             if TERMS & changes.keys() or (pair and before["decryption_key"]):
                 must_match(by, Capability, uses_gateways=True)
             if not secret and row.has_secret and row.ends_secret(changes.keys()):

@@ -84,7 +84,7 @@ type SigningKeys = list[dict[str, Any]]
 def provider_metadata(provider: Provider) -> OpenIdMetadata:
     """Return the provider's metadata, cached. Raises ProviderDown."""
 
-    def read() -> tuple[Any, ...]:  # Cached as a tuple: in another release, the class may be in another module.
+    def read() -> tuple[Any, ...]:  # Cached as a tuple: another release may have moved the class.
         return tuple(read_provider_metadata(provider))
 
     return OpenIdMetadata(*_cached(_cache_name(provider), read))
@@ -97,7 +97,8 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """
 
     def read() -> SigningKeys:
-        said = read_provider_metadata(provider) if anew else provider_metadata(provider)  # The keys' URL may be new.
+        # The metadata are read again too, because they may have a new URL for the keys.
+        said = read_provider_metadata(provider) if anew else provider_metadata(provider)
         return read_provider_keys(provider, said)
 
     return _cached(f"{_cache_name(provider)}:keys", read, anew=anew)
@@ -226,8 +227,8 @@ def signed_out_url() -> str:
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
     """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0).
 
-    Return None if the provider has no such endpoint. The client id is sent instead of an ID token, which would have to
-    be stored for the whole session and would appear in a URL; without an ID token the provider asks the person for
+    Return None if the provider has no logout endpoint. The client id is sent instead of an ID token, which would have
+    to be stored for the whole session and would appear in a URL. Without an ID token, the provider asks the person for
     confirmation. Raises ProviderDown.
     """
     place = "" if provider.speaks_saml else provider_metadata(provider).end_session_endpoint
@@ -325,7 +326,7 @@ def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access:
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")
-    source = claims if "email" in claims else found  # Take `email_verified` from where the address is.
+    source = claims if "email" in claims else found  # Take `email_verified` from the source of the address.
     return found | claims | {"email_verified": source.get("email_verified")}
 
 

@@ -56,7 +56,7 @@ def _saml_found(provider: Provider, by: Grantor | None) -> str:
         provider.read_metadata_again(by=by)
         provider = Provider.load()
     ended = sum(each.until < timezone.now() for each in provider.signing)
-    past = f" {ended} of them expired, which is accepted while the metadata contain it." if ended else ""
+    past = f" {ended} of them expired. Expired ones are accepted while the metadata contain them." if ended else ""
     if provider.metadata_ended:
         past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: enter new ones."
     source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted."

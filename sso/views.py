@@ -138,7 +138,8 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 def saml_answered(request: HttpRequest) -> HttpResponse:
     """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
 
-    People who started at the provider are asked first, so that a link cannot replace their session.
+    People who started at the provider first get a page that asks whether to sign in as this person. Otherwise a link
+    could replace their session.
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
@@ -233,7 +234,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     """Continue the action that waited for confirmation, if the signed-in person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
-        raise SignInFailed("Another person confirmed it.", OTHER_ACCOUNT)
+        raise SignInFailed("Another person confirmed this action.", OTHER_ACCOUNT)
     if not confirms_there(request.user):
         raise SignInFailed(
             "People who have a password or a second factor here must confirm with one of them.", CONFIRM_HERE
@@ -330,7 +331,7 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
         return JsonResponse({"error": "temporarily_unavailable"}, status=HTTPStatus.SERVICE_UNAVAILABLE)
     if not cache.add(f"organisation-logout:{claims['jti']}", "used", timeout=2 * LOGOUT_LIVES_S):
-        return _not_a_logout("It was used before.")
+        return _not_a_logout("The logout token was used before.")
     end_sessions(provider.issuer, claims)
     return HttpResponse(status=HTTPStatus.OK)
 
@@ -403,7 +404,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
 @own_resource(OWN_ACCOUNT)
 @ask_again
 def link(request: AppRequest) -> HttpResponse:
-    """Start a sign-in at the organisation to link one's account."""
+    """Start a sign-in at the organisation that links the signed-in person's account there."""
     return _begin(request, LINK, reverse("accounts:profile"))
 
 

@@ -1,4 +1,4 @@
-"""/api/tokens: a user's own API access tokens; everybody's tokens for people who manage tokens."""
+"""/api/tokens: a user's own API access tokens, or everybody's tokens if the user may see them."""
 
 from __future__ import annotations
 
@@ -256,7 +256,10 @@ class TokenResource(Resource):
         return self.answer(self._find(row.pk), status)
 
     def _find(self, pk: UUID) -> Token:
-        """Return the token. 404 if the viewer may not see it; refused if the action is for the owner only."""
+        """Return the token. Raises Http404 if the person may not see the token.
+
+        Raises CapabilityRequired if the person may see the token, but may not do this operation with it.
+        """
         token = get_object_or_404(self.get_queryset(), pk=pk)
         self.must_own(token.connection.user_id)
         return token
@@ -361,7 +364,10 @@ class ApiKeyResource(Resource):
         return self.removed(key, key.revoke)
 
     def _find(self, pk: UUID) -> ApiKey:
-        """Return the key. 404 if the caller may not see it; refused if the caller may only see it."""
+        """Return the key. Raises Http404 if the person may not see the key.
+
+        Raises CapabilityRequired if the person may see the key, but may not do this operation with it.
+        """
         key = get_object_or_404(keys_known_to(self.me), pk=pk)
         self.must_own(key.user_id)
         return key
@@ -410,7 +416,7 @@ class Regenerate(Connections):
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):
-            # The API key must be allowed to create tokens.
+            # With an API key, the key needs a capability to create tokens.
             must_hold(self.me, (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE))
         if is_own or not connection.is_live:  # Other people may end the secret even of a disabled connection.
             _must_regenerate(connection)

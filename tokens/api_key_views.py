@@ -1,4 +1,4 @@
-"""The API keys page: a user's own keys for the REST API; everybody's keys for people who manage people."""
+"""The API keys page: a user's own keys for the REST API, or everybody's keys if the user may see them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 def _issued(form: ApiKeyForm, request: AppRequest) -> IssuedApiKey | None:
-    """Return the new key, or None if it was refused, with the reason as a form error."""
+    """Create and return the key. If it is refused, add the reason to the form as an error, and return None."""
     data = dict(form.cleaned_data)
     data["pk"] = data.pop("id")
     try:

@@ -42,7 +42,7 @@ class Preset:
 
     @classmethod
     def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
-        """Return the option for `length` from now. If `length` is None, the option has no end."""
+        """Return the option whose end is `length` from now. If `length` is None, the option has no end."""
         return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 

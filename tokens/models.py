@@ -118,8 +118,7 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    If `words` do not start with one of PREFIXES, return an empty Q, because a shorter text would match all tokens of
-    that kind.
+    If `words` do not start with one of PREFIXES, return an empty Q. A shorter text would match all tokens of a kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -200,7 +199,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
-        """Regenerate the key of an app's connection: its OAuth access tokens become invalid at commit.
+        """Regenerate the key of an app's connection: the app's OAuth access tokens become invalid at commit.
 
         The refresh token stays valid, so the app gets a new access token by itself. Raises TokenAlreadyRevoked.
         """
@@ -336,7 +335,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def secret_since(self) -> datetime:
-        """The time of the present secret."""
+        """The time when the present secret was made."""
         return self.rotated_at or self.created_at
 
     @property
@@ -491,7 +490,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return Issued(self, secret)
 
     def _owner_for(self, by: User) -> dict[str, str]:
-        """Return the event fields that name the owner, with a note if `by` is someone else."""
+        """Return the event fields that name the owner, with a note if the person `by` is not the owner."""
         owner = {"owner": self.connection.user.email}
         return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHER_OWNER}
 
@@ -557,8 +556,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def recent_addresses(self, since: datetime | None = None, prefix: str = "") -> list[str]:
         """Return the client addresses of this token's calls after `since`, by default those of the last 30 days.
 
-        With `prefix`, only calls with the secret of that prefix count. Only the newest calls of the connection are
-        read, because calls are indexed by connection, not by token.
+        With `prefix`, only calls that used the secret with this prefix count. Only the newest calls of the connection
+        are read, because calls are indexed by connection, not by token.
         """
         since = since or timezone.now() - timedelta(days=30)
         calls = Call.objects.filter(connection_id=self.connection_id, created_at__gte=since)

@@ -35,7 +35,7 @@ ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 SEES = (
     Capability.API_TOKENS_READ,
     Capability.MCP_CONNECTIONS_READ,
-)  # A connection's row shows its tokens' names and prefixes.
+)  # A person who reads connections may see tokens: the row of a connection shows their names and prefixes.
 
 NOTICES = 3  # Waiting tokens that the template shows before "more".
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
@@ -66,7 +66,7 @@ def foremost_waiting(owner: User) -> list[Token]:
 
 
 def of_status(status: str) -> Q:
-    """Match the tokens that now have one of STATUSES."""
+    """Match the tokens whose status is now `status`, one of STATUSES; `all` matches every token."""
     now = timezone.now()
     lasting = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
     means = {
@@ -79,7 +79,7 @@ def of_status(status: str) -> Q:
 
 
 def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Prefetch everything shown of tokens, except the servers of tokens that reach all servers."""
+    """Prefetch what a row of a token shows, except the servers of tokens that reach all servers."""
     offered = Assignment.objects.placed()
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
     return tokens.prefetch_related(Prefetch("connection", _connections().all()), Prefetch("scopes", narrowed))
@@ -91,7 +91,7 @@ def _connections() -> ConnectionQuerySet:
 
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Prefetch everything shown of tokens, including all their servers."""
+    """Prefetch what a row of a token shows, including all servers that the token reaches."""
     offered = Assignment.objects.placed().select_related("server")
     return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
 
@@ -275,7 +275,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A category of active tokens that need attention: a card with `title` links to the filtered list."""
+    """A category of active tokens that need attention. A card with `title` on the page links to their list."""
 
     title: str
     note: str
@@ -349,9 +349,10 @@ class TokenFilter(ListFilter):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """Return a pair: `token_counts` of `tokens`, and the number of matches. For a search the counts are empty.
+        """Return a pair: the `token_counts` of `tokens`, and the number of tokens that match the filters.
 
-        A search uses other indexes, so counting all tokens too would take twice as long.
+        For a search, the first item is empty: a search uses other indexes, so counting all tokens too would take twice
+        as long.
         """
         if "q" in self.values:
             return {}, self.narrow(tokens).count()

@@ -169,7 +169,10 @@ def create(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE)
 def create_agent(request: AppRequest) -> HttpResponse:
-    """Create an agent by name and continue with its token, for the chosen gateway and client."""
+    """Create an agent with the entered name. Then start the flow that creates its token.
+
+    The flow gets the gateway and client that were chosen before.
+    """
     return _name_agent(request, NameAgentForm(posted(request)))
 
 
@@ -570,7 +573,7 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """Return the hidden form fields that name the page on which the answer is shown."""
+    """Return the hidden form fields that name the page or dialog in which the answer is shown."""
     return IN_DIALOG if _in_dialog(request) else {}
 
 
@@ -582,7 +585,7 @@ def target(request: AppRequest, token: Token) -> str:
 
 
 def token_fragment(request: AppRequest, token: Token) -> Fragment:
-    """Return the fragment that shows `token`: the gateway's dialog, a row of API Tokens, or its connection's row."""
+    """Return the fragment that shows `token`: the gateway's dialog, or the row of the token or of its connection."""
     if _in_dialog(request):
         return Fragment(
             "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}
@@ -624,7 +627,7 @@ def extra_token(request: AppRequest, token: Token) -> str:
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
-    """Return the out-of-band element that removes the notice that `token` waits to be collected."""
+    """Return the out-of-band element that removes the notice about the uncollected new secret of `token`."""
     is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
     return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""
 

@@ -38,7 +38,7 @@ class Block:
     runs: bool = False
 
     def for_gateway(self, url: str, name: str, token: str = "") -> str:
-        """Return the text for this gateway, with `token`, if given, in place of its placeholder or variable."""
+        """Return the text for this gateway. A given `token` replaces the placeholder or variable for the token."""
         text = self.text
         if token:
             for before, after in self.fill:
@@ -74,7 +74,7 @@ class Client:
     blocks: tuple[Block, ...]
     call: dict[str, str]
     click: OneClick | None = None  # The link for clients that sign in with the browser.
-    from_internet: bool = False  # Can sign in by browser only at gateways that are on the internet, with https.
+    from_internet: bool = False  # The client can sign in by browser only at gateways on the internet, with https.
 
     def by(self, way: str) -> Block | None:
         """Return the block for `browser` or `token`, or None."""

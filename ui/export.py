@@ -51,7 +51,7 @@ _NEW_CELL = re.compile(r"([;\t\r\n][\s\"']*)(?=[=+\-@])")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
 _lock = threading.Lock()
-_running: dict[object, object] = {}  # The person who runs each export.
+_running: dict[object, object] = {}  # Maps each running export to the person who runs it.
 reading = threading.BoundedSemaphore(READERS)
 
 
@@ -246,7 +246,7 @@ def list_export(
     detail: Callable[[Any], QuerySet[Any]] | None = None,
     wrap: Callable[[Any], Any] | None = None,
 ) -> HttpResponse | None:
-    """Return the list as a file and record the export; None if `?format=` asks for no file."""
+    """Return the list as a file and record the export. Return None if the request has no `?format=`."""
     kind = request.GET.get("format")
     if kind is None:
         return None
@@ -259,7 +259,7 @@ def list_export(
     changes = {"list": [None, view.table.caption], "filters": [None, request.GET.urlencode()[:500]]}
     event: Any = apps.get_model("auditlog", "Event")  # By name, because ui must not import auditlog.
     event.objects.record("list.exported", request.user, by=request.user, changes=changes)
-    return file_response(request, view.table.key, kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, view.table.key, kind, pieces)  # type: ignore[return-value]  # A stream is a response too.
 
 
 # Cells.

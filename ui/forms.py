@@ -108,7 +108,7 @@ IDLE_DAYS = ("30", "60", "90")
 
 
 def unused_for(days: int, used: str, created: str) -> Q:
-    """Match rows that were not used for `days` days; rows that were never used count from their creation."""
+    """Match rows that were not used for `days` days. For rows never used, count the days from their creation."""
     limit = timezone.now() - timedelta(days=days)
     return Q(**{f"{used}__lt": limit}) | Q(**{used: None, f"{created}__lt": limit})
 

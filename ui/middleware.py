@@ -91,7 +91,7 @@ def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 429 wherever a page's view raises TryLater; place it after HtmxMiddleware."""
+    """Answer 429 if the view of a page raises TryLater. Place this middleware after HtmxMiddleware."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         return get_response(request)

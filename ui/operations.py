@@ -160,15 +160,15 @@ DECLARED = "operation"
 
 
 def operation_of(view: Any, action: str | None) -> Operation | None:
-    """Return the declaration of a method of a resource (or its class); None if it is not an operation."""
+    """Return the declaration of the method `action` of a resource or of its class; None if it is not an operation."""
     return getattr(getattr(view, action or "", None), DECLARED, None)
 
 
-# Requests with an Idempotency-Key. If one is repeated within an hour, it gets the same answer and creates nothing.
+# Requests with an Idempotency-Key. A request that is repeated within an hour gets the same answer and creates nothing.
 #
 # The header and its errors follow draft-ietf-httpapi-idempotency-key-header-07. The created object and the answer
 # are committed in one transaction, so that neither exists without the other, even after a crash. The gateway contacts
-# other machines after the commit; then only the key is still locked.
+# other machines after this commit, and meanwhile holds only the lock of the key.
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"

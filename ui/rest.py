@@ -71,7 +71,7 @@ class UtcDateTimeField(serializers.DateTimeField):
 
 
 class CauseField(serializers.CharField):
-    """The cause that blocks an object, in one word; null if nothing does."""
+    """The cause that blocks an object, in one word; null if nothing blocks it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_null=True, **options)
@@ -185,8 +185,8 @@ class Resource(GenericViewSet[Any]):
     """The base of every resource: methods are declared with `@operation`, and every refusal has a readable text.
 
     `problems` maps exceptions of models' methods to answers; `taken` is the message for a row that is not unique.
-    `query_data` has the query parameters of this request. With `versioned`, the objects its serializer writes have a
-    version (ui.versions), which `answer` sends as their ETag.
+    `query_data` has the query parameters of this request. If `versioned` is set, the objects of the resource have a
+    version (ui.versions), and `answer` sends an ETag that begins with this version.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
@@ -241,13 +241,13 @@ class Resource(GenericViewSet[Any]):
         None if the client allows a change whatever the current version is.
         """
         field = self.request.headers.get("If-Match", "").strip()
-        # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
+        # Weak tags never match: the comparison is strong. Only If-None-Match uses the part of a tag after the version.
         versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))
         return None if field in ("", "*") else Precondition(frozenset(versions))
 
     @contextmanager
     def unchanged(self, row: Any) -> Iterator[None]:
-        """Lock `row` for the block. Raises ChangedMeanwhile when `If-Match` does not allow its version.
+        """Lock `row` for the block. Raises ChangedMeanwhile if `If-Match` does not name the current version of `row`.
 
         Without `If-Match` nothing is locked here: model methods lock rows themselves. Methods that contact another
         machine must run after the block, so that no row stays locked meanwhile.
@@ -308,7 +308,7 @@ class Resource(GenericViewSet[Any]):
         return Response(data, status=status, headers=headers)
 
     def get_throttles(self) -> list[Any]:
-        """Return the limits of this request, stored for the headers of its answer."""
+        """Return the rate limits of this request, and store them for the headers of the response."""
         self.limits = super().get_throttles()
         return self.limits
 
@@ -463,7 +463,7 @@ class SubjectField(serializers.CharField):
     def _called(self, text: str) -> Q:
         columns = {f"{name}__iexact": text for name in self.names}
         if (pk := uuid_of(text)) is not None:
-            columns = dict.fromkeys(self.ids, pk)  # type: ignore[arg-type]  # Ids and names are never compared together.
+            columns = dict.fromkeys(self.ids, pk)  # type: ignore[arg-type]  # An id is not compared with names.
         called = Q()
         for column, value in columns.items():
             called |= Q(**{column: value})

@@ -283,7 +283,7 @@ class TableView:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as JSON can have it; other objects as their text."""
+    """Return `value` as types that can be written as JSON. Objects of other types become their text."""
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(one) for one in value]
     if value is None or isinstance(value, bool | int | float | datetime | UUID):

@@ -1,4 +1,4 @@
-"""Versions of editable rows, and conflicts between writers; auditlog.versions compares them."""
+"""Types for versions of editable rows and for conflicts between writers; auditlog.versions compares the versions."""
 
 from __future__ import annotations
 

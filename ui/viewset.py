@@ -91,7 +91,7 @@ def form_page(
     """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
 
     `errors` maps exceptions to the field that shows their message (None: the whole form), or to a field and another
-    message. ChangedMeanwhile shows what somebody else changed; pass the row's `version` for that.
+    message. After ChangedMeanwhile, the form shows the changes of the other person. For this, pass the row's `version`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -170,7 +170,7 @@ def archive_page(
         back=back,
         to=to,
         faults=faults,
-        typed="" if row.enabled and request.method == "POST" else str(row),  # If enabled, `archive` refuses it.
+        typed="" if row.enabled and request.method == "POST" else str(row),  # `archive` refuses an enabled row.
         title=f"Archive {row._meta.verbose_name}",
         text=f'Archive "{row}"? It is removed from the list. This cannot be undone.',
         more=more,
@@ -279,7 +279,7 @@ def end_picked(
     icon: str = "revoke",
     undo: str = "",
 ) -> HttpResponse:
-    """End the selected rows for good after their number was typed; `verb` is such as ("Revoke", "revoked").
+    """End the selected rows for good after their number was typed; `verb` is a pair such as ("Revoke", "revoked").
 
     `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. For an action that can
     be reversed, pass as `undo` the value of the form field `act` that reverses it. Then the number need not be typed,

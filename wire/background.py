@@ -138,7 +138,7 @@ class Background:
         guards_access: bool = False,
         until: Callable[[], bool] = lambda: False,
     ) -> asyncio.Task[None]:
-        """Run `wait` and `work` in turns, until the loop is stopped or `until` returns True.
+        """Run `wait` and `work` alternately, until the loop is stopped or `until` returns True.
 
         After a failed round `work` is tried again every RETRY_SECONDS, without `wait`. While a loop that
         `guards_access` fails, /readyz answers 503.

@@ -139,8 +139,8 @@ class McpClient:
     """Calls servers, each request once and in the era of its target.
 
     Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the
-    ServerDescription of a server, `contradicted` with the target of a request whose answer shows that the server may no
-    longer speak its era.
+    ServerDescription of each server that opens a session. `contradicted` is called with the target of a request if the
+    answer shows that the server may no longer speak the target's era.
 
     `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
     `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because the call could not be logged.
@@ -193,7 +193,7 @@ class McpClient:
         server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
         While the server waits for an answer from `on_request`, other calls may use the slot of this call. `person` is
         used for fair sharing of the server, and `schema` is that of the called tool. `seconds` shortens the server's
-        time limits, and the time in the queue counts too. `beside` is informed of the session, if any.
+        time limits, and includes the time in the queue. `beside` is informed of the session, if any.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -296,9 +296,10 @@ class McpClient:
         return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
-        """Run `subscriptions/listen` at a server of 2026-07-28 until the stream ends. Return False if refused.
+        """Run `subscriptions/listen` at a server of 2026-07-28 until the stream ends.
 
-        The server's acknowledgement is the first notification. Raises an UpstreamError.
+        Return False if the server refuses the request. The server's acknowledgement is the first notification. Raises
+        an UpstreamError.
         """
         try:
             params: Object = {"notifications": wishes}
@@ -346,7 +347,7 @@ class McpClient:
         return Spoken(SESSION, evidence, (session,), _is_lasting(modern))
 
     async def post(self, target: Target, message: Object) -> None:
-        """Send a message that gets no answer, in the session of `target` (required). Raises an UpstreamError."""
+        """Send a message that gets no answer, in `target.session`, which must be set. Raises an UpstreamError."""
         await self._sessions.post(target, message)
 
     async def end(self, target: Target) -> None:

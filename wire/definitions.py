@@ -284,7 +284,7 @@ type Rule = Callable[[Any, Any, Any, Any], Any]
 
 
 class _CannotTell(Exception):
-    """The schema takes too many steps, or uses a keyword that is not evaluated for safety."""
+    """The schema takes too many steps, or uses a keyword that is never evaluated, because evaluating it is unsafe."""
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:

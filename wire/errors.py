@@ -283,14 +283,21 @@ class AccessRefused(UpstreamError):
 class CredentialRenewed(AccessRefused):
     """The server refused the token, which has been renewed since. The refused request was not repeated."""
 
-    sentence = 'Server "{server}" refused its token, which has been renewed since; this call was not repeated.'
+    sentence = (
+        'Server "{server}" refused an access token. The token has been renewed since, but this call was not repeated.'
+    )
 
 
 class SecretRefused(UpstreamError):
     """The runner of this program refused the gateway's secret (401), so the program got nothing."""
 
-    sentence = 'The runner of server "{server}" refused the gateway, whose administrator can correct the secret.'
-    cause = "was not reached: its runner refused GATEWAY_RUNNER_SECRET; give both the same, and restart both"
+    sentence = (
+        'The runner of server "{server}" refused the gateway. An administrator of the gateway can correct the secret.'
+    )
+    cause = (
+        "was not reached: its runner refused GATEWAY_RUNNER_SECRET; "
+        "set the same for gateway and runner, and restart both"
+    )
 
 
 class Busy(UpstreamError):

@@ -48,7 +48,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """Bytes per account that an answer or a call waits for, and since when. A call that waits takes 0 bytes."""
+    """The bytes per account that an answer or a call waits for, and when the wait began. A call claims 0 bytes."""
 
     counted: dict[Account, int]
     began: float
@@ -195,7 +195,8 @@ class FairQueue:
         self._under_way = 0
         # Slots per person and per connection; people and connections without slots are missing.
         self._held: dict[str, int] = {}
-        # People in the order of their turns, the connections of each person in that order, and their waiting calls.
+        # The waiting calls by person and connection. People are in the order of their turns, and so are the connections
+        # of each person.
         self._waiting: dict[str, dict[str, deque[Turn]]] = {}
         self._waiting_count = 0
 

@@ -82,7 +82,7 @@ class WithoutRoom(Exception):
 
 
 class Slow(Exception):
-    """A large answer arrived too slowly while another answer was waiting for the memory that this one had reserved."""
+    """A large answer arrived too slowly, while another answer was waiting for the memory that the slow one used."""
 
 
 def more_than(limit: int) -> str:
@@ -423,8 +423,8 @@ class HttpConnection(asyncio.Protocol):
     async def _wait_for_large(self, budget: ByteBudget) -> None:
         """Wait for more of a large answer.
 
-        Raises Slow if the answer arrives slowly while another answer needs the memory that this one has reserved. Only
-        the time in which the gateway waits for the server counts.
+        Raises Slow if this answer arrives slowly while another answer needs the memory that this answer has reserved.
+        Only the time in which the gateway waits for the server counts.
         """
         began = time.monotonic()
         with suppress(TimeoutError):
@@ -465,7 +465,7 @@ class HttpConnection(asyncio.Protocol):
         self._arrived.append(data)
         self._arrived_size += len(data)
         if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
-            # Stop reading for now: the server sends faster than the data is used.
+            # Stop reading for now: the server sends faster than the data is parsed.
             self._transport.pause_reading()
             self._paused = True
         self._wake()
@@ -1023,7 +1023,7 @@ async def _connected(proxy: OutboundProxy, resolver: Resolver) -> tuple[socket.s
 
 
 async def secured(transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, host: str) -> None:
-    """Start TLS to the server inside the tunnel and connect it to `protocol`. Raises OSError."""
+    """Start TLS to the server inside the tunnel, and connect the TLS transport to `protocol`. Raises OSError."""
     try:
         loop = asyncio.get_running_loop()
         inner = await loop.start_tls(transport, protocol, context, server_hostname=host)

@@ -127,8 +127,8 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Most digits of an integer that has an exponent and is beyond the range of a float. Longer integers are refused: they
-# are slow to convert, and a text may contain many of them.
+# Most digits of a number that is written with an exponent or a point and is beyond the range of a float. Numbers with
+# more digits are refused: converting them to integers is slow, and a text may contain many of them.
 MOST_DIGITS = 1_000
 
 
@@ -162,7 +162,7 @@ def _refuse_constant(name: str) -> Never:
 def _finite(text: str) -> float | int:
     if math.isfinite(number := float(text)):
         return number
-    exact = Decimal(text)  # So large a number is an integer; JSON does not limit integers.
+    exact = Decimal(text)  # A number this large is read as an integer: JSON does not limit integers.
     return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 
@@ -204,9 +204,10 @@ def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | 
 def with_members(
     text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Mapping[str, Any]
 ) -> bytes:
-    """Replace the id of an answer, and drop and add members of its result; the rest keeps its spelling.
+    """Replace the id of an answer, and drop and add members of its result. The rest of the text does not change.
 
-    A large answer is serialised again, which keeps the values but not the spelling: parsing it twice is too slow.
+    A large answer is serialised again, because parsing it twice is too slow. This preserves the values but not the
+    spelling.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:

@@ -355,7 +355,7 @@ async def read_response(
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
-    """Raise an error if the status is an error whatever the body is: 401, 403 and redirects."""
+    """Raise an error for 401, 403 and redirects. These are errors regardless of the body."""
     status = response.status
     if status in (401, 403):
         raise AccessRefused(target.server_name, status, response.header("www-authenticate"))
@@ -470,7 +470,7 @@ async def _read_large(
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
     """Parse a large message, while no other large message is parsed.
 
-    First its values are counted, because a message with too many is refused without parsing it.
+    First the values in the message are counted: a message with too many values is refused without parsing.
     """
     async with response.alone():
         if has_more_values(text, MOST_VALUES):

@@ -198,7 +198,7 @@ def union(*scopes: str) -> str:
 
 
 def as_list(value: object) -> tuple[str, ...]:
-    """Return the strings in a list of a document."""
+    """Return the strings in `value`, a member of a document; empty if `value` is not a list."""
     return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
@@ -408,9 +408,9 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """Choose the client authentication method; without a secret, it is `none`.
+    """Choose the client authentication method. Without a secret, the method is `none`.
 
-    It is the first advertised method that the gateway supports, otherwise DEFAULT_AUTH_METHOD.
+    With a secret, it is the first advertised method that the gateway supports, or DEFAULT_AUTH_METHOD.
     """
     if not secret:
         return "none"

@@ -1,7 +1,7 @@
 """The runner of programs (gateway-admin-runner): its address and secret, and the MCP endpoints of its programs.
 
-Each program is served at `/NAME/mcp` of the runner's origin. Requests to exactly these URLs carry the secret and the
-person; requests to any other URL never do. Needs no Django.
+Each program is served at `/NAME/mcp` of the runner's origin. Only requests to exactly these URLs carry the secret
+and the person. Needs no Django.
 """
 
 from __future__ import annotations

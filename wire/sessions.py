@@ -480,7 +480,10 @@ class IncomingRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Answer a request. Pings succeed; other requests fail without `on_request`, or if too many are running."""
+        """Answer a request of the server. Pings succeed. Other requests fail without `on_request`, or if too many run.
+
+        A request with an invalid id gets no answer.
+        """
         if not _is_valid_id(message["id"]):
             return
 
@@ -523,7 +526,8 @@ async def _log_failure(work: Awaitable[None]) -> None:
 
 
 def _key(target: Target) -> Key:
-    # The header is in the key: a session opened without the credential, or with another header, must not be used.
+    # The name of the credential's header is in the key, so that a session opened without the credential, or with it in
+    # another header, is not used.
     header = target.credential[0] if target.credential else ""
     owner = target.owner_id or target.connection_id
     return owner, target.server_id, target.url, target.generation, header, target.session_key

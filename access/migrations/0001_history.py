@@ -3,7 +3,8 @@
 from django.db import migrations, models
 from django.db.models import Q
 
-# Begins or ends a fact. Functions of triggers may run with any search path.
+# `access_note` begins or ends a fact. The functions get a fixed search path below, because the sessions whose changes
+# call them may have any search path.
 NOTE = """
 CREATE FUNCTION access_note(what text, about uuid, other uuid, called text, is_true boolean)
 RETURNS void LANGUAGE plpgsql AS $$

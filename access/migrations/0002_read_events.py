@@ -1,4 +1,4 @@
-"""Begins the history of access with what is true now, and with what admin events say of the time before."""
+"""Fills the history of access with the present facts, and with earlier facts derived from admin events."""
 
 from collections import defaultdict
 
@@ -7,12 +7,15 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 AT_ONCE = 2_000
-# The slug in the events of 1.0, when one permission was for seeing and using all gateways.
+# The slugs of the permission to use all gateways: now, and in events of version 1.0, where it also allowed seeing them.
 USES_ALL, USED_ALL = "gateways:use", "gateways:read"
 
 
 class Walk:
-    """Facts of one kind, followed from now into the past. `steps` are (time, facts that ended, facts that began)."""
+    """Derives the periods of facts of one kind from the present facts and from admin events, going back in time.
+
+    `steps` are the changes in admin events: (time, facts that ended, facts that began).
+    """
 
     def __init__(self, kind, present):
         self.kind, self.present, self.steps = kind, present, []
@@ -22,10 +25,10 @@ class Walk:
             self.steps.append((at, ended - began, began - ended))
 
     def periods(self, gone):
-        """Yield each fact with its begin and end; None as begin is unknown, as end is still true.
+        """Yield each fact with its begin and end. The begin None means unknown; the end None means that it is true now.
 
-        `steps` must be in order of time. A fact that a step began and no step ended, although it is not true now, was
-        ended by the deletion of its team (`gone`), or by something without event before the next step.
+        `steps` must be in order of time. For some facts that are not true now, no step has the end. Such a fact ended
+        when its team was deleted (`gone` has the times). If no team was deleted, the time of the next step is used.
         """
         true, later = dict.fromkeys(self.present), None
         for at, ended, began in reversed(self.steps):
@@ -137,7 +140,7 @@ def _read(event, walks, names, uses_all):
 
 
 def _store(apps, walks, names, gone):
-    """Store the periods; a fact whose begin no event has began with its subject."""
+    """Store the periods. If no event has the begin of a fact, use the time when the fact's subject was created."""
     fact = apps.get_model("access", "Fact")
     began = {str(pk): at for pk, at in apps.get_model("accounts", "User").objects.values_list("pk", "date_joined")}
     first = min(began.values(), default=timezone.now())

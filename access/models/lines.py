@@ -19,7 +19,7 @@ from ui.rest import stamp
 
 # The fields of an export that the checksum covers.
 CHECKED_FIELDS = ["id", "person", "kind", "thing_id", "access", "gateways", "answer", "answered_by", "answered", "note"]
-SHOWN_GATEWAYS = 20  # Names of gateways stored with a line, followed by the number of further ones.
+SHOWN_GATEWAYS = 20  # Most gateway names that a line stores. The number of further gateways follows them.
 
 
 class Answer(models.TextChoices):
@@ -46,8 +46,9 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
         """Return the lines of open reviews that `reviewer` may answer.
 
-        These are the lines assigned to them, and all lines of reviews whose fallback reviewer they are. Lines about the
-        reviewer's own access are left out unless the review allows self-review. Ended lines cannot be answered again.
+        These are the lines assigned to `reviewer`, and all lines of reviews that have `reviewer` as fallback reviewer.
+        Lines about the reviewer's own access are returned only if the review allows self-review. Ended lines cannot be
+        answered again.
         """
         theirs = Q(reviewer=reviewer) | Q(review__fallback=reviewer)
         own = Q(person=reviewer, review__self_review=False)

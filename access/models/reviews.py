@@ -145,11 +145,11 @@ class Review(Versioned, models.Model):
     def why_not(self, line: ReviewLine, answer: str, by: User) -> str:
         """Return why the person `by` may not give this answer to the line; empty if the person may give it."""
         if line.answer == Answer.END:
-            return "It is ended already."
+            return "This access has ended already."
         if line.person_id == by.pk and not self.self_review:
-            return "This is your own access: somebody else answers."
+            return "This is your own access, so somebody else must answer."
         if by.pk not in (line.reviewer_id, self.fallback_id):
-            return f"{line.reviewer.email if line.reviewer else 'Nobody'} answers it."
+            return f"The reviewer of this line is {line.reviewer.email if line.reviewer else 'nobody'}."
         return line.who_changes if answer == Answer.END else ""
 
     def end_lines(self, lines: Iterable[ReviewLine], *, by: User) -> tuple[list[ReviewLine], list[Any]]:
@@ -159,11 +159,11 @@ class Review(Versioned, models.Model):
             try:
                 with transaction.atomic(), giving_reason(f"Access review {self.name}"):
                     if not end_thing(ThingKind(line.kind), line.thing, line.person, by=by):
-                        line.note = "It had ended before."
+                        line.note = "The access had ended before."
             except ENDED_MEANWHILE:
-                line.note = "It had ended before."
+                line.note = "The access had ended before."
             except CapabilityRequired as lacks:
-                return f"Ending it requires the permission “{lacks.capability.label}”."
+                return f"Ending this access requires the permission “{lacks.capability.label}”."
             except (CannotEnd, PeopleError, GatewayError) as error:
                 return str(error)
             return ""
@@ -201,10 +201,14 @@ class Review(Versioned, models.Model):
 
             def why_not(line: ReviewLine) -> str:
                 if line.answer:
-                    return "It is answered already."
+                    return "The line is answered already."
                 if not is_manager and line.reviewer_id != by.pk:
-                    return "It is not yours."
-                return f"This is the access of {to.email}." if line.person_id == to.pk and not self.self_review else ""
+                    return "The line has another reviewer."
+                return (
+                    f"{to.email} cannot review their own access."
+                    if line.person_id == to.pk and not self.self_review
+                    else ""
+                )
 
             fitting, refused = _parted(lines.filter(review=review).order_by("number"), why_not)
             if fitting:
@@ -260,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        If the review is set to end unanswered lines, and lines are open at the due date, it waits for a day (GRACE).
-        Then it ends these lines and closes.
+        If the review is set to end unanswered lines, and lines are open at the due date, it closes a day (GRACE) later.
+        It then ends those open lines that a review can end.
         """
         with transaction.atomic():
             review: Review = self.lock()

@@ -23,10 +23,10 @@ ENDS = (
     Capability.MCP_CONNECTIONS_REVOKE,
     Capability.IDENTITIES_MANAGE,
 )
-GRACE = timedelta(days=1)  # Between the due date and the end of unanswered lines.
+GRACE = timedelta(days=1)  # Time from the due date until unanswered lines are ended.
 PAUSE = timedelta(hours=1)  # Shortest time between two reminders.
 MOST_LINES = 20_000
-MOST_REPORTED = 100_000  # Lines of the report that may be read to start a review.
+MOST_REPORTED = 100_000  # A review cannot start if the access report has more lines.
 MOST_DAYS = 366
 
 

@@ -1,4 +1,7 @@
-"""The things that a review asks about. Each gives a person access or uses it; most can be ended."""
+"""The things that a review asks about.
+
+A thing gives a person access, such as a grant, or uses the person's access, such as a token. Most things can be ended.
+"""
 
 from __future__ import annotations
 

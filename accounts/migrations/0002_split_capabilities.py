@@ -1,9 +1,13 @@
-"""Gives roles the capabilities to view that their capabilities included before, and adds the required sign-in."""
+"""Splits some capabilities, and adds the required sign-in.
+
+Roles get new capabilities, so that they allow everything that they allowed before.
+"""
 
 from django.db import migrations, models
 
-# Each permission that existed before, with the new ones that give what it gave. `gateways.view_gateway` was viewing and
-# using all gateways; it stays for using, which both versions ask it for.
+# For each permission of version 1.0, the new permissions that a role needs in addition, to allow the same as in 1.0.
+# `gateways.view_gateway` allowed viewing and using all gateways. Now it allows only using them: both versions check it
+# before a gateway is used.
 SPLIT = {
     "tokens.manage_token": ("tokens.view_token", "tokens.create_own_token"),
     "gateways.view_gateway": ("gateways.see_gateway",),
@@ -69,6 +73,6 @@ class Migration(migrations.Migration):
         migrations.AddField("role", "required_sign_in", models.CharField(**SIGN_IN)),
         migrations.AddField("role", "uses_gateways", models.BooleanField(default=True, db_default=True)),
         migrations.AddField("workspacesettings", "required_sign_in", models.CharField(**SIGN_IN)),
-        # Going back leaves the permissions, which the version before ignores.
+        # The reverse migration does not remove the new permissions: the previous version ignores them.
         migrations.RunPython(split, migrations.RunPython.noop),
     ]

@@ -71,7 +71,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(matches) if words else self
 
     def within_reach(self, viewer: User, *, of_all: bool) -> "ApiKeyQuerySet":
-        """Return the viewer's own keys, or everyone's if `of_all`. Raises CapabilityRequired."""
+        """Return the viewer's own keys, or with `of_all` everyone's keys.
+
+        Raises CapabilityRequired if the viewer asks for everyone's keys and lacks PEOPLE_READ.
+        """
         if not of_all:
             return self.filter(user=viewer)
         if not viewer.has_perm(Capability.PEOPLE_READ):

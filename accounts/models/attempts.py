@@ -52,7 +52,7 @@ class Attempt(models.Model):
     objects = AttemptQuerySet.as_manager()
 
     class Meta:
-        db_table = "oauth_attempt"  # The table was first used only for OAuth clients.
+        db_table = "oauth_attempt"  # This name is from when only OAuth clients were counted.
 
     def __str__(self) -> str:
         return f"{self.count} since {self.since}"

@@ -52,9 +52,9 @@ class HoldsPrevious(HoldsSecret):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Make the secret of `row` the previous secret, valid for `lasting`, without saving.
+        """Copy the secret of `row` to the columns of the previous secret, valid for another `lasting`. Does not save.
 
-        A previous secret that this row already has is cleared.
+        The columns are cleared first. If `lasting` is zero, they stay empty.
         """
         self.forget_previous()
         if lasting:

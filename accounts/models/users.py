@@ -195,7 +195,7 @@ class User(Versioned, AbstractBaseUser):
     log_look = models.JSONField(default=dict, db_default={}, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
     invited_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # When a directory began to manage this person; None if no directory does.
+    # When a directory began to manage this person; None if no directory manages the person.
     provisioned_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     USERNAME_FIELD = "email"
@@ -222,10 +222,10 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def status(self) -> str:
-        """Return `active` or `deactivated`; for people who have not joined `invited`, `expired` or `revoked`.
+        """Return `active` or `deactivated` if the person has joined, otherwise `invited`, `expired` or `revoked`.
 
-        People managed by a directory, who have no password, are `provisioned` until they are invited or first sign in
-        through the organisation.
+        If a directory manages a person who has not joined, the status is `deactivated`, `invited` or `provisioned`:
+        `invited` while an invitation is valid, otherwise `provisioned`.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"
@@ -274,7 +274,7 @@ class User(Versioned, AbstractBaseUser):
 
         Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
         actor lacks; people may always change themselves. Set `gives_access` if the change lets somebody act as this
-        person. Then an actor whose role can only look cannot change a person who uses gateways (Outranked).
+        person. Then Outranked is also raised if this person uses gateways and the actor's role can only look.
 
         Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
         remains after the block. Raises NotByDirectory if a directory changes the last owner.
@@ -320,7 +320,8 @@ class User(Versioned, AbstractBaseUser):
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
             breaks = present.break_glass and role.is_owners
-            if present.break_glass and not breaks:  # Otherwise the flag would apply if they become an owner again.
+            # Without this, the flag would apply again if the person later became an owner again.
+            if present.break_glass and not breaks:
                 changes["break_glass"] = [True, False]
             User.objects.filter(pk=self.pk).update(role=role, is_superuser=False, break_glass=breaks)
             if changes:
@@ -373,7 +374,8 @@ class User(Versioned, AbstractBaseUser):
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
-        Raises AlreadyJoined, or Outranked, because the new link gives access as this person.
+        The new link gives access as this person. So Outranked is raised as `changed_by` describes for `gives_access`.
+        Raises AlreadyJoined if the person has joined.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -402,7 +404,7 @@ class User(Versioned, AbstractBaseUser):
     def join(self, *, display_name: str, encoded: str, epoch: int) -> None:
         """Accept the invitation of this `epoch`: set the name, and the password hash `encoded`.
 
-        Raises NotInvited if it has expired, or was renewed, revoked or accepted in the meantime.
+        Raises NotInvited if the invitation has expired, or was renewed, revoked or accepted in the meantime.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -424,7 +426,8 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        Raises NotActive for a deactivated person, or Outranked, because the link gives access as this person.
+        Raises NotActive for a deactivated person. The link gives access as this person. So Outranked is raised as
+        `changed_by` describes for `gives_access`.
         """
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
@@ -455,8 +458,8 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # The person was deactivated before. If a directory did it, the new epoch confirms the deactivation: the
-                # directory can then no longer reactivate the person.
+                # The person was deactivated before, perhaps by a directory. The new epoch records that an administrator
+                # wants this too, so that the directory can no longer reactivate the person.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
@@ -539,7 +542,10 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return a pair: whether `capability` was requested in the last day, and when it was declined, or None."""
+        """Return whether `capability` was requested in the last day, and the time when the request was declined.
+
+        The time is None if the newest request was not declined.
+        """
         return state_of(capability, requests(of=self))
 
     @property
@@ -557,7 +563,8 @@ class User(Versioned, AbstractBaseUser):
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail. Ends password sessions if people with the new address must sign in at the provider.
 
-        Raises EmailTaken, ChangedMeanwhile, or Outranked, because the owner of the mailbox can reset the password.
+        Raises EmailTaken or ChangedMeanwhile. The owner of the new mailbox can reset the password. So Outranked is
+        raised as `changed_by` describes, for a new e-mail with `gives_access`.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {

@@ -19,8 +19,9 @@ END $$;
 """
 
 # Verdicts: `used` (the call may run, once), `waiting`, `denied` or `withdrawn` (the decision is still valid), `full`
-# (the connection has too many waiting holds), `gone` (the rule was removed; decide anew). One call of a connection at a
-# time, so that the limit and "one waiting hold per call" are kept. Each statement sees what was committed before it.
+# (the connection has too many waiting holds), `gone` (the rule was changed or removed, so the call must be decided
+# again). A lock lets only one call of a connection run the function at a time. Otherwise there could be too many holds,
+# or two waiting holds of the same call. Each statement sees what was committed before the statement began.
 ASK = """
 CREATE FUNCTION approvals_ask(
     of_connection uuid, at_server uuid, of_tool text, of_digest bytea, by_rule uuid, by_version int,
@@ -109,7 +110,7 @@ BEGIN
 END $$;
 """
 
-# The calls that wait for a decision wake up; new holds show on open pages.
+# Notify the workers when the state of a hold changes, so that calls that wait for the decision continue.
 TELL = """
 CREATE FUNCTION approvals_tell() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

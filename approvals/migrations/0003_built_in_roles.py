@@ -1,8 +1,8 @@
-"""Gives the built-in role Administrator of an older workspace the capability that new ones begin with."""
+"""Gives the role Administrator of an existing workspace a capability that this role has in new workspaces."""
 
 from django.db import migrations
 
-SHOWN_BY = "accounts.manage_workspace"  # A role without it was narrowed by somebody.
+SHOWN_BY = "accounts.manage_workspace"  # A role without this one was changed by somebody.
 
 
 def add(apps, schema_editor):
@@ -25,5 +25,5 @@ class Migration(migrations.Migration):
         ("contenttypes", "0002_remove_content_type_name"),
     ]
 
-    # Going back leaves the permission, which the version before ignores.
+    # The reverse migration leaves the permission, because the previous version ignores it.
     operations = [migrations.RunPython(add, migrations.RunPython.noop)]

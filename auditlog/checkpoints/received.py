@@ -39,7 +39,7 @@ class ReceivedRow(NamedTuple):
 class Received:
     """The lines that a sink received.
 
-    `checkpoints` has the time of each checkpoint, by number and body; checkpoints made after `until` are left out.
+    `checkpoints` maps the number and body of each checkpoint to its time. Checkpoints made after `until` are left out.
     `rows` are the rows that were not compared yet, by log and uid.
     """
 
@@ -59,7 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must have all the checkpoint's rows of `log`.
+        """Return an id for each checkpoint number: the file must have the checkpoint's rows of `log` above this id.
 
         A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
         required.
@@ -79,7 +79,10 @@ class Received:
         return first_required_ids
 
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
-        """Remove the received copy of `row`, and return True if it equals `row`; None if `row` was not received."""
+        """Remove the received copy of `row`. Return True if the copy equals `row`, otherwise False.
+
+        Returns None if the sink did not receive the row.
+        """
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
 
@@ -111,7 +114,7 @@ class Received:
             uid = UUID(told["id"])
             before = self.rows[log].setdefault(uid, line)
             if before.fields == line.fields and before.digest != line.digest:
-                self.rows[log][uid] = line._replace(digest=b"")  # The copies differ, so neither matches.
+                self.rows[log][uid] = line._replace(digest=b"")  # Neither of two different copies may match.
 
 
 def refused_rows() -> set[str]:

@@ -227,7 +227,8 @@ def _newest() -> Body | None:
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    # Checkpoints of earlier releases lack these fields. After a downgrade, an older checkpoint may have them.
+    # Earlier releases made checkpoints without these fields. If the newest checkpoint was made after a downgrade, an
+    # older checkpoint may have the fields.
     if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
@@ -251,7 +252,8 @@ def _first(cursor: Any) -> Body:
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    # No covered row was dropped yet. A call that began before today may still arrive and create a partition.
+    # No covered row was dropped yet. A call that began before today may still arrive, and then its partition is
+    # created.
     state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
 
@@ -271,7 +273,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If more rows are left, the time of the next row is unknown. It is only known to be after the previous checkpoint.
+    # If more rows are left, their times are unknown, except that they are after `near_at` of the previous checkpoint.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

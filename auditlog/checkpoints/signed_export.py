@@ -98,7 +98,7 @@ class SignedExport(Export):
         for number in range(self._first_number, self._last_number + 1):
             one = Checkpoint.objects.filter(pk=number).first()
             if one is None:
-                continue  # The verifier reports that it is missing.
+                continue  # The verifier reports the missing checkpoint.
             body = orjson.loads(one.body)
             log = "event" if body["kind"] == "events" else "call"
             packed = bytes(one.leaves) if one.leaves is not None and log in self._logs else None
@@ -124,7 +124,7 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
-    """Return whether the row belongs to the checkpoint, or was added among its rows.
+    """Return whether the row belongs to the checkpoint, or was later added between the checkpoint's rows.
 
     Near and late calls can have ids in the same range, so their dates are compared, as in `verify_log`.
     """

@@ -29,7 +29,8 @@ from typing import IO, Any
 from uuid import UUID
 
 VERSION = 1
-# By kind of checkpoint, the name of the field in the previous checkpoint that has the last id covered so far.
+# For each kind of checkpoint, the name of a field. In the previous checkpoint, this field has the last id covered so
+# far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,9 +55,10 @@ def added(a: Point, b: Point) -> Point:
 
 @lru_cache(8)
 def table(encoded: bytes) -> list[list[Point]] | None:
-    """Return, for each n from 0 to 63, the multiples 0 to 15 of 16^n times the point; None if it is invalid.
+    """Return, for each n from 0 to 63, the multiples 0 to 15 of 16^n times the point that `encoded` contains.
 
-    The result is cached, because only a few points are multiplied, again and again.
+    Returns None if the encoding is invalid. The result is cached, because only a few points are multiplied, again and
+    again.
     """
     point, rows = decoded(encoded), []
     for _ in range(64 if point else 0):
@@ -228,7 +230,7 @@ class Verification:
                 self.found(f"Line {number + 1} does not belong to an export.")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if not number:
-                raise NotAnExport(f"The first line lacks what a signed export has: {error}.") from None
+                raise NotAnExport(f"The first line is not that of a signed export. It lacks {error}.") from None
             self.found(f"Line {number + 1} was changed: it cannot be read.")
 
     def begin(self, told: dict[str, Any]) -> None:
@@ -358,7 +360,7 @@ class Verification:
         if self.present:
             said.append(
                 f"{self.present} calls have recorded payloads, which exports leave out. Checkpoints prove that these "
-                "calls are here; their other values are proved by the signature of the file."
+                "calls were logged; the signature of the file proves their values."
             )
         if self.dropped:
             said.append(f"{self.dropped} calls were removed by retention.")
@@ -366,7 +368,9 @@ class Verification:
             said.append(self.reviewed)
         if self.keys is None and self.used_keys:
             names = ", ".join(sorted(fingerprint(key) for key in self.used_keys))
-            said.append(f"The key is that of the file: {names}. Compare it with a copy of your own: --public-key FILE.")
+            said.append(
+                f"The key was taken from the file itself: {names}. Compare it with your own copy: --public-key FILE."
+            )
         return said
 
 

@@ -29,7 +29,8 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
 UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
-# By kind of checkpoint, the name of the field in the previous checkpoint that has the last id covered so far.
+# For each kind of checkpoint, the name of a field. In the previous checkpoint, this field has the last id covered so
+# far.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
@@ -182,9 +183,10 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the row's checkpoint. If it has none, return True if this is legitimate, otherwise False.
+        """Return the row's checkpoint. If the row has no checkpoint, return True if that is allowed, otherwise False.
 
-        A row may have no checkpoint if it is older than the first, or if its checkpoint is missing or not made yet.
+        A row may have no checkpoint if the row is older than the first checkpoint, or if the checkpoint that covers the
+        row is missing or not made yet.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -202,10 +204,10 @@ class CallPlaces(CheckpointIndex):
 
         There are two such cases. The row is older than the first checkpoint, and its id is not above the last id of
         that checkpoint. Or the row is newer than the last checkpoint, and its id is above the last id of that
-        checkpoint: the next checkpoint will cover it.
+        checkpoint: the next checkpoint will cover the row.
 
-        A row with a higher id was added later if it was recorded before the last checkpoint, or if PostgreSQL never
-        assigned its id.
+        If a row's id is above the last id of the last checkpoint, but the row was recorded before that checkpoint was
+        made, somebody added the row later. The same is true if PostgreSQL never assigned the id.
         """
         if not self._sealed:
             return True
@@ -219,7 +221,7 @@ class CallPlaces(CheckpointIndex):
 
 
 class EventPlaces(CheckpointIndex):
-    """Finds the checkpoint of an admin event. Checkpoints cover all events from the first."""
+    """Finds the checkpoint of an admin event. Checkpoints cover all events, from the first event on."""
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         return self.find(row["id"]) or 0 < row["id"] <= self.newest
@@ -233,9 +235,11 @@ def verify(
 ) -> Report:
     """Compare calls from `since` until before `until`, and all admin events, with the checkpoints, in one snapshot.
 
-    `keys` are the trusted public keys (32 bytes each). Without them, the keys named in the checkpoints are used, which
-    does not detect rows that were changed and signed again with another key. Rows that a sink `received` must equal the
-    rows in the database, whichever key signed them. The sink must have all rows covered by the checkpoints it received.
+    `keys` are the trusted public keys (32 bytes each). If no keys are given, the keys named in the checkpoints are
+    used. Then rows that were changed and signed again with another key are not detected.
+
+    `received` is a sink's copy of the logs. Rows in the copy must equal the rows in the database, whichever key signed
+    the checkpoints. The copy must have all rows that its checkpoints cover.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
@@ -358,7 +362,8 @@ class _Comparison:
     ) -> None:
         """Compare the rows of one log."""
         first_required_ids = self._received.first_required_ids(log)
-        # Periods of rows without a checkpoint; the key is True for rows after the last checkpoint, False for others.
+        # Periods of rows without a checkpoint. The key is True for rows after the last checkpoint, False for other
+        # rows.
         outside: dict[bool, LogPeriod] = {}
         for row in rows:
             place = places.of(row)
@@ -442,7 +447,7 @@ class _Comparison:
             elif self._span.since <= at < self._span.until:
                 missing.append((uid, LogPeriod(at, at)))
         if len(missing) > 1 and not one.met:
-            said = f"All {len(missing)} rows of checkpoint {one.number} were removed: {NOUNS[log].lower()}s."
+            said = f"All {len(missing)} {NOUNS[log].lower()}s of checkpoint {one.number} were removed."
             self._report.add("removed", said, LogPeriod(*_ends(span for _, span in missing)))
             return
         for uid, span in missing:

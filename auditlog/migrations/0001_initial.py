@@ -60,7 +60,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('accounts', '0001_initial'),  # The table with the version of the tables comes first.
+        ('accounts', '0001_initial'),  # Create the table SchemaVersion first.
     ]
 
     operations = [

@@ -24,8 +24,8 @@ DROP TRIGGER auditlog_call_is_insert_only ON auditlog_call;
 DROP FUNCTION auditlog_refuse_change();
 """
 
-# Partitions belong to the owner of the log, even if the serving role creates them. That role owns neither the table nor
-# any partition, and may only create partitions of the coming weeks.
+# Partitions belong to the owner of the log, even if the serving role creates them. The serving role owns neither the
+# table nor any partition, and may only create partitions that start between 31 days ago and 45 days ahead.
 MAKE_PARTITION = """
 CREATE FUNCTION auditlog_make_partition(starts date, ends date) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '2s' AS $make$
@@ -61,8 +61,8 @@ DO $$ BEGIN
 END $$;
 """
 
-# Rows are found by their unique columns, so `id` needs no index. Rows of the current period are updated often, so
-# pages have free space: a new version in the same page changes no index.
+# Rows are found by their unique columns, so `id` needs no index. Rows of the current period are updated often, so pages
+# have free space: the new version of a row then fits in the same page, and no index changes.
 ROLLUP_STORAGE = """
 ALTER TABLE auditlog_rollup DROP CONSTRAINT auditlog_rollup_pkey;
 ALTER TABLE auditlog_rollup SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02);

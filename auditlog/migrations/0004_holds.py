@@ -1,4 +1,4 @@
-"""The hold of a call, in its row."""
+"""Add the id of the hold to the row of a call."""
 
 from django.db import migrations, models
 

@@ -85,7 +85,7 @@ class Change:
         return self.fields.get("enabled", (None, None))[1] is False
 
     def after(self, *names: str) -> dict[str, Any]:
-        """Return the changed values without `enabled`, only of these fields if any are named."""
+        """Return the new values of the changed fields except `enabled`; if `names` are given, only of these fields."""
         changed = {name: after for name, (_, after) in self.fields.items() if name != "enabled"}
         return {name: value for name, value in changed.items() if not names or name in names}
 

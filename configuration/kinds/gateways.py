@@ -279,7 +279,7 @@ def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -
 
 
 def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
-    """Return the known tools that are not yet enabled or disabled as the change's list of tools says."""
+    """Return the known tools whose state, enabled or disabled, differs from the change's list of tools."""
     wrong: list[Feature] = []
     for name, on in LISTS.items():
         listed = change.after(name).get(name)

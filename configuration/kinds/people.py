@@ -74,7 +74,7 @@ class WorkspaceKind(Kind):
     def edit(self, change: Change, world: World, by: User) -> None:
         settings = WorkspaceSettings.edit(by=by, **change.after())
         if change.after().get("log_retention_days") == settings.log_retention_days:
-            WorkspaceSettings.keep_logs(by=by)  # The file has the present retention, so a shorter one does not follow.
+            WorkspaceSettings.keep_logs(by=by)  # Cancel a pending shorter retention: the file has the present one.
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         before, after = change.fields.get("log_retention_days", (0, 0))

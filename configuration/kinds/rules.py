@@ -73,7 +73,7 @@ class RuleKind(Kind):
         text("note", "Note for administrators.", 500, ""),
         choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
         text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
-        flag("somebody_else", "Whether people are not allowed to decide on calls of agents that act for them.", False),
+        flag("somebody_else", "If true, people cannot decide on calls of agents that act for them.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )
 
@@ -90,7 +90,7 @@ class RuleKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and not world.of(self.id)[change.was or change.key].values:
-            yield "name", "A rule of an archived gateway or of archived servers only has this name. Choose another."
+            yield "name", "A rule whose gateway or servers are all archived has this name. Choose another."
             return
         team = change.values["approver_team"]
         rule = Rule(**{name: change.values[name] for name in _OWN}, approver_team=Team(name=team) if team else None)

@@ -44,7 +44,7 @@ class ServerKind(Kind):
         flag("lists_live", "Whether its lists differ by session and are fetched for each session.", False),
         text("key_help", "How people get a credential, in your words.", 300, ""),
         text("key_url", "Page where people get a credential.", 500, ""),
-        text("expected_issuer", "The issuer's name for itself, if it differs from its URL.", 500, ""),
+        text("expected_issuer", "The name that the issuer gives itself, if it differs from the issuer's URL.", 500, ""),
         choice("resource_sent", "`resource` (RFC 8707) sent to the issuer.", ResourceSent, ResourceSent.SERVER),
         text("fixed_resource", "The `resource` to send, for `resource_sent` `fixed`.", 500, ""),
         text("fixed_scopes", "Scopes to request instead of those that the server names.", 1000, ""),
@@ -104,7 +104,9 @@ class ServerKind(Kind):
         return sentences(
             cuts(change.row, viewer) if change.disables else "",
             str(WouldEndSignIns(ends)) if ends else "",
-            f"{number_of(asks, 'credential')} must be confirmed before they are sent there." if asks else "",
+            f"{number_of(asks, 'credential')} must be confirmed before they are sent to the new address."
+            if asks
+            else "",
         )
 
 

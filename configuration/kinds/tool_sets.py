@@ -92,7 +92,7 @@ class ToolSetKind(Kind):
         lost = [grant.team for grant in grants if grant.team and grant.team.name not in wanted]
         people = User.objects.filter(teams__in=lost).distinct().count()
         teams, them = number_of(len(lost), "team"), number_of(people, "person", "people")
-        return f"Ends the grants of {teams} with {them}." if lost else ""
+        return f"Ends the grants to {teams} with {them}." if lost else ""
 
 
 def _grants(row: ToolSet) -> list[ToolGrant]:

@@ -1,4 +1,4 @@
-"""The time for which a held call waits in its request."""
+"""Adds the time for which a held call keeps its request open while the call waits for a decision."""
 
 from django.db import migrations, models
 

@@ -211,7 +211,7 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 
 # Pages
 
-# Refused in filters: an invalid pattern fails only when rows are read, and a valid pattern may be slow.
+# Lookups that filters refuse: an invalid pattern fails only when rows are read, and a valid pattern may be slow.
 PATTERNS = {"regex", "iregex"}
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}

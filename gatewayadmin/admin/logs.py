@@ -153,7 +153,7 @@ class SinkPages(CapabilityAdmin):
 
     @display(description="Address")
     def place(self, obj: Sink) -> str:
-        """Return the address without anything that may be a token."""
+        """Return the address of the sink, without the parts that may be a token."""
         return obj.place
 
 

@@ -104,7 +104,7 @@ def _run(person: str, tool: Tool, arguments: Object) -> tuple[str, Object]:
         return _answered(Caller.of(person), tool, arguments)
     except OperationalError as error:
         if isinstance(error.__cause__, QueryCanceled):
-            raise ToolFailed("This took too long. Narrow it and try again.") from None
+            raise ToolFailed("This took too long. Narrow the request and try again.") from None
         logger.warning(
             "the database did not answer a tool of Gateway Admin", extra={"error": " ".join(str(error).split())}
         )

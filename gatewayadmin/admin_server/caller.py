@@ -29,7 +29,10 @@ ROWS = 50
 
 
 class _AsPerson(BaseAuthentication):
-    """Accepts the person that `Caller.rest` has set on a request. This process makes the request itself."""
+    """Authenticates a request as the person that `Caller.rest` has set.
+
+    No credential is checked, because this process makes the request itself.
+    """
 
     def authenticate(self, request: Request) -> tuple[User, str]:
         return request._request.user, "gateway-admin"  # type: ignore[return-value]  # noqa: SLF001  (set by Caller.rest)

@@ -171,7 +171,7 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
     shown = f"{len(use.used_tools)} of {number_of(len(use.tools), 'tool')} used {days}"
     summary = f"It is {row['status']}: {shown}, {number_of(len(use.unused), 'connection')} unused."
     if not caller.person.has_perm(Capability.MCP_CONNECTIONS_READ):
-        summary += f" Only connections of {caller.person.email} count: api-keys:read shows all."
+        summary += f" Only connections of {caller.person.email} are counted; with api-keys:read, all are."
     return summary, content
 
 
@@ -218,8 +218,8 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 def _plan_link(text: str) -> str:
     """Return the URL of the page that plans and applies this file.
 
-    The URL contains the file, unless the file is long or contains an address, whose path may have a secret. Without
-    the file, the page is empty.
+    The URL contains the text of the file. If the file is long, or contains an address (whose path may be a secret), the
+    URL has no text, and the field of the page is empty.
     """
     query = urlencode({"text": text})
     fits = len(query) <= LONGEST_QUERY and "://" not in text

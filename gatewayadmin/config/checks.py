@@ -113,7 +113,7 @@ class DatabaseReport:
 
 @dataclass(frozen=True)
 class Budget:
-    """Maximum numbers of connections that one `serve` opens, including its chores process, by target."""
+    """Maximum numbers of database connections that one `serve`, including its chores process, opens to each target."""
 
     workers: int
     direct: int
@@ -146,7 +146,10 @@ def default_workers() -> int:
 
 
 def budget(workers: int, *, pooled: bool) -> Budget:
-    """Return the maximum number of connections of these workers and the chores process, without exports and sinks."""
+    """Return the maximum numbers of database connections of these workers and the chores process.
+
+    Connections of exports and sinks are not included.
+    """
     direct = workers * (PROXY + settings.RECORD_CONNECTIONS) + settings.WEB_CONNECTIONS
     pages = workers * settings.WEB_CONNECTIONS
     return Budget(workers, direct, pages, workers * (1 + settings.WEB_CONNECTIONS), pooled)

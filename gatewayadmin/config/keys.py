@@ -51,7 +51,10 @@ def kept_in(folder: Path, *, begun: bool = False) -> Keys:
 
 
 def runner_secret(folder: Path) -> str:
-    """Return the secret that this gateway shares with the runner it starts. The first call makes it. Raises Refused."""
+    """Return the secret that this gateway shares with the runner that it starts. Raises Refused.
+
+    The first call generates the secret.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _kept(folder, RUNNER_SECRET, begun=False)

@@ -145,9 +145,9 @@ def tracing_settings(proxy: OutboundProxy | None) -> Traces | None:
 
 
 def resource() -> dict[str, str]:
-    """Return the OpenTelemetry resource of log records, as the SDK does for spans. The default name is the product's.
+    """Return the OpenTelemetry resource of log records, as the SDK does for spans.
 
-    Malformed pairs in OTEL_RESOURCE_ATTRIBUTES are ignored, as by the SDK.
+    The default service name is the product's name. Like the SDK, ignore malformed pairs in OTEL_RESOURCE_ATTRIBUTES.
     """
     pairs = (pair.partition("=") for pair in text("OTEL_RESOURCE_ATTRIBUTES").split(","))
     told = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if equals and name.strip()}

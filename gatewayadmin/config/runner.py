@@ -1,6 +1,7 @@
 """The address and the secret of the runner, which runs MCP servers that are programs.
 
-They are in GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET. If `serve` starts the runner of a clone, they are in files.
+They are read from GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET. In a clone of the repository, `serve` can start the
+runner itself; then the address and the secret are read from files.
 """
 
 import re

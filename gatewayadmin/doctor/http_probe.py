@@ -103,7 +103,10 @@ class HttpProbe:
     def ask(
         self, verb: str, url: str, *, telling: str = "", headers: Mapping[str, str] | None = None, **body: Any
     ) -> HttpAnswer:
-        """Send a request; the report shows `telling` as its content. Raises StepFailed when there is no response."""
+        """Send a request. Raises StepFailed when there is no response.
+
+        The report shows `telling` as the content of the request.
+        """
         self.note(f"{verb} {url}" + (f"\n{telling}" if telling else ""))
         try:
             with released_while_waiting():
@@ -201,7 +204,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
     if to.startswith("https:") and answer.url.startswith("http:"):
         return StepFailed(
             f"{answer.status}: sent on to https ({to}).",
-            f"Clients do not follow. Set GATEWAY_PUBLIC_URL=https://{urlsplit(to).netloc} and restart.",
+            f"Clients do not follow this redirect. Set GATEWAY_PUBLIC_URL=https://{urlsplit(to).netloc} and restart.",
         )
     return StepFailed(
         f"{answer.status}: sent on to {to or 'nowhere'}.",

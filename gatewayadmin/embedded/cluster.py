@@ -228,8 +228,8 @@ class Cluster:
     def _drop_stale_status(self) -> None:
         """Remove postmaster.pid if its process id is that of a zombie or of another program.
 
-        PostgreSQL would take that process for a running server. Remaining processes of the old server are killed first:
-        two servers would write the same files.
+        PostgreSQL would take that process for a running server. Remaining processes of the old server are killed first,
+        because otherwise two servers would write the same files.
         """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):

@@ -129,7 +129,7 @@ _LINKED = re.compile(r"\]\(([\w/-]+)\.md\)")
 def _index() -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the headings of docs/index.md, each with the paths and summaries below it.
 
-    A page's summary is the other cell of its table row.
+    A page's summary is the text of the table row that links to the page.
     """
     found: list[tuple[str, list[tuple[str, str]]]] = [("Start", [])]
     for line in (settings.DOCS / f"{INDEX}.md").read_text(encoding="utf-8").splitlines():

@@ -22,7 +22,7 @@ _COPY = (
     ' data-size="small" data-copy=""><span>Copy</span></button></figcaption>'
     '<pre tabindex="0"><code>{}</code></pre></figure>'
 )
-_DIAGRAM = "mermaid"  # Left out: drawing diagrams needs a script of another origin.
+_DIAGRAM = "mermaid"  # Diagrams are left out: drawing them needs a script of another origin.
 
 # Returns the URL of a path below docs/, or None if nothing is served there.
 type UrlOf = Callable[[str], str | None]

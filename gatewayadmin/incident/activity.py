@@ -39,7 +39,7 @@ BY_ROLLUP = ("host_id", "user_id", "server_id")
 
 
 class CallTally(NamedTuple):
-    """Calls with these values, counted together; `recent` is True for calls of the last 24 hours."""
+    """Calls with the same `tool`, `ip`, `recent` and `denied`, counted together. `recent`: in the last 24 hours."""
 
     tool: str
     ip: str | None

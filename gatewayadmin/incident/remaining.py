@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Access to tools that remains: through a connection, or to a server through a gateway."""
+    """Remaining access to tools: through one connection, or to one server through one gateway."""
 
     row: ConnectionRow | None
     gateway: Any

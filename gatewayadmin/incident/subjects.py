@@ -138,7 +138,7 @@ class Subject:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of unrevoked, unexpired API access tokens that `stop` ends, without the keys of apps."""
+        """The number of unrevoked, unexpired API access tokens that `stop` ends. Tokens of apps are not counted."""
         return Token.objects.lasting().filter(connection__in=self._live_keys, kind="access").count()
 
     @cached_property

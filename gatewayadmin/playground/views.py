@@ -364,14 +364,14 @@ def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: Argume
 
 
 def _for_reader(trail: Trail) -> Trail:
-    """Remove the parts of a trail that require access to the log."""
+    """Remove data of the log from a trail (the steps of a decision), unless `trail.reader` may read the log."""
     for lines in (trail.lines, trail.further):
         lines[:] = [line._replace(cause=line.cause and _cause_for(line.cause, trail.reader)) for line in lines]
     return trail
 
 
 def _cause_for(known: Cause, reader: User) -> Cause:
-    """Remove event, counts and the link to the log from a cause, unless the user can read the log."""
+    """Remove event, counts and the link to the log from the cause of a refusal, unless `reader` may read the log."""
     if reader.has_perm(Capability.LOGS_READ):
         return known
     return replace(known, event=None, subject="", count="", calls="", act=known.act if known.link else "")

@@ -185,7 +185,9 @@ def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     cause = getattr(sys.exception(), "__cause__", None)
     if isinstance(cause, QueryCanceled):
         if is_program:
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_slow", "This took too long. Narrow it and try again.")
+            return _problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too_slow", "This took too long. Narrow the request and try again."
+            )
         return HttpResponse(render_to_string("503.html"), status=HTTPStatus.SERVICE_UNAVAILABLE)
     if isinstance(cause, OperationalError) and (cause.sqlstate or BUSY[0]).startswith(BUSY):
         return _busy(is_program=is_program)

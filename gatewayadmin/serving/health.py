@@ -261,9 +261,9 @@ def families(
     held: HeldCalls = HeldCalls({}),  # noqa: B008  never changed
 ) -> list[Metric]:
     """Build the metric families."""
-    lag = GaugeMetricFamily("gateway_sink_lag_seconds", "Age of the oldest undelivered row", labels=["sink"])
-    status = GaugeMetricFamily("gateway_sink_status", "1 for its current status", labels=["sink", "status"])
-    delivered = CounterMetricFamily("gateway_sink_rows", "Rows it has acknowledged", labels=["sink"])
+    lag = GaugeMetricFamily("gateway_sink_lag_seconds", "Age of the oldest row that the sink lacks", labels=["sink"])
+    status = GaugeMetricFamily("gateway_sink_status", "1 for the current status of the sink", labels=["sink", "status"])
+    delivered = CounterMetricFamily("gateway_sink_rows", "Rows that the sink has acknowledged", labels=["sink"])
     for sink in sinks:
         lag.add_metric([sink.name], sink.lag.total_seconds() if sink.lag else 0.0)
         delivered.add_metric([sink.name], sink.delivered)

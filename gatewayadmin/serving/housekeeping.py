@@ -50,7 +50,7 @@ from wire.background import Background
 logger = logging.getLogger(__name__)
 
 EVERY_S = 900.0
-FIRST_S = (20.0, 60.0)  # Before the first run; random, so that processes started together do not run it together.
+FIRST_S = (20.0, 60.0)  # Pause before the first run: random, because many processes may start together.
 CHORE_ROLL_UP_S = 30.0
 INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
 ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
@@ -69,7 +69,7 @@ DONE_AT = Gauge(
 
 
 def do_chores() -> dict[str, int] | None:
-    """Do all chores and return their counts; None if another process is doing them."""
+    """Do all chores and return the number of changes by chore; None if another process is doing the chores."""
     with databases.direct(), database.without_time_limit(), database.held_if_free(Lock.HOUSEKEEPING) as free:
         counts = _chores(now := databases.database_now()) if free else None
     # Outside the lock: servers may be slow.

@@ -220,8 +220,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if is_mcp and method == b"GET":  # An accepted stream authenticates its connection, as a call does.
             self.cycle.transport = AnswerTransport(self, notes_success=True)  # type: ignore[assignment]
         if self.parser.should_upgrade():
-            # The parser does not read the following bytes as a body. We support no upgrades, and must not read these
-            # bytes as another request either.
+            # After a request to upgrade, the parser does not read the following bytes as a body. We support no
+            # upgrades, and must not read these bytes as another request either.
             self.cycle.keep_alive = False
             self._discard_input = True
 

@@ -35,7 +35,7 @@ def prepare(*, migrate: bool = True) -> Welcome:
     """
     with advisory_lock(Lock.FIRST_START):
         if migrate:
-            # Other starting processes wait for this, and indexes of the log may take an hour.
+            # Without indexes of the log: they may take an hour, and other starting processes wait for this.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()

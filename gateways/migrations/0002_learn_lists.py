@@ -1,8 +1,8 @@
-"""Check shared identities, apply the lists of servers by a function, and set the effect of tools by a trigger."""
+"""Triggers that check shared identities and set the effect of tools; a function that stores the lists of servers."""
 
 from django.db import migrations
 
-# A shared identity belongs to no user, and to the server it is used for.
+# The shared identity of an assignment must have no owner, and must be for the server of this assignment.
 CHECK_SHARED_IDENTITY = """
 CREATE FUNCTION gateways_check_shared_identity() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -22,7 +22,7 @@ DROP TRIGGER gateways_shared_identity_fits ON gateways_assignment;
 DROP FUNCTION gateways_check_shared_identity();
 """
 
-# Both the proxy and the pages call this for every list that a server returns.
+# Both the proxy and the pages call this function for every list that a server returns.
 LEARN = """
 CREATE FUNCTION gateways_learn(for_assignment uuid, for_identity uuid, of_kind text, said jsonb, fault text)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -208,8 +208,8 @@ END $$
 """
 DROP_LEARN = "DROP FUNCTION gateways_learn(uuid, uuid, text, jsonb, text)"
 
-# The effect that an administrator stated, otherwise the effect by the rule of `Effect.of`. Hints other than true and
-# false are ignored.
+# Sets `effect` to the effect that an administrator stated, otherwise to the effect that `Effect.of` would return. Hints
+# other than true and false are ignored.
 SET_EFFECT = """
 CREATE FUNCTION gateways_work_out_effect() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

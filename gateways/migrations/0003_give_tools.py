@@ -1,4 +1,4 @@
-"""Database functions that return the features of a set of tools, and those given to people; texts for clients."""
+"""Database functions that return the features in tool sets, and those given to people. Fields for texts for clients."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -6,8 +6,8 @@ from django.db.models import Q
 
 from gateways.models.feature import check_visible
 
-# The only definition of a set's rule. A tool whose effect nobody states counts as destructive; prompts and resources
-# have no effect.
+# Returns whether a feature fits the rule of a tool set; the rule is not implemented anywhere else. A tool whose effect
+# nobody states counts as destructive. Prompts and resources have no effect.
 FITS = """
 CREATE FUNCTION gateways_fits(kind text, exposed_name text, effect text, likes text[], effects text[])
 RETURNS boolean LANGUAGE sql IMMUTABLE
@@ -35,8 +35,8 @@ END;
 """
 DROP_FEATURES_OF = "DROP FUNCTION gateways_features_of(uuid[])"
 
-# Returns the features of an assignment that are in any of these sets. Sets that ask for the same effects are one rule
-# with the patterns of all: a person may have hundreds of sets, and each rule is compared with each feature.
+# Returns the features of an assignment that are in any of these sets. A person may have hundreds of sets, and each rule
+# is compared with each feature. So the patterns of all sets with the same effects are combined into one rule.
 IN_SETS = """
 CREATE FUNCTION gateways_in_sets(sets uuid[], for_assignment uuid) RETURNS SETOF uuid LANGUAGE sql STABLE
 BEGIN ATOMIC
@@ -64,7 +64,7 @@ END;
 DROP_IN_SETS = "DROP FUNCTION gateways_in_sets(uuid[], uuid)"
 
 # Returns the sets of a gateway granted to one of these people: as everybody, through a team, or in person. Only
-# `gateways_given` calls it, which sets the search path.
+# `gateways_given` may call this function, because `gateways_given` sets the search path.
 SETS_GIVEN = """
 CREATE FUNCTION gateways_sets_given(granting_gateway uuid, people uuid[]) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -80,8 +80,8 @@ END $$;
 DROP_SETS_GIVEN = "DROP FUNCTION gateways_sets_given(uuid, uuid[])"
 
 # Returns the features of an assignment that one of `people` may use; with `for_feature`, checks that feature only. A
-# feature must be in a set granted to them on `granting_gateway` (NULL: any feature), and in the set `tool_limit`, which
-# limits the app or agent (NULL: any feature).
+# feature must be in a set that is granted to one of `people` on `granting_gateway`, and in the set `tool_limit`, which
+# limits the app or agent. If `granting_gateway` or `tool_limit` is NULL, its condition does not apply.
 GIVEN = """
 CREATE FUNCTION gateways_given(
     granting_gateway uuid, people uuid[], tool_limit uuid, for_assignment uuid, for_feature uuid

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import migrations, models
 
 
-# The function of 0003, for grants that may end on a date.
+# Replaces the function of migration 0003, because grants may now end on a date.
 SETS_GIVEN = """
 CREATE OR REPLACE FUNCTION gateways_sets_given(granting_gateway uuid, people uuid[])
 RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
@@ -27,7 +27,8 @@ END $$;
 """
 NO_DATES = import_module("gateways.migrations.0003_give_tools").SETS_GIVEN.replace("CREATE ", "CREATE OR REPLACE ", 1)
 
-# Called only for people who do not reach a gateway for teams otherwise, so that nobody else pays for it.
+# Returns whether a grant opens a gateway for teams to a person. It is called only for people without another access to
+# the gateway, so that the requests of all other people stay fast.
 OPENED = """
 CREATE FUNCTION gateways_opened_to(gateway uuid, person uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
 BEGIN

@@ -1,4 +1,4 @@
-"""Requests of people to use a gateway, or a set of its tools there, for a number of days."""
+"""Requests of people to use a gateway, or one of its tool sets, for a number of days."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,9 +17,9 @@ from gateways.models.gateway import Gateway, GatewayError, ToolsGiven
 from gateways.models.grants import AlreadyGiven, GatewayGrant, ToolGrant, reached_until
 from gateways.models.tool_sets import ToolSet
 
-MOST_OPEN = 10  # Of one person.
-MOST_A_DAY = 20  # Of one person, including withdrawn ones.
-FALLBACK_AFTER = timedelta(days=3)  # Then people with GATEWAYS_MANAGE are notified too.
+MOST_OPEN = 10  # Open requests of one person.
+MOST_A_DAY = 20  # Requests of one person, including withdrawn requests.
+FALLBACK_AFTER = timedelta(days=3)  # After this time, people with GATEWAYS_MANAGE are notified too.
 
 
 class RequestRefused(GatewayError):
@@ -54,7 +54,7 @@ class RequestState(models.TextChoices):
 
 
 def _approvers(**where: Any) -> models.QuerySet[Any]:
-    """Return a subquery for the approvers of the gateway that the request in the outer query is for."""
+    """Return a subquery for the approvers of a request's gateway. The outer query must select access requests."""
     return Gateway.approvers.through.objects.filter(gateway=OuterRef("gateway"), **where)
 
 
@@ -102,7 +102,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         Raises RequestRefused or AlreadyGiven.
         """
         with transaction.atomic():
-            # One request of a person at a time, so that the limits hold.
+            # Lock the person, so that concurrent requests of the same person cannot exceed the limits.
             User.objects.select_for_update(of=("self",)).get(pk=by.pk)
             row: Gateway = Gateway.objects.select_for_update(of=("self",)).get(pk=gateway.pk)
             _refuse_unless_well_formed(row, reason, days)
@@ -133,7 +133,7 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the gateway does not give this set to people.
+    """Raise RequestRefused if the gateway has no such tool set, or gives all its tools without tool sets.
 
     Raise AlreadyGiven if the person `by` already has the access without an end date.
     """
@@ -229,9 +229,9 @@ class AccessRequest(Versioned, models.Model):
         return person.narrowed_to is None and self.gateway.approvers.filter(pk=person.pk, is_active=True).exists()
 
     def approve(self, *, days: int | None = None, answer: str = "", by: User) -> None:
-        """Give the requested access from now on, for `days` or the requested days. Extends a grant that ends earlier.
+        """Give the requested access for `days` days from now; if `days` is None, for the requested number of days.
 
-        Raises RequestRefused.
+        Extends a grant that ends earlier. Raises RequestRefused.
         """
         with transaction.atomic():
             row = self._locked_for(by)
@@ -247,7 +247,10 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Give the person the gateway and the tools, each unless the person has it until `ends_at` or longer."""
+        """Create the missing grants for the gateway and the tool set of the request.
+
+        A grant is missing if the person does not have this access at least until `ends_at`.
+        """
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
         if not reaches or (until and until < ends_at):

@@ -254,5 +254,5 @@ def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` in the form that events store: rows as their text."""
+    """Return `value` in the form that events store: the text of a model instance, any other value unchanged."""
     return str(value) if isinstance(value, models.Model) else value

@@ -2,8 +2,8 @@
 
 Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
 approved definition, the changed one is approved too, or is held back while clients continue to see the approved one.
-The gateway's settings decide both (docs/concepts.md). The proxy and the pages store a server's list with the database
-function `gateways_learn`.
+Settings of the gateway decide whether first and changed definitions are approved (docs/concepts.md). The proxy and the
+pages store a server's list with the database function `gateways_learn`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,16 +153,16 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     ) -> None:
         """Store the complete list a server returned for `identity`: new, changed and missing features.
 
-        Under the policy `selected` new features start disabled. Unusable definitions are left out.
+        Under the policy `selected` new features start disabled. Unusable definitions are not stored.
         """
         read = [one if isinstance(one, Definition) else Definition.of(one) for one in listed]
         said = definitions.rows(kind, assignment.alias, read)
         self._learn(assignment, kind, identity, said=Jsonb(said), fault="")
 
     def expect(self, assignment: Assignment, names: Iterable[str]) -> None:
-        """Create rows for the tools in `names` that are not known yet, so that they can be switched.
+        """Create rows for the tools in `names` that have no row yet, so that they can be enabled and disabled.
 
-        When the server first lists such a tool, the switch is not changed. Until then the tool counts as missing.
+        Each tool counts as missing until the server lists it. It then stays enabled or disabled as before.
         """
         known = {*self.filter(assignment=assignment, kind=FeatureKind.TOOL).values_list("name", flat=True)}
         rows = [
@@ -198,10 +198,10 @@ class Feature(Versioned, Switchable):
 
     `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
-    Title, description, schema and annotations are taken from the approved definition. While the first definition waits
-    for approval, they are taken from that one. The database computes `effect` on every write: it is the effect that an
-    administrator stated, otherwise the one that the annotations claim. For clients, `said_title` and `said_description`
-    replace the title and description that the server gives. They are not part of the definition.
+    Title, description, schema and annotations are taken from the approved definition, or from the first definition
+    while it waits for approval. The database computes `effect` on every write: it is the effect that an administrator
+    stated, otherwise the effect that the annotations claim. For clients, `said_title` and `said_description` replace
+    the title and description that the server gives. They are not part of the definition.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -224,8 +224,8 @@ class Feature(Versioned, Switchable):
     )
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
-    shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
-    offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved" too
+    shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL: equal to `approved`
+    offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL: equal to `approved`
     definition_hash = models.CharField(max_length=64, blank=True)
     offered_hash = models.CharField(max_length=64, blank=True, default="")
     position = models.PositiveIntegerField(default=0)
@@ -392,7 +392,7 @@ class Feature(Versioned, Switchable):
 
     @classmethod
     def switch_all(cls, rows: Sequence[Self], *, on: bool, by: User | None) -> None:
-        """Enable or disable features together, with one event for each that had the other state."""
+        """Enable or disable features together. Record an event for each feature whose state changes."""
         cls._switch_all(rows, on=on, by=by)
 
     def lock(self) -> Self:
@@ -404,7 +404,7 @@ class Feature(Versioned, Switchable):
 
     @classmethod
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
-        """Lock the assignments, then the features, in the order of `gateways_learn`; return the current rows."""
+        """Lock the assignments, then the features, as the function `gateways_learn` does; return the current rows."""
         rows = list(rows)
         places = Assignment.objects.select_for_update(of=("self",)).order_by("pk")
         by_key = places.in_bulk({row.assignment_id for row in rows})
@@ -415,7 +415,7 @@ class Feature(Versioned, Switchable):
 
 
 class FeatureVersion(models.Model):
-    """A definition that a server offered for a feature. The last twenty and the approved definition are stored."""
+    """A definition that a server offered for a feature. Each feature keeps its last twenty and its approved one."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     feature = models.ForeignKey(Feature, models.CASCADE, related_name="versions")

@@ -94,7 +94,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
-        """Order by `order`, but put those gateways last that have no servers or only built-in ones."""
+        """Order by `order`, but put gateways without servers, or with only built-in servers, last."""
         real = Gateway.objects.filter(
             pk=OuterRef("pk"),
             assignments__removed_at=None,

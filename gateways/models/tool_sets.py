@@ -1,8 +1,8 @@
 """Sets of tools on a gateway. Grants (gateways/models/grants.py) give them to everybody, to teams and to people.
 
-A tool, prompt or resource is in a set if it was chosen one by one, or if the set has a rule (patterns, effects or both)
-and it fits the rule. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the proxy and the
-pages.
+A tool, prompt or resource is in a set if somebody chose it for the set, or if it fits the rule of the set. A rule
+consists of patterns, effects or both. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the
+proxy and the pages.
 """
 
 from collections.abc import Iterable
@@ -164,7 +164,7 @@ class ToolSet(Versioned, models.Model):
 
     @property
     def is_in_use(self) -> bool:
-        """True if the set is granted, or limits an app or agent (`limited` are rows of connections.HostAtGateway)."""
+        """True if the set is granted, or limits an app or agent (a connections.HostAtGateway in `limited`)."""
         return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:

@@ -27,7 +27,7 @@ NOT_VALID = "the condition is not valid"
 class _Programs(NamedTuple):
     """Compiled conditions by text (None for one that is not valid).
 
-    `names` are the arguments that the conditions name; None if one of them may use any argument.
+    `names` are the arguments that the conditions name; None if one of the conditions may use any argument.
     """
 
     programs: Mapping[str, Program | None]

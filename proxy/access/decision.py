@@ -484,7 +484,7 @@ async def find_again(
 ) -> list[AccessRow | DatabaseUnavailable | None]:
     """Return the current grant for each query, read by one statement; `query` runs it over a separate connection.
 
-    The entry is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
+    An entry of the result is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
     DatabaseUnavailable or StatementRejected if the statement itself fails.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}

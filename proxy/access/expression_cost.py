@@ -18,13 +18,14 @@ SMALL_VALUES, SMALL_TEXT = 20, 4_000  # Every condition must be fast for argumen
 MOST_AMBIGUOUS = 8
 RESULT = "@result"  # The variable in which CEL collects the result of a macro.
 
-# In nanoseconds.
+# Costs in nanoseconds.
 PER_NODE, PER_VALUE, PER_CHARACTER, PER_COPIED = 150, 400, 12, 40
 OF_FIELD = 256  # The assumed length of a field of the call, in characters.
 COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "contains"})
 LOGIC = frozenset({"_&&_", "_||_", "!_", "@not_strictly_false"})
 WITHOUT_COPY = frozenset({"_[_]", "_?_:_"})
-# Functions whose last parameter must be small: `contains` is quadratic, and CEL keeps the name of every time zone.
+# Functions whose last parameter must be small: `contains` takes quadratic time, and CEL keeps the name of every time
+# zone in memory.
 _OF_TIME = "FullYear Month Date DayOfMonth DayOfWeek DayOfYear Hours Minutes Seconds Milliseconds"
 NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split())})
 
@@ -138,7 +139,7 @@ class _Estimator:
         if call.value == "matches":
             return Estimate(0, _sum(cost, self._pattern(call.parts[-1], size)))
         character = 1.0 if call.value in COMPARISONS else PER_CHARACTER
-        if call.value == "contains":  # Each place may be compared with almost all of the text.
+        if call.value == "contains":  # At each position, almost all of the text to find may be compared.
             character = 10 + len(self._text) / 50
         walk = Cost(0, PER_VALUE * size, 0, character * size)
         return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
@@ -178,8 +179,9 @@ def _collects(loop: Node) -> bool:
 def _cost_of_pattern(pattern: str) -> Cost:
     """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
 
-    RE2 makes one state of its automaton for each set of places in the pattern that a text has reached. With few
-    ambiguous parts there are few such sets. Otherwise each character of an attacker's text may need a new state.
+    RE2 makes one state of its automaton for each set of places in the pattern that a text can have reached. A pattern
+    with few ambiguous parts needs few states. For other patterns, each character of an attacker's text may need a new
+    state.
     """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):

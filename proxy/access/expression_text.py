@@ -1,4 +1,4 @@
-"""The fields of conditions, and their errors."""
+"""The fields that conditions can use, and the error of a condition that cannot be used."""
 
 import re
 

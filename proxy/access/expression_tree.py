@@ -59,7 +59,7 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
     kind, name, parts = _KINDS[number]
     below = tuple(_node(each, places) for part in parts for each in inner.get(part, ()))
     if kind == MEMBER:
-        kind, at = HAS if 3 in inner else kind, at + 1  # CEL points to the dot.
+        kind, at = HAS if 3 in inner else kind, at + 1  # CEL gives the position of the dot.
     return Node(kind, inner[name][0].decode() if name else None, below, at)
 
 
@@ -130,7 +130,7 @@ def needed_by(tree: Node) -> frozenset[str]:
 
 
 def _absent(node: Node) -> frozenset[str]:
-    """Return arguments that this part needs: if one of them is absent, its evaluation always fails for this reason."""
+    """Return arguments that this part needs: if one of them is absent, evaluating the part always fails."""
     if node.kind in (NAME, CONSTANT, LIST, MAP):
         return frozenset()
     first, *rest = node.parts

@@ -214,8 +214,8 @@ def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | No
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
     """Return the server a tool's name belongs to, or None. Lists and calls both use this function.
 
-    An alias names its server, and any other name belongs to the one server without an alias. The lists of servers are
-    ignored: otherwise one server could take over the names of another.
+    A name with an alias belongs to the server of that alias, and any other name to the one server without an alias. The
+    tools that servers list are ignored: otherwise one server could take over the names of another.
     """
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):

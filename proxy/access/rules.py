@@ -34,7 +34,8 @@ class ToolClaims(NamedTuple):
 class DecidingRule(NamedTuple):
     """An enabled rule as the statement returns it. Empty `servers`, `tools` and `tool_effect` match every tool.
 
-    `tools` are patterns, with `*` and `?`, for tools' names for clients. `text` is the refusal's sentence or the label.
+    `tools` are patterns, with `*` and `?`, for the names of tools as clients see them. `text` is the sentence of the
+    refusal, or the label.
     """
 
     id: str

@@ -61,7 +61,8 @@ SETUP = (
 _N = "\\N"
 _NO_PAYLOAD = f"f\t{_N}\t{_N}"
 
-# SQLSTATE classes of errors in one row (bad data, a violated constraint). Then the rows are written one by one.
+# SQLSTATE classes of errors in one row (bad data, a violated constraint). After such an error, the rows of the batch
+# are written one by one.
 _ROW_ERRORS = ("22", "23")
 CHECK_VIOLATION = "23514"
 
@@ -264,7 +265,7 @@ class CallWriter(GroupCommit[bytes, None]):
             logger.error("call not recorded", extra={"error": str(refusal)})
             fail([(copy_line, future)], NotRecorded(NotRecorded.__doc__))
             if refusal.sqlstate == CHECK_VIOLATION and not refusal.of_constraint:
-                lasting_error = refusal  # There is no partition for this row, so the next ones will fail too.
+                lasting_error = refusal  # There is no partition for this row, so the next rows will fail too.
         if lasting_error is not None:
             raise lasting_error
 
@@ -303,7 +304,7 @@ async def _insert_rows(
 MODULE = "proxy.store.redaction"
 
 NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
-MAX_NAME = 300  # Length of the column.
+MAX_NAME = 300  # Length of the column for the name.
 INLINE_BYTES = 4096  # Payloads up to this size are redacted on the event loop, larger ones in another process.
 
 

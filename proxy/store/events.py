@@ -36,7 +36,7 @@ MOST_FINISHED = 1_000  # Ended streams whose events this worker keeps in memory.
 MOST_FINISHED_BYTES = 32 << 20
 MOST_ROWS = 1_000  # Stored events of one session.
 MOST_ROW_BYTES = 32 << 20
-MOST_WAITING = 1_000  # Sessions whose messages without a stream are being written, in this worker.
+MOST_WAITING = 1_000  # Sessions without a stream for which this worker keeps a StreamHistory.
 LARGE = 64 << 10  # Bytes; from this size on, events are sealed in a thread.
 RETRY_SECONDS = 0.5
 ATTEMPTS = 5
@@ -331,7 +331,7 @@ class StreamEvents:
     # The stored events of all workers
 
     async def keep(self, history: StreamHistory, kept: list[Kept]) -> None:
-        """Write these events and notify workers that wait for them. Events that still fail after ATTEMPTS are lost."""
+        """Write these events and notify workers that wait for them. After ATTEMPTS failures, the events are lost."""
         sealed = self._seal(kept) if sum(len(each.data) for each in kept) < LARGE else None
         given = {
             "session": history.session_id,

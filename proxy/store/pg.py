@@ -59,7 +59,7 @@ class DatabaseUnavailable(Exception):
 
 
 class DatabaseFault(DatabaseUnavailable):
-    """The database answered with an error of the server, such as "No space left on device", which is the message."""
+    """The database server has a fault, such as "No space left on device". The exception's message names the fault."""
 
 
 class StatementTimeout(DatabaseUnavailable):

@@ -1,7 +1,7 @@
 """Sessions of clients, and their sessions at servers, in PostgreSQL. Any worker can serve any request of a session.
 
-Reading needs no extra statement: `query.sql` returns both sessions. This module opens sessions, ends them and marks
-them as lost.
+Reading needs no extra statement: `query.sql` returns the client's session and the session at the server. This module
+opens sessions, ends them and marks them as lost.
 """
 
 import asyncio
@@ -262,7 +262,7 @@ class StoredSessions:
             return None
 
     async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
-        """Store this session unless another worker was first; return the stored one. Raises DatabaseUnavailable."""
+        """Store this session unless there is one already. Return the stored session. Raises DatabaseUnavailable."""
         sealed_id = self._cipher.seal(session.id) if session.id else b""
         given = {
             **_identity(target),
@@ -386,7 +386,7 @@ class SessionKeeper:
         return rows[0][0] if rows else None
 
     async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
-        """Return the subscribed URIs by session, without sessions that have none. Raises DatabaseUnavailable."""
+        """Return the subscribed URIs of each session that has subscriptions. Raises DatabaseUnavailable."""
         return dict(await self._state.fetch(SUBSCRIPTIONS, {"sessions": list(sessions)}))
 
     async def end(self, session: str) -> None:

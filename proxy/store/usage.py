@@ -128,7 +128,7 @@ class UsageTracker:
 
     @staticmethod
     def write_infos(target: Target, infos: Iterable[ServerDescription]) -> tuple[str, dict[str, list[Any]]]:
-        """Return the statement and parameters that store these descriptions at once."""
+        """Return the statement and parameters to store these descriptions now, not with the next flush."""
         by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
             {(target.server_id, target.identity_id or target.server_id): by_era}
@@ -146,7 +146,8 @@ class UsageTracker:
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
         """Prepare the update of the row that has a token's last use.
 
-        If both secrets of the token were used, `other` is the prefix of the secret that was used earlier.
+        If both secrets of the token were used, `prefix` is the prefix of the secret used last, and `other` the prefix
+        of the other secret.
         """
         before = self._pending.get("tokens", {}).get(grant.token_id, {})
         uses: dict[Any, Any] = {before.get("other"): before.get("other_at"), before.get("prefix"): before.get("at")}
@@ -290,7 +291,7 @@ def _flush_metrics() -> None:
 
 
 async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUpdates) -> list[str]:
-    """Write the updates. Returns the ids of those that must be written again."""
+    """Write the updates. Returns the ids of the rows that must be written again."""
     ids = sorted(pending)
     columns = {name: [pending[key][name] for key in ids] for name in pending[ids[0]]}
     cursor = await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})

@@ -1,8 +1,8 @@
-"""Gives the built-in roles of a workspace from before the capabilities that new ones begin with."""
+"""Gives built-in roles of an existing workspace the capabilities that these roles have in new workspaces."""
 
 from django.db import migrations
 
-# By role: a capability that shows that nobody narrowed it, and the new ones.
+# By role: a capability that unchanged roles have, and the capabilities to add. Changed roles get none.
 ADDED = {
     "Administrator": ("accounts.manage_workspace", ("rules.manage_rule", "rules.view_rule")),
     "Auditor": ("auditlog.view_event", ("rules.view_rule",)),
@@ -33,5 +33,5 @@ class Migration(migrations.Migration):
         ("contenttypes", "0002_remove_content_type_name"),
     ]
 
-    # Going back leaves the permissions, which the version before ignores.
+    # The reverse migration leaves the permissions, because the previous version ignores them.
     operations = [migrations.RunPython(add, migrations.RunPython.noop)]

@@ -1,4 +1,4 @@
-"""Approvers of the calls that a rule holds, and the time for which these wait."""
+"""Adds to rules the approvers of held calls, and the time for which held calls wait."""
 
 import django.db.models.deletion
 from django.db import migrations, models

@@ -87,7 +87,7 @@ class AuthType(models.TextChoices):
 
 
 class IdentityKind(models.TextChoices):
-    """Kind of a stored credential; it follows from its server's AuthType."""
+    """Kind of a stored credential. The AuthType of the server determines the kind."""
 
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
@@ -184,7 +184,7 @@ class Server(Versioned, Switchable):
     protocol_probed_at = models.DateTimeField(null=True, blank=True)
     # The server's answers from which its eras were determined.
     protocol_evidence = models.CharField(max_length=300, blank=True, default="", db_default="")
-    # When a worker started to determine the eras, so that no other worker does so at the same time.
+    # The time when a worker started to determine the eras. Meanwhile no other worker starts to determine them.
     protocol_claimed_at = models.DateTimeField(null=True, blank=True, editable=False)
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
@@ -377,7 +377,7 @@ class Server(Versioned, Switchable):
                 registration.end(by=by)
 
     def must_not_take_credentials_to(self, url: str) -> None:
-        """Raise AnotherPlace if `url` has another scheme, host or port and there are live identities."""
+        """Raise AnotherPlace if `url` changes the server's scheme, host or port, and the server has live identities."""
         if place_of(url) == place_of(self.url) or not (count := self.identities.filter(revoked_at=None).count()):
             return
         were, them = ("1 credential was", "it") if count == 1 else (f"{count} credentials were", "them")

@@ -268,7 +268,7 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
         auth_methods=(
             "client_secret_basic",
             "client_secret_post",
-        ),  # The methods that the issuer supports are unknown: the second is tried if the first fails.
+        ),  # It is unknown which methods the issuer supports: the second is tried if the first fails.
         private=http.private or named,
         name=expected or authorization,
     )

@@ -216,7 +216,7 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
         raise SignInRefused(
             f"{server} now names another issuer, {issuer}, than the one people signed in at. Ask an administrator"
-            " to sign in there first."
+            " to sign in at the new issuer first."
         )
 
 
@@ -433,7 +433,7 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
     except (TokenUnavailable, NoAnswer) as fault:
         raise SignInRefused(f"The issuer of {sign_in.server} issued no token: {fault}. Start again.") from None
     except Undecryptable:
-        raise SignInRefused("The encryption key was changed meanwhile. Start again.") from None
+        raise SignInRefused("The encryption key was changed during this sign-in. Start again.") from None
 
 
 def _tokens(sign_in: SignIn, client: RegisteredClient, form: Mapping[str, str]) -> Tokens:

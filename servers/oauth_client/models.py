@@ -164,16 +164,16 @@ class SignIn(models.Model):
 
 
 def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
-    """Return the live registration for this server: the client entered for the server, otherwise that of its issuer.
+    """Return the live registration for this server: the client entered for it, otherwise a shared client of its issuer.
 
-    Without `issuer`, the registration is found by grants and current sign-ins. Return None if there is no live
-    registration.
+    Without `issuer`, a shared client is found by the server's grants and current sign-ins. Return None if there is no
+    live registration.
     """
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
 
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
-    """Return the live registrations for this server: its own, and the one for all servers of its issuer."""
+    """Return the live registrations for this server: clients entered for it, and shared clients of its issuer."""
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
     known = Q(pk__in=granted) | Q(pk__in=asked) | (Q(issuer=issuer) if issuer else Q(pk=None))
@@ -343,7 +343,10 @@ class Grant(models.Model):
             transaction.on_commit(lambda: send_soon(requests))
 
     def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
-        """Return the revocation requests (RFC 7009); an empty list if they could end the new tokens `instead`."""
+        """Return the revocation requests (RFC 7009) for the tokens of this grant.
+
+        Return an empty list if these requests could also end `instead`, the new tokens.
+        """
         try:
             refresh, access = (
                 cipher().open(bytes(sealed)) if sealed else ""

@@ -157,7 +157,7 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if the issuer has some, but not all, endpoints at another issuer (RFC 9700 section 4.4).
+    """Raise NotRegistered if some, but not all, endpoints are at the origin of another issuer (RFC 9700 section 4.4).
 
     Otherwise codes or tokens of one issuer would be sent to the other issuer.
     """

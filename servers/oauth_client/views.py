@@ -117,7 +117,7 @@ class SignIns(Resource):
     def _server(self, pk: UUID) -> Server:
         server = open_to(self.me).filter(pk=pk).first()
         if server is None:
-            raise ValidationError({"server_id": ["There is no such server, or you cannot sign in there."]})
+            raise ValidationError({"server_id": ["There is no such server, or you cannot sign in at this server."]})
         return server
 
     @staticmethod

@@ -57,7 +57,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
         load_dtd=False,
         huge_tree=False,
         remove_comments=comments,
-        encoding="utf-8",  # Given, so that lxml does not guess the encoding.
+        encoding="utf-8",  # So that lxml does not guess the encoding.
     )
     try:
         root = etree.fromstring(text.encode(), parser)

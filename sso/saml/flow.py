@@ -48,10 +48,11 @@ ENCRYPTED_WITH = (
     "http://www.w3.org/2001/04/xmlenc#rsa-oaep-mgf1p",
     "http://www.w3.org/2009/xmlenc11#rsa-oaep",
 )
-UNKNOWN_SIGNATURE = timedelta(minutes=1)  # For an unknown signature, metadata older than this are read again.
+UNKNOWN_SIGNATURE = timedelta(minutes=1)  # If no certificate fits a signature, older metadata are read again.
 VERIFIED = "email_verified"  # An attribute with the name of the OpenID Connect claim: SAML has no standard attribute.
 NEW_KEY = "Disable and enable “Sign our requests” to make a new one."
-TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
+# Microsoft Entra sends this attribute instead of the groups of people who are in more than 150 groups.
+TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"
 
 
 # --- Our requests and metadata ----------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ class ReceivedAssertion(models.Model):
     def take(cls, ticket: str) -> dict[str, object] | None:
         """Remove and return the claims stored under this ticket; return None if there are none."""
         what = cls.look(ticket)
-        return what if cls._kept(ticket).update(sealed=None) else None  # Of concurrent requests, only one updates it.
+        # Only one of several concurrent requests updates the row.
+        return what if cls._kept(ticket).update(sealed=None) else None
 
 
 def _digest(text: str) -> str:

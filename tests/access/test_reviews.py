@@ -177,7 +177,7 @@ def test_a_kept_line_can_be_changed_until_the_review_closes_and_an_ended_one_can
 
     assert team.get().answer == Answer.OPEN
     assert token.get().answer == Answer.END
-    assert (kept.done, [reason for _, reason in kept.refused]) == ([], ["It is ended already."])
+    assert (kept.done, [reason for _, reason in kept.refused]) == ([], ["This access has ended already."])
 
 
 @pytest.mark.full
@@ -228,7 +228,7 @@ def test_nobody_reviews_themselves_unless_the_review_allows_it(
     assert {line.reviewer for line in of(shared, ann)} == {grace}
     assert {line.reviewer for line in of(own, ann)} == {ann}
     refused = shared.answer(of(shared, ann), Answer.KEEP, by=ann).refused
-    assert {reason for _, reason in refused} == {"This is your own access: somebody else answers."}
+    assert {reason for _, reason in refused} == {"This is your own access, so somebody else must answer."}
     assert len(own.answer(of(own, ann), Answer.KEEP, by=ann).done) == 6
 
 
@@ -269,12 +269,12 @@ def test_a_reviewer_who_lost_a_permission_is_refused(work: Gateway, boss: User, 
 
     assert done == []
     assert {line.kind: why for line, why in refused} == {
-        "team": "Ending it requires the permission “Manage people”.",
-        "gateway_grant": "Ending it requires the permission “Basic gateway management”.",
-        "tool_grant": "Ending it requires the permission “Basic gateway management”.",
-        "token": "Ending it requires the permission “Create and manage API tokens”.",
-        "connection": "Ending it requires the permission “Revoke connections and regenerate API keys”.",
-        "identity": "Ending it requires the permission “Identity management”.",
+        "team": "Ending this access requires the permission “Manage people”.",
+        "gateway_grant": "Ending this access requires the permission “Basic gateway management”.",
+        "tool_grant": "Ending this access requires the permission “Basic gateway management”.",
+        "token": "Ending this access requires the permission “Create and manage API tokens”.",
+        "connection": "Ending this access requires the permission “Revoke connections and regenerate API keys”.",
+        "identity": "Ending this access requires the permission “Identity management”.",
     }
     with pytest.raises(CapabilityRequired):
         review.answer(of(review, ann), Answer.KEEP, by=grace)
@@ -303,7 +303,7 @@ def test_a_grant_given_or_ended_meanwhile(work: Gateway, boss: User, grace: User
 
     done, _ = review.answer(review.lines.filter(kind="gateway_grant"), Answer.END, by=grace)
 
-    assert [(line.person, line.note) for line in done] == [(ann, "It had ended before.")]
+    assert [(line.person, line.note) for line in done] == [(ann, "The access had ended before.")]
     assert work.is_reachable_by(ben)
 
 

@@ -273,7 +273,7 @@ def test_a_role_in_use_is_not_deleted_and_an_unused_one_is(chief: User, sign_in:
     done = client.post(f"/people/roles/{free.pk}/delete/", follow=True)
 
     assert "1 people hold this role" not in asked
-    assert "1 person holds this role; give them another one first." in asked
+    assert "1 person holds this role; give them another role first." in asked
     assert "People still have this role. Give them another role first." in text(refused)
     assert "Role deleted" in text(done)
     assert set(Role.objects.filter(name__in=("Used", "Free")).values_list("name", flat=True)) == {"Used"}
@@ -345,8 +345,8 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
         lambda: make.user().note_password_link(by=looker),
         lambda: make.invited().renew_invitation(by=looker),
     ):
-        with pytest.raises(BeyondYours, match="Your role only looks"):
+        with pytest.raises(BeyondYours, match="With your role you can only look"):
             refused()
     assert make.user().deactivate(by=looker)
     assert not User.objects.filter(role=using).exists()
-    assert 'title="Your role only looks and uses no gateway."' in text(client.get("/people/invite/"))
+    assert 'title="With your role you can only look, not use a gateway."' in text(client.get("/people/invite/"))

@@ -174,7 +174,7 @@ DOORS = (
         "POST /rules/replay/ on arguments",
         {"admin"},
         lambda who, scene: who.browser.post("/rules/replay/", ON_ARGUMENTS),
-        "would have been touched",
+        "would have been affected",
     ),
     # Rules: REST and files.
     rest("get", "/rules", SEE_RULES, tells="Watched"),

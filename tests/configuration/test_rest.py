@@ -94,7 +94,7 @@ def test_the_server_reads_no_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     refused = rest.post("/config/apply", files(SINK))
     applied = rest.post("/config/apply", files(SINK, secrets={"env:SIEM": SECRET}))
 
-    assert "env:SIEM is empty where this runs" in errors(refused)["files"][0]
+    assert "env:SIEM is empty on this machine" in errors(refused)["files"][0]
     assert applied.json()["summary"] == "1 added"
     assert Sink.objects.get().secret() == SECRET
     assert SECRET not in applied.content.decode()

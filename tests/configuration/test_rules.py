@@ -191,9 +191,9 @@ def called(owner: User) -> User:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"mode": "on"}, "It would have touched 1 call of 1 agent in the last 7 days."),
-        ({"mode": "on", "servers": ["docs"], "gateway": "work"}, "It would have touched 1 call of 1 agent"),
-        ({"mode": "on", "tools": ["other"]}, "It would have touched 0 calls of 0 agents"),
+        ({"mode": "on"}, "The rule would have affected 1 call of 1 agent in the last 7 days."),
+        ({"mode": "on", "servers": ["docs"], "gateway": "work"}, "The rule would have affected 1 call of 1 agent"),
+        ({"mode": "on", "tools": ["other"]}, "The rule would have affected 0 calls of 0 agents"),
         ({"mode": "watch"}, ""),
         ({"mode": "on", "enabled": False}, ""),
     ],
@@ -213,8 +213,8 @@ def test_a_plan_says_that_a_rule_does_not_refuse_any_more(called: User) -> None:
         for fields in ({"mode": "watch"}, {"enabled": False}, {"text": "Ask."}, {"tools": ["docs__*"]})
     ]
 
-    assert cuts[:3] == ["Calls that it refuses are allowed from the next call on."] * 2 + [""]
-    assert cuts[3].startswith("It would have touched 1 call")
+    assert cuts[:3] == ["Calls that the rule refuses are allowed from the next call on."] * 2 + [""]
+    assert cuts[3].startswith("The rule would have affected 1 call")
 
 
 def test_the_workspace_has_all_settings_of_its_page() -> None:

@@ -87,7 +87,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     assert told() == "boss@example.com created the tool set “Reading” on the gateway “Work”."
     assert [*reading.features.values_list("name", flat=True).order_by("name")] == ["drop", "get"]
     page = text(client.get(made["Location"]))
-    assert "Tools with the effect Read only, also new ones, and tools chosen one by one." in page
+    assert "Tools with the effect Read only, including new ones, and tools chosen one by one." in page
     client.post(f"/tool-sets/{reading.pk}/copy/", {"gateway": str(work.pk), "name": "Other"})
     copy = ToolSet.objects.get(name="Other")
     assert copy.editable() == reading.editable() | {"name": "Other"}
@@ -450,7 +450,7 @@ def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, 
     typed = text(sign_in(ann).get("/playground/?gateway=work&name=docs__drop"))
     assert "No grant gives you this tool" in typed
     dropping = Feature.objects.get(name="drop")
-    assert "No grant gives it to you." in text(sign_in(ann).get(f"/features/{dropping.pk}/"))
+    assert "Not given to you by any grant." in text(sign_in(ann).get(f"/features/{dropping.pk}/"))
 
     full = make.user(*Capability)
     least = sign_in(full).get(f"/hosts/{bot.pk}/least-privilege/")

@@ -53,7 +53,7 @@ def test_addresses_are_created_for_everyone_and_teams_once(browser: Client, sale
     assert again.status_code == 422
     assert {str(each) for each in DirectoryAddress.objects.all()} == {"Everyone", "Sales"}
     assert events() == [("directoryaddress.created", "Everyone"), ("directoryaddress.created", "Sales")]
-    assert "Everyone and each team have an address." in text(browser.get(f"{LIST}add/"))
+    assert "Everyone and each team already have an address." in text(browser.get(f"{LIST}add/"))
     assert browser.post(f"{LIST}add/", {}).status_code == 422
 
 

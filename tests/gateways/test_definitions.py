@@ -154,7 +154,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     Feature.objects.learn(docs, [])
     page = text(client.get("/gateways/work/tools/"))
     assert "Asked <time" in page
-    assert "It offers no tools." in page
+    assert "The server offers no tools." in page
 
     Feature.objects.note_fault(docs, "timeout", FeatureKind.TOOL)
     page = text(client.get("/gateways/work/tools/"))

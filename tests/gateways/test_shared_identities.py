@@ -86,7 +86,7 @@ def test_the_form_offers_the_identities_allowed_there_and_says_why_others_are_ab
     shown = sign_in(gina).get(f"/gateways/{gateway.slug}/assign/", {"server": server.slug})
 
     assert list(shown.context["form"].fields["shared_identity"].queryset) == [other]
-    assert "Not allowed on Work: service account." in shown.content.decode()
+    assert "Shared credentials that are not allowed on Work: service account." in shown.content.decode()
     assert sign_in(gina).post(f"/gateways/{gateway.slug}/assign/", fields(server, other)).status_code == 302
 
 

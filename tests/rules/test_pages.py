@@ -184,7 +184,7 @@ def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client
 
     page = client.post("/rules/replay/", FORM | {"condition": "expression", "when": "args.amount > 5"}).content.decode()
 
-    assert "<b>1 call</b> of 1 agent would have been touched" in page
+    assert "<b>1 call</b> of 1 agent would have been affected" in page
     assert "1 call of these tools cannot be judged" in page
     assert "a__pay" in page
     assert not Rule.objects.exists()
@@ -199,10 +199,10 @@ def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Clien
     allowed = client.post("/rules/replay/", FORM).content.decode()
 
     assert f"you need the permission {Capability.LOGS_PAYLOADS.label}" in refused
-    assert "would have been touched" not in refused
-    assert "would have been touched" in allowed
+    assert "would have been affected" not in refused
+    assert "would have been affected" in allowed
     rule = Rule.objects.add(name="All", effect="refuse", when='args.iban == "D"', by=None)
-    assert "would have touched" not in client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
+    assert "would have affected" not in client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
 
 
 def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
@@ -233,7 +233,7 @@ def test_turning_on_says_what_it_cuts(client: Client) -> None:
     asked = client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
     client.post(f"/rules/{rule.pk}/turn-on/")
 
-    assert "It would have touched 1 call of 1 agent in the last 7 days." in asked
+    assert "The rule would have affected 1 call of 1 agent in the last 7 days." in asked
     rule.refresh_from_db()
     assert rule.mode == "on"
     client.post(f"/rules/{rule.pk}/watch/")

@@ -198,7 +198,7 @@ def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
 
     refused = client.get(back).content.decode()
 
-    assert "The encryption key was changed meanwhile. Start again." in refused
+    assert "The encryption key was changed during this sign-in. Start again." in refused
     assert issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
 

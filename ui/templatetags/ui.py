@@ -175,8 +175,9 @@ def address(uri: str, longest: int = 60) -> SafeString:
 
 @register.inclusion_tag("accounts/ask_for.html", takes_context=True)
 def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
-    """Render a button that asks for the capability `name`, or a text if it was requested or declined; small unless
-    `primary`.
+    """Render a button that asks for the capability `name`; the button is small unless `primary` is set.
+
+    If the person has requested the capability already, or the request was declined, render a text instead.
     """
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
@@ -267,9 +268,9 @@ def rail_link(
 ) -> SafeString:
     """Render a link of the rail.
 
-    The link is current on its own page, on all pages below it except pages below `apart`, and on pages below `also`. If
-    a page sets `rail_entry`, the link with that URL name is current instead. `waiting` is the number of objects that
-    need an action, described by `words`.
+    The link is current on its own page and on the pages below it. It is also current on pages below `also`, but not on
+    pages below `apart`. If a page sets `rail_entry`, the link with that URL name is current instead. `waiting` is the
+    number of objects that need an action, described by `words`.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)

@@ -1,4 +1,4 @@
-"""Prints the changes that applying a configuration file would make, and what each cuts off."""
+"""Prints the changes that applying a configuration file would make, and the access that each change ends."""
 
 import json
 import sys

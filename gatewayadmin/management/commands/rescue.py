@@ -56,7 +56,7 @@ class Command(WorkspaceCommand):
 
 
 def _further(person: User, options: dict[str, Any]) -> list[str]:
-    """Apply the other options, and return a line of output for each change."""
+    """Apply the options `--end-enforcement`, `--staff` and `--without-second-factor`. Return the lines of output."""
     lines = []
     if options["end_enforcement"] and Provider.load().mode == Mode.ENFORCED:
         Provider.edit(by=None, mode=Mode.OFFERED)
