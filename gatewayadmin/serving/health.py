@@ -269,7 +269,7 @@ def families(
         delivered.add_metric([sink.name], sink.delivered)
         for each in TONES:
             status.add_metric([sink.name, each], float(sink.status == each))
-    age = GaugeMetricFamily("gateway_log_unsealed_seconds", "Age of the oldest call without a checkpoint")
+    age = GaugeMetricFamily("gateway_log_unsealed_seconds", "Time since the newest checkpoint while later calls wait")
     age.add_metric([], unsealed_seconds)
     lacking = GaugeMetricFamily("gateway_log_partitions_unindexed", "Partitions of the log that lack an index")
     lacking.add_metric([], unindexed)
