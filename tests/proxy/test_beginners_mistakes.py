@@ -167,7 +167,7 @@ def test_a_request_of_a_wrong_form_says_which_form_is_right(
         ("token", "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys."),
         ("Bearer twice", "Write the word Bearer once, then the API key."),
         ("unknown", "unknown, expired or revoked"),
-        ("none", "Send the header Authorization: Bearer and an API key: Settings, API keys."),
+        ("none", "Send an API key in the header Authorization: Bearer KEY."),
     ],
 )
 def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, words: str, ana: User) -> None:
