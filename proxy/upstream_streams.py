@@ -194,8 +194,7 @@ class ServerStreams:
         for row, source in wanted.items():
             held = self._held.get(row)
             if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
-                # The task ended while only calls needed the stream. Now a client needs the stream: try again.
-                del self._held[row]
+                del self._held[row]  # The task ended while only calls needed the stream. Now a client needs it.
                 held = None
             if held is not None:
                 held.source = source
@@ -438,8 +437,7 @@ class ServerStreams:
                         self._silent[_server(held.source.target)] = time.monotonic()
                         del self._held[row]
                         self._run(self._keeper.release(self._name, [row]))
-                    # A client's entry stays in `_held`, so that this server is not asked for a stream again and again.
-                    return
+                    return  # A client's entry stays in `_held`, so that the server is not asked again and again.
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
