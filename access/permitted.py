@@ -43,7 +43,7 @@ class GivenUnits:
     _of_teams: dict[frozenset[UUID], int] = field(default_factory=dict)
 
     def to(self, person: UUID, teams: frozenset[UUID]) -> int:
-        """Return the bits of the units given to a person who is in `teams`."""
+        """Return, as bits, all units given to the person, to any of `teams`, or to everyone."""
         if teams not in self._of_teams:
             self._of_teams[teams] = reduce(or_, (self.teams.get(team, 0) for team in teams), self.everyone)
         return self._of_teams[teams] | self.people.get(person, 0)

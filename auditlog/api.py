@@ -259,9 +259,9 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null if all matching calls were counted. All calls can be counted if the only filters are host,
-    gateway, server, user, method, outcome and reason, and tools that `q` names. With other filters, only the newest
-    10,000 calls are counted. Then `counted_since` is the time of the oldest of these calls.
+    `counted_since` is null if all matching calls were counted. Otherwise calls older than `counted_since` were not
+    counted, because a search reads at most 10,000 rows of the log for each filter. A search usually has no such limit
+    if it uses only these filters: host, gateway, server, user, method, outcome, reason, and tools that `q` names.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")

@@ -239,8 +239,10 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows from `near_from` on are counted up to the id `counted_to`, earlier rows up to the id `late_counted_to`. Of the
-    rows that existed when counting began (ids up to `began_at_id`), those from the time `counted_from` on are counted.
+    These rows are counted:
+    - rows that existed when counting began (ids up to `began_at_id`), if dated `counted_from` or later;
+    - newer rows dated `near_from` or later, up to the id `counted_to`;
+    - newer rows dated before `near_from`, up to the id `late_counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

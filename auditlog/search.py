@@ -263,7 +263,7 @@ class Search:
 
     @cached_property
     def floor(self) -> datetime | None:
-        """Return the time back to which the first page reads rows; None if it reads the whole range."""
+        """Return the time before which the first page reads no rows; None if it reads the whole range."""
         return self._reach(None)
 
     def newest(self) -> QuerySet[Call]:

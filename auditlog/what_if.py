@@ -1,4 +1,7 @@
-"""Trails, for pages and the API: the checks of the current decision about a call, as text for one reader."""
+"""Would a call be allowed now? A trail lists the checks that decide this, in words for the person who reads it.
+
+Pages and the API show trails.
+"""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ def reason_text(reason: str) -> Reason:
 
 
 def current_decision(question: Question) -> CurrentDecision:
-    """Return the current decision, made by the SQL statement and checks that requests to /mcp use."""
+    """Return the current decision. It is made by the SQL statement and the checks that decide requests to /mcp."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
         return _without_token(question, live)  # Each run of the playground gets a temporary token.

@@ -32,7 +32,9 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     """An address of the directory."""
 
     id = Id()
-    team = Reference(allow_null=True, help_text="The team whose gateways it lists; null: those open to everyone.")
+    team = Reference(
+        allow_null=True, help_text="The team whose gateways it lists; null if it lists the gateways open to everyone."
+    )
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
     )

@@ -290,7 +290,7 @@ def _newest(links: list[Any]) -> list[Connection]:
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
-    """Return the identities these connections carry, those that need action first."""
+    """Return the identities that these connections carry, starting with those that need action."""
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
 

@@ -317,7 +317,7 @@ class Streams:
         return ending
 
     def note(self, owner: str) -> None:
-        """Note that the servers to subscribe to for this owner may have changed."""
+        """Mark `owner`, so that its subscriptions to servers are checked again; `news` returns the marked owners."""
         self._changed.add(owner)
         self.changed.set()
 

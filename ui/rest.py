@@ -359,7 +359,9 @@ def _api_error(exc: Exception, problem: Problem) -> APIException:
 
 
 # Message for requests without credential.
-NO_CREDENTIAL = "No credential was sent. Send the header Authorization: Bearer and an API key: Settings, API keys."
+NO_CREDENTIAL = (
+    "No credential was sent. Send an API key in the header Authorization: Bearer KEY. See Settings, API keys."
+)
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:

@@ -36,18 +36,18 @@ CONTROLS = ("acts", "pick", "switch")
 class Column:
     """A column of a list.
 
-    `width` is in rem, None for the column that takes the remaining width. In narrow lists, columns with `priority` 4
-    are hidden first, then 5, 3 and 2; 0 is never hidden. `kind` is "number", "moment" (a phone shows its label), "acts"
-    for the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions
-    to sort by; empty if there is no index and the list may be long.
+    `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns are hidden
+    by `priority` in the order 4, 5, 3, 2; columns with 0 are never hidden. `kind` is "number", "moment"
+    (a phone shows its label), "acts" for the last column, "switch" for a control before it, "pick" for checkboxes.
+    `sorts` are the fields or expressions to sort by; empty if there is no index and the list may be long.
 
     `on_phone` shows the column in the second line of a row on phones. An `is_extra` column is shown only if chosen; a
     column that `stays` is always shown. Without `said`, the label is for screen readers only. The viewer needs
     one of the capabilities in `needs` to see the column.
 
-    `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function; by default the
-    attribute called `name`. Columns of controls are exported only if `value` is set. Columns whose `value` is None are
-    never exported.
+    `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function. If it is empty, the
+    attribute called `name` is exported; a column of controls ("acts", "pick", "switch") is not exported. A column whose
+    `value` is None is never exported.
     """
 
     name: str

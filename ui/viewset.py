@@ -162,7 +162,10 @@ def archive_page(
     back: str,
     to: str,
 ) -> HttpResponse:
-    """Archive `row` after its name was typed, and redirect to `to`; redirect to `back` if it is still enabled."""
+    """Archive `row` after its name was typed, and redirect to `to`.
+
+    If the row cannot be archived, for example because it is enabled, redirect to `back` with the reason.
+    """
     return confirmed(
         request,
         archive,

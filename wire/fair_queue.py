@@ -337,7 +337,7 @@ class Slices:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Serialise work that cannot be sliced, with a pause of REST_SHARE times its duration after each piece."""
+        """Run tasks that cannot be sliced one at a time; after each, pause for REST_SHARE times its duration."""
         await self._whole.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()

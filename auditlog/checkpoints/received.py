@@ -118,7 +118,7 @@ class Received:
 
 
 def refused_rows() -> set[str]:
-    """Return the uids of rows that a sink refused permanently, from the admin events."""
+    """Return, from the admin events, the uids of rows that a sink refused permanently."""
     rows = Event.objects.filter(action=Action.SINK_ROW_REFUSED).values_list("changes__row", flat=True)
     return {str(row) for row in rows}
 

@@ -42,7 +42,7 @@ _EVENTS = "SELECT {columns} FROM auditlog_event WHERE id > %s AND id <= %s ORDER
 
 
 class NothingSealed(Exception):
-    """No checkpoint was made in this period. Choose another one; a checkpoint is made each minute with new rows."""
+    """No checkpoint was made in this period. Choose another period. New rows get a checkpoint within a minute."""
 
 
 class SignedExport(Export):

@@ -618,7 +618,7 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Annotate whether the user and the host may use the gateway, which the status depends on."""
+        """Annotate whether the user and the host may use the gateway: the status depends on these two facts."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 

@@ -118,7 +118,7 @@ def test_a_wrong_credential_at_the_api_says_which_one_it_takes(ana: User) -> Non
         (Rest.bearing(token), "API access tokens are for gateways and not accepted here. Use an API key: Settings, "),
         (Rest.bearing(f"Bearer {token}"), "Write the word Bearer once, then the API key."),
         (Rest.bearing(token_text.mint("gwp")), "unknown, expired or revoked"),
-        (Rest.of(), "Send the header Authorization: Bearer and an API key: Settings, API keys."),
+        (Rest.of(), "Send an API key in the header Authorization: Bearer KEY."),
     ):
         answer = client.get("/hosts")
         assert (answer.status_code in (401, 403), words in text(answer)) == (True, True), text(answer)
