@@ -57,7 +57,7 @@ def test_a_denied_call_stops_at_one_check_and_goes_no_further(subtests: pytest.S
     for reason in REASONS:
         checks = detail(outcome="denied", deny_reason=reason).checks
         results = [check.result for check in checks]
-        with subtests.test(reason):
+        with subtests.test(str(reason)):
             assert results.count("stop") == 1
             stop = results.index("stop")
             assert checks[stop].text == REASONS[reason].sentence

@@ -43,7 +43,7 @@ def test_an_event_that_says_nothing_of_its_own_is_a_whole_sentence_too(subtests:
         bare = Event(action=action, actor_email=ANA, target_type="thing", target_id="7", target_label="Thing")
         least = Formatter().parse((getattr(action, "sentences", ()) or RETIRED.get(action) or ("",))[-1])
 
-        with subtests.test(action):
+        with subtests.test(str(action)):
             said = sentence(bare)
 
             # Events of rules always have the mode and the place.

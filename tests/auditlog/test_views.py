@@ -469,6 +469,6 @@ def test_everything_a_stranger_chose_is_escaped(ana: User, sign_in: SignIn) -> N
 def test_every_outcome_has_a_page(ana: User, sign_in: SignIn, subtests: pytest.Subtests) -> None:
     client = sign_in(ana)
     for outcome in Outcome.values:
-        with subtests.test(outcome):
+        with subtests.test(str(outcome)):
             page = text(client.get(f"/logs/{make.call(outcome=outcome).uid}/", headers=DRAWER))
             assert ("stopped here" in page) == (outcome != "ok")

@@ -120,7 +120,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
     scene: Scene, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
     for reason, get_thing, needed in SWITCHES:
-        with subtests.test(reason), undone():
+        with subtests.test(str(reason)), undone():
             boss, judge = make.user(), make.user(Capability.LOGS_READ, Capability.AUDIT_READ, needed)
             thing = get_thing(scene)
             thing.disable(by=boss)
@@ -146,7 +146,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
 def test_people_who_may_not_end_it_learn_who_can(scene: Scene, sign_in: SignIn, subtests: pytest.Subtests) -> None:
     reader, auditor = make.user(Capability.LOGS_READ), make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
     for reason, get_thing, needed in SWITCHES:
-        with subtests.test(reason), undone():
+        with subtests.test(str(reason)), undone():
             thing = get_thing(scene)
             thing.disable(by=make.user())
             call, holder = scene.call(reason), make.user(needed)

@@ -160,7 +160,7 @@ def test_nothing_is_carried_that_no_call_could_use(
     own = make.identity(place.server, ann)
 
     for spoil in ("disable", "revoke", "remove"):
-        with subtests.test(spoil), transaction.atomic():
+        with subtests.test(str(spoil)), transaction.atomic():
             getattr(Assignment.objects.get() if spoil == "remove" else Identity.objects.get(), spoil)(by=ann)
             with pytest.raises(ConnectionRefused):
                 link.use_identity(Assignment.objects.get(), Identity.objects.get(), by=ann)

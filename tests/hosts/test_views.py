@@ -36,7 +36,7 @@ def test_each_capability_to_see_or_change_hosts_opens_their_pages_with_its_contr
 ) -> None:
     host = make.agent(by=make.user())
     for capability in sorted(including([Capability.HOSTS_READ])):
-        with subtests.test(capability):
+        with subtests.test(str(capability)):
             client = sign_in(make.user(capability))
             pages = {path: client.get(path.format(pk=host.pk)) for path in SEEN}
 

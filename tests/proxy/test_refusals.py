@@ -117,7 +117,7 @@ def test_a_refused_request_reads_as_a_sentence_and_a_page(
     before = {model: model._default_manager.values().get() for model in models}
     for reason, statement in SWITCHES.items():
         sql(statement)
-        with subtests.test(reason):
+        with subtests.test(str(reason)):
             said = message_of(work.agent)
             assert said.startswith(REASONS[reason].sentence)
             opens(page_in(said))

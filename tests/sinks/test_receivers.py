@@ -58,7 +58,7 @@ def test_syslog_gets_a_counted_message_for_each_row(
         sink = Sink.objects.add(name=scheme, kind="syslog", address=address, sends_events=False, by=None)
         made = [call(feature_name="echo \n “quoted”"), call(outcome="denied"), call(outcome="timeout")]
 
-        with subtests.test(scheme), closing(received):
+        with subtests.test(str(scheme)), closing(received):
             assert sending.send_undelivered(sink.pk) == 3
 
             assert len(received.messages) == 3
@@ -174,7 +174,7 @@ def test_sink_says_what_is_wrong_with_it(loopback_is_allowed: None) -> None:
 def test_nobody_sends_what_they_may_not_see(subtests: pytest.Subtests) -> None:
     others = Sink.objects.add(name="Others", kind="stdout", sends_payloads=True, by=None)
     for lacks in (Capability.LOGS_READ, Capability.AUDIT_READ, Capability.LOGS_PAYLOADS):
-        with subtests.test(lacks):
+        with subtests.test(str(lacks)):
             by = make.user(*(ALL - {lacks}))
             fields = {"name": "Out", "kind": "stdout", "sends_payloads": True}
             refused = Rest.of(by).send("post", "/sinks", fields)
