@@ -104,14 +104,6 @@ def test_roles_reach_and_activity_are_those_of_then(ana: User, ann: User, work: 
     assert lines(ann, work, 0) == []
 
 
-@pytest.mark.full
-def test_grants_count_from_their_start_to_their_end(ana: User, ann: User, work: Gateway) -> None:
-    GatewayGrant.objects.give(work, ann, ends_at=timezone.now() + 10 * DAY, by=ana)
-    moved(20)
-
-    assert [bool(lines(ann, work, days)) for days in (25, 15, 5)] == [False, True, False]
-
-
 def test_an_extended_grant_began_with_the_first_one(ana: User, ann: User, work: Gateway) -> None:
     GatewayGrant.objects.give(work, ann, ends_at=timezone.now() + 30 * DAY, by=ana)
     moved(20)
@@ -134,18 +126,6 @@ def test_access_through_a_team_is_new_when_the_membership_is(ana: User, ann: Use
     both = AccessReport(Asked(teams=[team.pk], gateways=[work.pk]))
     assert {line.person: line.since and line.since.date() for line in both} == {ann: ago(40), ben: ago(0)}
     assert [line.person for line in AccessReport(Asked(gateways=[work.pk], teams=[team.pk], unused=30))] == [ann]
-
-
-def test_the_history_of_now_is_what_is_in_force_now(ana: User, ann: User, work: Gateway) -> None:
-    team = Team.objects.add(name="Support", users=[ann, ana], by=None)
-    work.edit(teams=[team], by=ana)
-    team.edit(name="Support", users=[ann], by=None)
-    User.objects.filter(pk=ana.pk).update(is_superuser=True)
-
-    now, then = in_force_now(), in_force_at(timezone.now())
-    for name in ("people", "gateways", "open_to", "use_all", "opened"):
-        assert getattr(now, name) == getattr(then, name), name
-    assert {pk: teams for pk, teams in then.teams_of.items() if teams} == now.teams_of
 
 
 def test_the_history_begins_with_what_admin_events_say(ana: User, ann: User, ben: User, work: Gateway) -> None:

@@ -83,22 +83,6 @@ def test_a_line_says_what_gives_access_and_what_is_used(ana: User, ann: User, wo
     assert (line.until, line.last_used_at) == (None, None)  # No date ends what the team gives.
 
 
-@pytest.mark.full
-def test_people_without_access_are_not_listed(ana: User, ann: User, ben: User, work: Gateway, auditor: User) -> None:
-    work.edit(reach=Reach.EVERYONE, by=ana)
-    ben.deactivate(by=ana)
-
-    listed = {line.person.email for line in AccessReport(Asked(gateways=[work.pk]))}
-    assert ann.email in listed
-    assert not {ben.email, auditor.email} & listed
-
-
-def test_the_report_of_a_team_has_its_members_only(ana: User, ann: User, ben: User) -> None:
-    gateway, team = make.gateway(), Team.objects.add(name="Support", users=[ann], by=None)
-
-    assert {line.person for line in AccessReport(Asked(teams=[team.pk], gateways=[gateway.pk]))} == {ann}
-
-
 def test_filters_narrow_by_person_gateway_team_server_tool_and_agent(
     ana: User, ann: User, ben: User, work: Gateway, auditor: User, sign_in: SignIn
 ) -> None:

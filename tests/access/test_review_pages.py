@@ -194,6 +194,7 @@ def test_lines_are_reassigned_one_by_one_and_by_filter(
     team, client = line(review, ann, "team"), sign_in(grace)
 
     one = client.post(f"{url(review, 'reassign/')}?line={team.pk}", {"to": "second@example.com"}, follow=True)
+    assert review.reassign(review.lines.exclude(reviewer=second), grace, by=second).done == []  # Not theirs.
     wrong = client.post(url(review, "reassign/"), {"to": "ann@example.com"})
     rest = sign_in(boss).post(f"{url(review, 'reassign/')}?q=gets", {"to": "second@example.com"}, follow=True)
 

@@ -95,7 +95,7 @@ def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
 
 
 @pytest.mark.full
-def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -> None:
+def test_a_page_that_refuses_offers_to_ask_for_the_capability_and_programs_ask_by_rest(sign_in: SignIn) -> None:
     browser = sign_in(make.user(email="dev@example.com"))
 
     refused = browser.get("/people/?q=ann")
@@ -108,17 +108,9 @@ def test_a_page_that_refuses_offers_to_ask_for_the_capability(sign_in: SignIn) -
     assert "You asked for this capability." in text(browser.get("/people/"))
     assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
     assert asked() == 1
-
-
-def test_a_program_asks_for_a_capability_as_a_page_does() -> None:
-    person = make.user()
-    rest = Rest.of(person)
-
-    answers = [rest.post("/me/ask-for", {"capability": slug}).status_code for slug in (TOKENS.slug, TOKENS.slug, "no")]
-
-    assert answers == [204, 204, 400]
-    assert asked() == 1
-    assert [capability for capability, _ in person.open_requests()] == [TOKENS]
+    by_rest = [Rest(browser).post("/me/ask-for", {"capability": slug}) for slug in (TOKENS.slug, TOKENS.slug, "no")]
+    assert [answer.status_code for answer in by_rest] == [204, 204, 400]
+    assert asked() == 2
 
 
 @pytest.mark.full

@@ -91,17 +91,18 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
+@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("door", DOORS)
-def test_waiting_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
-    person = make.user()
-    go, hashes = DOORS[door]
-    held.clear()
+def test_waiting_for_a_hash_holds_no_connection(held: list[bool], sign_in: SignIn, subtests: pytest.Subtests) -> None:
+    for door, (go, hashes) in DOORS.items():
+        with subtests.test(door):
+            person = make.user()
+            held.clear()
 
-    response = go(person, sign_in)
+            response = go(person, sign_in)
 
-    assert response.status_code in (200, 204, 302)
-    assert held == [False] * hashes
+            assert response.status_code in (200, 204, 302)
+            assert held == [False] * hashes
 
 
 @pytest.mark.full
@@ -138,16 +139,6 @@ def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
     assert "Many people are signing in at the moment. Wait a few seconds, then try again." in page.content.decode()
     assert 'href="/accounts/login/?next=%2Fhosts%2F%3Fstatus%3Dpending"' in page.content.decode()
     assert (problem(told), told["Retry-After"]) == ((429, "throttled"), "5")
-
-
-@pytest.mark.django_db
-def test_every_hash_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    person = make.user()
-    monkeypatch.setattr(queues, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
-
-    for hash_something in (lambda: person.check_password(make.PASSWORD), lambda: person.set_password(NEW)):
-        with pytest.raises(HashingBusy):
-            hash_something()
 
 
 def test_no_more_work_at_once_than_there_are_turns() -> None:
@@ -194,16 +185,6 @@ def test_a_caller_that_waited_too_long_gives_its_slot_back() -> None:
                 pass
     with queue.turn():
         pass
-
-
-@pytest.mark.full
-@pytest.mark.django_db
-def test_a_password_set_before_is_checked_as_it_stands() -> None:
-    encoded = Argon2PasswordHasher().encode(make.PASSWORD, "somesaltsomesalt")
-    person = make.user()
-    User.objects.filter(pk=person.pk).update(password=encoded)
-
-    assert sign_in_with(person.email, make.PASSWORD).status_code == 302
 
 
 if sys.platform == "linux":  # On other systems, threads have no priority of their own.

@@ -136,28 +136,25 @@ def test_no_connection_of_the_database_is_held_while_a_mail_is_sent(end: ssl.SSL
 
 @pytest.mark.full
 @pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("says", "words"),
-    [
+def test_the_test_mail_says_what_the_proxy_did_and_whom_it_does_not_trust(
+    end: ssl.SSLContext, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads(monkeypatch, "other.example.com", PUBLIC)
+    rest = Rest.of(make.user(*Capability, email="ana@example.com"))
+    for says, words in (
         (b"HTTP/1.1 403 No\r\n\r\n", f"refuses to connect to {PUBLIC} (403)"),
         (b"HTTP/1.1 407 Who of-secrecy\r\n\r\n", "requires a valid user and password (407)"),
         (None, "The certificate of other.example.com:465 is not trusted"),
-    ],
-)
-def test_the_test_mail_says_what_the_proxy_did_and_whom_it_does_not_trust(
-    says: bytes | None, words: str, end: ssl.SSLContext, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.clear()
-    leads(monkeypatch, "other.example.com", PUBLIC)
-    ana = make.user(*Capability, email="ana@example.com")
-    with mail_server(end, from_the_start=True) as server, forward_proxy(server.port, says=says) as proxy:
-        use(settings, f"smtps://{LOGIN}@other.example.com", proxy.port)
-        told = Rest.of(ana).post("/workspace/test-mail").json()
+    ):
+        cache.clear()
+        with mail_server(end, from_the_start=True) as server, forward_proxy(server.port, says=says) as proxy:
+            use(settings, f"smtps://{LOGIN}@other.example.com", proxy.port)
+            told = rest.post("/workspace/test-mail").json()
 
-    assert told["sent"] is False
-    assert words in told["detail"]
-    assert SECRET not in told["detail"]
-    assert server.mails == []
+        assert told["sent"] is False
+        assert words in told["detail"]
+        assert SECRET not in told["detail"]
+        assert server.mails == []
 
 
 def test_a_server_that_does_not_offer_tls_is_sent_neither_password_nor_mail(

@@ -18,7 +18,7 @@ from capabilities import Capability
 from sso.models import Provider
 from tests import make
 from tests.accounts.again import confirmed
-from tests.accounts.test_second_factor import code_of, turn_on
+from tests.accounts.test_second_factor import code_of, confirm
 from tests.conftest import SignIn
 from tests.rest import Rest
 
@@ -51,10 +51,18 @@ def break_glass_owner() -> User:
     return owner
 
 
+def turn_on_page(client: Client) -> str:
+    """Turn the second factor on, and return the page with the recovery codes."""
+    page = text(confirm(client, "/settings/second-factor/activate/"))
+    secret = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
+    assert secret
+    return text(client.post("/settings/second-factor/activate/", {"code": code_of(secret[1])}))
+
+
 @pytest.mark.full
-def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted(sign_in: SignIn) -> None:
+def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted_and_other_sessions_end(sign_in: SignIn) -> None:
     ann = make.user(Capability.LOGS_READ)
-    client, other = sign_in(ann), sign_in(make.user(Capability.LOGS_READ))
+    client, there, other = sign_in(ann), sign_in(ann), sign_in(make.user(Capability.LOGS_READ))
     assert client.get("/logs/").status_code == 200
 
     require(ann.role)
@@ -67,50 +75,17 @@ def test_people_are_led_to_set_it_up_and_then_to_the_page_they_wanted(sign_in: S
     assert client.get("/", headers={"HX-Request": "true"})["HX-Redirect"] == REQUIRED
     assert other.get("/logs/").status_code == 200  # Another role.
 
-    turn_on(client)
-
-    assert client.get("/logs/").status_code == 200
-    assert client.get(REQUIRED)["Location"] == "/"
-
-
-@pytest.mark.full
-def test_the_codes_lead_to_the_page_that_was_wanted(sign_in: SignIn) -> None:
-    ann = make.user(Capability.LOGS_READ)
-    require(ann.role)
-    client = confirmed_while_required(sign_in(ann))
     client.get("/logs/?range=7d")
-
-    done = text(turn_on_page(client))
+    done = turn_on_page(client)
 
     assert 'href="/logs/?range=7d">I have stored them' in done
-
-
-@pytest.mark.full
-def test_setting_it_up_ends_sessions_that_began_without_it(sign_in: SignIn) -> None:
-    ann = make.user(Capability.LOGS_READ)
-    require(ann.role)
-    here, there, unrelated = sign_in(ann), sign_in(ann), sign_in(make.user(Capability.LOGS_READ))
-
-    turn_on(here)
-
-    assert here.get("/logs/").status_code == 200
-    assert there.get("/logs/")["Location"] == "/accounts/login/?next=/logs/"
+    assert client.get("/logs/").status_code == 200
+    assert client.get(REQUIRED)["Location"] == "/"
+    assert there.get("/logs/")["Location"] == "/accounts/login/?next=/logs/"  # It began without a second factor.
     assert Rest(there).get("/logs").status_code == 401
-    assert unrelated.get("/logs/").status_code == 200
+    assert other.get("/logs/").status_code == 200
     event = Event.objects.get(action="user.signed_out_elsewhere")
     assert sentence(event) == f"{ann.email} was signed out of their other browsers."
-
-
-def confirmed_while_required(client: Client) -> Client:
-    assert client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": "/"}).status_code == 302
-    return client
-
-
-def turn_on_page(client: Client) -> Any:
-    page = text(client.get("/settings/second-factor/activate/"))
-    secret = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
-    assert secret
-    return client.post("/settings/second-factor/activate/", {"code": code_of(secret[1])})
 
 
 @pytest.mark.full

@@ -18,6 +18,7 @@ from tests import make
 from tests.accounts.soft_key import SoftKey, added, options_of
 from tests.accounts.test_second_factor import code_of, confirm, sign_in_by_page, text, turn_on
 from tests.conftest import SignIn
+from tests.sso.conftest import undone
 from tests.sso.test_enforced import owner
 
 pytestmark = pytest.mark.django_db
@@ -58,34 +59,24 @@ def key(person: User, client_of: Client) -> SoftKey:
     return key
 
 
-def test_adding_a_key_asks_for_the_password_first(client_of: Client) -> None:
-    assert client_of.get(ADD)["Location"].startswith("/accounts/reauthenticate/?next=")
-
-
 @pytest.mark.full
-def test_the_first_key_shows_the_recovery_codes_and_is_listed_by_its_name(person: User, client_of: Client) -> None:
+def test_the_first_key_shows_recovery_codes_one_of_which_stands_in_for_a_lost_key(
+    person: User, client_of: Client
+) -> None:
+    assert client_of.get(ADD)["Location"].startswith("/accounts/reauthenticate/?next=")
     added = text(add(client_of, SoftKey(), "Blue key"))
 
-    assert added.count("&#10;") == 9
+    codes = added.partition('id="codes"')[2].partition(">")[2].split("<")[0].split("&#10;")
+    assert len(codes) == 10
     page = text(client_of.get(INDEX))
     assert "Blue key" in page
     assert "10 of 10 left" in page
     event = Event.objects.get(action="user.second_factor_added")
     assert event.changes == {"security_key": "Blue key"}
     assert sentence(event) == f"{person.email} added the security key “Blue key” as a second factor."
-
-
-@pytest.mark.full
-def test_the_second_thing_of_a_second_factor_shows_no_codes_again(
-    person: User, client_of: Client, sign_in: SignIn
-) -> None:
-    turn_on(client_of)
-    there = sign_in(User.objects.get(pk=person.pk))
-
-    added = add(client_of, SoftKey())
-
-    assert added["Location"] == INDEX
-    assert there.get(INDEX).status_code == 200  # Only the first one ends other sessions.
+    client = sign_in_by_page(person)
+    assert "or type one of your recovery codes" in text(client.get(ASKED))
+    assert client.post(ASKED, {"code": codes[0]})["Location"] == "/"
 
 
 @pytest.mark.full
@@ -117,22 +108,19 @@ def test_after_the_password_signing_in_takes_the_key(person: User, key: SoftKey)
 
 
 @pytest.mark.full
-def test_the_password_is_asked_for_without_naming_keys_of_who_has_none(person: User, client_of: Client) -> None:
+def test_keys_are_named_only_to_who_has_one_and_a_key_beside_an_app_shows_no_codes_again(
+    person: User, client_of: Client, sign_in: SignIn
+) -> None:
     turn_on(client_of)
-
     page = text(sign_in_by_page(person).get(ASKED))
-
     assert "data-security-key" not in page
     assert "security-keys.js" not in page
+    there = sign_in(User.objects.get(pk=person.pk))
 
+    added = add(client_of, SoftKey())
 
-@pytest.mark.full
-def test_a_recovery_code_stands_in_for_a_lost_key(person: User, client_of: Client) -> None:
-    codes = text(add(client_of, SoftKey())).partition('id="codes"')[2].partition(">")[2].split("<")[0].split("&#10;")
-    client = sign_in_by_page(person)
-    assert "or type one of your recovery codes" in text(client.get(ASKED))
-
-    assert client.post(ASKED, {"code": codes[0]})["Location"] == "/"
+    assert added["Location"] == INDEX
+    assert there.get(INDEX).status_code == 200  # Only the first one ends other sessions.
 
 
 def refused(client: Client, credential: str) -> None:
@@ -152,22 +140,20 @@ def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: S
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "origin", ["http://localhost", "https://localhost:8000", "http://evil.localhost:8000", "https://evil.example"]
-)
-def test_signatures_for_another_page_are_refused(person: User, key: SoftKey, origin: str) -> None:
-    client = sign_in_by_page(person)
-
-    refused(client, key.get(text(client.get(ASKED)), origin=origin))
-
-
-@pytest.mark.full
-def test_signatures_for_another_host_or_action_are_refused(person: User, key: SoftKey) -> None:
-    client = sign_in_by_page(person)
-    key.host = "example.com"
-    refused(client, key.get(text(client.get(ASKED))))
-    key.host = "localhost"
-    refused(client, key.get(text(client.get(ASKED)), type="webauthn.create"))
+def test_signatures_for_another_page_host_or_action_are_refused(
+    person: User, key: SoftKey, subtests: pytest.Subtests
+) -> None:
+    changes: list[tuple[str, dict[str, str]]] = [
+        *(("localhost", {"origin": origin}) for origin in ("http://localhost", "https://localhost:8000")),
+        *(("localhost", {"origin": origin}) for origin in ("http://evil.localhost:8000", "https://evil.example")),
+        ("example.com", {}),
+        ("localhost", {"type": "webauthn.create"}),
+    ]
+    for host, changed in changes:
+        with subtests.test(f"{host} {changed}"), undone():
+            client = sign_in_by_page(person)
+            key.host = host
+            refused(client, key.get(text(client.get(ASKED)), **changed))
 
 
 @pytest.mark.full
@@ -198,46 +184,36 @@ def test_a_key_whose_count_did_not_grow_is_a_copy_and_is_refused_with_an_event(p
     assert "there is a copy of it" in sentence(event)
 
 
-@pytest.mark.full
-def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client_of: Client) -> None:
-    passkey = SoftKey(counts=0)
-    add(client_of, passkey)
-
-    for _ in range(2):
-        client = sign_in_by_page(person)
-        assert client.post(ASKED, {"credential": passkey.get(text(client.get(ASKED)))})["Location"] == "/"
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "credential",
-    [
-        "",
-        "[]",
-        "{}",
-        "x",
-        "[" * 10000,
-        '{"id": 1}',
-        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {}}',
-        '{"rawId": "AA", "response": {"clientDataJSON": "e30", "authenticatorData": "AA", "signature": ""}}',
-        '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "e30", "attestationObject": "n4GBgYGBgYE"}}',
-        '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "\\ud800", "attestationObject": "AA"}}',
-        "x" * 20000,
-    ],
-    ids=lambda text: text[:70] or "nothing",
+INVALID = (
+    "",
+    "[]",
+    "{}",
+    "x",
+    "[" * 10000,
+    '{"id": 1}',
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {}}',
+    '{"rawId": "AA", "response": {"clientDataJSON": "e30", "authenticatorData": "AA", "signature": ""}}',
+    '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "e30", "attestationObject": "n4GBgYGBgYE"}}',
+    '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "\\ud800", "attestationObject": "AA"}}',
+    "x" * 20000,
 )
-def test_an_invalid_credential_is_refused_in_words(
-    person: User, client_of: Client, key: SoftKey, credential: str
-) -> None:
-    client = sign_in_by_page(person)
-    client.get(ASKED)
-    asked = client.post(ASKED, {"credential": credential})
-    client_of.get(ADD)
-    added = client_of.post(ADD, {"name": "Other", "credential": credential})
 
-    for response in (asked, added):
-        assert response.status_code == 200
-        assert 'data-kind="bad" role="alert">' in text(response)
+
+@pytest.mark.full
+def test_an_invalid_credential_is_refused_in_words(
+    person: User, client_of: Client, key: SoftKey, subtests: pytest.Subtests
+) -> None:
+    for credential in INVALID:
+        with subtests.test(credential[:70] or "nothing"), undone():
+            client = sign_in_by_page(person)
+            client.get(ASKED)
+            client_of.get(ADD)
+            for response in (
+                client.post(ASKED, {"credential": credential}),
+                client_of.post(ADD, {"name": "Other", "credential": credential}),
+            ):
+                assert response.status_code == 200
+                assert 'data-kind="bad" role="alert">' in text(response)
     assert Authenticator.objects.filter(type="webauthn").count() == 1
 
 
@@ -251,17 +227,10 @@ def test_a_key_is_added_once_by_one_person(person: User, client_of: Client, key:
 
 
 @pytest.mark.full
-def test_a_key_made_for_another_page_is_not_added(client_of: Client) -> None:
+def test_a_key_made_for_another_page_or_under_another_id_is_not_added(client_of: Client) -> None:
     assert REFUSED in text(add(client_of, SoftKey(), origin="https://evil.example"))
     assert REFUSED in text(add(client_of, SoftKey(host="evil.example")))
-    assert not Authenticator.objects.exists()
-
-
-@pytest.mark.full
-def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: Client) -> None:
-    credential = json.loads(SoftKey().create(text(confirm(client_of, ADD))))
-    credential |= {"id": "AAAA", "rawId": "AAAA"}
-
+    credential = json.loads(SoftKey().create(text(confirm(client_of, ADD)))) | {"id": "AAAA", "rawId": "AAAA"}
     assert REFUSED in text(client_of.post(ADD, {"name": "Blue key", "credential": json.dumps(credential)}))
     assert not Authenticator.objects.exists()
 
@@ -296,43 +265,29 @@ def test_a_key_is_renamed_and_goes_on_signing_in(person: User, client_of: Client
 
 
 @pytest.mark.full
-def test_the_name_a_key_has_already_is_no_change(client_of: Client, key: SoftKey) -> None:
-    assert rename(client_of, "Blue key")["Location"] == INDEX
-
-    assert not Event.objects.filter(action="user.security_key_renamed").exists()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("", "This field is required."),
+def test_a_name_that_is_none_is_refused_in_words_and_stays_to_be_mended(client_of: Client, key: SoftKey) -> None:
+    for name, said in (
         ("   ", "This field is required."),
         ("x" * 61, "at most 60 characters (it has 61)"),
         ("a\0b", "Null characters are not allowed."),
-    ],
-    ids=["nothing", "blanks", "too long", "NUL"],
-)
-def test_a_name_that_is_none_is_refused_in_words_and_stays_to_be_mended(
-    client_of: Client, key: SoftKey, name: str, said: str
-) -> None:
-    refused = rename(client_of, name)
-
-    assert refused.status_code == 422
-    assert said in text(refused)
-    assert f'value="{name}"' in text(refused) or not name.strip()
+    ):
+        refused = rename(client_of, name)
+        assert (refused.status_code, said in text(refused)) == (422, True)
+        assert f'value="{name}"' in text(refused) or not name.strip()
     assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
 
 
 @pytest.mark.full
-def test_nobody_renames_the_key_of_somebody_else_nor_their_own_unconfirmed(
+def test_nobody_renames_or_removes_the_key_of_somebody_else_nor_their_own_unconfirmed(
     person: User, key: SoftKey, sign_in: SignIn
 ) -> None:
-    foreign = sign_in(make.user())
+    foreign, unconfirmed = sign_in(make.user()), sign_in(person)
     confirm(foreign, INDEX)
+    path = f"{INDEX}keys/{Authenticator.objects.get(type='webauthn').pk}"
 
-    assert rename(foreign, "Mine").status_code == 404
-    assert "reauthenticate" in rename(sign_in(person), "Mine")["Location"]
+    for act in ("rename", "remove"):
+        assert foreign.post(f"{path}/{act}/", {"name": "Mine"}).status_code == 404
+        assert "reauthenticate" in unconfirmed.post(f"{path}/{act}/", {"name": "Mine"})["Location"]
     assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
 
 
@@ -350,26 +305,6 @@ def test_removing_the_last_key_turns_the_second_factor_off(person: User, client_
 
 
 @pytest.mark.full
-def test_nobody_removes_the_key_of_somebody_else(key: SoftKey, sign_in: SignIn) -> None:
-    pk = Authenticator.objects.get(type="webauthn").pk
-    client = sign_in(make.user())
-    confirm(client, INDEX)
-
-    assert client.post(f"/settings/second-factor/keys/{pk}/remove/").status_code == 404
-    assert Authenticator.objects.filter(pk=pk).exists()
-
-
-@pytest.mark.full
-def test_removing_a_key_is_confirmed_first(person: User, key: SoftKey, sign_in: SignIn) -> None:
-    path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
-
-    asked = sign_in(person).post(path)
-
-    assert "reauthenticate" in asked["Location"]
-    assert Authenticator.objects.filter(type="webauthn").exists()
-
-
-@pytest.mark.full
 def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sign_in: SignIn) -> None:
     client = sign_in(person)
     again = f"/accounts/second-factor/key/?next={ADD}"
@@ -384,11 +319,14 @@ def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sig
 
 
 @pytest.mark.full
-def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
+def test_a_key_that_does_not_count_signs_in_again_and_again_and_an_answer_confirms_once(
     person: User, client_of: Client, sign_in: SignIn
 ) -> None:
     passkey, again = SoftKey(counts=0), "/accounts/second-factor/key/"
     add(client_of, passkey)
+    for _ in range(2):
+        client = sign_in_by_page(person)
+        assert client.post(ASKED, {"credential": passkey.get(text(client.get(ASKED)))})["Location"] == "/"
     client = sign_in(User.objects.get(pk=person.pk))
     said = passkey.get(text(client.get(again)))
     assert client.post(again, {"credential": said, "next": ADD})["Location"] == ADD
@@ -396,7 +334,6 @@ def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
     assert REFUSED in text(client.post(again, {"credential": said, "next": ADD}))
 
 
-@pytest.mark.full
 def test_an_administrator_takes_keys_off_with_the_rest(person: User, key: SoftKey) -> None:
     second_factor.remove(person, by=None)
 
@@ -419,42 +356,28 @@ def test_a_key_makes_a_break_glass_owner_and_the_last_ones_stays(sign_in: SignIn
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("url", "offered"),
-    [
+def test_keys_are_offered_where_browsers_allow_them(client_of: Client, settings: Settings) -> None:
+    for url, offered in (
         ("https://gateway.example.com", True),
         ("http://localhost:8000", True),
         ("http://gateway.example.com", False),
         ("https://192.0.2.7", False),
         ("https://[2001:db8::1]", False),
-    ],
-)
-def test_keys_are_offered_where_browsers_allow_them(
-    client_of: Client, settings: Settings, url: str, offered: bool
-) -> None:
-    settings.PUBLIC_URL = url
-
-    page = text(client_of.get(INDEX))
-
-    assert ("Add a security key" in page) is offered
-    assert (client_of.get(ADD).status_code == 302) or offered
+    ):
+        settings.PUBLIC_URL = url
+        page = text(client_of.get(INDEX))
+        assert ("Add a security key" in page) is offered, url
+        assert (client_of.get(ADD).status_code == 302) or offered
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("url", ["https://localhost:443", "https://localhost", "https://LOCALHOST"])
-def test_the_origin_is_as_browsers_write_it(client_of: Client, settings: Settings, url: str) -> None:
-    settings.PUBLIC_URL = url
-
+def test_a_key_is_made_for_the_host_of_the_public_url_and_its_origin_is_as_browsers_write_it(
+    client_of: Client, settings: Settings
+) -> None:
+    settings.PUBLIC_URL = "https://LOCALHOST:443"
     add(client_of, SoftKey(origin="https://localhost"))
-
     assert Authenticator.objects.filter(type="webauthn").exists()
 
-
-@pytest.mark.full
-def test_the_host_of_the_public_url_is_whom_a_key_is_made_for(client_of: Client, settings: Settings) -> None:
     settings.PUBLIC_URL = "https://gateway.example.com"
     settings.ALLOWED_HOSTS = ["*"]
-
-    page = text(confirm(client_of, ADD))
-
-    assert options_of(page)["rp"]["id"] == "gateway.example.com"
+    assert options_of(text(confirm(client_of, ADD)))["rp"]["id"] == "gateway.example.com"

@@ -1,6 +1,6 @@
 """Sign-in attempts of known browsers are limited separately, so strangers' attempts never lock their owners out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -51,20 +51,17 @@ def known_browser(person: User, address: str) -> Client:
 
 
 @pytest.mark.full
-def test_a_stranger_elsewhere_keeps_nobody_out() -> None:
+def test_a_stranger_or_many_elsewhere_keep_nobody_out_nor_stop_who_confirms_a_password(sign_in: SignIn) -> None:
     person = make.user()
+    here = sign_in(person)
 
     assert guess(at(FAR), person.email, 7) == [200] * 5 + [429] * 2
-    assert enter(at(FURTHER), person.email).status_code == 302
-
-
-@pytest.mark.full
-def test_many_strangers_keep_nobody_out() -> None:
-    person = make.user()
-    for n in range(1, 30):
+    for n in range(10, 30):
         guess(at(f"203.0.113.{n}"), person.email, 5)
+    guess(Client(), person.email, 6)
 
     assert enter(at(FURTHER), person.email).status_code == 302
+    assert here.post("/accounts/reauthenticate/", {"password": make.PASSWORD}).status_code == 302
 
 
 @pytest.mark.full
@@ -80,48 +77,41 @@ def test_a_known_browser_gets_in_beside_a_stranger_of_the_same_address() -> None
 
 
 @pytest.mark.full
-def test_a_known_browser_has_tries_of_its_own_and_not_more() -> None:
-    person = make.user()
+def test_a_known_browser_has_tries_of_its_own_for_the_one_who_signed_in_and_not_more() -> None:
+    person, other = make.user(), make.user()
     known = known_browser(person, FAR)
 
     assert guess(known, person.email, 11) == [200] * 10 + [429]
     assert enter(at(FAR), person.email).status_code == 302  # Failed attempts count for one browser only.
-
-
-@pytest.mark.full
-def test_a_browser_is_known_for_the_one_who_signed_in() -> None:
-    person, other = make.user(), make.user()
-    known = known_browser(person, FAR)
-
     assert guess(known, other.email, 6)[-1] == 429
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("ended", ["password", "signed out everywhere", "half a year", "another key"])
-def test_a_browser_is_known_no_longer(ended: str, clock: Any, settings: Any) -> None:
-    person = make.user()
-    known = known_browser(person, FAR)
-    match ended:
-        case "password":
-            person.set_password("another horse battery staple")
-            person.save()
-        case "signed out everywhere":
-            person.end_sessions(by=person)
-        case "half a year":
-            clock.shift(DEVICE_LIFETIME + timedelta(seconds=1))
-        case "another key":
-            settings.SECRET_KEY = "another"
+def test_a_browser_is_known_no_longer(clock: Any, settings: Any, subtests: pytest.Subtests) -> None:
+    def with_a_new_password(person: User) -> None:
+        person.set_password("another horse battery staple")
+        person.save()
 
-    assert guess(known, person.email, 6)[-1] == 429
+    ends: dict[str, Callable[[User], Any]] = {
+        "password": with_a_new_password,
+        "signed out everywhere": lambda person: person.end_sessions(by=person),
+        "half a year": lambda _: clock.shift(DEVICE_LIFETIME + timedelta(seconds=1)),
+        "another key": lambda _: setattr(settings, "SECRET_KEY", "another"),
+    }
+    for number, (name, end) in enumerate(ends.items()):
+        with subtests.test(name):
+            person = make.user()
+            known = known_browser(person, f"203.0.113.{number}")
+            end(person)
+            assert guess(known, person.email, 6)[-1] == 429
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("made_up", ["", "x", "a:b:c", "\xff:\xff:\xff", "a" * 5000])
-def test_a_made_up_cookie_makes_no_browser_known(made_up: str) -> None:
-    person, client = make.user(), at(FAR)
-    client.cookies[COOKIE] = made_up
-
-    assert guess(client, person.email, 6)[-1] == 429
+def test_a_made_up_cookie_makes_no_browser_known() -> None:
+    for number, made_up in enumerate(("", "x", "a:b:c", "\xff:\xff:\xff", "a" * 5000)):
+        person, client = make.user(), at(f"203.0.113.{number}")
+        client.cookies[COOKIE] = made_up
+        assert guess(client, person.email, 6)[-1] == 429, made_up
 
 
 def test_the_cookie_goes_to_sign_in_alone_and_no_script_reads_it() -> None:
@@ -141,6 +131,7 @@ def test_an_ipv6_network_is_one_address() -> None:
 
     assert answers == [200] * 5 + [429]
     assert enter(at("2001:db8:0:1::1"), person.email).status_code == 302
+    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
 
 
 @pytest.mark.full
@@ -165,24 +156,6 @@ def test_a_right_sign_in_does_not_forgive_the_wrong_ones() -> None:
     enter(at(FAR), own.email)
 
     assert guess(at(FAR), person.email, 1) == [429]
-
-
-@pytest.mark.full
-def test_a_stranger_at_sign_in_does_not_stop_who_confirms_a_password(sign_in: SignIn) -> None:
-    person = make.user()
-    here = sign_in(person)
-    guess(Client(), person.email, 6)
-
-    assert here.post("/accounts/reauthenticate/", {"password": make.PASSWORD}).status_code == 302
-
-
-@pytest.mark.full
-def test_guesses_out_of_one_network_are_one_event_a_minute() -> None:
-    person = make.user()
-    for n in range(1, 12):
-        guess(at(f"2001:db8::{n}"), person.email, 1)
-
-    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
 
 
 # --- Codes --------------------------------------------------------------------------------------------------------

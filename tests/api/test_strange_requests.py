@@ -5,7 +5,7 @@ import pytest
 from capabilities import Capability
 from hosts.models import Host
 from tests import make
-from tests.rest import Rest, problem
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -32,6 +32,8 @@ STRANGE = [
     ("post", "/hosts", "null", 400),
     ("post", "/hosts", '"name"', 400),
     ("post", "/hosts", "1e999", 400),
+    ("post", "/hosts", "[" * 100_000, 400),
+    ("post", "/hosts", f'"{"x" * 1024 * 1024}"', 413),
     ("post", "/tokens", r'{"identities": {"\ud800": "x"}}', 400),
     ("post", "/tokens", f'{{"expires_in_days": {10**400}}}', 400),
     ("post", "/gateways", r'{"name": "x", "reach": "\udfff"}', 400),
@@ -41,27 +43,13 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "status"), STRANGE)
-def test_the_strange_is_refused_in_words(method: str, path: str, body: str | None, status: int) -> None:
+def test_the_strange_is_refused_in_words_and_makes_nothing(subtests: pytest.Subtests) -> None:
     make.gateway(slug="work")
     client = Rest.of(make.user(*Capability)).client
-
-    answer = client.generic(method.upper(), f"/api{path}", body or "", content_type="application/json")
-
-    assert answer.status_code == status, answer.content
-    assert answer["Content-Type"] == "application/json"
-    assert status == 200 or {"detail", "code"} <= set(answer.json())
-
-
-@pytest.mark.parametrize(
-    ("body", "refusal"),
-    [("[" * 100_000, (400, "parse_error")), (f'"{"x" * 1024 * 1024}"', (413, "too_large"))],
-    ids=["deep", "long"],
-)
-def test_a_body_deeper_or_longer_than_any_is_refused_and_makes_nothing(body: str, refusal: tuple[int, str]) -> None:
-    client = Rest.of(make.user(*Capability)).client
-
-    answer = client.generic("POST", "/api/hosts", body, content_type="application/json")
-
-    assert problem(answer) == refusal
+    for method, path, body, status in STRANGE:
+        with subtests.test(f"{method} {path[:80]} {(body or '')[:80]}"):
+            answer = client.generic(method.upper(), f"/api{path}", body or "", content_type="application/json")
+            assert answer.status_code == status, answer.content
+            assert answer["Content-Type"] == "application/json"
+            assert status == 200 or {"detail", "code"} <= set(answer.json())
     assert not Host.objects.exists()

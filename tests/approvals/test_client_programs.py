@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from approvals.models import Hold, HoldState
 from tests.approvals.conftest import TOOL, Desk
@@ -117,11 +118,17 @@ def ran(desk: Desk, answer: str) -> bool:
     return "count" in answer and '"session' in answer.replace("\\", "") and desk.runs == 1
 
 
-def test_a_client_that_is_told_to_call_again_runs_its_approved_call_once(desk: Desk, call: Callable[[], str]) -> None:
+def test_a_client_is_told_of_a_denial_and_that_it_waits_and_runs_its_approved_call_once(
+    desk: Desk, call: Callable[[], str]
+) -> None:
     desk.wait(0)
-    held = call()
-    assert WAITING in held
-    Hold.objects.get().approve(by=desk.ben)
+    assert WAITING in call()
+    Hold.objects.get().deny(by=desk.ben, sentence="Not today.")
+    assert "Not today." in call()
+    Hold.objects.update(ends_at=timezone.now())
+    assert WAITING in call()
+    assert desk.runs == 0
+    Hold.objects.get(state=HoldState.WAITING).approve(by=desk.ben)
 
     answer = call()
 
@@ -138,23 +145,3 @@ def test_a_client_whose_call_is_approved_while_it_runs_gets_the_answer(desk: Des
     if desk.runs == 0:  # The client gave up, or the gateway answered, before the approval.
         answer = call()
     assert ran(desk, answer), answer
-
-
-@pytest.mark.parametrize("state", ["denied", "withdrawn", "expired"])
-def test_a_client_is_told_what_became_of_its_call(desk: Desk, call: Callable[[], str], state: str) -> None:
-    desk.wait(0)
-    call()
-    hold = Hold.objects.get()
-    match state:
-        case "denied":
-            hold.deny(by=desk.ben, sentence="Not today.")
-        case "withdrawn":
-            hold.withdraw(by=desk.connection.user)
-        case _:
-            Hold.objects.update(ends_at=hold.asked_at)
-
-    answer = call()
-
-    assert {"denied": "Not today.", "withdrawn": "was withdrawn", "expired": WAITING}[state] in answer
-    assert desk.runs == 0
-    assert Hold.objects.filter(state=HoldState.WAITING).count() == (state == "expired")

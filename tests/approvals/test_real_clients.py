@@ -1,10 +1,7 @@
-"""Clients of others, at their default time-outs, whose calls are held: the call runs once, and they get its answer."""
+"""The Python SDK, at its default time-outs, whose calls are held: the call runs once, and it gets its answer."""
 
 import contextlib
 import json
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -16,42 +13,9 @@ from mcp.shared.exceptions import MCPError
 
 from approvals.models import Hold, HoldState
 from tests.approvals.conftest import TOOL, Desk
-from tests.clients.fixtures import FOLDER, MODULES, Npm
-from tests.eventually import eventually
 
 pytestmark = pytest.mark.xdist_group("clients")
 MODES = ("legacy", "2026-07-28")
-
-
-@contextmanager
-def typescript(desk: Desk, npm: Npm, progress: str = "") -> Iterator[Callable[[], Callable[[], Any]]]:
-    """Yield a function that begins a call of the TypeScript SDK, and returns a function that reads a line of it."""
-    told = {"GATEWAY_URL": desk.agent.url, "TOKEN": str(desk.agent.secret), "TOOL": TOOL, "ARGUMENTS": '{"n": 1}'}
-    program = subprocess.Popen(
-        [MODULES / ".bin" / "node", "held.mjs"],
-        env=npm.environment | told | {"PROGRESS": progress},
-        cwd=FOLDER,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
-    assert program.stdin is not None
-    assert program.stdout is not None
-    stdin, stdout = program.stdin, program.stdout
-
-    def begin() -> Callable[[], Any]:
-        stdin.write("call\n")
-        stdin.flush()
-        return lambda: json.loads(stdout.readline())
-
-    try:
-        yield begin
-        stdin.close()
-        assert program.wait(60) == 0
-    finally:
-        program.kill()
-        stdout.close()
 
 
 def python(desk: Desk, mode: ConnectMode = "legacy", seconds: float | None = None) -> Any:
@@ -80,32 +44,6 @@ def ran(desk: Desk, text: str) -> bool:
 
 
 @pytest.mark.full
-def test_the_typescript_sdk_calls_again_after_the_approval(desk: Desk, npm: Npm) -> None:
-    desk.wait(None)
-    with typescript(desk, npm) as begin:
-        held = begin()()
-        assert (held["isError"], held["meta"]["state"]) == (True, "waiting")
-        Hold.objects.get().approve(by=desk.ben)
-
-        answer = begin()()
-
-    assert not answer["isError"]
-    assert ran(desk, answer["text"])
-
-
-@pytest.mark.full
-def test_the_typescript_sdk_waits_if_it_reports_progress(desk: Desk, npm: Npm) -> None:
-    desk.wait(None)
-    with typescript(desk, npm, progress="yes") as begin:
-        read = begin()
-        assert "Waiting for approval" in read()["progress"]
-        Hold.objects.get().approve(by=desk.ben)
-        answer = read()
-
-    assert ran(desk, answer["text"])
-
-
-@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(None)
@@ -116,16 +54,6 @@ def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> 
     answer = python(desk, mode)
 
     assert ran(desk, answer.content[0].text)
-
-
-@pytest.mark.full
-def test_a_client_that_gives_up_after_five_seconds_is_answered_before(desk: Desk) -> None:
-    desk.wait(None)
-    held = python(desk, seconds=5)
-    assert "Call the tool again" in held.content[0].text
-    Hold.objects.get().approve(by=desk.ben)
-
-    assert ran(desk, python(desk, seconds=5).content[0].text)
 
 
 @pytest.mark.full
@@ -140,26 +68,3 @@ def test_an_approval_after_the_client_left_is_used_by_its_next_call(desk: Desk, 
     assert desk.runs == 0
 
     assert ran(desk, python(desk, mode).content[0].text)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("state", ["denied", "withdrawn", "expired"])
-def test_a_client_that_waits_is_told_what_became_of_its_call(desk: Desk, mode: ConnectMode, state: str) -> None:
-    desk.wait(240)
-    call = desk.pool.submit(python, desk, mode)
-    eventually(Hold.objects.exists)
-    hold = Hold.objects.get()
-    match state:
-        case "denied":
-            hold.deny(by=desk.ben, sentence="Not today.")
-        case "withdrawn":
-            hold.withdraw(by=desk.connection.user)
-        case _:
-            Hold.objects.update(ends_at=hold.asked_at)
-
-    result = call.result(120)
-
-    assert result.is_error
-    assert result.meta["state"] == state
-    assert "Nothing was executed" in result.content[0].text
-    assert desk.runs == 0

@@ -17,11 +17,10 @@ from django.utils import timezone
 from accounts.models import User
 from attention import delivery, telling
 from attention.delivery import ChannelError
-from attention.models import Channel, ChannelKind, Notification
+from attention.models import Channel, Notification
 from auditlog.models import Event
 from capabilities import Capability
 from servers.models import Health
-from servers.resealing import reseal_servers
 from sinks.receivers import signature, signing_key
 from tests import make
 from tests.conftest import SignIn
@@ -146,56 +145,36 @@ def test_a_flapping_server_does_not_flood(chief: User) -> None:
     assert len(mail.outbox) == telling.MOST_A_DAY
 
 
-def test_each_kind_is_told_in_its_form_and_names_cannot_act(chief: User, hook: Hook) -> None:
+def test_each_kind_is_told_in_its_form_and_names_neither_act_nor_become_links(chief: User, hook: Hook) -> None:
     for kind in ("webhook", "slack", "teams"):
         add(chief, hook, kind)
-    make.app("<!channel> [x](https://evil.example)", needs_approval=True)
+    name = "<!channel> evil.example or https://evil.example/x"
+    make.app(name, needs_approval=True)
 
     told()
 
     by_kind = {
-        "webhook" if "type" in body and "data" in body else "slack" if "text" in body else "teams": (headers, body)
-        for (headers, _), body in zip(hook.requests, hook.bodies, strict=True)
+        "webhook" if "type" in body and "data" in body else "slack" if "text" in body else "teams": (headers, body, raw)
+        for (headers, raw), body in zip(hook.requests, hook.bodies, strict=True)
     }
-    headers, body = by_kind["webhook"]
-    raw = next(raw for one, raw in hook.requests if one is headers)
+    headers, body, raw = by_kind["webhook"]
     made = signature(signing_key(SECRET), headers["webhook-id"], headers["webhook-timestamp"], raw)
     assert headers["webhook-signature"] == f"v1,{made}"
-    assert (body["type"], body["data"]["matter"], body["data"]["title"]) == (
-        "attention",
-        "apps",
-        "1 app waits for approval",
-    )
-    assert body["data"]["link"].endswith("/hosts/?status=pending")
-    slack = by_kind["slack"][1]["text"]
-    assert "&lt;!channel&gt;" in slack
-    assert "<!channel>" not in slack
+    assert body["data"]["text"] == name, "programs get unescaped text"
+    slack = by_kind["slack"][1]
+    assert "&lt;!channel&gt;" in slack["text"]
+    assert slack["unfurl_links"] is False
     card = by_kind["teams"][1]["attachments"][0]["content"]
     assert {block["type"] for block in card["body"]} == {"RichTextBlock"}  # Text runs are not parsed as Markdown.
     assert not any(name.startswith("webhook-") for name in by_kind["slack"][0])
+    for text in (by_kind["slack"][2].decode(), by_kind["teams"][2].decode(), mail.outbox[0].body):
+        assert "evil.\u200bexample or https:\u200b//evil.\u200bexample/x" in text
+        assert "evil.example" not in text
 
 
-@pytest.mark.full
-def test_a_webhook_has_the_fields_the_page_shows(chief: User, hook: Hook) -> None:
-    page = (ROOT / "docs" / "how-to" / "needs-attention.md").read_text()
-    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
-    add(chief, hook)
-    for name in ("Cursor", "Windsurf"):
-        make.app(name, needs_approval=True)
-
-    told()
-    [body] = hook.bodies
-
-    assert list(body) == list(shown)
-    assert list(body["data"]) == list(shown["data"])
-    for name in ("matter", "title"):
-        assert body["data"][name] == shown["data"][name]
-    assert sorted(body["data"]["text"].splitlines()) == sorted(shown["data"]["text"].splitlines())
-    assert body["data"]["link"].endswith("/hosts/?status=pending")
-    assert shown["data"]["link"].endswith("/hosts/?status=pending")
-
-
-def test_a_failing_receiver_is_tried_again_and_its_channel_says_so(chief: User, hook: Hook) -> None:
+def test_a_failing_receiver_is_tried_again_and_its_channel_says_so_unless_it_refuses_for_good(
+    chief: User, hook: Hook
+) -> None:
     channel = add(chief, hook)
     make.app("Claude", needs_approval=True)
     hook.status = 503
@@ -212,18 +191,13 @@ def test_a_failing_receiver_is_tried_again_and_its_channel_says_so(chief: User, 
     assert len(hook.requests) == 2
     assert hook.requests[0][0]["webhook-id"] == hook.requests[1][0]["webhook-id"]
 
-
-@pytest.mark.full
-def test_a_receiver_that_refuses_for_good_is_given_up(chief: User, hook: Hook) -> None:
-    add(chief, hook, "slack")
-    make.app("Claude", needs_approval=True)
     hook.status = 404
-
-    for minutes in (0, 30, 60):
+    for minutes in (20, 60, 120):
         with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
+            make.app(needs_approval=True) if minutes == 20 else None
             told()
-
-    assert len(hook.requests) == 1
+    assert len(hook.requests) == 3
+    assert telling.drop_old(timezone.now() + timedelta(days=31)) > 0
 
 
 def test_quiet_hours_delay_what_is_no_incident_or_approval() -> None:
@@ -233,26 +207,6 @@ def test_quiet_hours_delay_what_is_no_incident_or_approval() -> None:
     assert channel.quiet_end(night) == datetime(2026, 1, 11, 6, tzinfo=UTC)
     assert channel.quiet_end(datetime(2026, 1, 11, 5, 59, tzinfo=UTC)) == datetime(2026, 1, 11, 6, tzinfo=UTC)
     assert channel.quiet_end(day) == day
-
-
-def test_in_quiet_hours_only_approvals_are_sent(chief: User) -> None:
-    now = timezone.now()
-    Channel.objects.create(
-        owner=chief,
-        kind="mail",
-        quiet_from=(now - timedelta(hours=1)).time(),
-        quiet_until=(now + timedelta(hours=1)).time(),
-    )
-    link = make.connection(make.agent(by=chief), make.gateway(), chief)
-    Token.objects.filter(pk=make.token(link).token.pk).update(expires_at=None)
-    make.app("Claude", needs_approval=True)
-
-    told()
-
-    assert [one.subject for one in mail.outbox] == ["1 app waits for approval"]
-    with time_machine.travel(now + timedelta(hours=2)):
-        telling.deliver_due()
-    assert [one.subject for one in mail.outbox[1:]] == ["1 token never expires"]
 
 
 @pytest.mark.full
@@ -293,30 +247,41 @@ def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("days", "is_told"), [(15, False), (14, True), (13, False), (3, True), (2, False), (1, True)])
-def test_owners_are_told_before_their_tokens_end(days: int, is_told: bool) -> None:
+def test_a_webhook_has_the_fields_the_page_shows(chief: User, hook: Hook) -> None:
+    page = (ROOT / "docs" / "how-to" / "needs-attention.md").read_text()
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    add(chief, hook)
+    for name in ("Cursor", "Windsurf"):
+        make.app(name, needs_approval=True)
+
+    told()
+    [body] = hook.bodies
+
+    assert list(body) == list(shown)
+    assert list(body["data"]) == list(shown["data"])
+    for name in ("matter", "title"):
+        assert body["data"][name] == shown["data"][name]
+    assert sorted(body["data"]["text"].splitlines()) == sorted(shown["data"]["text"].splitlines())
+    for link in (body["data"]["link"], shown["data"]["link"]):
+        assert link.endswith("/hosts/?status=pending")
+
+
+@pytest.mark.full
+def test_owners_are_told_before_their_tokens_end_on_some_days_and_not_of_new_ones() -> None:
     ann = make.user(email="owner@example.com")
-    token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann), name="nightly").token
-    now = timezone.now()
-    Token.objects.filter(pk=token.pk).update(expires_at=now + timedelta(days=days), created_at=now - timedelta(days=80))
+    link, now = make.connection(make.agent(by=ann), make.gateway(), ann), timezone.now()
+    for days, age in ((15, 80), (14, 80), (13, 80), (3, 80), (2, 80), (1, 80), (3, 0)):
+        token = make.token(link, name=f"{days} {age}").token
+        ends = {"expires_at": now + timedelta(days=days, hours=0 if age else -1)}
+        Token.objects.filter(pk=token.pk).update(created_at=now - timedelta(days=age), **ends)
 
     telling.tell_endings()
     telling.tell_endings()
     telling.deliver_due()
 
-    sent = [(one.subject, one.bcc) for one in mail.outbox if one.bcc == [ann.email]]
-    words = f"nightly ends in {days} day{'s' if days > 1 else ''}"
-    assert sent == ([(words, [ann.email])] if is_told else [])
-
-
-@pytest.mark.full
-def test_a_new_token_that_ends_soon_is_not_announced_at_once() -> None:
-    ann = make.user(email="owner@example.com")
-    token = make.token(make.connection(make.agent(by=ann), make.gateway(), ann)).token
-    now = timezone.now()
-    Token.objects.filter(pk=token.pk).update(expires_at=now + timedelta(days=3, hours=-1), created_at=now)
-
-    assert telling.tell_endings() == 0
+    [letter] = mail.outbox
+    assert (letter.subject, letter.bcc) == ("3 tokens, sign-ins or grants end soon, the first in 1 day", [ann.email])
+    assert re.findall(r"^(\d+ \d+): ", str(letter.body), re.MULTILINE) == ["1 80", "3 80", "14 80"]
 
 
 def test_people_set_up_their_own_channels_which_never_lead_inside(
@@ -349,33 +314,20 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
 
 
 @pytest.mark.full
-def test_a_channel_is_tested_edited_and_removed(chief: User, hook: Hook) -> None:
+def test_a_channel_moves_only_with_its_secret_and_says_why_its_test_failed(chief: User, hook: Hook) -> None:
     channel, client = add(chief, hook), browser(session_of(chief))
-    base = f"/settings/notifications/{channel.pk}"
+    base, fields = f"/settings/notifications/{channel.pk}", {"enabled": "on", "matters": ["apps"]}
 
-    client.post(f"{base}/test")
     hook.status = 500
-    failed = client.post(f"{base}/test", follow=True)
-    fields = {
-        "enabled": "on",
-        "matters": ["apps"],
-        "zone": "Europe/Berlin",
-        "quiet_from": "22:00",
-        "quiet_until": "07:00",
-    }
-    elsewhere = client.post(base, fields | {"address": hook.url.replace("a-secret-path", "other")})
-    saved = client.post(base, fields)
-    wrong = client.post(base, fields | {"zone": "Mars"})
-    channel.refresh_from_db()
-    removed = client.post(f"{base}/remove")
+    assert "It answered 500." in client.post(f"{base}/test", follow=True).content.decode()
+    for wrong in ({"address": f"{hook.url}/other", "zone": "UTC"}, {"zone": "Mars"}):
+        assert client.post(base, fields | wrong).status_code == 422
+    hours = {"zone": "Europe/Berlin", "quiet_from": "22:00", "quiet_until": "07:00"}
+    assert client.post(base, fields | hours).status_code == 302
 
-    assert hook.bodies[0]["data"]["title"] == "Test message"
-    assert "It answered 500." in failed.content.decode()
-    assert (elsewhere.status_code, saved.status_code, wrong.status_code, removed.status_code) == (422, 302, 422, 302)
+    channel.refresh_from_db()
     assert channel.opened() == (hook.url, SECRET)
-    assert "apps" not in channel.muted
-    assert "servers-down" in channel.muted
-    assert not Channel.objects.filter(pk=channel.pk).exists()
+    assert ("apps" in channel.muted, "servers-down" in channel.muted) == (False, True)
 
 
 def test_mail_is_changed_and_stays(ann: User, sign_in: SignIn) -> None:
@@ -392,52 +344,26 @@ def test_mail_is_changed_and_stays(ann: User, sign_in: SignIn) -> None:
     assert Channel.objects.filter(owner=ann).count() == 1
 
 
-def test_a_newer_key_seals_addresses_anew(chief: User, hook: Hook, settings: Any) -> None:
-    channel = add(chief, hook)
-
-    moved = reseal_servers()["notification channels"]
-
-    assert (moved.moved, moved.unreadable) == (0, 0)
-    assert bytes(Channel.objects.get(pk=channel.pk).sealed or b"").startswith(b"gAAAA")
-    assert ChannelKind(channel.kind) == "webhook"
-
-
-@pytest.mark.full
-def test_old_messages_are_dropped(chief: User) -> None:
-    make.app("Claude", needs_approval=True)
-    told()
-
-    assert telling.drop_old(timezone.now()) == 0
-    assert telling.drop_old(timezone.now() + timedelta(days=31)) == 1
-
-
 # The REST API follows the rules of the page.
 
 
-def test_over_rest_a_channel_is_added_tested_changed_and_removed(chief: User, hook: Hook) -> None:
+def test_over_rest_a_channel_is_tested_and_its_address_and_secret_stay_here(chief: User, hook: Hook) -> None:
     api = Rest.of(chief)
     new = {"kind": "webhook", "for_workspace": True, "address": hook.url, "secret": SECRET, "matters": ["apps"]}
 
     made = api.post("/notification-channels", new)
     path = f"/notification-channels/{made.json()['id']}"
-    hours = {"quiet_from": "22:00", "quiet_until": "07:00", "zone": "Europe/Berlin"}
-    changed = api.patch(path, hours)
     sent = api.post(f"{path}/test")
     hook.status = 500
     failed = api.post(f"{path}/test")
 
-    assert (made.status_code, changed.status_code) == (201, 200), made.content
-    assert {**hours, "matters": ["apps"], "owner": None}.items() <= changed.json().items()
-    assert changed.json()["address"] == hook.url.removesuffix("/hook/a-secret-path")
-    assert not {"a-secret-path", SECRET} & set(re.split(r"[\"/]", made.text + changed.text))
-    assert (sent.json(), failed.json()) == (
+    assert made.json()["address"] == hook.url.removesuffix("/hook/a-secret-path")
+    assert not {"a-secret-path", SECRET} & set(re.split(r"[\"/]", made.text + api.get(path).text))
+    assert hook.bodies[0]["data"]["title"] == "Test message"
+    assert [one.json() for one in (sent, failed)] == [
         {"delivered": True, "detail": ""},
         {"delivered": False, "detail": "It answered 500."},
-    )
-    assert hook.bodies[0]["data"]["title"] == "Test message"
-    assert api.get("/notification-channels", kind="webhook").json()["count"] == 1
-    assert api.delete(path).status_code == 204
-    assert api.get(path).status_code == 404
+    ]
 
 
 @pytest.mark.full
@@ -482,15 +408,18 @@ def test_a_key_sets_up_no_channel_that_is_told_more_than_the_key_may_see(chief: 
 # Changes while a message waits
 
 
-@pytest.mark.full
-def test_who_lost_the_permission_while_a_message_waited_is_not_sent_it(chief: User) -> None:
+def test_quiet_hours_delay_all_but_approvals_and_who_lost_the_permission_meanwhile_is_not_sent_them(
+    chief: User,
+) -> None:
     now = timezone.now()
     hours = {"quiet_from": (now - timedelta(hours=1)).time(), "quiet_until": (now + timedelta(hours=1)).time()}
     for person in (chief, other := make.user(*Capability)):
         Channel.objects.create(owner=person, kind="mail", **hours)
     link = make.connection(make.agent(by=chief), make.gateway(), chief)
     Token.objects.filter(pk=make.token(link).token.pk).update(expires_at=None)
+    make.app("Claude", needs_approval=True)
     told()
+    assert {one.subject for one in mail.outbox} == {"1 app waits for approval"}
     other.give_role(make.role(), by=chief)
 
     with time_machine.travel(now + timedelta(hours=2)):
@@ -527,21 +456,3 @@ def test_of_two_new_addresses_at_once_the_second_is_refused(chief: User, hook: H
         stale.edit(by=chief, address=f"{hook.url}/second")
 
     assert channel.opened()[0] == f"{hook.url}/first"
-
-
-@pytest.mark.full
-def test_names_do_not_become_links_at_the_receiver(chief: User, hook: Hook) -> None:
-    for kind in ("webhook", "slack", "teams"):
-        add(chief, hook, kind)
-    make.app("evil.example or https://evil.example/x", needs_approval=True)
-
-    told()
-
-    texts = [raw.decode() for _, raw in hook.requests if b'"attention"' not in raw] + [mail.outbox[0].body]
-    assert len(texts) == 3
-    for text in texts:
-        assert "evil.\u200bexample or https:\u200b//evil.\u200bexample/x" in text
-        assert "evil.example" not in text
-    [webhook] = [body["data"] for body in hook.bodies if body.get("type") == "attention"]
-    assert webhook["text"] == "evil.example or https://evil.example/x"  # Programs get unescaped text.
-    assert all(one["unfurl_links"] is False for one in hook.bodies if "text" in one)

@@ -9,12 +9,10 @@ import pytest
 
 from accounts.models import User
 from auditlog import search as criteria
-from auditlog.actions import Action
 from auditlog.models import Event
-from auditlog.paging import Cursor
 from capabilities import Capability
 from tests import make
-from tests.calls import call, uid_at
+from tests.calls import call
 from tests.exported import rows_of
 from tests.rest import Rest, errors, problem, results
 
@@ -29,21 +27,6 @@ def text(answer: Any) -> str:
 
 
 # --- Pages ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-def test_pages_follow_each_other_without_gap_or_repeat(viv: User) -> None:
-    made = [call(NOON - timedelta(seconds=number // 2)) for number in range(7)]  # Two calls share each second.
-    newest_first = [str(one.uid) for one in sorted(made, key=lambda one: (one.created_at, one.pk), reverse=True)]
-    rest = Rest.of(viv)
-
-    pages, link = [], "/logs?page_size=3"
-    while link:
-        answer = rest.get(link)
-        pages.append([row["id"] for row in results(answer)])
-        link = (answer.json()["next"] or "").removeprefix("http://localhost:8000/api")
-
-    assert pages == [newest_first[:3], newest_first[3:6], newest_first[6:]]
 
 
 @pytest.mark.full
@@ -62,31 +45,9 @@ def test_new_rows_shift_nothing_and_are_found_going_back(viv: User) -> None:
     assert [row["id"] for row in rest.get(back["previous"].partition("/api")[2]).json()["results"]] == [str(newer.uid)]
 
 
-@pytest.mark.parametrize("cursor", ["x", "o", "o1", "o1-", "o1-x", "q1-1", "o9999999999999999999999-1", "o²-1"])
-def test_a_cursor_not_made_here_is_refused(viv: User, cursor: str) -> None:
-    assert set(errors(Rest.of(viv).get("/logs", cursor=cursor))) == {"cursor"}
-
-
-def test_a_cursor_says_exactly_where() -> None:
-    place = Cursor("o", datetime(2031, 11, 20, 12, 0, 0, 1, tzinfo=UTC), 7)
-
-    assert Cursor.read(str(place)) == place
-
-
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        {"q": "slow"},
-        {"q": 'host is "CI bot"'},
-        {"http_status": "403"},
-        {"tool": "slow"},
-        {"outcome": "ok"},
-        {"method": "tools/call"},
-    ],
-)
 def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
-    viv: User, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    viv: User, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
@@ -94,16 +55,20 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
     made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else other)) for n in range(20)]
     rest = Rest.of(viv)
 
-    found, link, pages = [], f"/logs?{urlencode(wanted)}", 0
-    while link:
-        answer = rest.get(link)
-        found += [row["id"] for row in results(answer)]
-        link, pages = (answer.json()["next"] or "").partition("/api")[2], pages + 1
+    # No index covers the most common values, such as “ok”, even where they are rare.
+    common = ({"outcome": "ok"}, {"method": "tools/call"}, {"q": "ok and method is tools/call"})
+    for wanted in ({"q": "slow"}, {"http_status": "403"}, *common, {"tool": "slow"}):
+        with subtests.test(str(wanted)):
+            found, link, pages = [], f"/logs?{urlencode(wanted)}", 0
+            while link:
+                answer = rest.get(link)
+                found += [row["id"] for row in results(answer)]
+                link, pages = (answer.json()["next"] or "").partition("/api")[2], pages + 1
 
-    assert found == [str(made[n].uid) for n in (1, 13, 18)]
-    assert pages == (1 if "tool" in wanted else 4)
-    told = rows_of(text(rest.get("/logs/export", format="jsonl", **wanted)))
-    assert [row["id"] for row in told] == found
+            assert found == [str(made[n].uid) for n in (1, 13, 18)]
+            assert pages == (1 if "tool" in wanted else 4)
+            exported = rows_of(text(rest.get("/logs/export", format="jsonl", **wanted)))
+            assert [row["id"] for row in exported] == found
 
 
 # --- Filters --------------------------------------------------------------------------------------------------------
@@ -154,21 +119,14 @@ def test_every_filter_narrows(viv: User) -> None:
     assert len(results(rest.get("/logs", outcome=["denied", "timeout"]))) == 2
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ({"page": 2}, "page"),
-        ({"outcome": "fine"}, "outcome"),
-        ({"from": "yesterday"}, "from"),
-        ({"connection": "x"}, "connection"),
-        ({"host": "nobody"}, "host"),
-        ({"q": "foo > 5"}, "q"),
-        ({"ip": "300.1.1.1"}, "ip"),
-        ({"format": "csv"}, "format"),
-    ],
-)
-def test_unknown_parameters_and_values_are_refused(viv: User, query: dict[str, Any], field: str) -> None:
-    assert set(errors(Rest.of(viv).get("/logs", **query))) == {field}
+def test_unknown_parameters_values_and_forged_cursors_are_refused(viv: User, subtests: pytest.Subtests) -> None:
+    rest = Rest.of(viv)
+    wrong = {"page": "2", "outcome": "fine", "from": "yesterday", "connection": "x", "host": "nobody"}
+    wrong |= {"q": "foo > 5", "ip": "300.1.1.1", "format": "csv", "session": "x"}
+    cursors = ["x", "o1-", "q1-1", "o9999999999999999999999-1", "o²-1"]
+    for name, value in [*wrong.items(), *(("cursor", cursor) for cursor in cursors)]:
+        with subtests.test(f"{name}={value}"):
+            assert set(errors(rest.get("/logs", **{name: value}))) == {name}
 
 
 # --- One call -------------------------------------------------------------------------------------------------------
@@ -187,14 +145,6 @@ def test_one_call_shows_what_it_carried_to_who_may_see_that(viv: User) -> None:
     assert "request_payload" not in results(rest.get("/logs"))[0]
 
 
-UNKNOWN = {"random": str(uuid4()), "all-ones": "ffffffff-ffff-ffff-ffff-ffffffffffff", "in-range": str(uid_at(NOON))}
-
-
-@pytest.mark.parametrize("uid", UNKNOWN.values(), ids=UNKNOWN)
-def test_a_call_that_is_not_there_is_not_found(viv: User, uid: str) -> None:
-    assert problem(Rest.of(viv).get(f"/logs/{uid}")) == (404, "not_found")
-
-
 @pytest.mark.full
 def test_the_log_has_no_write_verbs(viv: User) -> None:
     one = call(NOON)
@@ -208,58 +158,33 @@ def test_the_log_has_no_write_verbs(viv: User) -> None:
 # --- Export ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-def test_csv_is_safe_for_spreadsheets(viv: User) -> None:
-    evil = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\tx", 'quo"te, comma', "search"]
-    for number, name in enumerate(evil):
-        call(NOON - timedelta(seconds=number), feature_name=name, rpc_error_code=-32003)
-
-    answer = Rest.of(viv).get("/logs/export", format="csv")
-
-    rows = rows_of(text(answer))
-    assert answer["Content-Type"] == "text/csv; charset=utf-8"
-    assert 'attachment; filename="logs-' in answer["Content-Disposition"]
-    assert [row["feature_name"] for row in rows] == [*(f"'{name}" for name in evil[:5]), *evil[5:]]
-    assert rows[0]["created_at"] == "2031-11-20T12:00:00.000Z"
-    assert rows[0]["rpc_error_code"] == "-32003"
-
-
-@pytest.mark.full
-def test_json_lines_hold_what_a_page_holds(viv: User) -> None:
-    call(NOON, host_id=uuid4(), client_ip="::1", feature_name="größe")
+def test_an_export_is_narrowed_has_what_a_page_has_and_is_recorded(viv: User) -> None:
+    call(NOON, host_id=uuid4(), client_ip="::1", feature_name="=größe", rpc_error_code=-32003)
     call(NOON - timedelta(days=1))
+    call(NOON, outcome="timeout")
     rest = Rest.of(viv)
 
-    told = rows_of(text(rest.get("/logs/export", format="jsonl")))
+    lines = rows_of(text(rest.get("/logs/export", format="jsonl", outcome="ok")))
+    answer = rest.get("/logs/export", format="csv", outcome="ok")
+    cells = rows_of(text(answer))
 
-    assert told == results(rest.get("/logs"))
-    assert [list(one) for one in told] == [list(one) for one in results(rest.get("/logs"))]
-    assert text(rest.get("/logs/export", format="csv")).splitlines()[0] == ",".join(told[0])
-
-
-def test_an_export_is_narrowed_and_recorded(viv: User) -> None:
-    call(NOON, outcome="timeout")
-    call(NOON)
-
-    answer = Rest.of(viv).get("/logs/export", format="jsonl", outcome="timeout")
-
-    assert len(rows_of(text(answer))) == 1
-    event = Event.objects.get(action="logs.exported")
+    assert lines == results(rest.get("/logs", outcome="ok"))
+    assert [list(row) for row in cells] == [list(row) for row in lines]
+    assert (cells[0]["feature_name"], cells[0]["rpc_error_code"]) == ("'=größe", "-32003")
+    assert cells[0]["created_at"] == "2031-11-20T12:00:00.000Z"
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    assert 'attachment; filename="logs-' in answer["Content-Disposition"]
+    event = Event.objects.get(action="logs.exported", changes__format=[None, ["jsonl"]])
     assert (event.actor_email, event.via) == (viv.email, "api")
-    assert event.changes == {"format": [None, ["jsonl"]], "outcome": [None, ["timeout"]]}
-
-
-def test_an_empty_export_still_names_its_columns(viv: User) -> None:
-    told = text(Rest.of(viv).get("/logs/export"))
-    assert told.startswith("id,created_at,")
-    assert rows_of(told) == []
+    assert event.changes == {"format": [None, ["jsonl"]], "outcome": [None, ["ok"]]}
+    empty = text(rest.get("/logs/export", outcome="cancelled"))
+    assert (empty.startswith("id,created_at,"), rows_of(empty)) == (True, [])
 
 
 # --- Admin events ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-def test_events_are_listed_and_narrowed(ana: User) -> None:
+def test_events_are_listed_and_narrowed_and_each_says_what_changed(ana: User, viv: User) -> None:
     host = make.agent(by=ana, name="CI bot")
     host.disable(by=ana)
     rest = Rest.of(ana)
@@ -269,25 +194,13 @@ def test_events_are_listed_and_narrowed(ana: User) -> None:
 
     assert found() == ["host.disabled", "host.created"]
     assert found(action="host.disabled") == ["host.disabled"]
-    assert found(actor=ana.email, target_type="host") == found(actor=ana.pk) == found(target_id=host.pk)
+    assert found(actor=ana.email, target_type="host") == found(actor=ana.pk) == found(target_id=host.pk) == found()
     assert found(via="system", q="ci bot", page_size=1) == ["host.disabled"]
     assert found(via="web") == []
     assert set(errors(rest.get("/admin-events", actions="x"))) == {"actions"}
-
-
-@pytest.mark.full
-def test_an_event_tells_before_and_after(ana: User) -> None:
-    make.agent(by=ana).disable(by=ana)
-    rest = Rest.of(ana)
-
-    (event, _) = results(rest.get("/admin-events"))
-
+    event = results(rest.get("/admin-events"))[0]
     assert event["changes"] == {"enabled": [True, False]}
+    assert event["sentence"] == f"{ana.email} disabled the agent “CI bot”."
     assert rest.get(f"/admin-events/{event['id']}").json() == event
     assert rest.get(f"/admin-events/{uuid4()}").status_code == 404
-
-
-def test_events_take_their_own_capability(viv: User) -> None:
-    Event.objects.record(Action.HOST_CREATED, viv, by=None)
-
     assert Rest.of(viv).get("/admin-events").json()["capability"] == "audit:read"

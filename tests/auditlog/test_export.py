@@ -68,7 +68,7 @@ def test_rows_of_all_partitions_come_once_and_in_order(days: list[str], monkeypa
 
 @pytest.mark.full
 def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
-    for since, length in product([0, 1, 7, 8, 9, 15, 19, 30], [1, 8, 9, 40]):
+    for since, length in product([0, 7, 8, 19, 30], [1, 8, 40]):
         start = NOON - timedelta(days=since, hours=1)
         told = rows_of("".join(all_calls(since=start, until=start + timedelta(days=length))))
 
@@ -77,14 +77,15 @@ def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None, kind: str) -> None:
+def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None) -> None:
     call(NOON, request_payload={"a": 10**30})
 
-    told = "".join(LogExport(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}, by=ANYBODY))
+    for kind in ("jsonl", "csv"):
+        columns = EXPORT_COLUMNS | {"request_payload": "request_payload"}
+        exported = "".join(LogExport(Search([]), kind, columns, by=ANYBODY))
 
-    assert str(10**30) in told
-    assert "complete" in told.splitlines()[-1]
+        assert str(10**30) in exported
+        assert "complete" in exported.splitlines()[-1]
 
 
 @pytest.mark.full

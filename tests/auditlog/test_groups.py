@@ -21,13 +21,8 @@ pytestmark = pytest.mark.django_db
 HOSTS = ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"]
 
 
-@pytest.fixture(params=[True, False], ids=["rolled up", "from the log"])
-def rolled(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.fixture(autouse=True)
-def calls(rolled: bool) -> None:
+def calls() -> None:
     now = timezone.now() - timedelta(hours=3)
     for n in range(9):
         told: dict[str, Any] = {"host_id": HOSTS[n > 5], "host_name": f"Host {n > 5}", "duration_ms": 10.0 + n}
@@ -37,8 +32,6 @@ def calls(rolled: bool) -> None:
         if n == 8:
             told |= {"outcome": Outcome.DENIED.value, "deny_reason": "host_disabled", "host_name": "Renamed"}
         call(now + timedelta(seconds=n), **told)
-    if rolled:
-        keeping.keep_up(5)
 
 
 def found(rest: Rest, **query: str) -> list[dict[str, Any]]:
@@ -49,34 +42,30 @@ def found(rest: Rest, **query: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.full
-def test_groups_tell_calls_errors_denials_and_percentiles(viv: User) -> None:
-    first, second = found(Rest.of(viv), by="host")
-
-    assert (first["value"], first["calls"], first["errors"], first["denied"]) == (HOSTS[0], 6, 1, 0)
-    assert (second["value"], second["calls"], second["errors"], second["denied"]) == (HOSTS[1], 3, 0, 1)
-    assert second["name"] == "Renamed"
-    assert first["error_rate"] == pytest.approx(1 / 6, abs=1e-6)
-    assert first["p50_ms"] == pytest.approx(12.5, rel=0.1)
-    assert first["p99_ms"] == pytest.approx(15, rel=0.1)
-
-
-@pytest.mark.full
-def test_groups_are_of_the_calls_that_match(viv: User) -> None:
+def test_groups_of_matching_calls_have_numbers_and_percentiles_from_the_log_and_from_roll_ups(
+    viv: User, max: User, sign_in: SignIn, subtests: pytest.Subtests
+) -> None:
     rest = Rest.of(viv)
+    for source in ("log", "roll-ups"):
+        if source == "roll-ups":
+            keeping.keep_up(5)
+        with subtests.test(source):
+            first, second = found(rest, by="host")
 
-    assert [(one["name"], one["calls"]) for one in found(rest, by="tool", q=f"host is {HOSTS[0]}")] == [
-        ("tool_0", 3),
-        ("tool_1", 3),
-    ]
-    assert [(one["name"], one["calls"]) for one in found(rest, by="reason")] == [("host_disabled", 1)]
-    assert [one["calls"] for one in found(rest, by="user", q="error")] == [1]
-    assert [one["calls"] for one in found(rest, by="user", q="duration > 14.5")] == [4]
-    assert found(rest, by="server") == []
-    assert [one["value"] for one in found(rest, by="host", sort="calls")] == HOSTS[::-1]
+            assert (first["value"], first["calls"], first["errors"], first["denied"]) == (HOSTS[0], 6, 1, 0)
+            assert (second["value"], second["calls"], second["errors"], second["denied"]) == (HOSTS[1], 3, 0, 1)
+            assert second["name"] == "Renamed"
+            assert first["error_rate"] == pytest.approx(1 / 6, abs=1e-6)
+            assert first["p50_ms"] == pytest.approx(12.5, rel=0.1)
+            assert first["p99_ms"] == pytest.approx(15, rel=0.1)
+            of_host = found(rest, by="tool", q=f"host is {HOSTS[0]}")
+            assert [(one["name"], one["calls"]) for one in of_host] == [("tool_0", 3), ("tool_1", 3)]
+            assert [(one["name"], one["calls"]) for one in found(rest, by="reason")] == [("host_disabled", 1)]
+            assert [one["calls"] for one in found(rest, by="user", q="error")] == [1]
+            assert [one["calls"] for one in found(rest, by="user", q="duration > 14.5")] == [4]
+            assert found(rest, by="server") == []
+            assert [one["value"] for one in found(rest, by="host", sort="calls")] == HOSTS[::-1]
 
-
-@pytest.mark.full
-def test_people_who_may_not_read_the_log_get_no_groups(max: User, sign_in: SignIn) -> None:
     assert Rest.of(max).get("/logs/groups", by="host").status_code == 403
     assert sign_in(max).get("/logs/groups/").status_code == 403
 

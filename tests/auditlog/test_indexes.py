@@ -73,19 +73,6 @@ def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -
 
 
 @pytest.mark.full
-def test_a_search_uses_it_where_it_is_already() -> None:
-    complete(Call.partitions)
-
-    with connection.cursor() as cursor:
-        cursor.execute("SET enable_seqscan = off")
-        rows = Call.objects.order_by().filter(user_agent="probe").exclude(user_agent="").values("id")
-        plan = rows.explain()
-        cursor.execute("RESET enable_seqscan")
-
-    assert OF_TODAY in plan
-
-
-@pytest.mark.full
 def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
     before = missing_indexes(Call.partitions)
 
@@ -96,49 +83,41 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
 
 
 @pytest.mark.full
-def test_an_incomplete_index_is_rebuilt() -> None:
+def test_a_complete_index_is_attached_and_an_incomplete_or_different_one_is_rebuilt() -> None:
+    yesterday, tomorrow = (f"auditlog_call_{NOW + timedelta(days=days):%Y_%m_%d}" for days in (-1, 1))
+    finished, other = f"{yesterday}_call_by_trial", f"{tomorrow}_call_by_trial"
     call(NOW, user_agent="probe")
     with suppress(Exception):  # Two equal rows make the unique index fail midway and leave an invalid index.
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
+    run(f"CREATE INDEX {finished} ON {yesterday} (user_agent, created_at) WHERE NOT user_agent = ''")
+    run(f"CREATE INDEX {other} ON {tomorrow} (client_name)")
     assert not is_valid(OF_TODAY)
-    leftover = oid_of(OF_TODAY)
+    before = {name: oid_of(name) for name in (OF_TODAY, finished, other)}
 
     complete(Call.partitions)
 
-    assert oid_of(OF_TODAY) != leftover
+    assert [name for name, oid in before.items() if oid_of(name) == oid] == [finished]
     assert is_valid(OF_TODAY)
     assert missing_indexes(Call.partitions) == 0
 
 
 @pytest.mark.full
-def test_an_unattached_index_is_not_created_twice() -> None:
-    run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
-    before = oid_of(OF_TODAY)
-
-    complete(Call.partitions)
-
-    assert oid_of(OF_TODAY) == before
-    assert missing_indexes(Call.partitions) == 0
-
-
-@pytest.mark.full
-def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
-    run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (client_name)")
-    before = oid_of(OF_TODAY)
-
-    complete(Call.partitions)
-
-    assert oid_of(OF_TODAY) != before
-    assert missing_indexes(Call.partitions) == 0
-
-
-@pytest.mark.full
-def test_a_second_process_leaves_the_work_to_the_first() -> None:
+def test_a_second_process_leaves_the_work_to_the_first_and_after_its_time_a_run_ends() -> None:
+    run("SET lock_timeout = '400ms'")
     before = missing_indexes(Call.partitions)
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [indexes.LOCK])
         assert complete(Call.partitions) == 0
+
+    assert complete(Call.partitions, seconds=-1) == 0
+
     assert missing_indexes(Call.partitions) == before
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("400ms",)
+        cursor.execute("RESET lock_timeout")
+        cursor.execute("SHOW max_parallel_maintenance_workers")
+        assert cursor.fetchone() != ("0",)
 
 
 def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,19 +132,3 @@ def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeyp
 
     assert complete(Call.partitions) == 1
     assert is_valid("call_by_trial")
-
-
-@pytest.mark.full
-def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
-    run("SET lock_timeout = '400ms'")
-    before = missing_indexes(Call.partitions)
-
-    assert complete(Call.partitions, seconds=-1) == 0
-
-    assert missing_indexes(Call.partitions) == before
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW lock_timeout")
-        assert cursor.fetchone() == ("400ms",)
-        cursor.execute("RESET lock_timeout")
-        cursor.execute("SHOW max_parallel_maintenance_workers")
-        assert cursor.fetchone() != ("0",)

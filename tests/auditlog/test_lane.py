@@ -223,30 +223,6 @@ AT = 1_795_000_000.0
 
 
 @pytest.mark.full
-def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_afterwards(
-    server: str, log: psycopg.Connection
-) -> None:
-    async def scene() -> None:
-        writer = CallWriter(server)
-        writer.start()
-        await writer.first_attempt()
-        assert writer.may_begin()
-        await writer.commit(row())
-        with psycopg.connect(server) as blocker:
-            blocker.execute("LOCK auditlog_call")
-            commits = [writer.commit(row()) for _ in range(5)]
-            await until(lambda: not writer.may_begin())
-            assert not any(commit.done() for commit in commits)
-        await asyncio.gather(*commits)
-        assert writer.may_begin()
-        await writer.stop()
-
-    play(scene)
-
-    assert log.execute("SELECT count(*) FROM auditlog_call").fetchone() == (6,)
-
-
-@pytest.mark.full
 def test_after_a_commit_failed_calls_are_refused_until_a_row_can_be_written(
     server: str, log: psycopg.Connection
 ) -> None:

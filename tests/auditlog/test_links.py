@@ -11,10 +11,9 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
-from accounts.models import SavedView, User
-from auditlog.actions import Action
+from accounts.models import User
 from tests import make
-from tests.auditlog.test_views import DRAWER, text
+from tests.auditlog.test_views import text
 from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
@@ -87,21 +86,6 @@ def test_every_link_of_a_list_with_many_filters_keeps_them(ana: User, sign_in: S
 
 
 @pytest.mark.full
-def test_a_row_opened_beside_a_list_with_many_filters_says_them_in_the_address(ana: User, sign_in: SignIn) -> None:
-    client, ids = sign_in(ana), hosts(4)
-    query = "&".join(f"host={one}" for one in ids[:3])
-    row = links(text(client.get(f"/logs/?{query}")), "<tbody", "</tbody>")[1]
-
-    drawer = client.get(row, headers=DRAWER)
-
-    assert drawer["HX-Push-Url"] == f"{row.partition('?')[0]}?{query}"
-    newer, older = (links(text(drawer), f'id="{way}-call"', ">")[0] for way in ("newer", "older"))
-    assert newer.endswith(f"?{query}")
-    assert older.endswith(f"?{query}")
-    assert links(text(drawer), 'aria-label="Older call"', "data-close")[-1] == f"/logs/?{query}"
-
-
-@pytest.mark.full
 def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignIn) -> None:
     client, agent, other = sign_in(ana), str(make.agent(by=ana).pk), make.gateway()
     make.call(host_id=agent, gateway_name="Engineering")
@@ -118,43 +102,6 @@ def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignI
     assert (path, [one for one in values if one[0] not in ("from", "to")]) == (f"/hosts/{agent}/logs/", kept)
     path, values = target(links(listed, 'aria-label="Group by"', "</nav>")[0])
     assert (path, values) == ("/logs/groups/", sorted([*kept, ("host", agent), ("by", "host")]))
-
-
-def test_each_group_of_calls_with_many_filters_leads_to_its_calls(ana: User, sign_in: SignIn) -> None:
-    client, ids = sign_in(ana), hosts(3)
-    query = "&".join(f"host={one}" for one in ids)
-    page = f"/logs/groups/?by=tool&sort=p95&live=1&{query}"
-
-    (link,) = links(text(client.get(page)), "<tbody", "</tbody>")
-
-    assert target(link) == ("/logs/", sorted([*parse_qsl(query), ("tool", "github__search_issues")]))
-
-
-@pytest.mark.full
-def test_events_open_beside_a_list_with_many_filters(ana: User, sign_in: SignIn) -> None:
-    make.server().disable(by=ana)
-    client = sign_in(ana)
-    query = "&".join(f"action={one}" for one in sorted(Action))
-    page = f"/settings/admin-events/?{query}"
-    listed = text(client.get(page))
-    row = links(listed, "<tbody", "</tbody>")[0]
-
-    drawer = client.get(row, headers=DRAWER)
-
-    assert sent(listed) <= LARGEST
-    assert target(row) == (row.partition("?")[0], sorted(parse_qsl(query)))
-    assert drawer["HX-Push-Url"] == f"{row.partition('?')[0]}?{query}"
-    assert f'href="/settings/admin-events/?{html.escape(query)}"' in text(drawer)
-
-
-@pytest.mark.full
-def test_a_saved_view_of_many_filters_leads_to_them(ana: User, sign_in: SignIn) -> None:
-    query = "&".join(f"host={one}" for one in hosts(3))
-    SavedView.objects.add(name="Three", query=query, by=ana)
-    client, link = sign_in(ana), f"/logs/?{html.escape(query)}"
-
-    assert f'<a href="{link}">Three</a>' in text(client.get("/logs/"))
-    assert f'<a href="{link}" aria-current="true">Three</a>' in text(client.get(f"/logs/?{query}"))
 
 
 def rows_of(page: str) -> list[str]:

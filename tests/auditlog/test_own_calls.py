@@ -15,7 +15,6 @@ from gateways.models import ToolPolicy
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
-from ui.pages import PAGE_SIZE
 
 pytestmark = pytest.mark.django_db
 
@@ -49,17 +48,23 @@ def since(**ago: int) -> str:
 def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     link: Connection, max: User, ann: User, sign_in: SignIn
 ) -> None:
+    client = sign_in(max)
+    empty = text(client.get("/settings/calls"))
     call_of(link, feature_name="good")
     call_of(link, feature_name="bad", outcome="denied", deny_reason="host_disabled")
     call_of(link, feature_name="lacking", outcome="denied", deny_reason="identity_missing")
     call_of(link, feature_name="anns", user_id=ann.pk)
+    call_of(link, feature_name="", method="GET", outcome="not_offered")
 
-    page = text(sign_in(max).get("/settings/calls"))
+    page, home = text(client.get("/settings/calls")), text(client.get("/"))
 
+    assert "No calls made as you yet." in empty
+    assert 'href="/connect/client/"' in empty
     assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
     assert "An administrator disabled this app or agent." in page
     assert f'/settings/identities?connection={link.pk}">Add your credential' in page
     assert "/logs/" not in page
+    assert "not offered" not in page + home, "probes of clients are not listed"
 
 
 @pytest.mark.full
@@ -99,118 +104,64 @@ def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User
     assert [call.what for call in client.get("/").context["own_calls"]] == [f"tool-{days:02}" for days in range(8)]
 
 
-@pytest.mark.full
-def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignIn) -> None:
-    for number in range(PAGE_SIZE + 1):
-        call_of(link, feature_name=f"tool-{number:02}", at=datetime.now(UTC) - timedelta(seconds=number))
-    client = sign_in(max)
-
-    first = client.get("/settings/calls")
-    older = text(client.get(f"/settings/calls?cursor={first.context['page'].older}"))
-
-    assert f"tool-{PAGE_SIZE}" not in text(first)
-    assert f"tool-{PAGE_SIZE}" in older
-    assert "tool-00" not in older
-
-
-@pytest.mark.full
-def test_probes_of_clients_are_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
-    call_of(link, feature_name="tool-seen")
-    call_of(link, feature_name="", method="GET", outcome="not_offered")
-
-    pages = [text(sign_in(max).get(path)) for path in ("/settings/calls", "/")]
-
-    for page in pages:
-        assert "tool-seen" in page
-        assert "not offered" not in page
-    assert "<span>Hosts</span>" not in pages[1]
-
-
-def test_without_calls_the_page_leads_to_connecting(max: User, sign_in: SignIn) -> None:
-    page = text(sign_in(max).get("/settings/calls"))
-
-    assert "No calls made as you yet." in page
-    assert 'href="/connect/client/"' in page
-
-
 def wait(client: Any, query: str = "") -> Any:
     return client.get(f"{WAIT}?since={since(minutes=1)}{query}", headers=HTMX)
 
 
-def test_the_wait_names_the_call_that_arrived_and_ends(link: Connection, max: User, sign_in: SignIn) -> None:
-    client = sign_in(max)
-    before = text(wait(client, "&gateway=work"))
-    call_of(link, client_name="Codex CLI")
-    after = text(wait(client, "&gateway=work"))
-
-    assert "Waiting for your first call" in before
-    assert 'hx-trigger="every 2s"' in before
-    assert "Received: echo from Codex CLI" in after
-    assert "Codex on Work: ok" in after
-    assert "/settings/calls/" in after
-    assert "hx-trigger" not in after
-
-
 @pytest.mark.full
-def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection, max: User, sign_in: SignIn) -> None:
-    client = sign_in(max)
-    call_of(link, outcome="denied", deny_reason="identity_missing")
-    denied = text(wait(client))
-    call_of(link)
-    received = text(wait(client))
-
-    assert "Refused: echo from Codex" in denied
-    assert "The connection has no credential for this server." in denied
-    assert "Add your credential" in denied
-    assert "every 2s" in denied
-    assert "Received: echo" in received
-
-
-@pytest.mark.full
-def test_an_introduction_is_not_yet_a_call(link: Connection, max: User, sign_in: SignIn) -> None:
-    client = sign_in(max)
-    call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
-    hello = text(wait(client))
-    call_of(link, method="tools/list", feature_name="")
-
-    assert "Codex CLI has connected" in hello
-    assert "every 2s" in hello
-    assert "Received: tools/list" in text(wait(client))
-
-
-@pytest.mark.full
-def test_a_call_that_failed_at_its_server_has_arrived_and_says_why(
+def test_the_wait_passes_introductions_and_refusals_and_ends_with_the_call_that_arrived(
     link: Connection, max: User, sign_in: SignIn
 ) -> None:
-    call_of(link, outcome="upstream_error", deny_reason="unreachable")
+    client = sign_in(max)
+    before = text(wait(client, "&gateway=work"))
+    call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
+    hello = text(wait(client, "&gateway=work"))
+    call_of(link, outcome="denied", deny_reason="identity_missing")
+    denied = text(wait(client, "&gateway=work"))
+    call_of(link, client_name="Codex CLI")
+    received = text(wait(client, "&gateway=work"))
 
-    page = text(wait(sign_in(max)))
+    assert "Waiting for your first call" in before
+    assert "Codex CLI has connected" in hello
+    for words in ("Refused: echo from Codex", "The connection has no credential", "Add your credential"):
+        assert words in denied
+    for waiting in (before, hello, denied):
+        assert 'hx-trigger="every 2s"' in waiting
+    assert "Received: echo from Codex CLI" in received
+    assert "Codex on Work: ok" in received
+    assert "/settings/calls/" in received
+    assert "hx-trigger" not in received
+
+
+@pytest.mark.full
+def test_a_call_that_failed_at_its_server_has_arrived_says_why_and_links_readers_of_the_log_to_it(
+    sign_in: SignIn,
+) -> None:
+    reader = make.user(Capability.LOGS_READ)
+    link = make.connection(make.agent(by=reader), make.gateway(), reader)
+    call = call_of(link, outcome="upstream_error", deny_reason="unreachable")
+
+    page = text(wait(sign_in(reader)))
 
     assert 'data-state="failed"' in page
     assert "The server could not be reached" in page
+    assert f'href="/logs/{call.uid}/"' in page
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("query", ["&gateway=other", "&connection={other}"])
-def test_the_wait_keeps_to_its_gateway_or_connection(query: str, link: Connection, max: User, sign_in: SignIn) -> None:
-    other = make.connection(link.host, make.gateway(slug="other"), max)
-    call_of(link)
-    client = sign_in(max)
-
-    assert "Waiting for your first call" in text(wait(client, query.format(other=other.pk)))
-    assert "Received" in text(wait(client, f"&connection={link.pk}"))
-
-
-@pytest.mark.full
-def test_calls_of_others_and_calls_of_before_are_not_received(
+def test_the_wait_is_for_new_calls_of_the_person_on_its_gateway_or_connection(
     link: Connection, ann: User, max: User, sign_in: SignIn
 ) -> None:
+    other = make.connection(link.host, make.gateway(slug="other"), max)
+    client = sign_in(max)
     call_of(link, at=datetime.now(UTC) - timedelta(minutes=2))
+    assert "Waiting for your first call" in text(wait(client))
     call_of(link)
 
+    for query in ("&gateway=other", f"&connection={other.pk}"):
+        assert "Waiting for your first call" in text(wait(client, query)), query
     assert "Waiting for your first call" in text(wait(sign_in(ann), f"&connection={link.pk}"))
-    Call.objects.filter(created_at__gt=datetime.now(UTC) - timedelta(minutes=1)).exists()
-    assert "Received" in text(wait(sign_in(max)))
+    assert "Received" in text(wait(client, f"&connection={link.pk}"))
 
 
 @pytest.mark.full
@@ -228,22 +179,6 @@ def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, 
         woken = text(client.get(asleep.context["wait"].again_url, headers=HTMX))
     assert ">Keep waiting</a>" in text(asleep)
     assert "Received: echo" in woken
-
-
-def test_log_readers_are_linked_to_the_call(sign_in: SignIn) -> None:
-    reader = make.user(Capability.LOGS_READ)
-    call = call_of(make.connection(make.agent(by=reader), make.gateway(), reader))
-
-    assert f'href="/logs/{call.uid}/"' in text(wait(sign_in(reader)))
-
-
-@pytest.mark.parametrize("query", ["?since=x&until=y", "?connection=1&gateway=none", "?since=2026-99-99T00:00:00Z", ""])
-def test_an_invalid_time_or_object_waits_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
-    page = sign_in(max).get(WAIT + query)
-
-    assert page.status_code == 200
-    assert "Waiting for your first call" in text(page)
-    assert "<h1>" in text(page)
 
 
 def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(

@@ -13,39 +13,24 @@ ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
     ("text", "conditions"),
     [
         ("", []),
-        ("  ", []),
         ("error", [("outcome", "is", ERRORS)]),
-        ("ERROR", [("outcome", "is", ERRORS)]),
         ("refused", [("outcome", "is", ("denied", "unauthorized", "rate_limited"))]),
-        ("denied", [("outcome", "is", ("denied",))]),
-        ("unauthorized", [("outcome", "is", ("unauthorized",))]),
         ("Rate_limited", [("outcome", "is", ("rate_limited",))]),
-        ("timeout", [("outcome", "is", ("timeout",))]),
-        ("duration > 500", [("duration", ">", (500.0,))]),
         ("duration>=1.5", [("duration", ">=", (1.5,))]),
-        ("duration > 2 s", [("duration", ">", (2000.0,))]),
         ("duration > 2s and upstream < 10 ms", [("duration", ">", (2000.0,)), ("upstream", "<", (10.0,))]),
         ("response > 2 kB", [("response", ">", (2000.0,))]),
-        ("host is ci-bot", [("host", "is", ("ci-bot",))]),
-        ("host = ci-bot", [("host", "is", ("ci-bot",))]),
         ("host:ci-bot", [("host", "is", ("ci-bot",))]),
         ("Host IS CI bot", [("host", "is", ("CI bot",))]),
-        ("tool is x and error", [("tool", "is", ("x",)), ("outcome", "is", ERRORS)]),
         ('host is "this and that"', [("host", "is", ("this and that",))]),
+        ("  two words ", [("", "contains", ("two words",))]),
         (r'host is "say \"no\""', [("host", "is", ('say "no"',))]),
-        ("user is not sam@example.com", [("user", "is not", ("sam@example.com",))]),
         ("user != sam@example.com", [("user", "is not", ("sam@example.com",))]),
-        ("tool contains git", [("tool", "contains", ("git",))]),
         ("tool ~ git", [("tool", "contains", ("git",))]),
         ("outcome is tool error", [("outcome", "is", ("tool_error",))]),
-        ("outcome is tool_error", [("outcome", "is", ("tool_error",))]),
         ("outcome is not ok", [("outcome", "is not", ("ok",))]),
-        ("status is 403", [("status", "is", (403.0,))]),
         ("code is -32003", [("code", "is", (-32003.0,))]),
         ("ip is 2001:db8::1", [("ip", "is", ("2001:db8::1",))]),
-        ("search", [("", "contains", ("search",))]),
         ('"host"', [("", "contains", ("host",))]),
-        ("(beta)", [("", "contains", ("(beta)",))]),
         ("f(x :)", [("", "contains", ("f(x :)",))]),
         ("jira search and error", [("", "contains", ("jira search",)), ("outcome", "is", ERRORS)]),
         (
@@ -58,29 +43,11 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
     assert parse_search(text) == [Condition(field, operator, values) for field, operator, values in conditions]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("foo", "foo"),
-        ("  two words ", "two words"),
-        ('"a > b"', "a > b"),
-        ("(beta)", "(beta)"),
-        ("carl@example.com", "carl@example.com"),
-    ],
-)
-def test_text_without_a_field_is_looked_for_in_every_name(text: str, said: str) -> None:
-    assert parse_search(text) == [Condition("", "contains", (said,))]
-
-
 def test_an_id_is_taken_for_an_id_however_it_is_written() -> None:
     pk = "019362f0-0000-7000-8000-000000000001"
 
-    assert (
-        parse_search(pk)
-        == parse_search(f" {pk.upper()} ")
-        == parse_search(pk.replace("-", ""))
-        == [Condition("id", "is", (pk,))]
-    )
+    for written in (pk, f" {pk.upper()} ", pk.replace("-", "")):
+        assert parse_search(written) == [Condition("id", "is", (pk,))]
 
 
 def test_or_binds_less_than_and() -> None:
@@ -94,31 +61,21 @@ def test_or_binds_less_than_and() -> None:
     [
         ("error and foo is x", 11, "“foo” is not a field"),
         ("error host is x", 7, "Join conditions by “and” or “or”"),
-        ("error or", 9, "A condition is missing after “or”"),
-        ("or error", 1, "“or” is not a field"),
         ("error and", 10, "A condition is missing after “and”"),
-        ("and error", 1, "“and” is not a field"),
         ("duration", 9, "An operator is missing after “duration”"),
         ("duration >", 11, "A value is missing after “>”"),
         ("duration > fast", 12, "“fast” is not a number for duration"),
-        ("duration > 5 kB", 14, "Join conditions by “and”"),
         ("duration contains 5", 10, "“contains” does not work with duration"),
         ("host > 5", 6, "“>” does not work with host"),
         ("outcome is fine", 12, "“fine” is not an outcome"),
         ('host is "ci', 9, "This quote is never closed"),
         ("host is a > b", 11, "“>” is not expected"),
         (" or ".join(["a"] * 21), 101, "at most 20 conditions"),
-        ("foo > 5", 1, "“foo” is not a field"),
         ("foo:bar = 5", 1, "“foo:bar” is not a field"),
         ("!", 1, "“!” is not expected"),
         ("(error or denied) and host is a", 1, "Parentheses do not group"),
-        ("(error) or (denied)", 1, "Parentheses do not group"),
         ("ok or (host is a", 7, "Parentheses do not group"),
-        ("not (error)", 1, "Write “not” after “is”"),
-        ("(foo or bar)", 1, "Parentheses do not group"),
-        ("ok and (b or c)", 8, "Parentheses do not group"),
         ("tool is (x or y)", 9, "Parentheses do not group"),
-        ("not error", 1, "Write “not” after “is”"),
         ("ok and not host is a", 8, "Write “not” after “is”"),
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],

@@ -85,14 +85,13 @@ def test_people_who_may_not_read_the_log_see_and_save_no_views(ana: User, sign_i
     assert sign_in(nobody).post(f"/logs/views/{view.pk}/", {"act": "remove"}).status_code == 403
 
 
-@pytest.mark.parametrize("name", ["", "x" * 81, "a\0b"])
-def test_a_name_that_is_none_saves_nothing_and_says_so(name: str, ana: User, sign_in: SignIn) -> None:
+def test_a_name_that_is_none_saves_nothing_and_says_so(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
+    for name in ("", "x" * 81, "a\0b"):
+        answer = client.post("/logs/views/", {"name": name, "query": "outcome=denied"}, follow=True)
 
-    answer = client.post("/logs/views/", {"name": name, "query": "outcome=denied"}, follow=True)
-
-    assert "Not saved: a view needs a name" in answer.content.decode()
-    assert answer.redirect_chain == [("/logs/?outcome=denied", 302)]
+        assert "Not saved: a view needs a name" in answer.content.decode(), name
+        assert answer.redirect_chain == [("/logs/?outcome=denied", 302)], name
     assert not SavedView.objects.exists()
 
 

@@ -135,4 +135,3 @@ def test_the_log_is_filtered_by_session_on_the_page_in_words_and_over_rest(
     for page in pages:
         assert [name in page for name in ("inside", "outside", "elsewhere")] == [True, False, False]
     assert [[row["session_id"] for row in rows] for rows in found] == [[str(talk.pk)] * 2] * 2
-    assert Rest.of(reader).get("/logs", session="x").status_code == 400

@@ -9,7 +9,7 @@ from rest_framework.test import APIRequestFactory, force_authenticate
 
 from capabilities import Capability
 from tests import make
-from ui.operations import operation, operation_of
+from ui.operations import operation
 from ui.rest import Resource
 
 pytestmark = pytest.mark.django_db
@@ -40,7 +40,3 @@ def answer_of(resource: Any) -> int:
 def test_a_method_that_declares_nothing_is_refused_to_everybody() -> None:
     assert answer_of(Declared) == 200
     assert answer_of(Undeclared) == 403
-
-
-def test_unknown_methods_declare_nothing() -> None:
-    assert operation_of(Declared, None) is operation_of(Declared, "metadata") is operation_of(Declared, "x") is None

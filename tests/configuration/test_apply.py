@@ -9,17 +9,17 @@ import pytest
 from django.db import transaction
 from hypothesis import strategies
 
-from accounts.models import Team, User
+from accounts.models import User
 from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
-from configuration.apply import AnotherPlan, Lacking, apply
+from configuration.apply import AnotherPlan, apply
 from configuration.document import ConfigDocument, write
 from configuration.export import export
 from configuration.kinds import Act
 from configuration.plan import Plan, plan
-from gateways.models import Feature, Gateway
+from gateways.models import Feature
 from tests import make
 from tests.configuration.random_files import flat, random_file
 
@@ -120,24 +120,6 @@ def test_a_plan_of_yesterday_is_refused(owner: User) -> None:
 
     gateway.refresh_from_db()
     assert gateway.description == "By hand"
-
-
-@pytest.mark.full
-def test_missing_capabilities_are_named_by_object_before_anything_changes(owner: User) -> None:
-    make.gateway(slug="open")
-    file = parsed("version: 1\nteams: [{name: Sales}]\ngateways: [{slug: open, name: open, enabled: false}]\n")
-    person = make.user(Capability.GATEWAYS_MANAGE, Capability.PEOPLE_READ)
-
-    with pytest.raises(Lacking) as refused:
-        apply(file, by=person)
-
-    assert plan(file, person).missing == [
-        ("team Sales", Capability.PEOPLE_MANAGE),
-        ("gateway open", Capability.GATEWAYS_TOGGLE),
-    ]
-    assert "- team Sales: “Manage people” (people:manage)\n- gateway open: “Disable and" in str(refused.value)
-    assert not Team.objects.exists()
-    assert Gateway.objects.get().enabled
 
 
 def test_events_name_the_file_and_its_commit(owner: User) -> None:

@@ -120,50 +120,25 @@ MOVED_TEAM = "  - name: Platform\n    moved: {from: Engineering, to: Platform}\n
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
+def test_a_wrong_rename_says_what_to_write(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    engineering = "- name: Engineering"
+
+    for before, after, message in (
         ("slug: work", "slug: office\n    moved: {from: work, to: office}", "A slug never changes"),
-        ("- name: Engineering", "- name: Sales\n    moved: {from: Engineering, to: Salez}", "Write “to: Sales”."),
-        ("- name: Engineering", "- name: Sales\n    moved: {from: Support, to: Sales}", "There is no team Support."),
-    ],
-)
-def test_a_wrong_rename_says_what_to_write(before: str, after: str, message: str, owner: User) -> None:
-    applied(EVERYTHING, owner)
-
-    assert message in refusal(EVERYTHING.replace(before, after), owner)
-
-
-@pytest.mark.full
-def test_a_file_that_renames_and_keeps_the_old_name_elsewhere_is_refused(owner: User) -> None:
-    applied(EVERYTHING, owner)
+        (engineering, "- name: Sales\n    moved: {from: Engineering, to: Salez}", "Write “to: Sales”."),
+        (engineering, "- name: Sales\n    moved: {from: Support, to: Sales}", "There is no team Support."),
+        (
+            "{server: docs,",
+            "{server: docs, alias: wiki,",
+            "gateway.yaml:13:18: Server docs is on this gateway as docs. Write “moved: {from: docs, to: wiki}”",
+        ),
+    ):
+        assert message in refusal(EVERYTHING.replace(before, after), owner)
     moved = EVERYTHING.replace("{server: docs,", "{server: docs, alias: wiki, moved: {from: docs, to: wiki},")
-
     with pytest.raises(StillDiffers, match="would still change: tool set Reading on gateway work"):
-        applied(moved, owner)
-
+        applied(moved, owner)  # It has the old name elsewhere.
     assert Assignment.objects.get().alias == "docs"
-
-
-@pytest.mark.full
-def test_a_server_with_another_alias_is_not_removed_and_added_again(owner: User) -> None:
-    applied(EVERYTHING, owner)
-
-    said = refusal(EVERYTHING.replace("{server: docs,", "{server: docs, alias: wiki,"), owner)
-
-    assert "gateway.yaml:13:18: Server docs is on this gateway as docs. Write “moved: {from: docs, to: wiki}”" in said
-
-
-@pytest.mark.full
-def test_an_object_has_one_source(owner: User) -> None:
-    applied(EVERYTHING, owner)
-    other = "version: 1\nsource: data-team\nagents: [{name: CI bot}]\n"
-
-    assert refusal(other, owner) == (
-        "gateway.yaml:3:10: agent CI bot has the source “platform-team”. Remove it from this file, or "
-        "first from the file of that source."
-    )
-    assert applied(other.replace("data-team", "platform-team"), owner).changes == []
 
 
 @pytest.mark.full
@@ -173,7 +148,7 @@ def test_pruning_disables_objects_of_the_own_source_only(owner: User) -> None:
     less = "version: 1\nsource: platform-team\ngateways: []\nagents: []\nteams: []\n"
 
     kept = applied(less, owner)
-    pruned = applied(less, owner, prune=True)
+    pruned = applied(less, owner, prune=True, commit="1a2b3c")
 
     assert kept.changes == []
     assert [change.title for change in pruned.changes] == ["gateway work", "agent CI bot"]
@@ -182,18 +157,8 @@ def test_pruning_disables_objects_of_the_own_source_only(owner: User) -> None:
     assert Gateway.objects.get(pk=by_hand.pk).enabled
     assert Team.objects.exists()
     assert applied(less, owner, prune=True).changes == []
-
-
-def test_pruning_needs_a_source(owner: User) -> None:
-    assert "Write “source: " in refusal("version: 1\ngateways: []\n", owner, prune=True)
-
-
-def test_a_pruned_gateway_is_an_event_with_the_file(owner: User) -> None:
-    applied(EVERYTHING, owner)
-
-    applied("version: 1\nsource: platform-team\ngateways: []\n", owner, prune=True, commit="1a2b3c")
-
     assert Event.objects.get(action="gateway.disabled").changes["file"] == "gateway.yaml, commit 1a2b3c"
+    assert "Write “source: " in refusal("version: 1\ngateways: []\n", owner, prune=True)
 
 
 @pytest.mark.full
@@ -242,22 +207,12 @@ def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> N
     ]
     assert plan(file, owner).changes == []
     assert plan(document.read({"gateway.yaml": export(owner)}), owner).changes == []
-
-
-def test_a_plan_refuses_a_webhook_without_a_secret(owner: User) -> None:
-    text = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in'}]\n"
-
-    with pytest.raises(ConfigurationError, match="This kind of sink needs a secret"):
-        plan(document.read({"gateway.yaml": text}), owner)
-
-
-def test_another_issuer_needs_its_secret_again(owner: User) -> None:
-    apply(document.read({"gateway.yaml": SIGN_IN}), by=owner, secrets={"env:IDP": "s3cret of the client"})
-
-    said = refusal(SIGN_IN.replace(ISSUER, "https://93.184.216.35"), owner)
-
-    assert "Set env:IDP: another issuer needs its secret again." in said
+    elsewhere = refusal(SIGN_IN.replace(ISSUER, "https://93.184.216.35"), owner)
+    assert "Set env:IDP: another issuer needs its secret again." in elsewhere
     assert Provider.load().issuer == ISSUER
+    webhook = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in'}]\n"
+    with pytest.raises(ConfigurationError, match="This kind of sink needs a secret"):
+        plan(document.read({"gateway.yaml": webhook}), owner)
 
 
 ISSUER = "https://93.184.216.34"
@@ -281,7 +236,10 @@ def test_an_object_moves_to_another_file_once_its_file_no_longer_lists_it(owner:
     theirs = "version: 1\nsource: theirs\ngateways: [{slug: work, name: Work}]\n"
     applied(mine, owner)
 
-    assert "has the source “mine”" in refusal(theirs, owner)
+    assert refusal(theirs, owner) == (
+        "gateway.yaml:3:12: gateway work has the source “mine”. Remove it from this file, or first from the file of "
+        "that source."
+    )
     applied("version: 1\nsource: mine\ngateways: []\n", owner)
     assert applied(theirs, owner).claimed == ["gateway work"]
 

@@ -13,11 +13,9 @@ from tests import make
 from tests.configuration.published import texts
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_published_text_is_that_of_the_code(number: int) -> None:
-    path, text = [*texts().items()][number]
-
-    assert Path(path).read_text() == text, "Run `make lists`."
+def test_the_published_texts_are_those_of_the_code() -> None:
+    for path, text in texts().items():
+        assert Path(path).read_text() == text, "Run `make lists`."
 
 
 @pytest.mark.full

@@ -82,7 +82,7 @@ def test_rules_are_made_and_read_again(owner: User) -> None:
     assert Event.objects.get(action="rule.created", target_label="Mail").changes["file"] == "gateway.yaml"
 
 
-def test_a_changed_rule_keeps_its_other_values(owner: User) -> None:
+def test_a_changed_rule_keeps_its_other_values_and_pruning_disables(owner: User) -> None:
     applied(LARGE, owner)
 
     made = applied("version: 1\nrules: [{name: Large payments, effect: refuse, text: Too much.}]\n", owner)
@@ -91,6 +91,8 @@ def test_a_changed_rule_keeps_its_other_values(owner: User) -> None:
     assert [{*change.fields} for change in made.changes] == [{"effect", "text"}]
     assert (rule.when, rule.effect, rule.approvers) == ("args.amount > 500\n&& now.hour < 18", "refuse", "anybody")
     assert made.not_in_file == ["rule Mail", "rule No drops"]
+    applied("version: 1\nsource: platform-team\nrules: []\n", owner, prune=True)
+    assert [rule.enabled for rule in Rule.objects.all()] == [False] * 3, "pruning disables"
 
 
 @pytest.mark.full
@@ -108,34 +110,18 @@ def test_the_order_of_the_list_is_that_of_the_rules(owner: User) -> None:
     assert applied(rules_file("New", "C", "A", "B"), owner).changes == []
 
 
-def test_rules_of_others_keep_their_places(owner: User) -> None:
+def test_rules_of_others_and_renamed_rules_keep_their_places(owner: User) -> None:
     for name in ("By hand", "A", "Other", "B"):
         Rule.objects.add(name=name, effect="refuse", by=owner)
 
     applied(rules_file("B", "A", "C"), owner)
 
     assert order() == ["By hand", "B", "Other", "A", "C"]
-
-
-def test_a_renamed_rule_stays_where_it_is(owner: User) -> None:
-    applied(rules_file("A", "B"), owner)
-    first = Rule.objects.get(name="A")
-
-    made = applied(rules_file("Z", "B").replace("name: Z", "name: Z\n  moved: {from: A, to: Z}"), owner)
-
+    renamed = Rule.objects.get(name="B")
+    made = applied(rules_file("Z", "A", "C").replace("name: Z", "name: Z\n  moved: {from: B, to: Z}"), owner)
     assert [{*change.fields} for change in made.changes] == [{"name"}]
-    assert Rule.objects.get(name="Z") == first
-    assert order() == ["Z", "B"]
-
-
-@pytest.mark.full
-def test_pruning_disables_rules(owner: User) -> None:
-    applied(LARGE, owner)
-
-    applied("version: 1\nsource: platform-team\nrules: []\n", owner, prune=True)
-
-    assert not Rule.objects.filter(enabled=True).exists()
-    assert Rule.objects.count() == 3
+    assert Rule.objects.get(name="Z") == renamed
+    assert order() == ["By hand", "Z", "Other", "A", "C"]
 
 
 @pytest.mark.full
@@ -149,7 +135,7 @@ def test_a_rule_of_archived_servers_only_is_not_in_files(owner: User) -> None:
 
     assert "Large payments" not in text
     assert plan(document.read({"gateway.yaml": text}), owner).changes == []
-    with pytest.raises(ConfigurationError, match="archived servers only"):
+    with pytest.raises(ConfigurationError, match="are all archived has this name"):
         applied("version: 1\nrules: [{name: Large payments, effect: refuse}]\n", owner)
 
 
@@ -188,21 +174,18 @@ def called(owner: User) -> User:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
+def test_a_plan_says_which_calls_a_rule_would_have_touched(called: User) -> None:
+    touched: tuple[tuple[dict[str, Any], str], ...] = (
         ({"mode": "on"}, "The rule would have affected 1 call of 1 agent in the last 7 days."),
         ({"mode": "on", "servers": ["docs"], "gateway": "work"}, "The rule would have affected 1 call of 1 agent"),
         ({"mode": "on", "tools": ["other"]}, "The rule would have affected 0 calls of 0 agents"),
         ({"mode": "watch"}, ""),
         ({"mode": "on", "enabled": False}, ""),
-    ],
-)
-def test_a_plan_says_which_calls_a_rule_would_have_touched(fields: dict[str, Any], said: str, called: User) -> None:
-    (change,) = plan(document.read({"gateway.yaml": rules_file("A", **fields)}), called).changes
-
-    assert change.cuts.startswith(said)
-    assert bool(change.cuts) == bool(said)
+    )
+    for fields, told in touched:
+        (change,) = plan(document.read({"gateway.yaml": rules_file("A", **fields)}), called).changes
+        assert change.cuts.startswith(told)
+        assert bool(change.cuts) == bool(told)
 
 
 def test_a_plan_says_that_a_rule_does_not_refuse_any_more(called: User) -> None:

@@ -20,13 +20,14 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.full
-def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
+def test_a_row_says_everything_but_the_secret(ana: User, sign_in: SignIn) -> None:
     with time_machine.travel(datetime(2026, 11, 20, 12, tzinfo=UTC), tick=False):
-        connection = a_connection(ana)
+        connection = a_connection(ana, "CI bot")
         issued = make.token(connection, name="ci-pipeline")
         Connection.objects.filter(pk=connection.pk).update(last_used_at=datetime(2026, 11, 20, 11, 55, tzinfo=UTC))
 
         seen = row(sign_in(ana).get(f"/hosts/{connection.host_id}/connections/"), connection)
+        on_gateway = sign_in(ana).get(f"/gateways/{connection.gateway.slug}/connections/")
 
     for words in (
         connection.gateway.name,
@@ -41,17 +42,8 @@ def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
         "Create Token",
     ):
         assert words in seen
-    assert issued.secret not in seen
-
-
-@pytest.mark.full
-def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: SignIn) -> None:
-    connection = a_connection(ana, "CI bot")
-
-    page = sign_in(ana).get(f"/gateways/{connection.gateway.slug}/connections/")
-
-    assert "Client name" in text(page)
-    assert "CI bot" in row(page, connection)
+    assert issued.secret not in seen + text(on_gateway)
+    assert "CI bot" in row(on_gateway, connection)
 
 
 def app_connection(user: User) -> Connection:
@@ -61,137 +53,62 @@ def app_connection(user: User) -> Connection:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("change", "state", "words"),
-    [
-        ("nothing", "active", ">active<"),
-        ("connection", "disabled", ">disabled<"),
-        ("expire", "expired", ">expired<"),
-        ("no token", "expired", ">no active token<"),
-        ("revoke", "revoked", ">revoked<"),
-        ("host", "blocked", "app or agent disabled"),
-        ("gateway", "blocked", "gateway disabled"),
-        ("user", "blocked", "person deactivated"),
-    ],
-)
-def test_the_status_never_claims_to_work_when_it_cannot(
-    change: str, state: str, words: str, ana: User, sign_in: SignIn
+def test_the_status_says_what_stops_a_connection_the_most_and_an_ended_one_stays_last(
+    ana: User, sign_in: SignIn
 ) -> None:
-    person = make.user()
-    connection = a_connection(person)
-    token = make.token(connection).token
-    match change:
-        case "connection":
-            connection.disable(by=ana)
-        case "expire":
-            Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC) - timedelta(seconds=1))
-        case "no token":
-            token.revoke(by=ana)
-        case "revoke":
-            connection.revoke(by=ana)
-        case "host":
-            connection.host.disable(by=ana)
-        case "gateway":
-            connection.gateway.disable(by=ana)
-        case "user":
-            User.objects.filter(pk=person.pk).update(is_active=False)
-
-    seen = row(sign_in(ana).get(f"/hosts/{connection.host_id}/connections/"), connection)
-
-    assert f'data-state="{state}"' in seen
-    assert words in seen
-
-
-@pytest.mark.full
-def test_revoked_outranks_disabled_and_disabled_outranks_expired(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
+    token, client = make.token(connection).token, sign_in(ana)
     path = f"/hosts/{connection.host_id}/connections/"
+    live = make.connection(connection.host, make.gateway(), ana)
+
+    def status() -> tuple[str, str]:
+        [(state, words)] = re.findall(
+            r'<span class="badge" data-state="(\w+)"[^>]*>([^<]*)<', row(client.get(path), connection).split("</tr>")[0]
+        )
+        return state, words
+
+    assert status() == ("active", "active")
+    connection.gateway.disable(by=ana)
+    assert status() == ("blocked", "blocked: gateway disabled")
+    Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    assert status() == ("expired", "expired")
+    token.revoke(by=ana)
+    assert status() == ("expired", "no active token")
     connection.disable(by=ana)
-
-    assert ">disabled<" in row(sign_in(ana).get(path), connection)
-    connection.revoke(by=ana)
-    assert ">revoked<" in row(sign_in(ana).get(path), connection)
-
-
-@pytest.mark.full
-def test_a_revoked_row_stays_last_with_its_date_and_no_button(ana: User, sign_in: SignIn) -> None:
-    host, gateway = make.agent(by=ana), make.gateway()
+    assert status() == ("disabled", "disabled")
     with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False):
-        ended = make.connection(host, gateway, ana)
-        make.token(ended)
-        ended.revoke(by=ana)
-    live = make.connection(host, gateway, ana)
+        connection.revoke(by=ana)
+    assert status() == ("revoked", "revoked")
 
-    page = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
-
-    assert text(page).index(str(live.pk)) < text(page).index(str(ended.pk))
-    seen = row(page, ended)
-    assert '<span class="visually-hidden">Revoked</span><time' in seen
-    assert "Nov 1, 2026" in seen
+    page = client.get(path)
+    assert text(page).index(str(live.pk)) < text(page).index(str(connection.pk))
+    ended = row(page, connection)
+    assert "Nov 1, 2026" in ended
     for control in ("<button", "<input", "<form"):
-        assert control not in seen
+        assert control not in ended
 
 
-@pytest.mark.full
-def test_add_a_connection_opens_the_flow_in_a_new_tab(ana: User, sign_in: SignIn) -> None:
-    host = make.agent(by=ana)
+def test_an_agents_tab_leads_to_the_flow_in_a_new_tab_unless_it_would_be_refused(ana: User, sign_in: SignIn) -> None:
+    host, client = make.agent(by=ana), sign_in(ana)
+    path = f"/hosts/{host.pk}/connections/"
 
-    page = text(sign_in(ana).get(f"/hosts/{host.pk}/connections/"))
-
+    page = text(client.get(path))
     link = page.split("Add a connection</a>")[0].rsplit("<a ", 1)[1]
     assert f'href="/connect/?host={host.pk}"' in link
     assert 'target="_blank"' in link
     assert 'rel="noopener"' in link
+    assert 'hx-trigger="focus from:window, token-shown from:body"' in page, "what was connected there is shown here"
 
-
-def test_a_disabled_agent_offers_no_flow_that_would_be_refused(ana: User, sign_in: SignIn) -> None:
-    connection = a_connection(ana)
-    client = sign_in(ana)
-    connection.host.disable(by=ana)
-
-    assert "/connect/?" not in text(client.get(f"/hosts/{connection.host_id}/connections/"))
-
-
-@pytest.mark.full
-def test_an_apps_tab_says_that_connections_appear_by_themselves(ana: User, sign_in: SignIn) -> None:
-    page = text(sign_in(ana).get(f"/hosts/{app_connection(ana).host_id}/connections/"))
-
-    assert "Connections of this app appear when someone connects it." in page
-    assert "How to Connect" in page
-    assert "Add a connection" not in page
+    make.connection(host, make.gateway(), ana)
+    host.disable(by=ana)
+    assert "/connect/?" not in text(client.get(path))
+    of_app = text(client.get(f"/hosts/{app_connection(ana).host_id}/connections/"))
+    assert "Connections of this app appear when someone connects it." in of_app
+    assert "Add a connection" not in of_app
 
 
 @pytest.mark.full
-def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User, sign_in: SignIn) -> None:
-    connection = a_connection(ana)
-    path = f"/hosts/{connection.host_id}/connections/"
-
-    whole = text(sign_in(ana).get(path))
-    fragment = text(sign_in(ana).get(path, headers=HTMX))
-
-    assert 'hx-trigger="focus from:window, token-shown from:body"' in whole
-    assert "<html" not in fragment
-    assert 'id="connection-count" hx-swap-oob="true">1</span>' in fragment
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("query", "names"),
-    [
-        ("", {"live", "off", "old", "ended", "app"}),
-        ("?status=active", {"live", "app"}),
-        ("?status=disabled", {"off"}),
-        ("?status=expired", {"old"}),
-        ("?status=revoked", {"ended"}),
-        ("?status=revoked&status=disabled", {"ended", "off"}),
-        ("?type=app", {"app"}),
-        ("?type=agent&status=active", {"live"}),
-        ("?q=OF", {"off"}),
-        ("?q=nobody", set()),
-        ("?status=x&type=y&page=z", {"live", "off", "old", "ended", "app"}),
-    ],
-)
-def test_the_query_string_narrows_the_tab(query: str, names: set[str], ana: User, sign_in: SignIn) -> None:
+def test_the_query_string_narrows_the_tab(ana: User, sign_in: SignIn, subtests: pytest.Subtests) -> None:
     gateway = make.gateway()
     made = {
         name: make.connection(make.agent(by=ana, name=name), gateway, ana) for name in ("live", "off", "old", "ended")
@@ -202,38 +119,42 @@ def test_the_query_string_narrows_the_tab(query: str, names: set[str], ana: User
     made["off"].disable(by=ana)
     made["ended"].revoke(by=ana)
     Token.objects.filter(pk=tokens["old"].pk).update(expires_at=datetime.now(UTC))
-
-    response = sign_in(ana).get(f"/gateways/{gateway.slug}/connections/{query}")
-
-    assert {one.connection.host.name for one in response.context["rows"]} == names
-
-
-@pytest.mark.full
-def test_the_tab_costs_the_same_for_one_row_and_for_many(
-    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
-    host = make.agent(by=ana)
-    for _ in range(12):
-        make.token(make.connection(host, make.gateway(), ana))
     client = sign_in(ana)
 
-    with django_assert_num_queries(9):  # session, user, permissions, host, count, keys, rows, tokens
-        client.get(f"/hosts/{host.pk}/connections/")
+    for query, names in {
+        "?status=active": {"live", "app"},
+        "?status=expired": {"old"},
+        "?status=revoked&status=disabled": {"ended", "off"},
+        "?type=app": {"app"},
+        "?type=agent&status=active": {"live"},
+        "?q=OF": {"off"},
+        "?q=nobody": set(),
+        "?status=x&type=y&page=z": {"live", "off", "old", "ended", "app"},
+    }.items():
+        with subtests.test(query):
+            response = client.get(f"/gateways/{gateway.slug}/connections/{query}")
+            assert {one.connection.host.name for one in response.context["rows"]} == names
 
 
 @pytest.mark.full
-def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
-    host = make.agent(by=ana)
+def test_a_full_tab_is_light_and_takes_few_statements(
+    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    host, client = make.agent(by=ana), sign_in(ana)
     for _ in range(52):
         connection = make.connection(host, make.gateway(), ana)
         for _ in range(4):
             make.token(connection)
 
-    response = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
+    with django_assert_num_queries(10):  # session, user, permissions, host, count, keys, rows, tokens, rail, file
+        response = client.get(f"/hosts/{host.pk}/connections/")
 
     assert len(response.context["rows"]) == 50
-    assert "51 to 52" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
+    assert "51 to 52" in text(client.get(f"/hosts/{host.pk}/connections/?page=2"))
     assert wire_size(response) <= 30 * 1024
+    fragment = text(client.get(f"/hosts/{host.pk}/connections/", headers=HTMX))
+    assert "<html" not in fragment
+    assert 'id="connection-count" hx-swap-oob="true">52</span>' in fragment
 
 
 # --- Key buttons and tokens --------------------------------------------------------------------
@@ -250,89 +171,47 @@ TOKEN_ASK = ("tokens/", "/ask-for-new/")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
+def test_a_row_offers_what_its_viewer_may_do(ann: User, sign_in: SignIn) -> None:
+    connection = a_connection(ann)
+    make.token(connection)
+    path = f"/hosts/{connection.host_id}/connections/"
+    seeing = (Capability.MCP_CONNECTIONS_READ, Capability.HOSTS_READ)
+
+    for more, expected in (
         ((), set()),
         ((Capability.MCP_CONNECTIONS_REVOKE,), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
         ((Capability.API_TOKENS_MANAGE,), {TOKEN_ASK, TOKEN_TRASH}),
-        ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
-    ],
-)
-def test_another_persons_agent_offers_what_the_viewers_role_allows(
-    capabilities: tuple[Capability, ...], expected: set[tuple[str, str]], sign_in: SignIn
-) -> None:
-    connection = a_connection(make.user())
-    make.token(connection)
-    viewer = make.user(Capability.MCP_CONNECTIONS_READ, Capability.HOSTS_READ, *capabilities)
+    ):
+        page = sign_in(make.user(*seeing, *more)).get(path)
+        assert offered(page, connection) == expected, more
+        assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in more)
+    assert offered(sign_in(ann).get(path), connection) == {KEY, TRASH, TOKEN_KEY, TOKEN_TRASH}
 
-    page = sign_in(viewer).get(f"/hosts/{connection.host_id}/connections/")
-
-    assert offered(page, connection) == expected
-    assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in capabilities)
+    for more, there in (((Capability.MCP_CONNECTIONS_REVOKE,), True), ((), False)):
+        owner = make.user(*more, Capability.HOSTS_READ)
+        of_app = app_connection(owner)
+        Token.objects.provide_key(of_app, by=owner)
+        page = sign_in(owner).get(f"/hosts/{of_app.host_id}/connections/")
+        assert (KEY in offered(page, of_app)) is there, "the key of an app takes the capability, of one's own too"
 
 
 @pytest.mark.full
-def test_ones_own_agent_offers_everything(ann: User, sign_in: SignIn) -> None:
-    connection = a_connection(ann)
-    make.token(connection)
+def test_no_key_button_where_there_is_nothing_to_regenerate(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    for state in ("connection", "host", "gateway", "expired", "none"):
+        connection = a_connection(ana, state)
+        token = make.token(connection).token if state != "none" else None
+        if token and state == "expired":
+            Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC))
+        elif token:
+            (connection if state == "connection" else getattr(connection, state)).disable(by=ana)
 
-    page = sign_in(ann).get(f"/hosts/{connection.host_id}/connections/")
+        page = client.get(f"/hosts/{connection.host_id}/connections/")
 
-    assert offered(page, connection) == {KEY, TRASH, TOKEN_KEY, TOKEN_TRASH}
-    assert "Regenerate API key" in row(page, connection)
-    assert "/edit/" in row(page, connection)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("capability", "there"), [(Capability.MCP_CONNECTIONS_REVOKE, True), (None, False)])
-def test_an_apps_key_button_takes_its_capability(capability: Capability | None, there: bool, sign_in: SignIn) -> None:
-    owner = make.user(*([capability] if capability else []), Capability.HOSTS_READ)
-    connection = app_connection(owner)
-    Token.objects.provide_key(connection, by=owner)
-
-    page = sign_in(owner).get(f"/hosts/{connection.host_id}/connections/")
-
-    assert (KEY in offered(page, connection)) is there
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("state", ["connection", "host", "gateway", "expired"])
-def test_no_key_button_where_there_is_nothing_to_regenerate(state: str, ana: User, sign_in: SignIn) -> None:
-    connection = a_connection(ana)
-    token = make.token(connection).token
-    if state == "expired":
-        Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC))
-    else:
-        (connection if state == "connection" else getattr(connection, state)).disable(by=ana)
-
-    page = sign_in(ana).get(f"/hosts/{connection.host_id}/connections/")
-
-    assert offered(page, connection) - {("connections/", "/enable/")} == {TRASH, TOKEN_TRASH}
-
-
-@pytest.mark.full
-def test_a_connection_without_any_token_takes_another(ana: User, sign_in: SignIn) -> None:
-    connection = a_connection(ana)
-
-    page = sign_in(ana).get(f"/hosts/{connection.host_id}/connections/")
-
-    assert "Create Token" in row(page, connection)
-    assert f"host={connection.host_id}&amp;gateway={connection.gateway.slug}" in row(page, connection)
-
-
-@pytest.mark.full
-def test_a_gateway_that_its_reader_may_not_open_is_no_link(ana: User, sign_in: SignIn) -> None:
-    link = a_connection(ana)
-    link.gateway.edit(reach="teams", by=ana)
-    path = f"/hosts/{link.host_id}/connections/"
-    reader = sign_in(make.user(Capability.HOSTS_READ, Capability.MCP_CONNECTIONS_READ))
-
-    seen, of_manager = row(reader.get(path), link), row(sign_in(ana).get(path), link)
-
-    assert link.gateway.name in seen
-    assert f'href="/gateways/{link.gateway.slug}/"' not in seen
-    assert f'href="/gateways/{link.gateway.slug}/"' in of_manager
+        expected = {TRASH, TOKEN_TRASH} if token else {TRASH}
+        assert offered(page, connection) - {("connections/", "/enable/")} == expected, state
+        another = f"host={connection.host_id}&amp;gateway={connection.gateway.slug}"
+        assert token or another in row(page, connection), "a token can be created"
 
 
 @pytest.mark.full

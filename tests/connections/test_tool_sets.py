@@ -183,25 +183,23 @@ def test_an_agent_is_limited_to_a_set_and_stays_listed_blocked_or_neither(
     row.block(by=boss)
     row.reset(by=boss)
     assert HostAtGateway.objects.get().tool_set == reading
+    make.connection(bot, work, boss)
+    listed_at = HostAtGateway.objects.restrict(work, "listed", list_used=True, by=boss)
+    row.refresh_from_db()
+    assert (row.allowed, row.tool_set) == (True, reading), "listed because in use"
+    HostAtGateway.objects.restrict(work, "all", list_used=False, unlist=listed_at, by=boss)
+    row.refresh_from_db()
+    assert (row.allowed, row.tool_set) == (None, reading)
     undone(client, limited)
     assert told() == "boss@example.com lifted the limit of “CI bot” on the gateway “Work”."
     assert not HostAtGateway.objects.exists()
 
-
-@pytest.mark.full
-def test_listing_those_in_use_keeps_limits(work: Gateway, boss: User) -> None:
-    reading = ToolSet.objects.add(gateway=work, name="Reading", by=boss)
-    bot = make.agent(by=boss)
-    make.connection(bot, work, boss)
     HostAtGateway.objects.at(work, bot).limit(reading, by=boss)
-
-    listed_at = HostAtGateway.objects.restrict(work, "listed", list_used=True, by=boss)
-    row = HostAtGateway.objects.get()
-    assert (row.allowed, row.tool_set) == (True, reading)
-
-    HostAtGateway.objects.restrict(work, "all", list_used=False, unlist=listed_at, by=boss)
-    row = HostAtGateway.objects.get()
-    assert (row.allowed, row.tool_set) == (None, reading)
+    assert reading.is_in_use
+    bot.disable(by=boss)
+    Connection.objects.archive_host(bot, by=boss)
+    reading.archive(by=boss)
+    assert not ToolSet.objects.live().exists()
 
 
 def test_rest_makes_gives_limits_and_ends(work: Gateway, boss: User, sign_in: SignIn) -> None:
@@ -394,20 +392,6 @@ def test_deleting_a_team_says_which_grants_end_and_keeps_their_rows(
     reading.archive(by=boss)
     [shown] = Rest(client).get("/gateways/work/grants", ended="true").json()["results"]
     assert (shown["to"], shown["team"], shown["team_name"]) == ("team", None, "Writers")
-
-
-@pytest.mark.full
-def test_a_set_that_limits_only_an_archived_agent_can_be_archived(work: Gateway, boss: User) -> None:
-    reading = ToolSet.objects.add(gateway=work, name="Reading", by=boss)
-    bot = make.agent(by=boss)
-    HostAtGateway.objects.at(work, bot).limit(reading, by=boss)
-    assert reading.is_in_use
-
-    bot.disable(by=boss)
-    Connection.objects.archive_host(bot, by=boss)
-    reading.archive(by=boss)
-
-    assert not ToolSet.objects.live().exists()
 
 
 def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway, boss: User, sign_in: SignIn) -> None:

@@ -45,13 +45,14 @@ def url(slug: str) -> str:
     return f"{settings.PUBLIC_URL}/mcp/{slug}"
 
 
-def test_claude_code_gets_the_gateways_and_an_allow_list(address: DirectoryAddress) -> None:
+def test_claude_code_and_cursor_get_the_gateways_and_claude_code_an_allow_list(address: DirectoryAddress) -> None:
     servers = json.loads(text_of(address, "claude-code-servers"))
+    of_cursor = json.loads(text_of(address, "cursor"))
     allowed = json.loads(text_of(address, "claude-code-allowed"))
 
-    assert servers == {
-        "mcpServers": {"crm": {"type": "http", "url": url("crm")}, "docs": {"type": "http", "url": url("docs")}}
-    }
+    urls = {slug: {"url": url(slug)} for slug in ("crm", "docs")}
+    assert servers == {"mcpServers": {slug: {"type": "http", **one} for slug, one in urls.items()}}
+    assert of_cursor == {"mcpServers": urls}
     check_claude_code_settings(allowed)
     assert allowed["allowedMcpServers"] == [{"serverUrl": url("*")}]
     assert allowed["allowManagedMcpServersOnly"] is True
@@ -73,12 +74,6 @@ def test_vs_code_gets_its_policies_on_each_system(address: DirectoryAddress) -> 
     assert windows.startswith("Windows Registry Editor Version 5.00\r\n\r\n")
     assert dict(keys[r"HKEY_LOCAL_MACHINE\SOFTWARE\Policies\Microsoft\VSCode"]) == {
         f'"{name}"': f'"{value}"' for name, value in policies.items()
-    }
-
-
-def test_cursor_gets_the_gateways(address: DirectoryAddress) -> None:
-    assert json.loads(text_of(address, "cursor")) == {
-        "mcpServers": {"crm": {"url": url("crm")}, "docs": {"url": url("docs")}}
     }
 
 

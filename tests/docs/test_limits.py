@@ -10,7 +10,6 @@ from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
 from gatewayadmin.admin.base import CapabilityAdmin
-from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import run
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
@@ -86,7 +85,3 @@ def test_the_page_has_each_limit_with_the_number_of_the_code() -> None:
     rows = dict(re.findall(r"^\| (.+?) \| ([\d,]+) \|", PAGE, re.MULTILINE))
 
     assert {name: int(number.replace(",", "")) for name, number in rows.items()} == LIMITS
-
-
-def test_the_settings_it_names_exist() -> None:
-    assert set(re.findall(r"GATEWAY_\w+", PAGE)) <= set(environment._seen)

@@ -22,7 +22,10 @@ from tests.docs.newcomer import Newcomer, Terminal
 from tests.docs.pages import ROOT
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.xdist_group("starts")
+pytestmark = [
+    pytest.mark.xdist_group("starts"),
+    pytest.mark.parametrize("newcomer", ["with tables"], indirect=True),  # The README also uses the other.
+]
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
 BRIDGE = (ROOT / "docs" / "how-to" / "add-a-server.md").read_text()

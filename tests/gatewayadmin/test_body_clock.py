@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProtocol
 from tests.eventually import PATIENCE
 
 HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -113,7 +113,7 @@ def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[Li
 
 
 @pytest.mark.full
-def test_a_slow_but_steady_body_is_taken(http_protocol: type[LimitedHttpProtocol]) -> None:
+def test_a_slow_but_steady_body_is_taken() -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 30)
         for _ in range(30):
@@ -121,9 +121,8 @@ def test_a_slow_but_steady_body_is_taken(http_protocol: type[LimitedHttpProtocol
             await asyncio.sleep(0.01)
         return bytes(await client.reader.readline())
 
-    assert (
-        talk(reader_of_all, conversation, hasty(http_protocol, body_seconds=60, body_rate=1)) == b"HTTP/1.1 200 OK\r\n"
-    )
+    steady = hasty(McpHttpProtocol, body_seconds=60, body_rate=1)
+    assert talk(reader_of_all, conversation, steady) == b"HTTP/1.1 200 OK\r\n"
 
 
 def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: type[LimitedHttpProtocol]) -> None:
@@ -156,32 +155,27 @@ def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "first", [HEAD % 2 + b"hi", b"GET /mcp/work HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["call", "stream"]
-)
-def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
-    http_protocol: type[LimitedHttpProtocol], first: bytes
-) -> None:
-    async def conversation(connect: Any) -> list[bool]:
-        clients = [await connect(first)]
-        assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
-        await clients[0].reader.readexactly(len(b"content-length: 2\r\n\r\nhi"))
-        clients += [await connect(b"GET /half") for _ in range(4)]
-        assert await clients[1].rest() == b""
-        return [await client.is_closed() for client in clients]
+def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(http_protocol: type[LimitedHttpProtocol]) -> None:
+    for first in (HEAD % 2 + b"hi", b"GET /mcp/work HTTP/1.1\r\nHost: x\r\n\r\n"):
 
-    assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]
+        async def conversation(connect: Any, first: bytes = first) -> list[bool]:
+            clients = [await connect(first)]
+            assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
+            await clients[0].reader.readexactly(len(b"content-length: 2\r\n\r\nhi"))
+            clients += [await connect(b"GET /half") for _ in range(4)]
+            assert await clients[1].rest() == b""
+            return [await client.is_closed() for client in clients]
+
+        assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]
 
 
-def test_clients_get_an_error_when_nearly_all_files_are_open(
-    http_protocol: type[LimitedHttpProtocol], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clients_get_an_error_when_nearly_all_files_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.open_files.open_files_limit", lambda: 5)
 
     async def conversation(connect: Any) -> bytes:
         return bytes(await (await connect()).rest())
 
-    answer = talk(reader_of_all, conversation, http_protocol)
+    answer = talk(reader_of_all, conversation, McpHttpProtocol)
 
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\n")
 
@@ -191,22 +185,6 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
     for _ in range(64):
         await send({"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": True})
     await send({"type": "http.response.body"})
-
-
-@pytest.mark.full
-def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[LimitedHttpProtocol]) -> None:
-    served = asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await large(scope, receive, send)
-        assert (await receive())["type"] == "http.disconnect"
-        served.set()
-
-    async def conversation(connect: Any) -> None:
-        await connect(b"GET /logs/export/ HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asyncio.wait_for(served.wait(), PATIENCE)
-
-    talk(app, conversation, hasty(http_protocol, untaken_seconds=0.1))
 
 
 @pytest.mark.full

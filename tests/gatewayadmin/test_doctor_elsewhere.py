@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
+from django.db import transaction
 from oauth2_provider.models import AccessToken, Application, Grant
 from pytest_django import Settings
 
@@ -94,24 +95,27 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
     assert "/registration" not in stranger.asked
 
 
-@pytest.mark.parametrize("client_id", ["claude", "doctor", "unknown", "n\x00ul"])
 def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
-    client_id: str, stranger: Stranger, settings: Settings
+    stranger: Stranger, settings: Settings, subtests: pytest.Subtests
 ) -> None:
     """Registrations here survive, even one from an earlier run that looks like the doctor's."""
     settings.PUBLIC_URL, settings.PUBLIC_URL_IS_SET = stranger.base, True
     claude, earlier = application(client_id="claude", name="Claude"), application(client_id="doctor")
     AccessToken.objects.create(application=claude, user=make.user(), token="t", expires="2100-01-01T00:00Z")
-    stranger.client_id = client_id
 
-    failed = walk(stranger)
+    for client_id in ("claude", "doctor", "unknown", "n\x00ul"):
+        with subtests.test(client_id), transaction.atomic():
+            stranger.client_id = client_id
+            failed = walk(stranger)
 
-    assert (failed.title, failed.reason) == ("Registration", "The client_id of the answer was not registered here.")
-    assert set(Application.objects.all()) == {claude, earlier}
-    assert AccessToken.objects.filter(application=claude).exists()
-    assert not Grant.objects.exists()
-    assert not Connection.objects.exists()
-    assert {urlsplit(path).path for path in stranger.asked}.isdisjoint({"/token", "/authorization"})
+            told = failed.title, failed.reason
+            assert told == ("Registration", "The client_id of the answer was not registered here.")
+            assert set(Application.objects.all()) == {claude, earlier}
+            assert AccessToken.objects.filter(application=claude).exists()
+            assert not Grant.objects.exists()
+            assert not Connection.objects.exists()
+            assert {urlsplit(path).path for path in stranger.asked}.isdisjoint({"/token", "/authorization"})
+            transaction.set_rollback(True)
 
 
 @pytest.mark.full

@@ -134,26 +134,29 @@ def test_the_last_of_several_cookie_headers_counts_as_it_does_for_the_pages() ->
     serving(test)
 
 
-@pytest.mark.parametrize(
-    ("path", "more"),
-    [("/logs/", ANN), ("/api/logs", {"authorization": "Bearer gwk_1"}), ("/scim/v2/Users", ANN)],
-    ids=["page", "api", "directory"],
-)
-def test_a_request_that_cannot_wait_gets_a_retry_time(path: str, more: dict[str, str]) -> None:
-    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
-        async with asyncio.TaskGroup() as asking:
-            for number in range(2 + middleware.MOST_WAITING):
-                asking.create_task(browser.ask(f"/{number}", **more))
-            await settled()
-            await browser.ask(path, **more)
-            assert browser.answered[path][0] == 429
-            assert browser.answered[path][1]["retry-after"] == "5"
-            pages.may_begin.set()
-            pages.may_end.set()
-        assert len(browser.answered) == 3 + middleware.MOST_WAITING
-        assert not served._shares
+def test_a_request_that_cannot_wait_gets_a_retry_time() -> None:
+    for path, more in (
+        ("/logs/", ANN),
+        ("/api/logs", {"authorization": "Bearer gwk_1"}),
+        ("/scim/v2/Users", ANN),
+    ):
 
-    serving(test)
+        async def test(
+            pages: Pages, served: FairShares, browser: Browser, path: str = path, more: dict[str, str] = more
+        ) -> None:
+            async with asyncio.TaskGroup() as asking:
+                for number in range(2 + middleware.MOST_WAITING):
+                    asking.create_task(browser.ask(f"/{number}", **more))
+                await settled()
+                await browser.ask(path, **more)
+                assert browser.answered[path][0] == 429
+                assert browser.answered[path][1]["retry-after"] == "5"
+                pages.may_begin.set()
+                pages.may_end.set()
+            assert len(browser.answered) == 3 + middleware.MOST_WAITING
+            assert not served._shares
+
+        serving(test)
 
 
 def test_a_request_that_waited_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

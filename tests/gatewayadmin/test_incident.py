@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import User
@@ -18,7 +19,6 @@ from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import text
 from tests.rest import Rest
-from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
@@ -67,38 +67,38 @@ def places(link: Connection) -> dict[str, str]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["host", "user", "connection", "token", "server"])
-def test_each_subject_shows_its_day_against_the_usual(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
-    now = timezone.now()
+def test_each_subject_shows_its_day_against_the_usual(
+    link: Connection, boss: User, sign_in: SignIn, subtests: pytest.Subtests
+) -> None:
+    now, client = timezone.now(), sign_in(boss)
+    called(link)
+    activity = client.get(places(link)["host"]).context["activity"]
+    nothing_before = (activity.calls.usual, activity.new_tools, activity.new_addresses)
+    assert nothing_before == ("", 0, 0), "nothing is called new"
+
     for days in (2, 3, 4, 5):
         called(link, at=now - timedelta(days=days))
     for _ in range(12):
         called(link, client_ip="185.220.101.7", outcome="denied", deny_reason="tool_disabled", feature_name="pay")
-    called(link)
+    for kind, path in places(link).items():
+        with subtests.test(kind):
+            page = client.get(path)
+            activity = page.context["activity"]
 
-    page = sign_in(boss).get(places(link)[kind])
-    activity = page.context["activity"]
-
-    assert (activity.calls.now, activity.calls.usual, activity.calls.is_odd) == (13, "1", True)
-    assert (activity.refused.now, activity.refused.usual) == (12, "0")
-    assert [(one.name, one.now, one.is_new, one.denied) for one in activity.tools] == [
-        ("pay", 12, True, 12),
-        ("search", 1, False, 0),
-    ]
-    assert [(one.ip, one.now, one.is_new) for one in activity.addresses] == [
-        ("185.220.101.7", 12, True),
-        ("10.4.7.12", 1, False),
-    ]
-    assert "185.220.101.7" in text(page)
-    assert "refused" in page.context["refused_url"]  # Includes all outcomes the number counts.
-
-
-def test_where_there_is_nothing_before_nothing_is_called_new(link: Connection, boss: User, sign_in: SignIn) -> None:
-    called(link)
-
-    activity = sign_in(boss).get(places(link)["host"]).context["activity"]
-
-    assert (activity.calls.usual, activity.new_tools, activity.new_addresses) == ("", 0, 0)
+            assert (activity.calls.now, activity.calls.usual, activity.calls.is_odd) == (13, "1", True)
+            assert (activity.refused.now, activity.refused.usual) == (12, "0")
+            assert [(one.name, one.now, one.is_new, one.denied) for one in activity.tools] == [
+                ("pay", 12, True, 12),
+                ("search", 1, False, 0),
+            ]
+            assert [(one.ip, one.now, one.is_new) for one in activity.addresses] == [
+                ("185.220.101.7", 12, True),
+                ("10.4.7.12", 1, False),
+            ]
+            assert "185.220.101.7" in text(page)
+            assert "refused" in page.context["refused_url"]  # Includes all outcomes the number counts.
+    other = make.token(link, name="other").token
+    assert client.get(f"/incident/tokens/{other.pk}/").context["activity"].calls.now == 0
 
 
 ACTS = {
@@ -118,89 +118,55 @@ ENDED = {
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ACTS)
-def test_one_act_says_what_it_ends_and_records_why(kind: str, link: Connection, boss: User, sign_in: SignIn) -> None:
-    client, page = sign_in(boss), places(link)[kind]
-
-    asked = client.get(f"{page}stop/")
-    before = Event.objects.count()
-    done = client.post(f"{page}stop/", {"reason": "Refunds to one card"}, follow=True)
-
-    assert f'data-kind="danger" data-count="act.ends">{ACTS[kind]}<' in text(asked)
-    assert 'name="typed"' not in text(asked)
-    events = list(Event.objects.order_by("pk")[before:])
-    assert {event.action for event in events} == ENDED[kind]
-    assert {event.changes["because"] for event in events} == {"Refunds to one card"}
-    assert done.redirect_chain[-1][0] == page
-    assert "There is nothing left to stop" in text(done)
-    assert "Reason: Refunds to one card" in text(done)
-    assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ACTS)
-def test_the_same_act_over_rest_answers_what_it_ended(kind: str, link: Connection, boss: User) -> None:
-    server = link.gateway.assignments.get().server
-    path = {
-        "host": f"/hosts/{link.host_id}",
-        "user": f"/users/{link.user_id}",
-        "connection": f"/connections/{link.pk}",
-        "token": f"/tokens/{link.tokens.get().pk}",
-        "server": f"/servers/{server.slug}",
-    }[kind]
-    api, before = Rest.of(boss), Event.objects.count()
-
-    done = api.post(f"{path}/stop", {"reason": "Refunds to one card"})
-
-    events = list(Event.objects.order_by("pk")[before:])
-    assert done.status_code == 200, done.content
-    assert {event.action for event in events} == ENDED[kind]
-    assert {event.changes["because"] for event in events} == {"Refunds to one card"}
-    assert (
-        done.json()
-        == {
-            "host": {"detail": "Refund bot disabled, 1 connection revoked", "undo": None},
-            "user": {"detail": f"{link.user.email} is deactivated, 1 connection revoked", "undo": None},
-            "connection": {"detail": "Connection revoked", "undo": None},
-            "token": {"detail": "Token revoked", "undo": None},
-            "server": {"detail": "Server disabled", "undo": f"/api/servers/{server.slug}/enable"},
-        }[kind]
-    )
-    assert api.post(f"{path}/stop").json()["code"] == "nothing_to_stop"
-
-
-@pytest.mark.parametrize("kind", ["host", "user"])
-def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(
-    kind: str, link: Connection, boss: User
+def test_one_act_says_what_it_ends_and_records_why(
+    link: Connection, boss: User, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
-    link.revoke(by=boss)
-    path = f"/hosts/{link.host_id}" if kind == "host" else f"/users/{link.user_id}"
-    api = Rest.of(boss)
+    client, pages = sign_in(boss), places(link)
+    for kind, words in ACTS.items():
+        with subtests.test(kind), transaction.atomic():
+            page = pages[kind]
+            asked = client.get(f"{page}stop/")
+            before = Event.objects.count()
+            done = client.post(f"{page}stop/", {"reason": "Refunds to one card"}, follow=True)
 
-    undo = api.post(f"{path}/stop").json()["undo"]
-    undone = api.post(undo.removeprefix("/api"))
-
-    assert undone.status_code == 200, undone.content
-    link.refresh_from_db()
-    assert (link.host.enabled, link.user.is_active) == (True, True)
-
-
-@pytest.mark.full
-def test_without_a_reason_none_is_recorded(link: Connection, boss: User, sign_in: SignIn) -> None:
-    sign_in(boss).post(f"{places(link)['token']}stop/", {"reason": "  "})
-
+            assert f'data-kind="danger" data-count="act.ends">{words}<' in text(asked)
+            assert 'name="typed"' not in text(asked)
+            events = list(Event.objects.order_by("pk")[before:])
+            assert {event.action for event in events} == ENDED[kind]
+            assert {event.changes["because"] for event in events} == {"Refunds to one card"}
+            assert done.redirect_chain[-1][0] == page
+            assert "There is nothing left to stop" in text(done)
+            assert "Reason: Refunds to one card" in text(done)
+            assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
+            transaction.set_rollback(True)
+    client.post(f"{pages['token']}stop/", {"reason": "  "})
     assert "because" not in Event.objects.get(action="token.revoked").changes
 
 
-def test_disabling_a_server_can_be_undone_from_the_toast(link: Connection, boss: User, sign_in: SignIn) -> None:
-    client, server = sign_in(boss), link.gateway.assignments.get().server
+def test_the_same_act_over_rest_answers_what_it_ended_and_where_it_is_undone(link: Connection, boss: User) -> None:
+    server, api = link.gateway.assignments.get().server, Rest.of(boss)
+    path, reason = f"/hosts/{link.host_id}/stop", {"reason": "Refunds to one card"}
 
-    done = client.post(f"{places(link)['server']}stop/", follow=True)
-    assert f'action="/servers/{server.slug}/enable/"' in text(done)
-    client.post(f"/servers/{server.slug}/enable/")
+    disabled = api.post(f"/servers/{server.slug}/stop")
+    done = api.post(path, reason)
 
-    server.refresh_from_db()
-    assert server.enabled
+    assert disabled.json() == {"detail": "Server disabled", "undo": f"/api/servers/{server.slug}/enable"}
+    assert done.json() == {"detail": "Refund bot disabled, 1 connection revoked", "undo": None}
+    ended = Event.objects.filter(action__in=ENDED["host"])
+    assert {event.changes["because"] for event in ended} == {reason["reason"]}
+    assert api.post(path).json()["code"] == "nothing_to_stop"
+
+
+def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(link: Connection, boss: User) -> None:
+    link.revoke(by=boss)
+    api = Rest.of(boss)
+    for path in (f"/hosts/{link.host_id}", f"/users/{link.user_id}"):
+        undo = api.post(f"{path}/stop").json()["undo"]
+        undone = api.post(undo.removeprefix("/api"))
+
+        assert undone.status_code == 200, undone.content
+        link.refresh_from_db()
+        assert (link.host.enabled, link.user.is_active) == (True, True)
 
 
 @pytest.mark.full
@@ -294,16 +260,6 @@ def test_the_page_is_exported_as_a_file_and_that_is_recorded(link: Connection, b
     assert told["remaining_access"][0]["servers"] == ["Docs"]
     assert [tool["name"] for tool in told["tools"]] == ["search"]
     assert Event.objects.filter(action="logs.exported", changes__incident__1="agent Refund bot").exists()
-
-
-def test_a_token_is_counted_by_its_own_calls(link: Connection, boss: User, sign_in: SignIn) -> None:
-    called(link)
-    other = make.token(link, name="other").token
-
-    activity = sign_in(boss).get(f"/incident/tokens/{other.pk}/").context["activity"]
-
-    assert activity.calls.now == 0
-    assert Token.objects.live().filter(connection=link).count() == 2
 
 
 def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(

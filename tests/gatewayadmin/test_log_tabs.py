@@ -19,30 +19,34 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
-@pytest.mark.parametrize("kind", ["host", "gateway", "server"])
-def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(kind: str, ana: User, sign_in: SignIn) -> None:
-    thing: Any = make.agent(by=ana) if kind == "host" else getattr(make, kind)()
-    path = f"/{kind}s/{thing.pk if kind == 'host' else thing.slug}/logs/"
-    mine = make.call(**{f"{kind}_id": thing.pk}, feature_name="mine")
-    make.call(**{f"{kind}_id": thing.pk}, feature_name="denied-one", outcome="denied")
-    make.call(feature_name="another")
+@pytest.mark.full
+def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(
+    ana: User, sign_in: SignIn, subtests: pytest.Subtests
+) -> None:
     client = sign_in(ana)
+    for kind in ("host", "gateway", "server"):
+        with subtests.test(kind):
+            thing: Any = make.agent(by=ana) if kind == "host" else getattr(make, kind)()
+            path = f"/{kind}s/{thing.pk if kind == 'host' else thing.slug}/logs/"
+            mine = make.call(**{f"{kind}_id": thing.pk}, feature_name="mine")
+            make.call(**{f"{kind}_id": thing.pk}, feature_name="denied-one", outcome="denied")
+            make.call(feature_name="another")
 
-    page = text(client.get(path))
-    narrowed = client.get(f"{path}?q=denied", headers={"HX-Request": "true"})
+            page = text(client.get(path))
+            narrowed = client.get(f"{path}?q=denied", headers={"HX-Request": "true"})
 
-    assert "mine" in page
-    assert "another" not in page
-    assert f'href="{path}" aria-current="page">Logs</a>' in page
-    assert f'href="/logs/{mine.uid}/?{kind}={thing.pk}"' in page
-    assert f"/logs/export/?{kind}={thing.pk}&amp;format=csv" in page
-    assert f'hx-get="/logs/values/tool/?tab={kind}&amp;{kind}={thing.pk}"' in page
-    assert "denied-one" in text(narrowed)
-    assert "mine" not in text(narrowed)
-    assert narrowed["HX-Push-Url"] == f"{path}?q=denied"
-    values = text(client.get(f"/logs/values/tool/?tab={kind}&{kind}={thing.pk}"))
-    assert 'name=tool value="mine"' in values
-    assert "another" not in values
+            assert "mine" in page
+            assert "another" not in page
+            assert f'href="{path}" aria-current="page">Logs</a>' in page
+            assert f'href="/logs/{mine.uid}/?{kind}={thing.pk}"' in page
+            assert f"/logs/export/?{kind}={thing.pk}&amp;format=csv" in page
+            assert f'hx-get="/logs/values/tool/?tab={kind}&amp;{kind}={thing.pk}"' in page
+            assert "denied-one" in text(narrowed)
+            assert "mine" not in text(narrowed)
+            assert narrowed["HX-Push-Url"] == f"{path}?q=denied"
+            values = text(client.get(f"/logs/values/tool/?tab={kind}&{kind}={thing.pk}"))
+            assert 'name=tool value="mine"' in values
+            assert "another" not in values
 
 
 def test_people_who_may_not_open_the_object_get_only_its_log(ana: User, sign_in: SignIn) -> None:
@@ -55,22 +59,6 @@ def test_people_who_may_not_open_the_object_get_only_its_log(ana: User, sign_in:
     assert reader.get(f"/gateways/{hidden.slug}/logs/")["Location"] == f"/logs/?gateway={hidden.pk}"
     assert reader.get("/gateways/none/logs/").status_code == 404
     assert sign_in(make.user(Capability.HOSTS_READ)).get(f"/hosts/{agent.pk}/logs/").status_code == 403
-
-
-@pytest.mark.full
-def test_a_connection_s_calls_are_one_step_away(ana: User, sign_in: SignIn) -> None:
-    agent = make.agent(by=ana)
-    connection = make.connection(agent, make.gateway(), ana)
-    make.call(connection_id=connection.pk, feature_name="mine")
-    make.call(feature_name="another")
-    connection.last_used_at = connection.connected_at
-    connection.save(update_fields=["last_used_at"])
-    client = sign_in(ana)
-
-    link = f"/logs/?connection={connection.pk}&amp;range=all"
-    assert f'href="{link}"' in text(client.get(f"/hosts/{agent.pk}/connections/"))
-    listed = client.get(link.replace("&amp;", "&"))
-    assert [call.feature_name for call in listed.context["page"].rows] == ["mine"]
 
 
 @pytest.mark.full

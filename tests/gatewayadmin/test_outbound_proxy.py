@@ -133,34 +133,40 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
 ALL = ("server", "issuer", "provider", "document", "registry", "archive", "webhook", "s3", "syslog")
 
 
-@pytest.mark.parametrize("what", ALL)
-def test_whatever_django_asks_for_goes_through_the_proxy(what: str, proxy: ForwardProxy, settings: Settings) -> None:
-    said = ask_for(what, settings)
-
-    assert "proxy" not in str(said)
-    assert {target.rsplit(":", 1)[0] for target in proxy.asked} == {PUBLIC}
-
-
-@pytest.mark.parametrize("what", ALL)
-def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_looks_and_the_password_nowhere(
-    what: str, far: int, settings: Settings, caplog: pytest.LogCaptureFixture
+def test_whatever_django_asks_for_goes_through_the_proxy(
+    proxy: ForwardProxy, settings: Settings, subtests: pytest.Subtests
 ) -> None:
-    with forward_proxy(far, credentials="somebody:else") as proxy:
-        use(settings, proxy)
-        try:
-            said = str(ask_for(what, settings))
-        except (NoAnswer, ProviderDown, NoDocument, well_known.NoRegistry, DiscoveryFailed, OSError) as error:
-            said = str(error)
+    for what in ALL:
+        with subtests.test(what):
+            proxy.asked.clear()
+            said = ask_for(what, settings)
 
-    words = "requires a valid user and password (407)"
-    if what == "document":  # An anonymous person may read this error.
-        assert said == "The app's metadata document cannot be reached."
-    else:
-        assert words in said
-    assert any(words in str(getattr(record, "error", "")) for record in caplog.records)
-    for text in (said, caplog.text):
-        assert SECRET not in text
-        assert b64encode(USER_AND_SECRET.encode()).decode() not in text
+            assert "proxy" not in str(said)
+            assert {target.rsplit(":", 1)[0] for target in proxy.asked} == {PUBLIC}
+
+
+def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_looks_and_the_password_nowhere(
+    far: int, settings: Settings, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+) -> None:
+    for what in ALL:
+        with subtests.test(what), forward_proxy(far, credentials="somebody:else") as proxy:
+            use(settings, proxy)
+            ways_out._logged_at.clear()
+            caplog.clear()
+            try:
+                said = str(ask_for(what, settings))
+            except (NoAnswer, ProviderDown, NoDocument, well_known.NoRegistry, DiscoveryFailed, OSError) as error:
+                said = str(error)
+
+            words = "requires a valid user and password (407)"
+            if what == "document":  # An anonymous person may read this error.
+                assert said == "The app's metadata document cannot be reached."
+            else:
+                assert words in said
+            assert any(words in str(getattr(record, "error", "")) for record in caplog.records)
+            for text in (said, caplog.text):
+                assert SECRET not in text
+                assert b64encode(USER_AND_SECRET.encode()).decode() not in text
 
 
 def test_the_health_of_a_server_and_the_state_of_a_sink_say_that_it_is_the_proxy(far: int, settings: Settings) -> None:
@@ -219,30 +225,27 @@ def test_the_workspace_page_says_where_the_proxy_is_and_not_its_password(proxy: 
     assert SECRET not in page
 
 
-@pytest.mark.parametrize(
-    ("value", "place", "encrypted", "has_secret"),
-    [
-        ("http://proxy.example.com:3128", "proxy.example.com:3128", False, False),
-        ("http://proxy.example.com/", "proxy.example.com:80", False, False),
-        ("https://me:p%40ss%3A@proxy.example.com", "proxy.example.com:443", True, True),
-        ("http://[::1]:3128", "[::1]:3128", False, False),
-    ],
-)
-def test_the_proxy_is_read_from_the_environment(
-    value: str, place: str, encrypted: bool, has_secret: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(configured.PROXY, value)
-    proxy = configured.outbound_proxy_settings()
+def test_the_proxy_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(configured.PROXY, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
+    assert configured.outbound_proxy_settings() is None
 
-    assert proxy is not None
-    assert (proxy.place, proxy.encrypted) == (place, encrypted)
-    expected = f"Basic {b64encode(b'me:p@ss:').decode()}" if has_secret else ""
-    assert proxy.authorization == expected
+    secret = f"Basic {b64encode(b'me:p@ss:').decode()}"
+    for value, place, encrypted, authorization in (
+        ("http://proxy.example.com:3128", "proxy.example.com:3128", False, ""),
+        ("http://proxy.example.com/", "proxy.example.com:80", False, ""),
+        ("https://me:p%40ss%3A@proxy.example.com", "proxy.example.com:443", True, secret),
+        ("http://[::1]:3128", "[::1]:3128", False, ""),
+    ):
+        monkeypatch.setenv(configured.PROXY, value)
+        proxy = configured.outbound_proxy_settings()
+
+        assert proxy is not None
+        assert (proxy.place, proxy.encrypted, proxy.authorization) == (place, encrypted, authorization)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_a_url_that_is_none_is_refused_without_a_word_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (
         "proxy.of-secrecy:3128",
         "socks5://of-secrecy",
         "http://",
@@ -254,18 +257,9 @@ def test_the_proxy_is_read_from_the_environment(
         "http://me%0d%0aX:of-secrecy@p",
         "http://me:of secrecy@p",
         "http://m%C3%A9%ZZ:of-secrecy@[::1",
-    ],
-)
-def test_a_url_that_is_none_is_refused_without_a_word_of_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(configured.PROXY, value)
+    ):
+        monkeypatch.setenv(configured.PROXY, value)
 
-    with pytest.raises(Refused, match=configured.PROXY) as caught:
-        configured.outbound_proxy_settings()
-    assert "secrecy" not in str(caught.value)
-
-
-def test_without_the_variable_there_is_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(configured.PROXY, raising=False)
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
-
-    assert configured.outbound_proxy_settings() is None
+        with pytest.raises(Refused, match=configured.PROXY) as caught:
+            configured.outbound_proxy_settings()
+        assert "secrecy" not in str(caught.value), value

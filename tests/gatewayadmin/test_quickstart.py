@@ -44,17 +44,14 @@ def call(server: Upstream, tool: str, **arguments: object) -> tuple[str, bool]:
     return result["content"][0]["text"], result["isError"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"X-Gateway-Builtin-Secret": "guess"}, {"X-Gateway-Builtin-Secret": ""}])
-def test_requests_without_the_secret_find_nothing(server: Upstream, headers: dict[str, str]) -> None:
-    for verb in ("POST", "GET", "DELETE"):
-        answer = httpx.request(verb, server.url, headers=headers, trust_env=False)
-        assert (answer.status_code, answer.content) == (404, b"")
-
-
-def test_without_a_secret_it_opens_to_nobody() -> None:
+def test_requests_without_the_secret_find_nothing(server: Upstream) -> None:
+    for headers in ({}, {"X-Gateway-Builtin-Secret": "guess"}, {"X-Gateway-Builtin-Secret": ""}):
+        for verb in ("POST", "GET", "DELETE"):
+            answer = httpx.request(verb, server.url, headers=headers, trust_env=False)
+            assert (answer.status_code, answer.content) == (404, b"")
     with running(mounted("")) as closed:
         answer = httpx.post(closed.url, headers={"X-Gateway-Builtin-Secret": ""}, trust_env=False)
-    assert answer.status_code == 404
+    assert answer.status_code == 404, "without a secret it opens to nobody"
 
 
 def test_the_tools_do_what_they_say(server: Upstream) -> None:
@@ -68,25 +65,25 @@ def test_the_tools_do_what_they_say(server: Upstream) -> None:
     now, failed = call(server, "current_time", timezone="Europe/Vienna")
     assert abs((datetime.fromisoformat(now) - datetime.now(UTC)).total_seconds()) < 60
     assert not failed
+    [resource] = ask(server, "resources/list")["result"]["resources"]
+    assert "Logs" in ask(server, "resources/read", {"uri": resource["uri"]})["result"]["contents"][0]["text"]
+    [prompt] = ask(server, "prompts/list")["result"]["prompts"]
+    got = ask(server, "prompts/get", {"name": prompt["name"], "arguments": {"name": "Ana"}})["result"]
+    assert "Ana" in got["messages"][0]["content"]["text"]
 
 
-@pytest.mark.parametrize(
-    ("tool", "arguments"),
-    [
+def test_wrong_arguments_are_tool_errors(server: Upstream) -> None:
+    wrong: list[tuple[str, dict[str, object]]] = [
         ("echo", {}),
         ("echo", {"text": 1}),
-        ("add", {"a": 1, "b": "2"}),
         ("add", {"a": True, "b": 1}),
         ("current_time", {"timezone": "Mars/Olympus"}),
         ("current_time", {"timezone": "../etc/passwd"}),
         ("current_time", {"timezone": 7}),
         ("slow", {"seconds": "long"}),
-    ],
-)
-def test_wrong_arguments_are_tool_errors(server: Upstream, tool: str, arguments: dict[str, object]) -> None:
-    _, failed = call(server, tool, **arguments)
-
-    assert failed
+    ]
+    for tool, arguments in wrong:
+        assert call(server, tool, **arguments)[1], (tool, arguments)
 
 
 def test_missing_features_get_an_error_code(server: Upstream) -> None:
@@ -95,24 +92,9 @@ def test_missing_features_get_an_error_code(server: Upstream) -> None:
     assert ask(server, "resources/read", {"uri": "file:///etc/passwd"})["error"]["code"] == -32602
     assert ask(server, "prompts/get", {"name": "nothing"})["error"]["code"] == -32602
     assert ask(server, "nonsense")["error"]["code"] == -32601
-
-
-def test_resource_and_prompt(server: Upstream) -> None:
-    [resource] = ask(server, "resources/list")["result"]["resources"]
-    assert "Logs" in ask(server, "resources/read", {"uri": resource["uri"]})["result"]["contents"][0]["text"]
-    [prompt] = ask(server, "prompts/list")["result"]["prompts"]
-    message = ask(server, "prompts/get", {"name": prompt["name"], "arguments": {"name": "Ana"}})["result"]["messages"][
-        0
-    ]
-    assert "Ana" in message["content"]["text"]
-
-
-def test_messages_that_are_none_are_refused(server: Upstream) -> None:
-    def status(body: bytes) -> int:
-        return httpx.post(server.url, content=body, headers=HEADER, trust_env=False).status_code
-
-    assert [status(body) for body in (b"{", b"[]", b"{}")] == [400] * 3
-    assert status(b'{"jsonrpc":"2.0","method":"notifications/initialized"}') == 202
+    for body, status in ((b"{", 400), (b"[]", 400), (b'{"jsonrpc":"2.0","method":"notifications/initialized"}', 202)):
+        answer = httpx.post(server.url, content=body, headers=HEADER, trust_env=False)
+        assert answer.status_code == status
 
 
 def test_progress_comes_as_events(server: Upstream) -> None:

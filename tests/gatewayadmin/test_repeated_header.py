@@ -1,7 +1,6 @@
 """A repeated header block is recognised by its bytes, and gives the same result as the parser."""
 
 import httptools
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,12 +77,12 @@ LENGTHS = [b"content-length:  3", b"Content-Length: 3", b"CONTENT-LENGTH:3"]
 OTHERS = st.lists(st.sampled_from([b"hOsT: y", b"Accept: */*", b"content-length:  3 ", b"X: Content-Length: 9", b"Y:"]))
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_a_length_is_found_however_it_is_spelled(length: bytes) -> None:
-    head = b"POST / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\nX: Content-Length: 9\r\n\r\n"
-    known = header_cache(head + b"abc", Parsed(head + b"abc").body, None)
-    assert known is not None
-    assert known.body(head.replace(b"3", b"2") + b"ab") == b"ab"
+def test_a_length_is_found_however_it_is_spelled() -> None:
+    for length in LENGTHS:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\nX: Content-Length: 9\r\n\r\n"
+        known = header_cache(head + b"abc", Parsed(head + b"abc").body, None)
+        assert known is not None
+        assert known.body(head.replace(b"3", b"2") + b"ab") == b"ab"
 
 
 @given(OTHERS, st.sampled_from(LENGTHS), OTHERS, st.data())

@@ -36,9 +36,10 @@ def done(viewer: User) -> list[str]:
 
 
 @pytest.mark.full
-def test_each_step_is_done_when_the_thing_has_happened(owner: User) -> None:
+def test_each_step_is_done_when_the_thing_has_happened(owner: User, settings: Any) -> None:
     built_in = make.server(slug="quickstart", url=BUILT_IN_URL)
     trial = make.gateway(built_in)
+    make.call(at=datetime.now(UTC) - timedelta(days=40), outcome="denied")
     assert done(owner) == []
 
     server = make.server()
@@ -49,40 +50,13 @@ def test_each_step_is_done_when_the_thing_has_happened(owner: User) -> None:
     assert done(owner) == ["server", "gateway", "connection"]
     make.call(outcome="denied", deny_reason="host_disabled")
     assert done(owner) == ["server", "gateway", "connection"]
-    make.call(method="tools/list")
+    make.call(method="tools/list", at=datetime.now(UTC) - timedelta(days=30))
     assert done(owner) == ["server", "gateway", "connection", "call"]
-    make.user()
-    assert done(owner) == ["all"]
-
-
-def test_a_first_call_of_long_ago_counts(owner: User) -> None:
-    make.call(at=datetime.now(UTC) - timedelta(days=40), outcome="denied")
-    assert done(owner) == []
-
-    make.call(at=datetime.now(UTC) - timedelta(days=30))
-    assert done(owner) == ["call"]
-
-
-def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, settings: Any) -> None:
     settings.PUBLIC_URL, settings.MAIL_SERVER = "https://gateway.example.com", ""
-    setup = Setup.of(owner)
-    assert setup
-    assert [step.name for step in setup.steps] == ["server", "gateway", "connection", "call", "mail", "people"]
+    make.user()
+    assert done(owner) == ["server", "gateway", "connection", "call", "people"], "people elsewhere need a mail server"
     settings.MAIL_SERVER = "smtp.example.com"
-    assert done(owner) == ["mail"]
-
-
-@pytest.mark.full
-def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
-    owner: User, sign_in: SignIn
-) -> None:
-    """The first step and the server's page both link to the next step, so nobody needs to know the order."""
-    client = sign_in(owner)
-    server, gateway = make.server(name="Handbook"), make.gateway()
-
-    assert "press “Assign a server” on its Servers tab" in text(client.get("/"))
-    assert 'href="/gateways/">Open gateways<' in text(client.get(f"/servers/{server.slug}/gateways/"))
-    assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
+    assert done(owner) == ["all"]
 
 
 @pytest.mark.full

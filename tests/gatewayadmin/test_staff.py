@@ -14,9 +14,11 @@ def browser(*, is_staff: bool) -> Client:
     return client
 
 
-def test_a_stranger_is_sent_to_our_sign_in() -> None:
+def test_signing_in_and_changing_the_password_are_the_products_own_pages() -> None:
     for path in ("/admin/", "/admin/login/?next=/admin/"):
         assert Client().get(path, follow=True).redirect_chain[-1][0].startswith("/accounts/login/?next=/admin/")
+    assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
+    assert browser(is_staff=True).get("/admin/password_change/")["Location"] == "/accounts/password/change/"
 
 
 def test_a_password_alone_opens_nothing() -> None:
@@ -30,17 +32,3 @@ def test_a_password_alone_opens_nothing() -> None:
     before = staff.session["_auth_user_id"]
     staff.post("/admin/login/", form)
     assert staff.session["_auth_user_id"] == before
-
-
-@pytest.mark.full
-def test_people_without_the_staff_flag_are_refused() -> None:
-    assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
-
-
-@pytest.mark.full
-def test_staff_come_in() -> None:
-    assert browser(is_staff=True).get("/admin/").status_code == 200
-
-
-def test_the_password_is_changed_where_everybody_changes_it() -> None:
-    assert browser(is_staff=True).get("/admin/password_change/")["Location"] == "/accounts/password/change/"

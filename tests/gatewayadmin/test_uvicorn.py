@@ -28,14 +28,15 @@ READ = {
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", READ)
-def test_uvicorn_is_the_one_our_http_protocols_were_written_against(name: str) -> None:
-    owner, _, method = name.partition(".")
-    function = getattr(getattr(httptools_impl, owner), method, None)
-    assert function is not None, f"uvicorn has no {name} any more: gatewayadmin/serving/ overrides or calls it."
-    digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
-    assert digest == READ[name], (
-        f"uvicorn changed {name}. Compare it with gatewayadmin/serving/http_protocol.py, "
-        f"run tests/gatewayadmin/test_mcp_http_protocol.py, then write {digest} here. "
-        "GATEWAY_FAST_HTTP=0 leaves the fast path out meanwhile."
-    )
+def test_uvicorn_is_the_one_our_http_protocols_were_written_against(subtests: pytest.Subtests) -> None:
+    for name, known in READ.items():
+        with subtests.test(name):
+            owner, _, method = name.partition(".")
+            function = getattr(getattr(httptools_impl, owner), method, None)
+            assert function is not None, f"uvicorn has no {name} any more: gatewayadmin/serving/ overrides or calls it."
+            digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+            assert digest == known, (
+                f"uvicorn changed {name}. Compare it with gatewayadmin/serving/http_protocol.py, "
+                f"run tests/gatewayadmin/test_mcp_http_protocol.py, then write {digest} here. "
+                "GATEWAY_FAST_HTTP=0 leaves the fast path out meanwhile."
+            )

@@ -1,14 +1,14 @@
 """Definitions awaiting a decision: notices, the page of a feature, and the decision."""
 
 import json
-import re
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -27,7 +27,7 @@ from gateways.models import (
     OnArrival,
     OnChange,
 )
-from servers.models import AuthType, Identity
+from servers.models import AuthType
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
@@ -80,71 +80,49 @@ def learn_all(assignment: Assignment) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("query", "names"),
-    [
+def test_the_tab_lists_one_kind_or_all_and_the_overview_counts_each(docs: Assignment, client: Client) -> None:
+    learn_all(docs)
+    everything = {"docs__find", "docs__summarise", "docs://handbook", "docs://{page}"}
+
+    for query, names in (
         ("", {"docs__find"}),
-        ("?kind=tool", {"docs__find"}),
         ("?kind=prompt", {"docs__summarise"}),
         ("?kind=resource", {"docs://handbook"}),
         ("?kind=template", {"docs://{page}"}),
-        ("?kind=all", {"docs__find", "docs__summarise", "docs://handbook", "docs://{page}"}),
+        ("?kind=all", everything),
         ("?kind=all&q=ten+words", {"docs__summarise"}),
         ("?kind=prompt&enabled=off", set()),
-        ("?kind=all&state=approved", {"docs__find", "docs__summarise", "docs://handbook", "docs://{page}"}),
+        ("?kind=all&state=approved", everything),
         ("?kind=all&state=held", set()),
         ("?kind=nonsense&state=nonsense", {"docs__find"}),
-    ],
-)
-def test_the_tab_lists_one_kind_or_all(query: str, names: set[str], docs: Assignment, client: Client) -> None:
-    learn_all(docs)
-
-    response = client.get(f"/gateways/work/tools/{query}")
-
-    assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
-    assert [(tab.label, tab.number) for tab in response.context["tabs"]] == [
-        ("Tools", 1),
-        ("Prompts", 1),
-        ("Resources", 1),
-        ("Templates", 1),
-        ("All", 4),
-    ]
-
-
-@pytest.mark.full
-def test_the_overview_counts_each_kind(docs: Assignment, client: Client) -> None:
-    learn_all(docs)
-
-    page = text(client.get("/gateways/work/"))
-
+    ):
+        shown = client.get(f"/gateways/work/tools/{query}").context
+        assert {row.feature.exposed_name for group in shown["groups"] for row in group.rows} == names, query
+        assert [(tab.label, tab.number) for tab in shown["tabs"]] == [
+            *(("Tools", 1), ("Prompts", 1), ("Resources", 1), ("Templates", 1), ("All", 4)),
+        ]
+    overview = text(client.get("/gateways/work/"))
     for kind in FeatureKind:
-        assert f'<a href="/gateways/work/tools/?kind={kind.value}">1 known</a>' in page
+        assert f'<a href="/gateways/work/tools/?kind={kind.value}">1 known</a>' in overview
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", FeatureKind)
-def test_every_kind_has_the_same_switch(kind: FeatureKind, docs: Assignment, client: Client) -> None:
+def test_every_kind_has_the_same_switch(docs: Assignment, client: Client) -> None:
     learn_all(docs)
-    feature = docs.features.get(kind=kind)
+    for kind in FeatureKind:
+        feature = docs.features.get(kind=kind)
 
-    asked = text(client.get(f"/tools/{feature.pk}/disable/"))
-    row = text(client.post(f"/tools/{feature.pk}/disable/", headers={"HX-Request": "true"}))
+        asked = text(client.get(f"/tools/{feature.pk}/disable/"))
+        row = text(client.post(f"/tools/{feature.pk}/disable/", headers={"HX-Request": "true"}))
 
-    feature.refresh_from_db()
-    assert not feature.enabled
-    assert f"Disable this {kind.label.lower()}?" in asked
-    assert f'id="tool-{feature.pk}"' in row
-
-
-@pytest.mark.full
-def test_only_what_waits_for_a_decision_is_listed_where_that_is_asked(
-    held: Feature, docs: Assignment, client: Client
-) -> None:
-    Feature.objects.learn(docs, [{"name": "summarise"}], FeatureKind.PROMPT)
-
-    response = client.get("/gateways/work/tools/?kind=all&state=attention")
-
-    assert [row.feature for group in response.context["groups"] for row in group.rows] == [held]
+        feature.refresh_from_db()
+        assert not feature.enabled
+        assert f"Disable this {kind.label.lower()}?" in asked
+        assert f'id="tool-{feature.pk}"' in row
+        here = {"HX-Request": "true", "HX-Current-URL": f"http://testserver/features/{feature.pk}/"}
+        head = text(client.post(f"/tools/{feature.pk}/enable/", headers=here))
+        assert 'id="feature-head"' in head
+        assert "/disable/" in head
 
 
 @pytest.mark.full
@@ -165,18 +143,6 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
 
 
 @pytest.mark.full
-def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, client: Client) -> None:
-    server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
-    make.assignment(work, server)
-
-    client.post("/gateways/work/tools/refresh/")
-
-    for kind in FeatureKind:
-        page = text(client.get(f"/gateways/work/tools/?kind={kind.value}"))
-        assert f"</time>: {REFUSED}" in page.split("Asked <time")[1].split("</p>")[0]
-
-
-@pytest.mark.full
 def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> None:
     """The cause is worded as on the server's page, with advice, right after *Refresh tools* and on later visits."""
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
@@ -193,57 +159,11 @@ def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> 
     old = text(client.get("/gateways/work/tools/"))
 
     assert (causes(at_once), causes(later), causes(old)) == ([REFUSED], [REFUSED], [general])
-
-
-@pytest.mark.full
-def test_a_failure_of_a_server_that_the_page_does_not_show_is_told_above_it(work: Gateway, client: Client) -> None:
-    make.assignment(work, make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp"))
     Feature.objects.learn(make.assignment(work, make.server(name="Docs", enabled=False)), [{"name": "echo"}])
-
-    page = text(client.post("/gateways/work/tools/refresh/?q=echo", headers={"HX-Request": "true"}))
-
-    assert page.count(REFUSED) == 1
-
-
-@pytest.mark.full
-def test_a_failed_probe_without_identity_is_not_the_cause_of_a_persons_failure(
-    run: Run, work: Gateway, ben: User, client: Client
-) -> None:
-    server = make.server(url=run(upstreams.github()).url, auth_type=AuthType.BEARER, name="GitHub")
-    github = make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
-    Feature.objects.note_fault(github, "timeout", FeatureKind.TOOL, make.identity(server, ben))
-
-    page = text(client.post("/gateways/work/tools/refresh/", headers={"HX-Request": "true"}))
-
-    assert f"</time>: {REASONS['timeout'].sentence}" in page
-    assert page.count("GitHub answered 401: it wants a credential.") == 1
-
-
-@pytest.mark.full
-def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, client: Client) -> None:
-    server = make.server(auth_type=AuthType.BEARER)
-    shared = make.identity(server)
-    Identity.objects.filter(pk=shared.pk).update(secret_ciphertext=b"nothing")
-    make.assignment(work, server, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
-
-    client.post("/gateways/work/tools/refresh/")
-
-    assert REASONS["identity_unreadable"].sentence in text(client.get("/gateways/work/tools/"))
-
-
-@pytest.mark.full
-def test_a_server_never_asked_has_no_number(work: Gateway, client: Client) -> None:
-    """A server that answered without tools has the number 0; a server that never answered has no number."""
-    silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
-    empty = make.assignment(work, make.server(slug="empty", name="Empty"), alias="empty")
-    Listing.objects.create(assignment=empty, kind="tool", asked_at=timezone.now(), learnt_at=timezone.now())
-
-    servers, tools = text(client.get("/gateways/work/servers/")), text(client.get("/gateways/work/tools/"))
-
-    assert "The tools of Silent are not known yet" in servers
-    assert "0 of 0 tools of Empty" in servers
-    assert f'id="tools-{silent.pk}">Silent</h2>' in tools
-    assert 'Empty <span data-count="assignment.features" class="count">0 of 0</span></h2>' in tools
+    elsewhere = text(client.post("/gateways/work/tools/refresh/?q=echo", headers={"HX-Request": "true"}))
+    assert causes(elsewhere) == [REFUSED], "told above a page that does not show the server"
+    for kind in FeatureKind:
+        assert REFUSED in text(client.get(f"/gateways/work/tools/?kind={kind.value}"))
 
 
 @pytest.mark.full
@@ -317,39 +237,30 @@ def test_definitions_awaiting_a_decision_are_shown_on_dashboard_and_gateway(held
     assert "docs__search was changed by its server" in dashboard
     assert "1 definition waits for a decision." in overview
     assert "/gateways/work/tools/?kind=all&amp;state=attention" in overview
+    Feature.objects.learn(held.assignment, [{"name": "summarise"}], FeatureKind.PROMPT)
+    waiting = client.get("/gateways/work/tools/?kind=all&state=attention").context["groups"]
+    assert [row.feature for group in waiting for row in group.rows] == [held]
+
+
+DECIDED: dict[str, Callable[[Feature, User], object]] = {
+    "accepted": lambda held, ana: held.accept(by=ana),
+    "quarantined": lambda held, ana: held.quarantine(by=ana),
+    "missing": lambda held, _: Feature.objects.learn(held.assignment, []),
+    "removed": lambda held, ana: held.assignment.remove(by=ana),
+    "archived": lambda *_: Gateway.objects.update(archived_at="2026-01-01T00:00Z"),
+}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("end", ["accepted", "quarantined", "missing", "removed", "archived"])
-def test_decided_definitions_are_no_longer_reported(end: str, held: Feature, ana: User, client: Client) -> None:
-    match end:
-        case "accepted":
-            held.accept(by=ana)
-        case "quarantined":
-            held.quarantine(by=ana)
-        case "missing":
-            Feature.objects.learn(held.assignment, [])
-        case "removed":
-            held.assignment.remove(by=ana)
-        case "archived":
-            Gateway.objects.update(archived_at="2026-01-01T00:00Z")
-
-    assert 'id="attention-title"' not in text(client.get("/"))
-    if end != "archived":
-        assert "waits for a decision" not in text(client.get("/gateways/work/"))
-
-
-@pytest.mark.full
-def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana: User, client: Client) -> None:
-    """An approved definition is shortened unless asked for; a changed definition is shown as a difference."""
-    page = f"/features/{held.pk}/"
-    assert "In words" not in client.get(page).text
-    assert "data-depth" not in client.get(f"{page}?show=words").text
-
-    held.accept(by=ana)
-    assert "In words" in client.get(page).text
-    held.quarantine(by=ana)
-    assert client.get(page).context["shown"] == "approved"
+def test_decided_definitions_are_no_longer_reported(
+    held: Feature, ana: User, client: Client, subtests: pytest.Subtests
+) -> None:
+    for name, decide in DECIDED.items():
+        with subtests.test(name), transaction.atomic():
+            decide(Feature.objects.get(pk=held.pk), ana)
+            assert 'id="attention-title"' not in text(client.get("/"))
+            assert "waits for a decision" not in text(client.get("/gateways/work/"))
+            transaction.set_rollback(True)
 
 
 @pytest.mark.full
@@ -368,16 +279,8 @@ def test_people_who_may_not_decide_see_the_difference_and_no_button(held: Featur
             assert method(f"/features/{held.pk}/{act}/").status_code == 403
     held.refresh_from_db()
     assert held.state == FeatureState.HELD
-
-
-@pytest.mark.full
-def test_a_feature_out_of_sight_is_not_there(held: Feature, sign_in: SignIn, client: Client) -> None:
     Gateway.objects.update(reach="teams")
-    stranger = sign_in(make.user())
-
-    assert stranger.get(f"/features/{held.pk}/").status_code == 404
-    for path in ("", "accept/", "quarantine/"):
-        assert client.get(f"/features/{uuid4()}/{path}").status_code == 404
+    assert sign_in(make.user()).get(f"/features/{held.pk}/").status_code == 404, "out of sight"
 
 
 # --- The page of a feature ----------------------------------------------------------------------------------------
@@ -392,32 +295,14 @@ def test_the_page_shows_what_differs_and_no_character_stays_unseen(held: Feature
     assert OVERRIDE not in page
     assert "contains invisible characters: U+202E RIGHT-TO-LEFT OVERRIDE." in page
     assert "<span>name: &quot;search&quot;</span>" in page
-
-
-def test_no_page_of_a_gateway_holds_an_unseen_character(docs: Assignment, client: Client) -> None:
-    Feature.objects.learn(
-        docs,
-        [{"uri": f"docs://a{OVERRIDE}b", "name": f"a{OVERRIDE}b", "description": f"a{OVERRIDE}b"}],
-        FeatureKind.RESOURCE,
-    )
-    feature = docs.features.get()
-
+    name = f"a{OVERRIDE}b"
+    resource = {"uri": f"docs://{name}", "name": name, "description": name}
+    Feature.objects.learn(held.assignment, [resource], FeatureKind.RESOURCE)
+    feature = Feature.objects.get(kind=FeatureKind.RESOURCE)
     for path in ("/gateways/work/tools/?kind=resource", f"/features/{feature.pk}/"):
         body = text(client.get(path)).split("<main", 1)[1]
         assert OVERRIDE not in body, path
         assert "U+202E" in body
-
-
-@pytest.mark.full
-def test_the_rail_marks_where_the_breadcrumb_of_a_feature_begins(docs: Assignment, client: Client) -> None:
-    learn_all(docs)
-
-    for feature in docs.features.all():
-        page = text(client.get(f"/features/{feature.pk}/"))
-        rail, crumbs = (page.split(begin)[1].split("</nav>")[0] for begin in ('id="rail"', 'class="breadcrumb"'))
-        marked = re.findall(r'<a href="([^"]*)" aria-current', rail)
-        assert marked == re.findall(r'<a href="([^"]*)"', crumbs)[:1], feature.kind
-        assert marked == ["/tools/" if feature.kind == FeatureKind.TOOL else "/gateways/"]
 
 
 @pytest.mark.full
@@ -432,17 +317,6 @@ def test_approved_offered_and_each_version_can_be_read_whole(held: Feature, clie
     assert ".env" not in version.split('id="definition"')[1].split("</section>")[0]
     for nonsense in ("nonsense", str(uuid4())):
         assert "<del>" in text(client.get(f"/features/{held.pk}/?show={nonsense}&part=99999999999"))
-
-
-@pytest.mark.full
-def test_the_history_says_who_approved_what(held: Feature, ana: User, client: Client) -> None:
-    held.accept(by=ana)
-
-    history = text(client.get(f"/features/{held.pk}/")).split('id="history-title"')[1]
-
-    assert "by ana@example.com" in history
-    assert "by the gateway's settings" in history
-    assert "shown to clients" in history
 
 
 @pytest.mark.full
@@ -461,18 +335,6 @@ def test_the_page_says_why_clients_are_not_shown_it(held: Feature, ana: User, cl
         "It is disabled.",
     ):
         assert reason in page
-
-
-@pytest.mark.full
-def test_the_switch_on_the_page_changes_its_head(held: Feature, client: Client) -> None:
-    here = {"HX-Request": "true", "HX-Current-URL": f"http://testserver/features/{held.pk}/"}
-
-    asked = text(client.get(f"/tools/{held.pk}/disable/", headers=here))
-    head = text(client.post(f"/tools/{held.pk}/disable/", headers=here))
-
-    assert 'hx-target="#feature-head"' in asked
-    assert 'id="feature-head"' in head
-    assert "/enable/" in head
 
 
 @pytest.mark.full
@@ -502,6 +364,11 @@ def test_accept_asks_and_shows_clients_what_is_offered(held: Feature, ana: User,
     assert (held.state, held.offered) == (FeatureState.APPROVED, None)
     assert "docs__search accepted" in text(done)
     assert held.versions.get(hash=held.definition_hash).approved_by == ana
+    history = text(client.get(f"/features/{held.pk}/")).split('id="history-title"')[1]
+    for said in ("by ana@example.com", "by the gateway's settings", "shown to clients"):
+        assert said in history
+    again = client.post(path, {"definition": ""}, follow=True)
+    assert "the definition that its server offers is approved" in text(again)
 
 
 @pytest.mark.full
@@ -514,15 +381,6 @@ def test_only_what_the_person_was_shown_is_accepted(held: Feature, client: Clien
     held.refresh_from_db()
     assert held.state == FeatureState.HELD
     assert "Nothing was accepted: Docs offers another definition now." in text(done)
-
-
-@pytest.mark.full
-def test_accepting_what_is_approved_says_so(docs: Assignment, client: Client) -> None:
-    Feature.objects.learn(docs, [BEFORE])
-
-    done = client.post(f"/features/{docs.features.get().pk}/accept/", {"definition": ""}, follow=True)
-
-    assert "the definition that its server offers is approved" in text(done)
 
 
 def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: User, client: Client) -> None:
@@ -567,22 +425,12 @@ def test_the_settings_of_a_gateway_are_explained_and_kept(work: Gateway, client:
         assert sentence in form
     assert (work.new_definitions, work.changed_definitions) == (OnArrival.WAIT, OnChange.WARN)
     assert "Wait for approval" in text(done)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("posted", [{}, {"new_definitions": "never", "changed_definitions": "hold"}])
-def test_no_other_setting_is_taken(posted: dict[str, str], work: Gateway, client: Client) -> None:
-    assert client.post("/gateways/work/definitions/", posted).status_code == 422
-
-
-@pytest.mark.full
-def test_a_definition_that_waits_from_the_start_says_so(docs: Assignment, client: Client) -> None:
-    Gateway.objects.update(new_definitions=OnArrival.WAIT)
+    for wrong in ({}, {"new_definitions": "never", "changed_definitions": "hold"}):
+        assert client.post("/gateways/work/definitions/", wrong).status_code == 422
+    docs = make.assignment(work, make.server(name="Docs", slug="docs"))
     Feature.objects.learn(docs, [BEFORE])
     feature = docs.features.get()
-
     page = text(client.get(f"/features/{feature.pk}/"))
-
     assert "nobody has accepted it yet" in page
     assert "docs__search can be used" not in page
     assert "docs__search can be used" in text(client.get(f"/features/{feature.pk}/accept/"))

@@ -55,12 +55,11 @@ def test_a_decision_leads_back_to_the_list_and_quarantine_stands_below(ana: User
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("back", ["https://evil.example.com/", "//evil.example.com", "javascript:alert(1)"])
-def test_a_decision_leads_to_no_other_site(back: str, ana: User, sign_in: SignIn) -> None:
+def test_a_decision_leads_to_no_other_site(ana: User, sign_in: SignIn) -> None:
     feature = changed("one")
-
-    answer = sign_in(ana).post(f"/features/{feature.pk}/quarantine/", {"back": back})
-    assert answer["Location"] == f"/features/{feature.pk}/"
+    for back in ("https://evil.example.com/", "//evil.example.com", "javascript:alert(1)"):
+        answer = sign_in(ana).post(f"/features/{feature.pk}/quarantine/", {"back": back})
+        assert answer["Location"] == f"/features/{feature.pk}/"
 
 
 @pytest.mark.full

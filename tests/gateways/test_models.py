@@ -5,7 +5,7 @@ from django.db import IntegrityError, transaction
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gateways.models import AliasRequired, Assignment, Effect, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
+from gateways.models import AliasRequired, Assignment, Effect, Feature, Gateway, IdentityScheme, Reach
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -14,39 +14,14 @@ pytestmark = pytest.mark.django_db
 @pytest.mark.full
 def test_a_user_reaches_open_gateways_and_those_of_the_own_teams() -> None:
     ana = make.user()
-    team = Team.objects.create(name=make.unique("team"))
-    team.users.add(ana)
     everyone, teams, others = make.gateway(), make.gateway(reach=Reach.TEAMS), make.gateway(reach=Reach.TEAMS)
-    teams.teams.add(team)
-
-    assert set(Gateway.objects.reachable_by(ana)) == {everyone, teams}
-    assert set(Gateway.objects.reachable_by(make.user(Capability.GATEWAYS_USE))) == {everyone, teams, others}
-
-
-def test_two_teams_show_a_gateway_once() -> None:
-    ana = make.user()
-    gateway = make.gateway(reach=Reach.TEAMS)
     for _ in range(2):
         team = Team.objects.create(name=make.unique("team"))
         team.users.add(ana)
-        gateway.teams.add(team)
+        teams.teams.add(team)
 
-    assert list(Gateway.objects.reachable_by(ana)) == [gateway]
-
-
-def test_the_url_of_a_gateway_is_built_from_the_public_url(settings: object) -> None:
-    settings.PUBLIC_URL = "https://mcp.example.com"  # type: ignore[attr-defined]
-
-    assert make.gateway(slug="work").url == "https://mcp.example.com/mcp/work"
-
-
-@pytest.mark.parametrize("alias", ["docs", ""])
-def test_an_alias_is_unique_on_its_gateway_and_so_is_none(alias: str) -> None:
-    gateway = make.gateway()
-    make.assignment(gateway, make.server(), alias=alias)
-
-    with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
-        Assignment.objects.create(gateway=gateway, server=make.server(), alias=alias)
+    assert sorted(Gateway.objects.reachable_by(ana), key=str) == sorted([everyone, teams], key=str), "each once"
+    assert set(Gateway.objects.reachable_by(make.user(Capability.GATEWAYS_USE))) == {everyone, teams, others}
 
 
 @pytest.mark.full
@@ -70,11 +45,21 @@ def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
     Assignment.objects.get(pk=first.pk).edit(by=ana, alias="")
 
 
-def test_the_database_allows_one_server_without_an_alias_per_gateway() -> None:
-    gateway = make.gateway()
-    make.assignment(gateway, make.server(), alias="")
-    with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
-        Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
+def test_the_database_refuses_an_alias_twice_and_identities_that_do_not_fit(subtests: pytest.Subtests) -> None:
+    named, bare = make.gateway(), make.gateway()
+    make.assignment(named, make.server(), alias="docs")
+    make.assignment(bare, make.server(), alias="")
+    crm, other = make.server(auth_type="bearer"), make.server(auth_type="bearer")
+    shared = make.assignment(make.gateway(), crm, identity_scheme=IdentityScheme.SHARED)
+    foreign = Assignment.objects.filter(pk=shared.pk)
+    for rule, act in (
+        ("live_assignment_alias", lambda: Assignment.objects.create(gateway=named, server=crm, alias="docs")),
+        ("live_assignment_alias", lambda: Assignment.objects.create(gateway=bare, server=crm, alias="")),
+        ("service account of the same server", lambda: foreign.update(shared_identity=make.identity(other))),
+        ("only_shared_scheme", lambda: make.assignment(make.gateway(), crm, shared_identity=make.identity(crm))),
+    ):
+        with subtests.test(rule), pytest.raises(IntegrityError, match=rule), transaction.atomic():
+            act()
 
 
 def test_reauthenticating_as_another_person_starts_again(ana: User) -> None:
@@ -85,42 +70,6 @@ def test_reauthenticating_as_another_person_starts_again(ana: User) -> None:
     assignment.edit(identity_scheme=IdentityScheme.PER_USER, by=ana)
 
     assert not assignment.listings.exists()
-
-
-def test_a_removed_assignment_frees_its_alias() -> None:
-    ana, gateway = make.user(), make.gateway()
-    make.assignment(gateway, make.server(), alias="docs").remove(by=ana)
-
-    make.assignment(gateway, make.server(), alias="docs")
-
-    assert gateway.assignments.live().count() == 1
-
-
-def test_a_shared_identity_must_be_a_service_account_of_that_server() -> None:
-    crm, other, ana = make.server(auth_type="bearer"), make.server(auth_type="bearer"), make.user()
-    gateway = make.gateway()
-
-    for wrong in (make.identity(other), make.identity(crm, ana)):
-        with pytest.raises(WrongIdentity):
-            make.assignment(gateway, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=wrong)
-    assert make.assignment(
-        gateway, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=make.identity(crm)
-    ).shared_identity
-
-
-def test_the_database_refuses_a_shared_identity_of_another_server() -> None:
-    crm, other = make.server(auth_type="bearer"), make.server(auth_type="bearer")
-    assigned = make.assignment(make.gateway(), crm, identity_scheme=IdentityScheme.SHARED)
-
-    with pytest.raises(IntegrityError, match="service account of the same server"), transaction.atomic():
-        Assignment.objects.filter(pk=assigned.pk).update(shared_identity=make.identity(other))
-
-
-def test_only_the_shared_scheme_names_a_shared_identity() -> None:
-    crm = make.server(auth_type="bearer")
-
-    with pytest.raises(IntegrityError, match="only_shared_scheme"), transaction.atomic():
-        make.assignment(make.gateway(), crm, shared_identity=make.identity(crm))
 
 
 CLAIMS = [

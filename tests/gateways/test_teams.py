@@ -4,15 +4,12 @@ import re
 from typing import Any
 
 import pytest
-from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Team, User
 from accounts.rules import Outranked
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.catalogue import including
-from gateways.models import Gateway
 from tests import make
 from tests.conftest import SignIn, wire_size
 
@@ -38,59 +35,20 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
-ACTS = ("rename", "delete", "add", "gateways")
-
-
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("get", "/people/teams/"),
-        ("get", "/people/teams/{pk}/"),
-        *((method, "/people/teams/add/") for method in ("get", "post")),
-        *((method, f"/people/teams/{{pk}}/{act}/") for act in ACTS for method in ("get", "post")),
-        ("post", "/people/teams/{pk}/remove/{user}/"),
-    ],
-)
-def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_in: SignIn) -> None:
-    person = make.user()
-    is_read = method == "get" and path.endswith(("/people/", "/teams/", "/{pk}/"))
-    path = path.format(pk=team(person).pk, user=person.pk)
-    needed = {Capability.PEOPLE_MANAGE} | ({Capability.GATEWAYS_MANAGE} if path.endswith("/gateways/") else set())
-
-    anonymous = getattr(Client(), method)(path)
-    lacking = including([Capability.PEOPLE_READ if is_read else Capability.PEOPLE_MANAGE])
-    without = getattr(sign_in(make.user(*(set(Capability) - lacking))), method)(path)
-    holder = getattr(sign_in(make.user(*needed)), method)(path)
-
-    assert anonymous["Location"].startswith("/accounts/login/")
-    assert without.status_code == 403
-    assert holder.status_code in (200, 302, 422)
-
-
-@pytest.mark.full
-def test_the_list_counts_people_and_gateways_open_to_teams(chief: User, sign_in: SignIn) -> None:
-    support = team(make.user(), make.user())
-    make.gateway(reach="teams", teams=[support])
-    make.gateway(reach="everyone", teams=[support])
-
-    row = text(sign_in(chief).get("/people/teams/")).split("Support</a>")[1].split("</tr>")[0]
-
-    assert 'class="number">2</td>' in row
-    assert 'class="number">1</td>' in row
-
-
-def test_the_empty_list_says_what_teams_are_for(chief: User, sign_in: SignIn) -> None:
-    assert "No teams yet. A gateway can be open to everyone or to some teams only." in text(
-        sign_in(chief).get("/people/teams/")
-    )
-
-
-@pytest.mark.full
-def test_the_pages_cost_the_same_for_few_and_for_many(
-    chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+def test_full_pages_take_few_statements_and_stay_light(
+    chief: User,
+    sign_in: SignIn,
+    django_assert_num_queries: DjangoAssertNumQueries,
+    django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
-    support = team(*(make.user() for _ in range(6)))
+    role = make.role(Capability.LOGS_READ, name="A role with quite a long name")
+    people = [
+        User.objects.create_user(f"a-long-name-{n}@example.com", display_name="x" * 40, role=role) for n in range(60)
+    ]
+    support = team()
+    with django_assert_max_num_queries(20):
+        support.edit(name=support.name, users=people, by=chief)
     for _ in range(6):
         make.gateway(reach="teams", teams=[support])
         team(make.user(), name=make.unique("team"))
@@ -98,21 +56,10 @@ def test_the_pages_cost_the_same_for_few_and_for_many(
 
     with django_assert_num_queries(6):  # session, user, permissions, count, rows, rail
         client.get("/people/teams/")
-    with django_assert_num_queries(8):  # session, user, permissions, team, gateways, count, people, rail
-        client.get(f"/people/teams/{support.pk}/")
-
-
-@pytest.mark.full
-def test_a_full_page_of_people_stays_light(chief: User, sign_in: SignIn) -> None:
-    role = make.role(name="A role with quite a long name")
-    people = [
-        User.objects.create_user(f"a-long-name-{n}@example.com", display_name="x" * 40, role=role) for n in range(50)
-    ]
-
-    response = sign_in(chief).get(f"/people/teams/{team(*people).pk}/")
-
-    assert len(response.context["page"]) == 50
-    assert wire_size(response) <= 30 * 1024
+    with django_assert_num_queries(9):  # session, user, permissions, team, gateways, count, people, rail, roles
+        page = client.get(f"/people/teams/{support.pk}/")
+    assert len(page.context["page"]) == 50
+    assert wire_size(page) <= 30 * 1024
 
 
 @pytest.mark.full
@@ -124,6 +71,9 @@ def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> Non
     support = Team.objects.get(name="Support")
     client.post(f"/people/teams/{support.pk}/rename/", {"name": "Help"})
     assert Team.objects.get().name == "Help"
+    make.gateway(name="Work", reach="teams", teams=[support])
+    told = text(client.get(f"/people/teams/{support.pk}/delete/"))
+    assert "Its members can no longer use Work, unless another of their teams can." in told
     gone = client.post(f"/people/teams/{support.pk}/delete/", follow=True)
 
     assert re.search(r'<input[^>]*name="name"[^>]*autofocus', asked)
@@ -133,23 +83,20 @@ def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
+def test_a_bad_name_is_refused_in_words(chief: User, sign_in: SignIn) -> None:
+    team(name="Taken")
+    support, client = team(), sign_in(chief)
+
+    for name, words in (
         ("", "This field is required."),
         ("TAKEN", "This name is in use already."),
         ("x" * 81, "at most 80 characters"),
         ("a\x00b", "Null characters are not allowed."),
-    ],
-)
-def test_a_bad_name_is_refused_in_words(name: str, words: str, chief: User, sign_in: SignIn) -> None:
-    team(name="Taken")
-    support, client = team(), sign_in(chief)
-
-    for path in ("/people/teams/add/", f"/people/teams/{support.pk}/rename/"):
-        response = client.post(path, {"name": name})
-        assert response.status_code == 422
-        assert words in text(response)
+    ):
+        for path in ("/people/teams/add/", f"/people/teams/{support.pk}/rename/"):
+            response = client.post(path, {"name": name})
+            assert response.status_code == 422
+            assert words in text(response)
     assert {one.name for one in Team.objects.all()} == {"Taken", "Support"}
 
 
@@ -170,24 +117,20 @@ def test_people_are_added_by_e_mail_and_reach_at_once(chief: User, sign_in: Sign
     assert gateway.is_reachable_by(User.objects.get(pk=ben.pk))
 
 
-@pytest.mark.parametrize(
-    ("emails", "words"),
-    [
+def test_bad_e_mails_add_nobody(chief: User, sign_in: SignIn) -> None:
+    make.user(email="ann@example.com")
+    support, client = team(), sign_in(chief)
+
+    for emails, words in (
         ("", "This field is required."),
         (" ,; ", "Enter at least one e-mail."),
         ("ann@example.com nobody@example.com", "There is no person with the e-mail nobody@example.com."),
         ("<b>", "There is no person with the e-mail &lt;b&gt;."),
         ("\n".join(f"p{n}@example.com" for n in range(501)), "Add at most 500 people at a time."),
-    ],
-)
-def test_bad_e_mails_add_nobody(emails: str, words: str, chief: User, sign_in: SignIn) -> None:
-    make.user(email="ann@example.com")
-    support = team()
-
-    response = sign_in(chief).post(f"/people/teams/{support.pk}/add/", {"emails": emails})
-
-    assert response.status_code == 422
-    assert words in text(response)
+    ):
+        response = client.post(f"/people/teams/{support.pk}/add/", {"emails": emails})
+        assert response.status_code == 422
+        assert words in text(response)
     assert support.emails() == []
 
 
@@ -217,6 +160,8 @@ def test_gateways_are_opened_and_closed_to_a_team_and_to_no_other(chief: User, s
     client = sign_in(chief)
 
     form = text(client.get(f"/people/teams/{support.pk}/gateways/"))
+    for wrong in (str(make.gateway(name="Everyone's").pk), "nonsense"):
+        assert client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": [wrong]}).status_code == 422
     client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": [str(second.pk)]})
 
     assert form.count(" checked") == 1
@@ -227,17 +172,6 @@ def test_gateways_are_opened_and_closed_to_a_team_and_to_no_other(chief: User, s
         "First",
         "Second",
     }
-
-
-@pytest.mark.full
-def test_only_gateways_for_teams_can_be_chosen(chief: User, sign_in: SignIn) -> None:
-    support, everyones = team(), make.gateway(name="Everyone's")
-    client = sign_in(chief)
-
-    for wrong in (str(everyones.pk), "nonsense"):
-        response = client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": [wrong]})
-        assert response.status_code == 422
-    assert not support.gateways.exists()
 
 
 @pytest.mark.full
@@ -254,17 +188,6 @@ def test_opening_gateways_takes_their_capability_too(clerk: User, sign_in: SignI
     assert f"/people/teams/{support.pk}/gateways/" not in page
     assert response.status_code == 403
     assert list(gateway.teams.all()) == [support]
-
-
-def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> None:
-    support = team()
-    make.gateway(name="Work", reach="teams", teams=[support])
-
-    asked = text(sign_in(chief).get(f"/people/teams/{support.pk}/delete/"))
-
-    assert "Its members can no longer use Work, unless another of their teams can." in asked
-    assert Team.objects.exists()
-    assert Gateway.objects.get().teams.exists()
 
 
 # --- Who may change whose teams -----------------------------------------------------------------------------------
@@ -333,20 +256,3 @@ def test_the_roles_people_hold_now_decide(clerk: User) -> None:
     with pytest.raises(Outranked):
         Team.objects.add(name="Another", users=[as_it_was], by=clerk)
     assert not Event.objects.filter(actor_email=clerk.email).exists()
-
-
-@pytest.mark.full
-def test_many_people_are_judged_with_as_few_queries_as_few(
-    chief: User, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    role, support = make.role(Capability.LOGS_READ), team()
-    people = [User.objects.create_user(f"many-{n}@example.com", role=role) for n in range(60)]
-
-    with django_assert_max_num_queries(20):
-        support.edit(name=support.name, users=people, by=chief)
-
-
-def test_where_there_is_no_team_the_page_offers_to_add_one(sign_in: SignIn) -> None:
-    page = text(sign_in(make.user(Capability.PEOPLE_MANAGE)).get("/people/teams/"))
-
-    assert page.count("/people/teams/add/") == 2

@@ -1,11 +1,10 @@
 """Features of servers behind a gateway: storing them, the Tools tab, policies and switches."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.utils import timezone
+from django.db import transaction
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
@@ -16,7 +15,6 @@ from servers.models import AuthType, Health
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
-from wire.definitions import fingerprint
 
 DEAD = "Dead refused the connection: nothing listens at the port; check the port, and that the server runs."
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
@@ -39,39 +37,6 @@ def text(response: Any) -> str:
 
 
 # --- Learning -----------------------------------------------------------------------------------------------------
-
-
-def test_a_tool_is_learnt_with_all_its_server_says(docs: Assignment) -> None:
-    definition = {
-        "name": "search",
-        "title": "Search",
-        "description": "Find pages.",
-        "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}},
-        "annotations": {"readOnlyHint": True},
-    }
-
-    Feature.objects.learn(docs, [definition])
-
-    tool = docs.features.get()
-    assert (tool.exposed_name, tool.title, tool.description) == ("docs__search", "Search", "Find pages.")
-    assert tool.input_schema == definition["inputSchema"]
-    assert tool.annotations == {"readOnlyHint": True}
-    assert tool.definition_hash == fingerprint(definition)
-    assert tool.enabled
-    assert tool.changed_at is None
-
-
-def test_learning_again_changes_nothing_but_when_it_was_last_seen(docs: Assignment) -> None:
-    Feature.objects.learn(docs, [{"name": "search"}])
-    Feature.objects.update(last_seen_at=timezone.now() - timedelta(minutes=2))
-    before = docs.features.get()
-
-    Feature.objects.learn(docs, [{"name": "search"}])
-
-    after = docs.features.get()
-    assert after.pk == before.pk
-    assert after.last_seen_at > before.last_seen_at
-    assert (after.first_seen_at, after.changed_at) == (before.first_seen_at, None)
 
 
 def test_a_changed_definition_is_marked_and_keeps_its_switch(docs: Assignment, ana: User) -> None:
@@ -98,15 +63,11 @@ def test_a_missing_tool_is_marked_until_it_returns(docs: Assignment) -> None:
     assert docs.features.get(name="search").missing_since is None
 
 
-@pytest.mark.parametrize(("policy", "enabled"), [("allow_all", True), ("selected", False), ("block_all", True)])
-def test_a_new_tool_starts_off_where_tools_are_selected(
-    policy: str, enabled: bool, docs: Assignment, ana: User
-) -> None:
-    docs.edit(tool_policy=policy, by=ana)
-
-    Feature.objects.learn(docs, [{"name": "search"}])
-
-    assert docs.features.get().enabled == enabled
+def test_a_new_tool_starts_off_where_tools_are_selected(docs: Assignment, ana: User) -> None:
+    for number, (policy, enabled) in enumerate((("selected", False), ("block_all", True), ("allow_all", True))):
+        docs.edit(tool_policy=policy, by=ana)
+        Feature.objects.learn(docs, [{"name": f"search_{number}"}])
+        assert docs.features.get(name=f"search_{number}").enabled == enabled, policy
 
 
 HINDRANCES: dict[str, Callable[[Feature, User], object]] = {
@@ -119,49 +80,16 @@ HINDRANCES: dict[str, Callable[[Feature, User], object]] = {
 }
 
 
-@pytest.mark.parametrize("hindrance", HINDRANCES)
-def test_a_tool_can_be_called_while_nothing_forbids_it(hindrance: str, docs: Assignment, ana: User) -> None:
+def test_a_tool_can_be_called_while_nothing_forbids_it(docs: Assignment, ana: User, subtests: pytest.Subtests) -> None:
     Feature.objects.learn(docs, [{"name": "echo"}])
-    tool = Feature.objects.callable().get()
-
-    HINDRANCES[hindrance](tool, ana)
-
-    assert not Feature.objects.callable().exists()
-
-
-@pytest.mark.full
-def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add", "gone")])
-    Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add")])
-    Feature.objects.get(name="add").disable(by=ana)
-    agent = make.agent(by=ana)
-    make.connection(agent, docs.gateway, ana).revoke(by=ana)
-    make.connection(agent, docs.gateway, ana)
-    client = sign_in(ana)
-
-    tools, connections, servers, overview = (
-        text(client.get(f"/gateways/work/{tab}")) for tab in ("tools/", "connections/", "servers/", "")
-    )
-
-    assert 'id="tool-count">2<' in tools
-    assert 'Tools <span data-count="gateway.features.tool" class="count">2</span></a>' in tools
-    assert 'class="muted">and 1 missing</small>' in tools
-    assert 'class="count">1 of 2</span>' in tools
-    assert ">1/2</a>" in servers
-    assert "2 known" in overview
-    assert 'id="connection-count">2<' in connections
-    assert 'class="count">2</span></h2>' in connections
-    assert "1 live" in overview
+    for name, hinder in HINDRANCES.items():
+        with subtests.test(name), transaction.atomic():
+            hinder(Feature.objects.callable().get(), ana)
+            assert not Feature.objects.callable().exists()
+            transaction.set_rollback(True)
 
 
-@pytest.mark.parametrize("name", [None, 7, "", "x" * 201, "nul\0", "lone\ud800"])
-def test_a_tool_without_a_usable_name_is_left_out(name: object, docs: Assignment) -> None:
-    Feature.objects.learn(docs, [{"name": name}, {"title": "no name"}, {"name": "fine"}])
-
-    assert [tool.name for tool in docs.features.all()] == ["fine"]
-
-
-def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
+def test_whatever_a_definition_holds_can_be_stored_but_a_tool_needs_a_usable_name(docs: Assignment) -> None:
     wild = {
         "name": "x" * 150,
         "title": ["not text"],
@@ -169,8 +97,9 @@ def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
         "inputSchema": "not an object",
         "annotations": {"title": "From the annotations", "deep": ["\0"]},
     }
+    nameless = [{"name": name} for name in (None, 7, "", "x" * 201, "nul\0", "lone\ud800")]
 
-    Feature.objects.learn(docs, [wild])
+    Feature.objects.learn(docs, [wild, *nameless, {"title": "no name"}])
 
     tool = docs.features.get()
     assert (tool.title, tool.input_schema) == ("From the annotations", {})
@@ -182,7 +111,9 @@ def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
 
 
 @pytest.mark.full
-def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: Run, work: Gateway, ana: User) -> None:
+def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(
+    run: Run, work: Gateway, ana: User, sign_in: SignIn
+) -> None:
     crm = make.server(
         url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key", slug="crm", name="CRM"
     )
@@ -192,59 +123,41 @@ def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: 
     Feature.objects.learn(dead, [{"name": "kept"}])
     off = run(upstreams.docs())
     make.assignment(work, make.server(url=off.url, enabled=False))
+    client = sign_in(ana)
 
-    refreshed = refresh(work, by=ana)
+    fragment = client.post("/gateways/work/tools/refresh/", headers=HTMX)
+    page = client.post("/gateways/work/tools/refresh/", follow=True)
 
     assert {tool.exposed_name for tool in Feature.objects.offered()} == {
         "crm__which_key",
         "crm__find_customer",
         f"{dead.alias}__kept",
     }
-    failures = [one.failure for one in refreshed if one.failure]
-    assert failures == [f"{DEAD} Its last known tools are listed."]
+    assert DEAD in text(fragment)
+    assert 'id="tool-count" hx-swap-oob="true">3<' in text(fragment)
+    assert f"3 tools known. {DEAD}" in text(page)
     dead.server.refresh_from_db()
     assert dead.server.health == Health.DOWN
     assert off.seen == []
 
 
-def test_a_refresh_never_borrows_another_person_s_identity(run: Run, work: Gateway, ana: User, ben: User) -> None:
+def test_a_refresh_never_uses_a_disabled_identity_or_another_persons(
+    run: Run, work: Gateway, ana: User, ben: User
+) -> None:
     upstream = run(upstreams.github())
     server = make.server(url=upstream.url, auth_type=AuthType.BEARER, name="GitHub")
+    shared = make.identity(server, label="service")
     make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
+    make.assignment(
+        work, server, identity_scheme=IdentityScheme.SHARED, shared_identity=shared, alias="by-service-account"[:16]
+    )
     make.identity(server, ben, secret="ben-secret")
-
-    (refreshed,) = refresh(work, by=ana)
-
-    assert refreshed.failure.startswith("GitHub answered 401: it wants a credential.")
-    assert not any("authorization" in seen.headers for seen in upstream.seen)
-
-
-@pytest.mark.full
-def test_a_disabled_shared_identity_is_not_used(run: Run, work: Gateway, ana: User) -> None:
-    upstream = run(upstreams.github())
-    server = make.server(url=upstream.url, auth_type=AuthType.BEARER)
-    shared = make.identity(server)
-    make.assignment(work, server, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
     shared.disable(by=ana)
 
-    refresh(work, by=ana)
+    refreshed = refresh(work, by=ana)
 
+    assert any(one.failure.startswith("GitHub answered 401: it wants a credential.") for one in refreshed)
     assert not any("authorization" in seen.headers for seen in upstream.seen)
-
-
-@pytest.mark.full
-def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, ana: User, sign_in: SignIn) -> None:
-    make.assignment(work, make.server(url=run(upstreams.docs()).url, slug="docs", name="Docs"))
-    make.assignment(work, make.server(url=f"http://127.0.0.1:{free_port()}/mcp", name="Dead"))
-    client = sign_in(ana)
-
-    fragment = client.post("/gateways/work/tools/refresh/", headers=HTMX)
-    page = client.post("/gateways/work/tools/refresh/", follow=True)
-
-    assert "docs__echo" in text(fragment)
-    assert DEAD in text(fragment)
-    assert 'id="tool-count" hx-swap-oob="true">6<' in text(fragment)
-    assert f"6 tools known. {DEAD}" in text(page)
 
 
 # --- The tab ------------------------------------------------------------------------------------------------------
@@ -286,95 +199,55 @@ def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, s
 
 
 @pytest.mark.full
-def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: SignIn) -> None:
+def test_the_tab_is_narrowed_by_the_query_string(docs: Assignment, work: Gateway, ana: User, sign_in: SignIn) -> None:
+    Feature.objects.learn(docs, [{"name": "echo"}, {"name": "add", "description": "Sums up."}])
+    docs.features.get(name="add").disable(by=ana)
+    Feature.objects.learn(make.assignment(work, make.server(slug="wiki")), [{"name": "find"}])
     client = sign_in(ana)
 
-    assert "This gateway exposes nothing yet" in text(client.get("/gateways/work/tools/"))
-
-    make.assignment(work, make.server())
-    assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("query", "names"),
-    [
+    for query, names in (
         ("?q=ech", {"docs__echo"}),
         ("?q=sums", {"docs__add"}),
         ("?enabled=off", {"docs__add"}),
         ("?enabled=on", {"docs__echo", "wiki__find"}),
-        ("?server={docs}", {"docs__echo", "docs__add"}),
+        (f"?server={docs.pk}", {"docs__echo", "docs__add"}),
         ("?server=nonsense", {"docs__echo", "docs__add", "wiki__find"}),
         ("?q=nothing", set()),
-    ],
-)
-def test_the_tab_is_narrowed_by_the_query_string(
-    query: str, names: set[str], docs: Assignment, work: Gateway, ana: User, sign_in: SignIn
-) -> None:
-    Feature.objects.learn(docs, [{"name": "echo"}, {"name": "add", "description": "Sums up."}])
-    docs.features.get(name="add").disable(by=ana)
-    Feature.objects.learn(make.assignment(work, make.server(slug="wiki")), [{"name": "find"}])
-
-    response = sign_in(ana).get(f"/gateways/work/tools/{query.format(docs=docs.pk)}")
-
-    assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
+    ):
+        groups = client.get(f"/gateways/work/tools/{query}").context["groups"]
+        assert {row.feature.exposed_name for group in groups for row in group.rows} == names, query
 
 
 @pytest.mark.full
-def test_the_tab_costs_the_same_for_one_row_and_for_many(
-    work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+def test_a_full_tab_takes_few_statements_and_stays_light(
+    work: Gateway, ana: User, sign_in: SignIn, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     for _ in range(4):
-        Feature.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
+        tools = [{"name": f"a_tool_with_a_long_name_{n}", "description": "Does what it says. " * 20} for n in range(25)]
+        Feature.objects.learn(make.assignment(work, make.server()), tools)
     client = sign_in(ana)
 
-    # session, user, permissions, gateway, assignments, count, rows, number of each kind, state of the last refresh
-    with django_assert_num_queries(10):
-        client.get("/gateways/work/tools/")
-
-
-@pytest.mark.full
-def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    definitions = [
-        {"name": f"a_tool_with_a_long_name_{n}", "description": "Does what it says. " * 20} for n in range(100)
-    ]
-    Feature.objects.learn(docs, definitions)
-
-    assert wire_size(sign_in(ana).get("/gateways/work/tools/")) <= 30 * 1024
+    with django_assert_max_num_queries(12):
+        page = client.get("/gateways/work/tools/")
+    assert wire_size(page) <= 30 * 1024
 
 
 # --- Policy and switches ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ToolPolicy.values)
-def test_a_policy_is_chosen_per_server(policy: str, docs: Assignment, ana: User, sign_in: SignIn) -> None:
+def test_a_policy_is_chosen_per_server(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Feature.objects.learn(docs, [{"name": "echo"}])
+    client, path = sign_in(ana), f"/assignments/{docs.pk}/policy/"
 
-    fragment = text(sign_in(ana).post(f"/assignments/{docs.pk}/policy/", {"policy": policy}, headers=HTMX))
-
-    docs.refresh_from_db()
-    assert docs.tool_policy == policy
-    assert f'value="{policy}" aria-pressed="true"' in fragment
-    assert ("blocked by the policy" in fragment) == (policy == "block_all")
-
-
-def test_an_unknown_policy_is_refused(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    assert sign_in(ana).post(f"/assignments/{docs.pk}/policy/", {"policy": "magic"}).status_code == 400
+    for policy in ("block_all", "selected", "allow_all"):
+        fragment = text(client.post(path, {"policy": policy}, headers=HTMX))
+        docs.refresh_from_db()
+        assert docs.tool_policy == policy
+        assert f'value="{policy}" aria-pressed="true"' in fragment
+        assert ("blocked by the policy" in fragment) == (policy == "block_all")
+    assert client.post(path, {"policy": "magic"}).status_code == 400
     docs.refresh_from_db()
     assert docs.tool_policy == "allow_all"
-
-
-@pytest.mark.full
-def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Feature.objects.learn(docs, [{"name": "echo"}])
-    tool = docs.features.get()
-
-    asked = text(sign_in(ana).get(f"/tools/{tool.pk}/disable/", headers=HTMX))
-
-    assert "Disable this tool? docs__echo disappears from Work on the next request. Nothing is deleted." in asked
-    assert f'hx-target="#tool-{tool.pk}"' in asked
-    tool.refresh_from_db()
-    assert tool.enabled
 
 
 @pytest.mark.full
@@ -382,6 +255,10 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
     Feature.objects.learn(docs, [{"name": "echo"}])
     tool = docs.features.get()
     client = sign_in(ana)
+    asked = text(client.get(f"/tools/{tool.pk}/disable/", headers=HTMX))
+    assert "Disable this tool? docs__echo disappears from Work on the next request. Nothing is deleted." in asked
+    assert f'hx-target="#tool-{tool.pk}"' in asked
+    assert client.get(f"/tools/{tool.pk}/enable/").status_code == 405, "nothing is switched by looking"
 
     row = text(client.post(f"/tools/{tool.pk}/disable/", headers=HTMX))
     tool.refresh_from_db()
@@ -393,9 +270,3 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
         "feature.disabled",
         "feature.enabled",
     ]
-
-
-def test_nothing_is_switched_by_looking(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Feature.objects.learn(docs, [{"name": "echo"}])
-
-    assert sign_in(ana).get(f"/tools/{docs.features.get().pk}/enable/").status_code == 405

@@ -41,23 +41,16 @@ def on(assignment: Assignment) -> set[str]:
     return set(Feature.objects.filter(assignment=assignment, enabled=True).values_list("name", flat=True))
 
 
-def test_tools_called_recently_and_not_denied_count_as_used(docs: Assignment) -> None:
+@pytest.mark.full
+def test_tools_called_recently_and_not_denied_count_as_used_by_roll_ups_as_without_them(
+    docs: Assignment, ana: User, sign_in: SignIn
+) -> None:
     other = make.gateway(docs.server, slug="other")
     called(docs, "docs__find")
     called(docs, "docs__open", days=29)
     called(docs, "docs__shut", days=31)
     called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled")
     called(Assignment.objects.get(gateway=other), "docs__burn")
-
-    assert used_tools(docs) == ["docs__find", "docs__open"]
-
-
-@pytest.mark.full
-def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    called(docs, "docs__find")
-    called(docs, "docs__open", days=29)
-    called(docs, "docs__shut", days=31)
-    called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled")
     client = sign_in(ana)
 
     def told() -> list[Any]:
@@ -67,7 +60,7 @@ def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, an
     keeping.keep_up(5)
 
     assert told() == of_log
-    assert [tool.name for tool in of_log[0] if tool.last_at] == ["docs__find", "docs__open"]
+    assert [tool.name for tool in of_log[0] if tool.last_at] == used_tools(docs) == ["docs__find", "docs__open"]
 
 
 @pytest.mark.full
@@ -100,13 +93,6 @@ def test_undo_leaves_what_was_switched_since_the_narrowing(docs: Assignment, ana
     assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
     docs.refresh_from_db()
     assert docs.tool_policy == ToolPolicy.BLOCK_ALL
-
-
-def test_tools_added_after_narrowing_start_disabled(docs: Assignment, ana: User) -> None:
-    docs.narrow(["docs__find"], by=ana)
-    Feature.objects.learn(docs, [*TOOLS, {"name": "more", "inputSchema": {"type": "object"}}])
-
-    assert on(docs) == {"find"}
 
 
 @pytest.mark.full

@@ -28,12 +28,14 @@ def counts(response: Any) -> tuple[str, bool]:
 
 
 @pytest.mark.full
-def test_the_playground_is_no_app_among_others_and_every_count_says_so(
+def test_the_playground_is_no_app_among_others_unless_it_waits_and_every_count_says_so(
     keeper: User, sign_in: Callable[[User], Client]
 ) -> None:
-    make.agent(by=keeper)
-    Host.objects.playground(needs_approval=False, by=keeper)
     client = sign_in(keeper)
+    make.agent(by=keeper)
+    playground = Host.objects.playground(needs_approval=True, by=keeper)
+    assert counts(client.get("/hosts/?status=pending")) == ("1", True)
+    playground.approve(by=keeper)
 
     assert counts(client.get("/hosts/")) == ("1", False)
     assert counts(client.get("/hosts/?status=enabled")) == ("1", False)
@@ -41,18 +43,5 @@ def test_the_playground_is_no_app_among_others_and_every_count_says_so(
     assert counts(client.get("/"))[0] == "1"
     assert counts(client.get("/hosts/?type=built-in")) == ("1", True)
     assert counts(client.get("/hosts/?q=playg")) == ("1", True)
-
-
-@pytest.mark.full
-def test_while_it_waits_to_be_allowed_it_counts_like_all_that_wait(
-    keeper: User, sign_in: Callable[[User], Client]
-) -> None:
-    Host.objects.playground(needs_approval=True, by=keeper)
-
-    assert counts(sign_in(keeper).get("/hosts/?status=pending")) == ("1", True)
-
-
-def test_an_app_that_only_calls_itself_like_it_is_listed(keeper: User, sign_in: Callable[[User], Client]) -> None:
     make.app(name="Playground")
-
-    assert counts(sign_in(keeper).get("/hosts/")) == ("1", True)
+    assert counts(client.get("/hosts/")) == ("2", True), "an app that only has its name"

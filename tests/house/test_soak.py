@@ -43,12 +43,12 @@ def faster_from(start: int, times: float) -> Series:
     return lambda number: 1000 * (times if number >= start else 1)
 
 
-@pytest.mark.parametrize(("start", "times"), [(0, 1), (80, 8), (87, 4), (105, 8), (90, 0.1)])
+@pytest.mark.parametrize(("start", "times"), [(0, 1), (80, 8), (90, 0.1)])
 def test_rows_that_are_kept_for_a_time_do_not_grow_however_fast_clients_act(start: int, times: float) -> None:
     assert list(what_grew(samples(faster_from(start, times)))) == []
 
 
-@pytest.mark.parametrize(("start", "times"), [(0, 1), (80, 8), (30, 4)])
+@pytest.mark.parametrize(("start", "times"), [(0, 1), (80, 8)])
 def test_rows_that_are_kept_for_ever_grow_however_fast_clients_act(start: int, times: float) -> None:
     grew = what_grew(samples(faster_from(start, times), leaks=0.005))
 

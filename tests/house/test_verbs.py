@@ -22,10 +22,10 @@ from servers.oauth_client.models import ClientRegistration
 from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
-from tests.cases import every
+from tests.cases import full
 from tests.house.doors import channel_of, session_of
 from tests.house.stage import Stage, outcome, undone
-from tests.house.verbs import INSIDE, VERBS, Verb
+from tests.house.verbs import INSIDE, VERBS
 from tokens.api_keys import issue
 
 OURS = {
@@ -156,15 +156,16 @@ def staged() -> Stage:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("verb", every(24, VERBS), ids=str)
-def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
-    outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
-
-    (changed, made, gone), events = outcomes[0]
-    assert changed or made or gone or verb.name == "User.decline_request"  # Declining a request writes only an event.
-    assert events
-    for other in outcomes[1:]:
-        assert other == outcomes[0]
+@pytest.mark.parametrize("step", [40, full(1)])
+def test_every_surface_does_the_same(step: int, stage: Stage, subtests: pytest.Subtests) -> None:
+    for verb in VERBS[::step]:
+        with subtests.test(str(verb)):
+            (changed, made, gone), events = first = outcome(stage, verb.before, verb.surfaces[0])
+            # Declining a request writes only an event.
+            assert changed or made or gone or verb.name == "User.decline_request"
+            assert events
+            for act in verb.surfaces[1:]:
+                assert outcome(stage, verb.before, act) == first
 
 
 def public_verbs() -> Iterator[str]:

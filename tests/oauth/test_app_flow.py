@@ -32,6 +32,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.mark.full
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
+    """Authorising again asks for consent, keeps the connection and its key, and adds a token family."""
     answer = decide(browser(member), app.question(gateway))
     tokens = app.exchange(answer["code"]).json()
 
@@ -40,68 +41,44 @@ def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, memb
     assert tokens["expires_in"] <= 3600
     assert token_text.well_formed(tokens["access_token"], {"gwo"})
     assert token_text.well_formed(tokens["refresh_token"], {"gwr"})
-    connection = Connection.objects.get()
-    assert (connection.user, connection.gateway, connection.host.name) == (member, gateway, "Claude Desktop")
-    assert connection.host.kind == "headed"
-    assert connection.last_token_at is None
-    assert Token.objects.get(connection=connection, kind="key").prefix.startswith("gwk_")
-    assert Binding.objects.filter(access_token__isnull=False).get().connection == connection
-
-
-@pytest.mark.full
-def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gateway: Gateway) -> None:
-    tokens = connect(app, member, gateway)
-
     stored = RefreshToken.objects.get()
     assert tokens["refresh_token"] not in str(vars(stored))
     assert tokens["access_token"] not in str(vars(stored.access_token))
+    connection, key = Connection.objects.get(), Token.objects.get()
+    assert (connection.user, connection.gateway, connection.host.name) == (member, gateway, "Claude Desktop")
+    assert connection.host.kind == "headed"
+    assert connection.last_token_at is None
+    assert (key.connection, key.kind, key.prefix[:4]) == (connection, "key", "gwk_")
+    assert Binding.objects.filter(access_token__isnull=False).get().connection == connection
+
+    again = browser(member).get(app.question(gateway, approval_prompt="auto"))
+    assert again["Location"].startswith("/connect/"), "the toolkit's setting to skip the consent is on"
+    connect(app, member, gateway)
+    assert Connection.objects.get() == connection
+    assert Token.objects.get().prefix == key.prefix
+    assert RefreshToken.objects.values("token_family").distinct().count() == 2
 
 
 @pytest.mark.full
-def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
-    """The host is the same, although the port of the loopback redirect differs each time."""
+def test_a_second_registration_of_the_same_app_joins_its_host_and_one_that_borrows_its_name_does_not(
+    app: App, member: User, gateway: Gateway
+) -> None:
+    """The port of a loopback redirect differs each time. Attack: another redirect URI under a known name."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
     other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
-
     connect(other, make.user(Capability.OAUTH_CONNECT), gateway)
+    host = Host.objects.get()
+    assert Connection.objects.filter(host=host).count() == 2
+    assert Registration.objects.filter(host=host).count() == 2
 
-    assert Host.objects.count() == 1
-    assert Connection.objects.count() == 2
-    assert Registration.objects.filter(host=Host.objects.get()).count() == 2
+    uris = [CALLBACK, "https://thief.example.com/cb"]
+    thief = register(client_name="CLAUDE  Desktop", redirect_uris=uris).json()
+    connect(App(thief["client_id"], redirect_uri=uris[1]), member, gateway)
+    connect(App(register(client_name=None).json()["client_id"]), member, gateway)
 
-
-@pytest.mark.full
-def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an app registers another app's name with a different redirect URI."""
-    connect(app, member, gateway)
-    thief = register(redirect_uris=["https://thief.example.com/cb"]).json()
-
-    connect(App(thief["client_id"], redirect_uri="https://thief.example.com/cb"), member, gateway)
-
-    assert Host.objects.filter(name="Claude Desktop").count() == 2
-
-
-@pytest.mark.full
-def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> None:
-    nameless = App(register(client_name=None).json()["client_id"])
-
-    connect(nameless, member, gateway)
-
-    assert Host.objects.get().name == "MCP Client"
-
-
-@pytest.mark.full
-def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
-    """A second authorisation keeps the connection and its key, and adds a token family."""
-    connect(app, member, gateway)
-    key = Token.objects.get().prefix
-
-    connect(app, member, gateway)
-
-    assert Connection.objects.count() == 1
-    assert Token.objects.get().prefix == key
-    assert RefreshToken.objects.values("token_family").distinct().count() == 2
+    assert Connection.objects.filter(host=host).count() == 2
+    assert set(Host.objects.exclude(pk=host.pk).values_list("name", flat=True)) == {"CLAUDE Desktop", "MCP Client"}
 
 
 @pytest.mark.full
@@ -116,45 +93,36 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
+def test_a_code_is_worth_nothing_to_others(app: App, member: User, gateway: Gateway, subtests: pytest.Subtests) -> None:
+    """Attack: a stolen code with another verifier, redirect URI, resource or client."""
+    client = browser(member)
+    for change, error in (
         ({"code_verifier": "x" * 64}, "invalid_grant"),
         ({"code_verifier": ""}, "invalid_grant"),
         ({"redirect_uri": "http://127.0.0.1:33418/other"}, "invalid_grant"),
         ({"redirect_uri": "http://127.0.0.1:33419/callback"}, "invalid_grant"),
-        ({"redirect_uri": "http://localhost:33418/callback"}, "invalid_grant"),
-        ({"redirect_uri": "https://evil.example/callback"}, "invalid_grant"),
         ({"resource": "http://localhost:8000/mcp/another"}, "invalid_target"),
-        ({"resource": "http://localhost:8000"}, "invalid_target"),
         ({"resource": "http://[localhost:8000/mcp"}, "invalid_target"),
         ({"client_id": "somebody"}, "invalid_client"),
-    ],
-)
-def test_a_code_is_worth_nothing_to_others(
-    app: App, member: User, gateway: Gateway, change: dict[str, str], error: str
-) -> None:
-    """Attack: a stolen code with another verifier, redirect URI, resource or client."""
-    code = decide(browser(member), app.question(gateway))["code"]
+        ({"client_id": register().json()["client_id"]}, "invalid_grant"),
+    ):
+        with subtests.test(str(change)):
+            code = decide(client, app.question(gateway))["code"]
 
-    response = app.exchange(code, **change)
+            response = app.exchange(code, **change)
 
-    assert response.status_code in {400, 401}
-    assert response.json()["error"] == error
+            assert response.status_code in {400, 401}
+            assert response.json()["error"] == error
 
 
 @pytest.mark.full
-def test_the_resource_may_end_with_a_slash(app: App, member: User, gateway: Gateway) -> None:
-    code = decide(browser(member), app.question(None, resource=gateway.url + "/"))["code"]
-
-    assert app.exchange(code, resource=gateway.url).status_code == 200
-
-
-@pytest.mark.full
-def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
-    code = decide(browser(member), app.question(gateway))["code"]
+def test_a_code_dies_with_its_minute_and_with_its_connection(app: App, member: User, gateway: Gateway) -> None:
+    old = decide(browser(member), app.question(gateway))["code"]
     Grant.objects.update(expires=timezone.now())
+    assert app.exchange(old).json()["error"] == "invalid_grant"
 
+    code = decide(browser(member), app.question(gateway))["code"]
+    Connection.objects.get().revoke(by=member)
     assert app.exchange(code).json()["error"] == "invalid_grant"
 
 
@@ -184,65 +152,28 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
 
 
 @pytest.mark.full
-def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gateway: Gateway) -> None:
-    first = connect(app, member, gateway)["refresh_token"]
-    RefreshToken.objects.update(created=timezone.now() - timedelta(days=30))
-
-    assert app.refresh(first).json()["error"] == "invalid_grant"
-
-
-@pytest.mark.full
-def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
-    """The old tokens stay revoked, even after the person has authorised the same app again."""
-    tokens = connect(app, member, gateway)
-    Connection.objects.get().revoke(by=member)
-
-    assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
-    new = connect(app, member, gateway)
-    assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
-    assert app.refresh(new["refresh_token"]).status_code == 200
-    assert Connection.objects.count() == 2
-
-
-@pytest.mark.full
-def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway: Gateway) -> None:
-    code = decide(browser(member), app.question(gateway))["code"]
-    Connection.objects.get().revoke(by=member)
-
-    assert app.exchange(code).json()["error"] == "invalid_grant"
-
-
-@pytest.mark.full
-def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
-    """Only the access token becomes invalid; the next access token has the new generation."""
-    tokens = connect(app, member, gateway)
-    Token.objects.renew_key(Connection.objects.get(), by=member)
-
-    assert app.refresh(tokens["refresh_token"]).status_code == 200
-    made = Binding.objects.filter(access_token__isnull=False).order_by("generation")
-    assert [binding.generation for binding in made] == [1, 2]
-
-
-@pytest.mark.full
-def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, member: User, gateway: Gateway) -> None:
+def test_a_refresh_outlives_switches_and_a_new_key_but_neither_deactivation_nor_a_month_of_silence(
+    app: App, member: User, gateway: Gateway
+) -> None:
+    """The proxy refuses calls of a disabled object; a failed refresh would only make apps open browsers."""
     make.user(Capability.PEOPLE_MANAGE)
     refresh = connect(app, member, gateway)["refresh_token"]
+    connection = Connection.objects.get()
+    for layer in (connection.host, gateway, connection):
+        layer.disable(by=member)
+        refresh = app.refresh(refresh).json()["refresh_token"]
+
+    Token.objects.renew_key(connection, by=member)
+    refresh = app.refresh(refresh).json()["refresh_token"]
+    generations = Binding.objects.filter(access_token__isnull=False).values_list("generation", flat=True)
+    assert {*generations} >= {1, 2}, "the next access token has the new generation"
 
     member.deactivate(by=None)
     assert app.refresh(refresh).json()["error"] == "invalid_grant"
     member.reactivate(by=None)
-    assert app.refresh(refresh).status_code == 200
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
-def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
-    """The proxy refuses calls of a disabled object; a failed refresh would only make apps open browsers."""
-    refresh = connect(app, member, gateway)["refresh_token"]
-    connection = Connection.objects.get()
-    {"host": connection.host, "gateway": gateway, "connection": connection}[layer].disable(by=member)
-
-    assert app.refresh(refresh).status_code == 200
+    refresh = app.refresh(refresh).json()["refresh_token"]
+    RefreshToken.objects.update(created=timezone.now() - timedelta(days=30))
+    assert app.refresh(refresh).json()["error"] == "invalid_grant"
 
 
 @pytest.mark.full
@@ -258,26 +189,28 @@ def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Ga
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("is_known", [True, False], ids=["blocked", "never seen"])
 def test_an_app_that_the_gateway_does_not_allow_is_refused_to_a_newcomer_before_anything_is_made(
-    is_known: bool, app: App, member: User, gateway: Gateway
+    app: App, member: User, gateway: Gateway
 ) -> None:
-    if is_known:
-        connect(app, make.user(Capability.OAUTH_CONNECT), gateway)
-        HostAtGateway.objects.at(gateway, Host.objects.get()).block(by=member)
-    else:
-        Gateway.objects.update(hosts_allowed="listed")
-    other = make.gateway()
+    other, person = make.gateway(), browser(member)
     Gateway.objects.filter(pk=other.pk).update(hosts_allowed="all")
-    before, person = (Host.objects.count(), Connection.objects.count(), Token.objects.count()), browser(member)
 
-    refused = person.get(person.get(app.question(gateway))["Location"])
-    offered = person.get(person.get(app.question(None))["Location"]).context["offered"]
+    def refused() -> None:
+        before = Host.objects.count(), Connection.objects.count(), Token.objects.count()
+        page = person.get(person.get(app.question(gateway))["Location"])
+        offered = person.get(person.get(app.question(None))["Location"]).context["offered"]
 
-    assert refused.status_code == 403
-    assert "This gateway does not allow this app or agent." in refused.content.decode()
-    assert [one for one, _ in offered] == [other]
-    assert (Host.objects.count(), Connection.objects.count(), Token.objects.count()) == before
+        assert page.status_code == 403
+        assert "This gateway does not allow this app or agent." in page.content.decode()
+        assert [one for one, _ in offered] == [other]
+        assert (Host.objects.count(), Connection.objects.count(), Token.objects.count()) == before
+
+    Gateway.objects.filter(pk=gateway.pk).update(hosts_allowed="listed")
+    refused()
+    Gateway.objects.filter(pk=gateway.pk).update(hosts_allowed="all")
+    connect(app, make.user(Capability.OAUTH_CONNECT), gateway)
+    HostAtGateway.objects.at(gateway, Host.objects.get()).block(by=member)
+    refused()
 
 
 @pytest.mark.full
@@ -293,34 +226,26 @@ def test_a_block_during_the_consent_makes_neither_host_nor_connection(app: App, 
 
 
 @pytest.mark.full
-def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, gateway: Gateway) -> None:
-    answer = decide(browser(member), app.question(gateway), "deny")
-
-    assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
-    assert not Connection.objects.exists()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("at", ["gateway", "identity"])
-def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: User, gateway: Gateway) -> None:
+def test_each_step_before_the_consent_can_be_denied(app: App, member: User, gateway: Gateway) -> None:
     per_user(gateway)
     make.gateway()
     client = browser(member)
-    page = client.get(app.question(None))["Location"]
-    if at == "identity":
-        page = client.post(page, {"gateway": gateway.slug})["Location"]
-    shown = client.get(page).content.decode()
-    form = re.search(r'<form id="deny" method="post" action="([^"]+)">.*name="decision" value="deny"', shown)
-    assert form
-    first = re.search(r'<form method="post"(?! ?action)[^>]*>.*?</form>', shown, re.DOTALL)
-    assert first, "The form of the step itself"
-    own = [button for button in re.findall(r"<button[^>]*>", first[0]) if "form=" not in button]
-    assert len(own) == 1, "Enter in a field is the step's own button and no other."
+    for at in ("gateway", "identity"):
+        page = client.get(app.question(None))["Location"]
+        if at == "identity":
+            page = client.post(page, {"gateway": gateway.slug})["Location"]
+            assert "/identity/" in page
+        shown = client.get(page).content.decode()
+        form = re.search(r'<form id="deny" method="post" action="([^"]+)">.*name="decision" value="deny"', shown)
+        assert form
+        first = re.search(r'<form method="post"(?! ?action)[^>]*>.*?</form>', shown, re.DOTALL)
+        assert first, "The form of the step itself"
+        own = [button for button in re.findall(r"<button[^>]*>", first[0]) if "form=" not in button]
+        assert len(own) == 1, "Enter in a field is the step's own button and no other."
 
-    sent = client.post(form[1], {"decision": "deny"})
+        sent = client.post(form[1], {"decision": "deny"})
 
-    assert f"/{at}/" in page or at == "gateway"
-    assert query(sent["Refresh"].removeprefix("0; url="))["error"] == "access_denied"
+        assert query(sent["Refresh"].removeprefix("0; url="))["error"] == "access_denied"
     assert not Connection.objects.exists()
 
 
@@ -328,8 +253,12 @@ def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: U
 def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_access_denied(
     app: App, member: User, gateway: Gateway
 ) -> None:
-    connect(app, member, gateway)
     person = browser(make.user())
+    page = person.get(person.get(app.question(gateway))["Location"])
+    assert page.status_code == 403
+    assert "Refresh" not in page, "an app that nobody connected gets the answer only from the person"
+    assert "error=access_denied" in page.content.decode()
+    connect(app, member, gateway)
 
     page = person.get(person.get(app.question(gateway))["Location"])
 
@@ -343,88 +272,92 @@ def test_people_who_may_not_connect_apps_get_an_error_and_an_approved_app_gets_a
     assert answer["error_description"] == "The gateway refused access."
 
 
-@pytest.mark.full
-def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app: App, gateway: Gateway) -> None:
-    person = browser(make.user())
-
-    page = person.get(person.get(app.question(gateway))["Location"])
-
-    assert page.status_code == 403
-    assert "Refresh" not in page
-    assert "error=access_denied" in page.content.decode()
-
-
-@pytest.mark.full
-def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
-    """Consent is asked for even if the OAuth toolkit's setting to skip it is on."""
-    connect(app, member, gateway)
-
-    begun = browser(member).get(app.question(gateway, approval_prompt="auto"))
-
-    assert begun["Location"].startswith("/connect/")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"client_id": "nobody"},
-        {"redirect_uri": "http://127.0.0.1:33418/other"},
-        {"redirect_uri": "https://evil.example/callback"},
-        {"redirect_uri": "http://evil.example:33418/callback"},
-        {"redirect_uri": "http://127.0.0.1@evil.example/callback"},
-        {"redirect_uri": "http://127.0.0.1:33418/callback#x"},
-        {"redirect_uri": "https://127.0.0.1:33418/callback"},
-        {"redirect_uri": "http://localhost:33418/callback"},
-        {"redirect_uri": "http://127.0.0.1.:33418/callback"},
-        {"redirect_uri": "http://127.0.0.1:33418/callback/"},
-        {"redirect_uri": "http://127.0.0.1:33418/callback?x=1"},
-        {"redirect_uri": "http://127.0.0.1:33418/callback/../other"},
-        {"redirect_uri": "http://127.0.0.1:33418/call%62ack"},
-        {"redirect_uri": "http://127.0.0.1:33418//callback"},
-        {"redirect_uri": "http://127.0.0.1:33418\\@evil.example/callback"},
-        {"redirect_uri": "//evil.example/callback"},
-        {"redirect_uri": "cursor://anysphere/callback"},
-        {"redirect_uri": ""},
-        {"redirect_uri": "javascript:alert(1)"},
-    ],
+WEB = "https://app.example.com/callback"
+NOT_LOOPBACK = (
+    "http://127.0.0.1:33418/other",
+    "https://evil.example/callback",
+    "http://evil.example:33418/callback",
+    "http://127.0.0.1@evil.example/callback",
+    "http://127.0.0.1:33418/callback#x",
+    "https://127.0.0.1:33418/callback",
+    "http://localhost:33418/callback",
+    "http://127.0.0.1.:33418/callback",
+    "http://127.0.0.1:33418/callback/",
+    "http://127.0.0.1:33418/callback?x=1",
+    "http://127.0.0.1:33418/callback/../other",
+    "http://127.0.0.1:33418/call%62ack",
+    "http://127.0.0.1:33418\\@evil.example/callback",
+    "//evil.example/callback",
+    "cursor://anysphere/callback",
+    "",
+    "javascript:alert(1)",
 )
+NOT_WEB = (
+    "http://app.example.com/callback",
+    "https://app.example.com:8443/callback",
+    "https://app.example.com/other",
+    "https://app.example.com/callback/more",
+    "https://app.example.com/callback?next=https://evil.example",
+    "https://app.example.com.evil.example/callback",
+    "https://app.example.com@evil.example/callback",
+    "https://evil.example#@app.example.com/callback",
+    "https://APP.example.com/callback/",
+)
+
+
+@pytest.mark.full
 def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
-    app: App, member: User, gateway: Gateway, change: dict[str, str]
+    app: App, member: User, gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
     """Attack: redirect mix-ups and an open redirect, signed in or not. The answer is a page with status 400."""
-    for somebody in (browser(member), Client()):
-        response = somebody.get(app.question(gateway, **change))
+    web = App(register(redirect_uris=[WEB]).json()["client_id"])
+    links = [app.question(gateway, redirect_uri=uri) for uri in NOT_LOOPBACK]
+    links += [web.question(gateway, redirect_uri=uri) for uri in NOT_WEB]
+    people = (browser(member), Client())
+    for link in (*links, app.question(gateway, client_id="nobody")):
+        with subtests.test(link):
+            for somebody in people:
+                response = somebody.get(link)
 
-        assert response.status_code == 400
-        assert "Location" not in response
-        assert "Refresh" not in response
+                assert response.status_code == 400
+                assert not {"Location", "Refresh"} & set(response.headers)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
-def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway, host: str) -> None:
+def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway) -> None:
     """A loopback redirect URI matches with any port (RFC 8252 section 7.3)."""
-    registered = register(redirect_uris=[f"http://{host}:1024/callback"]).json()
-    app = App(registered["client_id"], redirect_uri=f"http://{host}:50123/callback")
+    for host in ("127.0.0.1", "[::1]", "localhost"):
+        registered = register(redirect_uris=[f"http://{host}:1024/callback"]).json()
+        app = App(registered["client_id"], redirect_uri=f"http://{host}:50123/callback")
 
-    answer = decide(browser(member), app.question(gateway))
+        answer = decide(browser(member), app.question(gateway))
 
-    assert answer["to"] == app.redirect_uri
-    assert app.exchange(answer["code"]).status_code == 200
+        assert answer["to"] == app.redirect_uri
+        assert app.exchange(answer["code"]).status_code == 200
 
 
 @pytest.mark.full
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """The page shows the app's name as unverified, the person, the gateway, its servers and the redirect URI."""
-    gateway = make.gateway(make.server(name="Handbook"), name="Work")
+    """It shows enabled servers only, the app's name as unverified, and is never framed (attack: clickjacking)."""
+    off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
+    make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
+    make.assignment(gateway, off)
+    off.disable(by=member)
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
 
-    page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
+    choice = client.get(begun).content.decode()
+    page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"])
+    consent = page.content.decode()
 
+    assert ">1 server</span>" in choice
     for words in ("Claude Desktop", "is not verified", member.email, "Work", "Handbook", CALLBACK, "your own machine"):
-        assert words in page
+        assert words in consent
+    assert "1 server, 0 usable tools" in consent
+    assert "Archive" not in consent
+    assert "Wiki" not in consent
+    assert "frame-ancestors 'none'" in page["Content-Security-Policy"]
+    assert page["X-Frame-Options"] == "DENY"
 
 
 @pytest.mark.full
@@ -447,51 +380,36 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
         assert words in page.split(server)[1].split("</li>")[0], server
 
 
-@pytest.mark.full
-def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
-    """Only enabled servers with an enabled assignment are counted and shown."""
-    off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
-    make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
-    make.assignment(gateway, off)
-    off.disable(by=member)
-    client = browser(member)
-    begun = client.get(app.question(gateway))["Location"]
-
-    choice = client.get(begun).content.decode()
-    consent = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
-
-    assert ">1 server</span>" in choice
-    assert "1 server, 0 usable tools" in consent
-    for name in ("Archive", "Wiki"):
-        assert name not in consent
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"code_challenge": None, "code_challenge_method": None}, "invalid_request"),
+    ({"code_challenge_method": "plain"}, "invalid_request"),
+    ({"code_challenge_method": None}, "invalid_request"),
+    ({"code_challenge": "x" * 42}, "invalid_request"),
+    ({"code_challenge": "x" * 129}, "invalid_request"),
+    ({"code_challenge": "x" * 42 + "\xe9"}, "invalid_request"),
+    ({"resource": "https://elsewhere.example/mcp/x"}, "invalid_target"),
+    ({"resource": "http://localhost:8000"}, "invalid_target"),
+    ({"resource": "http://localhost:8000/mcp/unknown"}, "invalid_target"),
+    ({"response_type": "token"}, "unsupported_response_type"),
+    ({"prompt": "none"}, "interaction_required"),
+]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ({"code_challenge": None, "code_challenge_method": None}, "invalid_request"),
-        ({"code_challenge_method": "plain"}, "invalid_request"),
-        ({"code_challenge_method": None}, "invalid_request"),
-        ({"resource": "https://elsewhere.example/mcp/x"}, "invalid_target"),
-        ({"resource": "http://localhost:8000"}, "invalid_target"),
-        ({"resource": "http://localhost:8000/mcp/unknown"}, "invalid_target"),
-        ({"response_type": "token"}, "unsupported_response_type"),
-        ({"prompt": "none"}, "interaction_required"),
-    ],
-)
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
-    app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
+    app: App, member: User, gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
     """Errors return only to an approved app, because links must never redirect to a stranger's address."""
     connect(app, member, gateway)
+    client = browser(member)
+    for change, error in WRONG:
+        with subtests.test(str(change)):
+            response = client.get(app.question(gateway, **change))
 
-    response = browser(member).get(app.question(gateway, **change))
-
-    assert response.status_code == 302
-    answer = parse_qs(urlsplit(response["Location"]).query)
-    assert response["Location"].startswith(CALLBACK)
-    assert (answer["error"], answer["state"], answer["iss"]) == ([error], ["xyz"], ["http://localhost:8000"])
+            assert response.status_code == 302
+            answer = parse_qs(urlsplit(response["Location"]).query)
+            assert response["Location"].startswith(CALLBACK)
+            assert (answer["error"], answer["state"], answer["iss"]) == ([error], ["xyz"], ["http://localhost:8000"])
 
 
 def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) -> None:
@@ -502,44 +420,16 @@ def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) ->
 
 
 @pytest.mark.full
-def test_unknown_scopes_are_dropped(app: App, member: User, gateway: Gateway) -> None:
-    code = decide(browser(member), app.question(gateway, scope="claudeai offline_access openid"))["code"]
+def test_without_a_resource_the_person_picks_the_gateway_and_unknown_scopes_are_dropped(app: App, member: User) -> None:
+    gateway, client = make.gateway(), browser(member)
 
-    assert app.exchange(code).json()["scope"] == "mcp"
+    code = decide(client, app.question(None, scope="claudeai offline_access openid"))["code"]
+    told = app.exchange(code).json()
 
-
-@pytest.mark.full
-def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User) -> None:
-    gateway = make.gateway()
-
-    code = decide(browser(member), app.question(None))["code"]
-
-    assert app.exchange(code).status_code == 200
+    assert told["scope"] == "mcp"
     assert Connection.objects.get().gateway == gateway
-
-
-@pytest.mark.full
-def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: another person in the same browser, or the same person in another browser, continues a flow."""
-    mine = browser(member)
-    page = mine.get(app.question(gateway))["Location"]
-
-    assert browser(member).get(page).status_code == 404
-    mine.force_login(make.user(Capability.OAUTH_CONNECT))
-    assert mine.get(page).status_code == 404
-
-
-@pytest.mark.full
-def test_a_finished_flow_gives_no_second_code(app: App, member: User, gateway: Gateway) -> None:
-    client = browser(member)
-    page = client.get(app.question(gateway))["Location"]
-    consent = client.post(page, {"gateway": gateway.slug})["Location"]
-    client.post(consent, {"decision": "allow"})
-
-    again = client.post(consent, {"decision": "allow"})
-
-    assert again.status_code == 410
-    assert "Refresh" not in again
+    code = decide(client, app.question(None, resource=gateway.url + "/"))["code"]  # It may end with a slash.
+    assert app.exchange(code, resource=gateway.url).status_code == 200
 
 
 @pytest.mark.full
@@ -616,26 +506,19 @@ def test_a_refresh_that_waits_for_the_end_of_its_tokens_brings_none(
     assert RefreshToken.objects.count() == 1
 
 
-def test_a_member_without_the_capability_connects_nothing(app: App, gateway: Gateway) -> None:
-    client = browser(make.user())
-
-    response = client.get(client.get(app.question(gateway))["Location"])
-
-    assert response.status_code == 403
-    assert b"Authenticate via OAuth" in response.content
-
-
 @pytest.mark.full
 def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, member: User, gateway: Gateway) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
-    client = browser(member)
+    before, client = Event.objects.count(), browser(member)
 
     begun = client.get(app.question(gateway))["Location"]
     asked = client.get(begun)
     assert b"An administrator must approve new apps" in asked.content
-    assert not Host.objects.exists()  # Opening the page does not request approval.
+    assert b"Ask for approval" in asked.content
     assert client.post(begun, {"gateway": gateway.slug}).status_code == 200
-    assert not Host.objects.exists()
+    # Opening the page does not request approval.
+    assert (Host.objects.count(), Event.objects.count()) == (0, before)
+    assert Registration.objects.get().host is None
 
     waiting = client.post(begun, {"ask": "yes"}, follow=True)
     assert waiting.status_code == 403
@@ -643,56 +526,7 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
     assert client.get(client.get(app.question(gateway))["Location"]).status_code == 403
 
     Host.objects.get().approve(by=make.user())
+    telling.tell_at_once()
+    telling.deliver_due()
+    assert (mail.outbox[-1].subject, mail.outbox[-1].bcc) == ("Claude Desktop is approved", [member.email])
     assert "code" in decide(client, app.question(gateway))
-
-
-@pytest.mark.full
-def test_those_who_approve_apps_hear_of_a_new_one_and_who_asked_hears_of_the_approval(
-    app: App, member: User, gateway: Gateway
-) -> None:
-    WorkspaceSettings.edit(by=None, new_app_policy="approve")
-    chief = make.user(Capability.HOSTS_TOGGLE, email="chief@example.com")
-    client = browser(member)
-    begun = client.get(app.question(gateway))["Location"]
-
-    client.post(begun, {"ask": "yes"})
-    telling.tell_at_once()
-    telling.deliver_due()
-    host = Host.objects.get()
-    dashboards = [browser(person).get("/").content.decode() for person in (chief, member)]
-    host.approve(by=chief)
-    telling.tell_at_once()
-    telling.deliver_due()
-
-    waits = f"{host.name} waits for approval"
-    assert [waits in page for page in dashboards] == [True, False]
-    assert waits not in browser(chief).get("/").content.decode()
-    asked, approved = mail.outbox
-    assert (asked.subject, asked.bcc) == ("1 app waits for approval", [chief.email])
-    assert host.name in asked.body
-    assert "/hosts/?status=pending" in asked.body
-    assert (approved.subject, approved.bcc) == (f"{host.name} is approved", [member.email])
-
-
-@pytest.mark.full
-def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> None:
-    connect(app, member, gateway)
-    Host.objects.get().disable(by=member)
-    client = browser(member)
-
-    response = client.get(client.get(app.question(gateway))["Location"])
-
-    assert response.status_code == 403
-    assert b"An administrator has disabled this app." in response.content
-
-
-@pytest.mark.full
-def test_the_consent_page_is_never_framed(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: clickjacking."""
-    client = browser(member)
-    begun = client.get(app.question(gateway))["Location"]
-    page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"])
-
-    assert b"Allow" in page.content
-    assert "frame-ancestors 'none'" in page["Content-Security-Policy"]
-    assert page["X-Frame-Options"] == "DENY"

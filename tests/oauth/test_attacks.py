@@ -11,45 +11,16 @@ from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway
-from oauth.models import AuthorizeRequest
 from tests import make
 from tests.oauth.apps import App, browser, connect, decide, register
 from tests.proxy.conftest import served
 from tokens.models import Token
-
-WEB = "https://app.example.com/callback"
 
 
 def consent_page(client: Client, app: App, gateway: Gateway) -> str:
     """Start a flow and choose the gateway; return the URL of the page with Allow and Deny."""
     begun = client.get(app.question(gateway))["Location"]
     return str(client.post(begun, {"gateway": gateway.slug})["Location"])
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "http://app.example.com/callback",
-        "https://app.example.com:8443/callback",
-        "https://app.example.com/other",
-        "https://app.example.com/callback/more",
-        "https://app.example.com/callback?next=https://evil.example",
-        "https://app.example.com.evil.example/callback",
-        "https://evil.example/https://app.example.com/callback",
-        "https://app.example.com@evil.example/callback",
-        "https://evil.example#@app.example.com/callback",
-        "https://app.example.com/callback#code",
-        "https://APP.example.com/callback/",
-    ],
-)
-def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gateway: Gateway, uri: str) -> None:
-    """Attack: a redirect URI that differs from the registered one in scheme, host, port, path, userinfo or fragment."""
-    app = App(register(redirect_uris=[WEB]).json()["client_id"], redirect_uri=uri)
-
-    response = browser(member).get(app.question(gateway))
-
-    assert response.status_code == 400
-    assert "Location" not in response
 
 
 @pytest.mark.full
@@ -80,35 +51,20 @@ def test_another_person_cannot_finish_what_somebody_began(app: App, member: User
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("decision", ["allow", "deny"])
-def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
-    app: App, member: User, gateway: Gateway, decision: str
-) -> None:
+def test_going_back_after_the_end_shows_nothing_and_gives_nothing(app: App, member: User, gateway: Gateway) -> None:
     """Attack: the Back button after the end of a flow, at every step."""
     client = browser(member)
-    page = consent_page(client, app, gateway)
-    client.post(page, {"decision": decision})
-    flow = AuthorizeRequest.objects.get()
+    for decision in ("deny", "allow"):
+        page = consent_page(client, app, gateway)
+        client.post(page, {"decision": decision})
+        flow = page.split("/")[2]
 
-    for address in (page, f"/connect/{flow.pk}/", f"/connect/{flow.pk}/token/"):
-        for again in (client.get(address), client.post(address, {"decision": "allow", "gateway": gateway.slug})):
-            assert again.status_code == 410
-            assert "Refresh" not in again
-            assert b"code=" not in again.content
-    assert Connection.objects.count() == (decision == "allow")
-
-
-@pytest.mark.full
-def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an app borrows another app's name, and must wait for approval like any unknown app."""
-    connect(app, member, gateway)
-    known = Connection.objects.get().host
-    borrowed = {"client_name": "CLAUDE  Desktop", "redirect_uris": ["http://127.0.0.1/callback", WEB]}
-    thief = App(register(**borrowed).json()["client_id"], redirect_uri=WEB)
-
-    connect(thief, member, gateway)
-
-    assert Connection.objects.exclude(host=known).count() == 1
+        for address in (page, f"/connect/{flow}/", f"/connect/{flow}/token/"):
+            for again in (client.get(address), client.post(address, {"decision": "allow", "gateway": gateway.slug})):
+                assert again.status_code == 410
+                assert "Refresh" not in again
+                assert b"code=" not in again.content
+        assert Connection.objects.count() == (decision == "allow")
 
 
 def test_an_api_token_is_nothing_at_the_oauth_endpoints(app: App, member: User, gateway: Gateway) -> None:

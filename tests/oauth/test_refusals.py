@@ -1,16 +1,17 @@
 """Flows: who owns them, when they end, and when they are refused."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from django.db import transaction
 from django.test import Client
 
 from accounts.models import User
 from capabilities import Capability
 from connections.models import HostAtGateway
 from gateways.models import Gateway
-from hosts.models import Host
 from oauth.models import AuthorizeRequest
 from tests import make
 from tests.conftest import SignIn
@@ -35,65 +36,47 @@ def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: Si
 
 
 @pytest.mark.full
-def test_enrolment_switched_off_meanwhile_refuses_at_the_next_step(ann: User, sign_in: SignIn) -> None:
+def test_an_agent_open_for_enrolment_needs_no_capability_until_enrolment_is_switched_off(
+    ann: User, sign_in: SignIn
+) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
     host.set_enrolment(True, by=ann)
     client = sign_in(ann)
+    minted(client.post(options(client, host, gateway), {"name": "mine", "scope": "all"}))
+    assert Token.objects.get().connection.user == ann
+
     page = options(client, host, gateway)
     host.set_enrolment(False, by=ann)
 
-    response = client.post(page, {"name": "mine", "scope": "all"})
-
-    assert response.status_code == 403
-    assert not Token.objects.exists()
+    assert client.post(page, {"name": "other", "scope": "all"}).status_code == 403
+    assert Token.objects.count() == 1
 
 
 @pytest.mark.full
-def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: SignIn) -> None:
-    host, gateway = make.agent(by=make.user()), make.gateway()
-    Host.objects.filter(pk=host.pk).update(allow_enrolment=True)
-    client = sign_in(ann)
-
-    minted(client.post(options(client, host, gateway), {"name": "mine", "scope": "all"}))
-
-    assert Token.objects.get().connection.user == ann
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("off", "words"),
-    [
-        ("host", "An administrator has disabled this app."),
-        ("gateway", "An administrator has disabled this gateway."),
-        ("connection", "This connection has been disabled by an administrator."),
-        ("reach", "Your teams do not include this gateway."),
-        ("host at gateway", "This gateway does not allow this app or agent."),
-    ],
-)
-@pytest.mark.parametrize("method", ["get", "post"])
-def test_objects_disabled_meanwhile_refuse_at_every_step(off: str, words: str, method: str, sign_in: SignIn) -> None:
+def test_objects_disabled_meanwhile_refuse_at_every_step(sign_in: SignIn, subtests: pytest.Subtests) -> None:
     person = make.user(Capability.API_TOKENS_MANAGE)
     host, gateway = make.agent(by=person), make.gateway()
     connection = make.connection(host, gateway, person)
     client = sign_in(person)
     page = options(client, host, gateway)
-    match off:
-        case "host":
-            host.disable(by=person)
-        case "gateway":
-            gateway.disable(by=person)
-        case "connection":
-            connection.disable(by=person)
-        case "reach":
-            Gateway.objects.update(reach="teams")
-        case "host at gateway":
-            HostAtGateway.objects.at(gateway, host).block(by=person)
-
-    response = getattr(client, method)(page, {"name": "x", "scope": "all"})
-
-    assert response.status_code == 403
-    assert words in text(response)
-    assert not Token.objects.exists()
+    acts: list[tuple[Callable[[], object], str]] = [
+        (lambda: host.disable(by=person), "An administrator has disabled this app."),
+        (lambda: gateway.disable(by=person), "An administrator has disabled this gateway."),
+        (lambda: connection.disable(by=person), "This connection has been disabled by an administrator."),
+        (lambda: Gateway.objects.update(reach="teams"), "Your teams do not include this gateway."),
+        (
+            lambda: HostAtGateway.objects.at(gateway, host).block(by=person),
+            "This gateway does not allow this app or agent.",
+        ),
+    ]
+    for act, words in acts:
+        with subtests.test(words), transaction.atomic():
+            act()
+            for response in (client.get(page), client.post(page, {"name": "x", "scope": "all"})):
+                assert response.status_code == 403
+                assert words in text(response)
+            assert not Token.objects.exists()
+            transaction.set_rollback(True)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -130,36 +113,16 @@ def test_a_stranger_signs_in_first_and_comes_back_to_the_flow(ana: User) -> None
 
 
 @pytest.mark.full
-def test_another_browser_of_the_same_person_does_not_see_the_flow(ana: User, sign_in: SignIn) -> None:
-    make.gateway()
-    first = begin(sign_in(ana), make.agent(by=ana))
-
-    assert sign_in(ana).get(first).status_code == 404
-
-
-@pytest.mark.full
-def test_another_person_in_the_same_browser_does_not_see_the_flow(ana: User, viv: User, sign_in: SignIn) -> None:
-    make.gateway()
-    client = sign_in(ana)
-    first = begin(client, make.agent(by=ana))
-    bound = client.session["authorize_browser"]
-    client.force_login(viv)
-    session = client.session
-    session["authorize_browser"] = bound
-    session.save()
-
-    assert client.get(first).status_code == 404
-
-
-@pytest.mark.full
-def test_signing_in_again_keeps_the_flow(ana: User, sign_in: SignIn) -> None:
+def test_a_flow_belongs_to_the_person_and_the_browser_that_began_it(ana: User, viv: User, sign_in: SignIn) -> None:
     make.gateway()
     client = sign_in(ana)
     first = begin(client, make.agent(by=ana))
 
     client.force_login(ana)  # Signing in changes the session key.
-
     assert client.get(first).status_code == 200
+    assert sign_in(ana).get(first).status_code == 404
+    client.force_login(viv)
+    assert client.get(first).status_code == 404
 
 
 @pytest.mark.full

@@ -62,14 +62,24 @@ def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignI
 
 
 @pytest.mark.full
-def test_an_app_with_a_document_names_its_publisher(viv: User, sign_in: SignIn) -> None:
-    application = published()
+def test_an_app_with_a_document_names_its_publisher_to_people_who_see_hosts(
+    ana: User, viv: User, sign_in: SignIn
+) -> None:
+    application, agent = published(), make.agent(by=ana)
+    path = f"/hosts/{Host.objects.get(kind='headed').pk}/registrations/"
 
-    seen = page_of(viv, sign_in, Host.objects.get())
+    seen = words(sign_in(viv).get(path))
+    fragment = sign_in(viv).get(path, headers={"HX-Request": "true"}).content.decode()
 
     assert "Published by app.example.com" in seen
     assert application.client_id in seen
     assert "Self-reported" not in seen
+    assert fragment.strip().startswith('<section class="card"')
+    assert "<html" not in fragment
+    assert sign_in(make.user()).get(path).status_code == 403
+    assert sign_in(ana).get(f"/hosts/{agent.pk}/registrations/").status_code == 404  # Agents register nothing.
+    Registration.objects.all().delete()
+    assert "the app registers again automatically." in words(sign_in(viv).get(path))
 
 
 @pytest.mark.full
@@ -98,31 +108,3 @@ def test_the_overview_asks_for_them_and_says_who_allowed_the_app(ana: User, sign
     assert "<dt>Approval</dt><dd>Waiting for an administrator</dd>" in waiting
     assert f"<dt>Approval</dt><dd>Allowed by {ana.email}" in allowed
     assert str(timezone.now().year - 1) in allowed
-
-
-def test_the_fragment_is_the_card_alone(viv: User, sign_in: SignIn) -> None:
-    published()
-    host = Host.objects.get()
-
-    fragment = sign_in(viv).get(f"/hosts/{host.pk}/registrations/", headers={"HX-Request": "true"}).content.decode()
-
-    assert fragment.strip().startswith('<section class="card"')
-    assert "<html" not in fragment
-
-
-@pytest.mark.full
-def test_an_app_whose_registrations_are_gone_says_so(viv: User, sign_in: SignIn) -> None:
-    published()
-    Registration.objects.all().delete()
-
-    assert "the app registers again automatically." in page_of(viv, sign_in, Host.objects.get())
-
-
-@pytest.mark.full
-def test_agents_register_nothing_and_only_who_sees_hosts_sees_apps(ana: User, sign_in: SignIn) -> None:
-    agent = make.agent(by=ana)
-    published()
-    app = Host.objects.get(kind="headed")
-
-    assert sign_in(ana).get(f"/hosts/{agent.pk}/registrations/").status_code == 404
-    assert sign_in(make.user()).get(f"/hosts/{app.pk}/registrations/").status_code == 403

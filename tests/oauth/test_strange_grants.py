@@ -56,25 +56,14 @@ def is_refused(response: Any) -> bool:
     return 400 <= response.status_code < 500 and isinstance(told["error"], str)
 
 
-@pytest.mark.parametrize("grant", UNKNOWN)
-@pytest.mark.parametrize("more", [{}, {"device_code": "x"}, {"device_code": "x" * 300, "scope": "mcp"}])
-def test_a_grant_there_is_none_of_is_unsupported(app: App, grant: str, more: dict[str, str]) -> None:
-    body = {"grant_type": grant, "client_id": app.client_id, "username": "a", "password": "b"} | more
+def test_a_grant_there_is_none_of_is_unsupported(app: App) -> None:
+    for grant in UNKNOWN:
+        for more in ({"client_id": app.client_id, "device_code": "x"}, {"client_id": "nobody", "scope": "mcp"}, {}):
+            response = Client().post("/oauth/token", {"grant_type": grant, "username": "a", "password": "b"} | more)
 
-    response = Client().post("/oauth/token", body)
-
-    assert response.status_code == 400
-    assert response.json()["error"] in (
-        {"unsupported_grant_type"} if grant else {"unsupported_grant_type", "invalid_request"}
-    )
-
-
-def test_a_grant_there_is_none_of_is_unsupported_for_an_unknown_client_too() -> None:
-    for body in ({"grant_type": DEVICE}, {"grant_type": DEVICE, "client_id": "nobody"}):
-        response = Client().post("/oauth/token", body)
-
-        assert (response.status_code, response.json()["error"]) == (400, "unsupported_grant_type")
-        assert response["Cache-Control"] == "no-store"
+            expected = {"unsupported_grant_type"} if grant else {"unsupported_grant_type", "invalid_request"}
+            assert (response.status_code, response["Cache-Control"]) == (400, "no-store"), (grant, more)
+            assert response.json()["error"] in expected, (grant, more)
 
 
 def form(chance: random.Random, good: dict[str, str]) -> list[tuple[str, str]]:
@@ -99,9 +88,8 @@ def encoded(pairs: list[tuple[str, str]], chance: random.Random) -> bytes:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(6))
-def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int) -> None:
-    chance = random.Random(seed)
+def test_no_token_or_revocation_request_is_an_error_of_ours(app: App) -> None:
+    chance = random.Random(0)
     known = {"client_id": app.client_id, "grant_type": "refresh_token", "refresh_token": "x", "token": "x"}
     code = {
         "client_id": app.client_id,
@@ -110,7 +98,7 @@ def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int)
         "code_verifier": "x" * 43,
         "redirect_uri": app.redirect_uri,
     }
-    for _ in range(60):
+    for _ in range(200):
         body = encoded(form(chance, chance.choice([known, code, {}])), chance)
         kind, said = chance.choice([TYPES[0], TYPES[0], *TYPES]), chance.choice(HEADERS)
         headers = {"Authorization": said} if said else {}
@@ -122,24 +110,21 @@ def test_no_token_or_revocation_request_is_an_error_of_ours(app: App, seed: int)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("query", ["%", "a=%zz", "a=%0", "%00=a"])
-def test_a_query_that_is_none_is_refused_everywhere(app: App, member: User, gateway: Gateway, query: str) -> None:
+def test_a_query_or_a_method_that_is_none_is_refused_everywhere(app: App, member: User, gateway: Gateway) -> None:
     """A malformed query gets 400; otherwise a link could fill the error log with 500s."""
-    for somebody in (Client(), browser(member)):
-        for path in ("/oauth/authorize", "/authorize"):
-            assert somebody.get(f"{path}?client_id={app.client_id}&{query}").status_code == 400
-    for path in ("/oauth/token", "/token", "/oauth/revoke"):
-        assert is_refused(Client().post(f"{path}?{query}", {"grant_type": "refresh_token", "token": "x"}))
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "TRACE"])
-def test_other_methods_are_refused(method: str) -> None:
-    for path in ("/oauth/token", "/oauth/revoke", "/oauth/register"):
-        assert Client().generic(method, path).status_code == 405
+    for query in ("%", "a=%zz", "a=%0", "%00=a"):
+        for somebody in (Client(), browser(member)):
+            for path in ("/oauth/authorize", "/authorize"):
+                assert somebody.get(f"{path}?client_id={app.client_id}&{query}").status_code == 400
+        for path in ("/oauth/token", "/token", "/oauth/revoke"):
+            assert is_refused(Client().post(f"{path}?{query}", {"grant_type": "refresh_token", "token": "x"}))
+    for method in ("GET", "PUT", "PATCH", "DELETE", "HEAD", "TRACE"):
+        for path in ("/oauth/token", "/oauth/revoke", "/oauth/register"):
+            assert Client().generic(method, path).status_code == 405
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gateway: Gateway, seed: int) -> None:
     chance = random.Random(seed)
     if seed % 2:
@@ -154,7 +139,7 @@ def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gatewa
         "code_challenge_method": "S256",
         "resource": gateway.url,
     }
-    for _ in range(60):
+    for _ in range(100):
         query = encoded(form(chance, good), chance)
         for somebody in (signed_in, stranger):
             response = somebody.generic("GET", "/oauth/authorize", QUERY_STRING=query.decode("latin-1"))
@@ -162,30 +147,13 @@ def test_no_authorize_request_is_an_error_of_ours(app: App, member: User, gatewa
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(4))
-def test_no_registration_is_an_error_of_ours(seed: int) -> None:
-    chance = random.Random(seed)
-    odd: list[Any] = [
-        None,
-        True,
-        0,
-        -1,
-        1e308,
-        "",
-        "x",
-        "\x00",
-        "\ud800",
-        "x" * 3000,
-        [],
-        [[]],
-        [None],
-        {},
-        {"a": {}},
-        [{}],
-    ]
+def test_no_registration_is_an_error_of_ours() -> None:
+    chance = random.Random(0)
+    odd: list[Any] = [None, True, 0, -1, 1e308, "", "x", "\x00", "\ud800", "x" * 3000]
+    odd += [[], [[]], [None], {}, {"a": {}}, [{}]]
     names = ["redirect_uris", "client_name", "grant_types", "response_types", "token_endpoint_auth_method", "scope",
              "client_uri", "logo_uri", "contacts", "jwks", "jwks_uri", "software_id", "software_version"]  # fmt: skip
-    for _ in range(80):
+    for _ in range(200):
         said: dict[str, Any] = {"redirect_uris": ["http://127.0.0.1/cb"], "client_name": "Fuzz"}
         for _ in range(chance.randint(1, 3)):
             said[chance.choice(names)] = chance.choice(odd)
@@ -196,10 +164,10 @@ def test_no_registration_is_an_error_of_ours(seed: int) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "POST"])
-def test_no_request_about_a_registration_is_an_error_of_ours(app: App, method: str) -> None:
+def test_no_request_about_a_registration_is_an_error_of_ours(app: App) -> None:
     basic = "Basic " + base64.b64encode(f"{app.client_id}:x".encode()).decode()
-    for client_id in (app.client_id, "nobody", "%00", "x" * 3000, "%ff"):
-        for said in ("Bearer x", "Bearer", "Bearer \u00e9", basic, "x" * 3000):
-            response = Client().generic(method, f"/oauth/register/{client_id}", headers={"Authorization": said})
-            assert 400 <= response.status_code < 500
+    for method in ("GET", "DELETE", "PUT", "POST"):
+        for client_id in (app.client_id, "nobody", "%00", "x" * 3000, "%ff"):
+            for said in ("Bearer x", "Bearer", "Bearer \u00e9", basic, "x" * 3000):
+                response = Client().generic(method, f"/oauth/register/{client_id}", headers={"Authorization": said})
+                assert 400 <= response.status_code < 500, (method, client_id, said)

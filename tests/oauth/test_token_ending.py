@@ -96,20 +96,26 @@ def test_a_double_submit_issues_one_token(ana: User, sign_in: SignIn) -> None:
 
 
 @pytest.mark.full
-def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn) -> None:
-    server = make.server()
-    gateway = make.gateway(server)
-    assignment = gateway.assignments.get()
-    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-    Feature.objects.create(assignment=assignment, name="echo", exposed_name="docs__echo", input_schema=schema)
-    Feature.objects.create(assignment=assignment, name="a", exposed_name="docs__a")
-    client = sign_in(ana)
-
-    issued = client.post(
-        f"{begin(client, make.agent(by=ana), gateway=gateway.slug)}token/", {"name": "x", "scope": "all"}
+def test_snippets_call_a_tool_the_gateway_really_has_with_arguments_of_its_schema(ana: User, sign_in: SignIn) -> None:
+    gateway, client = make.gateway(make.server()), sign_in(ana)
+    asked = {
+        "unit": {"type": "string", "enum": ["celsius", "kelvin"]},
+        "days": {"type": "integer", "default": 3},
+        "kind": {"const": "brief"},
+        "city": {"type": ["string", "null"]},
+        "more": True,
+    }
+    schema = {"type": "object", "properties": asked, "required": [*asked]}
+    Feature.objects.create(
+        assignment=gateway.assignments.get(), name="echo", exposed_name="docs__echo", input_schema=schema
     )
 
-    assert '"name":"docs__echo","arguments":{"text": "hello"}' in text(issued).replace("&quot;", '"')
+    issued = client.post(options(client, make.agent(by=ana), gateway), {"name": "x", "scope": "all"})
+
+    told = '"arguments":{"unit": "celsius", "days": 3, "kind": "brief", "city": "hello", "more": "hello"}'
+    assert f'"name":"docs__echo",{told}' in text(issued).replace("&quot;", '"')
+    unknown = client.post(options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all"})
+    assert "&lt;tool-name&gt;" in text(unknown)
 
 
 @pytest.mark.full
@@ -135,39 +141,7 @@ def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
     assert example_call(gateway, make.user()) is None
 
 
-@pytest.mark.full
-def test_the_arguments_of_a_snippet_are_those_its_schema_names_itself(ana: User, sign_in: SignIn) -> None:
-    gateway = make.gateway(make.server())
-    asked = {
-        "unit": {"type": "string", "enum": ["celsius", "kelvin"]},
-        "days": {"type": "integer", "default": 3},
-        "kind": {"const": "brief"},
-        "city": {"type": ["string", "null"]},
-        "more": True,
-    }
-    schema = {"type": "object", "properties": asked, "required": [*asked]}
-    Feature.objects.create(
-        assignment=gateway.assignments.get(), name="echo", exposed_name="docs__echo", input_schema=schema
-    )
-    client = sign_in(ana)
-
-    issued = client.post(options(client, make.agent(by=ana), gateway), {"name": "x", "scope": "all"})
-
-    told = '"arguments":{"unit": "celsius", "days": 3, "kind": "brief", "city": "hello", "more": "hello"}'
-    assert told in text(issued).replace("&quot;", '"')
-
-
-@pytest.mark.full
-def test_without_a_known_tool_the_snippet_says_where_to_take_one(ana: User, sign_in: SignIn) -> None:
-    client = sign_in(ana)
-    first = begin(client, make.agent(by=ana), gateway=make.gateway().slug)
-
-    issued = text(client.post(f"{first}token/", {"name": "x", "scope": "all"}))
-
-    assert "&lt;tool-name&gt;" in issued
-
-
-def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
+def test_the_options_narrow_the_token_of_the_person_signed_in(ana: User, ann: User, sign_in: SignIn) -> None:
     docs, wiki = make.server(), make.server()
     gateway = make.gateway(docs, wiki)
     wanted = gateway.assignments.get(server=wiki)
@@ -182,6 +156,7 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
             "expires_in_days": "7",
             "allowed_ips": "198.51.100.7\n2001:db8::/32",
             "calls_per_minute": "60",
+            "user": str(ann.pk),
         },
     )
 
@@ -191,14 +166,19 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
     assert [scope.assignment for scope in token.scopes.all()] == [wanted]
     assert token.allowed_ips == ["198.51.100.7/32", "2001:db8::/32"]
     assert token.calls_per_minute == 60
+    assert token.connection.user == ana
     assert token.expires_at is not None
     assert token.expires_at - datetime.now(UTC) < timedelta(days=7)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_bad_options_are_refused_in_words(ana: User, sign_in: SignIn, subtests: pytest.Subtests) -> None:
+    host, gateway = make.agent(by=ana), make.gateway(make.server())
+    connection = make.connection(host, gateway, ana)
+    make.token(connection, name="taken")
+    client = sign_in(ana)
+    page = options(client, host, gateway)
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": ""}, "This field is required."),
         ({"name": "x" * 101}, "at most 100 characters"),
         ({"name": "TAKEN"}, "This connection has an active token of that name already."),
@@ -208,20 +188,21 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
         ({"scope": "some", "servers": ["00000000-0000-4000-8000-000000000000"]}, "Select a valid choice"),
         ({"expires_in_days": "365"}, "Select a valid choice"),
         ({"expires_in_days": "never"}, "Select a valid choice"),
-        ({"allowed_ips": "10.0.0.1\n300.1.1.1"}, "“300.1.1.1” is neither an IP address nor a CIDR range."),
+        ({"allowed_ips": "10.0.0.1\n300.1.1.1"}, "\u201c300.1.1.1\u201d is neither an IP address nor a CIDR range."),
         ({"allowed_ips": "\n".join(f"10.0.0.{n}" for n in range(51))}, "At most 50 addresses or ranges are possible."),
-    ],
-)
-def test_bad_options_are_refused_in_words(change: dict[str, Any], words: str, ana: User, sign_in: SignIn) -> None:
-    host, gateway = make.agent(by=ana), make.gateway(make.server())
-    make.token(make.connection(host, gateway, ana), name="taken")
-    client = sign_in(ana)
+    ]
+    for change, words in wrong:
+        with subtests.test(words):
+            response = client.post(page, {"name": "x", "scope": "all"} | change)
 
-    response = client.post(options(client, host, gateway), {"name": "x", "scope": "all"} | change)
-
-    assert response.status_code == 422
-    assert words in text(response)
-    assert Token.objects.count() == 1
+            assert response.status_code == 422
+            assert words in text(response)
+    for _ in range(19):
+        make.token(connection)
+    refused = client.post(page, {"name": "x", "scope": "all"})
+    assert refused.status_code == 422
+    assert "A connection holds 20 active tokens at most. Revoke one first." in text(refused)
+    assert Token.objects.count() == 20
 
 
 @pytest.mark.full
@@ -252,26 +233,3 @@ def test_a_second_token_joins_the_live_connection_under_a_free_name(ana: User, s
     assert 'value="CI bot-quickstart-2"' in seen
     assert connection.tokens.count() == 2
     assert Connection.objects.count() == 1
-
-
-@pytest.mark.full
-def test_the_twenty_first_token_is_refused_in_words(ana: User, sign_in: SignIn) -> None:
-    host, gateway = make.agent(by=ana), make.gateway()
-    connection = make.connection(host, gateway, ana)
-    for _ in range(20):
-        make.token(connection)
-    client = sign_in(ana)
-
-    response = client.post(options(client, host, gateway), {"name": "x", "scope": "all"})
-
-    assert response.status_code == 422
-    assert "A connection holds 20 active tokens at most. Revoke one first." in text(response)
-
-
-@pytest.mark.full
-def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, ann: User, sign_in: SignIn) -> None:
-    client = sign_in(ana)
-
-    client.post(options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all", "user": str(ann.pk)})
-
-    assert Token.objects.get().connection.user == ana

@@ -13,8 +13,6 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
-from auditlog.outcomes import REASONS
-from capabilities import Capability
 from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.conftest import Run, SignIn
@@ -22,7 +20,6 @@ from tests.proxy.conftest import Proxy
 from tests.proxy.test_endpoint import LIST, World, world_of
 from tests.rest import Rest
 from tests.workspace import free_port
-from tokens.models import Token
 from wire import token_text
 
 HTMX = {"HX-Request": "true"}
@@ -65,61 +62,25 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
     }.items():
         answer = asked(world, authorization)
         assert (answer.status_code, words in advice(answer)) == (401, True), (authorization, advice(answer))
-
-
-@pytest.mark.full
-def test_blanks_around_a_token_do_no_harm(world: World) -> None:
-    assert asked(world, f"Bearer   {world.agent.secret}").status_code == 200
-
-
-@pytest.mark.full
-def test_no_token_leads_to_the_metadata_that_a_client_signs_in_by(world: World) -> None:
-    assert "resource_metadata=" in asked(world, None).headers["www-authenticate"]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("end", ["revoked", "expired"])
-def test_a_token_that_has_ended_is_told_so_in_the_log_and_what_to_do_in_the_answer(world: World, end: str) -> None:
-    token = Token.objects.get()
-    if end == "revoked":
-        token.revoke(by=token.connection.user)
-    else:
-        Token.objects.update(expires_at=token.created_at)
-
-    assert "Create or regenerate one" in advice(asked(world, f"Bearer {world.agent.secret}"))
-    assert world.proxy.last().deny_reason == end
-
-
-@pytest.mark.full
-def test_the_token_of_another_gateway_is_told_so_in_the_log(world: World) -> None:
-    make.gateway(slug="other")
-
-    answer = httpx.post(
-        world.proxy.url("other"), json=LIST, headers={"Authorization": f"Bearer {world.agent.secret}"}, trust_env=False
-    )
-
-    assert answer.status_code == 403
-    assert REASONS[world.proxy.last().deny_reason].sentence == "The token belongs to another gateway."
+    assert asked(world, f"Bearer   {token}").status_code == 200
 
 
 @pytest.mark.full
 def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
     base = world.agent.url
     headers = {"Authorization": f"Bearer {world.agent.secret}"}
-    for url in (base.removesuffix("/work"), f"{base}/sse", f"{base}/mcp", f"{base.removesuffix('/work')}/"):
+    for url in (base.removesuffix("/work"), f"{base}/sse", f"{base}/mcp", f"{base.removesuffix('/work')}//"):
         answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
         assert answer.status_code == 404, url
         assert "A gateway URL ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
     assert httpx.post(f"{base}/", json=LIST, headers=headers, trust_env=False).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/mcp", "/", "/sse", "/gateways/work/"])
-def test_a_program_at_a_page_is_told_what_a_gateway_url_looks_like(path: str) -> None:
+def test_a_program_at_a_page_is_told_what_a_gateway_url_looks_like() -> None:
     client = Client(enforce_csrf_checks=True)
-    posted = client.post(path, LIST, content_type="application/json")
-    got = client.get("/sse", headers={"Accept": "text/event-stream"})
+    posted = [client.post(path, LIST, content_type="application/json") for path in ("/mcp", "/", "/gateways/work/")]
 
-    for answer in (posted, got):
+    for answer in (*posted, client.get("/sse", headers={"Accept": "text/event-stream"})):
         assert answer.status_code == 404
         assert "A gateway URL ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
     assert "This page does not exist" in client.get("/mcp", headers={"Accept": "text/html"}).content.decode()
@@ -134,50 +95,33 @@ def test_a_gateway_opened_in_a_browser_says_what_it_is_for(world: World) -> None
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("body", "headers", "status", "words"),
-    [
-        (b"{", {"Content-Type": "application/json"}, 400, "not JSON"),
-        (b"hello", {"Content-Type": "application/json"}, 400, "not JSON"),
+def test_a_request_of_a_wrong_form_says_which_form_is_right(world: World) -> None:
+    token = {"Content-Type": "application/json", "Authorization": f"Bearer {world.agent.secret}"}
+    for body, headers, status, words in (
+        (b"hello", {}, 400, "not JSON"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "The Content-Type must be application/json"),
-        (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "must be application/json"),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"Accept": "text/html"}, 406, "The Accept header must allow"),
         (b'{"id":1,"method":"ping"}', {}, 400, "must be a JSON-RPC 2.0 message"),
-        (b"[]", {"Content-Type": "application/json"}, 400, "atch"),
-    ],
-)
-def test_a_request_of_a_wrong_form_says_which_form_is_right(
-    world: World, body: bytes, headers: dict[str, str], status: int, words: str
-) -> None:
-    sent = {"Content-Type": "application/json", "Authorization": f"Bearer {world.agent.secret}", **headers}
-
-    answer = httpx.post(world.agent.url, content=body, headers=sent, trust_env=False)
-
-    assert answer.status_code == status
-    assert words in answer.json()["error"]["message"]
+        (b"[]", {}, 400, "atch"),
+    ):
+        answer = httpx.post(world.agent.url, content=body, headers=token | headers, trust_env=False)
+        assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), answer.text
 
 
 # --- At the REST API -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("secret", "words"),
-    [
-        ("token", "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys."),
-        ("Bearer twice", "Write the word Bearer once, then the API key."),
-        ("unknown", "unknown, expired or revoked"),
-        ("none", "Send an API key in the header Authorization: Bearer KEY."),
-    ],
-)
-def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, words: str, ana: User) -> None:
-    token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana))
-    texts = {"token": token.secret, "Bearer twice": f"Bearer {token.secret}", "unknown": token_text.mint("gwp")}
-
-    answer = (Rest.bearing(texts[secret]) if secret in texts else Rest.of()).get("/hosts")
-
-    assert answer.status_code in (401, 403)
-    assert words in text(answer)
+def test_a_wrong_credential_at_the_api_says_which_one_it_takes(ana: User) -> None:
+    token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).secret
+    for client, words in (
+        (Rest.bearing(token), "API access tokens are for gateways and not accepted here. Use an API key: Settings, "),
+        (Rest.bearing(f"Bearer {token}"), "Write the word Bearer once, then the API key."),
+        (Rest.bearing(token_text.mint("gwp")), "unknown, expired or revoked"),
+        (Rest.of(), "Send an API key in the header Authorization: Bearer KEY."),
+    ):
+        answer = client.get("/hosts")
+        assert (answer.status_code in (401, 403), words in text(answer)) == (True, True), text(answer)
 
 
 # --- Adding a server -------------------------------------------------------------------------------------------------
@@ -188,50 +132,29 @@ SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5
 
 @pytest.mark.full
 @pytest.mark.django_db
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        (
-            "npx -y @modelcontextprotocol/server-github",
-            "This is a command that starts a server on one computer (stdio)",
-        ),
-        ("/usr/local/bin/uvx mcp-server-git", "This is a command that starts a server on one computer (stdio)"),
-        ('{"command": "npx", "args": []}', "This is a command that starts a server on one computer (stdio)"),
-        ("docs server", "This is not a URL. One looks like https://mcp.example.com/mcp."),
-        ("mcp.example.com/mcp", "The URL must start with https://."),
-        ("ftp://mcp.example.com/", "The URL must start with https://."),
-        ("https://", "The URL has no host."),
-        ("https://ann:secret@mcp.example.com/", "Leave credentials out of the URL; add them under Identities."),
-        ("https://no-such-name.invalid/mcp", "cannot be found. Check the spelling."),
-        ("https://10.0.0.5/mcp", "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
-        ("https://10.0.0.5/mcp", "as in GATEWAY_PRIVATE_UPSTREAMS=10.0.0.5/32, and starts the gateway again"),
-        ("http://8.8.8.8/mcp", "GATEWAY_PRIVATE_UPSTREAMS, the only networks that may be called without TLS"),
-    ],
-)
 def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
-    url: str, words: str, ana: User, sign_in: SignIn, settings: Any
+    ana: User, sign_in: SignIn, settings: Any, subtests: pytest.Subtests
 ) -> None:
     settings.PRIVATE_UPSTREAMS = []
-
-    page = sign_in(ana).post("/servers/add/", SERVER | {"url": url})
-    told = Rest.of(ana).post("/servers", {"name": "Docs", "url": url, "auth_type": "none"})
-
-    if not url.startswith("http://"):
-        assert words in text(page).replace("&#x27;", "'")
-        assert words in str(told.json())
-    assert (page.status_code, told.status_code) == (422, 400)
+    client, api = sign_in(ana), Rest.of(ana)
+    for url, words in {
+        "npx -y @modelcontextprotocol/server-github": "This is a command that starts a server on one computer (stdio)",
+        '{"command": "npx", "args": []}': "This is a command that starts a server on one computer (stdio)",
+        "docs server": "This is not a URL. One looks like https://mcp.example.com/mcp.",
+        "mcp.example.com/mcp": "The URL must start with https://.",
+        "https://": "The URL has no host.",
+        "https://ann:secret@mcp.example.com/": "Leave credentials out of the URL; add them under Identities.",
+        "https://no-such-name.invalid/mcp": "cannot be found. Check the spelling.",
+        "https://10.0.0.5/mcp": "as in GATEWAY_PRIVATE_UPSTREAMS=10.0.0.5/32, and restarts the gateway",
+        "http://8.8.8.8/mcp": "",
+    }.items():
+        with subtests.test(url):
+            page = client.post("/servers/add/", SERVER | {"url": url})
+            told = api.post("/servers", {"name": "Docs", "url": url, "auth_type": "none"})
+            assert words in text(page).replace("&#x27;", "'")
+            assert words in str(told.json())
+            assert (page.status_code, told.status_code) == (422, 400)
     assert not Server.objects.filter(name="Docs").exists()
-
-
-@pytest.mark.full
-@pytest.mark.django_db
-@pytest.mark.usefixtures("loopback_is_allowed")
-def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) -> None:
-    url = run(upstreams.docs()).url
-
-    sign_in(ana).post("/servers/add/", SERVER | {"url": f"  {url}\n"})
-
-    assert Server.objects.get(name="Docs").url == url
 
 
 @pytest.mark.django_db
@@ -260,7 +183,7 @@ def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_i
     client, values = sign_in(ana), SERVER | {"url": run(upstreams.docs()).url}
 
     client.post("/servers/add/", values | {"test": "1"})
-    client.post("/servers/add/", values)
+    client.post("/servers/add/", values | {"url": f"  {values['url']}\n"})
     client.post("/servers/add/", values | {"name": "Untested", "url": run(upstreams.docs()).url})
 
     assert [server.health for server in Server.objects.order_by("name")] == ["ok", "unknown"]
@@ -269,16 +192,8 @@ def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_i
 # --- In the browser --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
 @pytest.mark.django_db
-def test_a_wrong_password_says_no_more_than_that(ana: User) -> None:
-    page = Client().post("/accounts/login/", {"login": ana.email, "password": "wrong"})
-
-    assert "The e-mail or the password is wrong." in text(page)
-
-
-@pytest.mark.django_db
-def test_a_form_that_was_open_over_night_leads_to_sign_in_and_back(ana: User, sign_in: SignIn) -> None:
+def test_a_form_of_an_ended_session_leads_to_sign_in_and_of_another_says_to_reload(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     client.logout()
 
@@ -286,27 +201,11 @@ def test_a_form_that_was_open_over_night_leads_to_sign_in_and_back(ana: User, si
     gone = client.post("/hosts/add/", {"name": "x"}, headers=HTMX | {"HX-Current-URL": "http://testserver/hosts/"})
     assert gone["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F&not_done=1"
 
-
-@pytest.mark.django_db
-def test_a_form_of_another_session_says_to_reload_it(ana: User) -> None:
-    client = Client(enforce_csrf_checks=True)
-    client.force_login(ana)
-
-    page = client.post("/hosts/add/", {"name": "x"})
-
+    stranger = Client(enforce_csrf_checks=True)
+    stranger.force_login(ana)
+    page = stranger.post("/hosts/add/", {"name": "x"})
     assert page.status_code == 403
     assert "This page was open for too long. Reload it" in text(page)
-
-
-@pytest.mark.full
-@pytest.mark.django_db
-def test_sending_a_form_twice_says_that_it_is_there_already(ana: User, sign_in: SignIn) -> None:
-    client = sign_in(ana)
-
-    client.post("/hosts/add/", {"name": "Feedback bot", "description": ""})
-    again = client.post("/hosts/add/", {"name": "Feedback bot", "description": ""})
-
-    assert "An agent with this name already exists." in text(again)
 
 
 @pytest.mark.full
@@ -322,26 +221,3 @@ def test_the_second_of_two_tabs_is_shown_what_the_first_one_saved(ana: User, sig
 
     assert second.status_code == 422
     assert "Mine" in text(second)
-
-
-@pytest.mark.full
-@pytest.mark.django_db
-def test_going_back_to_a_token_that_was_shown_once_says_so(ana: User, sign_in: SignIn) -> None:
-    token, client = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).token, sign_in(ana)
-    form = text(client.get(f"/tokens/{token.pk}/regenerate/"))
-    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
-    shown = client.post(f"/tokens/{token.pk}/regenerate/", fields)
-    assert 'id="token-issued"' in text(shown)
-
-    again = client.post(f"/tokens/{token.pk}/regenerate/", fields, follow=True)
-
-    assert "This token is no longer shown. If it was not stored, regenerate it under API Tokens." in text(again)
-
-
-@pytest.mark.django_db
-def test_a_password_link_without_a_mail_server_is_shown_to_who_made_it(sign_in: SignIn, settings: Any) -> None:
-    chief = sign_in(make.user(Capability.PEOPLE_MANAGE))
-
-    page = text(chief.get("/people/"))
-
-    assert "Invite" in page

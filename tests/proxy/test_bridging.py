@@ -4,9 +4,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -21,6 +20,7 @@ from tests import make
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
 from tests.eventually import PATIENCE
+from tests.proxy.asking import BOTH as ANY
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Start, eventually, in_words, sql
 from tests.proxy.scripted import MODERN, Object, Request, calling
@@ -40,9 +40,9 @@ class Work:
     start: Start
     run: Run
 
-    def put(self, app: App, **fields: Any) -> Upstream:
+    def put(self, app: App, slug: str = "docs", **fields: Any) -> Upstream:
         upstream = self.run(app)
-        make.assignment(self.gateway, make.server(slug="docs", name="Docs", url=upstream.url, **fields))
+        make.assignment(self.gateway, make.server(slug=slug, name=slug.title(), url=upstream.url, **fields))
         return upstream
 
     def agent(self, **changes: Any) -> Agent:
@@ -62,19 +62,19 @@ def work(start: Start, run: Run) -> Work:
 
 def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING, **more: Any) -> httpx.Response:
     """Make one 2026-07-28 call; `more` are further members of its params."""
+    params, headers = call_of(name, capabilities, **more)
+    return agent.ask("tools/call", params, **headers)
+
+
+def call_of(name: str, capabilities: Object = EVERYTHING, **more: Any) -> tuple[Object, dict[str, str]]:
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": capabilities,
         **more.pop("_meta", {}),
     }
-    return agent.ask(
-        "tools/call",
-        {"name": name, "arguments": {"b": 1, "a": 2}, **more, "_meta": meta},
-        MCP_Protocol_Version=MODERN,
-        Mcp_Method="tools/call",
-        Mcp_Name=name,
-        Accept="application/json, text/event-stream",
-    )
+    params = {"name": name, "arguments": {"b": 1, "a": 2}, **more, "_meta": meta}
+    headers = {"MCP_Protocol_Version": MODERN, "Mcp_Method": "tools/call", "Mcp_Name": name, "Accept": ANY}
+    return params, headers
 
 
 def result_of(answer: httpx.Response) -> Object:
@@ -86,8 +86,11 @@ def result_of(answer: httpx.Response) -> Object:
 
 def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
     """Repeat the call with `answers` as the answer to each server request in the result `wanted`."""
-    responses = dict.fromkeys(wanted["inputRequests"], answers)
-    return ask(agent, **{"inputResponses": responses, "requestState": wanted["requestState"], **more})
+    return ask(agent, **{**answering(wanted, answers), **more})
+
+
+def answering(wanted: Object, answers: Any = GIVEN) -> Object:
+    return {"inputResponses": dict.fromkeys(wanted["inputRequests"], answers), "requestState": wanted["requestState"]}
 
 
 # Both of 2026-07-28
@@ -115,22 +118,9 @@ def test_input_required_passes_untouched_between_two_of_2026(work: Work) -> None
     }
     assert (second["inputResponses"], second["requestState"]) == ({"k": GIVEN}, "its own, 1.10")
 
-
-@pytest.mark.full
-def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Work) -> None:
-    async def call(request: Request) -> None:
-        await request.answer({"resultType": "complete", "content": []})
-
-    docs = work.put(calling(call, modern=True))
-    agent = work.agent()
-    ask(agent, capabilities={})
     ask(agent, capabilities={"roots": {}, "tasks": {}})
-
-    told = [
-        request.body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
-        for request in docs.asked("tools/call")
-    ]
-    assert told == [{}, {"roots": {}}]
+    told = docs.asked("tools/call")[2].body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+    assert told == {"roots": {}}
 
 
 # A client with a session, a server of 2026-07-28
@@ -153,12 +143,11 @@ def wanting(*rounds: Object) -> tuple[App, list[Object]]:
     return calling(call, modern=True), got
 
 
-@pytest.mark.parametrize("other_worker", [False, True])
-def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(work: Work, other_worker: bool) -> None:
+def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(work: Work) -> None:
     app, got = wanting({"who": FORM, "where": ROOTS}, {"text": SAMPLE})
     work.put(app)
     person = Person(work.agent()).initialize()
-    agent = work.elsewhere(person.agent) if other_worker else person.agent
+    agent = work.elsewhere(person.agent)
     given = {
         "elicitation/create": GIVEN,
         "roots/list": {"roots": []},
@@ -199,73 +188,67 @@ def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
     assert "requestState" not in got[1]
 
 
+@dataclass
+class Wanted:
+    """Inputs that a 2026-07-28 server requires of a session client, and the call's outcome.
+
+    `outcome` is the error's data, a text of its message, or None for a result; `rounds` is how often the server is
+    asked.
+    """
+
+    inputs: list[Any]
+    outcome: Object | str | None
+    rounds: int
+    answer: Object = field(default_factory=lambda: {"result": GIVEN})
+    asked: int = 0
+    capabilities: Object = field(default_factory=lambda: EVERYTHING)
+
+
+BAD: Object = {"reason": "bad_answer"}
+WANTED = {
+    "state alone": Wanted([{}, {}], None, rounds=3),
+    "inputs that are no object": Wanted([["who"]], BAD, rounds=1),
+    "nothing that can be asked": Wanted([{"who": "Ada"}], BAD, rounds=1),
+    "more at once than is asked": Wanted([{str(number): FORM for number in range(101)}], BAD, rounds=1),
+    "input more than ten times": Wanted([{"who": FORM}] * 20, BAD, rounds=11, asked=10),
+    "what the client cannot give": Wanted([{"who": FORM}], BAD, rounds=1, capabilities={"roots": {}}),
+    "what the client refuses": Wanted(
+        [{"who": FORM}], {"reason": "input_refused"}, rounds=1, asked=1, answer={"error": {"code": -1, "message": "no"}}
+    ),
+    "what the client answers with no result": Wanted(
+        [{"who": FORM}], "needs input that the client did not give.", rounds=1, asked=1, answer={"result": 5}
+    ),
+}
+
+
 @pytest.mark.full
-def test_a_result_of_an_unknown_kind_is_a_bad_answer_to_who_knows_no_kinds(work: Work) -> None:
-    async def call(request: Request) -> None:
+def test_a_session_client_is_asked_for_no_more_than_it_can_give(work: Work, subtests: pytest.Subtests) -> None:
+    agent = work.agent()
+    for number, (name, case) in enumerate(WANTED.items()):
+        with subtests.test(name):
+            app, got = wanting(*case.inputs)
+            work.put(app, f"s{number}")
+            person = Person(agent, case.capabilities).initialize()
+            answer = case.answer
+
+            answered = person.call(f"s{number}__it", lambda asked: person.say({"id": asked["id"], **answer}))  # noqa: B023
+
+            if case.outcome is None:
+                assert "result" in answered
+                assert [params.get("requestState") for params in got] == [None, "1", "2"]
+            elif isinstance(case.outcome, str):
+                assert case.outcome in answered["error"]["message"]
+            else:
+                assert answered["error"]["data"] == case.outcome | {"server": f"S{number}"}
+            assert (len(got), len(person.heard)) == (case.rounds, case.asked)
+            told = got[0]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+            assert told.keys() == case.capabilities.keys()
+
+    async def answer_in_an_unknown_kind(request: Request) -> None:
         await request.answer({"resultType": "of_the_future", "content": []})
 
-    work.put(calling(call, modern=True))
-
-    assert Person(work.agent()).initialize().call("docs__it")["error"]["data"]["reason"] == "bad_answer"
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("requests", [["who"], {"who": "Ada"}, {str(number): FORM for number in range(101)}])
-def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work: Work, requests: Any) -> None:
-    app, got = wanting(requests)
-    work.put(app)
-    person = Person(work.agent()).initialize()
-
-    answered = person.call("docs__it", lambda asked: pytest.fail(f"asked {asked}"))
-
-    assert answered["error"]["data"]["reason"] == "bad_answer"
-    assert len(got) == 1
-
-
-@pytest.mark.full
-def test_a_client_that_answers_with_no_result_gave_no_input(work: Work) -> None:
-    app, _ = wanting({"who": FORM})
-    work.put(app)
-    person = Person(work.agent()).initialize()
-
-    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": 5}))
-
-    assert answered["error"]["message"] == in_words('Server "Docs" needs input that the client did not give.')
-
-
-@pytest.mark.full
-def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
-    app, got = wanting(*[{"who": FORM}] * 20)
-    work.put(app)
-    person = Person(work.agent()).initialize()
-
-    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
-
-    assert answered["error"]["data"]["reason"] == "bad_answer"
-    assert len(got) == 11
-
-
-@pytest.mark.full
-def test_state_alone_is_sent_again(work: Work) -> None:
-    app, got = wanting({}, {})
-    work.put(app)
-
-    assert "result" in Person(work.agent()).initialize().call("docs__it")
-    assert [params.get("requestState") for params in got] == [None, "1", "2"]
-
-
-@pytest.mark.full
-def test_a_client_that_refuses_ends_the_call_and_that_is_no_fault_of_the_servers(work: Work) -> None:
-    app, got = wanting({"who": FORM})
-    work.put(app)
-    person = Person(work.agent()).initialize()
-
-    answered = person.call(
-        "docs__it", lambda asked: person.say({"id": asked["id"], "error": {"code": -1, "message": "no"}})
-    )
-
-    assert answered["error"]["data"] == {"reason": "input_refused", "server": "Docs"}
-    assert len(got) == 1
+    work.put(calling(answer_in_an_unknown_kind, modern=True), "future")
+    assert Person(agent).initialize().call("future__it")["error"]["data"]["reason"] == "bad_answer"
 
 
 @pytest.mark.parametrize("error", [Busy("Docs", seconds=1), NotRecordable()], ids=["busy", "not recordable"])
@@ -294,32 +277,18 @@ def test_a_call_of_which_one_round_was_sent_is_not_said_to_be_unexecuted(
     assert Call.objects.get(method="tools/call").outcome == "upstream_error"
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("capabilities", [{}, {"roots": {}}])
-def test_a_server_that_wants_what_the_client_cannot_give_is_an_error(work: Work, capabilities: Object) -> None:
-    app, got = wanting({"who": FORM})
-    work.put(app)
-    person = Person(work.agent(), capabilities).initialize()
-
-    answered = person.call("docs__it")
-
-    assert answered["error"]["data"]["reason"] == "bad_answer"
-    assert person.heard == []
-    assert got[0]["_meta"]["io.modelcontextprotocol/clientCapabilities"] == capabilities
-
-
 # A client of 2026-07-28, a server with sessions
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("other_worker", [False, True])
-def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(work: Work, other_worker: bool) -> None:
+def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(work: Work) -> None:
     server = Asker(asks=[FORM, SAMPLE])
     work.put(server.app())
     agent = work.agent()
-    other = work.elsewhere(agent) if other_worker else agent
+    other = work.elsewhere(agent)
 
     first = result_of(ask(agent))
+    assert b"Who?" not in bytes(PendingRequest.objects.get().asked or b"Who?")
     second = result_of(retry(other, first))
     done = result_of(retry(other, second, {"model": "m"}))
 
@@ -368,17 +337,11 @@ def test_messages_after_a_server_request_do_not_end_the_call(work: Work) -> None
 
 
 @pytest.mark.full
-def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
-    work.put(Asker().app())
-
-    assert result_of(ask(work.agent(), "docs__quick"))["resultType"] == "complete"
-    assert not SuspendedCall.objects.exists()
-
-
-@pytest.mark.full
 def test_unanswered_server_requests_are_asked_again(work: Work) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
+    assert result_of(ask(agent, "docs__quick"))["resultType"] == "complete"
+    assert not SuspendedCall.objects.exists()
     first = result_of(ask(agent))
 
     again = result_of(retry(agent, first, inputResponses={}))
@@ -393,43 +356,33 @@ def tampered(state: str) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda wanted: {"requestState": tampered(wanted["requestState"])},
-        lambda _: {"requestState": "somebody else's"},
-        lambda _: {"requestState": 7},
-        lambda _: {"arguments": {"a": 3}},
-        lambda _: {"name": "docs__quick"},
-    ],
-    ids=["tampered", "foreign", "no text", "other arguments", "other tool"],
-)
-def test_a_request_state_is_good_for_its_own_request_only(work: Work, change: Callable[[Object], Object]) -> None:
+def test_a_request_state_is_good_once_in_time_and_for_its_own_request_and_connection(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work.put(Asker(asks=[FORM]).app())
-    agent = work.agent()
+    agent, user, now = work.agent(), make.user(), time.time
+    other = Agent(agent.url, make.token(make.connection(make.agent(by=user), work.gateway, user)).secret)
     wanted = result_of(ask(agent))
 
-    refused = retry(agent, wanted, **change(wanted))
-
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, INVALID_PARAMS)
-    assert "requestState" in refused.json()["error"]["message"]
-    assert Call.objects.order_by("-id")[0].rpc_error_code == INVALID_PARAMS
+    for change in (
+        {"requestState": tampered(wanted["requestState"])},
+        {"requestState": "somebody else's"},
+        {"requestState": 7},
+        {"arguments": {"a": 3}},
+        {"name": "docs__quick"},
+    ):
+        refused = retry(agent, wanted, **change)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, INVALID_PARAMS), change
+        assert "requestState" in refused.json()["error"]["message"]
+        assert Call.objects.order_by("-id")[0].rpc_error_code == INVALID_PARAMS
+    assert retry(other, wanted).json()["error"]["code"] == INVALID_PARAMS
+    with monkeypatch.context() as later:
+        later.setattr("proxy.server_requests.now", lambda: now() + 301)
+        assert retry(agent, wanted).json()["error"]["message"] == in_words(
+            "Invalid params: this requestState is too old."
+        )
     assert result_of(retry(agent, wanted))["resultType"] == "complete"
-
-
-@pytest.mark.full
-def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> None:
-    work.put(Asker(asks=[FORM, FORM]).app())
-    agent = work.agent()
-    other_user = make.user()
-    other = work.start().agent(make.connection(make.agent(by=other_user), work.gateway, other_user))
-    wanted = result_of(ask(agent))
-
-    foreign = retry(other, wanted)
-    assert "input_required" in retry(agent, wanted).text
-    used = retry(agent, wanted)
-
-    assert {answer.json()["error"]["code"] for answer in (foreign, used)} == {INVALID_PARAMS}
+    assert retry(agent, wanted).json()["error"]["code"] == INVALID_PARAMS
 
 
 @pytest.mark.full
@@ -470,19 +423,6 @@ def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
     assert repeated.json()["error"]["code"] == INVALID_PARAMS
 
 
-@pytest.mark.full
-def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    work.put(Asker(asks=[FORM]).app())
-    agent = work.agent()
-    wanted = result_of(ask(agent))
-    now = time.time
-    monkeypatch.setattr("proxy.server_requests.now", lambda: now() + 301)
-
-    refused = retry(agent, wanted)
-
-    assert refused.json()["error"]["message"] == in_words("Invalid params: this requestState is too old.")
-
-
 def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 600)
     work.put(Asker(asks=[FORM]).app())
@@ -511,31 +451,14 @@ def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> Non
     agent = work.agent()
     wanted = result_of(ask(agent))
 
+    params, given = call_of("docs__it", **answering(wanted))
+    headers = {"Authorization": f"Bearer {agent.secret}"} | {name.replace("_", "-"): given[name] for name in given}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
     with pytest.raises(httpx.ReadTimeout):
-        leave(agent, wanted)
+        httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
 
     eventually(lambda: docs.asked("notifications/cancelled"))
     eventually(lambda: not SuspendedCall.objects.exists())
-
-
-def leave(agent: Agent, wanted: Object) -> None:
-    """Send the retry of a call, and disconnect after a second."""
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": MODERN,
-        "io.modelcontextprotocol/clientCapabilities": EVERYTHING,
-    }
-    responses = dict.fromkeys(wanted["inputRequests"], GIVEN)
-    params = {"name": "docs__it", "arguments": {"b": 1, "a": 2}, "_meta": meta}
-    params |= {"inputResponses": responses, "requestState": wanted["requestState"]}
-    headers = {
-        "Authorization": f"Bearer {agent.secret}",
-        "MCP-Protocol-Version": MODERN,
-        "Mcp-Method": "tools/call",
-        "Mcp-Name": "docs__it",
-        "Accept": "application/json, text/event-stream",
-    }
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
 
 
 @pytest.mark.full
@@ -561,48 +484,36 @@ def test_stored_messages_are_encrypted_and_deleted_later(work: Work, monkeypatch
 
 
 @pytest.mark.full
-def test_requests_of_a_suspended_call_are_encrypted(work: Work) -> None:
-    work.put(Asker(asks=[FORM]).app())
-    ask(work.agent())
-
-    assert b"Who?" not in bytes(PendingRequest.objects.get().asked or b"Who?")
-
-
-@pytest.mark.full
-def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
-    async def call(request: Request) -> None:
+def test_an_error_and_a_timeout_of_the_server_reach_the_retry(work: Work) -> None:
+    async def fails(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
         await asyncio.sleep(1)  # Enough time for the question to reach the client.
         error = {"code": -1, "message": "no", "data": {"x": 1}}
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "error": error}, last=True)
 
-    server = Asker()
-    server.call = call
-    work.put(server.app())
+    for slug, call, seconds in (("docs", fails, 30), ("slow", asks_and_is_silent, 1)):
+        server = Asker()
+        server.call = call
+        work.put(server.app(), slug, timeout_seconds=seconds)
     agent = work.agent()
 
-    answered = retry(agent, result_of(ask(agent))).json()
+    failed, late = (
+        retry(agent, result_of(ask(agent, name)), name=name).json()["error"] for name in ("docs__it", "slow__it")
+    )
 
-    assert answered["error"] == {"code": -1, "message": "no", "data": {"x": 1}}
+    assert failed == {"code": -1, "message": "no", "data": {"x": 1}}
+    assert late["data"]["reason"] == "timeout"
+    assert [row.outcome for row in Call.objects.filter(method="tools/call", server_name="Slow").order_by("id")] == [
+        "ok",
+        "timeout",
+    ]
 
 
 @pytest.mark.full
-def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
-    server = Asker()
-    server.call = asks_and_is_silent
-    work.put(server.app(), timeout_seconds=1)
-    agent = work.agent()
-
-    answered = retry(agent, result_of(ask(agent))).json()
-
-    assert answered["error"]["data"]["reason"] == "timeout"
-    assert [row.outcome for row in Call.objects.filter(method="tools/call").order_by("id")] == ["ok", "timeout"]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("cut", ["token", "server"])
-@pytest.mark.parametrize("retries", [False, True], ids=["nobody waits", "its retry waits elsewhere"])
+@pytest.mark.parametrize(
+    ("cut", "retries"), [("token", False), ("server", True)], ids=["nobody waits", "its retry waits elsewhere"]
+)
 def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: Work, cut: str, retries: bool) -> None:
     docs = work.put(Asker(asks=[FORM, FORM]).app())
     agent = work.agent()

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from queue import Empty, Queue
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -150,27 +149,9 @@ def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
 @pytest.fixture
 def told() -> Iterator[Callable[[], set[str]]]:
     """Yield a function that returns the database's notifications since the previous call of the function."""
-    with listening() as look:
-        yield look
-
-
-@contextmanager
-def listening() -> Iterator[Callable[[], set[str]]]:
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         connection.execute("LISTEN gateway")
-        heard: Queue[str] = Queue()
-
-        def look() -> set[str]:
-            for note in connection.notifies(timeout=0.05):
-                heard.put(note.payload)
-            found: set[str] = set()
-            while True:
-                try:
-                    found.add(heard.get_nowait())
-                except Empty:
-                    return found
-
-        yield look
+        yield lambda: {note.payload for note in connection.notifies(timeout=0.05)}
 
 
 @pytest.fixture

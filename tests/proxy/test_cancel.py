@@ -63,15 +63,14 @@ def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object)
 
 @pytest.mark.full
 @pytest.mark.parametrize("eras", [SESSION_ERA, (MODERN,)], ids=["session server", "modern server"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_cancelled_call_ends_at_the_server_whichever_worker_is_told(
-    start: Start, run: Run, eras: tuple[str, ...], workers: int
+def test_a_cancelled_call_ends_at_the_server_although_another_worker_is_told(
+    start: Start, run: Run, eras: tuple[str, ...]
 ) -> None:
-    work = Work(start, run, eras, workers)
+    work = Work(start, run, eras, workers=2)
     agent = work.agent()
     with listening(agent, "POST", waiting(token=7)) as under_way:
         under_way.wait_for(1)
-        cancelled(work, under_way, work.elsewhere(agent) if workers == 2 else agent, "mine")
+        cancelled(work, under_way, work.elsewhere(agent), "mine")
 
 
 @pytest.mark.full
@@ -88,46 +87,25 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
 
 
 @pytest.mark.full
-def test_unknown_or_foreign_tokens_are_accepted_and_change_nothing(start: Start, run: Run) -> None:
+def test_only_the_client_cancels_its_call_by_an_id_that_names_one_call(start: Start, run: Run) -> None:
     work = Work(start, run, workers=2)
     agent, stranger = work.agent(), work.agent("eve")
-    with listening(agent, "POST", waiting(1, seconds=1)) as under_way:
-        work.counter.wait_for("call")
-        for request_id in ("1", 2, None, 1.0, True, ["x"], {"a": 1}, "x" * 5000):
+    body, headers = modern("tools/call", waiting(seconds=1)["params"])
+    with (
+        listening(agent, "POST", waiting(1, seconds=1)) as under_way,
+        listening(agent, "POST", body | {"id": "modern"}, **headers) as ended_by_leaving_only,
+        listening(agent, "POST", waiting("twice", 1)) as one,
+        listening(agent, "POST", waiting("twice", 1)) as other,
+    ):
+        work.counter.wait_for("call", 4)
+        for request_id in ("1", 2, None, 1.0, True, ["x"], {"a": 1}, "x" * 5000, "modern", "twice"):
             assert cancel(agent, request_id) == 202
         assert cancel(stranger, 1) == 202
         assert cancel(work.elsewhere(stranger), 1) == 202
         assert agent.post({"jsonrpc": "2.0", "method": "notifications/cancelled"}).status_code == 202
-        assert under_way.over.wait(PATIENCE)
-    body = under_way.events[-1] if under_way.events else under_way.body
-    assert "waited" in str(body)
-    assert work.counter.events("cancelled") == []
-
-
-@pytest.mark.full
-def test_a_call_of_2026_is_cancelled_by_its_clients_leaving_only(start: Start, run: Run) -> None:
-    work = Work(start, run)
-    agent = work.agent()
-    body, headers = modern("tools/call", waiting(seconds=1)["params"])
-    with listening(agent, "POST", body | {"id": "mine"}, **headers) as under_way:
-        work.counter.wait_for("call")
-        assert cancel(agent, "mine") == 202
-        assert under_way.over.wait(PATIENCE)
-    assert "waited" in str(under_way.events or under_way.body)
-    assert work.counter.events("cancelled") == []
-
-
-@pytest.mark.full
-def test_two_calls_of_one_connection_that_bear_the_same_id_are_not_told_apart_so_neither_ends(
-    start: Start, run: Run
-) -> None:
-    work = Work(start, run)
-    agent = work.agent()
-    with listening(agent, "POST", waiting(1, 1)) as one, listening(agent, "POST", waiting(1, 1)) as other:
-        work.counter.wait_for("call", 2)
-        assert cancel(agent, 1) == 202
-        assert one.over.wait(PATIENCE)
-        assert other.over.wait(PATIENCE)
+        for call in (under_way, ended_by_leaving_only, one, other):
+            assert call.over.wait(PATIENCE)
+            assert "waited" in str(call.events[-1] if call.events else call.body)
     assert work.counter.events("cancelled") == []
 
 

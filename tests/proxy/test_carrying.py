@@ -50,12 +50,10 @@ def everything_that_began_is_over(streams: int = 1) -> bool:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWork, elsewhere: bool) -> None:
+def test_that_an_elicitation_is_complete_is_told_as_it_was_said(work: TalkingWork) -> None:
     person = heard_by_the_first(work)
     said = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e1"}}
-    agent = work.elsewhere(person.agent) if elsewhere else person.agent
-    with listening(agent, "GET", **person.headers) as stream:
+    with listening(work.elsewhere(person.agent), "GET", **person.headers) as stream:
         assert stream.begun.wait(PATIENCE)
         work.talker.say.append(said)
         assert stream.wait_for(1) == [said]
@@ -167,12 +165,11 @@ def test_messages_for_a_connection_without_a_session_are_not_stored(
     assert LOGGED["method"] not in stream.methods()
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_disabled_resource_sends_no_more_updates_to_subscribers(library_work: LibraryWork, elsewhere: bool) -> None:
+def test_a_disabled_resource_sends_no_more_updates_to_subscribers(library_work: LibraryWork) -> None:
     library, agent = library_work.library, in_session(library_work.client)
     assert subscribe(agent)["result"] == {}
     eventually(lambda: library.open == 1)
-    with listening(library_work.elsewhere(agent) if elsewhere else agent, "GET") as stream:
+    with listening(library_work.elsewhere(agent), "GET") as stream:
         assert stream.begun.wait(PATIENCE)
         eventually(lambda: heard_of(library))
 

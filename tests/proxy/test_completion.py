@@ -1,7 +1,10 @@
 """completion/complete is sent to the server of the prompt or template, unless the server has no completions."""
 
+from typing import Any
+
 import pytest
 
+from gateways.models import Feature
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
 from tests.proxy.features import offer, put
@@ -19,34 +22,32 @@ VALUES = {"completion": {"values": ["a", "b"], "total": 2, "hasMore": False}}
 ARGUMENT = {"name": "id", "value": "a"}
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("ref", "own"),
-    [
-        ({"type": "ref/prompt", "name": "docs__hello"}, {"type": "ref/prompt", "name": "hello"}),
-        (
-            {"type": "ref/resource", "uri": "gateway://docs/docs%3A%2F%2Fpage%2F({id})"},
-            {"type": "ref/resource", "uri": "docs://page/{id}"},
-        ),
-    ],
-)
-def test_it_goes_to_the_server_of_its_ref_under_the_servers_own_name(
-    work: Work, ref: dict[str, str], own: dict[str, str]
-) -> None:
+def test_it_goes_to_the_server_of_its_ref_under_the_servers_own_name_unless_that_is_disabled(work: Work) -> None:
     docs, other = put(work, completion_complete=returning(VALUES)), put(work, "other")
     offer("hello", "prompt")
     offer("docs://page/{id}", "template")
+    prompt = {"type": "ref/prompt", "name": "docs__hello"}
+    template = {"type": "ref/resource", "uri": "gateway://docs/docs%3A%2F%2Fpage%2F({id})"}
 
-    answer = work.agent.ask("completion/complete", {"ref": ref, "argument": ARGUMENT, "context": {"arguments": {}}})
+    def completed(ref: object) -> dict[str, Any]:
+        params = {"ref": ref, "argument": ARGUMENT, "context": {"arguments": {}}}
+        return dict(work.agent.ask("completion/complete", params).json())
 
-    assert answer.json()["result"] == VALUES
-    assert docs.asked("completion/complete")[0].body["params"] == {
-        "ref": own,
-        "argument": ARGUMENT,
-        "context": {"arguments": {}},
-    }
+    for ref, feature_type in ((prompt, "prompt"), (template, "resource")):
+        assert completed(ref)["result"] == VALUES
+        assert work.proxy.last().feature_type == feature_type
+    sent = {"argument": ARGUMENT, "context": {"arguments": {}}}
+    assert [each.body["params"] for each in docs.asked("completion/complete")] == [
+        {"ref": {"type": "ref/prompt", "name": "hello"}, **sent},
+        {"ref": {"type": "ref/resource", "uri": "docs://page/{id}"}, **sent},
+    ]
+
+    for wrong in (None, 7, {}, {"type": "ref/prompt"}, {"type": "ref/resource", "uri": 3}):
+        assert completed(wrong)["error"]["code"] == -32602
+    Feature.objects.update(enabled=False)
+    assert [completed(ref)["error"]["code"] for ref in (prompt, template)] == [-32003] * 2
+    assert len(docs.asked("completion/complete")) == 2
     assert other.asked("completion/complete") == []
-    assert work.proxy.last().feature_type == ("prompt" if "name" in ref else "resource")
 
 
 @pytest.mark.full
@@ -61,22 +62,3 @@ def test_a_server_without_completions_completes_nothing(work: Work) -> None:
     assert session.json()["result"] == {"completion": {"values": []}}
     assert new.json()["result"] == {"completion": {"values": []}, "resultType": "complete"}
     assert (session.status_code, new.status_code) == (200, 200)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["prompt", "template"])
-def test_disabled_features_get_no_completions(work: Work, kind: str) -> None:
-    docs = put(work, completion_complete=returning(VALUES))
-    name = "hello" if kind == "prompt" else "docs://page/{id}"
-    offer(name, kind, enabled=False)
-    ref = {"type": "ref/prompt", "name": "docs__hello"} if kind == "prompt" else {"type": "ref/resource", "uri": name}
-
-    error = work.agent.ask("completion/complete", {"ref": ref, "argument": ARGUMENT}).json()["error"]
-
-    assert error["code"] == -32003
-    assert docs.asked("completion/complete") == []
-
-
-@pytest.mark.parametrize("ref", [None, 7, {}, {"type": "ref/prompt"}, {"type": "ref/resource", "uri": 3}])
-def test_a_ref_of_a_wrong_form_is_invalid(work: Work, ref: object) -> None:
-    assert work.agent.ask("completion/complete", {"ref": ref, "argument": ARGUMENT}).json()["error"]["code"] == -32602

@@ -26,9 +26,9 @@ type Play = Callable[..., None]
 MOST_PARAMETERS = 65_535  # PostgreSQL's limit per statement.
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Play:
-    """Return a function that runs a scenario with a connection, on either loop."""
+@pytest.fixture
+def play() -> Play:
+    """Return a function that runs a scenario with a connection."""
 
     def play(scene: Callable[[PgConnection], Awaitable[None]], timeout: float = PATIENCE) -> None:
         async def main() -> None:
@@ -38,7 +38,7 @@ def play(request: pytest.FixtureRequest) -> Play:
             finally:
                 connection.close()
 
-        with asyncio.Runner(loop_factory=request.param) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
 
     return play
@@ -123,9 +123,8 @@ def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_a_database_that_takes_connections_and_is_silent_did_not_answer_in_time(
-    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 0.2)
 
@@ -135,5 +134,5 @@ def test_a_database_that_takes_connections_and_is_silent_did_not_answer_in_time(
             await asyncio.wait_for(connection.query_with_retry(b"one", [b"1"]), PATIENCE)
         assert not connection.connected
 
-    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=loop) as runner:
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner() as runner:
         runner.run(scene(listener.getsockname()[1]))

@@ -10,15 +10,14 @@ from django.urls import reverse
 
 from accounts.models import User
 from connections.models import Connection
-from gateways.models import Assignment, Feature, Gateway, IdentityScheme
-from proxy.models import UpstreamSession
+from gateways.models import Gateway, IdentityScheme
 from servers.discovery import probe
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sql
-from tests.proxy.scripted import NO_SESSION, Request, Script, offering, tool
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sessions_of_clients, sql
+from tests.proxy.scripted import Request, Script, offering, tool
 from tests.proxy.test_endpoint import modern
 
 
@@ -59,8 +58,7 @@ SHAPES: dict[str, App] = {
 
 @pytest.mark.full
 def test_every_client_reaches_every_server(work: Work) -> None:
-    for slug, app in SHAPES.items():
-        work.put(app, slug)
+    served = {slug: work.put(app, slug) for slug, app in SHAPES.items()}
     expected = sorted(f"{slug}__{name}" for slug in SHAPES for name in ("echo", "add", "search", "slow", "fail", "big"))
 
     def asked(method: str, params: dict[str, Any]) -> list[Any]:
@@ -74,36 +72,16 @@ def test_every_client_reaches_every_server(work: Work) -> None:
             assert result["content"] == [{"type": "text", "text": slug}]
         for result in asked("tools/call", {"name": f"{slug}__fail", "arguments": {}}):
             assert result["isError"] is True
+    dual = [call.headers for call in served["dual"].asked("tools/call")]
+    assert {(each["mcp-protocol-version"], "mcp-session-id" in each) for each in dual} == {
+        ("2025-11-25", True),
+        ("2026-07-28", False),
+    }
 
     eventually(lambda: not Server.objects.filter(protocol_era=Era.UNKNOWN).exists())
     eras = dict(Server.objects.values_list("slug", "protocol_era"))
     of_one = {"session": Era.SESSION, "old-json": Era.SESSION, "modern": Era.MODERN}
     assert eras == dict.fromkeys(SHAPES, Era.BOTH) | of_one
-
-
-@pytest.mark.full
-def test_clients_of_both_eras_are_served_in_their_own(work: Work) -> None:
-    docs = work.put(upstreams.docs())
-    body, headers = modern("tools/call", {"name": "docs__echo", "arguments": {"text": "x"}})
-
-    work.agent.call("docs__echo", {"text": "x"})
-    work.agent.post(body, **headers)
-
-    asked = [call.headers for call in docs.asked("tools/call")]
-    assert [each["mcp-protocol-version"] for each in asked] == ["2025-11-25", "2026-07-28"]
-    assert ["mcp-session-id" in each for each in asked] == [True, False]
-
-
-@pytest.mark.full
-def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
-    docs = work.put(offering("it"))
-
-    for agent in (work.agent, work.another_agent(), work.agent):
-        agent.call("docs__it")
-
-    assert [request.method for request in docs.seen].count("server/discover") == 1
-    server = Server.objects.get()
-    assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
 
 
 @pytest.mark.full
@@ -132,28 +110,10 @@ def test_two_workers_that_meet_a_server_at_once_probe_it_once(work: Work, start:
         answers = list(pool.map(lambda agent: agent.call("docs__it").json(), [work.agent, other] * 4))
 
     assert all("result" in answer for answer in answers)
+    work.another_agent().call("docs__it")
+    server = Server.objects.get()
+    assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
     assert [request.method for request in docs.seen].count("server/discover") == 1
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("modern_then", [True, False])
-def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(work: Work, modern_then: bool) -> None:
-    first, second = (upstreams.modern_era(upstreams.docs()), upstreams.session_era(upstreams.docs()))
-    before, after = (first, second) if modern_then else (second, first)
-    with running(before) as docs:
-        make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
-        assert work.agent.call("docs__echo", {"text": "before"}).json()["result"]
-    expected = Era.SESSION if modern_then else Era.MODERN
-    with running(after, port=docs.port) as docs:
-        answers: list[Any] = []
-
-        def works() -> bool:
-            answers.append(work.agent.call("docs__echo", {"text": "after"}).json())
-            return "result" in answers[-1]
-
-        eventually(works)
-        assert Server.objects.filter(protocol_era=expected).exists()
-        assert len(docs.asked("tools/call")) <= len(answers)
 
 
 @dataclass
@@ -177,70 +137,38 @@ class Overloaded(Script):
 
 @pytest.mark.full
 @pytest.mark.usefixtures("loopback_is_allowed")
-@pytest.mark.parametrize("said", ["text", "json"])
-@pytest.mark.parametrize(
-    ("refused", "before", "found"),
-    [
-        ("initialize", Era.BOTH, Era.BOTH),
-        ("server/discover", Era.BOTH, Era.BOTH),
-        ("initialize", Era.SESSION, Era.BOTH),
-        ("initialize", Era.UNKNOWN, Era.MODERN),
-        ("server/discover", Era.UNKNOWN, Era.SESSION),
-    ],
-)
-def test_an_era_is_not_forgotten_because_a_server_was_overloaded_when_asked(
-    work: Work, refused: str, before: Era, found: Era, said: str
-) -> None:
-    work.put(Overloaded([[tool("it")]], answer_nothing, refused=refused, said=said).app())
-    Server.objects.update(protocol_era=before)
+def test_an_era_is_not_forgotten_because_a_server_was_overloaded_when_asked(work: Work) -> None:
+    found = {}
+    for slug, said, refused, before, after in (
+        ("s1", "text", "initialize", Era.BOTH, Era.BOTH),
+        ("s2", "json", "server/discover", Era.BOTH, Era.BOTH),
+        ("s3", "json", "initialize", Era.SESSION, Era.BOTH),
+        ("s4", "json", "initialize", Era.UNKNOWN, Era.MODERN),
+        ("s5", "text", "server/discover", Era.UNKNOWN, Era.SESSION),
+        ("s6", "text", "initialize", Era.UNKNOWN, Era.MODERN),
+        ("s7", "json", "server/discover", Era.UNKNOWN, Era.SESSION),
+    ):
+        work.put(Overloaded([[tool("it")]], answer_nothing, refused=refused, said=said).app(), slug)
+        Server.objects.filter(slug=slug).update(protocol_era=before)
+        found[slug] = after
+    eras = dict(Server.objects.values_list("slug", "protocol_era"))
     body, headers = modern("server/discover")
     work.agent.post(body, **headers)
-    eventually(lambda: Server.objects.get().protocol_evidence)
-    assert Server.objects.get().protocol_era == found
+    eventually(lambda: not Server.objects.filter(protocol_evidence="").exists())
+    assert dict(Server.objects.values_list("slug", "protocol_era")) == found
 
-    Server.objects.update(protocol_era=before)
-    probe(Server.objects.get(), by=work.user)
-    assert Server.objects.get().protocol_era == found
-
-
-@pytest.mark.full
-def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
-    script = Script([[tool("it")]], sessions=True)
-
-    async def call(request: Request) -> None:
-        await request.answer({"content": [{"type": "text", "text": request.headers["mcp-session-id"]}]})
-
-    script.call = call
-    docs = work.put(script.app())
-    work.agent.listed()
-    eventually(Feature.objects.exists)
-
-    def session() -> str:
-        return str(work.agent.call("docs__it").json()["result"]["content"][0]["text"])
-
-    assert [session(), session()] == ["session-0", "session-0"]
-    script.opened.clear()
-    script.opened.append("an older one")
-    assert [session(), session()] == ["session-1", "session-1"]
-    assert [request.headers.get("mcp-protocol-version") for request in docs.asked("tools/call")] == ["2025-06-18"] * 5
-
-    # A call is sent at most twice to a server that never recognises its sessions.
-    async def forget(request: Request) -> None:
-        script.opened[:] = ["an older one"]
-        await request.answer(NO_SESSION, status=404)
-
-    script.call = forget
-    before = len(docs.asked("tools/call"))
-    assert work.agent.call("docs__it").json()["error"]["data"]["reason"] == "bad_answer"
-    assert len(docs.asked("tools/call")) == before + 2
+    for slug, era in eras.items():
+        Server.objects.filter(slug=slug).update(protocol_era=era)
+        probe(Server.objects.get(slug=slug), by=work.user)
+    assert dict(Server.objects.values_list("slug", "protocol_era")) == found
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("status", [400, 404])
-def test_a_lost_session_that_a_server_denies_in_its_own_way_is_opened_anew_for_the_next_call(
-    work: Work, status: int
-) -> None:
+def test_a_lost_session_that_a_server_denies_in_its_own_way_is_opened_anew_for_the_next_call(work: Work) -> None:
+    @dataclass
     class Careless(Script):
+        status: int = 400
+
         def knows(self, session: str) -> bool:
             return True
 
@@ -248,19 +176,22 @@ def test_a_lost_session_that_a_server_denies_in_its_own_way_is_opened_anew_for_t
             if super().knows(request.headers.get("mcp-session-id", "")) or request.message["method"] == "initialize":
                 await super().method(request)
             else:
-                await request.fail(-32000, "Bad Request: No valid session ID provided", status=status)
+                await request.fail(-32000, "Bad Request: No valid session ID provided", status=self.status)
 
-    script = Careless([[tool("it")]], answer_nothing, sessions=True)
-    docs = work.put(script.app())
-    assert work.agent.call("docs__it").json()["result"]
-    script.opened[:] = ["an older one"]
+    for status in (400, 404):
+        script = Careless([[tool("it")]], answer_nothing, sessions=True, status=status)
+        slug = f"s{status}"
+        docs = work.put(script.app(), slug)
+        assert work.agent.call(f"{slug}__it").json()["result"]
+        script.opened[:] = ["an older one"]
 
-    refused = work.agent.call("docs__it").json()["error"]
+        refused = work.agent.call(f"{slug}__it").json()["error"]
 
-    assert (refused["code"], len(docs.asked("tools/call"))) == (-32000, 2)
-    eventually(lambda: not UpstreamSession.objects.exclude(owner_id=Assignment.objects.get().pk).exists())
-    assert work.agent.call("docs__it").json()["result"]
-    assert script.opened == ["an older one", "session-1"]
+        assert (refused["code"], len(docs.asked("tools/call"))) == (-32000, 2)
+        own = sessions_of_clients().filter(server_id=Server.objects.get(slug=slug).pk)
+        eventually(lambda: not own.exists())  # noqa: B023
+        assert work.agent.call(f"{slug}__it").json()["result"]
+        assert script.opened == ["an older one", "session-1"]
 
 
 async def answer_nothing(request: Request) -> None:
@@ -438,22 +369,19 @@ def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: I
         sql("ALTER TABLE gateways_assignment ENABLE TRIGGER USER")
 
 
-@pytest.mark.full
-def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Identities) -> None:
+def test_an_unreadable_secret_and_a_header_that_frames_the_message_are_told_from_a_missing_secret(
+    identities: Identities,
+) -> None:
+    for name in ("Content-Length", "transfer-encoding", "Host", "X-Key: 1\r\nX-Evil"):
+        sql("UPDATE servers_server SET header_name = %s WHERE slug = 'crm'", name)
+        assert identities.credential("ana", "crm__which_key") == "identity_unreadable"
+
     sql("UPDATE servers_identity SET secret_ciphertext = 'garbage' WHERE label = %s", "ana's")
-
     error = identities.agents["ana"].call("github__whoami").json()["error"]
-
     assert error["message"] == in_words(
         'The credential stored for server "github" can no longer be read.', "/settings/identities"
     )
     assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
-
-
-def test_a_credential_never_takes_the_place_of_a_header_that_frames_the_message(identities: Identities) -> None:
-    for name in ("Content-Length", "transfer-encoding", "Host", "X-Key: 1\r\nX-Evil"):
-        sql("UPDATE servers_server SET header_name = %s WHERE slug = 'crm'", name)
-        assert identities.credential("ana", "crm__which_key") == "identity_unreadable"
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Clients get errors with the codes and status of their own era, whichever era the server speaks."""
 
+from itertools import product
 from typing import Any
 
 import httpx
@@ -7,7 +8,7 @@ import pytest
 
 from tests import upstreams
 from tests.conftest import Run
-from tests.proxy.conftest import Proxy, Start
+from tests.proxy.conftest import Proxy
 from tests.proxy.features import offer, put
 from tests.proxy.scripted import Request, failing, returning
 from tests.proxy.test_endpoint import modern
@@ -32,37 +33,41 @@ def asked(work: Work, method: str, params: dict[str, Any], *, new: bool, **chang
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("new_server", [False, True])
-@pytest.mark.parametrize(
-    ("code", "status"), [(-32601, 404), (-32602, 400), (-32603, 200), (-32021, 400), (-32000, 200), (17, 200)]
-)
-def test_a_servers_error_has_the_status_of_the_clients_era(
-    work: Work, code: int, status: int, new_server: bool
-) -> None:
-    http = status if new_server else 200
-    put(work, modern=new_server, tools_call=failing(code, "no", {"why": 1.5}, http))
-    offer("it", "tool")
+def test_a_servers_error_has_the_status_of_the_clients_era(work: Work, subtests: pytest.Subtests) -> None:
+    statuses = {-32601: 404, -32602: 400, -32603: 200, -32021: 400, 17: 200}
 
-    for new in (False, True):
-        answer = asked(work, "tools/call", {"name": "docs__it"}, new=new)
-        assert (new, answer.status_code) == (new, status if new else 200)
-        assert answer.json()["error"] == {"code": code, "message": "no", "data": {"why": 1.5}}
-        assert work.proxy.last().rpc_error_code == code
+    async def session_server(request: Request) -> None:
+        await request.fail(request.message["params"]["arguments"]["code"], "no", data={"why": 1.5})
+
+    async def modern_server(request: Request) -> None:
+        code = request.message["params"]["arguments"]["code"]
+        await request.fail(code, "no", data={"why": 1.5}, status=statuses[code])
+
+    put(work, "old", tools_call=session_server)
+    put(work, "new", modern=True, tools_call=modern_server)
+    for alias in ("old", "new"):
+        offer("it", "tool", alias=alias)
+    for alias, (code, status), new in product(("old", "new"), statuses.items(), (False, True)):
+        with subtests.test(f"{code} of the {alias} server to a client of {'2026' if new else 'the session era'}"):
+            answer = asked(work, "tools/call", {"name": f"{alias}__it", "arguments": {"code": code}}, new=new)
+            assert answer.status_code == (status if new else 200)
+            assert answer.json()["error"] == {"code": code, "message": "no", "data": {"why": 1.5}}
+            assert work.proxy.last().rpc_error_code == code
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("new_server", [False, True])
-def test_a_resource_that_is_not_there_is_told_in_the_code_of_the_clients_era(work: Work, new_server: bool) -> None:
-    code, status = (-32602, 400) if new_server else (-32002, 200)
-    put(work, modern=new_server, resources_read=failing(code, "Resource not found", {"uri": "docs://a"}, status))
-    put(work, "other")
-    uri = "gateway://docs/docs%3A%2F%2Fa"
+def test_a_resource_that_is_not_there_is_told_in_the_code_of_the_clients_era(work: Work) -> None:
+    given = {"uri": "docs://a"}
+    put(work, "old", resources_read=failing(-32002, "Resource not found", given, 200))
+    put(work, "new", modern=True, resources_read=failing(-32602, "Resource not found", given, 400))
 
-    session, new = (asked(work, "resources/read", {"uri": uri}, new=era) for era in (False, True))
+    for alias in ("old", "new"):
+        uri = f"gateway://{alias}/docs%3A%2F%2Fa"
+        session, new = (asked(work, "resources/read", {"uri": uri}, new=era) for era in (False, True))
 
-    assert (session.status_code, session.json()["error"]["code"]) == (200, -32002)
-    assert (new.status_code, new.json()["error"]["code"]) == (400, -32602)
-    assert session.json()["error"]["data"] == new.json()["error"]["data"] == {"uri": uri}
+        assert (session.status_code, session.json()["error"]["code"]) == (200, -32002)
+        assert (new.status_code, new.json()["error"]["code"]) == (400, -32602)
+        assert session.json()["error"]["data"] == new.json()["error"]["data"] == {"uri": uri}
 
 
 def test_a_page_to_visit_is_an_error_in_the_session_era_and_input_required_after_it(work: Work) -> None:
@@ -82,49 +87,21 @@ def test_a_page_to_visit_is_an_error_in_the_session_era_and_input_required_after
     assert unable.json()["error"]["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
 
 
-@pytest.mark.full
-def test_initialize_is_no_method_of_the_envelope(work: Work) -> None:
-    body, headers = modern("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}})
-
-    answer = work.agent.post(body, **headers)
-
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
-    assert "result" in work.agent.ask("initialize", {"protocolVersion": "2026-07-28"}).json()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["logging/setLevel", "ping", "resources/subscribe", "no/such"])
-def test_a_method_of_the_other_era_is_not_found_with_404(work: Work, name: str) -> None:
-    answer = asked(work, name, {}, new=True)
-
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
-
-
-@pytest.mark.full
-def test_an_argument_of_three_mebibytes_passes_and_more_than_the_limit_does_not(start: Start, run: Run) -> None:
-    work = work_of(start(), run)
-
+def test_an_argument_of_three_mebibytes_passes_and_more_bytes_or_very_many_values_do_not(work: Work) -> None:
     async def measure(request: Request) -> None:
         size = len(request.message["params"]["arguments"]["text"])
         await request.answer({"content": [{"type": "text", "text": "x" * size}]})
 
-    put(work, tools_call=measure)
+    docs = put(work, tools_call=measure)
     offer("it", "tool")
 
     text = work.agent.call("docs__it", {"text": "x" * (3 << 20)}).json()["result"]["content"][0]["text"]
 
     assert len(text) == 3 << 20
     assert work.agent.call("docs__it", {"text": "x" * (4 << 20)}).status_code == 413
-
-
-def test_a_large_body_of_very_many_values_is_refused_before_it_is_read(work: Work) -> None:
-    docs = put(work, tools_call=failing(1, "asked"))
-    offer("it", "tool")
-
-    answer = work.agent.call("docs__it", {"list": [1] * 600_000})
-
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32600)
-    assert docs.asked("tools/call") == []
+    too_many = work.agent.call("docs__it", {"list": [1] * 600_000})
+    assert (too_many.status_code, too_many.json()["error"]["code"]) == (400, -32600)
+    assert len(docs.asked("tools/call")) == 1
 
 
 @pytest.mark.full

@@ -9,7 +9,6 @@ from proxy.models import Session
 from proxy.reasons import REASONS
 from proxy.server_requests import _answers
 from proxy.store.call_log import NotRecorded
-from proxy.store.events import EventId
 from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import honoured
@@ -22,6 +21,7 @@ from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import work_of
 
 UNAVAILABLE = DatabaseUnavailable("the database did not answer")
+CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__echo", "arguments": {"text": "x"}}}
 
 
 def failing(error: Exception) -> Any:
@@ -55,38 +55,32 @@ def asked(agent: Agent, verb: str, body: Any = None) -> httpx.Response:
     return httpx.request(verb, agent.url, headers=own, json=body, trust_env=False, timeout=30)
 
 
-@pytest.mark.parametrize(
-    ("part", "verb", "body", "rows"),
-    [
-        ("proxy.handshake.Handshake.end", "DELETE", None, 1),
-        ("proxy.server_requests.ServerRequests.take_answer", "POST", {"jsonrpc": "2.0", "id": 1, "result": {}}, 1),
-        ("proxy.streams.Resumption.standing", "GET", None, 0),
-    ],
-)
 def test_requests_that_need_an_unavailable_database_get_a_retry(
-    part: str, verb: str, body: Any, rows: int, agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = len(proxy.calls())
-    monkeypatch.setattr(part, failing(UNAVAILABLE))
-
-    answer = asked(agent, verb, body)
-
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json()["error"]["code"] == -32603
-    assert [row.outcome for row in proxy.calls()[before:]] == ["unavailable"] * rows
-    monkeypatch.undo()
-    assert agent.listed().status_code == 200
-
-
-def test_a_stream_whose_row_cannot_be_written_does_not_begin(
     agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.store.call_log.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
+    for part, error, verb, body, rows in (
+        ("proxy.handshake.Handshake.end", UNAVAILABLE, "DELETE", None, 1),
+        (
+            "proxy.server_requests.ServerRequests.take_answer",
+            UNAVAILABLE,
+            "POST",
+            {"jsonrpc": "2.0", "id": 1, "result": {}},
+            1,
+        ),
+        ("proxy.call.Endpoint._ask_server", UNAVAILABLE, "POST", CALL, 1),
+        ("proxy.streams.Resumption.standing", UNAVAILABLE, "GET", None, 0),
+        ("proxy.store.call_log.CallWriter.commit", NotRecorded(NotRecorded.__doc__), "GET", None, 0),
+    ):
+        before = len(proxy.calls())
+        with monkeypatch.context() as failed:
+            failed.setattr(part, failing(error))
+            answer = asked(agent, verb, body)
 
-    answer = asked(agent, "GET")
-
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json()["error"]["message"].endswith("nothing was executed.")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), part
+        assert answer.json()["error"]["code"] == -32603
+        assert error is UNAVAILABLE or answer.json()["error"]["message"].endswith("nothing was executed.")
+        assert [row.outcome for row in proxy.calls()[before:]] == ["unavailable"] * rows, part
+    assert agent.listed().status_code == 200
 
 
 @pytest.mark.full
@@ -112,18 +106,6 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
 
 
 @pytest.mark.full
-def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
-    agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("proxy.call.Endpoint._ask_server", failing(UNAVAILABLE))
-
-    answer = agent.call("docs__echo", {"text": "x"})
-
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert proxy.last().outcome == "unavailable"
-
-
-@pytest.mark.full
 def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_moment(
     agent: Agent, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,19 +127,14 @@ def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_mom
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("last", ["nonsense", "s-1-1", "c-00000000-0000-0000-0000-000000000000"])
-def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Agent, last: str) -> None:
-    assert EventId.read(last) is None
-    with listening(agent, "GET", Last_Event_ID=last) as stream:
-        assert stream.begun.wait(PATIENCE)
-        assert stream.status == 200
+def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Agent) -> None:
+    for last in ("nonsense", "s-1-1", "c-00000000-0000-0000-0000-000000000000"):
+        with listening(agent, "GET", Last_Event_ID=last) as stream:
+            assert stream.begun.wait(PATIENCE)
+            assert stream.status == 200, last
 
 
-@pytest.mark.parametrize("asked", [None, 5, [], "tools"])
-def test_an_invalid_subscription_request_is_honoured_with_nothing(asked: object) -> None:
-    assert honoured(asked) == ([], [])
-
-
-@pytest.mark.parametrize("responses", [None, 5, {"no id": {}}, {"0192aa00-0000-7000-8000-000000000000": 5}])
-def test_answers_of_a_retry_that_answer_nothing_are_none(responses: object) -> None:
-    assert list(_answers(responses)) == []
+def test_subscriptions_and_answers_of_a_wrong_form_are_none() -> None:
+    assert [honoured(given) for given in (None, 5, "tools")] == [([], [])] * 3
+    responses: list[object] = [None, 5, {"no id": {}}, {"0192aa00-0000-7000-8000-000000000000": 5}]
+    assert [list(_answers(given)) for given in responses] == [[]] * 4

@@ -1,5 +1,6 @@
 """Tools given to people, and limits of agents: lists, calls, running calls and notifications agree."""
 
+import os
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -11,7 +12,6 @@ from accounts.models import Team, User
 from connections.models import HostAtGateway
 from gateways.models import Feature, Gateway, ToolGrant, ToolSet
 from tests import make, upstreams
-from tests.cases import full
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
@@ -20,6 +20,7 @@ from tests.proxy.scripted import Script, returning, tool
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session
 
 NAMES = ("get_page", "get_user", "put_page", "drop_page")
+PEOPLE = int(os.environ.get("PEOPLE_WITH_TOOLS", "3"))
 EXPOSED = [f"docs__{name}" for name in NAMES]
 
 
@@ -140,19 +141,16 @@ def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy,
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("others", "rounds"), [(2, 6), full((249, 1))])
-def test_lists_are_what_calls_allow_for_random_people(
-    proxy: Proxy, work: Gateway, boss: User, others: int, rounds: int
-) -> None:
+def test_lists_are_what_calls_allow_for_random_people(proxy: Proxy, work: Gateway, boss: User) -> None:
     chance = Random(7)
-    people = [boss, *(make.user() for _ in range(others))]
+    people = [boss, *(make.user() for _ in range(PEOPLE - 1))]
     bots = [make.agent(by=boss) for _ in range(2)]
     agents = [proxy.agent(make.connection(bot, work, person)) for bot in bots for person in people]
     agents[0].tools()
     features = [*Feature.objects.filter(assignment__gateway=work).order_by("name")]
     team = Team.objects.create(name="Team")
 
-    for number in range(max(rounds, others // 2)):
+    for number in range(6):
         tool_set = ToolSet.objects.add(
             gateway=work,
             name=f"Set {number}",
@@ -166,8 +164,8 @@ def test_lists_are_what_calls_allow_for_random_people(
         team.users.set(chance.sample(people, len(people) // 3))
         limit = chance.choice([None, tool_set])
         HostAtGateway.objects.at(work, chance.choice(bots)).limit(limit, by=boss)
-        work.edit(tools_given=chance.choice(["all", "granted"]) if rounds > 1 else "granted", by=boss)
-        if number >= max(rounds, others // 2) - rounds:
+        work.edit(tools_given=chance.choice(["all", "granted"]), by=boss)
+        if PEOPLE < 10 or number == 5:
             for agent in agents:
                 usable(agent)
         if chance.random() < 0.5:
@@ -181,7 +179,7 @@ ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
         ToolGrant.objects.all().end_due(),
     ),
     "set narrowed": lambda _, tool_set, __, boss: tool_set.edit(
-        name="Set", patterns=["other"], effects=[], members=[], by=boss
+        name="Narrowed", patterns=["other"], effects=[], members=[], by=boss
     ),
     "agent limited": lambda gateway, _, __, boss: HostAtGateway.objects.at(gateway, boss.connections.get().host).limit(
         ToolSet.objects.add(gateway=gateway, name="Nothing", by=boss), by=boss
@@ -190,17 +188,14 @@ ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("how", ENDS)
 def test_a_running_call_ends_whose_tool_is_taken_away(
-    start: Start, run: Run, boss: User, how: str, monkeypatch: pytest.MonkeyPatch
+    start: Start, run: Run, boss: User, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # The worker must be notified, not poll.
     proxy = start()
     work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
     agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
     agent.tools()
-    tool_set = ToolSet.objects.add(gateway=work, name="Set", patterns=["docs__slow"], by=boss)
-    grant = ToolGrant.objects.give(tool_set, user=boss, by=boss)
     work.edit(tools_given="granted", by=boss)
     body = {
         "jsonrpc": "2.0",
@@ -208,14 +203,16 @@ def test_a_running_call_ends_whose_tool_is_taken_away(
         "method": "tools/call",
         "params": {"name": "docs__slow", "arguments": {"seconds": 30}, "_meta": {"progressToken": 1}},
     }
-
-    with listening(agent, "POST", body) as call:
-        call.wait_for(1)
-        ENDS[how](work, tool_set, grant, boss)
-        assert call.over.wait(PATIENCE)
-
-    assert call.events[-1]["error"]["data"]["reason"] == "tool_not_granted"
-    eventually(lambda: proxy.last().deny_reason == "tool_not_granted")
+    for how, end in ENDS.items():
+        with subtests.test(how):
+            tool_set = ToolSet.objects.add(gateway=work, name=f"Set: {how}", patterns=["docs__slow"], by=boss)
+            grant = ToolGrant.objects.give(tool_set, user=boss, by=boss)
+            with listening(agent, "POST", body) as call:
+                call.wait_for(1)
+                end(work, tool_set, grant, boss)
+                assert call.over.wait(PATIENCE)
+            assert call.events[-1]["error"]["data"]["reason"] == "tool_not_granted"
+    eventually(lambda: [row.deny_reason for row in proxy.calls()].count("tool_not_granted") == len(ENDS))
 
 
 @pytest.mark.full
@@ -245,27 +242,6 @@ def test_sessions_are_told_when_their_tools_change(
 
 
 @pytest.mark.full
-def test_a_granted_template_gives_only_what_it_certainly_matches(proxy: Proxy, run: Run, boss: User) -> None:
-    work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
-    agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
-    assert agent.ask("resources/list").status_code == 200
-    [assignment] = work.assignments.all()
-    Feature.objects.learn(assignment, [{"uriTemplate": "docs://public/{file}", "name": "public"}], kind="template")
-    public = ToolSet.objects.add(gateway=work, name="Public", patterns=["docs://public/*"], by=boss)
-    work.edit(tools_given="granted", by=boss)
-    ToolGrant.objects.give(public, by=boss)
-
-    def refused(uri: str) -> bool:
-        error = agent.ask("resources/read", {"uri": uri}).json().get("error", {})
-        return bool(error.get("data", {}).get("reason", "") == "tool_not_granted")
-
-    assert not refused("docs://public/a")
-    assert refused("docs://public/../handbook")
-    assert refused("docs://public/a/b")
-    assert refused("docs://handbook")
-
-
-@pytest.mark.full
 def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     proxy: Proxy, run: Run, boss: User
 ) -> None:
@@ -275,8 +251,10 @@ def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     assert agent.ask("resources/list").status_code == 200
     [assignment] = work.assignments.all()
     templates = [{"uriTemplate": f"docs://part{n}/{{file}}", "name": f"part{n}"} for n in range(60)]
-    Feature.objects.learn(assignment, templates, kind="template")
-    some = ToolSet.objects.add(gateway=work, name="Some", patterns=["docs://part1?/*"], by=boss)
+    public = {"uriTemplate": "docs://public/{file}", "name": "public"}
+    Feature.objects.learn(assignment, [*templates, public], kind="template")
+    patterns = ["docs://public/*", "docs://part1?/*"]
+    some = ToolSet.objects.add(gateway=work, name="Some", patterns=patterns, by=boss)
     grant = ToolGrant.objects.give(some, user=boss, by=boss)
 
     def refused(uri: str) -> bool:
@@ -289,6 +267,8 @@ def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     everything = instructions()
     work.edit(tools_given="granted", by=boss)
     assert [refused(f"docs://part{n}/a") for n in (1, 10, 19, 20)] == [True, False, False, True]
+    inside_and_outside = ("docs://public/a", "docs://public/../handbook", "docs://public/a/b", "docs://handbook")
+    assert [refused(uri) for uri in inside_and_outside] == [False, True, True, True]
     assert instructions() == everything == "Look things up here.\n\n## Docs\n\nSearch the handbook."
     grant.end(by=boss)
     assert instructions() == "Look things up here."

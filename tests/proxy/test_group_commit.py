@@ -73,33 +73,19 @@ async def turns(number: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-def test_one_alone_leaves_by_itself() -> None:
-    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
-        assert await batches.put(4) == 8
-        assert carrier.loads == [[4]]
-
-    run(scene)
-
-
-def test_those_who_are_on_their_way_are_waited_for() -> None:
+def test_those_who_are_on_their_way_share_a_batch_until_there_are_enough() -> None:
     async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
         async def arrive(number: int) -> int:
             await turns(number)
             return await batches.put(number)
 
+        assert await batches.put(4) == 8
         assert await asyncio.gather(*[arrive(number) for number in range(3)]) == [0, 2, 4]
-        assert carrier.loads == [[0, 1, 2]]
-
-    run(scene)
-
-
-def test_enough_do_not_wait_for_more() -> None:
-    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
         sent = [batches.put(number) for number in range(FULL_BATCH)]
         await turns(2)
         sent.append(batches.put(FULL_BATCH))
         await asyncio.gather(*sent)
-        assert carrier.loads == [[*range(FULL_BATCH)], [FULL_BATCH]]
+        assert carrier.loads == [[4], [0, 1, 2], [*range(FULL_BATCH)], [FULL_BATCH]]
 
     run(scene)
 
@@ -147,14 +133,13 @@ def test_a_broken_batch_is_told_and_the_next_goes_on() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize("connections", [1, 2])
-def test_a_stop_hands_over_what_waits(connections: int) -> None:
+def test_a_stop_hands_over_what_waits() -> None:
     sent: list[asyncio.Future[int]] = []
 
     async def scene(batches: GroupCommit[int, int], *_: Carrier) -> None:
         sent.extend(batches.put(number) for number in range(50))
 
-    run(scene, connections=connections)
+    run(scene, connections=2)
     assert [future.result() for future in sent] == [2 * number for number in range(50)]
 
 
@@ -221,12 +206,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 
 
-async def test_an_unstarted_component_stops_at_once() -> None:
-    await asyncio.wait_for(batches_of([Carrier()]).stop(), PATIENCE)
-
-
 @pytest.mark.usefixtures("patient")
 async def test_a_stop_does_not_wait_for_a_database_that_does_not_let_anybody_in() -> None:
+    await asyncio.wait_for(batches_of([Carrier()]).stop(), PATIENCE)  # It was never started.
     async with mute() as away:
         batches = batches_of([Carrier(), Carrier()], away.conninfo)
         batches.start()

@@ -120,6 +120,11 @@ def test_a_changed_definition_is_shown_as_it_was_approved_until_somebody_accepts
     )
     work.says(tool("echo", description="Send it elsewhere."), tool("add"))
     assert Event.objects.filter(action="feature.changed").count() == 1
+    work.says(tool("echo", description="Say it."), tool("add"))
+    echo.refresh_from_db()
+    assert (echo.state, echo.offered) == ("approved", None)
+    work.says(tool("echo", description="Send it elsewhere."), tool("add"))
+    echo.refresh_from_db()
 
     echo.accept(by=make.user())
 
@@ -128,16 +133,6 @@ def test_a_changed_definition_is_shown_as_it_was_approved_until_somebody_accepts
     assert [version.approved_by is None for version in echo.versions.all()] == [False, True]
     work.says(tool("echo", description="Send it elsewhere."), tool("add"))
     assert Feature.objects.get(name="echo").state == "approved"
-
-
-@pytest.mark.full
-def test_a_server_that_says_the_approved_definition_again_is_held_no_more(work: Work) -> None:
-    work.shown()
-    work.says(tool("echo", description="Other."), tool("add"))
-    work.says(tool("echo", description="Say it."), tool("add"))
-
-    echo = Feature.objects.get(name="echo")
-    assert (echo.state, echo.offered) == ("approved", None)
 
 
 @pytest.mark.full
@@ -173,29 +168,28 @@ def test_a_call_of_a_held_tool_goes_on_while_the_changed_schema_takes_its_argume
     assert work.shown()["docs__echo"]["inputSchema"] == {"type": "object"}
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"$ref": "http://127.0.0.1:1/schema"},
-        {"type": "object", "properties": {"n": {"pattern": "^(a+)+$"}}},
-        {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"},
-        {
-            "type": "object",
-            "$defs": {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)} | {"d30": {}},
-            "$ref": "#/$defs/d0",
-        },
-        {"type": 7},
-        "no schema",
-    ],
-    ids=["elsewhere", "pattern", "circle", "doubling", "wrong", "text"],
-)
-def test_a_schema_that_cannot_be_judged_takes_no_arguments(work: Work, schema: object) -> None:
+UNJUDGED: dict[str, object] = {
+    "elsewhere": {"$ref": "http://127.0.0.1:1/schema"},
+    "pattern": {"type": "object", "properties": {"n": {"pattern": "^(a+)+$"}}},
+    "circle": {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"},
+    "doubling": {
+        "type": "object",
+        "$defs": {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)} | {"d30": {}},
+        "$ref": "#/$defs/d0",
+    },
+    "wrong": {"type": 7},
+    "text": "no schema",
+}
+
+
+def test_a_schema_that_cannot_be_judged_takes_no_arguments(work: Work) -> None:
+    work.script.pages = [[tool(name) for name in UNJUDGED]]
     work.shown()
-    work.says(tool("echo") | {"inputSchema": schema}, tool("add"))
+    work.says(*[tool(name) | {"inputSchema": schema} for name, schema in UNJUDGED.items()])
 
-    error = work.agent.call("docs__echo", {"n": "a" * 40 + "b"}).json()["error"]
-
-    assert error["data"]["reason"] == "definition_held"
+    for name in UNJUDGED:
+        error = work.agent.call(f"docs__{name}", {"n": "a" * 40 + "b"}).json()["error"]
+        assert error["data"]["reason"] == "definition_held", name
 
 
 @pytest.mark.full
@@ -211,28 +205,28 @@ def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: W
 
 @pytest.mark.full
 @pytest.mark.parametrize("rule", [OnChange.HOLD, OnChange.WARN, OnChange.ACCEPT])
-@pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff"])
-def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, hidden: str) -> None:
+def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str) -> None:
     Gateway.objects.update(changed_definitions=rule)
-    work.shown()
+    hidden = {f"u{ord(each):04X}": each for each in ("\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff")}
+    work.script.pages = [[tool(name, description="Say it.") for name in hidden]]
+    assert set(work.shown()) == {f"docs__{name}" for name in hidden}
 
-    work.says(tool("echo", description=f"Say{hidden} it."), tool("add"), tool("new", title=f"x{hidden}"))
+    work.says(
+        *[tool(name, description=f"Say{each} it.") for name, each in hidden.items()],
+        *[tool(f"new_{name}", title=f"x{each}") for name, each in hidden.items()],
+        tool("emoji", title="For a 👩\u200d💻"),
+    )
 
     shown = work.shown()
-    assert (set(shown), shown["docs__echo"]["description"]) == ({"docs__echo", "docs__add"}, "Say it.")
-    echo, new = (Feature.objects.get(name=name) for name in ("echo", "new"))
-    assert (echo.state, new.state) == ("held", "new")
-    assert [each.split()[0] for each in echo.hidden_characters] == [f"U+{ord(hidden):04X}"]
-    assert work.agent.call("docs__new").json()["error"]["data"]["reason"] == "definition_held"
-
-
-@pytest.mark.full
-def test_a_joiner_in_an_emoji_hides_nothing(work: Work) -> None:
-    work.shown()
-
-    work.says(tool("echo", description="Say it."), tool("add"), tool("new", title="For a 👩\u200d💻"))
-
-    assert "docs__new" in work.shown()
+    assert shown.pop("docs__emoji")
+    assert {name: each["description"] for name, each in shown.items()} == {
+        f"docs__{name}": "Say it." for name in hidden
+    }
+    for name in hidden:
+        changed, new = Feature.objects.get(name=name), Feature.objects.get(name=f"new_{name}")
+        assert (changed.state, new.state) == ("held", "new")
+        assert [each.split()[0] for each in changed.hidden_characters] == [name.replace("u", "U+")]
+        assert work.agent.call(f"docs__new_{name}").json()["error"]["data"]["reason"] == "definition_held"
 
 
 @pytest.mark.full
@@ -277,13 +271,11 @@ def test_a_definition_reaches_the_client_as_its_server_wrote_it(work: Work) -> N
         body = work.agent.listed().content
         assert work.script.raw.replace(b'"it"', b'"docs__it"') in body
 
-
-@pytest.mark.full
-def test_a_null_character_survives_storage(work: Work) -> None:
+    Feature.objects.all().delete()
+    Listing.objects.all().delete()
     work.script.raw = rb'{"name":"it","description":"a\u0000b","inputSchema":{"type":"object"}}'
     work.shown()
     Feature.objects.get(name="it").accept(by=make.user())
-
     assert rb"a\u0000b" in work.agent.listed().content
 
 
@@ -377,22 +369,6 @@ def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, 
     assert [each["name"] for each in answer.json()["result"]["tools"]] == ["fine__echo"]
     assert [each["alias"] for each in answer.json()["result"]["_meta"][UNAVAILABLE]] == ["silent"]
     assert answer.elapsed.total_seconds() > 1
-
-
-@pytest.mark.full
-def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) -> None:
-    work.shown()
-    by_proxy = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
-    Feature.objects.all().delete()
-
-    listed = [tool("echo", description="Say it."), tool("add")]
-    Feature.objects.learn(work.assignment, listed)
-
-    by_page = list(Feature.objects.order_by("name").values("name", "approved", "shown", "definition_hash", "state"))
-    drop = ("approved", "shown")  # The two paths store equal JSON with different spelling.
-    assert [{k: v for k, v in row.items() if k not in drop} for row in by_page] == [
-        {k: v for k, v in row.items() if k not in drop} for row in by_proxy
-    ]
 
 
 @pytest.mark.full

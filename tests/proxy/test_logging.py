@@ -48,18 +48,6 @@ def session_of(work: Work) -> dict[str, str]:
 
 
 @pytest.mark.full
-def test_messages_come_on_the_stream_of_the_call_under_the_name_of_their_server(work: Work) -> None:
-    put(work, tools_call=log)
-    offer("it", "tool")
-
-    heard = listen(work.agent, call())
-
-    assert levels_of(heard.events) == LEVELS
-    assert {event["params"]["logger"] for event in heard.events if "method" in event} == {"docs/db"}
-    assert heard.events[-1]["result"] == {"content": []}
-
-
-@pytest.mark.full
 @pytest.mark.parametrize("new_server", [False, True])
 def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Work, new_server: bool) -> None:
     docs = put(work, modern=new_server, tools_call=log, logging_setLevel=returning({}))
@@ -69,25 +57,21 @@ def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Wor
 
     for _ in range(2):
         assert levels_of(listen(work.agent, call(), **headers).events) == LEVELS[4:]
+    work.agent.ask("logging/setLevel", {"level": "debug"}, **headers)
+    assert levels_of(listen(work.agent, call(), **headers).events) == LEVELS
 
     if new_server:
-        assert [each.body["params"]["_meta"][LOG_LEVEL] for each in docs.asked("tools/call")] == ["error"] * 2
+        assert [each.body["params"]["_meta"][LOG_LEVEL] for each in docs.asked("tools/call")] == [
+            *["error"] * 2,
+            "debug",
+        ]
     else:
-        assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "error"}]
+        assert [each.body["params"]["level"] for each in docs.asked("logging/setLevel")] == ["error", "debug"]
     # Another session of the same connection gets all messages.
-    assert levels_of(listen(work.agent, call(), **session_of(work)).events) == LEVELS
-
-
-@pytest.mark.full
-def test_a_level_that_is_changed_is_told_with_the_next_call(work: Work) -> None:
-    docs = put(work, tools_call=log, logging_setLevel=returning({}))
-    offer("it", "tool")
-    headers = session_of(work)
-    for level in ("error", "debug"):
-        work.agent.ask("logging/setLevel", {"level": level}, **headers)
-        listen(work.agent, call(), **headers)
-
-    assert [each.body["params"]["level"] for each in docs.asked("logging/setLevel")] == ["error", "debug"]
+    heard = listen(work.agent, call(), **session_of(work)).events
+    assert levels_of(heard) == LEVELS
+    assert {event["params"]["logger"] for event in heard if "method" in event} == {"docs/db"}
+    assert heard[-1]["result"] == {"content": []}
 
 
 @pytest.mark.full
@@ -122,13 +106,7 @@ def test_a_modern_client_hears_nothing_unless_its_request_names_a_level(work: Wo
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("level", [None, "", "loud", 3])
-def test_a_level_that_is_none_is_refused(work: Work, level: object) -> None:
-    assert work.agent.ask("logging/setLevel", {"level": level}).json()["error"]["code"] == -32602
-
-
-@pytest.mark.full
-def test_without_a_session_a_level_is_taken_and_kept_by_nobody(work: Work) -> None:
+def test_a_level_is_refused_if_it_is_none_and_kept_by_nobody_without_a_session(work: Work) -> None:
+    for level in (None, "", "loud", 3):
+        assert work.agent.ask("logging/setLevel", {"level": level}).json()["error"]["code"] == -32602
     assert work.agent.ask("logging/setLevel", {"level": "error"}).json()["result"] == {}
-    body, headers = modern("logging/setLevel", {"level": "error"})
-    assert work.agent.post(body, **headers).json()["error"]["code"] == -32601

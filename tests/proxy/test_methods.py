@@ -36,8 +36,13 @@ def test_the_page_shows_the_table() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [*METHODS, "tasks/list", "no/such"])
-def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, name: str) -> None:
+def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, subtests: pytest.Subtests) -> None:
+    for name in (*METHODS, "tasks/list", "no/such"):
+        with subtests.test(name):
+            _is_found_where_the_table_says(name, work)
+
+
+def _is_found_where_the_table_says(name: str, work: Work) -> None:
     method = METHODS.get(name)
     standing = {"subscriptions/listen", "resources/subscribe", "resources/unsubscribe"}
     body, headers = modern(name)

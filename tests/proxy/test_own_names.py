@@ -42,45 +42,39 @@ def test_an_own_name_that_one_server_has_is_called_there_and_logged_as_listed(wo
     assert (row.server_name, row.feature_type, row.feature_name, row.outcome) == ("Clock", "tool", "clock__now", "ok")
 
 
-@pytest.mark.full
-def test_an_own_name_of_two_servers_is_refused_and_the_message_names_both(work: Work, clock: Upstream) -> None:
-    assert error(work, "both") == {
-        "code": -32602,
-        "message": in_words("Unknown tool: both; several servers have it, call one of: clock__both, docs__both."),
-    }
-    assert clock.asked("tools/call") == []
+SWITCHES = (
+    "UPDATE gateways_feature SET enabled = %s WHERE exposed_name = 'clock__both'",
+    "UPDATE gateways_assignment SET enabled = %s WHERE alias = 'clock'",
+    "UPDATE servers_server SET enabled = %s WHERE slug = 'clock'",
+)
+
+
+def test_an_own_name_of_two_servers_is_refused_and_never_sent_to_the_one_that_is_not_disabled(
+    work: Work, clock: Upstream
+) -> None:
+    said = "Unknown tool: both; several servers have it, call one of: "
+    assert error(work, "both") == {"code": -32602, "message": in_words(f"{said}clock__both, docs__both.")}
     assert (work.proxy.last().server_name, work.proxy.last().feature_name) == ("", "both")
 
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE gateways_feature SET enabled = false WHERE exposed_name = 'clock__both'",
-        "UPDATE gateways_assignment SET enabled = false WHERE alias = 'clock'",
-        "UPDATE servers_server SET enabled = false WHERE slug = 'clock'",
-    ],
-)
-def test_disabling_one_of_two_never_sends_its_calls_to_the_other(work: Work, clock: Upstream, statement: str) -> None:
-    sql(statement)
-
-    only = "Unknown tool: both; several servers have it, call one of: docs__both."
-    assert error(work, "both")["message"] == in_words(only)
+    for statement in SWITCHES:
+        sql(statement, False)
+        assert error(work, "both")["message"] == in_words(f"{said}docs__both."), statement
+        sql(statement, True)
+    assert clock.asked("tools/call") == []
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"enabled": False}, "tool_disabled"),
+def test_an_own_name_passes_no_switch(work: Work, clock: Upstream) -> None:
+    now = Feature.objects.filter(exposed_name="clock__now")
+    for change, reason in (
         ({"state": "quarantined"}, "definition_quarantined"),
         ({"state": "new"}, "definition_held"),
-    ],
-)
-def test_an_own_name_passes_no_switch(work: Work, clock: Upstream, change: dict[str, Any], reason: str) -> None:
-    Feature.objects.filter(exposed_name="clock__now").update(**change)
-
-    assert error(work, "now")["data"]["reason"] == reason
-    assert (work.proxy.last().deny_reason, work.proxy.last().server_name) == (reason, "Clock")
+        ({"enabled": False}, "tool_disabled"),
+    ):
+        now.update(**change)
+        assert error(work, "now")["data"]["reason"] == reason
+        assert (work.proxy.last().deny_reason, work.proxy.last().server_name) == (reason, "Clock")
+        now.update(state="approved", enabled=True)
     assert clock.asked("tools/call") == []
 
 

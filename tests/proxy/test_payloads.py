@@ -11,7 +11,6 @@ from django.test import Client
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from auditlog.why import Detail
 from capabilities import Capability
 from proxy.store import call_log
 from proxy.store.call_log import INLINE_BYTES, credential_parts
@@ -116,10 +115,7 @@ def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("recording", [True, False])
-def test_an_error_text_is_recorded_without_secrets_even_without_payloads(recording: bool, agent: Agent) -> None:
-    WorkspaceSettings.edit(by=None, record_payloads=recording)
-
+def test_an_error_text_is_recorded_without_secrets_even_without_payloads(agent: Agent) -> None:
     agent.call("docs__it", ARGUMENTS | {"fail": "tool"})
     agent.call("docs__it", ARGUMENTS | {"fail": "error"})
     agent.call("docs__none", ARGUMENTS)
@@ -159,15 +155,6 @@ def test_a_repeated_long_secret_is_redacted_everywhere(length: int, times: int) 
     assert "q0" not in error_text(body, [secret])
 
 
-@pytest.mark.full
-def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
-    for on in (False, True, False):
-        WorkspaceSettings.edit(by=None, record_payloads=on)
-        agent.call("docs__it", {"city": "Lisbon"})
-
-    assert [call.is_recorded for call in Call.objects.order_by("pk")] == [False, True, False]
-
-
 @pytest.mark.parametrize("sent", [f"Basic {b64encode(f'ana:{IDENTITY}'.encode()).decode()}", "Basic of-no-form", "x"])
 def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
     parts = credential_parts(sent)
@@ -196,15 +183,14 @@ def large(**arguments: str) -> dict[str, Any]:
 
 @pytest.mark.full
 @pytest.mark.usefixtures("redacting_here")
-@pytest.mark.parametrize("fail", ["", "tool"])
-def test_a_large_payload_is_redacted_in_another_process(agent: Agent, fail: str) -> None:
+def test_a_large_payload_and_its_error_text_are_redacted_in_another_process(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
 
-    agent.call("docs__it", large(fail=fail))
+    agent.call("docs__it", large(fail="tool"))
 
     call = Call.objects.get()
     assert call.is_recorded
-    assert (call.error_text != "") == (fail != "")
+    assert call.error_text
     assert PASSWORD not in database()
 
 
@@ -235,15 +221,6 @@ def test_the_payload_of_a_refused_call_is_not_recorded(agent: Agent) -> None:
 
 
 @pytest.mark.full
-def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
-    agent.call("docs__it", {"city": "Lisbon"})
-
-    wait = Detail(Call.objects.get()).record_ms
-    assert wait is not None
-    assert wait < 5_000
-
-
-@pytest.mark.full
 def test_a_call_by_its_servers_own_name_is_recorded_without_the_credential_too(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
     agent.tools()
@@ -269,14 +246,14 @@ def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("odd", ["a\x00b", "\ud83d", 10**30, -(2**70), "\\u0000"])
-def test_whatever_is_sent_can_be_recorded(odd: object, agent: Agent) -> None:
+def test_whatever_is_sent_can_be_recorded(agent: Agent, proxy: Proxy) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
 
-    params = {"name": "docs__none", "arguments": {"odd": odd}}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    assert agent.post(body.encode(), Content_Type="application/json").status_code == 200
-    assert Call.objects.get().is_recorded
+    for odd in ("a\x00b", "\ud83d", 10**30, -(2**70), "\\u0000"):
+        params = {"name": "docs__none", "arguments": {"odd": odd}}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+        assert agent.post(body.encode(), Content_Type="application/json").status_code == 200
+        assert proxy.last().is_recorded, odd
 
 
 @pytest.mark.full

@@ -77,8 +77,8 @@ def test_a_guard_for_public_servers_says_when_a_range_is_open_for_others() -> No
 
 @pytest.mark.parametrize(
     ("addresses", "inside"),
-    [(["10.0.0.5"], True), (["10.0.0.5", "10.0.0.6"], True), (["10.0.0.5", "93.184.216.34"], False)],
-    ids=["inside", "all inside", "one outside"],
+    [(["10.0.0.5", "10.0.0.6"], True), (["10.0.0.5", "93.184.216.34"], False)],
+    ids=["all inside", "one outside"],
 )
 def test_a_name_leads_inside_when_all_of_its_addresses_are_there(
     addresses: list[str], *, inside: bool, monkeypatch: pytest.MonkeyPatch

@@ -36,9 +36,10 @@ def test_a_prompt_is_got_under_the_servers_own_name_and_its_answer_passes_byte_f
 
 
 @pytest.mark.full
-def test_a_prompt_that_is_switched_off_is_refused_with_its_reason(work: Work) -> None:
-    docs = put(work, prompts_get=returning(PROMPT))
+def test_a_prompt_that_is_switched_off_is_refused_and_a_tool_of_its_name_is_not(work: Work) -> None:
+    docs = put(work, prompts_get=returning(PROMPT), tools_call=returning({"content": []}))
     prompt = offer("hello", "prompt")
+    offer("hello", "tool")
     assert "result" in work.agent.ask("prompts/get", {"name": "docs__hello"}).json()
 
     prompt.disable(by=None)
@@ -49,16 +50,7 @@ def test_a_prompt_that_is_switched_off_is_refused_with_its_reason(work: Work) ->
     assert len(docs.asked("prompts/get")) == 1
     row = work.proxy.last()
     assert (row.outcome, row.deny_reason, row.feature_type) == ("denied", "prompt_disabled", "prompt")
-
-
-@pytest.mark.full
-def test_a_tool_of_the_same_name_has_a_switch_of_its_own(work: Work) -> None:
-    put(work, prompts_get=returning(PROMPT), tools_call=returning({"content": []}))
-    offer("same", "prompt", enabled=False)
-    offer("same", "tool")
-
-    assert "result" in work.agent.call("docs__same").json()
-    assert "error" in work.agent.ask("prompts/get", {"name": "docs__same"}).json()
+    assert "result" in work.agent.call("docs__hello").json()
 
 
 @pytest.mark.full
@@ -73,17 +65,17 @@ def test_an_unknown_prompt_is_invalid_params_in_both_eras(work: Work) -> None:
     assert (new.status_code, new.json()["error"]["code"]) == (400, -32602)
 
 
-@pytest.mark.parametrize("params", [{}, {"name": 7}, {"name": ""}, {"name": "a\0"}, {"name": "a", "arguments": []}])
-def test_params_of_a_wrong_form_reach_no_server(work: Work, params: dict[str, object]) -> None:
+def test_params_of_a_wrong_form_reach_no_server(work: Work) -> None:
     docs = put(work, prompts_get=returning(PROMPT))
 
-    assert work.agent.ask("prompts/get", params).json()["error"]["code"] == -32602
+    wrong: list[object] = [{}, {"name": 7}, {"name": ""}, {"name": "a\0"}, {"name": "a", "arguments": []}]
+    for params in wrong:
+        assert work.agent.ask("prompts/get", params).json()["error"]["code"] == -32602, params
     assert docs.asked("prompts/get") == []
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("new_server", [False, True])
-@pytest.mark.parametrize("new_client", [False, True])
+@pytest.mark.parametrize(("new_client", "new_server"), [(False, True), (True, False)])
 def test_between_the_eras_only_the_members_of_the_era_differ(work: Work, new_client: bool, new_server: bool) -> None:
     kept = '"messages": [], "n": 1.10, "big": 123456789012345678901234567890, "huge": 1e400, "lone": "\\ud83d"'
     own = '"resultType": "complete", ' if new_server else ""

@@ -1,6 +1,5 @@
 """Rate limits: off unless set, shared by all workers, without locks."""
 
-import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +9,11 @@ import httpx
 import pytest
 
 from accounts.models import WorkspaceSettings
-from gatewayadmin.config import database
 from proxy.access.decision import DENIALS
 from proxy.models import RateCounter
-from proxy.store.rate_limits import Limits
 from tests import curl, make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import PUBLIC_URL, Agent, Proxy, Start, sql
-from tests.proxy.test_access import GOOD
 from tests.proxy.test_recording import Relay, relay
 from tests.workspace import Serve
 from tokens.models import Issued
@@ -81,19 +77,6 @@ def test_over_a_limit_the_caller_is_told_when_to_come_back(proxy: Proxy, run: Ru
     assert len(proxy.calls()) == 3
 
 
-@pytest.mark.full
-def test_two_workers_let_through_what_one_would(start: Start) -> None:
-    issued = a_token()
-    limit(gateway=40)
-    agents = [start().holding(issued), start().holding(issued)]
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: agents[n % 2].ask("ping").status_code, range(80)))
-
-    assert (answers.count(200), answers.count(429)) == (40, 40)
-    assert RateCounter.objects.get().calls == 40
-
-
 class Later:
     """A worker's clock, set ahead."""
 
@@ -132,10 +115,6 @@ def test_a_new_limit_acts_on_the_next_request(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("limits", "through"),
     [
-        ({"workspace": 3}, 3),
-        ({"tokens": 2}, 2),
-        ({"gateway": 2}, 2),
-        ({"tokens": 2, "token": 1}, 1),
         ({"tokens": 1, "token": 4}, 1),  # A token's owner cannot raise the workspace's limit.
         ({"workspace": 3, "gateway": 2, "token": 4}, 2),
         ({"workspace": 0}, 0),
@@ -183,24 +162,6 @@ def renamed(table: str) -> Iterator[None]:
     sql(f"ALTER TABLE {table} RENAME TO elsewhere")
     yield
     sql(f"ALTER TABLE elsewhere RENAME TO {table}")
-
-
-@pytest.mark.full
-@pytest.mark.django_db(transaction=True)
-def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
-    async def main() -> int:
-        limits = Limits(database.conninfo(), seconds=0.05)
-        limits.start()
-        try:
-            for number in range(4):
-                grant = GOOD._replace(token_id=f"00000000-0000-4000-8000-00000000000{number}", token_limit=1)
-                assert await limits.wait(grant) == 0
-                await asyncio.sleep(0.06)
-            return len(limits._leases)
-        finally:
-            await limits.stop()
-
-    assert asyncio.run(main()) == 1
 
 
 @pytest.mark.full

@@ -19,7 +19,7 @@ from servers.oauth_client.registration import redirect_uri
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, answer
 from tests.clients.fixtures import Npm
-from tests.clients.issuers import PROGRAMS, SECRET, NoWayBack, RealIssuer, Visitor, running
+from tests.clients.issuers import PROGRAMS, SECRET, RealIssuer, Visitor, running
 from tests.conftest import Run
 from tests.issuers import destination
 from tests.oauth.apps import browser
@@ -109,16 +109,6 @@ def is_refused(place: Place, token: str) -> bool:
 def place(issuer: RealIssuer, proxy: Proxy, run: Run, settings: Settings) -> Place:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     return Place(issuer, proxy, run(issuer.app()).url)
-
-
-@pytest.fixture
-def ann(transactional_db: None) -> User:
-    return make.user(email="ann@example.com")
-
-
-@pytest.fixture
-def ben(transactional_db: None) -> User:
-    return make.user(email="ben@example.com")
 
 
 @pytest.mark.full
@@ -264,22 +254,3 @@ def test_an_issuer_that_has_forgotten_everybody_is_signed_in_to_again(
         assert place.sign_in(ann, f"/identities/{identity.pk}/authenticate/") == identity
         assert heard(agent) == f"Bearer {tokens(identity)['access_token']}"
         assert Grant.objects.get(identity=identity).registration != before
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_client_that_was_forgotten_before_anybody_noticed_is_made_known_anew(
-    name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User, ben: User
-) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-    with running(name, npm, redirect_uri) as issuer:
-        place = Place(issuer, proxy, run(issuer.app()).url)
-        place.sign_in(ann)
-
-    with running(name, npm, redirect_uri, port=int(issuer.origin.rpartition(":")[2])):
-        with Visitor("ben") as visitor, pytest.raises(NoWayBack, match=r"^4"):
-            visitor.comes_back(place.begin(browser(ben)))
-        ana = make.user(*Capability, email="ana@example.com")
-        assert browser(ana).post("/servers/github/client/", {"reset": "1"}).status_code == 302
-
-        assert place.sign_in(ben).status == "active"

@@ -13,7 +13,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from proxy.refresh import STATEMENTS
-from proxy.store.pg import StatementRejected, StatePool
+from proxy.store.pg import StatePool
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Scope, Send, answer
@@ -52,8 +52,8 @@ async def unreadable(*_: Any) -> list[Any]:
 @pytest.mark.full
 @pytest.mark.parametrize(
     "find_again",
-    [failing(UNAVAILABLE), failing(StatementRejected("42501", "no")), unreadable],
-    ids=["away", "rejects", "unreadable"],
+    [failing(UNAVAILABLE), unreadable],
+    ids=["away", "unreadable"],
 )
 def test_a_call_that_waited_does_not_go_on_when_nobody_can_tell_whether_it_may(
     issuer: Issuer, agent: Agent, identity: Identity, monkeypatch: pytest.MonkeyPatch, find_again: Any

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from gateways.models import Feature
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
 from tests.proxy.features import offer, put, read
@@ -31,13 +32,16 @@ def mapped(alias: str, uri: str) -> str:
 
 @pytest.mark.full
 def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
-    put(work, resources_read=echo)
+    docs = put(work, resources_read=echo, tools_call=returning({"content": []}))
 
     assert read(work, "docs://a%20b")["result"] == {"contents": [{"uri": "docs://a%20b", "text": "docs://a%20b"}]}
     # The server may itself be a gateway that maps URIs.
     assert read(work, "gateway://inner/x")["result"]["contents"][0]["text"] == "gateway://inner/x"
     row = work.proxy.calls()[0]
     assert (row.method, row.feature_type, row.feature_name) == ("resources/read", "resource", "docs://a%20b")
+    offer("it", "tool")
+    work.agent.call("docs__it", {"uri": mapped("docs", "docs://a")})
+    assert docs.asked("tools/call")[0].body["params"]["arguments"] == {"uri": mapped("docs", "docs://a")}
 
 
 @pytest.mark.full
@@ -103,16 +107,17 @@ def test_a_uri_that_several_servers_list_is_refused_with_the_uris_it_may_mean(wo
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("reason", ["resource_disabled", "blocked", "server_disabled"])
-def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work, reason: str) -> None:
+def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work) -> None:
     docs, _ = put(work, resources_read=echo), put(work, "other")
-    offer("docs://a", "resource", enabled=reason != "resource_disabled")
-    if reason == "server_disabled":
-        work.gateway.assignments.filter(alias="docs").update(enabled=False)
-    if reason == "blocked":
-        work.gateway.assignments.filter(alias="docs").update(tool_policy="block_all")
+    resource, assignments = offer("docs://a", "resource"), work.gateway.assignments.filter(alias="docs")
 
-    assert read(work, "docs://a")["error"]["code"] == (-32003 if reason == "resource_disabled" else -32002)
+    assignments.update(enabled=False)
+    assert read(work, "docs://a")["error"]["code"] == -32002
+    assignments.update(enabled=True, tool_policy="block_all")
+    assert read(work, "docs://a")["error"]["code"] == -32002
+    assignments.update(tool_policy="allow_all")
+    resource.disable(by=None)
+    assert read(work, "docs://a")["error"]["code"] == -32003
     assert docs.asked("resources/read") == []
 
 
@@ -151,16 +156,6 @@ def test_uris_that_were_given_out_reach_their_server_as_its_own_in_arguments(wor
     completed = docs.asked("completion/complete")[0].body["params"]
     assert completed["argument"]["value"] == "docs://a b"
     assert completed["context"] == {"arguments": own}
-
-
-@pytest.mark.full
-def test_with_one_server_an_argument_passes_as_it_is(work: Work) -> None:
-    docs = put(work, tools_call=returning({"content": []}))
-    offer("it", "tool")
-
-    work.agent.call("docs__it", {"uri": mapped("docs", "docs://a")})
-
-    assert docs.asked("tools/call")[0].body["params"]["arguments"] == {"uri": mapped("docs", "docs://a")}
 
 
 @pytest.mark.full
@@ -205,36 +200,30 @@ def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(wor
     assert "result" in read(work, mapped("docs", "docs://public"))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("policy", "enabled", "uri", "told"),
-    [
-        ("allow_all", True, "docs://page/1", "result"),
-        ("allow_all", False, "docs://page/1", -32003),
-        # Servers differ in which values a template's expression can have.
-        ("allow_all", False, "docs://page/1/2", -32003),
-        ("allow_all", False, "docs://elsewhere", "result"),
-        ("selected", True, "docs://page/1", "result"),
-        ("selected", True, "docs://page/1/2", -32002),
-        ("selected", False, "docs://page/1", -32003),
-        ("selected", True, "docs://elsewhere", -32002),
-        ("block_all", True, "docs://page/1", -32003),
-        ("block_all", True, "docs://elsewhere", -32002),
-    ],
+UNLISTED = (
+    ("allow_all", True, "docs://page/1", None),
+    ("allow_all", False, "docs://page/1", -32003),
+    # Servers differ in which values a template's expression can have.
+    ("allow_all", False, "docs://page/1/2", -32003),
+    ("allow_all", False, "docs://elsewhere", None),
+    ("selected", True, "docs://page/1", None),
+    ("selected", True, "docs://page/1/2", -32002),
+    ("selected", False, "docs://page/1", -32003),
+    ("selected", True, "docs://elsewhere", -32002),
+    ("block_all", True, "docs://page/1", -32003),
+    ("block_all", True, "docs://elsewhere", -32002),
 )
-def test_unlisted_resources_are_governed_by_their_template_or_the_policy(
-    work: Work, policy: str, enabled: bool, uri: str, told: object
-) -> None:
+
+
+@pytest.mark.full
+def test_unlisted_resources_are_governed_by_their_template_or_the_policy(work: Work) -> None:
     put(work, resources_read=echo)
-    offer("docs://page/{id}", "template", enabled=enabled)
-    work.gateway.assignments.update(tool_policy=policy)
+    template = offer("docs://page/{id}", "template")
 
-    answer = read(work, uri)
-
-    if told == "result":
-        assert "result" in answer
-    else:
-        assert answer["error"]["code"] == told
+    for policy, enabled, uri, code in UNLISTED:
+        Feature.objects.filter(pk=template.pk).update(enabled=enabled)
+        work.gateway.assignments.update(tool_policy=policy)
+        assert read(work, uri).get("error", {}).get("code") == code, (policy, enabled, uri)
 
 
 @pytest.mark.full
@@ -260,29 +249,16 @@ def test_contents_are_private_and_fresh_for_modern_clients(work: Work) -> None:
 
 
 @pytest.mark.full
-def test_a_shareable_result_of_a_modern_server_is_still_not_shared(work: Work) -> None:
-    put(
-        work,
-        modern=True,
-        resources_read=returning({"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "public"}),
-    )
-    body, headers = modern("resources/read", {"uri": "docs://a"})
-    headers["Mcp-Name"] = "docs://a"
-
-    told = work.agent.post(body, **headers).json()["result"]
-
-    assert (told["ttlMs"], told["cacheScope"]) == (9, "private")
-    assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
-
-
-@pytest.mark.full
-def test_a_private_result_of_a_modern_server_stays_private(work: Work) -> None:
-    said = {"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "private"}
+def test_a_result_of_a_modern_server_is_private_whatever_it_says(work: Work) -> None:
+    said = {"contents": [], "resultType": "complete", "ttlMs": 9}
     put(work, modern=True, resources_read=returning(said))
     body, headers = modern("resources/read", {"uri": "docs://a"})
     headers["Mcp-Name"] = "docs://a"
 
-    assert work.agent.post(body, **headers).json()["result"] == said
+    for scope in ("public", "private"):
+        said["cacheScope"] = scope
+        assert work.agent.post(body, **headers).json()["result"] == said | {"cacheScope": "private"}
+    assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
 
 
 def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_era(work: Work) -> None:
@@ -298,34 +274,27 @@ def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_er
     assert "data" not in old.json()["error"]
 
 
-@pytest.mark.full
-def test_a_result_without_a_list_of_contents_passes_as_it_is_to_clients_older_than_links(work: Work) -> None:
-    put(work, tools_call=returning({"content": "none"}))
+def test_clients_older_than_links_get_a_text_instead(work: Work) -> None:
+    said: dict[str, Any] = {"content": [{"type": "resource_link", "uri": "docs://a", "name": "the a"}]}
+    put(work, tools_call=returning(said))
     offer("it", "tool")
 
-    answer = work.agent.call("docs__it", MCP_Protocol_Version="2025-03-26")
+    def result(version: str) -> Any:
+        return work.agent.call("docs__it", MCP_Protocol_Version=version).json()["result"]
 
-    assert answer.json()["result"] == {"content": "none"}
-
-
-@pytest.mark.parametrize(("version", "kind"), [("2025-03-26", "text"), ("2025-06-18", "resource_link")])
-def test_clients_older_than_links_get_a_text_instead(work: Work, version: str, kind: str) -> None:
-    put(work, tools_call=returning({"content": [{"type": "resource_link", "uri": "docs://a", "name": "the a"}]}))
-    offer("it", "tool")
-
-    (item,) = work.agent.call("docs__it", MCP_Protocol_Version=version).json()["result"]["content"]
-
-    assert item["type"] == kind
-    if kind == "text":
-        assert item["text"] == "the a: docs://a"
+    assert result("2025-06-18") == said
+    assert result("2025-03-26")["content"] == [{"type": "text", "text": "the a: docs://a"}]
+    said["content"] = "none"
+    assert result("2025-03-26") == {"content": "none"}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("uri", [None, "", 7, "a\nb", "a\0", "x" * 9_000])
-def test_a_uri_that_can_be_none_reaches_no_server(work: Work, uri: object) -> None:
+def test_a_uri_that_can_be_none_reaches_no_server(work: Work) -> None:
     docs = put(work, resources_read=echo)
 
-    assert work.agent.ask("resources/read", {"uri": uri}).json()["error"]["code"] in (-32602, -32002)
+    for uri in (None, "", 7, "a\nb", "a\0", "x" * 9_000):
+        code = work.agent.ask("resources/read", {"uri": uri}).json()["error"]["code"]
+        assert code in (-32602, -32002), uri
     assert docs.asked("resources/read") == []
 
 

@@ -71,6 +71,7 @@ def test_a_rule_refuses_the_next_call_by_its_arguments_and_names_itself_in_the_l
 def test_a_rule_is_off_at_the_next_call_even_if_switched_by_sql(world: World) -> None:
     rule = Rule.objects.add(name="None", effect="refuse", **ON)
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
+    assert "docs__echo" in world.agent.tools(), "lists show every tool, whatever rules say"
 
     sql("UPDATE rules_rule SET enabled = false WHERE id = %s", rule.pk)
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == ""
@@ -78,13 +79,6 @@ def test_a_rule_is_off_at_the_next_call_even_if_switched_by_sql(world: World) ->
     sql("""UPDATE rules_rule SET enabled = true, "when" = 'args.text == ''y''' WHERE id = %s""", rule.pk)
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == ""
     assert reason(world.agent.call("docs__echo", {"text": "y"})) == "rule_refused"
-
-
-@pytest.mark.full
-def test_lists_show_every_tool_whatever_rules_say(world: World) -> None:
-    Rule.objects.add(name="None", effect="refuse", when="args.text != ''", **ON)
-
-    assert "docs__echo" in world.agent.tools()
 
 
 @pytest.mark.full

@@ -21,7 +21,7 @@ from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
-from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
+from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, Reply, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bus import end_connections
@@ -63,48 +63,41 @@ def work(start: Start, run: Run) -> Work:
     return Work(server, docs, gateway, make.connection(make.agent(by=user), gateway, user), start)
 
 
+def answering(person: Person, result: Object, agent: Agent | None = None) -> Reply:
+    """Return a `reply` that gives this result, through `agent` (default: the client's own)."""
+    return lambda asked: person.say({"id": asked["id"], "result": result}, agent)
+
+
 def asked_rows() -> list[Call]:
     return list(Call.objects.filter(method__in=["elicitation/create", "sampling/createMessage", "roots/list"]))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("other_worker", [False, True])
-def test_an_answer_reaches_the_server_from_any_worker(work: Work, other_worker: bool) -> None:
+def test_an_answer_reaches_the_server_from_any_worker(work: Work) -> None:
     person = work.person()
-    agent = work.elsewhere(person) if other_worker else person.agent
 
-    said: list[int] = []
+    for agent in (person.agent, work.elsewhere(person)):
+        answered = person.call("docs__it", answering(person, GIVEN, agent))
+        assert answers_of(answered) == [{"jsonrpc": "2.0", "id": 0, "result": GIVEN}]
 
-    answered = person.call(
-        "docs__it", lambda asked: said.append(person.say({"id": asked["id"], "result": GIVEN}, agent))
-    )
-
-    assert said == [202]
-
-    assert answers_of(answered) == [{"jsonrpc": "2.0", "id": 0, "result": GIVEN}]
-    (asked,) = person.heard
-    assert {key: asked[key] for key in FORM} == FORM
-    assert asked["id"] != 0
+    for asked in person.heard:
+        assert {key: asked[key] for key in FORM} == FORM
+        assert asked["id"] != 0
     assert not PendingRequest.objects.exists()
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("asked", "result"),
-    [
+def test_each_kind_of_request_is_carried(work: Work) -> None:
+    person = work.person()
+    for asked, result in (
         (LINK, {"action": "accept"}),
         (SAMPLE, {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model": "m"}),
         (ROOTS, {"roots": [{"uri": "file:///home"}]}),
-    ],
-)
-def test_each_kind_of_request_is_carried(work: Work, asked: Object, result: Object) -> None:
-    work.server.asks = [asked]
-    person = work.person()
-
-    answered = person.call("docs__it", lambda heard: person.say({"id": heard["id"], "result": result}))
-
-    assert answers_of(answered)[0]["result"] == result
-    assert {key: person.heard[0][key] for key in asked} == asked
+    ):
+        work.server.asks = [asked]
+        answered = person.call("docs__it", answering(person, result))
+        assert answers_of(answered)[0]["result"] == result
+        assert {key: person.heard[-1][key] for key in asked} == asked
 
 
 @pytest.mark.full
@@ -119,19 +112,15 @@ def test_an_error_of_the_client_is_the_servers_answer(work: Work) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "capabilities",
-    [{}, {"sampling": {}, "roots": {}}, {"elicitation": {"url": {}}}],
-    ids=["none", "others", "other mode"],
-)
-def test_a_client_without_the_capability_is_not_asked(work: Work, capabilities: Object) -> None:
-    person = work.person(capabilities)
-
-    answered = person.call("docs__it")
-
-    assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND
-    assert person.heard == []
-    assert work.server.told[0]["capabilities"] == capabilities
+def test_a_client_without_the_capability_is_not_asked(work: Work) -> None:
+    agent = work.worker()
+    capabilities: Object
+    for capabilities in ({}, {"sampling": {}, "roots": {}}, {"elicitation": {"url": {}}}):
+        person = Person(agent, capabilities).initialize()
+        answered = person.call("docs__it")
+        assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND, capabilities
+        assert person.heard == []
+        assert work.server.told[-1]["capabilities"] == capabilities
 
 
 @pytest.mark.full
@@ -147,17 +136,10 @@ def test_a_client_without_a_session_or_a_stream_is_not_asked(work: Work) -> None
 
 
 @pytest.mark.full
-def test_a_server_may_request_only_what_its_client_declared(work: Work) -> None:
-    work.person({"elicitation": {}, "sampling": {"tools": {}}, "tasks": {}}).call("docs__quick")
-
-    assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
-
-
-@pytest.mark.full
 def test_servers_get_only_known_capabilities_of_a_client_with_very_many(work: Work) -> None:
     person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 9000}})
 
-    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+    answered = person.call("docs__it", answering(person, GIVEN))
 
     assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {}, "roots": {}}
     assert answers_of(answered)[0]["result"] == GIVEN
@@ -210,34 +192,19 @@ def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
 
 
 @pytest.mark.full
-def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call(work: Work) -> None:
-    person = work.person()
-
-    person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
-
-    (row,) = asked_rows()
-    call = Call.objects.get(method="tools/call")
-    assert row.correlation_id == call.correlation_id == call.uid != row.uid
-    assert (row.server_name, row.host_id, row.user_email, row.outcome, row.rpc_error_code) == (
-        "Docs",
-        call.host_id,
-        "ana@example.com",
-        "ok",
-        None,
-    )
-    assert 0 < row.duration_ms <= call.duration_ms
-    assert (row.feature_name, row.request_payload) == ("", None)
-
-
-@pytest.mark.full
-def test_server_requests_and_answers_are_recorded_without_secrets(work: Work) -> None:
+def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call_and_recorded_without_secrets(work: Work) -> None:
     WorkspaceSettings.objects.update_or_create(pk=1, defaults={"record_payloads": True})
     person = work.person()
     given = {"action": "accept", "content": {"name": "Ada", "password": "hunter2-hunter2"}}
 
-    person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": given}))
+    person.call("docs__it", answering(person, given))
 
     (row,) = asked_rows()
+    call = Call.objects.get(method="tools/call")
+    assert row.correlation_id == call.correlation_id == call.uid != row.uid
+    assert (row.server_name, row.host_id, row.user_email) == ("Docs", call.host_id, "ana@example.com")
+    assert (row.outcome, row.rpc_error_code, row.feature_name) == ("ok", None, "")
+    assert 0 < row.duration_ms <= call.duration_ms
     assert row.request_payload
     assert row.response_payload
     assert row.request_payload["params"]["message"] == "Who?"
@@ -315,19 +282,6 @@ def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
 
 
 @pytest.mark.full
-def test_a_url_that_must_be_visited_first_passes_with_its_data(work: Work) -> None:
-    data = {"elicitations": [{"mode": "url", "elicitationId": "e", "url": "https://x.example.com", "message": "m"}]}
-
-    async def call(request: Request) -> None:
-        await request.fail(-32042, "URL elicitation required", data=data)
-
-    work.server.call = call
-    answered = work.person().call("docs__quick")
-
-    assert answered["error"] == {"code": -32042, "message": "URL elicitation required", "data": data}
-
-
-@pytest.mark.full
 def test_the_end_of_an_elicitation_is_told_to_the_client(work: Work) -> None:
     done = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e1"}}
 
@@ -369,7 +323,7 @@ def test_an_unstorable_server_request_is_an_error_to_the_server_or_ignored(
     person = work.person()
     fail_statements(monkeypatch, *statements)
 
-    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+    answered = person.call("docs__it", answering(person, GIVEN))
 
     (given,) = answers_of(answered)
     assert told in given["error"]["message"] if told else given["result"] == GIVEN
@@ -391,7 +345,7 @@ def test_an_answer_whose_row_cannot_be_written_does_not_reach_the_server(
     person = work.person()
     monkeypatch.setattr(CallWriter, "commit", fails)
 
-    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+    answered = person.call("docs__it", answering(person, GIVEN))
 
     (given,) = answers_of(answered)
     assert "could not record the answer" in given["error"]["message"]

@@ -12,22 +12,19 @@ from typing import Any
 import pytest
 from django.db.models import F
 from django.utils import timezone
-from psycopg.pq.abc import PGresult
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
 from proxy.store.bus import Bus, PendingRequests
-from proxy.store.pg import StatePool
-from proxy.store.sessions import SessionKeeper, session_digest
+from proxy.store.sessions import SessionKeeper
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
 from tests.eventually import PATIENCE, until
-from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
+from tests.proxy.asking import FORM, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Start, eventually, sessions_of_clients, sql
 from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import Object, Request, tool
-from tests.proxy.test_bridging import ask, result_of
 from tests.proxy.test_server_requests import GIVEN, Work, asked_rows
 
 NOTE: Object = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "hello"}}
@@ -151,14 +148,10 @@ def asked_on(stream: Listener) -> Object:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("other_worker", [False, True])
-def test_a_server_request_for_the_first_call_of_a_session_is_sent_on_the_calls_stream(
-    work: StandingWork, other_worker: bool
-) -> None:
+def test_a_server_request_for_the_first_call_of_a_session_is_sent_on_the_calls_stream(work: StandingWork) -> None:
     person = work.person()
-    agent = work.elsewhere(person) if other_worker else None
 
-    for _ in range(2):
+    for agent in (None, work.elsewhere(person)):
         assert answers_of(person.call("docs__it", replying(person, agent)))[0]["result"] == GIVEN
 
     assert work.server.gets == ["session-0"]
@@ -179,14 +172,6 @@ def test_a_call_in_another_worker_than_the_one_that_listens_is_asked_all_the_sam
     assert work.server.gets == ["session-0"]
     assert [row.outcome for row in asked_rows()] == ["ok", "ok", "ok"]
     eventually(lambda: not PendingRequest.objects.exists())
-
-
-@pytest.mark.full
-def test_a_client_that_listens_is_asked_there_when_several_calls_are_under_way(work: StandingWork) -> None:
-    person = work.person()
-    with listening(person.agent, "GET", **_headers(person)) as stream:
-        assert stream.begun.wait(PATIENCE)
-        _several(work, person, stream)
 
 
 def test_a_client_that_listens_at_another_worker_is_asked_there(work: StandingWork) -> None:
@@ -230,14 +215,12 @@ def test_values_no_stream_can_carry_are_refused(work: StandingWork) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("asked", [SAMPLE, ROOTS])
-def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work: StandingWork, asked: Object) -> None:
-    work.server.asks = [asked]
-    person = work.person({})
+def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work: StandingWork) -> None:
+    work.server.asks = [SAMPLE, ROOTS]
 
-    answered = person.call("docs__it")
+    answered = work.person({}).call("docs__it")
 
-    assert answers_of(answered)[0]["error"]["code"] == -32601
+    assert [answer["error"]["code"] for answer in answers_of(answered)] == [-32601] * 2
 
 
 @pytest.mark.full
@@ -251,11 +234,10 @@ def test_a_call_whose_client_is_asked_there_may_take_longer_than_its_server_may_
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("other_worker", [False, True])
-def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: StandingWork, other_worker: bool) -> None:
+def test_progress_and_messages_there_come_on_the_stream_of_the_call_at_another_worker(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
-    agent = work.elsewhere(person) if other_worker else person.agent
+    agent = work.elsewhere(person)
     foreign = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "last"}}
     progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progress": 1}}
     work.server.said = [NOTE, progress, foreign]
@@ -295,8 +277,8 @@ def test_messages_while_a_client_has_no_stream_wait_for_its_next_one(work: Stand
     assert _waiting_rows() == 0
 
 
-@pytest.mark.parametrize("listens", ["here", "at another worker", ""])
-def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: StandingWork, listens: str) -> None:
+@pytest.mark.parametrize("listens", [True, False], ids=["at another worker", "later"])
+def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: StandingWork, listens: bool) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.opened[0] in work.server.open)
@@ -315,8 +297,7 @@ def test_log_messages_outside_calls_are_filtered_by_the_clients_level(work: Stan
     if not listens:
         said()
         eventually(lambda: _waiting_rows() == 1)
-    agent = work.elsewhere(person) if listens == "at another worker" else person.agent
-    with listening(agent, "GET", **_headers(person)) as stream:
+    with listening(work.elsewhere(person), "GET", **_headers(person)) as stream:
         assert stream.begun.wait(PATIENCE)
         if listens:
             said()
@@ -457,35 +438,36 @@ def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     eventually(lambda: len(work.server.open) == 1)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"data: \xff\xfe{{{ no json\n\n",
-        b'data: {"jsonrpc": "2.0", "method": "half',
-        b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n",
-        b'data: {"jsonrpc": "2.0", "id": 900, "result": {}}\n\ndata: {"jsonrpc": "2.0", "method": 7}\n\n',
-        b'data: {"jsonrpc": "2.0", "id": {}, "method": "roots/list"}\n\n',
-        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": 1}\n\n',
-        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": []}}\n\n',
-        b'data: {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": {}}}\n\n',
-        b'data: {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": []}\n\n',
-        b"data: " + b"x" * 300_000 + b"\n\n",
-    ],
-    ids=["garbage", "half an event", "deep", "wrong ids", "no id", "params", "level", "token", "asked", "large"],
-)
+POURED = {
+    "garbage": b"data: \xff\xfe{{{ no json\n\n",
+    "half an event": b'data: {"jsonrpc": "2.0", "method": "half',
+    "deep": b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n",
+    "wrong ids": b'data: {"jsonrpc": "2.0", "id": 9, "result": {}}\n\ndata: {"jsonrpc": "2.0", "method": 7}\n\n',
+    "no id": b'data: {"jsonrpc": "2.0", "id": {}, "method": "roots/list"}\n\n',
+    "params": b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": 1}\n\n',
+    "level": b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": []}}\n\n',
+    "token": b'data: {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": {}}}\n\n',
+    "asked": b'data: {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": []}\n\n',
+    "large": b"data: " + b"x" * 300_000 + b"\n\n",
+}
+
+
+@pytest.mark.full
 def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
-    work: StandingWork, monkeypatch: pytest.MonkeyPatch, said: bytes
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.05)
-    person = work.person(answer_limit=200_000)
-    work.server.pour = said
-    assert "result" in person.call("docs__quick")
-    eventually(lambda: work.server.gets)
-    assert "result" in person.call("docs__quick")
+    first = work.person(answer_limit=200_000)
+    for name, poured in POURED.items():
+        with subtests.test(name):
+            work.server.pour = poured
+            person = Person(first.agent, first.capabilities).initialize()
+            assert "result" in person.call("docs__quick")
+            eventually(lambda: work.server.opened[-1] in work.server.gets)
+            assert "result" in person.call("docs__quick")
 
     work.server.pour = b""
-    Person(person.agent, person.capabilities).initialize()
-    other = Person(person.agent, person.capabilities).initialize()
+    other = Person(first.agent, first.capabilities).initialize()
     assert answers_of(other.call("docs__it", replying(other)))[0]["result"] == GIVEN
     assert {row.outcome for row in Call.objects.filter(method="tools/call")} == {"ok"}
 
@@ -531,28 +513,6 @@ def test_a_stream_that_opens_in_silence_is_listened_to_before_the_first_call(
     assert work.server.gets == ["session-0"]
 
 
-@pytest.mark.full
-def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
-    work: StandingWork, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 600)
-    person = work.person()
-    assert "result" in person.call("docs__quick")
-    eventually(lambda: work.server.open)
-    run: list[str] = []
-    fetch = StatePool.fetch
-
-    async def noted(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
-        run.append(sql)
-        return await fetch(state, sql, params)
-
-    monkeypatch.setattr(StatePool, "fetch", noted)
-    assert all("result" in person.call("docs__quick") for _ in range(5))
-
-    # Sessions are scanned in the background, once in LEASE_AGAIN_SECONDS.
-    assert len([sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]) <= 1
-
-
 def test_messages_between_workers_are_encrypted_and_the_bus_carries_only_ids(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,49 +541,6 @@ def test_messages_between_workers_are_encrypted_and_the_bus_carries_only_ids(
     assert not [each for each in told if not re.fullmatch(r"[a-z]+( ([0-9a-f-]{36}|[0-9a-f]{32}|\d+))+", each)]
 
 
-@pytest.mark.full
-def test_the_end_of_a_session_decides_anew_about_nobody_else(
-    work: StandingWork, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bytes] = []
-    query = Bus.query
-
-    async def noted(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        asked.append(b" ".join(parameters))
-        return await query(bus, name, parameters)
-
-    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)
-    monkeypatch.setattr(Bus, "query", noted)
-    person = work.person()
-    other = Person(person.agent, person.capabilities).initialize()
-    own = session_digest(person.session).hex().encode()
-    with (
-        listening(person.agent, "GET", **_headers(person)) as stays,
-        listening(person.agent, "GET", **_headers(other)) as ends,
-    ):
-        assert stays.begun.wait(PATIENCE)
-        assert ends.begun.wait(PATIENCE)
-        eventually(lambda: [each for each in asked if own in each])
-        asked.clear()
-        with listening(person.agent, "DELETE", **_headers(other)) as ended:
-            assert ended.over.wait(PATIENCE)
-        assert ends.over.wait(PATIENCE)
-        assert not stays.over.is_set()
-        assert not [each for each in asked if own in each]
-
-
-@pytest.mark.full
-def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:
-    agent = work.worker()
-    wanted = result_of(ask(agent))
-    (key,) = wanted["inputRequests"]
-
-    retried = ask(agent, inputResponses={key: GIVEN}, requestState=wanted["requestState"])
-
-    assert result_of(retried)["structuredContent"]["answers"][0]["result"] == GIVEN
-    assert {each: wanted["inputRequests"][key][each] for each in FORM} == FORM
-
-
 @pytest.fixture(scope="module")
 def sdk() -> Iterator[str]:
     """The address of a Python SDK 1 server whose messages name no related request."""
@@ -641,30 +558,28 @@ REPLIES: dict[str, Object] = {
 
 @pytest.mark.full
 @pytest.mark.xdist_group("conformance")
-@pytest.mark.parametrize("capabilities", [EVERYTHING, {}], ids=["able", "unable"])
 def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_related_request(
-    start: Start, sdk: str, capabilities: Object
+    start: Start, sdk: str
 ) -> None:
     user = make.user(email="ana@example.com")
     gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=sdk)), slug="work")
     agent = start().agent(make.connection(make.agent(by=user), gateway, user))
-    person = Person(agent, capabilities).initialize()
+    names = ("elicitation", "sampling", "input_required_result_list_roots")
 
     def reply(heard: Object) -> None:
         if "id" in heard:
             person.say({"id": heard["id"], "result": REPLIES[heard["method"]]})
 
-    names = ("elicitation", "sampling", "input_required_result_list_roots")
+    person = Person(agent, {}).initialize()
     said = [str(person.call(f"docs__test_{name}", reply)) for name in names]
+    assert all("Not supported by this client" in text for text in said), said
 
-    if capabilities:
-        assert all("Ann" in text for text in said), said
-        assert [heard["method"] for heard in person.heard if "id" in heard] == [*REPLIES]
-        logged = person.call("docs__test_tool_with_logging", reply)
-        assert "result" in logged
-        assert "notifications/message" in [heard["method"] for heard in person.heard]
-    else:
-        assert all("Not supported by this client" in text for text in said), said
+    person = Person(agent).initialize()
+    said = [str(person.call(f"docs__test_{name}", reply)) for name in names]
+    assert all("Ann" in text for text in said), said
+    assert [heard["method"] for heard in person.heard if "id" in heard] == [*REPLIES]
+    assert "result" in person.call("docs__test_tool_with_logging", reply)
+    assert "notifications/message" in [heard["method"] for heard in person.heard]
 
 
 def _headers(person: Person) -> dict[str, str]:

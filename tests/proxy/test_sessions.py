@@ -88,54 +88,36 @@ def work(start: Start, run: Run) -> Iterator[Work]:
 
 
 @pytest.mark.full
-def test_two_workers_keep_one_session_of_one_client(work: Work) -> None:
-    client = work.client()
-    elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+def test_two_workers_keep_one_session_of_one_client_and_a_restart_loses_nothing(work: Work) -> None:
+    first = work.start()
+    client = Client(first.agent(work.connection))
+    slug = work.connection.gateway.slug
+    elsewhere = Agent(work.start().url(slug), client.agent.secret)
     client.initialize()
 
     counted = [client.count(agent) for _ in range(6) for agent in (client.agent, elsewhere)]
+    first.stop()
+    counted.append(client.count(Agent(work.start().url(slug), client.agent.secret)))
 
-    assert [count for count, _ in counted] == [*range(1, 13)]
+    assert [count for count, _ in counted] == [*range(1, 14)]
     assert len({session for _, session in counted}) == 1
     assert len(work.counter.events("initialize")) == 1
+    assert work.counter.events("delete") == []
 
 
 @pytest.mark.full
-def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
+def test_each_session_of_a_token_is_one_at_the_server_and_requests_without_share_one(work: Work) -> None:
     one = work.client()
     two = Client(one.agent)
+    without, with_another_token = Client(one.agent), Client(work.start().agent(work.connection))
     one.initialize()
     two.initialize()
 
-    counted = [one.count(), two.count(), one.count(), two.count()]
+    counted = [client.count() for client in (one, two, without, one, two, with_another_token)]
 
-    assert [count for count, _ in counted] == [1, 1, 2, 2]
-    assert len({session for _, session in counted}) == 2
+    assert [count for count, _ in counted] == [1, 1, 1, 2, 2, 2]
+    assert len({session for _, session in counted}) == 3
     assert one.session != two.session
-
-
-@pytest.mark.full
-def test_requests_without_a_session_use_one_of_their_connection(work: Work) -> None:
-    client = work.client()
-    other_token = Client(work.start().agent(work.connection))
-    named = Client(client.agent)
-    named.initialize()
-
-    assert [client.count()[0], other_token.count()[0], named.count()[0]] == [1, 2, 1]
-
-
-@pytest.mark.full
-def test_a_restart_loses_nothing(work: Work) -> None:
-    first = work.start()
-    client = Client(first.agent(work.connection))
-    client.initialize()
-    assert client.count()[0] == 1
-
-    first.stop()
-
-    again = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
-    assert client.count(again)[0] == 2
-    assert work.counter.events("delete") == []
 
 
 @pytest.mark.full
@@ -239,8 +221,9 @@ def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> N
 
 
 @pytest.mark.full
-def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
+def test_delete_names_a_session_and_ends_those_at_the_servers(work: Work) -> None:
     client = work.client()
+    assert client.delete().status_code == 400
     client.initialize()
     _, upstream = client.count()
 
@@ -250,13 +233,6 @@ def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
     assert client.delete().status_code == 404
     assert not sessions_of_clients().exists()
     assert client.initialize().status_code == 200
-
-
-@pytest.mark.full
-def test_delete_names_a_session(work: Work) -> None:
-    client = work.client()
-
-    assert client.delete().status_code == 400
 
 
 @pytest.mark.full
@@ -317,21 +293,6 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
     first, second = (event.detail["capabilities"] for event in work.counter.events("initialize"))
     assert first == {"elicitation": {"url": {}}, "roots": {}, "sampling": {"tools": {}}}
     assert second == {}
-
-
-@pytest.mark.full
-def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
-    counter = Counter(SESSION_ERA)
-    server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
-    identity, gateway, user = make.identity(server, secret="one"), make.gateway(), make.user()
-    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
-    client = Client(start().agent(make.connection(make.agent(by=user), gateway, user)))
-    client.initialize()
-    assert [client.count()[0], client.count()[0]] == [1, 2]
-
-    identity.replace("two", by=user)
-
-    assert [client.count()[0], client.count()[0]] == [1, 2]
 
 
 @pytest.mark.full
@@ -515,7 +476,9 @@ def keys(settings: Settings) -> Iterator[Settings]:
 
 
 @pytest.mark.full
-def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Settings) -> None:
+def test_a_session_outlasts_the_key_its_id_was_sealed_with_and_is_opened_anew_if_it_is_lost(
+    work: Work, keys: Settings
+) -> None:
     older, newer = keys.ENCRYPTION_KEYS[0], Fernet.generate_key()
     client = work.client()
     client.initialize()
@@ -524,21 +487,13 @@ def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Set
     keys.ENCRYPTION_KEYS = [newer, older]
     cipher.cache_clear()
     reseal_servers()
-    again = Agent(work.start(encryption_keys=[newer]).url(work.connection.gateway.slug), client.agent.secret)
 
-    assert client.count(again)[0] == 2
+    def with_key(key: bytes) -> Agent:
+        return Agent(work.start(encryption_keys=[key]).url(work.connection.gateway.slug), client.agent.secret)
 
-
-@pytest.mark.full
-def test_a_session_whose_key_is_lost_is_opened_anew(work: Work) -> None:
-    client = work.client()
-    client.initialize()
-    client.count()
-
-    other = work.start(encryption_keys=[Fernet.generate_key()])
-    again = Agent(other.url(work.connection.gateway.slug), client.agent.secret)
-
-    assert [client.count(again)[0], client.count(again)[0]] == [1, 2]
+    assert client.count(with_key(newer))[0] == 2
+    without = with_key(Fernet.generate_key())
+    assert [client.count(without)[0], client.count(without)[0]] == [1, 2]
 
 
 @pytest.mark.full

@@ -1,7 +1,6 @@
 """Subscriptions to resources, and list notifications of servers of both eras."""
 
 import asyncio
-import gc
 import json
 import threading
 import time
@@ -14,10 +13,9 @@ import pytest
 from gateways.models import Feature
 from proxy.models import Session, UpstreamSession
 from proxy.store.sessions import session_digest
-from proxy.streams import StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
-from tests.conformance.counter import MODERN, begin_stream, event, gone, respond
+from tests.conformance.counter import MODERN, begin_stream, event, respond
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Start, eventually
@@ -25,7 +23,6 @@ from tests.proxy.features import offer
 from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import offering
 from tests.proxy.test_cancel import Work
-from tests.proxy.test_endpoint import modern
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session, listen
 
 type Json = dict[str, Any]
@@ -209,6 +206,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("work", [False], indirect=True)
 def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None:
     offer(URI, "resource", enabled=False)
     agent = in_session(work.client)
@@ -221,6 +219,7 @@ def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("work", [True], indirect=True)
 def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: LibraryWork) -> None:
     body, headers = listen({"toolsListChanged": True})
     asked = len(work.library.of("tools/list"))
@@ -320,32 +319,6 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
     eventually(lambda: not listens.exists())
 
 
-class Silent(Library):
-    """A server that never answers a subscription, not even with an acknowledgement."""
-
-    async def _talk(self, method: str, receive: Receive, send: Send) -> None:
-        self.open += 1
-        await begin_stream(send)
-        await gone(receive)
-        self.open -= 1
-
-
-@pytest.mark.full
-def test_listeners_of_a_silent_server_are_forgotten_with_their_stream(start: Start, run: Run) -> None:
-    def known() -> int:
-        gc.collect()
-        return sum(type(one) is StandingStream for one in gc.get_objects())
-
-    work = LibraryWork(start, run, library=Silent(is_modern=True))
-    agent, before = in_session(work.client), known()
-    with listening(agent, "GET") as stream:
-        assert stream.begun.wait(PATIENCE)
-        eventually(lambda: work.library.open == 1)
-        assert known() == before + 1
-    eventually(lambda: work.library.open == 0)
-    eventually(lambda: known() == before)
-
-
 @pytest.mark.full
 def test_an_unsolicited_server_request_is_sent_on_the_stream_of_the_session(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=False)
@@ -373,13 +346,6 @@ def test_a_subscription_without_a_session_is_answered_and_not_stored(start: Star
     for verb in ("subscribe", "unsubscribe", "subscribe"):
         assert subscribe(work.client, verb=verb)["result"] == {}
     assert set(map(tuple, Session.objects.values_list("subscriptions", flat=True))) == {()}
-
-
-@pytest.mark.full
-def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
-    work = LibraryWork(start, run, is_modern=True)
-    body, headers = modern("resources/subscribe", {"uri": URI})
-    assert work.client.post(body, **headers).json()["error"]["code"] == -32601
 
 
 UPDATE = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": MAPPED}}

@@ -66,32 +66,21 @@ ALL_BUT_GITHUB = "without github"
 FINE = (200, 200, 200)
 
 
+OF_SERVER = (ALL_BUT_GITHUB, (200, "server_disabled"), 200)
+OF_ASSIGNMENT = (ALL_BUT_GITHUB, (200, "assignment_disabled"), 200)
+SWITCHES: dict[str, tuple[str, tuple[object, ...], tuple[object, ...]]] = {
+    "hosts_host": ("enabled", refused(403, "host_disabled"), FINE),
+    "connections_connection": ("enabled", refused(403, "connection_disabled"), FINE),
+    "gateways_gateway": ("enabled", refused(403, "gateway_disabled"), refused(403, "gateway_disabled")),
+    "servers_server": ("enabled", OF_SERVER, OF_SERVER),
+    "gateways_assignment": ("enabled", OF_ASSIGNMENT, OF_ASSIGNMENT),
+    "servers_identity": ("enabled", (ALL_BUT_GITHUB, (200, "identity_disabled"), 200), FINE),
+    "accounts_user": ("is_active", refused(401, "Unauthorized"), FINE),
+}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("table", "column", "bot", "other"),
-    [
-        ("hosts_host", "enabled", refused(403, "host_disabled"), FINE),
-        ("connections_connection", "enabled", refused(403, "connection_disabled"), FINE),
-        ("gateways_gateway", "enabled", refused(403, "gateway_disabled"), refused(403, "gateway_disabled")),
-        (
-            "servers_server",
-            "enabled",
-            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
-            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
-        ),
-        (
-            "gateways_assignment",
-            "enabled",
-            (ALL_BUT_GITHUB, (200, "assignment_disabled"), 200),
-            (ALL_BUT_GITHUB, (200, "assignment_disabled"), 200),
-        ),
-        ("servers_identity", "enabled", (ALL_BUT_GITHUB, (200, "identity_disabled"), 200), FINE),
-        ("accounts_user", "is_active", refused(401, "Unauthorized"), FINE),
-    ],
-)
-def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
-    world: World, table: str, column: str, bot: tuple[object, ...], other: tuple[object, ...]
-) -> None:
+def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(world: World, subtests: pytest.Subtests) -> None:
     def seen(agent: Agent) -> tuple[object, ...]:
         listed = agent.listed()
         shown = outcome(listed)
@@ -101,11 +90,13 @@ def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
 
     assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
 
-    sql(f"UPDATE {table} SET {column} = false WHERE id = %s", world.ids[table])
-    assert (seen(world.bot), seen(world.other)) == (bot, other)
+    for table, (column, bot, other) in SWITCHES.items():
+        with subtests.test(table):
+            sql(f"UPDATE {table} SET {column} = false WHERE id = %s", world.ids[table])
+            assert (seen(world.bot), seen(world.other)) == (bot, other)
 
-    sql(f"UPDATE {table} SET {column} = true WHERE id = %s", world.ids[table])
-    assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
+            sql(f"UPDATE {table} SET {column} = true WHERE id = %s", world.ids[table])
+            assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
 
 
 @pytest.mark.full

@@ -27,6 +27,7 @@ def test_the_first_names_are_told_apart_and_all_others_are_one(tmp_path: Path) -
         assert [one.label(name) for name in ("new", "newer", "busy", "new", "newest", OTHER)] == [
             *("new", OTHER, "busy", "new", OTHER, OTHER)
         ]
+    assert names(0, None).label("one") == OTHER
 
 
 def test_workers_agree_upon_the_names(tmp_path: Path) -> None:
@@ -37,10 +38,6 @@ def test_workers_agree_upon_the_names(tmp_path: Path) -> None:
     assert second.label("two") == "two"
     assert first.label("three") == OTHER
     assert (first.label("two"), second.label("one\nline")) == ("two", "one\nline")
-
-
-def test_nobody_is_told_apart_where_none_shall_be() -> None:
-    assert names(0, None).label("one") == OTHER
 
 
 @pytest.fixture

@@ -217,31 +217,28 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         Server.objects.filter(pk=server.pk).update(name=server.slug)
 
 
-@pytest.mark.parametrize(
-    ("url", "message", "reason"),
-    [
-        (
-            "http://127.0.0.1:1/",
-            'Server "Docs" did not answer: nothing accepts connections at its address.',
-            "unreachable",
-        ),
-        (
-            "https://no-such-name.invalid/",
-            'Server "Docs" cannot be found: its name does not resolve.',
-            "unreachable",
-        ),
-        ("http://10.0.0.5/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
-        ("http://8.8.8.8/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
-        ("https://169.254.169.254/", 'Server "Docs" has an address the gateway may not call.', "address_blocked"),
-    ],
-)
-def test_j14_addresses_are_judged_when_they_are_called(work: Work, url: str, message: str, reason: str) -> None:
-    make.assignment(work.gateway, make.server(slug="docs", name="Docs", url=url))
+NOT_ALLOWED = ('Server "Docs" has an address the gateway may not call.', "address_blocked")
+ADDRESSES = {
+    "http://127.0.0.1:1/": (
+        'Server "Docs" did not answer: nothing accepts connections at its address.',
+        "unreachable",
+    ),
+    "https://no-such-name.invalid/": ('Server "Docs" cannot be found: its name does not resolve.', "unreachable"),
+    "http://10.0.0.5/": NOT_ALLOWED,
+    "http://8.8.8.8/": NOT_ALLOWED,
+    "https://169.254.169.254/": NOT_ALLOWED,
+}
 
-    error = work.agent.call("docs__it").json()["error"]
 
-    assert (error["message"], error["data"]["reason"]) == (in_words(message), reason)
-    assert work.proxy.last().outcome == "upstream_error"
+def test_j14_addresses_are_judged_when_they_are_called(work: Work) -> None:
+    server = make.server(slug="docs", name="Docs", url="http://127.0.0.1:1/")
+    make.assignment(work.gateway, server)
+
+    for url, (message, reason) in ADDRESSES.items():
+        Server.objects.update(url=url)
+        error = work.agent.call("docs__it").json()["error"]
+        assert (error["message"], error["data"]["reason"]) == (in_words(message), reason), url
+        assert work.proxy.last().outcome == "upstream_error"
 
 
 @pytest.mark.full
@@ -266,16 +263,19 @@ def test_a_servers_own_errors_pass_with_code_and_data(work: Work) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("code", [10**30, "x", None, 1.5, -(2**31)])
-def test_an_error_code_of_any_kind_can_be_recorded(work: Work, code: object) -> None:
+def test_an_error_code_of_any_kind_can_be_recorded(work: Work) -> None:
+    codes: list[object] = [10**30, "x", None, 1.5, -(2**31)]
+    left = iter(codes)
+
     async def call(request: Request) -> None:
-        error = {"jsonrpc": "2.0", "id": request.message["id"], "error": {"code": code, "message": "no"}}
+        error = {"jsonrpc": "2.0", "id": request.message["id"], "error": {"code": next(left), "message": "no"}}
         await request.answer(json.dumps(error).encode())
 
     work.put(calling(call))
 
-    assert json.loads(work.agent.call("docs__it").content)["error"] == {"code": code, "message": "no"}
-    assert work.proxy.last().outcome == "rpc_error"
+    for code in codes:
+        assert json.loads(work.agent.call("docs__it").content)["error"] == {"code": code, "message": "no"}
+        assert work.proxy.last().outcome == "rpc_error"
 
 
 def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) -> None:
@@ -323,7 +323,7 @@ def slow(most: list[int]) -> App:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("workers", "most_of_one"), [(1, 4), (2, 2), (100, 1)])
+@pytest.mark.parametrize(("workers", "most_of_one"), [(2, 2), (100, 1)])
 def test_a_slow_server_gets_no_more_calls_than_this_worker_s_and_this_connection_s_share(
     start: Start, run: Run, workers: int, most_of_one: int
 ) -> None:
@@ -437,21 +437,21 @@ def test_a_result_that_wants_input_is_no_answer_for_a_client_that_cannot_give_it
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["docs__it\0", "\0docs__it", "docs__it\ud800", "docs__\udfffit", "\0"])
-@pytest.mark.parametrize("known", [True, False], ids=["a tool with a row", "a tool without one"])
-def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work: Work, name: str, known: bool) -> None:
+def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work: Work) -> None:
     docs = work.put(offering("it"))
-    if known:
-        Feature.objects.create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).encode()
 
-    answer = work.agent.post(body, Content_Type="application/json")
+    def are_refused() -> None:
+        for name in ("docs__it\0", "\0docs__it", "docs__it\ud800", "docs__\udfffit", "\0"):
+            body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).encode()
+            answer = work.agent.post(body, Content_Type="application/json")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (200, -32602), ascii(name)
+            row = work.proxy.last()
+            assert (row.method, row.outcome, row.server_name) == ("tools/call", "rpc_error", "")
 
-    assert answer.status_code == 200
-    assert answer.json()["error"]["code"] == -32602
+    are_refused()
+    Feature.objects.get_or_create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
+    are_refused()
     assert docs.asked("tools/call") == []
-    row = work.proxy.last()
-    assert (row.method, row.outcome, row.rpc_error_code, row.server_name) == ("tools/call", "rpc_error", -32602, "")
     assert work.agent.call("docs__it").json()["result"]["content"][0]["text"] == "it"
 
 

@@ -1,14 +1,11 @@
 """The caller's trace context is forwarded to the server; no other header is forwarded."""
 
-import ast
 import json
 import socket
-from pathlib import Path
 
 import httpx
 import pytest
 
-import proxy as package
 from tests import make
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy, Start, eventually_unused
@@ -19,9 +16,8 @@ TRACE = {"Traceparent": PARENT, "Tracestate": "a=1,b=2", "Baggage": "team=ops"}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("modern", [False, True])
-def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, modern: bool) -> None:
-    upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
+def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run) -> None:
+    upstream = run(offering("it"))
     docs = make.server(slug="docs", url=upstream.url)
     user = make.user()
     agent = proxy.agent(make.connection(make.agent(by=user), make.gateway(docs), user))
@@ -108,14 +104,3 @@ def test_a_session_does_not_remember_the_trace_it_was_opened_in(
     assert seen == [PARENT, None, other["Traceparent"]]
     farewell = next(one for one in upstream.seen if one.verb == "DELETE")
     assert not set(farewell.headers) & {name.lower() for name in TRACE}
-
-
-@pytest.mark.full
-def test_nothing_in_the_proxy_is_kept_beside_its_request() -> None:
-    """The proxy uses no context variables: tasks on one connection would inherit those of another request."""
-    for path in Path(package.__file__ or package.__path__[0]).parent.glob("*.py"):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        imported = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
-        imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-        assert not imported & {"contextvars", "asgiref.local"}, path.name
-        assert "threading.local" not in path.read_text(), path.name

@@ -60,15 +60,12 @@ def test_every_field_has_a_value_of_its_type() -> None:
     ("text", "arguments"),
     [
         ("args.amount > 500", {"amount": 600}),
-        ("args.amount > 500", {"amount": 500.5}),
         ("args.branch == 'main' && tool.destructive", {"branch": "main"}),
         ("args.to.matches('@example[.]com$')", {"to": "a@example.com"}),
         ("args.labels.exists(label, label == 'production')", {"labels": ["test", "production"]}),
-        ("['rm ', 'drop table'].exists(word, args.command.contains(word))", {"command": "rm -r"}),
         ("args.files.exists(file, file.lines.exists(line, line.contains('x')))", {"files": [{"lines": ["axb"]}]}),
         ("'Operations' in person.teams && (now.hour < 8 || now.hour >= 18 || now.weekday > 5)", {}),
         ("has(args.force) && args.force == true", {"force": True}),
-        ("!has(args.force)", {}),
         ("args['a name'] == null", {"a name": None}),
         ("args['am' + 'ount'] > 500", {"amount": 600}),
         ("args[tool.destructive ? 'amount' : 'other'] > 500", {"amount": 600}),
@@ -84,7 +81,6 @@ def test_a_condition_that_is_met(text: str, arguments: dict[str, Any]) -> None:
         ("args.amount > 500", {"amount": 500}),
         ("args.amount > 500", {}),
         ("!(args.amount > 500)", {}),
-        ("args.a.b == 1", {"a": {}}),
         ("args.list[3] == 1", {"list": [1]}),
         ("args.amount > 500 && args.currency == 'EUR'", {"amount": 600}),
     ],
@@ -101,14 +97,11 @@ def test_an_alternative_that_is_true_counts_although_the_other_argument_is_absen
     ("text", "arguments", "why"),
     [
         ("args.amount > 500", {"amount": "600"}, "type"),
-        ("args.amount > 500", {"amount": None}, "type"),
         ("args.amount > 500", {"amount": 2**70}, "too large"),
         ("args.name.matches('[')", {"name": "x"}, "regular expression"),
         ("10 / args.parts > 1", {"parts": 0}, "divides by zero"),
         ("args.name == 'x'", {"name": "\ud800"}, "not valid"),
         ("args.name == 'x'", {"name": "x" * 300_000}, "too large"),
-        ("args.name == 'x'", {"name": ["x"] * 5_000}, "too large"),
-        ("args.name == 'x'", {f"k{n}": n for n in range(5_000)}, "too large"),
         ("args.name == 'x'", {"name": nested(900)}, "too large"),
         ("args.list.exists(x, x.exists(y, y == 1))", {"list": [[0] * 20] * 45}, ""),
     ],
@@ -129,22 +122,17 @@ def test_a_condition_without_a_result_says_why_and_quotes_no_argument(
     ("text", "at"),
     [
         ("amount > 5", 0),
-        ("args.amount >", 13),
         ("tool.nme == 'x'", 0),
-        ("args.x.contain('a')", 7),
         ("args.x == 1 &&\n  now.hour == 'x'", 26),
         ("args.x", 0),
         ("args.list.exists(x, args.other == x)", 20),
         ("args.list.all(x, args.list.all(y, x == y))", 17),
-        ("args.list.exists(x, x.list.exists(y, y in x.other))", 42),
         ("args.name.matches(args.pattern)", 23),
-        ("matches(args.name, args.pattern)", 24),
         ("true // '''\n && args.list.exists(x, args.other == x) // '''", 36),
         ("args.text.contains(args.word)", 24),
         ("timestamp(args.at).getHours(args.zone) > 3", 33),
         ("args.names.map(name, name + 'x') == []", 14),
         ("google.protobuf.Int32Value{value: 1} == 1", 0),
-        ("args.list.exists(x, args.other in [x])", 20),
         ("[args.list].exists(list, list.exists(x, args.other == x))", 40),
         (f"args.name.matches('{'a' * 300}')", 18),
         ("args.name.matches('[ab]*a[ab]{400}')", 18),
@@ -160,8 +148,7 @@ def test_a_bad_condition_is_refused_with_its_position(text: str, at: int) -> Non
     assert refusal.value.at == at, refusal.value.problem
 
 
-@pytest.mark.parametrize("costly", [r"\pL", "([ab]){9}", "[ab]{999}"])
-@pytest.mark.parametrize("quotes", ["'", '"', "'''", '"""'])
+@pytest.mark.parametrize(("costly", "quotes"), [(r"\pL", "'"), ("([ab]){9}", '"'), ("[ab]{999}", "'''")])
 def test_a_costly_pattern_is_refused_however_it_is_written(costly: str, quotes: str) -> None:
     escapes = {
         "hex": "".join(f"\\x{ord(each):02x}" for each in costly),
@@ -214,9 +201,3 @@ def test_a_condition_of_bounded_cost_is_accepted(text: str) -> None:
 def test_a_condition_reads_only_the_arguments_that_it_names(text: str, names: set[str] | None) -> None:
     found = compiled(text).arguments
     assert (None if found is None else {*found}) == names
-
-
-def test_the_cache_of_programs_is_by_text() -> None:
-    assert compiled("now.hour == 20") is compiled("now.hour == 20")
-    assert not compiled("now.hour == 20").reads_arguments
-    assert compiled("args.x == 20").reads_arguments

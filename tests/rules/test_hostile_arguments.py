@@ -51,23 +51,16 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("when", SENSIBLE)
-def test_a_rule_on_a_hostile_argument_is_decided_and_refuses_if_it_has_no_result(name: str, when: str) -> None:
-    decision = decided({"path": HOSTILE[name], "amount": HOSTILE[name], "files": HOSTILE[name]}, when)
-
-    if decision.error:
-        assert decision.effect == "refuse"
-    assert not decided({"path": HOSTILE[name]}, when, effect="label", text="x").effect
-
-
-@pytest.mark.parametrize("name", ["a megabyte", "many values", "a deep object", "a large number", "a lone surrogate"])
-def test_a_hostile_argument_hides_no_other_argument(name: str) -> None:
-    assert decided({"other": HOSTILE[name], "amount": 600}, "args.amount > 500").effect == "refuse"
-    assert not decided({"other": HOSTILE[name], "amount": 100}, "args.amount > 500").effect
+def test_a_rule_on_a_hostile_argument_is_decided_and_refuses_if_it_has_no_result(name: str) -> None:
+    for when in SENSIBLE:
+        decision = decided({"path": HOSTILE[name], "amount": HOSTILE[name], "files": HOSTILE[name]}, when)
+        if decision.error:
+            assert decision.effect == "refuse", when
+        assert not decided({"path": HOSTILE[name]}, when, effect="label", text="x").effect
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_argument_fails_only_the_conditions_that_name_it(name: str) -> None:
+def test_a_hostile_argument_hides_no_other_and_fails_only_the_conditions_that_name_it(name: str) -> None:
     call = RuledCall("s", CALL, {"path": HOSTILE[name], "amount": 600})
     whens = ("size(args.path) == 7", "args.amount > 500", "now.hour == 20", "args.amount > 700")
 
@@ -77,18 +70,14 @@ def test_a_hostile_argument_fails_only_the_conditions_that_name_it(name: str) ->
     assert {match.rule.when for match in matches if match.error} <= {whens[0]}
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["600", [600], {"amount": 600}, None, "\u0666\u0660\u0660", True, 2**64, "6e2"],
-    ids=lambda value: str(value)[:9],
-)
-def test_a_value_of_another_type_does_not_get_past_a_comparison(value: Any) -> None:
-    assert decided({"amount": value}, "args.amount > 500").effect == "refuse"
+def test_a_value_of_another_type_does_not_get_past_a_comparison() -> None:
+    for value in ("600", [600], {"amount": 600}, None, "\u0666\u0660\u0660", True, 2**64, "6e2"):
+        assert decided({"amount": value}, "args.amount > 500").effect == "refuse", value
 
 
-@pytest.mark.parametrize("word", ["caf\u00e9", "cafe\u0301"])
-def test_texts_are_compared_as_they_were_sent(word: str) -> None:
-    assert (decided({"word": word}, "args.word == 'caf\u00e9'").effect == "refuse") is (word == "caf\u00e9")
+def test_texts_are_compared_as_they_were_sent() -> None:
+    for word, effect in (("caf\u00e9", "refuse"), ("cafe\u0301", "")):
+        assert (decided({"word": word}, "args.word == 'caf\u00e9'").effect or "") == effect
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, steps: float) -> None:

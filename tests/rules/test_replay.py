@@ -53,20 +53,14 @@ def test_a_replay_counts_calls_agents_and_what_nobody_can_tell(docs: Server) -> 
     assert len(found.examples) == 3
 
 
-def test_a_condition_without_arguments_needs_no_recorded_ones(docs: Server) -> None:
+def test_a_condition_without_arguments_needs_no_recorded_ones_and_refused_calls_are_left_out(docs: Server) -> None:
     call(method="tools/call", feature_type="tool", feature_name="docs__echo", server_id=docs.pk)
-
-    found = replay(deciding(rule(when="tool.server == 'x' || now.hour >= 0")), None)
-
-    assert (found.count, found.unknown) == (1, 0)
-
-
-def test_calls_that_an_earlier_check_refused_are_left_out(docs: Server) -> None:
-    recorded(docs)
     refused: dict[str, Any] = {"deny_reason": "tool_disabled", "outcome": "denied"}
     call(feature_type="tool", feature_name="docs__echo", server_id=docs.pk, **refused)
 
-    assert replay(deciding(rule()), None).looked == 1
+    found = replay(deciding(rule(when="tool.server == 'x' || now.hour >= 0")), None)
+
+    assert (found.looked, found.count, found.unknown) == (1, 1, 0)
 
 
 def test_a_replay_that_has_no_time_says_how_far_it_came(docs: Server) -> None:

@@ -69,20 +69,15 @@ def people(directory: Directory, member: Role) -> dict[str, Any]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("said", FILTERS)
 def test_a_filter_finds_what_it_says_however_it_is_evaluated(
-    said: str, directory: Directory, people: dict[str, Any]
+    directory: Directory, people: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
     model: Any = provider().model_for("User")
-    bound: Any = ScimFilter[model](said)
-
-    expected = {pk for pk, told in people.items() if bound.match(model.model_validate(told))}
-
-    assert set(directory.found(said)) == expected
-
-
-@pytest.mark.full
-def test_an_id_is_found(directory: Directory, people: dict[str, Any]) -> None:
+    for said in FILTERS:
+        with subtests.test(said):
+            bound: Any = ScimFilter[model](said)
+            expected = {pk for pk, told in people.items() if bound.match(model.model_validate(told))}
+            assert set(directory.found(said)) == expected
     assert all(directory.found(f'id eq "{pk}"') == [pk] for pk in people)
 
 
@@ -154,9 +149,14 @@ def test_a_filter_that_would_look_through_too_many_is_refused(
     assert directory.get('/Users?filter=userName eq "benny" and displayName co "e"').json()["totalResults"] == 1
 
 
-@pytest.mark.parametrize(
-    "said", ["userName", 'userName eq "a', "nothing eq 1", 'active gt "x"', "a" * 5000, "(" * 500 + 'userName eq "a"']
-)
-def test_a_filter_that_cannot_be_read_is_refused_in_scim(said: str, directory: Directory) -> None:
-    refused = directory.get(f"/Users?filter={said}")
-    assert (refused.status_code, refused.json()["scimType"]) == (400, "invalidFilter")
+def test_a_filter_that_cannot_be_read_is_refused_in_scim(directory: Directory) -> None:
+    for said in (
+        "userName",
+        'userName eq "a',
+        "nothing eq 1",
+        'active gt "x"',
+        "a" * 5000,
+        "(" * 500 + 'userName eq "a"',
+    ):
+        refused = directory.get(f"/Users?filter={said}")
+        assert (refused.status_code, refused.json()["scimType"]) == (400, "invalidFilter"), said

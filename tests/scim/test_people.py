@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.test import Client
 
 from accounts.models import Role, User
 from accounts.people_forms import of_status
@@ -135,11 +134,7 @@ def test_a_user_name_that_is_no_address_is_kept_beside_the_e_mail(directory: Dir
     assert (made["userName"], User.objects.get(pk=made["id"]).email) == ("aruiz", "ana@example.com")
     assert directory.found('userName eq "ARuiz"') == directory.found('emails eq "ana@example.com"') == [made["id"]]
     assert directory.found('userName eq "ana@example.com"') == []
-
-
-def test_without_any_address_nobody_is_made(directory: Directory) -> None:
-    refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "aruiz"})
-
+    refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "bruiz"})
     assert (refused.status_code, refused.json()["scimType"]) == (400, "invalidValue")
     assert "e-mail address" in refused.json()["detail"]
 
@@ -154,46 +149,29 @@ def test_a_replacement_that_does_not_say_active_leaves_it(directory: Directory) 
 
 
 @pytest.mark.full
-def test_a_new_user_name_is_a_new_e_mail(directory: Directory) -> None:
-    pk = directory.make("ana@example.com")["id"]
-
-    directory.patch(f"/Users/{pk}", {"op": "replace", "path": "userName", "value": "ana.ruiz@example.com"})
-
-    assert User.objects.get(pk=pk).email == "ana.ruiz@example.com"
-    assert directory.found('userName eq "ana.ruiz@example.com"') == [pk]
-
-
-@pytest.mark.full
 def test_every_change_is_an_event_with_the_key_as_its_actor(
     directory: Directory, issued: IssuedProvisioningKey
 ) -> None:
     pk = directory.make("ana@example.com", externalId="00u1")["id"]
-    directory.patch(f"/Users/{pk}", {"op": "replace", "value": {"displayName": "Ana", "externalId": "00u2"}})
+    change = {"op": "replace", "value": {"displayName": "Ana", "externalId": "00u2"}}
+    directory.patch(f"/Users/{pk}", change)
+    before = Event.objects.count()
+    directory.patch(f"/Users/{pk}", change)
+    assert Event.objects.count() == before  # Nothing changed.
+    directory.patch(f"/Users/{pk}", {"op": "replace", "path": "userName", "value": "ana.ruiz@example.com"})
     directory.deactivate(pk)
 
     told = Event.objects.filter(target_id=pk).order_by("pk")
 
     assert [event.action for event in told] == [
         "user.provisioned",
-        "user.updated",
-        "user.updated",
-        "user.updated",
+        *["user.updated"] * 5,
         "user.deactivated",
     ]
+    assert User.objects.get(pk=pk).email == "ana.ruiz@example.com"
     assert {(event.actor_id, event.actor_email, event.via) for event in told} == {
         (None, f"provisioning key {issued.key}", "scim")
     }
-
-
-@pytest.mark.full
-def test_a_change_without_effect_is_no_event_and_keeps_the_version(directory: Directory) -> None:
-    made = directory.make("ana@example.com", displayName="Ana")
-    before = Event.objects.count()
-
-    directory.patch(f"/Users/{made['id']}", {"op": "replace", "path": "displayName", "value": "Ana"})
-
-    assert directory.get(f"/Users/{made['id']}").json()["meta"] == made["meta"]
-    assert Event.objects.count() == before
 
 
 @pytest.mark.full
@@ -219,28 +197,3 @@ def test_a_change_made_meanwhile_is_seen_by_its_etag(directory: Directory) -> No
 
     assert refused.status_code == 412
     assert User.objects.get(pk=made["id"]).display_name == "Ana"
-
-
-@pytest.mark.full
-def test_an_unknown_user_is_404(directory: Directory) -> None:
-    for pk in ("nobody", "00000000-0000-4000-8000-000000000000"):
-        for answered in (
-            directory.get(f"/Users/{pk}"),
-            directory.deactivate(pk),
-            directory.ask("DELETE", f"/Users/{pk}"),
-        ):
-            assert (answered.status_code, answered.json()["status"]) == (404, "404")
-
-
-def test_a_value_that_is_too_long_is_refused_in_words(directory: Directory) -> None:
-    body = {"schemas": [USER], "userName": "ana@example.com", "displayName": "x" * 121}
-    refused = directory.ask("POST", "/Users", body)
-
-    assert (refused.status_code, refused.json()["detail"]) == (400, "displayName has at most 120 characters.")
-
-
-@pytest.mark.full
-def test_a_provisioned_person_cannot_sign_in_without_a_password(directory: Directory) -> None:
-    directory.make("ana@example.com")
-    answered = Client().post("/accounts/login/", {"login": "ana@example.com", "password": make.PASSWORD})
-    assert "is wrong" in answered.content.decode()

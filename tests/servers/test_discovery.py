@@ -31,38 +31,32 @@ def names(tools: list[dict[str, Any]]) -> set[str]:
     return {tool["name"] for tool in tools}
 
 
-@pytest.mark.parametrize("json_response", [True, False], ids=["json", "stream"])
-def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run, json_response: bool) -> None:
-    upstream = run(upstreams.docs(json_response=json_response))
+def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run) -> None:
+    for json_response in (True, False):
+        upstream = run(upstreams.docs(json_response=json_response))
+        found = discover_features(at(upstream.url), None)
+        assert (found.era, names(found.tools)) == (Era.BOTH, DOCS_TOOLS)
+        assert [each.headers["mcp-protocol-version"] for each in upstream.asked("tools/list")] == ["2026-07-28"]
 
-    found = discover_features(at(upstream.url), None)
+    newer_only = discover_features(at(run(upstreams.modern_era(upstreams.docs())).url), None)
 
-    assert found.era == Era.BOTH
-    assert names(found.tools) == DOCS_TOOLS
-    assert [each.headers["mcp-protocol-version"] for each in upstream.asked("tools/list")] == ["2026-07-28"]
-
-
-@pytest.mark.parametrize("json_response", [True, False], ids=["json", "stream"])
-def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run: Run, json_response: bool) -> None:
-    upstream = run(upstreams.session_era(upstreams.docs(json_response=json_response)))
-
-    found = discover_features(at(upstream.url), None)
-
-    assert (found.era, found.version) == (Era.SESSION, "2025-11-25")
-    assert names(found.tools) == DOCS_TOOLS
-    (listed,) = upstream.asked("tools/list")
-    assert listed.headers["mcp-session-id"]
-    assert listed.headers["mcp-protocol-version"] == "2025-11-25"
-    assert upstream.seen[-1].verb == "DELETE"
-    for greeted in upstream.asked("initialize"):  # Once to detect the protocol version, and once to list.
-        assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
+    assert (newer_only.era, names(newer_only.tools)) == (Era.MODERN, DOCS_TOOLS)
 
 
-def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> None:
-    found = discover_features(at(run(upstreams.modern_era(upstreams.docs())).url), None)
+def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run: Run) -> None:
+    for json_response in (True, False):
+        upstream = run(upstreams.session_era(upstreams.docs(json_response=json_response)))
 
-    assert found.era == Era.MODERN
-    assert names(found.tools) == DOCS_TOOLS
+        found = discover_features(at(upstream.url), None)
+
+        assert (found.era, found.version) == (Era.SESSION, "2025-11-25")
+        assert names(found.tools) == DOCS_TOOLS
+        (listed,) = upstream.asked("tools/list")
+        assert listed.headers["mcp-session-id"]
+        assert listed.headers["mcp-protocol-version"] == "2025-11-25"
+        assert upstream.seen[-1].verb == "DELETE"
+        for greeted in upstream.asked("initialize"):  # Once to detect the protocol version, and once to list.
+            assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
 
 
 @pytest.mark.full
@@ -85,25 +79,20 @@ def test_a_header_credential_is_sent_under_its_own_name(run: Run) -> None:
     assert {seen.headers["x-api-key"] for seen in upstream.seen} == {"crm-key"}
 
 
-def test_a_server_that_wants_a_credential_says_so_and_counts_as_up(run: Run, ana: User) -> None:
+def test_a_server_that_wants_or_refuses_a_credential_says_so_and_counts_as_up(run: Run, ana: User) -> None:
     server = at(run(upstreams.github()).url, auth_type=AuthType.BEARER)
+    denied = upstreams.garbage(b'{"error":"unauthorized"}', status=401, kind="application/json")
+    refusing = at(run(denied).url, auth_type=AuthType.BEARER)
+    identity = make.identity(refusing, ana)
 
     with pytest.raises(DiscoveryRefused, match="answered 401: it wants a credential"):
         probe(server, by=ana)
+    with pytest.raises(DiscoveryRefused, match="answered 401: it refused the credential"):
+        probe(refusing, by=ana)
 
     server.refresh_from_db()
-    assert server.health == Health.OK
-
-
-def test_a_refused_credential_is_noted_on_the_identity(run: Run, ana: User) -> None:
-    denied = upstreams.garbage(b'{"error":"unauthorized"}', status=401, kind="application/json")
-    server = at(run(denied).url, auth_type=AuthType.BEARER)
-    identity = make.identity(server, ana)
-
-    with pytest.raises(DiscoveryRefused, match="answered 401: it refused the credential"):
-        probe(server, by=ana)
-
     identity.refresh_from_db()
+    assert server.health == Health.OK
     assert identity.last_error == "answered 401: it refused the credential"
 
 
@@ -146,23 +135,30 @@ def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: Us
     assert (server.health, server.health_error) == (Health.DOWN, "did not answer within 1 s")
 
 
-@pytest.mark.parametrize(
-    ("app", "why"),
-    [
-        (upstreams.garbage(), "answered, but not in MCP"),
-        (upstreams.garbage(status=404), "answered 404: there is no MCP endpoint at this URL"),
-        (upstreams.garbage(status=405), "answered 405: it may speak the older HTTP"),
-        (upstreams.garbage(status=502), "answered 502"),
-        (upstreams.garbage(b"[" * 100_000, kind="application/json"), "answered, but not in MCP"),
-        (upstreams.garbage(b"x" * (11 << 20)), "answered with more than 10 MiB"),
-        (upstreams.redirecting("https://elsewhere.example.com/"), "redirects to https://elsewhere.example.com/"),
-        (upstreams.cut_off(), "answered, but not in MCP|closed the connection"),
-    ],
-    ids=["html", "404", "405", "502", "nested", "endless", "redirect", "cut off"],
-)
-def test_every_misbehaviour_has_a_plain_sentence(run: Run, app: upstreams.App, why: str) -> None:
-    with pytest.raises(DiscoveryFailed, match=why):
-        discover_features(at(run(app).url, timeout_seconds=5), None)
+def test_every_misbehaviour_has_a_plain_sentence(run: Run, subtests: pytest.Subtests) -> None:
+    port = run(upstreams.docs()).port
+    said = {
+        at(run(app).url, timeout_seconds=5).url: why
+        for app, why in (
+            (upstreams.garbage(), "answered, but not in MCP"),
+            (upstreams.garbage(status=404), "answered 404: there is no MCP endpoint at this URL"),
+            (upstreams.garbage(status=405), "answered 405: it may speak the older HTTP"),
+            (upstreams.garbage(status=502), "answered 502"),
+            (upstreams.garbage(b"[" * 100_000, kind="application/json"), "answered, but not in MCP"),
+            (upstreams.garbage(b"x" * (11 << 20)), "answered with more than 10 MiB"),
+            (upstreams.redirecting("https://elsewhere.example.com/"), "redirects to https://elsewhere.example.com/"),
+            (upstreams.cut_off(), "closed the connection without an answer"),
+            (paged(0, error=-32000), r"answered with an error: paper jam \(-32000\)"),
+        )
+    } | {
+        f"http://127.0.0.1:{free_port()}/mcp": "refused the connection",
+        f"https://127.0.0.1:{port}/mcp": "does not speak TLS at this port; inside your network, its URL may have to",
+        "https://no-such-name.invalid/mcp": "has a name that does not resolve; check the spelling",
+        f"https://{'a' * 70}.example.com/mcp": "has a name that does not resolve; check the spelling",
+    }
+    for url, why in said.items():
+        with subtests.test(why), pytest.raises(DiscoveryFailed, match=why):
+            discover_features(Server(url=url, timeout_seconds=5), None)
 
 
 def test_a_redirect_is_not_followed(run: Run) -> None:
@@ -174,46 +170,16 @@ def test_a_redirect_is_not_followed(run: Run) -> None:
     assert elsewhere.seen == []
 
 
-def test_a_server_that_is_not_there_refused_the_connection() -> None:
-    with pytest.raises(DiscoveryFailed, match="refused the connection"):
-        discover_features(at(f"http://127.0.0.1:{free_port()}/mcp"), None)
-
-
 def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, settings: Settings) -> None:
     upstream = run(upstreams.docs())
     settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
 
     with pytest.raises(DiscoveryFailed, match="GATEWAY_PRIVATE_UPSTREAMS"):
         discover_features(at(f"http://localhost:{upstream.port}/mcp"), None)
+    with pytest.raises(DiscoveryFailed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
+        discover_features(at("https://localhost/mcp"), None)  # Refused when it connects.
 
     assert upstream.seen == []
-
-
-def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = []
-
-    with pytest.raises(DiscoveryFailed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
-        discover_features(at("https://localhost/mcp"), None)
-
-
-def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run: Run) -> None:
-    port = run(upstreams.docs()).port
-
-    with pytest.raises(
-        DiscoveryFailed, match="does not speak TLS at this port; inside your network, its URL may have to begin"
-    ):
-        discover_features(at(f"https://127.0.0.1:{port}/mcp"), None)
-
-
-@pytest.mark.parametrize("host", ["no-such-name.invalid", f"{'a' * 70}.example.com"], ids=["unknown", "no name"])
-def test_a_name_without_an_address_is_told_apart(host: str) -> None:
-    with pytest.raises(DiscoveryFailed, match="has a name that does not resolve; check the spelling"):
-        discover_features(at(f"https://{host}/mcp"), None)
-
-
-def test_a_server_that_hangs_up_is_told_from_one_that_is_not_there(run: Run) -> None:
-    with pytest.raises(DiscoveryFailed, match="closed the connection without an answer"):
-        discover_features(at(run(upstreams.cut_off()).url), None)
 
 
 def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
@@ -235,25 +201,14 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
     assert (found.era, names(found.tools)) == (Era.BOTH, {"echo", "add", "current_time", "slow", "fail"})
 
 
-def test_a_list_in_pages_is_followed_to_its_end(run: Run) -> None:
+def test_a_list_in_pages_is_followed_to_its_end_and_ends_if_it_repeats_itself(run: Run) -> None:
     found = discover_features(at(run(paged(7)).url), None)
+    stuck = discover_features(at(run(paged(2, stuck=True)).url), None)
+    without = discover_features(at(run(paged(0, error=-32601)).url), None)
 
     assert names(found.tools) == {f"tool_{number}" for number in range(7)}
-
-
-def test_a_list_that_repeats_its_cursor_ends(run: Run) -> None:
-    found = discover_features(at(run(paged(2, stuck=True)).url), None)
-
-    assert names(found.tools) == {"tool_0", "tool_1"}
-
-
-def test_a_server_without_tools_has_none(run: Run) -> None:
-    assert discover_features(at(run(paged(0, error=-32601)).url), None).tools == []
-
-
-def test_an_error_answer_is_quoted(run: Run) -> None:
-    with pytest.raises(DiscoveryFailed, match=r"answered with an error: paper jam \(-32000\)"):
-        discover_features(at(run(paged(0, error=-32000)).url), None)
+    assert names(stuck.tools) == {"tool_0", "tool_1"}
+    assert without.tools == []
 
 
 def test_an_identity_no_key_opens_is_named(ana: User) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
@@ -35,64 +34,31 @@ def text(response: Any) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("verb", ["disable", "enable", "revoke", "replace"])
-@pytest.mark.parametrize(
-    ("whose", "capability"),
-    [("shared", Capability.SERVERS_MANAGE), ("another's", Capability.IDENTITIES_MANAGE)],
-)
-def test_acts_on_an_identity_need_the_capability_for_its_kind(
-    verb: str, whose: str, capability: Capability, github: Server, ben: User, sign_in: SignIn
-) -> None:
-    identity = make.identity(github, ben if whose == "another's" else None)
-    path = f"/identities/{identity.pk}/{verb}/"
-
-    assert Client().post(path).status_code == 302
-    assert sign_in(make.user(*(set(Capability) - {capability}))).post(path).status_code == 403
-    holder = sign_in(make.user(capability)).post(path, {"typed": identity.label})
-    # Nobody can replace the secret of another person's identity.
-    assert holder.status_code == (
-        403 if verb == "replace" and whose == "another's" else 302 if verb != "replace" else 422
-    )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("verb", ["disable", "enable", "revoke"])
-def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: User, sign_in: SignIn) -> None:
-    identity = make.identity(github, ben)
-
-    assert sign_in(ben).post(f"/identities/{identity.pk}/{verb}/").status_code == 302
-
-
-@pytest.mark.parametrize("door", ["page", "api"])
 def test_an_owner_cannot_enable_an_identity_disabled_by_an_administrator(
-    door: str, github: Server, ana: User, ben: User, sign_in: SignIn
+    github: Server, ana: User, ben: User, sign_in: SignIn
 ) -> None:
     identity = make.identity(github, ben)
-    path = f"/identities/{identity.pk}/enable/" if door == "page" else f"/api/identities/{identity.pk}/enable"
-    identity.disable(by=ana)
-
-    assert sign_in(ben).post(path).status_code == 403
-    page = text(sign_in(ben).get("/settings/identities"))
-
-    assert "Disabled by an administrator" in page
-    assert "/enable/" not in page
-    identity.refresh_from_db()
-    assert not identity.enabled
-    assert sign_in(ana).post(path).status_code in (200, 302)
-    identity.refresh_from_db()
-    assert identity.enabled
+    for path in (f"/identities/{identity.pk}/enable/", f"/api/identities/{identity.pk}/enable"):
+        identity.disable(by=ana)
+        assert sign_in(ben).post(path).status_code == 403
+        page = text(sign_in(ben).get("/settings/identities"))
+        assert "Disabled by an administrator" in page
+        assert "/enable/" not in page
+        identity.refresh_from_db()
+        assert not identity.enabled
+        assert sign_in(ana).post(path).status_code in (200, 302)
+        identity.refresh_from_db()
+        assert identity.enabled
 
 
 @pytest.mark.full
-def test_people_can_enable_what_they_disabled_themselves(github: Server, ben: User, sign_in: SignIn) -> None:
+def test_people_enable_what_they_disabled_themselves_and_revoke_it(github: Server, ben: User, sign_in: SignIn) -> None:
     identity = make.identity(github, ben)
 
-    for verb in ("disable", "enable"):
+    for verb, status in (("disable", "disabled"), ("enable", "active"), ("revoke", "revoked")):
         assert sign_in(ben).post(f"/identities/{identity.pk}/{verb}/").status_code == 302
-
-    identity.refresh_from_db()
-    assert identity.enabled
+        identity.refresh_from_db()
+        assert identity.status == status
 
 
 @pytest.mark.full
@@ -132,37 +98,16 @@ def test_the_list_shows_a_hint_and_never_a_secret(github: Server, ana: User, ben
 
 
 @pytest.mark.full
-def test_a_server_without_authentication_takes_no_identity(ana: User, sign_in: SignIn) -> None:
-    make.server(slug="docs")
-    client = sign_in(ana)
-
-    page = text(client.get("/servers/docs/identities/"))
-    response = client.post("/servers/docs/identities/add/", {"label": "x", "secret": SECRET})
-
-    assert "This server needs no credential." in page
-    assert "Add a shared identity" not in page
-    assert response.status_code == 422
-    assert not Identity.objects.exists()
-
-
-@pytest.mark.full
-def test_the_tab_costs_the_same_for_one_row_and_for_many(
+def test_a_full_tab_takes_few_statements_and_stays_light(
     github: Server, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
-    for _ in range(12):
-        make.identity(github, make.user())
-    client = sign_in(ana)
-
-    with django_assert_num_queries(8):  # session, user, permissions, server, count, rows, their gateways
-        client.get("/servers/github/identities/")
-
-
-@pytest.mark.full
-def test_a_full_tab_stays_light(github: Server, ana: User, sign_in: SignIn) -> None:
     for number in range(50):
         make.identity(github, label=f"service account number {number}", secret=SECRET)
+    client = sign_in(ana)
 
-    assert wire_size(sign_in(ana).get("/servers/github/identities/")) <= 30 * 1024
+    with django_assert_num_queries(9):  # session, user, permissions, server, count, rows, their gateways twice
+        page = client.get("/servers/github/identities/")
+    assert wire_size(page) <= 30 * 1024
 
 
 # --- Adding and replacing -----------------------------------------------------------------------------------------
@@ -181,31 +126,32 @@ def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
     assert SECRET not in str(list(Event.objects.values_list("changes", flat=True)))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("values", "field", "words"),
-    [
-        ({"label": ""}, "label", "This field is required."),
-        ({"label": "taken"}, "label", "A shared credential with this label already exists."),
-        ({"label": "x" * 81}, "label", "at most 80 characters"),
-        ({"secret": ""}, "secret", "This field is required."),
-        ({"secret": "two\nlines"}, "secret", "one line of printable ASCII characters"),
-        ({"secret": "smörgås"}, "secret", "one line of printable ASCII characters"),
-        ({"secret": "Bearer abc"}, "secret", "Leave out the word Bearer"),
-        ({"secret": "x" * 4001}, "secret", "at most 4000 characters"),
-    ],
+BAD = (
+    ({"label": ""}, "label", "This field is required."),
+    ({"label": "taken"}, "label", "A shared credential with this label already exists."),
+    ({"secret": "smörgås"}, "secret", "one line of printable ASCII characters"),
+    ({"secret": "Bearer abc"}, "secret", "Leave out the word Bearer"),
+    ({"secret": "x" * 4001}, "secret", "at most 4000 characters"),
 )
+
+
+@pytest.mark.full
 def test_every_bad_input_is_explained_and_no_secret_comes_back(
-    values: dict[str, str], field: str, words: str, github: Server, ana: User, sign_in: SignIn
+    github: Server, ana: User, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
     make.identity(github, label="taken")
+    make.server(slug="docs")
+    client = sign_in(ana)
 
-    response = sign_in(ana).post("/servers/github/identities/add/", {"label": "service", "secret": SECRET} | values)
-
-    assert response.status_code == 422
-    page = text(response)
-    assert words in page.split(f'id="id_{field}_error"')[1].split("</span>")[0]
-    assert (values.get("secret") or SECRET) not in page
+    for values, field, words in BAD:
+        with subtests.test(words):
+            response = client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET} | values)
+            assert response.status_code == 422
+            page = text(response)
+            assert words in page.split(f'id="id_{field}_error"')[1].split("</span>")[0]
+            assert (values.get("secret") or SECRET) not in page
+    assert "This server needs no credential." in text(client.get("/servers/docs/identities/"))
+    assert client.post("/servers/docs/identities/add/", {"label": "x", "secret": SECRET}).status_code == 422
     assert Identity.objects.count() == 1
 
 
@@ -241,38 +187,7 @@ def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret
     assert not Identity.objects.filter(secret_hint=SECRET[-4:]).exists()
 
 
-@pytest.mark.full
-def test_a_revoked_label_may_be_used_again(github: Server, ana: User, sign_in: SignIn) -> None:
-    make.identity(github, label="service").revoke(by=ana)
-
-    sign_in(ana).post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
-
-    assert Identity.objects.live().count() == 1
-
-
-def test_a_secret_is_replaced_in_place(github: Server, ana: User, sign_in: SignIn) -> None:
-    identity = make.identity(github, ana, secret="old-secret")
-
-    form = text(sign_in(ana).get(f"/identities/{identity.pk}/replace/"))
-    sign_in(ana).post(f"/identities/{identity.pk}/replace/", {"secret": SECRET})
-
-    assert "old-secret" not in form
-    identity.refresh_from_db()
-    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == SECRET
-    assert identity.generation == 2
-
-
 # --- Switch and end -----------------------------------------------------------------------------------------------
-
-
-def test_a_switch_answers_with_its_row(github: Server, ana: User, sign_in: SignIn) -> None:
-    identity = make.identity(github)
-
-    dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/disable/", headers=HTMX))
-    row = text(sign_in(ana).post(f"/identities/{identity.pk}/disable/", headers=HTMX))
-
-    assert "Disable this credential? Calls to GitHub" in dialog
-    assert row.lstrip().startswith(f'<tr id="identity-{identity.pk}" data-state="disabled" class="changed">')
 
 
 @pytest.mark.full
@@ -292,25 +207,22 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert identity.secret_ciphertext is None
 
 
-def test_a_revoked_identity_is_not_confirmed_any_more(github: Server, ana: User, sign_in: SignIn) -> None:
-    identity = make.identity(github, ana)
+@pytest.mark.full
+def test_a_revoked_identity_is_neither_confirmed_nor_replaced_and_its_label_is_free(
+    github: Server, ana: User, sign_in: SignIn
+) -> None:
+    identity, client = make.identity(github, label="service"), sign_in(ana)
     github.edit(url=f"{github.url}/v2", by=ana)
     Identity.objects.get().revoke(by=ana)
 
-    told = sign_in(ana).post(f"/identities/{identity.pk}/confirm/", headers=HTMX)
+    confirmed = client.post(f"/identities/{identity.pk}/confirm/", headers=HTMX)
+    replaced = client.post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True)
+    client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
 
-    assert "This identity has been revoked before." in told["HX-Trigger"]
+    assert "This identity has been revoked before." in confirmed["HX-Trigger"]
+    assert "This credential has been revoked. Add a new one." in text(replaced)
     assert not Event.objects.filter(action="identity.confirmed").exists()
-    assert Identity.objects.get().unconfirmed_since is not None
-
-
-@pytest.mark.full
-def test_a_revoked_identity_takes_no_other_secret(github: Server, ana: User, sign_in: SignIn) -> None:
-    identity = make.identity(github, ana)
-    identity.revoke(by=ana)
-
-    page = text(sign_in(ana).post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True))
-
-    assert "This credential has been revoked. Add a new one." in page
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
+    assert identity.unconfirmed_since is not None
+    assert Identity.objects.live().count() == 1

@@ -12,7 +12,7 @@ from auditlog.models import Call
 from gateways.models import Feature, Gateway
 from servers.discovery import discover_features
 from servers.models import Health, Server
-from tests import make, upstreams
+from tests import make
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import Agent, Proxy, served
 from tests.proxy.scripted import Request, Script, tool
@@ -69,11 +69,10 @@ def refresh(client: Client, gateway: Gateway) -> set[str]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("sessions", [True, False], ids=["with a session", "without one"])
 def test_a_server_that_negotiates_2024_11_05_is_up_for_everybody(
-    sessions: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn
+    proxy: Proxy, run: Run, ana: User, sign_in: SignIn
 ) -> None:
-    script = Script([[tool("it")]], answer_with_its_name, sessions=sessions, version="2024-11-05")
+    script = Script([[tool("it")]], answer_with_its_name, sessions=True, version="2024-11-05")
     server, gateway = behind_a_gateway(script, run)
     agent, client = agent_at(gateway, proxy), sign_in(ana)
 
@@ -89,11 +88,8 @@ def test_a_server_that_negotiates_2024_11_05_is_up_for_everybody(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("modern", [True, False], ids=["2026-07-28", "sessions"])
-def test_a_tool_that_cannot_be_used_is_nowhere(
-    modern: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn
-) -> None:
-    script = Script([[tool("good"), *UNUSABLE]], answer_with_its_name, modern=modern)
+def test_a_tool_that_cannot_be_used_is_nowhere(proxy: Proxy, run: Run, ana: User, sign_in: SignIn) -> None:
+    script = Script([[tool("good"), *UNUSABLE]], answer_with_its_name, modern=True)
     server, gateway = behind_a_gateway(script, run)
     agent, client = agent_at(gateway, proxy), sign_in(ana)
     names = [f"docs__{each['name']}" for each in UNUSABLE] + [exposed_name("docs", each["name"]) for each in UNUSABLE]
@@ -135,12 +131,3 @@ def test_a_server_can_be_asked_in_a_thread_beside_a_running_event_loop(run: Run)
         return [each["name"] for discovered in found for each in discovered.tools]
 
     assert asyncio.run(view()) == ["it", "it", "it"]
-
-
-def test_a_server_of_the_old_transport_is_told_in_words(run: Run, ana: User, sign_in: SignIn) -> None:
-    server = make.server(slug="docs", url=run(upstreams.http_sse()).url)
-
-    told = contact(sign_in(ana), server)
-
-    assert told["ok"] is False
-    assert "HTTP+SSE transport of MCP 2024-11-05" in str(told)

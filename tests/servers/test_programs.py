@@ -49,6 +49,8 @@ def added(runner: Upstream, name: str) -> Server:
 def test_a_program_is_added_with_one_click_and_is_on_no_gateway(runner: Upstream, ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     before = text(client.get(ADD))
+    form = client.post(ADD, {"try": f"http://127.0.0.1:{runner.port}/notes/mcp"}, headers=HTMX).context["form"]
+    assert form["name"].value() == "Notes"
 
     done = client.post(ADD, {"program": "notes"}, follow=True)
 
@@ -62,38 +64,24 @@ def test_a_program_is_added_with_one_click_and_is_on_no_gateway(runner: Upstream
     assert 'name="program" value="notes"' not in text(client.get(ADD)), "it is listed as added"
 
 
-def test_the_form_has_the_name_that_one_click_gives(runner: Upstream, ana: User, sign_in: SignIn) -> None:
-    form = sign_in(ana).post(ADD, {"try": f"http://127.0.0.1:{runner.port}/notes/mcp"}, headers=HTMX).context["form"]
-
-    assert form["name"].value() == "Notes"
-
-
 @pytest.mark.full
-def test_a_program_with_the_name_of_another_server_gets_another_name_first(
+def test_a_taken_name_an_unknown_program_and_a_credential_for_a_program_are_refused(
     runner: Upstream, ana: User, sign_in: SignIn
 ) -> None:
     make.server(slug="notes", name="Notes")
+    client, url = sign_in(ana), f"http://127.0.0.1:{runner.port}/notes/mcp"
 
-    refused = sign_in(ana).post(ADD, {"program": "notes"}, headers=HTMX)
-
-    assert refused.status_code == 422
-    assert "A server with this name already exists." in text(refused)
-    assert f"http://127.0.0.1:{runner.port}/notes/mcp" in text(refused), "the form opens with it"
-
-
-@pytest.mark.full
-def test_a_program_that_does_not_exist_and_a_credential_for_one_are_refused(
-    runner: Upstream, ana: User, sign_in: SignIn
-) -> None:
-    refused = sign_in(ana).post(ADD, {"program": "passwords"}, headers=HTMX)
-    url = f"http://127.0.0.1:{runner.port}/notes/mcp"
-    with_key = Rest.of(ana).post("/servers", {"name": "Notes", "url": url, "auth_type": "bearer"})
+    taken = client.post(ADD, {"program": "notes"}, headers=HTMX)
+    unknown = client.post(ADD, {"program": "passwords"}, headers=HTMX)
+    with_key = Rest.of(ana).post("/servers", {"name": "Other", "url": url, "auth_type": "bearer"})
     elsewhere = Rest.of(ana).post("/servers", {"name": "Programs", "url": f"http://127.0.0.1:{runner.port}/programs"})
 
-    assert refused.status_code == 422
-    assert "The runner has no program “passwords”." in text(refused)
+    assert (taken.status_code, unknown.status_code) == (422, 422)
+    assert "A server with this name already exists." in text(taken)
+    assert url in text(taken), "the form opens with it"
+    assert "The runner has no program “passwords”." in text(unknown)
     assert (with_key.status_code, elsewhere.status_code) == (400, 400)
-    assert not Server.objects.exists()
+    assert Server.objects.count() == 1
 
 
 def test_the_page_says_what_to_do_without_a_runner_one_that_is_down_and_one_that_refuses_the_secret(
@@ -159,37 +147,30 @@ def test_standard_error_takes_the_permission_for_payloads(runner: Upstream, ana:
     assert client.get(f"/servers/{server.slug}/program/stderr/").status_code == 403
     assert Rest.of(viewer).get(f"/servers/{server.slug}/program/stderr").status_code == 403
     assert "line 249" in text(sign_in(ana).get(f"/servers/{server.slug}/program/stderr/"))
+    other = make.server(slug="docs", name="Docs")
+    assert "Standard error" not in text(sign_in(ana).get(f"/servers/{other.slug}/"))
+    assert Rest.of(ana).get(f"/servers/{other.slug}/program").status_code == 404
 
 
-@pytest.mark.full
-def test_other_servers_have_no_program(runner: Upstream, ana: User, sign_in: SignIn) -> None:
-    server = make.server(slug="docs", name="Docs")
-
-    assert "Standard error" not in text(sign_in(ana).get(f"/servers/{server.slug}/"))
-    assert sign_in(ana).get(f"/servers/{server.slug}/program/").status_code == 404
-    assert Rest.of(ana).get(f"/servers/{server.slug}/program").status_code == 404
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "told",
-    [
-        b"[]",
-        b'{"programs": 7}',
-        b'{"programs": [7, {}, {"name": "a", "path": "/b/mcp"}, {"name": "x", "path": "//evil.example.com/x/mcp"}]}',
-        b'{"programs": [{"name": "a", "path": "/a/mcp", "started_at": "soon", "last_exit": 3, "running": "many"}]}',
-    ],
+ODD = (
+    b"[]",
+    b'{"programs": 7}',
+    b'{"programs": [7, {}, {"name": "a", "path": "/b/mcp"}, {"name": "x", "path": "//evil.example.com/x/mcp"}]}',
+    b'{"programs": [{"name": "a", "path": "/a/mcp", "started_at": "soon", "last_exit": 3, "running": "many"}]}',
 )
-def test_an_odd_answer_of_the_runner_breaks_no_page(
-    told: bytes, run: Run, ana: User, sign_in: SignIn, settings: Settings
-) -> None:
+
+
+@pytest.mark.full
+def test_an_odd_answer_of_the_runner_breaks_no_page(run: Run, ana: User, sign_in: SignIn, settings: Settings) -> None:
+    answers = list(ODD)
+
     async def odd(receive: Any, send: Any) -> None:
-        await answer(send, 200, told)
+        await answer(send, 200, answers[0])
 
     served = run(upstreams.bare(odd))
     settings.RUNNER = Runner(f"http://127.0.0.1:{served.port}", SECRET)
-
-    page = sign_in(ana).get(ADD)
-
-    assert page.status_code == 200
-    assert "evil.example.com" not in text(page)
+    while answers:
+        page = sign_in(ana).get(ADD)
+        assert page.status_code == 200, answers[0]
+        assert "evil.example.com" not in text(page)
+        del answers[0]

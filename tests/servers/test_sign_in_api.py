@@ -15,7 +15,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server
-from servers.oauth_client.models import ClientRegistration, SignIn
+from servers.oauth_client.models import ClientRegistration, Grant, SignIn
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -109,8 +109,7 @@ def test_a_sign_in_takes_the_place_of_one_s_own_identity_and_is_carried_where_on
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["server_id", "connection_id", "identity_id"])
-def test_nobody_signs_in_for_another_or_where_nobody_can(name: str, github: Server) -> None:
+def test_nobody_signs_in_for_another_or_where_nobody_can(github: Server) -> None:
     ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")
     gateway = github.assignments.get().gateway
     bens = {
@@ -118,10 +117,9 @@ def test_nobody_signs_in_for_another_or_where_nobody_can(name: str, github: Serv
         "connection_id": make.connection(make.agent(by=ben), gateway, ben).pk,
         "identity_id": Identity.objects.create(server=github, owner=ben, label="his", kind="oauth").pk,
     }
-
-    refused = begin(browser(ann), {"server_id": str(github.pk), name: str(bens[name])})
-
-    assert (refused.status_code, list(refused.json()["errors"])) == (400, [name])
+    for name, value in bens.items():
+        refused = begin(browser(ann), {"server_id": str(github.pk), name: str(value)})
+        assert (refused.status_code, list(refused.json()["errors"])) == (400, [name])
     assert not SignIn.objects.exists()
 
 
@@ -161,29 +159,25 @@ def signed_in(client: Client, server: Server) -> Any:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("scope", "status", "account"),
-    [("openid", 200, "octo-ann"), ("openid", 403, ""), ("read", 200, "")],
-    ids=["told", "refused", "not asked"],
-)
 def test_an_issuer_is_asked_who_signed_in_where_the_person_agreed_to_that(
-    scope: str, status: int, account: str, issuer: Issuer, upstream: Upstream, github: Server
+    issuer: Issuer, upstream: Upstream, github: Server, subtests: pytest.Subtests
 ) -> None:
-    issuer.scopes = (scope,)
-    issuer.metadata = {"userinfo_endpoint": f"{upstream.url.removesuffix('/mcp')}/userinfo"}
-    issuer.answers["/userinfo"] = (status, "application/json", '{"login": "octo-ann", "sub": "1"}')
-
-    assert signed_in(browser(make.user()), github)["account"] == account
-    assert ("/userinfo" in issuer.asked) is (scope == "openid")
-
-
-def test_an_issuer_that_does_not_say_who_signed_in_keeps_nobody_from_it(issuer: Issuer, github: Server) -> None:
-    issuer.scopes = ("openid",)
-    issuer.metadata = {"userinfo_endpoint": f"http://127.0.0.1:{free_port()}/userinfo"}
-
-    identity = signed_in(browser(make.user()), github)
-
-    assert (identity["account"], identity["status"]) == ("", "active")
+    own, nobody = f"{upstream.url.removesuffix('/mcp')}/userinfo", f"http://127.0.0.1:{free_port()}/userinfo"
+    for scope, status, endpoint, account in (
+        ("read", 200, own, ""),
+        ("openid", 200, own, "octo-ann"),
+        ("openid", 403, own, ""),
+        ("openid", 200, nobody, ""),
+    ):
+        with subtests.test(f"{scope} {status} {endpoint}"):
+            Grant.objects.all().delete()
+            ClientRegistration.objects.all().delete()
+            issuer.scopes = (scope,)
+            issuer.metadata = {"userinfo_endpoint": endpoint}
+            issuer.answers["/userinfo"] = (status, "application/json", '{"login": "octo-ann", "sub": "1"}')
+            identity = signed_in(browser(make.user()), github)
+            assert (identity["account"], identity["status"]) == (account, "active")
+            assert ("/userinfo" in issuer.asked) is (scope == "openid")
 
 
 @pytest.mark.full
@@ -204,20 +198,19 @@ def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("expires", "registered"), [(1, 2), (0, 1), (4_102_444_800, 1)], ids=["over", "never", "later"]
-)
-def test_this_gateway_registers_anew_once_its_secret_at_an_issuer_has_ended(
-    expires: int, registered: int, issuer: Issuer, github: Server
-) -> None:
-    given = {"client_id": "gateway", "client_secret": "s3cret", "client_secret_expires_at": expires}
-    issuer.answers["/register"] = (201, "application/json", json.dumps(given))
+def test_this_gateway_registers_anew_once_its_secret_at_an_issuer_has_ended(issuer: Issuer, github: Server) -> None:
+    for expires, registered in ((1, 2), (0, 1), (4_102_444_800, 1)):  # It is over, never ends, ends later.
+        SignIn.objects.all().delete()
+        ClientRegistration.objects.all().delete()
+        issuer.registrations.clear()
+        given = {"client_id": "gateway", "client_secret": "s3cret", "client_secret_expires_at": expires}
+        issuer.answers["/register"] = (201, "application/json", json.dumps(given))
 
-    for _ in range(2):
-        begin(browser(make.user()), {"server_id": str(github.pk)})
+        for _ in range(2):
+            begin(browser(make.user()), {"server_id": str(github.pk)})
 
-    assert len(issuer.registrations) == registered
-    assert ClientRegistration.objects.filter(ended_at=None).count() == 1
+        assert len(issuer.registrations) == registered, expires
+        assert ClientRegistration.objects.filter(ended_at=None).count() == 1
 
 
 @pytest.mark.full

@@ -43,17 +43,6 @@ DAY = timedelta(days=1)
 OLD = 40  # Days, past the retention of 30.
 
 
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, settings: LazySettings) -> str:
-    """The address of the archive."""
-    if request.param == "s3":
-        bucket: Bucket = request.getfixturevalue("bucket")
-        settings.ARCHIVE, settings.ARCHIVE_KEYS = bucket.url, KEYS
-    else:
-        settings.ARCHIVE = str(tmp_path / "archive")
-    return str(settings.ARCHIVE)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, settings: LazySettings) -> Path:
     settings.ARCHIVE = str(tmp_path)
@@ -95,7 +84,15 @@ def searched_from(days: int) -> str:
 
 
 @pytest.mark.full
-def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None:
+def test_old_calls_are_archived_then_dropped_and_found_again(bucket: Bucket, settings: LazySettings) -> None:
+    settings.ARCHIVE = ""
+    old(OLD + 2)
+    assert chores()["partitions_dropped"] == 1, "without an archive, old calls are dropped"
+    assert not ArchivedPartition.objects.exists()
+    with pytest.raises(CommandError, match="GATEWAY_ARCHIVE"):
+        search("--from", "2026-11-20")
+    settings.ARCHIVE, settings.ARCHIVE_KEYS = bucket.url, KEYS
+    sealing.keep_up()
     payload = {"deep": {"number": 10**20, "text": "ä\n"}}
     made = [old(feature_name=name, request_payload=payload, client_ip="2001:db8::1") for name in ("a", "b", "a")]
     made.append(old(OLD + 1, feature_name="a", user_email="ana@example.com"))
@@ -105,6 +102,7 @@ def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None
 
     assert (done["partitions_archived"], done["partitions_dropped"]) == (2, 2)
     assert list(Call.objects.values_list("uid", flat=True)) == [kept.uid]
+    assert verify().findings == []
     found = search("--from", searched_from(OLD + 1), "--to", searched_from(OLD - 1))
     assert {row["uid"] for row in found} == {str(one.uid) for one in made}
     [row] = [row for row in found if row["uid"] == str(made[0].uid)]
@@ -160,15 +158,6 @@ def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(f
     assert "not archived" not in boss.get("/").content.decode()
 
 
-@pytest.mark.full
-def test_without_an_archive_old_calls_are_dropped_as_before(settings: LazySettings) -> None:
-    settings.ARCHIVE = ""
-    old()
-
-    assert chores()["partitions_dropped"] == 1
-    assert not ArchivedPartition.objects.exists()
-
-
 def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = old(duration_ms=1.5)
     plain = archive._plain
@@ -182,7 +171,7 @@ def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypa
     assert chores()["partitions_dropped"] == 1
 
 
-def test_partition_that_got_a_row_since_is_archived_again(place: str) -> None:
+def test_partition_that_got_a_row_since_is_archived_again(folder: Path) -> None:
     first = old()
     [(name, span)] = Call.partitions.expired((timezone.now() - 30 * DAY).date())
     assert archive.archive(name, span)
@@ -213,57 +202,35 @@ def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: p
 
 
 @pytest.mark.full
-def test_large_day_makes_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_day_makes_several_files_and_a_search_says_when_it_finds_more_than_it_prints(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archive, "PART_BYTES", 4000)
     monkeypatch.setattr(parquet, "GROUP_ROWS", 3)
     made = {str(old().uid) for _ in range(20)}
-    chores()
-
-    assert len(list(folder.rglob("*.parquet"))) > 1
-    assert {row["uid"] for row in search("--from", searched_from(OLD))} == made
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("harm", ["changed", "missing"])
-def test_archive_that_was_changed_is_not_read(harm: str, folder: Path) -> None:
-    old()
-    chores()
-    [file] = folder.rglob("*.parquet")
-    if harm == "changed":
-        file.write_bytes(file.read_bytes()[:-1] + b"x")
-    else:
-        file.unlink()
-
-    with pytest.raises(CommandError, match=harm):
-        search("--from", searched_from(OLD))
-
-
-@pytest.mark.full
-def test_search_says_when_there_is_more_than_it_prints(folder: Path) -> None:
-    for _ in range(3):
-        old()
     chores()
     out, err = io.StringIO(), io.StringIO()
 
     call_command("search_archive", "--from", searched_from(OLD), "--most", "2", stdout=out, stderr=err)
 
+    assert len(list(folder.rglob("*.parquet"))) > 1
+    assert {row["uid"] for row in search("--from", searched_from(OLD))} == made
     assert len(out.getvalue().splitlines()) == 2
     assert "more than 2" in err.getvalue()
 
 
-def test_search_needs_an_archive(settings: LazySettings) -> None:
-    settings.ARCHIVE = ""
-    with pytest.raises(CommandError, match="GATEWAY_ARCHIVE"):
-        search("--from", "2026-11-20")
-
-
 @pytest.mark.full
-def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
-    sealing.keep_up()
+def test_archive_that_was_changed_is_not_read(folder: Path) -> None:
     old()
     chores()
+    [file] = folder.rglob("*.parquet")
 
-    assert verify().findings == []
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CommandError, match="changed"):
+        search("--from", searched_from(OLD))
+    file.unlink()
+    with pytest.raises(CommandError, match="missing"):
+        search("--from", searched_from(OLD))
 
 
 @pytest.mark.full

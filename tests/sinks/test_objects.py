@@ -43,6 +43,9 @@ def test_rows_are_kept_as_json_lines(bucket: Bucket) -> None:
     [name] = [name for name in bucket.names() if "/call/" in name]
     assert name.startswith(f"gateway/call/{datetime.now(UTC):%Y/%m/%d}/")
     assert sending.send_undelivered(sink.pk) == 0
+    assert sending.due() == [], "objects are written once a minute at most"
+    Sink.objects.update(looked_at=datetime.now(UTC) - receivers.Bucket.every)
+    assert sending.due() == [sink.pk]
 
 
 def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
@@ -89,15 +92,6 @@ def test_a_store_is_judged_by_its_status_whatever_its_body_is(hook: Webhook) -> 
     assert refused.value.retry_after == "40"
 
 
-def test_objects_are_made_once_a_minute_at_most(bucket: Bucket) -> None:
-    sink = to(bucket)
-    sending.send_undelivered(sink.pk)
-
-    assert sending.due() == []
-    Sink.objects.update(looked_at=datetime.now(UTC) - receivers.Bucket.every)
-    assert sending.due() == [sink.pk]
-
-
 @pytest.mark.full
 def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_server: str) -> None:
     sink = to(bucket, address=f"{s3_server}/another/place", sends_events=False)
@@ -112,81 +106,53 @@ def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"address": "http://93.184.216.34/bucket"}, "without TLS"),
-        ({"address": "https://169.254.169.254/bucket"}, "private or reserved"),
-        ({"address": "https://93.184.216.34/bucket?list-type=2"}, "looks like https://s3"),
-        ({"secret": "no colon"}, "its id, a colon, its secret"),
-    ],
-)
-def test_an_invalid_bucket_is_refused_in_words(fields: dict[str, str], words: str, bucket: Bucket) -> None:
-    with pytest.raises((BadSinkAddress, BadSinkSecret), match=words):
-        to(bucket, **fields)
-
-
-def test_parquet_without_its_extra_is_refused_in_words(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receivers, "find_spec", lambda name: None)
-    with pytest.raises(BadSinkAddress, match=r"gateway-admin\[archive\]"):
-        to(bucket, "s3_parquet")
+def test_an_invalid_bucket_is_refused_in_words(bucket: Bucket) -> None:
+    for field, value, words in (
+        ("address", "http://93.184.216.34/bucket", "without TLS"),
+        ("address", "https://169.254.169.254/bucket", "private or reserved"),
+        ("address", "https://93.184.216.34/bucket?list-type=2", "looks like https://s3"),
+        ("secret", "no colon", "its id, a colon, its secret"),
+    ):
+        with pytest.raises((BadSinkAddress, BadSinkSecret), match=words):
+            to(bucket, **{field: value})
 
 
 # --- Stores ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["call/2026/11/20/a.parquet", "with space/ä+b=c~.jsonl.gz"])
-@pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"])
-def test_requests_are_signed_as_amazons_own_client_signs_them(
-    name: str, region: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_are_signed_as_amazons_own_client_signs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now, data = datetime(2026, 11, 21, 22, 5, tzinfo=UTC), b"some rows"
-    url = str(httpx.URL(f"https://s3.example.com:9000/logs/{quote(name, safe='/-_.~')}"))
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None))
-    theirs = AWSRequest("PUT", url, headers={"If-None-Match": "*"}, data=data)
-    theirs.context["payload_signing_enabled"] = True
-    S3SigV4Auth(Credentials("AKIDEXAMPLE", "a secret key"), "s3", region).add_auth(theirs)
+    for name, region in (("call/2026/11/20/a.parquet", "us-east-1"), ("with space/ä+b=c~.jsonl.gz", "eu-central-1")):
+        url = str(httpx.URL(f"https://s3.example.com:9000/logs/{quote(name, safe='/-_.~')}"))
+        theirs = AWSRequest("PUT", url, headers={"If-None-Match": "*"}, data=data)
+        theirs.context["payload_signing_enabled"] = True
+        S3SigV4Auth(Credentials("AKIDEXAMPLE", "a secret key"), "s3", region).add_auth(theirs)
 
-    ours = s3_signature_headers("PUT", url, {"if-none-match": "*"}, data, ("AKIDEXAMPLE", "a secret key"), region, now)
+        keys = ("AKIDEXAMPLE", "a secret key")
+        ours = s3_signature_headers("PUT", url, {"if-none-match": "*"}, data, keys, region, now)
 
-    assert ours["authorization"] == theirs.headers["Authorization"]
-    assert ours["host"] == urlsplit(url).netloc
-
-
-@pytest.mark.parametrize(
-    ("address", "region"),
-    [
-        ("https://s3.eu-central-1.amazonaws.com/bucket", "eu-central-1"),
-        ("https://bucket.s3.us-gov-west-1.amazonaws.com/x", "us-gov-west-1"),
-        ("https://bucket.s3.dualstack.ap-south-1.amazonaws.com", "ap-south-1"),
-        ("https://minio.example.com/bucket", "us-east-1"),
-        ("https://minio.example.com/bucket?region=here", "here"),
-    ],
-)
-def test_region_is_that_of_the_address(address: str, region: str) -> None:
-    assert region_of(address) == region
+        assert ours["authorization"] == theirs.headers["Authorization"]
+        assert ours["host"] == urlsplit(url).netloc
 
 
-@pytest.mark.parametrize("kind", ["s3", "folder"])
-def test_existing_objects_are_never_overwritten(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    store: S3 | Folder = Folder(tmp_path)
-    if kind == "s3":
-        bucket: Bucket = request.getfixturevalue("bucket")
-        store = S3(bucket.url, KEYS, _loopback(), 10)
-    with store:
-        assert store.get("a/b.txt") is None
-        assert store.put("a/b.txt", b"first")
-        assert not store.put("a/b.txt", b"second")
-        assert store.get("a/b.txt") == b"first"
-    if kind == "folder":
-        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.txt"]
+def test_region_is_that_of_the_address() -> None:
+    regions = {
+        "https://s3.eu-central-1.amazonaws.com/bucket": "eu-central-1",
+        "https://bucket.s3.us-gov-west-1.amazonaws.com/x": "us-gov-west-1",
+        "https://bucket.s3.dualstack.ap-south-1.amazonaws.com": "ap-south-1",
+        "https://minio.example.com/bucket": "us-east-1",
+        "https://minio.example.com/bucket?region=here": "here",
+    }
+    assert {address: region_of(address) for address in regions} == regions
 
 
-def test_answer_of_a_store_is_said_in_its_words(bucket: Bucket, s3_server: str) -> None:
-    store = S3(f"{s3_server}/nowhere", KEYS, _loopback(), 10)
-    with store, pytest.raises(NotKept, match=r"answered 404 \(NoSuchBucket\)"):
-        store.get("a")
-
-
-def _loopback() -> Guard:
-    return Guard(allowed=(ip_network("127.0.0.0/8"),))
+def test_existing_objects_are_never_overwritten(bucket: Bucket, tmp_path: Path) -> None:
+    stores: list[S3 | Folder] = [Folder(tmp_path), S3(bucket.url, KEYS, Guard((ip_network("127.0.0.0/8"),)), 10)]
+    for store in stores:
+        with store:
+            assert store.get("a/b.txt") is None
+            assert store.put("a/b.txt", b"first")
+            assert not store.put("a/b.txt", b"second")
+            assert store.get("a/b.txt") == b"first"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.txt"]

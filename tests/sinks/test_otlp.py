@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config import outbound
-from sinks import otlp, reading, sending
+from sinks import otlp, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
-from sinks.receivers import KINDS, LogLine
+from sinks.receivers import LogLine
 from sinks.sending import send_test_line
 from tests import make
 from tests.calls import call
@@ -52,7 +51,8 @@ def answering(status: int, **headers: str) -> Any:
 
 
 @pytest.mark.full
-def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collector: Collector) -> None:
+def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collector: Collector, settings: Any) -> None:
+    settings.OTEL_RESOURCE = {"service.name": "ours", "a": "b"}
     sink = to(collector, sends_events=True, secret=HEADERS)
     made = call(feature_name="echo", trace_id=TRACE, rpc_error_code=-32602, outcome="rpc_error", duration_ms=1.5)
     without = call(outcome="denied")
@@ -76,6 +76,7 @@ def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collecto
     assert told["created_at"].startswith(f"{made.created_at:%Y-%m-%dT%H:%M:%S}")
     assert first.body == f"{made.method} echo rpc_error"
     assert first.scope == "gateway_admin"
+    assert first.resource == {"service.name": "ours", "a": "b"}
     [event] = [one for one in collector.logs if one.event == "gateway_admin.event"]
     assert (event.severity, event.body) == ((10, "notice"), "sink.created Collector")
     assert json.loads(event.attributes["changes"])["kind"] == [None, "otlp"]
@@ -96,16 +97,6 @@ def test_the_resource_is_that_of_opentelemetrys_variables(monkeypatch: pytest.Mo
 
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
     assert outbound.resource()["service.name"] == "other"
-
-
-@pytest.mark.full
-def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
-    settings.OTEL_RESOURCE = {"service.name": "ours", "a": "b"}
-    sink = to(collector)
-    call()
-    sending.send_undelivered(sink.pk)
-
-    assert collector.logs[0].resource == {"service.name": "ours", "a": "b"}
 
 
 @pytest.mark.full
@@ -143,56 +134,46 @@ def test_a_collector_that_rejects_everything_is_failing_and_nothing_is_left_out(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("status", "asked"), [(429, "40"), (503, "40"), (502, ""), (504, ""), (408, "")])
-def test_a_collector_that_is_busy_is_asked_again_when_it_says(collector: Collector, status: int, asked: str) -> None:
+def test_a_collector_that_is_busy_is_asked_again_when_it_says(collector: Collector) -> None:
     sink = to(collector)
-    call()
-    collector.script = [answering(status, **({"Retry_After": asked} if asked else {}))]
-    began = datetime.now(UTC)
+    for status, seconds in ((429, "40"), (503, "40"), (502, ""), (408, "")):
+        call()
+        collector.script = [answering(status, **({"Retry_After": seconds} if seconds else {}))]
+        began = datetime.now(UTC)
 
-    assert sending.send_undelivered(sink.pk) == 0
+        assert sending.send_undelivered(sink.pk) == 0
 
-    row = Sink.objects.get(pk=sink.pk)
-    assert (row.last_error, row.refused) == (f"It answered {status}.", 0)
-    assert row.retry_at is not None
-    assert row.retry_at - began > timedelta(seconds=39 if asked else 0)
-    Sink.objects.update(retry_at=None)
-    assert sending.send_undelivered(sink.pk) == 1
+        row = Sink.objects.get(pk=sink.pk)
+        assert (row.last_error, row.refused) == (f"It answered {status}.", 0)
+        assert row.retry_at is not None
+        assert row.retry_at - began > timedelta(seconds=39 if seconds else 0)
+        Sink.objects.update(retry_at=None)
+        assert sending.send_undelivered(sink.pk) == 1
 
-
-@pytest.mark.full
-def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) -> None:
-    sink = to(collector)
-    made = [str(call().uid) for _ in range(8)]
+    for _ in range(8):
+        call()
     collector.script = [answering(413), answering(413)]
-
-    sending.send_undelivered(sink.pk)
-
-    assert [one.attributes["id"] for one in collector.logs] == made
-    assert [len(records) for records in collector.tried][:3] == [8, 4, 2]
+    collector.tried.clear()
+    assert sending.send_undelivered(sink.pk) == 8
+    assert [len(records) for records in collector.tried][:3] == [8, 4, 2], "a delivery too large is sent in halves"
 
 
-@pytest.mark.parametrize(
-    ("media_type", "body", "number"),
-    [
-        ("application/x-protobuf", b"", 0),
-        ("application/x-protobuf", b"\x0a\x00", 0),
-        ("application/x-protobuf", b"\x0a\x04\x08\x07\x12\x00", 7),
-        ("application/x-protobuf", b"\x0a\x03\x08\xac\x02", 300),
-        ("application/x-protobuf", b"\x0a\xff\xff", 0),
-        ("application/x-protobuf", b"\xff" * 12, 0),
-        ("application/json", b"{}", 0),
-        ("application/json", b'{"partialSuccess":{"rejectedLogRecords":"7","errorMessage":"x"}}', 7),
-        ("application/json", b'{"partialSuccess":null}', 0),
-        ("application/json", b"[1]", 0),
-        ("application/json", b'{"partialSuccess":{"rejectedLogRecords":{}}}', 0),
-        ("text/html", b"<html>", 0),
-    ],
-)
-def test_the_number_of_rejected_records_is_read_from_an_acknowledgement(
-    media_type: str, body: bytes, number: int
-) -> None:
-    assert otlp.rejected(media_type, body) == number
+def test_the_number_of_rejected_records_is_read_from_an_acknowledgement() -> None:
+    protobuf, text = "application/x-protobuf", "application/json"
+    answers = {
+        (protobuf, b""): 0,
+        (protobuf, b"\x0a\x00"): 0,
+        (protobuf, b"\x0a\x04\x08\x07\x12\x00"): 7,
+        (protobuf, b"\x0a\x03\x08\xac\x02"): 300,
+        (protobuf, b"\x0a\xff\xff"): 0,
+        (text, b"{}"): 0,
+        (text, b'{"partialSuccess":{"rejectedLogRecords":"7","errorMessage":"x"}}'): 7,
+        (text, b'{"partialSuccess":null}'): 0,
+        (text, b"[1]"): 0,
+        (text, b'{"partialSuccess":{"rejectedLogRecords":{}}}'): 0,
+        ("text/html", b"<html>"): 0,
+    }
+    assert {answer: otlp.rejected(*answer) for answer in answers} == answers
 
 
 @given(st.binary(max_size=60))
@@ -227,54 +208,41 @@ def test_a_line_is_read_as_it_was_written(told: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("number", [0, -1, 2**63 - 1, -(2**63), 2**63, 10**30])
-def test_a_whole_number_of_any_size_is_told(number: int) -> None:
-    value = AnyValue()
-    value.ParseFromString(any_value(number))
-    fits = -(2**63) <= number < 2**63
-
-    assert (value.int_value if fits else value.string_value) == (number if fits else str(number))
-
-
 @pytest.mark.full
-def test_nested_values_stay_as_recorded_however_large_or_deep() -> None:
+def test_nested_values_and_numbers_stay_as_recorded_however_large_or_deep() -> None:
     number, deep = "9" * 40, "[" * 50_000 + "]" * 50_000
     nested = f'{{"n": {number}, "d": {deep}, "s": "\\"}}]"}}'
     found = dict(otlp.fields_of(f'{{"id":"x","request_payload":{nested},"last":2}}'.encode()))
 
     assert found == {"id": "x", "request_payload": nested, "last": 2}
+    for whole in (-1, 2**63 - 1, -(2**63), 2**63, 10**30):
+        value = AnyValue()
+        value.ParseFromString(any_value(whole))
+        fits = -(2**63) <= whole < 2**63
+        assert (value.int_value if fits else value.string_value) == (whole if fits else str(whole))
 
 
-def test_the_severities_are_those_of_the_standard() -> None:
-    names = [SeverityNumber.Name(number) for number, _ in otlp.SEVERITIES.values()]
-    assert names == [f"SEVERITY_NUMBER_{name}" for name in ("ERROR", "WARN", "INFO2", "INFO")]
+def test_logs_are_posted_at_the_usual_path_unless_the_address_has_one() -> None:
+    urls = {
+        "https://c.example.com:4318": "https://c.example.com:4318/v1/logs",
+        "https://c.example.com/": "https://c.example.com/v1/logs",
+        "https://c.example.com/otlp/v1/logs?x=1": "https://c.example.com/otlp/v1/logs?x=1",
+    }
+    assert {address: otlp.url_of(address) for address in urls} == urls
 
 
-@pytest.mark.parametrize(
-    ("address", "url"),
-    [
-        ("https://c.example.com:4318", "https://c.example.com:4318/v1/logs"),
-        ("https://c.example.com/", "https://c.example.com/v1/logs"),
-        ("https://c.example.com/otlp/v1/logs?x=1", "https://c.example.com/otlp/v1/logs?x=1"),
-    ],
-)
-def test_logs_are_posted_at_the_usual_path_unless_the_address_has_one(address: str, url: str) -> None:
-    assert otlp.url_of(address) == url
+def test_headers_that_cannot_be_sent_are_refused_without_a_word_of_them(collector: Collector) -> None:
+    headers = ("of-secrecy", "a b=of-secrecy", "X=a%0d%0aB: of-secrecy", "Host=of-secrecy", "Content-Type=of-secrecy")
+    for secret in headers:
+        with pytest.raises(BadSinkSecret, match="Write headers like") as caught:
+            to(collector, secret=secret)
+        assert "of-secrecy" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "secret", ["of-secrecy", "a b=of-secrecy", "X=a%0d%0aB: of-secrecy", "Host=of-secrecy", "Content-Type=of-secrecy"]
-)
-def test_headers_that_cannot_be_sent_are_refused_without_a_word_of_them(collector: Collector, secret: str) -> None:
-    with pytest.raises(BadSinkSecret, match="Write headers like") as caught:
-        to(collector, secret=secret)
-    assert "of-secrecy" not in str(caught.value)
-
-
-@pytest.mark.parametrize("address", ["http://93.184.216.34:4318", "https://127.0.0.1", "grpc://c.example.com", ""])
-def test_a_collector_is_where_servers_may_be(address: str) -> None:
-    with pytest.raises(BadSinkAddress):
-        Sink.objects.add(name="Out", kind="otlp", address=address, by=None)
+def test_a_collector_is_where_servers_may_be() -> None:
+    for address in ("http://93.184.216.34:4318", "https://127.0.0.1", "grpc://c.example.com", ""):
+        with pytest.raises(BadSinkAddress):
+            Sink.objects.add(name="Out", kind="otlp", address=address, by=None)
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
@@ -309,11 +277,5 @@ def test_pages_and_rest_set_a_collector_up(collector: Collector) -> None:
     ):
         assert "secrecy" not in text
     assert [one.event for one in collector.logs] == ["gateway_admin.test"]
-
-
-def test_a_collector_that_is_away_or_no_collector_is_told(collector: Collector) -> None:
-    sink = to(collector)
     collector.script = [answering(404)]
     assert send_test_line(sink, by=None).detail == "Not delivered: it answered 404."
-    assert KINDS["otlp"].checked_address(collector.url)
-    assert reading.MOST_ROWS == 500

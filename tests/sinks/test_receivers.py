@@ -7,8 +7,8 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from django.utils import timezone
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from sinks import models as sink_models
-from sinks import receivers, sending
+from sinks import sending
 from sinks.models import BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkNameTaken
-from sinks.receivers import Syslog as SyslogReceiver
 from sinks.receivers import backoff, signing_key, weakness
 from sinks.sending import send_test_line
 from tests import make
@@ -49,31 +48,27 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext
     return context
 
 
-@pytest.fixture(params=["tcp", "tls"])
-def syslog(
-    request: pytest.FixtureRequest, loopback_is_allowed: None, authority: ssl.SSLContext
-) -> Iterator[tuple[str, Syslog]]:
-    received = Syslog(authority if request.param == "tls" else None)
-    yield f"{request.param}://127.0.0.1:{received.port}", received
-    received.close()
-
-
 @pytest.mark.full
-def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) -> None:
-    address, received = syslog
-    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
-    made = [call(feature_name="echo \n “quoted”"), call(outcome="denied"), call(outcome="timeout")]
+def test_syslog_gets_a_counted_message_for_each_row(
+    loopback_is_allowed: None, authority: ssl.SSLContext, subtests: pytest.Subtests
+) -> None:
+    for scheme in ("tcp", "tls"):
+        received = Syslog(authority if scheme == "tls" else None)
+        address = f"{scheme}://127.0.0.1:{received.port}"
+        sink = Sink.objects.add(name=scheme, kind="syslog", address=address, sends_events=False, by=None)
+        made = [call(feature_name="echo \n “quoted”"), call(outcome="denied"), call(outcome="timeout")]
 
-    assert sending.send_undelivered(sink.pk) == 3
+        with subtests.test(str(scheme)), closing(received):
+            assert sending.send_undelivered(sink.pk) == 3
 
-    assert len(received.messages) == 3
-    heads, texts = zip(*(message.split(b"{", 1) for message in received.messages), strict=True)
-    assert [json.loads(b"{" + text)["id"] for text in texts] == [str(one.uid) for one in made]
-    assert [head.split()[0] for head in heads] == [b"<110>1", b"<108>1", b"<107>1"]
-    stamp, host, app, process, kind, data = heads[0].split()[1:]
-    assert datetime.fromisoformat(stamp.decode()).date() == made[0].created_at.date()
-    assert (host, app, process, kind, data) == (b"localhost", b"gateway-admin", b"-", b"call", b"-")
-    assert b"\n" not in received.messages[0]
+            assert len(received.messages) == 3
+            heads, texts = zip(*(message.split(b"{", 1) for message in received.messages), strict=True)
+            assert [json.loads(b"{" + text)["id"] for text in texts] == [str(one.uid) for one in made]
+            assert [head.split()[0] for head in heads] == [b"<110>1", b"<108>1", b"<107>1"]
+            stamp, host, app, process, kind, data = heads[0].split()[1:]
+            assert datetime.fromisoformat(stamp.decode()).date() == made[0].created_at.date()
+            assert (host, app, process, kind, data) == (b"localhost", b"gateway-admin", b"-", b"call", b"-")
+            assert b"\n" not in received.messages[0]
 
 
 def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
@@ -94,39 +89,31 @@ def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
     received.close()
 
 
-def test_syslog_that_hangs_up_has_not_acknowledged(loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Syslog, "_read", lambda self, taken: taken.close())
-    received = Syslog()
-    address = f"tcp://127.0.0.1:{received.port}"
-    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
-    for _ in range(20):
-        call(request_payload="x" * 50_000)
-
-    assert sending.send_undelivered(sink.pk) == 0
-    assert Sink.objects.get(pk=sink.pk).status == "failing"
-    received.close()
-
-
 @pytest.mark.full
-@pytest.mark.parametrize("room", [4096, 1 << 20])
-def test_syslog_that_resets_the_connection_is_not_waited_for(
-    room: int, loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch
+def test_syslog_that_hangs_up_or_resets_the_connection_has_not_acknowledged(
+    loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
+    def hang_up(self: Syslog, taken: socket.socket) -> None:
+        taken.close()
+
     def reset(self: Syslog, taken: socket.socket) -> None:
         time.sleep(0.3)  # Let the sender write everything that the buffers can take.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         taken.close()
 
-    monkeypatch.setattr(Syslog, "_read", reset)
-    received = Syslog(room=room)
-    address = f"tcp://127.0.0.1:{received.port}"
-    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
-    for _ in range(10):
+    for _ in range(20):
         call(request_payload="x" * 50_000)
-
-    assert sending.send_undelivered(sink.pk) == 0
-    assert "closed the connection" in Sink.objects.get(pk=sink.pk).last_error
-    received.close()
+    for read, room in ((hang_up, 1 << 20), (reset, 4096), (reset, 1 << 20)):
+        monkeypatch.setattr(Syslog, "_read", read)
+        name = f"{read.__name__} {room}"
+        with subtests.test(name), closing(Syslog(room=room)) as received:
+            address = f"tcp://127.0.0.1:{received.port}"
+            sink = Sink.objects.add(
+                name=name, kind="syslog", address=address, sends_events=False, from_beginning=True, by=None
+            )
+            assert sending.send_undelivered(sink.pk) == 0
+            assert Sink.objects.get(pk=sink.pk).status == "failing"
+            assert read is hang_up or "closed the connection" in Sink.objects.get(pk=sink.pk).last_error
 
 
 @pytest.mark.full
@@ -142,9 +129,8 @@ def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [json.loads(line)["id"] for line in lines] == [str(made.uid)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "address", "words"),
-    [
+def test_address_that_may_not_be_called_is_refused_in_words() -> None:
+    for kind, address, words in (
         ("webhook", "http://93.184.216.34/in", "without TLS"),
         ("webhook", "https://127.0.0.1/in", "private or reserved"),
         ("webhook", "https://169.254.169.254/in", "private or reserved"),
@@ -155,11 +141,9 @@ def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         ("syslog", "tls://93.184.216.34", "UDP loses lines"),
         ("syslog", "tcp://93.184.216.34:514", "without TLS"),
         ("syslog", "tls://10.0.0.1:6514", "private or reserved"),
-    ],
-)
-def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: str, words: str) -> None:
-    with pytest.raises(BadSinkAddress, match=words):
-        Sink.objects.add(name="Out", kind=kind, address=address, secret=SECRET, by=None)
+    ):
+        with pytest.raises(BadSinkAddress, match=words):
+            Sink.objects.add(name="Out", kind=kind, address=address, secret=SECRET, by=None)
 
 
 @pytest.mark.full
@@ -187,26 +171,19 @@ def test_sink_says_what_is_wrong_with_it(loopback_is_allowed: None) -> None:
         Sink.objects.add(name="taken", secret=SECRET, **told)
 
 
-@pytest.mark.parametrize("lacks", [Capability.LOGS_READ, Capability.AUDIT_READ, Capability.LOGS_PAYLOADS])
-def test_nobody_sends_what_they_may_not_see(lacks: Capability) -> None:
-    by = make.user(*(ALL - {lacks}))
-    with pytest.raises(CapabilityRequired):
-        Sink.objects.add(name="Out", kind="stdout", sends_payloads=True, by=by)
+def test_nobody_sends_what_they_may_not_see(subtests: pytest.Subtests) -> None:
     others = Sink.objects.add(name="Others", kind="stdout", sends_payloads=True, by=None)
-    with pytest.raises(CapabilityRequired):
-        others.edit(name="Mine", by=by)
-    others.disable(by=by)
-    with pytest.raises(CapabilityRequired):
-        others.enable(by=by)
-
-
-def test_payloads_take_their_capability_in_the_api_too() -> None:
-    rest = Rest.of(make.user(*(ALL - {Capability.LOGS_PAYLOADS})))
-
-    refused = rest.send("post", "/sinks", {"name": "Out", "kind": "stdout", "sends_payloads": True})
-
-    assert refused.status_code == 403
-    assert refused.json()["capability"] == "logs:payloads"
+    for lacks in (Capability.LOGS_READ, Capability.AUDIT_READ, Capability.LOGS_PAYLOADS):
+        with subtests.test(str(lacks)):
+            by = make.user(*(ALL - {lacks}))
+            fields = {"name": "Out", "kind": "stdout", "sends_payloads": True}
+            refused = Rest.of(by).send("post", "/sinks", fields)
+            assert (refused.status_code, refused.json()["capability"]) == (403, lacks.slug)
+            with pytest.raises(CapabilityRequired):
+                others.edit(name="Mine", by=by)
+            others.disable(by=by)
+            with pytest.raises(CapabilityRequired):
+                others.enable(by=by)
 
 
 def test_only_people_who_change_sinks_see_the_path_of_an_address(to_hook: MakeSink) -> None:
@@ -306,31 +283,23 @@ def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink
     assert ("Up to date" in settled, "hx-get" in settled) == (True, False)
 
 
-def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
+def test_secret_typed_by_hand_has_to_hold_enough_chance_and_is_told_what_it_lacks() -> None:
+    repeated = "this one repeats itself"
+    reasons = {
+        "correct horse battery": "a secret of these characters needs 30 of them",
+        "a" * 64: repeated,
+        "0123456789abcdef" * 4: repeated,
+        "9f86d081884c7d659a2feaa0c55ad015": "a secret of these characters needs 48 of them",  # 16 random bytes.
+        "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c": "",
+        "whsec_" + "AAEC" * 8: repeated,
+        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD": "",
+        "whsec_C2FVsBQIhrscChlQ": "this one has 12 after “whsec_”",
+        "C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=": "",
+    }
+    assert {secret: weakness(secret) for secret in reasons} == reasons
     assert signing_key("plain words") == b"plain words"
     assert signing_key("whsec_AAEC") == b"\x00\x01\x02"
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
-
-
-REGULAR = "this one repeats itself"
-
-
-@pytest.mark.parametrize(
-    ("secret", "reason"),
-    [
-        ("correct horse battery", "a secret of these characters needs 30 of them"),
-        ("a" * 64, REGULAR),
-        ("0123456789abcdef" * 4, REGULAR),  # The hexadecimal alphabet, repeated.
-        ("9f86d081884c7d659a2feaa0c55ad015", "a secret of these characters needs 48 of them"),  # 16 random bytes.
-        ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", ""),
-        ("whsec_" + "AAEC" * 8, REGULAR),
-        ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", ""),
-        ("whsec_C2FVsBQIhrscChlQ", "this one has 12 after “whsec_”"),
-        ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", ""),
-    ],
-)
-def test_secret_typed_by_hand_has_to_hold_enough_chance_and_is_told_what_it_lacks(secret: str, reason: str) -> None:
-    assert weakness(secret) == reason
 
 
 ADDRESS_TOKEN = "T0KENinTHEpath"
@@ -420,24 +389,26 @@ def test_sink_that_does_not_listen_keeps_nobody_from_pausing_it(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("act", ["disable", "remove"])
-def test_pausing_and_removing_ask_for_the_password_again(act: str, to_hook: MakeSink, hook: Webhook) -> None:
+def test_pausing_and_removing_ask_for_the_password_again(
+    to_hook: MakeSink, hook: Webhook, subtests: pytest.Subtests
+) -> None:
     sink, boss = to_hook(), make.user(*ALL, is_staff=True)
     browser, rest = browser_of(session_of(boss)), Rest.of(boss, confirmed=False)
     session = browser.session
     session["account_authentication_methods"][0]["at"] = 0.0
     session.save()
 
-    page = browser.post(f"/settings/sinks/{sink.pk}/{act}/")
-    asked = (
-        rest.send("delete", f"/sinks/{sink.pk}") if act == "remove" else rest.send("post", f"/sinks/{sink.pk}/disable")
-    )
-    admin = browser.post("/admin/sinks/sink/", {"action": act, "_selected_action": [sink.pk], "sure": "1"})
+    for act, method, path in (("disable", "post", "/disable"), ("remove", "delete", "")):
+        with subtests.test(act):
+            page = browser.post(f"/settings/sinks/{sink.pk}/{act}/")
+            asked = rest.send(method, f"/sinks/{sink.pk}{path}")
+            marked = {"action": act, "_selected_action": [sink.pk], "sure": "1"}
+            admin = browser.post("/admin/sinks/sink/", marked)
 
-    assert (page.status_code, "reauthenticate" in page.headers["Location"]) == (302, True)
-    assert asked.json()["code"] == "password_required"
-    assert (admin.status_code, "reauthenticate" in admin.headers["Location"]) == (302, True)
-    assert Sink.objects.get(pk=sink.pk).enabled
+            assert (page.status_code, "reauthenticate" in page.headers["Location"]) == (302, True)
+            assert asked.json()["code"] == "password_required"
+            assert (admin.status_code, "reauthenticate" in admin.headers["Location"]) == (302, True)
+            assert Sink.objects.get(pk=sink.pk).enabled
     assert notices(hook) == []
 
 
@@ -445,16 +416,6 @@ def test_failures_are_waited_for_ever_longer_up_to_five_minutes() -> None:
     waits = [backoff(failures, 1.0) for failures in (1, 2, 3, 20, 10_000)]
     assert waits == [2, 4, 8, 300, 300]
     assert backoff(3, 0.0) == 4
-
-
-def test_message_is_what_the_standard_says(loopback_is_allowed: None) -> None:
-    sink = Sink(kind="syslog", address="tls://logs.example.com:6514", private=False)
-    at = datetime(2026, 11, 21, 9, 0, 0, 123456, tzinfo=UTC)
-
-    framed = SyslogReceiver(sink).message(receivers.LogLine("call", at, receivers.WARNING, b'{"a":1}'))
-
-    assert framed == b"72 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
-    assert SyslogReceiver.checked_address("tcp://127.0.0.1:514") is True
 
 
 @pytest.mark.full

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
-from psycopg.rows import dict_row
 
 from auditlog.checkpoints import sealing
 from auditlog.checkpoints.received import Received
@@ -24,6 +23,7 @@ from gatewayadmin.config import database
 from sinks import reading, receivers, sending
 from sinks.models import Sink
 from tests.calls import call, uid_at
+from tests.eventually import eventually
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import Answer, Request, Webhook, unreadable
 
@@ -51,41 +51,26 @@ def now(sink: Sink) -> Sink:
 
 
 @pytest.mark.full
-def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webhook) -> None:
+def test_rows_come_signed_and_with_payloads_to_sinks_that_ask_for_them(to_hook: MakeSink, hook: Webhook) -> None:
+    old = call(timezone.now() - 9 * DAY)
     sink = to_hook()
-    made = call(feature_name="echo", request_payload={"secret": "no"})
+    whole = to_hook(name="Whole", from_beginning=True, sends_payloads=True, sends_events=False)
+    made = call(feature_name="echo", request_payload={"a": 10**30})
 
     assert sending.send_undelivered(sink.pk) >= 1
 
-    row, *others = hook.of("call")
-    assert not others
+    [row] = hook.of("call")
     assert row["id"] == str(made.uid)
     assert row["feature_name"] == "echo"
     assert "request_payload" not in row
-    assert all(request.is_signed() for request in hook.requests)
     assert {event["action"] for event in hook.of("event")} == {"sink.created"}
     assert now(sink).status == "current"
     assert sending.send_undelivered(sink.pk) == 0
-
-
-@pytest.mark.full
-def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_payloads=True, sends_events=False)
-    call(request_payload={"a": 1})
-
-    sending.send_undelivered(sink.pk)
-
-    assert [row["request_payload"] for row in hook.rows] == [{"a": 1}]
-
-
-@pytest.mark.full
-def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_payloads=True, sends_events=False)
-    call(request_payload={"a": 10**30})
-
-    assert sending.send_undelivered(sink.pk) == 1
-
-    assert [row["request_payload"] for row in hook.rows] == [{"a": 10**30}]
+    hook.rows.clear()
+    assert sending.send_undelivered(whole.pk) >= 2
+    payloads = {row["id"]: row["request_payload"] for row in hook.rows}
+    assert (payloads[str(old.uid)], payloads[str(made.uid)]) == (None, {"a": 10**30})
+    assert all(request.is_signed() for request in hook.requests)
 
 
 def test_unexpected_errors_are_reported_and_retried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,16 +155,6 @@ def test_batches_are_cut_by_number_and_by_size(
     assert max(len(request.rows) for request in hook.requests) <= 3
 
 
-@pytest.mark.full
-def test_sink_of_the_whole_log_begins_with_the_oldest_row(to_hook: MakeSink, hook: Webhook) -> None:
-    old = call(timezone.now() - 9 * DAY)
-    sink = to_hook(from_beginning=True)
-
-    sending.send_undelivered(sink.pk)
-
-    assert str(old.uid) in hook.acknowledged
-
-
 def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     sealing.keep_up()
@@ -220,71 +195,52 @@ def nothing(request: Request) -> None:
     request.handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-REFUSALS: dict[str, tuple[Answer, str]] = {
-    "500": (says(500), "It answered 500."),
-    "unreadable": (unreadable(503), "It answered 503."),
-    "redirect": (says(307, Location="http://127.0.0.1:9/"), "redirects are not followed"),
-    "garbage": (garbage, "does not answer in HTTP"),
-    "nothing": (nothing, "does not answer in HTTP"),
-}
+REFUSALS: list[tuple[Answer, str]] = [
+    (says(500), "It answered 500."),
+    (unreadable(503), "It answered 503."),
+    (says(503, Retry_After="Mon, 01 Jan 99999999999 00:00:00 GMT"), "It answered 503."),
+    (says(307, Location="http://127.0.0.1:9/"), "redirects are not followed"),
+    (garbage, "does not answer in HTTP"),
+    (nothing, "does not answer in HTTP"),
+]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", REFUSALS)
-def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook: Webhook) -> None:
-    answer, words = REFUSALS[name]
+def test_refused_rows_are_kept_and_sent_again(to_hook: MakeSink, hook: Webhook, subtests: pytest.Subtests) -> None:
+    for number, (answer, words) in enumerate(REFUSALS):
+        sink = to_hook(name=f"Sink {number}", sends_events=False)
+        made = call()
+        hook.requests.clear()
+        hook.script = [answer, answer, unreadable(200)]
+        with subtests.test(f"{number}: {words}"):
+            assert sending.send_undelivered(sink.pk) == 0
+            refused = now(sink)
+            assert words in refused.last_error
+            assert refused.status == "failing"
+            assert refused.retry_at is not None
+            assert refused.waiting_since == made.created_at
+            assert sink.pk not in sending.due()
+            assert sending.send_undelivered(sink.pk) == 0
+            assert now(sink).failures == 2
+
+            assert sending.send_undelivered(sink.pk) == 1, "an acknowledgement counts whatever its body is"
+            assert now(sink).status == "current"
+            assert sending.send_undelivered(sink.pk) == 0
+            assert [request.body for request in hook.requests] == [hook.requests[0].body] * 3
+            assert [row["id"] for row in hook.requests[2].rows] == [str(made.uid)]
+        Sink.objects.all().delete()
+
+
+@pytest.mark.full
+def test_retry_after_is_waited_for_unless_somebody_sends_now(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     made = call()
-    hook.script = [answer, answer]
-
-    assert sending.send_undelivered(sink.pk) == 0
-    refused = now(sink)
-    assert words in refused.last_error
-    assert refused.status == "failing"
-    assert refused.retry_at is not None
-    assert refused.waiting_since == made.created_at
-    assert sink.pk not in sending.due()
-    assert sending.send_undelivered(sink.pk) == 0
-    assert now(sink).failures == 2
-
-    assert sending.send_undelivered(sink.pk) == 1
-    assert list(hook.acknowledged) == [str(made.uid)]
-    assert now(sink).status == "current"
-    assert [request.body for request in hook.requests[1:]] == [hook.requests[0].body] * 2
-
-
-@pytest.mark.full
-def test_an_acknowledgement_counts_whatever_its_body_is(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call()
-    hook.script = [unreadable(200)]
-
-    assert sending.send_undelivered(sink.pk) == 1
-    assert now(sink).status == "current"
-    assert sending.send_undelivered(sink.pk) == 0
-    assert len(hook.requests) == 1
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("refuses", [says, unreadable])
-def test_retry_after_is_waited_for(refuses: Callable[..., Answer], to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call()
-    hook.script = [refuses(429, Retry_After="1200")]
-
-    sending.send_undelivered(sink.pk)
-
-    retry_at = now(sink).retry_at
-    assert retry_at is not None
-    assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
-
-
-@pytest.mark.full
-def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    made = call()
-    hook.script = [says(429, Retry_After="1200")]
-    sending.send_undelivered(sink.pk)
+    for refuses in (says, unreadable):
+        hook.script = [refuses(429, Retry_After="1200")]
+        sending.send_undelivered(sink.pk)
+        retry_at = now(sink).retry_at
+        assert retry_at is not None
+        assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
     assert sink.pk not in sending.due()
 
     assert now(sink).send_now(by=None)
@@ -294,17 +250,6 @@ def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) 
     assert list(hook.acknowledged) == [str(made.uid)]
     assert not now(sink).send_now(by=None), "nothing waited any more"
     assert Event.objects.filter(action="sink.sent_now").count() == 1
-
-
-@pytest.mark.full
-def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call()
-    hook.script = [says(503, Retry_After="Mon, 01 Jan 99999999999 00:00:00 GMT")]
-
-    sending.send_undelivered(sink.pk)
-
-    assert now(sink).last_error == "It answered 503."
 
 
 @pytest.mark.full
@@ -340,31 +285,25 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
     assert made["bad too"] in state.last_error
 
 
+def refusing(status: int) -> Callable[[list[dict[str, Any]]], int]:
+    return lambda rows: status
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("status", [400, 404, 413])
-def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
-    """At a wrong address, even the test line is refused, so no row is skipped."""
+def test_receiver_that_refuses_everything_loses_no_row(to_hook: MakeSink, hook: Webhook) -> None:
+    """At a wrong address, even the test line is refused; with other statuses, no row is to blame."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
-    hook.refuses = lambda rows: status
-
-    assert sending.send_undelivered(sink.pk) == 0
-    assert (now(sink).status, now(sink).refused) == ("failing", 0)
+    for status in (400, 404, 413, 401, 403, 408, 429):
+        hook.refuses = refusing(status)
+        before = len(hook.requests)
+        assert sending.send_undelivered(sink.pk) == 0
+        assert (now(sink).status, now(sink).refused) == ("failing", 0), status
+        assert (len(hook.requests) - before == 1) == (status in (401, 403, 408, 429)), status
 
     hook.refuses = lambda rows: None
     assert sending.send_undelivered(sink.pk) == 5
     assert set(hook.acknowledged) == made
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("status", [401, 403, 408, 429])
-def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call(feature_name="bad")
-    hook.refuses = lambda rows: status if rows[0].get("feature_name") else None
-
-    assert sending.send_undelivered(sink.pk) == 0
-    assert (now(sink).status, len(hook.requests)) == ("failing", 1)
 
 
 @pytest.mark.full
@@ -393,34 +332,6 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
 
 
 @pytest.mark.full
-def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MOST_BYTES", 200_000)
-    read = 0
-
-    def counted(cursor: Any) -> Any:
-        make = dict_row(cursor)
-
-        def one(values: Any) -> Any:
-            nonlocal read
-            read += 1
-            return make(values)
-
-        return one
-
-    monkeypatch.setattr(reading, "dict_row", counted)
-    sink = to_hook(sends_events=False, sends_payloads=True)
-    for _ in range(40):
-        call(request_payload="x" * 50_000)
-    with reading.leased_reader(sink.pk) as reader:
-        assert reader is not None
-        batch = reader.next(now(sink))
-
-    assert batch is not None
-    assert len(batch.lines) == 3
-    assert read <= 8
-
-
-@pytest.mark.full
 def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
     held: list[int] = []
 
@@ -439,14 +350,13 @@ def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Web
 
 
 @pytest.mark.full
-def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(
-    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_leased_sink_is_nobody_elses_until_the_lease_ends(to_hook: MakeSink, hook: Webhook) -> None:
     """The previous process was killed while waiting for the receiver, and still holds the lease."""
     sink = to_hook(sends_events=False)
     call()
     with reading.leased_reader(sink.pk) as reader:
         assert reader is not None
+        assert sending.send_undelivered(sink.pk) == 0
     Sink.objects.update(looked_at=None)
     assert sending.due() == []
     assert sending.send_undelivered(sink.pk) == 0
@@ -496,26 +406,6 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
     assert sending.send_undelivered(sink.pk) == 0
     over.set()
     assert "did not answer in time" in now(sink).last_error
-
-
-def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call()
-    hook.close()
-
-    assert sending.send_undelivered(sink.pk) == 0
-    assert now(sink).last_error == "It cannot be reached: it refused the connection: nothing listens there."
-
-
-@pytest.mark.full
-def test_a_process_without_the_lease_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
-    sink = to_hook(sends_events=False)
-    call()
-    with reading.leased_reader(sink.pk) as reader:
-        assert reader is not None
-        assert sending.send_undelivered(sink.pk) == 0
-        reader.release()
-    assert sending.send_undelivered(sink.pk) == 1
 
 
 @pytest.mark.full
@@ -574,24 +464,25 @@ def test_partitions_that_somebody_else_dropped_are_told_of(to_hook: MakeSink, ho
     assert len(hook.acknowledged) == 1
 
 
-def test_one_sink_that_hangs_keeps_no_other_waiting(
+def test_sinks_that_hang_or_are_down_keep_no_other_waiting(
     to_hook: MakeSink, hook: Webhook, eventually_sent: Callable[[Sink], None]
 ) -> None:
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         stuck = to_hook(name="Deaf", address=f"http://127.0.0.1:{deaf.getsockname()[1]}/", sends_events=False)
+        down = to_hook(name="Down", address="http://127.0.0.1:9/", sends_events=False)
         sink = to_hook(sends_events=False)
         call()
         sending.start_due()
         eventually_sent(sink)
         assert now(stuck).last_delivered_at is None
+        eventually(lambda: now(down).last_error)
     over.set()
+    assert now(down).last_error == "It cannot be reached: it refused the connection: nothing listens there."
 
 
 @pytest.fixture
 def eventually_sent() -> Any:
-    from tests.eventually import eventually
-
     yield lambda sink: eventually(lambda: now(sink).last_delivered_at)
     for thread in list(sending._threads.values()):
         thread.join()

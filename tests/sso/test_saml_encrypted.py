@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests import make
 from tests.accounts.again import confirmed
 from tests.oauth.apps import browser
 from tests.rest import Rest
+from tests.sso.conftest import undone
 from tests.sso.encrypting import CBC, OAEP, PKCS1, Encrypted
 from tests.sso.saml_provider import NS, Answer, Pair, SamlOrganisation, SamlVisit, asks, brings, sent, signs_in_at
 from tests.sso.test_saml_responses import reason, signed_by, tried
@@ -98,35 +100,27 @@ def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
     assert b"EncryptedAssertion" in base64.b64decode(visit.fields["SAMLResponse"])
     assert b"mia@example.com" not in base64.b64decode(visit.fields["SAMLResponse"])
     assert visit.person == User.objects.get(email="mia@example.com")
+    saml_organisation.forget()
+    saml_organisation.knows("ann")
+    assert signs_in("ann").person == User.objects.get(email="ann@example.com")  # Not encrypted.
 
 
 @pytest.mark.full
-def test_unencrypted_assertions_are_still_accepted(taking: Provider, saml_organisation: SamlOrganisation) -> None:
-    saml_organisation.knows("mia")
-
-    assert signs_in("mia").person == User.objects.get(email="mia@example.com")
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("bits", "wrapping"),
-    [
-        (128, {}),
-        (192, {}),
-        (256, {}),
-        (256, {"digest": "http://www.w3.org/2000/09/xmldsig#sha1"}),
-        (256, {"digest": "http://www.w3.org/2001/04/xmlenc#sha256"}),
-        (256, {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmlenc#sha256", "mask": "mgf1sha256"}),
-        (256, {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmlenc#sha512", "mask": "mgf1sha1"}),
-        (256, {"wrapping": OAEP}),
-        (256, {"beside": True}),
-    ],
-    ids=str,
-)
-def test_aes_gcm_under_rsa_oaep_is_taken(bits: int, wrapping: dict[str, Any], answer: Answer) -> None:
-    visit = brought(answer, lambda given: encrypted(given.signed(), bits=bits, **wrapping))
-
-    assert visit.person == User.objects.get(email="mia@example.com")
+def test_aes_gcm_under_rsa_oaep_is_taken(answer: Answer, subtests: pytest.Subtests) -> None:
+    sha256, sha512 = (f"http://www.w3.org/2001/04/xmlenc#sha{bits}" for bits in (256, 512))
+    ways: list[dict[str, Any]] = [
+        {"bits": 128},
+        {"bits": 192},
+        {"digest": "http://www.w3.org/2000/09/xmldsig#sha1"},
+        {"digest": sha256},
+        {"wrapping": OAEP, "digest": sha256, "mask": "mgf1sha256"},
+        {"wrapping": OAEP, "digest": sha512, "mask": "mgf1sha1"},
+        {"beside": True},
+    ]
+    for how in ways:
+        with subtests.test(str(how)), undone():
+            visit = brought(replace(answer), lambda given, how=how: encrypted(given.signed(), **how))  # type: ignore[misc]
+            assert visit.person == User.objects.get(email="mia@example.com")
 
 
 @pytest.mark.full
@@ -147,9 +141,11 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "how",
-    [
+def test_unsafe_encryption_is_refused_before_decrypting(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))
+    for how in (
         {"algorithm": CBC},
         {"algorithm": "http://www.w3.org/2001/04/xmlenc#tripledes-cbc"},
         {"algorithm": ""},
@@ -157,24 +153,16 @@ def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
         {"wrapping": "http://www.w3.org/2001/04/xmlenc#kw-aes256"},
         {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmldsig-more#md5"},
         {"wrapping": OAEP, "mask": "mgf1md5"},
-    ],
-    ids=str,
-)
-def test_unsafe_encryption_is_refused_before_decrypting(
-    how: dict[str, Any], answer: Answer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))
-    build = Encrypted(published(), etree.tostring(answer.signed()), **how)
-    if how == {"algorithm": ""}:
-        element = build.element()
-        element.find(".//{*}EncryptedData/{*}EncryptionMethod").set("Algorithm", "")
-    else:
-        element = build.element()
+    ):
+        with subtests.test(str(how)), undone():
+            element = Encrypted(published(), etree.tostring(answer.signed()), **how).element()  # type: ignore[arg-type]
+            if how == {"algorithm": ""}:
+                element.find(".//{*}EncryptedData/{*}EncryptionMethod").set("Algorithm", "")
 
-    visit = brought(answer, lambda given: element)
+            visit = brought(replace(answer), lambda _, element=element: element)  # type: ignore[misc]
 
-    assert (visit.response.status_code, visit.person) == (400, None)
-    assert reason() == "weak_encryption"
+            assert (visit.response.status_code, visit.person) == (400, None)
+            assert reason() == "weak_encryption"
 
 
 # --- No way around the signature --------------------------------------------------------------------------------------
@@ -184,41 +172,27 @@ def other(answer: Answer) -> Answer:
     return Answer(answer.issuer, Pair.make(), answers=answer.answers)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("build", "named"),
-    [
-        (lambda answer: answer.assertion(), "not_signed"),
-        (lambda answer: other(answer).signed(), "wrong_signature"),
-        (
-            lambda answer: Answer(answer.issuer, answer.pair, audience="https://other.example.com").signed(),
-            "other_audience",
-        ),
-        (lambda answer: Answer(answer.issuer, answer.pair, ends=-2).signed(), "expired"),
-        (lambda answer: changed(answer.signed()), "wrong_signature"),
-        (lambda answer: other_around(answer.signed(), answer), "wrapped"),
-        (lambda answer: etree.tostring(answer.signed()).replace(b"mia@", b"m<!---->ia@"), "not_decrypted"),
-        (lambda answer: b"<!DOCTYPE x>" + etree.tostring(answer.signed()), "not_decrypted"),
-    ],
-    ids=[
-        "unsigned",
-        "by another",
-        "for others",
-        "expired",
-        "changed",
-        "one in another",
-        "a comment",
-        "a document type",
-    ],
-)
-def test_decrypted_content_is_checked_as_if_sent_in_the_clear(
-    build: Callable[[Answer], Any], named: str, answer: Answer
-) -> None:
-    visit = brought(answer, lambda given: encrypted(build(given)))
+CONTENT: dict[str, tuple[Callable[[Answer], Any], str]] = {
+    "unsigned": (lambda answer: answer.assertion(), "not_signed"),
+    "by another": (lambda answer: other(answer).signed(), "wrong_signature"),
+    "for others": (lambda answer: replace(answer, audience="https://other.example.com").signed(), "other_audience"),
+    "expired": (lambda answer: replace(answer, ends=-2).signed(), "expired"),
+    "changed": (lambda answer: changed(answer.signed()), "wrong_signature"),
+    "one in another": (lambda answer: other_around(answer.signed(), answer), "wrapped"),
+    "a comment": (lambda answer: etree.tostring(answer.signed()).replace(b"mia@", b"m<!---->ia@"), "not_decrypted"),
+    "a document type": (lambda answer: b"<!DOCTYPE x>" + etree.tostring(answer.signed()), "not_decrypted"),
+}
 
-    assert (visit.response.status_code, visit.person) == (400, None)
-    assert reason() == named
-    assert not Account.objects.exists()
+
+@pytest.mark.full
+def test_decrypted_content_is_checked_as_if_sent_in_the_clear(answer: Answer, subtests: pytest.Subtests) -> None:
+    for name, (build, named) in CONTENT.items():
+        with subtests.test(name), undone():
+            visit = brought(replace(answer), lambda given, build=build: encrypted(build(given)))  # type: ignore[misc]
+
+            assert (visit.response.status_code, visit.person) == (400, None)
+            assert reason() == named
+            assert not Account.objects.exists()
 
 
 def changed(signed: Any) -> Any:
@@ -234,18 +208,20 @@ def other_around(signed: Any, answer: Answer) -> Any:
     return evil
 
 
-@pytest.mark.full
-def test_a_signature_of_the_response_does_not_sign_what_is_encrypted_in_it(answer: Answer) -> None:
-    visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.assertion())))))
+def test_the_response_around_may_be_signed_but_its_signature_stands_for_no_other(
+    answer: Answer, subtests: pytest.Subtests
+) -> None:
+    def signed(pair: Pair, content: Any) -> Callable[[Answer], dict[str, str]]:
+        return lambda given: sent(signed_by(pair, given.around(encrypted(content(given)))))
 
-    assert (visit.person, reason()) == (None, "not_signed")
-
-
-@pytest.mark.full
-def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) -> None:
-    visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.signed())))))
-
-    assert visit.person == User.objects.get(email="mia@example.com")
+    with subtests.test("its signature does not sign what is encrypted in it"), undone():
+        visit = tried(replace(answer), signed(answer.pair, Answer.assertion))
+        assert (visit.person, reason()) == (None, "not_signed")
+    with subtests.test("its signature is wrong though the assertion is good"), undone():
+        visit = tried(replace(answer), signed(Pair.make(), Answer.signed))
+        assert (visit.person, reason()) == (None, "wrong_signature")
+    with subtests.test("both are good"), undone():
+        assert tried(replace(answer), signed(answer.pair, Answer.signed)).person is not None
 
 
 @pytest.mark.full
@@ -261,30 +237,18 @@ def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: A
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
-def test_a_response_whose_signature_is_wrong_is_refused_though_the_assertion_is_good(answer: Answer) -> None:
-    visit = tried(answer, lambda given: sent(signed_by(Pair.make(), given.around(encrypted(given.signed())))))
-
-    assert (visit.person, reason()) == (None, "wrong_signature")
-
-
 @pytest.mark.full
-@pytest.mark.every_case
-@pytest.mark.parametrize(
-    "parts",
-    [
-        lambda given: [encrypted(given.signed()), encrypted(given.signed())],
-        lambda given: [given.signed(), encrypted(given.signed())],
-        lambda given: [encrypted(given.signed()), given.assertion()],
-        lambda given: [nested(encrypted(given.signed()))],
-    ],
-    ids=["two", "beside a signed one", "before one", "further inside"],
-)
-def test_more_than_one_assertion_is_refused_whichever_is_encrypted(
-    parts: Callable[[Answer], list[Any]], answer: Answer
-) -> None:
-    visit = tried(answer, lambda given: sent(given.around(*parts(given))))
-
-    assert (visit.person, reason()) == (None, "wrapped")
+def test_more_than_one_assertion_is_refused_whichever_is_encrypted(answer: Answer, subtests: pytest.Subtests) -> None:
+    several: dict[str, Callable[[Answer], list[Any]]] = {
+        "two": lambda given: [encrypted(given.signed()), encrypted(given.signed())],
+        "beside a signed one": lambda given: [given.signed(), encrypted(given.signed())],
+        "before one": lambda given: [encrypted(given.signed()), given.assertion()],
+        "further inside": lambda given: [nested(encrypted(given.signed()))],
+    }
+    for name, parts in several.items():
+        with subtests.test(name), undone():
+            visit = tried(replace(answer), lambda given, parts=parts: sent(given.around(*parts(given))))  # type: ignore[misc]
+            assert (visit.person, reason()) == (None, "wrapped")
 
 
 def nested(element: Any) -> Any:
@@ -318,30 +282,28 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: flipped(data, -1)),
-        lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: data[:-1]),
-        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, -1)),
-        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 0)),
-        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 40)),
-        lambda given: encrypted(given.signed(), certificate=Pair.make().bare),
-        lambda given: encrypted(given.signed(), bits=128, said_bits=256),
-        lambda given: encrypted(b"no XML"),
-        lambda given: encrypted(b""),
-        lambda given: encrypted(given.around(given.signed())),
-    ],
-    ids=[
-        *("the key", "part of the key", "the check", "the nonce", "the data", "for others", "another length"),
-        *("no XML", "nothing", "another element"),
-    ],
-)
-def test_whatever_keeps_it_from_being_opened_looks_the_same(build: Callable[[Answer], Any], answer: Answer) -> None:
-    visit = brought(answer, build)
+CLOSED: dict[str, Callable[[Answer], Any]] = {
+    "the key": lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: flipped(data, -1)),
+    "part of the key": lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: data[:-1]),
+    "the check": lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, -1)),
+    "the nonce": lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 0)),
+    "the data": lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 40)),
+    "for others": lambda given: encrypted(given.signed(), certificate=Pair.make().bare),
+    "another length": lambda given: encrypted(given.signed(), bits=128, said_bits=256),
+    "no XML": lambda _: encrypted(b"no XML"),
+    "nothing": lambda _: encrypted(b""),
+    "another element": lambda given: encrypted(given.around(given.signed())),
+}
 
-    assert (visit.response.status_code, visit.person) == (400, None)
-    assert (reason(), detail()) == ("not_decrypted", FAILED)
+
+@pytest.mark.full
+def test_whatever_keeps_it_from_being_opened_looks_the_same(answer: Answer, subtests: pytest.Subtests) -> None:
+    for name, build in CLOSED.items():
+        with subtests.test(name), undone():
+            visit = brought(replace(answer), build)
+
+            assert (visit.response.status_code, visit.person) == (400, None)
+            assert (reason(), detail()) == ("not_decrypted", FAILED)
 
 
 @pytest.mark.full
@@ -391,7 +353,7 @@ def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Pr
 
 
 @pytest.mark.full
-def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: Answer) -> None:
+def test_switched_off_or_with_another_protocol_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: Answer) -> None:
     certificate = published()
     Provider.edit(by=None, takes_encrypted=False)
 
@@ -403,11 +365,7 @@ def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: A
     Provider.edit(by=None, takes_encrypted=True)
     assert published() != certificate
 
-
-@pytest.mark.full
-def test_with_another_protocol_the_keys_are_gone(taking: Provider) -> None:
     Provider.edit(by=None, mode="off", protocol="oidc")
-
     assert not DecryptionKey.objects.exists()
     assert Provider.load().takes_encrypted is False
 

@@ -27,7 +27,7 @@ from tests.clients.issuers import NoWayBack, Page
 from tests.eventually import eventually
 from tests.issuers import destination
 from tests.oauth.apps import browser
-from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
+from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at, twin, undone
 from tests.sso.test_enforced import APP_SECRET
 from wire.outbound import NoAnswer
 
@@ -73,21 +73,6 @@ def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
     assert Client().post(LOGOUT, {"logout_token": "x.y.z"}).status_code == 400
     assert Client().post(LOGOUT).status_code == 400
     assert stays.person is not None
-
-
-@pytest.mark.full
-def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
-    organisation.knows("mia")
-    sign_in("mia")
-    mia = User.objects.get(email="mia@example.com")
-    mia.set_password(make.PASSWORD)
-    mia.save()
-    own = Client()
-    own.post("/accounts/login/", {"login": mia.email, "password": make.PASSWORD})
-
-    assert UserSession.objects.get(session_key=own.session.session_key).data == {}
 
 
 @pytest.mark.full
@@ -140,30 +125,11 @@ def test_a_person_of_the_organisation_has_no_password_to_change(organisation: Or
 
     assert "You have no password here" in page.content.decode()
     assert client.post("/settings/organisation/unlink/", follow=True).status_code == 200
-    assert User.objects.get(email="mia@example.com").by_organisation
-
-
-def test_deactivation_cuts_what_the_organisation_let_in(organisation: Organisation, sign_in: SignIn) -> None:
-    organisation.knows("mia")
-    visit = sign_in("mia")
-
-    User.objects.get(email="mia@example.com").deactivate(by=None)
-
-    assert visit.person is None
-
-
-@pytest.mark.full
-def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
-    organisation.knows("mia")
-    sign_in("mia")
     mia = User.objects.get(email="mia@example.com")
-
-    page = browser(make.user(*Capability)).get(f"/people/{mia.pk}/").content.decode()
-
-    assert "Invitation" not in page
-    assert "signs in at the organisation" in page
+    page = browser(make.user(*Capability)).get(f"/people/{mia.pk}/")
+    assert "signs in at the organisation" in page.content.decode()
+    assert "Invitation" not in page.content.decode()
+    assert User.objects.get(email="mia@example.com").by_organisation
 
 
 @pytest.mark.full
@@ -232,6 +198,7 @@ def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_
 
     own = Client()
     own.post("/accounts/login/", {"login": make.user(email="bo@example.com").email, "password": make.PASSWORD})
+    assert UserSession.objects.get(session_key=own.session.session_key).data == {}  # Not the organisation's to end.
 
     assert own.post("/accounts/logout/")["Location"] == "/accounts/login/"
     switching = sign_in("mia")
@@ -241,39 +208,37 @@ def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("place", [None, "javascript:alert(1)", "https://user@evil.example/", 7])
-def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
-    provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, place: object
+def test_signing_out_works_without_a_usable_place_at_the_provider_and_while_it_is_down(
+    provider: Provider,
+    organisation: Organisation,
+    sign_in: SignIn,
+    monkeypatch: pytest.MonkeyPatch,
+    subtests: pytest.Subtests,
 ) -> None:
     Provider.edit(by=None, signs_out_there=True)
     organisation.knows("mia")
     visit = sign_in("mia")
     document = fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
-    oidc.forget_metadata(provider)
-    answered = document | {"end_session_endpoint": place, "keys": [{}]}
-    monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: answered)
 
-    assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
-    assert visit.person is None
-    assert "no sign-out endpoint" in try_provider(Provider.load(), by=None).detail
+    def leaves() -> None:
+        oidc.forget_metadata(provider)
+        here = twin(visit.client)
+        assert here.get("/settings/profile").status_code == 200
+        assert here.post("/accounts/logout/")["Location"] == "/accounts/login/"
+        assert here.get("/settings/profile").status_code == 302
 
-
-@pytest.mark.full
-def test_signing_out_works_while_the_provider_is_down(
-    provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Provider.edit(by=None, signs_out_there=True)
-    organisation.knows("mia")
-    visit = sign_in("mia")
-    oidc.forget_metadata(provider)
+    for place in (None, "javascript:alert(1)", "https://user@evil.example/", 7):
+        answered = document | {"end_session_endpoint": place, "keys": [{}]}
+        with subtests.test(str(place)), undone(), monkeypatch.context() as patched:
+            patched.setattr(oidc, "fetch_provider_json", lambda *_, answered=answered: answered)
+            leaves()
+            assert "no sign-out endpoint" in try_provider(Provider.load(), by=None).detail
 
     def down(*_: object) -> NoReturn:
         raise NoAnswer("cannot be reached")
 
     monkeypatch.setattr(Http, "get", down)
-
-    assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
-    assert visit.person is None
+    leaves()
 
 
 @pytest.mark.full

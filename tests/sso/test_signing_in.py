@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,7 +19,7 @@ from sso.oidc import _must_be_granted, extract_claims
 from tests import make
 from tests.clients.issuers import Visitor
 from tests.issuers import destination
-from tests.sso.conftest import BACK, Organisation, SignIn, Visit
+from tests.sso.conftest import BACK, Organisation, SignIn, Visit, undone
 
 pytestmark = pytest.mark.django_db
 
@@ -44,56 +45,29 @@ def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
     mia = User.objects.get(email="mia@example.com")
     assert first.person == mia
     assert (mia.display_name, mia.role and mia.role.name, mia.has_usable_password()) == ("Mia", "Member", False)
-    assert actions(mia) == ["user.created"]
+    assert (actions(mia), mia.status) == (["user.created"], "active")
     assert sign_in("mia").person == mia
     assert actions(mia) == ["user.created"]
     assert Account.objects.get().subject == "mia"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        (
-            "organisation-metadata",
-            "issuer authorization_endpoint token_endpoint jwks_uri userinfo_endpoint auth_methods says_iss "
-            "end_session_endpoint",
-        ),
-        (
-            "organisation-provider",
-            "issuer authorization_endpoint token_endpoint userinfo_endpoint end_session_endpoint auth_methods says_iss "
-            "keys",
-        ),
-    ],
-)
 def test_provider_data_cached_by_another_release_is_not_read(
-    name: str, fields: str, organisation: Organisation, provider: Provider, sign_in: SignIn
+    organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
     """Two releases share a cache during an upgrade."""
+    fields = "issuer authorization_endpoint token_endpoint userinfo_endpoint end_session_endpoint auth_methods says_iss"
     document = oidc.fetch_provider_json(provider, f"{provider.issuer}/.well-known/openid-configuration")
-    said = document | {"auth_methods": ("client_secret_basic",), "says_iss": True, "keys": [{}]}
+    said = document | {"auth_methods": ("client_secret_basic",), "says_iss": True}
     issuer = hashlib.sha256(provider.issuer.encode()).hexdigest()[:32]
-    cache.set(f"{name}:{issuer}", tuple(said[field] for field in fields.split()), 600)
+    for name, more in (("organisation-metadata", document["jwks_uri"]), ("organisation-provider", [{}])):
+        cache.set(f"{name}:{issuer}", (*(said[field] for field in fields.split()), more), 600)
     organisation.knows("mia")
 
     visit = sign_in("mia")
 
     assert visit.person is not None
     assert visit.person.email == "mia@example.com"
-
-
-@pytest.mark.full
-def test_a_person_made_by_the_organisation_is_active_and_never_called_invited(
-    organisation: Organisation, sign_in: SignIn
-) -> None:
-    organisation.knows("mia")
-    sign_in("mia")
-
-    mia = User.objects.get(email="mia@example.com")
-
-    assert mia.status == "active"
-    mia.deactivate(by=None)
-    assert mia.status == "deactivated"
 
 
 @pytest.mark.full
@@ -134,32 +108,26 @@ def test_without_a_role_there_is_no_entry(organisation: Organisation, provider: 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("verified", "links"), [(True, False), (False, True), (None, True)])
-def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
-    organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, links: bool
+def test_the_email_of_an_existing_person_is_never_taken_over_without_proof_and_consent(
+    organisation: Organisation, provider: Provider, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
-    Provider.edit(by=None, links_by_email=links)
     owner = make.user(email="owner@example.com")
-    organisation.knows("owner", email_verified=verified)
+    for verified, links in ((True, False), (False, True), (None, True)):
+        with subtests.test(f"verified: {verified}, links by e-mail: {links}"), undone():
+            Provider.edit(by=None, links_by_email=links)
+            organisation.knows("owner", email_verified=verified)
 
-    visit = sign_in("owner")
+            visit = sign_in("owner")
 
-    assert (visit.response.status_code, visit.person) == (403, None)
-    assert not Account.objects.exists()
-    assert actions(owner) in ([], ["user.sign_in_refused"])
-    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
-
-
-@pytest.mark.full
-def test_with_the_workspaces_consent_a_verified_email_links(
-    organisation: Organisation, provider: Provider, sign_in: SignIn
-) -> None:
+            assert (visit.response.status_code, visit.person) == (403, None)
+            assert not Account.objects.exists()
+            assert actions(owner) in ([], ["user.sign_in_refused"])
+            assert Event.objects.filter(action="user.sign_in_refused").count() == 1
     Provider.edit(by=None, links_by_email=True)
-    mia = make.user(email="mia@example.com")
-    organisation.knows("mia")
+    organisation.knows("owner", email_verified=True)
 
-    assert sign_in("mia").person == mia
-    assert "user.linked" in actions(mia)
+    assert sign_in("owner").person == owner
+    assert "user.linked" in actions(owner)
 
 
 @pytest.mark.full
@@ -193,52 +161,40 @@ def test_a_disabled_person_reads_so_and_whom_to_ask(
 
 @pytest.mark.full
 def test_nobody_finds_out_by_an_address_that_they_cannot_prove_whether_it_has_an_account(
-    organisation: Organisation, provider: Provider, sign_in: SignIn
+    organisation: Organisation, provider: Provider, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
     make.user(email="owner@example.org")
     organisation.knows("owner", email="owner@example.org", email_verified=None)
     organisation.knows("nobody", email="nobody@example.org", email_verified=None)
 
-    taken, free = sign_in("owner"), sign_in("nobody")
+    cases: list[tuple[dict[str, Any], set[str]]] = [
+        ({}, {"email_taken", "email_not_verified"}),
+        ({"default_role": None, "domains": ["example.org"]}, {"no_role"}),
+    ]
+    for changed, reasons in cases:
+        with subtests.test(str(reasons)), undone():
+            Provider.objects.update(mode="offered", **changed)
 
-    assert (taken.response.status_code, free.response.status_code) == (403, 403)
-    assert {event.changes["reason"] for event in Event.objects.filter(action="user.sign_in_refused")} == {
-        "email_taken",
-        "email_not_verified",
-    }
-    assert without_token(taken) == without_token(free)
+            taken, free = sign_in("owner"), sign_in("nobody")
 
-
-@pytest.mark.full
-def test_nor_does_somebody_who_gets_no_role_here(
-    organisation: Organisation, provider: Provider, sign_in: SignIn
-) -> None:
-    type(provider).objects.update(default_role=None, domains=["example.org"])
-    make.user(email="owner@example.org")
-    organisation.knows("owner", email="owner@example.org", email_verified=None)
-    organisation.knows("nobody", email="nobody@example.org", email_verified=None)
-
-    taken, free = sign_in("owner"), sign_in("nobody")
-
-    assert "none of your groups there has a role" in free.response.content.decode()
-    assert without_token(taken) == without_token(free)
+            assert (taken.response.status_code, free.response.status_code) == (403, 403)
+            refusals = Event.objects.filter(action="user.sign_in_refused")
+            assert {event.changes["reason"] for event in refusals} == reasons
+            assert without_token(taken) == without_token(free)
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [("access_denied", "Your organisation did not sign you in"), ("temporarily_unavailable", "Try again")],
-)
 def test_a_person_whom_the_organisation_refuses_reads_whom_to_ask(
-    organisation: Organisation, provider: Provider, error: str, words: str
+    organisation: Organisation, provider: Provider
 ) -> None:
-    client = Client()
-    away = parse_qs(urlsplit(destination(client.post("/accounts/organisation/"))).query)
-
-    answer = {"state": away["state"][0], "error": error, "iss": organisation.origin}
-    page = client.get("/accounts/organisation/back/", answer)
-
-    assert page.status_code == 400
-    assert words in page.content.decode()
+    for error, words in (
+        ("access_denied", "Your organisation did not sign you in"),
+        ("temporarily_unavailable", "Try again"),
+    ):
+        client = Client()
+        away = parse_qs(urlsplit(destination(client.post("/accounts/organisation/"))).query)
+        answer = {"state": away["state"][0], "error": error, "iss": organisation.origin}
+        page = client.get("/accounts/organisation/back/", answer)
+        assert (page.status_code, words in page.content.decode()) == (400, True), error
 
 
 @pytest.mark.full
@@ -284,13 +240,7 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("says_groups", "default", "expected"),
-    [(False, "Wide", "Guest"), (False, "Least", "Least"), (True, "Wide", "Wide"), (True, "Least", "Least")],
-)
-def test_nobody_gets_more_by_groups_that_are_left_out(
-    provider: Provider, says_groups: bool, default: str, expected: str
-) -> None:
+def test_nobody_gets_more_by_groups_that_are_left_out(provider: Provider, subtests: pytest.Subtests) -> None:
     """Missing groups remove the roles and teams given earlier; a loss without a groups claim is recorded."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
@@ -299,61 +249,55 @@ def test_nobody_gets_more_by_groups_that_are_left_out(
     }
     team = Team.objects.add(name="Platform", users=[], by=None)
     rules = [GroupRule("guests", roles["Guest"], team)]
-    changed = Provider.edit(by=None, default_role=roles[default], rules=rules)
-    changed.admit(claims_of_mia(provider, "guests"))
 
-    person = changed.admit(claims_of_mia(provider, says_groups=says_groups))
+    def left_out(default: str, *, says_groups: bool) -> User:
+        changed = Provider.edit(by=None, default_role=roles[default], rules=rules)
+        changed.admit(claims_of_mia(provider, "guests"))
+        return changed.admit(claims_of_mia(provider, says_groups=says_groups))
 
-    assert (person.role, list(person.teams.all())) == (roles[expected], [])
-    noted = Event.objects.filter(action="user.groups_unsaid", target_id=str(person.pk), changes={"claim": "groups"})
-    assert noted.count() == (0 if says_groups else 1)
-
-
-@pytest.mark.full
-def test_a_sign_in_without_groups_gives_no_role_that_uses_gateways(provider: Provider) -> None:
-    looking = make.role(name="Guest")
-    Role.objects.filter(pk=looking.pk).update(uses_gateways=False)
-    changed = Provider.edit(by=None, default_role=make.role(name="Least"), rules=[GroupRule("guests", looking)])
-    changed.admit(claims_of_mia(provider, "guests"))
-
-    assert changed.admit(claims_of_mia(provider, says_groups=False)).role == looking
-
-
-@pytest.mark.full
-def test_omitting_the_groups_gives_no_entry_where_there_is_no_default_role(provider: Provider) -> None:
-    changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
-    changed.admit(claims_of_mia(provider, "guests"))
-
-    with pytest.raises(NoEntry):
-        changed.admit(claims_of_mia(provider, says_groups=False))
-
-
-def test_people_without_a_role_by_rule_cause_no_event(provider: Provider) -> None:
-    changed = Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
-
-    for _ in range(2):
-        assert changed.admit(claims_of_mia(provider, says_groups=False)).role == Role.objects.get(name="Member")
-
-    assert not Event.objects.filter(action="user.groups_unsaid").exists()
+    for says_groups, default, expected in (
+        (False, "Wide", "Guest"),
+        (False, "Least", "Least"),
+        (True, "Wide", "Wide"),
+        (True, "Least", "Least"),
+    ):
+        with subtests.test(f"{default}, says groups: {says_groups}"), undone():
+            person = left_out(default, says_groups=says_groups)
+            assert (person.role, list(person.teams.all())) == (roles[expected], [])
+            noted = Event.objects.filter(action="user.groups_unsaid", target_id=str(person.pk))
+            assert [event.changes for event in noted] == ([] if says_groups else [{"claim": "groups"}])
+    with subtests.test("nor entry without a default role"), undone():
+        changed = Provider.edit(by=None, default_role=None, rules=rules)
+        changed.admit(claims_of_mia(provider, "guests"))
+        with pytest.raises(NoEntry):
+            changed.admit(claims_of_mia(provider, says_groups=False))
+    with subtests.test("nor a role that uses gateways"), undone():
+        Role.objects.filter(pk=roles["Guest"].pk).update(uses_gateways=False)
+        assert left_out("Least", says_groups=False).role == roles["Guest"]
+    with subtests.test("nor an event for people without a role by rule"), undone():
+        for _ in range(2):
+            assert provider.admit(claims_of_mia(provider, says_groups=False)).role == provider.default_role
+        assert not Event.objects.filter(action="user.groups_unsaid").exists()
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("verified", [None, True])
-@pytest.mark.parametrize("domains", [[], ["example.com"]])
 def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
-    organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, domains: list[str]
+    organisation: Organisation, provider: Provider, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
     """Otherwise people who choose their own address at the provider could take the account of a future member."""
-    Provider.edit(by=None, domains=domains)
-    organisation.knows("eve", email="ceo@example.com", email_verified=verified)
+    domains: list[str]
+    for verified, domains in ((None, []), (True, []), (None, ["example.com"])):
+        with subtests.test(f"verified: {verified}, domains: {domains}"), undone():
+            Provider.edit(by=None, domains=domains)
+            organisation.knows("eve", email="ceo@example.com", email_verified=verified)
 
-    visit = sign_in("eve")
+            visit = sign_in("eve")
 
-    is_let_in = bool(verified or domains)
-    assert (visit.person is not None) is is_let_in
-    assert User.objects.filter(email="ceo@example.com").exists() is is_let_in
-    if not is_let_in:
-        assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "email_not_verified"
+            is_let_in = bool(verified or domains)
+            assert (visit.person is not None) is is_let_in
+            assert User.objects.filter(email="ceo@example.com").exists() is is_let_in
+            refusals = Event.objects.filter(action="user.sign_in_refused")
+            assert [event.changes["reason"] for event in refusals] == ([] if is_let_in else ["email_not_verified"])
 
 
 @pytest.mark.full
@@ -370,14 +314,13 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
     assert said(groups=["own\u200bers", "a\x00", "staff"]).groups == frozenset({"staff"})
 
 
-@pytest.mark.parametrize("email", ["mia@example.com", "eve@example.com"])
 def test_a_verified_address_is_the_one_that_is_said_beside_it(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch, email: str
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Address and verification must come from one document, because people may be able to edit the other document."""
     userinfo = {"sub": "mia", "email": "eve@example.com", "email_verified": True}
     monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: userinfo)
 
-    who = extract_claims(oidc._with_userinfo({"sub": "mia", "email": email}, provider, "", ""), provider)
-
-    assert (who.email, who.email_verified) == (email, None)
+    for email in ("mia@example.com", "eve@example.com"):
+        who = extract_claims(oidc._with_userinfo({"sub": "mia", "email": email}, provider, "", ""), provider)
+        assert (who.email, who.email_verified) == (email, None)

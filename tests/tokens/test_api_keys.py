@@ -39,50 +39,24 @@ def knock(secret: str) -> Any:
 
 
 def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
+    """It loses the capabilities its owner loses, and gains none of its owner's."""
     rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
+    make.user(Capability.PEOPLE_MANAGE)  # Somebody must manage people, or Eve's role could not change.
 
     me = rest.get("/me").json()
-
     assert (me["email"], me["capabilities"]) == (eve.email, ["hosts:read"])
     assert rest.get("/hosts").status_code == 200
+    eve.is_superuser = True
+    eve.save()
     assert rest.get("/logs").json()["capability"] == "logs:read"
     assert rest.post("/hosts", {"name": "bot"}).json()["capability"] == "api-tokens:manage"
 
-
-@pytest.mark.full
-def test_a_key_loses_the_capabilities_its_owner_loses(eve: User) -> None:
-    secret = make.api_key(eve, Capability.HOSTS_READ).secret
-    make.user(Capability.PEOPLE_MANAGE)  # Somebody must manage people, or Eve's role could not change.
-
+    User.objects.filter(pk=eve.pk).update(is_superuser=False)
+    eve.refresh_from_db()
     eve.give_role(make.role(Capability.LOGS_READ), by=None)
-    lost = problem(knock(secret))
+    assert problem(rest.get("/hosts")) == (403, "capability_required")
     eve.give_role(make.role(Capability.HOSTS_READ), by=None)
-
-    assert lost == (403, "capability_required")
-    assert knock(secret).status_code == 200
-
-
-def test_a_key_does_not_gain_capabilities_of_its_owner(eve: User) -> None:
-    secret = make.api_key(eve, Capability.LOGS_READ).secret
-
-    eve.is_superuser = True
-    eve.save()
-
-    assert problem(knock(secret)) == (403, "capability_required")
-
-
-@pytest.mark.full
-def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
-    key, secret = make.api_key(eve, Capability.API_TOKENS_MANAGE, Capability.HOSTS_READ, name="nightly")
-
-    made = Rest.bearing(secret).post("/hosts", {"name": "bot"})
-
-    event = Event.objects.get(action="host.created")
-    assert made.status_code == 201
-    assert (event.actor_email, event.via) == (eve.email, "api")
-    assert event.changes["through"] == f"API key nightly ({key.prefix})"
-    Rest.of(eve).post("/hosts", {"name": "other"})
-    assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
+    assert rest.get("/hosts").status_code == 200
 
 
 @pytest.mark.full
@@ -132,10 +106,12 @@ def test_an_object_created_by_a_key_names_it_and_outlives_it() -> None:
     assert made.status_code == 201, made.json()
 
     key.revoke(by=boss)
+    Rest.of(boss).post("/hosts", {"name": "other"})
 
     assert Token.objects.get(pk=made.json()["id"]).status == "active"
     [event] = results(Rest.of(boss).get(f"/admin-events?actor={boss.email}&action=token.issued"))
     assert event["changes"]["through"] == f"API key {key.name} ({key.prefix})"
+    assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
 
 
 def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
@@ -161,23 +137,15 @@ def test_no_key_makes_changes_or_ends_keys() -> None:
     assert ApiKey.objects.live().count() == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/hosts/", "/settings/api-keys", "/admin/", "/oauth/authorize"])
-def test_a_key_opens_no_page(path: str, eve: User) -> None:
-    secret = make.api_key(eve, *READER).secret
-
-    answer = Client().get(path, headers={"Authorization": f"Bearer {secret}"})
-
-    assert answer.status_code in (302, 400)
-
-
-def test_a_key_is_no_credential_of_the_authorization_server(eve: User) -> None:
+def test_a_key_opens_no_page_and_is_no_credential_of_the_authorization_server(eve: User) -> None:
     key, secret = make.api_key(eve, *READER)
 
+    for path in ("/", "/settings/api-keys", "/admin/", "/oauth/authorize"):
+        answer = Client().get(path, headers={"Authorization": f"Bearer {secret}"})
+        assert answer.status_code in (302, 400), path
     form = {"grant_type": "refresh_token", "refresh_token": secret, "client_id": "none"}
-    refreshed = Client().post("/oauth/token", form)
+    assert Client().post("/oauth/token", form).status_code in (400, 401)
     Client().post("/oauth/revoke", {"token": secret, "client_id": "none"})
-
-    assert refreshed.status_code in (400, 401)
     assert ApiKey.objects.get(pk=key.pk).status == "active"
 
 
@@ -198,26 +166,17 @@ def test_an_ended_key_is_refused_like_an_unknown_one(eve: User) -> None:
     assert {answer["WWW-Authenticate"] for answer in answers} == {"Bearer"}
 
 
-def test_a_key_sleeps_while_its_owner_is_deactivated(eve: User) -> None:
-    secret = make.api_key(eve, *READER).secret
-    make.user(Capability.PEOPLE_MANAGE)
+def test_a_key_sleeps_while_its_owner_is_deactivated_and_ends_when_they_are_cut_off(eve: User) -> None:
+    key, secret = make.api_key(eve, *READER)
+    boss = make.user(*Capability)
 
     eve.deactivate(by=None)
-    asleep = problem(knock(secret))
+    assert problem(knock(secret)) == UNAUTHORIZED
     eve.reactivate(by=None)
-
-    assert asleep == UNAUTHORIZED
     assert knock(secret).status_code == 200
-
-
-@pytest.mark.full
-def test_cutting_a_person_off_ends_their_keys(eve: User) -> None:
-    boss = make.user(*Capability)
-    key, secret = make.api_key(eve, *READER)
 
     Connection.objects.cut_off(eve, by=boss)
     eve.reactivate(by=boss)
-
     key.refresh_from_db()
     assert problem(knock(secret)) == UNAUTHORIZED
     assert (key.status, key.revoke_reason, key.revoked_by) == ("revoked", "user_deactivated", boss)
@@ -239,26 +198,20 @@ def test_ending_is_for_good_and_recorded(eve: User) -> None:
 # --- Making one -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_the_secret_is_kept_but_its_prefix(eve: User) -> None:
+def test_only_the_prefix_of_a_secret_is_kept_and_older_signing_keys_still_find_it(eve: User, settings: Any) -> None:
     key, secret = make.api_key(eve, *READER)
-
     kept = ApiKey.objects.filter(pk=key.pk).values().get()
-
     assert (len(secret), secret[:4], kept["prefix"]) == (48, "gwp_", secret[:12])
     assert secret not in str(kept) + str(list(Event.objects.values()))
 
-
-def test_a_rotated_signing_key_still_finds_older_keys(eve: User, settings: Any) -> None:
-    secret = make.api_key(eve, *READER).secret
-
     settings.TOKEN_KEYS = [b"n" * 32, *settings.TOKEN_KEYS]
-    found = knock(secret).status_code
+    assert knock(secret).status_code == 200
     settings.TOKEN_KEYS = [b"n" * 32]
+    assert problem(knock(secret)) == UNAUTHORIZED
 
-    assert (found, problem(knock(secret))) == (200, UNAUTHORIZED)
 
-
-def test_an_invalid_key_cannot_be_created(eve: User) -> None:
+def test_an_invalid_key_or_one_too_many_cannot_be_created(eve: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.api_key(eve, *READER).key.revoke(by=eve)
     taken = make.api_key(eve, *READER, name="CI").key
     for wrong, error in (
         ({"name": "ci"}, KeyNameTaken),
@@ -269,17 +222,11 @@ def test_an_invalid_key_cannot_be_created(eve: User) -> None:
     ):
         with pytest.raises(error):
             api_keys.issue(**{"name": "other", "capabilities": READER, "days": 30, "by": eve} | wrong)  # type: ignore[arg-type]
-
-    assert list(ApiKey.objects.all()) == [taken]
-
-
-def test_a_person_holds_twenty_at_most(eve: User, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_keys, "MOST_PER_PERSON", 1)
-    make.api_key(eve, *READER).key.revoke(by=eve)
-    make.api_key(eve, *READER)
-
     with pytest.raises(TooManyApiKeys):
         make.api_key(eve, *READER)
+
+    assert list(ApiKey.objects.live()) == [taken]
 
 
 def test_last_use_is_noted_once_a_minute(eve: User) -> None:
@@ -380,43 +327,36 @@ def test_a_key_is_made_only_after_the_password(eve: User) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
+def test_a_bad_form_comes_back(page: Client, subtests: pytest.Subtests) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": ""}, "This field is required."),
         ({"days": "91"}, "less than or equal to 90"),
         ({"days": "0"}, "greater than or equal to 1"),
         ({"capabilities": []}, "Choose at least one capability."),
         ({"capabilities": ["people:manage"]}, "You lack: Manage people."),
         ({"id": "x"}, "Create API key"),
-    ],
-)
-def test_a_bad_form_comes_back(page: Client, wrong: dict[str, Any], words: str) -> None:
-    answer = page.post("/settings/api-keys/create", filled(page, **wrong))
+    ]
+    for change, words in wrong:
+        with subtests.test(words):
+            answer = page.post("/settings/api-keys/create", filled(page, **change))
 
-    assert (answer.status_code, words in text(answer)) == (422, True)
+            assert (answer.status_code, words in text(answer)) == (422, True)
     assert not ApiKey.objects.exists()
 
 
 @pytest.mark.full
-def test_a_name_serves_for_one_key_at_a_time(page: Client, eve: User) -> None:
+def test_a_name_serves_for_one_key_at_a_time_and_revoked_in_two_windows_it_is_revoked_once(
+    page: Client, eve: User
+) -> None:
     taken = make.api_key(eve, *READER, name="Nightly").key
 
     refused = page.post("/settings/api-keys/create", filled(page))
-    taken.revoke(by=eve)
+    answers = [page.post(f"/settings/api-keys/{taken.pk}/revoke", follow=True) for _ in range(2)]
     made = page.post("/settings/api-keys/create", filled(page))
 
     assert (refused.status_code, made.status_code) == (422, 200)
     assert "You have an API key of that name already." in text(refused)
     assert [key.name for key in ApiKey.objects.live()] == ["nightly"]
-
-
-@pytest.mark.full
-def test_revoked_in_two_windows_it_is_revoked_once(page: Client, eve: User) -> None:
-    key = make.api_key(eve, *READER).key
-
-    answers = [page.post(f"/settings/api-keys/{key.pk}/revoke", follow=True) for _ in range(2)]
-
     assert ["API key revoked" in text(answer) for answer in answers] == [True, True]
     assert Event.objects.filter(action="api_key.revoked").count() == 1
 

@@ -62,13 +62,6 @@ def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work:
     assert '<details name="client" open><summary>Python' in made
 
 
-def test_the_palettes_way_keeps_what_was_chosen_too(work: Gateway, maker: Client) -> None:
-    asked = maker.get("/connect/", CHOSEN, follow=True)
-
-    assert asked.redirect_chain == [(f"{PAGE}?gateway=work&client=python", 302)]
-    assert "Name your agent" in text(asked)
-
-
 def test_htmx_gets_the_form_in_its_dialog_and_is_sent_on(work: Gateway, maker: Client) -> None:
     asked = text(maker.get(PAGE, CHOSEN, headers=HTMX))
     answer = maker.post(MAKING, {"name": "CI bot"} | CHOSEN, headers=HTMX)
@@ -79,25 +72,19 @@ def test_htmx_gets_the_form_in_its_dialog_and_is_sent_on(work: Gateway, maker: C
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("headers", [{}, HTMX], ids=["page", "htmx"])
-def test_a_taken_name_is_told_and_nothing_is_lost(
-    headers: dict[str, str], work: Gateway, maker: Client, ana: User
-) -> None:
+def test_a_taken_or_bad_name_is_told_and_nothing_is_lost(work: Gateway, maker: Client, ana: User) -> None:
     make.agent(by=ana, name="CI bot").disable(by=ana)
 
-    answer = maker.post(MAKING, {"name": "ci BOT"} | CHOSEN, headers=headers)
+    for headers in ({}, HTMX):
+        answer = maker.post(MAKING, {"name": "ci BOT"} | CHOSEN, headers=headers)
 
-    assert answer.status_code == 422
-    assert "An agent with this name already exists." in text(answer)
-    kept = {"name": "ci BOT"} | CHOSEN
-    assert all(f'name="{name}" value="{value}"' in text(answer) for name, value in kept.items())
+        assert answer.status_code == 422
+        assert "An agent with this name already exists." in text(answer)
+        kept = {"name": "ci BOT"} | CHOSEN
+        assert all(f'name="{name}" value="{value}"' in text(answer) for name, value in kept.items())
+    for name in ("", "   ", "x" * 121, "a\x00b"):
+        assert maker.post(MAKING, {"name": name}).status_code == 422
     assert Host.objects.count() == 1
-
-
-@pytest.mark.parametrize("name", ["", "   ", "x" * 121, "a\x00b"])
-def test_a_bad_name_makes_no_agent(name: str, maker: Client) -> None:
-    assert maker.post(MAKING, {"name": name}).status_code == 422
-    assert not Host.objects.exists()
 
 
 def test_more_than_a_name_is_not_taken_from_the_form(maker: Client) -> None:
@@ -127,12 +114,6 @@ def test_where_there_are_agents_one_is_chosen_and_the_rest_goes_along(work: Gate
 
     assert "Name your agent" not in shown
     assert shown.count('<input type="hidden" name="client" value="python">') == 2  # In both forms: search and continue.
-
-
-def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, maker: Client) -> None:
-    part = text(maker.get(PAGE, CHOSEN, headers=HTMX | {"HX-Target": "hosts"}))
-
-    assert f'href="{MAKING}?gateway=work&amp;client=python"' in part
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests import curl
+from tests.eventually import PATIENCE
 from tests.make import unique
 from tests.oauth.steps import minted
 from tests.workspace import OWNER, PASSWORD, Serve
@@ -30,7 +31,7 @@ def issued(live: Serve) -> httpx.Response:
     host = unique("ci")
     live.issue_token(host=host, gateway="quickstart")
     (row,) = live.rows("SELECT id FROM hosts_host WHERE name = %s", host)
-    with httpx.Client(base_url=live.url, follow_redirects=True) as browser:
+    with httpx.Client(base_url=live.url, follow_redirects=True, timeout=PATIENCE) as browser:
         submit(browser, "/accounts/login/", login=OWNER, password=PASSWORD)
         begun = browser.get("/connect/", params={"host": str(row["id"]), "gateway": "quickstart"})
         return submit(browser, begun.url.path, name="rotated", scope="all")

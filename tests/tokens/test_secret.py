@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,19 +13,11 @@ keys = st.binary(min_size=32, max_size=64)
 
 
 @given(prefixes)
-def test_a_minted_text_is_48_characters_long_and_well_formed(prefix: str) -> None:
+def test_a_minted_text_is_well_formed_and_found_in_a_line_by_the_documented_expression(prefix: str) -> None:
     minted = token_text.mint(prefix)
 
-    assert len(minted) == 48
-    assert minted.startswith(f"{prefix}_")
-    assert token_text.well_formed(minted)
+    assert (len(minted), minted[:4]) == (48, f"{prefix}_")
     assert token_text.well_formed(minted, {prefix})
-
-
-@given(prefixes)
-def test_the_documented_expression_finds_a_text_in_a_line(prefix: str) -> None:
-    minted = token_text.mint(prefix)
-
     assert DOCUMENTED.findall(f"export TOKEN='{minted}'; curl") == [minted]
 
 
@@ -48,31 +39,16 @@ def test_two_swapped_characters_are_noticed(prefix: str, at: int) -> None:
 
 @given(st.text(max_size=60))
 def test_noise_is_not_well_formed(noise: str) -> None:
-    assert not token_text.well_formed(noise)
-
-
-@pytest.mark.parametrize("ending", ["\n", " ", "\x00", "a"])
-def test_nothing_may_follow_a_text(ending: str) -> None:
-    assert not token_text.well_formed(token_text.mint("gwa") + ending)
-
-
-def test_digits_of_other_scripts_are_refused() -> None:
     minted = token_text.mint("gwa")
 
-    assert not token_text.well_formed(minted[:10] + "٣" + minted[11:])
+    assert not token_text.well_formed(noise)
+    for ending in ("\n", " ", "\x00", "a"):
+        assert not token_text.well_formed(minted + ending)
+    assert not token_text.well_formed(minted[:10] + "\u0663" + minted[11:])  # A digit of another script.
 
 
 def test_a_kind_that_is_not_asked_for_is_not_well_formed() -> None:
     assert not token_text.well_formed(token_text.mint("gwk"), {"gwa", "gwo"})
-
-
-def test_an_unknown_kind_cannot_be_minted() -> None:
-    with pytest.raises(ValueError, match="no kind"):
-        token_text.mint("xyz")
-
-
-def test_a_thousand_texts_are_all_different() -> None:
-    assert len({token_text.mint("gwa") for _ in range(1000)}) == 1000
 
 
 @given(keys, keys)
@@ -98,9 +74,3 @@ def test_the_id_of_a_key_tells_nothing_of_the_key(key: bytes) -> None:
 
     assert re.fullmatch(r"[0-9a-f]{8}", name)
     assert name not in key.hex()
-
-
-def test_the_first_twelve_characters_are_shown() -> None:
-    minted = token_text.mint("gwa")
-
-    assert token_text.prefix_of(minted) == minted[:12]

@@ -8,7 +8,6 @@ import pytest
 from tests.eventually import PATIENCE
 from wire.fair_queue import (
     MOST_WAITING_OF_ONE,
-    SERVER_SHARES,
     SHARES,
     ByteBudget,
     HeldBytes,
@@ -30,30 +29,19 @@ async def soon() -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_answer_beyond_the_share_of_its_person_waits_until_another_was_taken() -> None:
+async def test_an_answer_beyond_the_share_of_its_person_waits_and_those_of_others_do_not() -> None:
     budget = budget_of()
     first = await budget.hold("ana", SHARE - 1)
-    second = asyncio.create_task(budget.hold("ana", 2))
+    second = asyncio.create_task(budget.hold("ana", SHARE))
+    other = await asyncio.wait_for(budget.hold("max", SHARE), PATIENCE)
     await soon()
     assert not second.done()
 
-    del first
+    first.resize(0)  # It is smaller than was reserved.
     await soon()
 
-    assert second.result().size == budget.total == 2
-
-
-async def test_people_do_not_wait_for_each_other() -> None:
-    budget = budget_of()
-    held = [await budget.hold("ana", SHARE)]
-    waiting = asyncio.create_task(budget.hold("ana", 1))
-    await soon()
-
-    held.append(await asyncio.wait_for(budget.hold("max", SHARE), 1))
-
-    assert not waiting.done()
-    assert budget.total == 2 * SHARE
-    waiting.cancel()
+    assert second.result().size == SHARE
+    assert budget.total == first.size + SHARE + other.size
 
 
 async def test_one_answer_of_a_person_has_room_whatever_its_size() -> None:
@@ -64,26 +52,12 @@ async def test_one_answer_of_a_person_has_room_whatever_its_size() -> None:
     assert budget.total == held.size
 
 
-async def test_the_answers_that_are_read_from_one_server_leave_room_for_those_of_others() -> None:
-    budget = budget_of()
-    held = [await budget.hold(f"person {number}", SHARE, "slow:80") for number in range(SHARES // SERVER_SHARES)]
-    late = asyncio.create_task(budget.hold("ana", SHARE, "slow:80"))
-    await soon()
-    assert not late.done()
-
-    held.append(await asyncio.wait_for(budget.hold("max", SHARE, "quick:80"), PATIENCE))
-    assert not late.done()
-    held[0].resize(SHARE)  # The first answer has been read.
-    await soon()
-
-    assert late.done()
-
-
-async def test_a_small_answer_does_not_overtake_a_large_one_for_ever() -> None:
+async def test_all_people_together_stay_below_the_ceiling_and_a_small_answer_does_not_overtake_a_large_one() -> None:
     budget = budget_of()
     held = [await budget.hold(f"person {number}", SHARE) for number in range(SHARES)]
     large, small = (asyncio.create_task(budget.hold(person, size)) for person, size in (("ana", 2 * SHARE), ("max", 1)))
     await soon()
+    assert not large.done()
 
     held.pop()
     await soon()
@@ -92,31 +66,6 @@ async def test_a_small_answer_does_not_overtake_a_large_one_for_ever() -> None:
     await soon()
 
     assert large.done()
-
-
-async def test_all_people_together_hold_no_more_than_the_ceiling() -> None:
-    budget = budget_of()
-    held = [await budget.hold(f"person {number}", SHARE) for number in range(SHARES)]
-    late = asyncio.create_task(budget.hold("ana", 1))
-    await soon()
-    assert not late.done()
-
-    held.pop()
-    await soon()
-
-    assert late.done()
-
-
-async def test_an_answer_smaller_than_reserved_releases_room() -> None:
-    budget = budget_of()
-    first = await budget.hold("ana", SHARE)
-    second = asyncio.create_task(budget.hold("ana", SHARE - 10))
-    await soon()
-
-    first.resize(10)
-    await soon()
-
-    assert second.done()
 
 
 async def test_a_call_begins_when_nothing_of_its_person_waits() -> None:
@@ -181,17 +130,6 @@ async def test_one_person_cannot_fill_the_queue_for_others() -> None:
     assert other.done()
     for each in waiting:
         each.cancel()
-
-
-async def test_an_answer_does_not_wait_for_ever_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.fair_queue.HOLD_SECONDS", 0.0)
-    budget = budget_of()
-    held = await budget.hold("ana", SHARE)
-
-    with pytest.raises(TimeoutError):
-        await budget.hold("ana", 1)
-
-    assert (budget.total, budget.waiting) == (held.size, 0)
 
 
 async def test_bytes_are_given_back_in_whichever_thread_the_last_reference_ends() -> None:

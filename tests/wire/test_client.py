@@ -27,7 +27,6 @@ from wire.errors import (
     TooLarge,
     TooManyFeatures,
     Unreachable,
-    UpstreamError,
 )
 from wire.guard import Guard
 from wire.http import Transport
@@ -99,19 +98,18 @@ async def test_a_list_without_end_is_read_for_so_many_pages(run: Run, monkeypatc
     assert [each.value["name"] for each in listed.definitions] == ["t0", "t1", "t2"]
 
 
-@pytest.mark.parametrize(
-    ("bound", "most", "error", "pages"),
-    [("MOST_BYTES", 5_000, TooLarge, 3), ("MOST_FEATURES", 3, TooManyFeatures, 4)],
-)
 async def test_a_list_that_is_too_much_is_an_error_and_read_no_further(
-    bound: str, most: int, error: type[UpstreamError], pages: int, run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"wire.client.{bound}", most)
     server = run(endless("x" * 2_000))
     async with client() as asking:
-        with pytest.raises(error):
-            await asking.list_features(target(server.url), "tool", seconds=PATIENCE)
-    assert len(server.asked("tools/list")) == pages
+        for bound, most, error in (("MOST_BYTES", 5_000, TooLarge), ("MOST_FEATURES", 2, TooManyFeatures)):
+            server.seen.clear()
+            with monkeypatch.context() as bounded:
+                bounded.setattr(f"wire.client.{bound}", most)
+                with pytest.raises(error):
+                    await asking.list_features(target(server.url), "tool", seconds=PATIENCE)
+            assert len(server.asked("tools/list")) == 3
 
 
 # Detection of a server's protocol version
@@ -149,18 +147,14 @@ async def test_a_server_that_does_not_say_what_it_is_is_waited_for_as_long_as_fo
             await asyncio.wait_for(asking.probe(target(run(upstreams.silent()).url, "", timeout_s=0.2)), PATIENCE)
 
 
-async def test_a_server_that_knows_no_subscriptions_is_said_to_know_none(run: Run) -> None:
-    async with client() as asking:
-        for app in (Script().app(), Script(modern=True).app()):
-            assert await asking.subscribe(target(run(app).url, MODERN), {}, ignore) is False
-
-
-async def test_a_server_that_cannot_say_now_whether_it_knows_subscriptions_is_asked_again_later(run: Run) -> None:
+async def test_a_server_that_knows_no_subscriptions_is_told_from_one_that_cannot_say_now(run: Run) -> None:
     class Away(Script):
         async def serve(self, request: Request, verb: str) -> None:
             await request.answer(b"<h1>Bad Gateway</h1>", status=502)
 
     async with client() as asking:
+        for app in (Script().app(), Script(modern=True).app()):
+            assert await asking.subscribe(target(run(app).url, MODERN), {}, ignore) is False
         with pytest.raises(BadAnswer):
             await asking.subscribe(target(run(Away().app()).url, MODERN), {}, ignore)
 
@@ -204,25 +198,21 @@ class OldLooking:
             pass
 
 
-@pytest.mark.parametrize(
-    ("server", "error"),
-    [
-        (OldLooking(b": hello\n\nevent: endpoint\ndata: /messages\n\n"), OldTransport),
-        (OldLooking(b"event: message\ndata: {}\n\n"), BadAnswer),
-        (OldLooking(b""), BadAnswer),
-        (OldLooking(b": hello\n\n", ends=False), BadAnswer),
-        (OldLooking(b"data: " + b"x" * 70_000 + b"\n\n"), BadAnswer),
-    ],
-    ids=["an endpoint", "another event", "nothing", "silence", "too much"],
-)
 async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transport(
-    server: OldLooking, error: type[BadAnswer], run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wire.client.OLD_SECONDS", 0.5)
+    monkeypatch.setattr("wire.client.OLD_SECONDS", 0.3)
+    servers = {
+        "an endpoint": (OldLooking(b": hello\n\nevent: endpoint\ndata: /messages\n\n"), OldTransport),
+        "another event": (OldLooking(b"event: message\ndata: {}\n\n"), BadAnswer),
+        "silence": (OldLooking(b": hello\n\n", ends=False), BadAnswer),
+        "too much": (OldLooking(b"data: " + b"x" * 70_000 + b"\n\n"), BadAnswer),
+    }
     async with client() as asking:
-        with pytest.raises(BadAnswer) as raised:
-            await asyncio.wait_for(asking.ask(target(run(server).url), "ping", {}, ignore), PATIENCE)
-    assert type(raised.value) is error
+        for name, (server, error) in servers.items():
+            with pytest.raises(BadAnswer) as raised:
+                await asyncio.wait_for(asking.ask(target(run(server).url), "ping", {}, ignore), PATIENCE)
+            assert type(raised.value) is error, name
 
 
 # State stored per server
@@ -245,20 +235,10 @@ async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monk
 # Sessions
 
 
-@pytest.mark.parametrize("told", [None, 5, [], "roots", {}, {"roots": None}, {"experimental": {}}])
-def test_capabilities_that_are_none_are_told_to_no_server(told: object) -> None:
-    assert declared(told) == ""
-
-
-async def test_a_session_that_its_server_forgot_is_opened_anew_and_used_from_then_on(run: Run) -> None:
-    script = Script([[tool("it")]], sessions=True)
-    asked = target(run(script.app()).url)
-    async with client() as asking:
-        await asking.ask(asked, "tools/list", {}, ignore)
-        script.opened[0] = "forgotten"
-        for _ in range(2):
-            assert (await asking.ask(asked, "tools/list", {}, ignore)).error is None
-        assert script.opened == ["forgotten", "session-1"]
+def test_capabilities_that_are_none_are_told_to_no_server() -> None:
+    several: list[Any] = [None, 5, [], "roots", {}, {"roots": None}, {"experimental": {}}]
+    for told in several:
+        assert declared(told) == ""
 
 
 async def test_a_caller_waiting_for_a_session_that_failed_opens_one(run: Run) -> None:
@@ -314,21 +294,6 @@ async def test_a_server_that_does_not_answer_the_end_of_its_session_is_not_waite
     assert script.ended == ["session-0"]
 
 
-@pytest.mark.parametrize("can_log", [True, False])
-async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_not(can_log: bool, run: Run) -> None:
-    async def level(request: Request) -> None:
-        await request.answer({})
-
-    methods = {"logging/setLevel": level if can_log else failing(-32601, "Method not found")}
-    server = run(Script([[tool("it")]], sessions=True, methods=methods).app())
-    async with client() as asking:
-        for wanted in ("info", "info", "debug", "debug"):
-            assert (await asking.ask(target(server.url, log_level=wanted), "tools/list", {}, ignore)).error is None
-
-    assert [seen.body["params"] for seen in server.asked("logging/setLevel")] == [{"level": "info"}, {"level": "debug"}]
-    assert len(server.asked("initialize")) == 1
-
-
 class Breaking(Script):
     """A server that breaks off the stream of each call and of each resumption, with or without new events."""
 
@@ -348,18 +313,18 @@ class Breaking(Script):
         await request.send({"type": "http.response.body", "body": part.encode()})
 
 
-@pytest.mark.parametrize(("new", "times"), [(False, ["0", "0", "0"]), (True, ["0", "1", "2", "3", "4"])])
 async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_times_and_sooner_left_without_news(
-    new: bool, times: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wire.sessions.MOST_TIMES", 5)
-    script = Breaking(new=new)
-    server = run(script.app())
-    async with client() as asking:
-        with pytest.raises(Unreachable):
-            await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
-    assert script.went_on == times
-    assert len(server.asked("tools/call")) == 1
+    for new, times in ((False, ["0", "0", "0"]), (True, ["0", "1", "2", "3", "4"])):
+        script = Breaking(new=new)
+        server = run(script.app())
+        async with client() as asking:
+            with pytest.raises(Unreachable):
+                await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
+        assert script.went_on == times
+        assert len(server.asked("tools/call")) == 1
 
 
 FORKS = """

@@ -1,6 +1,5 @@
 """Allowed addresses of servers."""
 
-import ssl
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
@@ -12,7 +11,10 @@ from tests import upstreams
 from tests.conftest import Run
 from wire.guard import METADATA, AddressRefused, Guard, GuardedTransport, LeadsBack, OwnEndpoints, UrlRefused
 
-PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+PUBLIC = [
+    *("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"),
+    "2a00:1450:4001:800:0:5efe:8.8.8.8",  # ISATAP.
+]
 INSIDE = [
     "127.0.0.1",
     "127.255.255.254",
@@ -49,24 +51,23 @@ INSIDE = [
 ]
 
 
-@pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses_are_admitted_with_tls_only(address: str) -> None:
-    assert Guard().admits(address)
-    assert not Guard().admits(address, encrypted=False)
+def test_public_addresses_are_admitted_with_tls_only() -> None:
+    assert [address for address in PUBLIC if not Guard().admits(address)] == []
+    assert [address for address in PUBLIC if Guard().admits(address, encrypted=False)] == []
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("address", [*INSIDE, *sorted(map(str, METADATA))])
-def test_addresses_that_lead_inside_are_refused(address: str) -> None:
-    assert not Guard().admits(address)
+def test_addresses_that_lead_inside_are_refused() -> None:
+    tunnels = [*tunnelled(INSIDE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)]
+
+    assert [address for address in (*INSIDE, *map(str, METADATA), *tunnels) if Guard().admits(address)] == []
 
 
-@pytest.mark.parametrize("address", ["10.0.0.5", "::ffff:10.0.0.5", "64:ff9b::a00:5", "2002:a00:5::"])
-def test_an_allowed_range_opens_its_addresses_in_every_form(address: str) -> None:
+def test_an_allowed_range_opens_its_addresses_in_every_form() -> None:
     guard = Guard((ip_network("10.0.0.0/8"),))
 
-    assert guard.admits(address)
-    assert guard.admits(address, encrypted=False)
+    for address in ("10.0.0.5", "::ffff:10.0.0.5", "64:ff9b::a00:5", "2002:a00:5::"):
+        assert guard.admits(address), address
+        assert guard.admits(address, encrypted=False), address
     assert not guard.admits("192.168.0.1")
 
 
@@ -81,11 +82,10 @@ def test_names_given_by_a_public_server_are_never_private() -> None:
     assert guard.outside().own == guard.own
 
 
-@pytest.mark.parametrize("address", sorted(str(each) for each in METADATA))
-def test_metadata_services_stay_closed_inside_an_allowed_range(address: str) -> None:
-    everything = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+def test_metadata_services_stay_closed_inside_an_allowed_range_in_whatever_they_are_wrapped() -> None:
+    everything = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
-    assert not Guard(everything).admits(address)
+    assert [one for one in (*map(str, METADATA), *tunnelled(METADATA_V4)) if everything.admits(one)] == []
 
 
 @given(st.ip_addresses(v=4))
@@ -108,16 +108,15 @@ def test_nothing_private_is_ever_admitted(address: IPv4Address | IPv6Address) ->
         assert not address.is_multicast
 
 
-@pytest.mark.parametrize("text", ["", "localhost", "0x7f.1", "1", "not an address", "127.0.0.1:80"])
-def test_invalid_addresses_are_refused(text: str) -> None:
-    assert not Guard((ip_network("0.0.0.0/0"),)).admits(text)
+def test_invalid_addresses_are_refused() -> None:
+    texts = ("", "localhost", "0x7f.1", "1", "not an address", "127.0.0.1:80")
+
+    assert [text for text in texts if Guard((ip_network("0.0.0.0/0"),)).admits(text)] == []
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_urls_that_can_be_refused_at_sight_are() -> None:
+    for url in (
         "http://example.com/mcp",
-        "ftp://example.com/",
         "file:///etc/passwd",
         "https://",
         "https:///mcp",
@@ -133,11 +132,9 @@ def test_invalid_addresses_are_refused(text: str) -> None:
         "http://169.254.169.254/",
         "builtin:quickstart",
         "",
-    ],
-)
-def test_urls_that_can_be_refused_at_sight_are(url: str) -> None:
-    with pytest.raises(UrlRefused):
-        Guard().check_url(url)
+    ):
+        with pytest.raises(UrlRefused):
+            Guard().check_url(url)
 
 
 def test_a_name_is_judged_by_its_address() -> None:
@@ -185,29 +182,13 @@ def tunnelled(inner: str) -> list[str]:
     return [str(IPv6Address(form)) for form in forms.values()]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("address", [*tunnelled(INSIDE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
-def test_an_address_inside_is_not_public_in_whatever_it_is_wrapped(address: str) -> None:
-    assert not Guard().admits(address)
-
-
-@pytest.mark.parametrize("address", tunnelled(METADATA_V4))
-def test_metadata_is_out_of_reach_in_whatever_it_is_wrapped_though_everything_is_allowed(address: str) -> None:
-    assert not Guard((ip_network("::/0"), ip_network("0.0.0.0/0"))).admits(address)
-
-
-def test_an_isatap_address_of_the_public_network_is_public() -> None:
-    assert Guard().admits("2a00:1450:4001:800:0:5efe:8.8.8.8")
-
-
 OWN = OwnEndpoints.of(
     "https://gateway.example.com", "http://127.0.0.1:8000", hosts=["gateway.example.com", "localhost", "[::1]"]
 )
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_a_url_of_our_own_is_told_in_every_spelling() -> None:
+    for url in (
         "https://gateway.example.com/mcp/work",
         "https://GATEWAY.example.com:443/mcp/work/",
         "https://gateway.example.com./mcp/work",
@@ -215,35 +196,25 @@ OWN = OwnEndpoints.of(
         "https://gateway.example.com/%6Dcp/work",
         "https://gateway.example.com/x/../mcp/work",
         "http://gateway.example.com:8000/mcp/work",
-        "http://localhost:8000/mcp/work",
         "http://localhost:8000/anything",
-        "http://127.0.0.1:8000/mcp/work",
         "http://127.1:8000/mcp/work",
         "http://127.8.8.8:8000/mcp/work",
         "http://[::1]:8000/mcp/work",
         "http://[::ffff:127.0.0.1]:8000/mcp/work",
         "http://0.0.0.0:8000/mcp/work",
-    ],
-)
-def test_a_url_of_our_own_is_told_in_every_spelling(url: str) -> None:
-    assert OWN.has(url)
-    with pytest.raises(UrlRefused, match="this gateway itself"):
-        Guard((ip_network("0.0.0.0/0"), ip_network("::/0")), OWN).check_url(url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
+    ):
+        assert OWN.has(url), url
+        with pytest.raises(UrlRefused, match="this gateway itself"):
+            Guard((ip_network("0.0.0.0/0"), ip_network("::/0")), OWN).check_url(url)
+    for other in (
         "https://gateway.example.com/other/mcp",
         "https://gateway.example.com/mcpx",
         "https://other.example.com/mcp/work",
         "https://gateway.example.com:8443/mcp/work",
         "http://127.0.0.1:8001/mcp/work",
         "http://10.0.0.5:8000/mcp/work",
-    ],
-)
-def test_similar_addresses_are_not_our_own(url: str) -> None:
-    assert not OWN.has(url)
+    ):
+        assert not OWN.has(other), other
 
 
 def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened() -> None:
@@ -251,13 +222,3 @@ def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened
     with pytest.raises(LeadsBack):
         guard.check("127.0.0.1", 8000, encrypted=False)
     guard.check("127.0.0.1", 8001, encrypted=False)
-
-
-def test_the_authorities_of_the_machine_are_read_once_for_all_transports() -> None:
-    """Loading the authorities' certificates takes longer than most responses, and a sign-in sends six requests."""
-    contexts = [GuardedTransport(Guard())._by_scheme["https"]._pool._ssl_context for _ in range(2)]
-
-    assert contexts[0] is not None
-    assert contexts[0] is contexts[1]
-    assert contexts[0].verify_mode is ssl.CERT_REQUIRED
-    assert contexts[0].check_hostname

@@ -86,36 +86,30 @@ def test_only_the_head_counts_as_head_however_an_answer_is_cut(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "stream",
-    [
-        head(300, b"Content-Length: 5") + b"hello",
+def test_each_single_cut_gives_the_same_answer() -> None:
+    for stream in (
         head(300, b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\nX-Last: 1\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + head(300, b"Content-Length: 5") + b"hello",
-    ],
-    ids=["length", "chunks", "interim"],
-)
-def test_each_single_cut_gives_the_same_answer(stream: bytes) -> None:
-    assert {answer_to(stream[:at], stream[at:]) for at in range(1, len(stream))} == {(200, b"hello")}
-    assert answer_to(*(stream[at : at + 1] for at in range(len(stream)))) == (200, b"hello")
+    ):
+        assert {answer_to(stream[:at], stream[at:]) for at in range(1, len(stream))} == {(200, b"hello")}
+        assert answer_to(*(stream[at : at + 1] for at in range(len(stream)))) == (200, b"hello")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("size", [140_000, MIB, 3 * MIB, LIMIT])
-def test_large_answers_pass_over_a_real_socket(make_loop: object, size: int) -> None:
-    body = b"x" * size
+def test_large_answers_pass_over_a_real_socket(make_loop: object) -> None:
+    body = b"x" * LIMIT
 
     async def serve(reader: Reader, writer: Writer) -> None:
         while await head_of(reader):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % size + body)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % LIMIT + body)
             await writer.drain()
         writer.close()
 
     async def ask() -> set[tuple[int, bool]]:
         async with listening(serve) as port, Transport(LOOPBACK, limit=LIMIT, listener="", secret="") as transport:
             seen = set()
-            for _ in range(5):
+            for _ in range(3):
                 with await transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {}) as reply:
                     seen.add((reply.status, await reply.read() == body))
             return seen

@@ -162,24 +162,22 @@ def grow_too_large(call: Call) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("end", [cut_off, leave, grow_too_large])
 @pytest.mark.parametrize("make", [as_json, as_event])
-async def test_there_is_room_again_however_an_answer_ends(
-    make: Callable[[int], bytes], end: Callable[[Call], None]
-) -> None:
-    async with calls(make) as begin:
-        holders = await taking_all(begin)
-        late, gone = begin("ana"), begin("ana")
-        await asyncio.gather(late.send(SIZE), gone.send(SIZE))
-        gone.task.cancel()  # While the call waits for room in the budget.
-        assert late.sent <= WITHOUT_ROOM
-        for call in holders:
-            end(call)
-        await asyncio.gather(*(call.task for call in holders), return_exceptions=True)
+async def test_there_is_room_again_however_an_answer_ends(make: Callable[[int], bytes]) -> None:
+    for end in (cut_off, leave, grow_too_large):
+        async with calls(make) as begin:
+            holders = await taking_all(begin)
+            late, gone = begin("ana"), begin("ana")
+            await asyncio.gather(late.send(SIZE), gone.send(SIZE))
+            gone.task.cancel()  # While the call waits for room in the budget.
+            assert late.sent <= WITHOUT_ROOM
+            for call in holders:
+                end(call)
+            await asyncio.gather(*(call.task for call in holders), return_exceptions=True)
 
-        await late.send(2 * SIZE)
+            await late.send(2 * SIZE)
 
-        assert (await asyncio.wait_for(late.task, PATIENCE)).text == answer(1)
+            assert (await asyncio.wait_for(late.task, PATIENCE)).text == answer(1), end
 
 
 @pytest.mark.full

@@ -9,31 +9,13 @@ from wire.client import QueueSlot
 from wire.fair_queue import FairQueue, TimeLimit
 
 
-@pytest.mark.full
-def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
+def test_a_limit_says_which_of_the_two_was_exceeded() -> None:
     async def work() -> None:
-        queue = FairQueue(1)
-        assert queue.enter_now("ana", "c1")
-        with TimeLimit(0.05, 5) as limit:
-            place = QueueSlot(queue, "ana", "c1", limit)
-
-            with place:
-                assert queue.enter_now("bob", "c2")
-                await asyncio.sleep(0.2)  # Longer than the limit for a silent server.
-                queue.leave("bob", "c2")
-            assert not queue.enter_now("bob", "c2")
-        place.end()
-        assert queue.is_idle
-
-    asyncio.run(work())
-
-
-def test_somebody_who_is_asked_when_the_call_is_over_has_no_place_to_give_back() -> None:
-    async def work() -> None:
-        queue = FairQueue(1)
-        with TimeLimit(1, 5) as limit, QueueSlot(queue, "ana", "c1", limit, is_over=True):
-            assert queue.is_idle
-        assert queue.is_idle
+        for seconds, total, exceeded in ((0.05, 5, "idle"), (5, 0.05, "total")):
+            limit = TimeLimit(seconds, total)
+            with pytest.raises(TimeoutError), limit:
+                await asyncio.sleep(3)
+            assert limit.exceeded == exceeded
 
     asyncio.run(work())
 
@@ -59,17 +41,6 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
                 with suppress(asyncio.CancelledError):
                     await task
         assert queue.is_idle
-
-    asyncio.run(work())
-
-
-@pytest.mark.parametrize(("seconds", "total", "exceeded"), [(0.05, 5, "idle"), (5, 0.05, "total")])
-def test_a_limit_says_which_of_the_two_was_exceeded(seconds: float, total: float, exceeded: str) -> None:
-    async def work() -> None:
-        limit = TimeLimit(seconds, total)
-        with pytest.raises(TimeoutError), limit:
-            await asyncio.sleep(3)
-        assert limit.exceeded == exceeded
 
     asyncio.run(work())
 

@@ -88,7 +88,6 @@ async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, by
 
 async def test_idle_connections_end_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.http.IDLE_SECONDS", 0.05)
-    monkeypatch.setattr("wire.http.IDLE_SECONDS", 0.05)
     async with serving(whole(b"hello")) as (server, transport):
         await fetch(transport, server.url)
 
@@ -113,26 +112,20 @@ def chunked(*parts: bytes, headers: str = "") -> bytes:
     return f"HTTP/1.1 200 OK\r\n{headers}Transfer-Encoding: chunked\r\n\r\n".encode() + body
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        whole(b"hello"),
-        chunked(b"he", b"llo"),
+async def test_bodies_arrive_however_they_are_packed() -> None:
+    for answer in (
         b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b"hello"),
         b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Length: 9\r\n\r\n" + whole(b"hello"),
-        whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"),
         whole(zlib.compress(b"hello"), "Content-Encoding: deflate"),
         whole(zlib.compress(b"hello")[2:-4], "Content-Encoding: deflate"),
         whole(b"hello", "Content-Encoding: identity"),
         chunked(*(bytes([byte]) for byte in gzip.compress(b"hello", mtime=0)), headers="Content-Encoding: GZIP\r\n"),
         chunked(b"he", b"llo", headers="Content-Type: text/event-stream\r\n"),
-    ],
-)
-async def test_bodies_arrive_however_they_are_packed(answer: bytes) -> None:
-    async with serving(answer) as (server, transport):
-        assert [await fetch(transport, server.url) for _ in range(3)] == [(200, b"hello")] * 3
+    ):
+        async with serving(answer) as (server, transport):
+            assert [await fetch(transport, server.url) for _ in range(3)] == [(200, b"hello")] * 3, answer
 
-        assert server.connections == 1
+            assert server.connections == 1
 
 
 async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,36 +154,24 @@ async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.M
         assert (len(parsers), server.connections) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    ("answer", "refused"),
-    [
-        (whole(b"x" * (LIMIT + 1)), TooLarge),
-        (whole(b"hello") + b"more", Unreachable),
-        (whole(b"hello") * 2, Unreachable),
-    ],
-)
-async def test_a_kept_connection_lets_nothing_else_through(answer: bytes, refused: type[Exception]) -> None:
-    async with serving(whole(b"hello")) as (server, transport):
-        assert [await fetch(transport, server.url) for _ in range(2)] == [(200, b"hello")] * 2
-        server.answer = answer
-        with pytest.raises(refused):
-            await fetch(transport, server.url)
+async def test_a_kept_connection_lets_nothing_else_through() -> None:
+    for answer, refused in ((whole(b"x" * (LIMIT + 1)), TooLarge), (whole(b"hello") + b"more", Unreachable)):
+        async with serving(whole(b"hello")) as (server, transport):
+            assert [await fetch(transport, server.url) for _ in range(2)] == [(200, b"hello")] * 2
+            server.answer = answer
+            with pytest.raises(refused):
+                await fetch(transport, server.url)
 
 
-async def test_a_body_without_a_length_ends_with_the_connection() -> None:
-    async with serving(b"HTTP/1.1 200 OK\r\n\r\nhello", close=True) as (server, transport):
-        assert [await fetch(transport, server.url) for _ in range(2)] == [(200, b"hello")] * 2
+async def test_a_connection_is_kept_only_when_the_server_keeps_it() -> None:
+    for answer in (
+        *(whole(b"x", "Connection: close"), whole(b"x").replace(b"1.1", b"1.0")),
+        b"HTTP/1.1 200 OK\r\n\r\nx",  # A body without a length ends with the connection.
+    ):
+        async with serving(answer, close=True) as (server, transport):
+            assert [await fetch(transport, server.url) for _ in range(2)] == [(200, b"x")] * 2
 
-        assert server.connections == 2
-
-
-@pytest.mark.parametrize("answer", [whole(b"x", "Connection: close"), whole(b"x").replace(b"1.1", b"1.0")])
-async def test_a_connection_is_kept_only_when_the_server_keeps_it(answer: bytes) -> None:
-    async with serving(answer, close=True) as (server, transport):
-        await fetch(transport, server.url)
-        await fetch(transport, server.url)
-
-        assert server.connections == 2
+            assert server.connections == 2
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
@@ -201,25 +182,28 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
             await server.closed.wait()
 
 
-@pytest.mark.parametrize("answered", [0, 1], ids=["new connection", "kept connection"])
-async def test_a_request_that_was_written_and_not_answered_is_not_sent_again(answered: int) -> None:
-    requests: list[bytes] = []
+async def test_a_request_that_was_written_and_not_answered_is_not_sent_again() -> None:
+    """On a new connection, and on one that has answered before."""
+    for answered in (0, 1):
+        requests: list[bytes] = []
 
-    async def serve(reader: Reader, writer: Writer) -> None:
-        for _ in range(answered):
+        async def serve(
+            reader: Reader, writer: Writer, requests: list[bytes] = requests, times: int = answered
+        ) -> None:
+            for _ in range(times):
+                requests.append(await head_of(reader))
+                writer.write(whole(b"x"))
             requests.append(await head_of(reader))
-            writer.write(whole(b"x"))
-        requests.append(await head_of(reader))
-        writer.close()
+            writer.close()
 
-    async with listening(serve) as port, client() as transport:
-        for _ in range(answered):
-            assert await fetch(transport, f"http://127.0.0.1:{port}/") == (200, b"x")
-        with pytest.raises(Unreachable) as failure:
-            await fetch(transport, f"http://127.0.0.1:{port}/")
+        async with listening(serve) as port, client() as transport:
+            for _ in range(answered):
+                assert await fetch(transport, f"http://127.0.0.1:{port}/") == (200, b"x")
+            with pytest.raises(Unreachable) as failure:
+                await fetch(transport, f"http://127.0.0.1:{port}/")
 
-    assert not isinstance(failure.value, NotConnected)
-    assert len([*filter(None, requests)]) == answered + 1
+        assert not isinstance(failure.value, NotConnected)
+        assert len([*filter(None, requests)]) == answered + 1
 
 
 async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:
@@ -231,9 +215,8 @@ async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:
         assert server.connections == 5
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
+async def test_a_server_without_http_is_unreachable() -> None:
+    for answer in (
         b"",
         b"SSH-2.0-OpenSSH_9\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
@@ -242,30 +225,24 @@ async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         whole(b"not gzip", "Content-Encoding: gzip"),
         whole(b"x", "Content-Encoding: br"),
-        b"\x16\x03\x01\x02\x00",
-    ],
-)
-async def test_a_server_without_http_is_unreachable(answer: bytes) -> None:
-    async with serving(answer, close=True) as (server, transport):
-        with pytest.raises(Unreachable, match='Server "docs" did not answer'):
-            await fetch(transport, server.url)
+    ):
+        async with serving(answer, close=True) as (server, transport):
+            with pytest.raises(Unreachable, match='Server "docs" did not answer'):
+                await fetch(transport, server.url)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
+async def test_an_answer_cannot_grow_past_the_limit() -> None:
+    for answer in (
         whole(b"x" * (LIMIT + 1)),
         chunked(*[b"x" * 1000] * (LIMIT // 1000 + 1)),
         whole(gzip.compress(b"x" * 50 * LIMIT, mtime=0), "Content-Encoding: gzip"),
         chunked(b"x" * (LIMIT + 1), headers="Content-Type: text/event-stream\r\n"),
         b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * LIMIT,
         b"HTTP/1.1 200 OK\r\n" + b"X-Many: x\r\n" * LIMIT,
-    ],
-)
-async def test_an_answer_cannot_grow_past_the_limit(answer: bytes) -> None:
-    async with serving(answer) as (server, transport):
-        with pytest.raises(TooLarge):
-            await fetch(transport, server.url)
+    ):
+        async with serving(answer) as (server, transport):
+            with pytest.raises(TooLarge):
+                await fetch(transport, server.url)
 
 
 async def test_an_event_stream_is_handed_over_as_it_arrives() -> None:
@@ -356,7 +333,9 @@ async def test_leaving_an_exchange_closes_its_connection() -> None:
         await gone.wait()
 
 
-async def test_nothing_of_one_call_is_remembered_for_the_next() -> None:
+async def test_nothing_of_one_call_or_of_the_environment_is_sent_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with serving(whole(b"x", "Set-Cookie: session=ana", "WWW-Authenticate: Basic")) as (server, transport):
         await fetch(transport, server.url, Authorization="Bearer ana")
         await fetch(transport, server.url)
@@ -375,18 +354,11 @@ async def test_redirects_are_not_followed() -> None:
         assert elsewhere.requests == []
 
 
-async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+async def test_a_header_that_would_be_two_is_not_sent() -> None:
     async with serving(whole(b"x")) as (server, transport):
-        assert await fetch(transport, server.url) == (200, b"x")
-
-
-@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "a\0b", "naïve"])
-async def test_a_header_that_would_be_two_is_not_sent(value: str) -> None:
-    async with serving(whole(b"x")) as (server, transport):
-        with pytest.raises(BadAnswer):
-            await fetch(transport, server.url, Authorization=value)
+        for value in ("a\r\nX-Evil: 1", "a\nb", "a\rb", "a\0b", "na\xefve"):
+            with pytest.raises(BadAnswer):
+                await fetch(transport, server.url, Authorization=value)
 
         assert server.requests == []
 
@@ -399,34 +371,24 @@ async def test_a_path_goes_out_as_it_was_given_and_nothing_else_does() -> None:
         assert f"Host: 127.0.0.1:{server.port}\r\n".encode() in server.requests[0]
 
 
-@pytest.mark.parametrize("url", ["ftp://x/", "https://", "http://x:99999/", "http://x:port/", "nonsense", "builtin:x"])
-async def test_a_url_that_leads_nowhere_is_unreachable(url: str) -> None:
+async def test_a_url_that_leads_nowhere_is_unreachable() -> None:
+    async with serving(b"") as (server, _):
+        closed = f"http://127.0.0.1:{server.port}/"
     async with client() as transport:
-        with pytest.raises(Unreachable):
-            await fetch(transport, url)
+        for url in ("ftp://x/", "https://", "http://x:99999/", "http://x:port/", "nonsense", "builtin:x", closed):
+            with pytest.raises(Unreachable):
+                await fetch(transport, url)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])
-async def test_j14_the_address_is_judged_when_a_socket_is_opened(host: str) -> None:
+async def test_j14_the_address_is_judged_when_a_socket_is_opened() -> None:
     async with serving(whole(b"x")) as (server, _), client(Guard()) as transport:
-        with pytest.raises(AddressBlocked):
-            await fetch(transport, f"http://{host}:{server.port}/")
-
-        assert server.connections == 0
-
-
-async def test_without_tls_public_addresses_are_refused() -> None:
-    async with client(Guard()) as transport:
-        with pytest.raises(AddressBlocked):
+        for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"):
+            with pytest.raises(AddressBlocked):
+                await fetch(transport, f"http://{host}:{server.port}/")
+        with pytest.raises(AddressBlocked):  # Public, but without TLS.
             await fetch(transport, "http://8.8.8.8/")
 
-
-async def test_a_refused_connection_is_unreachable() -> None:
-    async with serving(b"") as (server, _):
-        port = server.port
-    async with client() as transport:
-        with pytest.raises(Unreachable):
-            await fetch(transport, f"http://127.0.0.1:{port}/")
+        assert server.connections == 0
 
 
 async def test_the_builtin_url_leads_to_the_own_listener_with_the_secret_of_this_start() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wire import jsonrpc
-from wire.jsonrpc import LARGE, MEDIUM, MEDIUM_VALUES, MOST_VALUES, is_large
+from wire.jsonrpc import MOST_VALUES
 from wire.reader_process import ReaderProcess, UnreadableAnswer
 from wire.rewriting import Changes, changed
 
@@ -29,26 +29,22 @@ async def reader() -> AsyncIterator[ReaderProcess]:
     process.close()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+async def test_an_answer_comes_out_as_if_the_worker_had_rewritten_it(reader: ReaderProcess) -> None:
+    for changes in (
         Changes(),
         Changes("docs"),
         Changes("docs", without_links=True),
         Changes(drop=frozenset({"isError"}), add={"resultType": "complete"}),
-    ],
-)
-@pytest.mark.parametrize("result", [RESULT, {"id": 12_345, "n": 1.10}])
-async def test_an_answer_comes_out_as_if_the_worker_had_rewritten_it(
-    reader: ReaderProcess, changes: Changes, result: Any
-) -> None:
-    text = text_of(result)
+    ):
+        for result in (RESULT, {"id": 12_345, "n": 1.10}):
+            text = text_of(result)
+            rewritten = changed(text, jsonrpc.loads(text), "mine", changes)
 
-    assert await reader.changed(text, 12_345, "mine", changes) == changed(text, jsonrpc.loads(text), "mine", changes)
+            assert await reader.changed(text, 12_345, "mine", changes) == rewritten, changes
 
 
 @pytest.mark.full
-async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: ReaderProcess) -> None:
+async def test_an_outline_holds_what_decides_and_none_of_the_bulk_of_complete_results(reader: ReaderProcess) -> None:
     outline = await reader.outline(text_of(RESULT, other=[1]))
 
     assert outline == {
@@ -56,39 +52,29 @@ async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: Reader
         "id": 12_345,
         "result": {"content": [], "structuredContent": {}, "isError": True, "_meta": {}},
     }
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "message",
-    [
+    messages: list[Any] = [
         {"method": "notifications/message", "params": {}},
         {"id": 1, "error": {"code": 1, "message": "no"}},
         {"id": 1, "result": {"resultType": "input_required", "inputRequests": {}}},
         [],
-    ],
-)
-async def test_an_incomplete_result_has_no_outline(reader: ReaderProcess, message: Any) -> None:
-    assert await reader.outline(json.dumps(message).encode()) is None
+    ]
+    for message in messages:
+        assert await reader.outline(json.dumps(message).encode()) is None
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
+async def test_an_unreadable_message_is_an_error_and_the_next_one_is_read(reader: ReaderProcess) -> None:
+    unreadable: list[tuple[bytes, type[Exception]]] = [
         (b'{"jsonrpc": "2.0", ', ValueError),
         (b"[" * 100_000, ValueError),
         (b'{"result":[' + b"1," * MOST_VALUES + b"1]}", UnreadableAnswer),
         (text_of({str(number): 0 for number in range(1_001)}), UnreadableAnswer),
-    ],
-)
-async def test_an_unreadable_message_is_an_error_and_the_next_one_is_read(
-    reader: ReaderProcess, text: bytes, kind: type[Exception]
-) -> None:
-    with pytest.raises(kind):
-        await reader.outline(text)
+    ]
+    for text, kind in unreadable:
+        with pytest.raises(kind):
+            await reader.outline(text)
 
-    assert await reader.outline(text_of({"content": []})) is not None
+        assert await reader.outline(text_of({"content": []})) is not None
 
 
 @pytest.mark.full
@@ -115,15 +101,6 @@ async def test_the_process_ends_with_its_worker(reader: ReaderProcess) -> None:
     assert process.returncode is not None
     with pytest.raises(RuntimeError):
         await reader.outline(text_of({}))
-
-
-def test_an_answer_is_large_by_its_bytes_or_by_its_values() -> None:
-    values = b"1," * (MEDIUM_VALUES + 1)
-
-    assert is_large(b"x" * (LARGE + 1))
-    assert is_large(values + b"x" * MEDIUM)
-    assert not is_large(b"x" * LARGE)
-    assert not is_large(values)
 
 
 async def test_one_persons_answers_do_not_make_another_s_wait_for_all_of_them(reader: ReaderProcess) -> None:

@@ -55,11 +55,3 @@ async def test_giving_up_leaves_the_others_waiting(silence: threading.Event) -> 
     with pytest.raises(OSError, match="no answer"):
         await patient
     names.close()
-
-
-async def test_an_address_needs_no_look_up() -> None:
-    names = Resolver()
-
-    assert [info[4][:2] for info in await names.find("127.0.0.1", 80)] == [("127.0.0.1", 80)]
-    assert [info[4][:2] for info in await names.find("::1", 80)] == [("::1", 80)]
-    names.close()
