@@ -43,6 +43,15 @@ SOMEBODY_ELSE = "If true, people cannot decide on calls of agents that act for t
 TOOLS_HELP = "Names of tools for clients, with `*` (any text) and `?` (any character); empty means all."
 
 
+class NamedTeam(serializers.SlugRelatedField[Team]):
+    """A team, by name. No team has a name with NUL, which PostgreSQL cannot compare."""
+
+    def to_internal_value(self, data: Any) -> Team:
+        if "\x00" in str(data):
+            self.fail("does_not_exist", slug_name=self.slug_field, value=data)
+        return super().to_internal_value(data)
+
+
 class RuleSerializer(serializers.Serializer[Rule]):
     """A rule on tool calls."""
 
@@ -94,7 +103,7 @@ class RuleChanges(RequestBody):
     mode = serializers.ChoiceField(RuleMode.choices)
     note = serializers.CharField(max_length=500, allow_blank=True)
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first on held calls.")
-    approver_team = serializers.SlugRelatedField(
+    approver_team = NamedTeam(
         slug_field="name",
         queryset=Team.objects.all(),
         allow_null=True,

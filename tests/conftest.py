@@ -25,7 +25,7 @@ from accounts.models import Role, User
 from auditlog import over_time
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cases, cluster, emptying, groups, make, secrecy, upstreams, workspace
+from tests import cluster, emptying, groups, make, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -52,8 +52,7 @@ DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """Leave all but the first case of a slow test to `make test-all`, and run long modules first."""
-    cases.leave_first_cases(items)
+    """Run long modules first."""
     yield
     if hasattr(config, "workerinput"):
         groups.put_long_ones_first(items)

@@ -14,8 +14,8 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
-# A test in these folders takes seconds, a test in any other folder a fraction of a second.
-LONG = ("apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "matrix", "running")
+# Some tests in these folders take many seconds, tests in other folders a second at most.
+LONG = ("api", "apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "house", "matrix", "running")
 
 
 class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]

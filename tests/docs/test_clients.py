@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import first
 from tests.clients.apps import Desktop
 from tests.clients.fixtures import FOLDER, MODULES, Npm
 from tests.clients.person import Person
@@ -110,7 +111,7 @@ def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(subtests
             assert json.dumps(ODD) in texts["typescript"]
 
 
-@pytest.mark.parametrize("slug", sorted(PROGRAMS))
+@pytest.mark.parametrize("slug", first(1, sorted(PROGRAMS)))
 def test_a_copied_call_runs(slug: str, issued: dict[str, str], npm: Npm) -> None:
     told = {"text": "it's <b>so</b>"}
     texts = {each.slug: each.text for each in call_texts(issued["gateway_url"], "quickstart", "tool", "echo", told)}
@@ -127,7 +128,7 @@ def issued(live: Serve) -> dict[str, str]:
     return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
 
 
-@pytest.mark.parametrize("slug", sorted(RUNS))
+@pytest.mark.parametrize("slug", first(1, sorted(RUNS)))
 def test_a_block_that_runs_lists_the_tools(slug: str, issued: dict[str, str], npm: Npm) -> None:
     text = RUNS[slug].for_gateway(issued["gateway_url"], "quickstart", "")
 

@@ -123,7 +123,6 @@ def filled_in(link: str, person: User) -> str:
         connection.close()
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_sdks_client_uses_every_tool_in_either_era(desk: Desk, owner: User, mode: Any) -> None:
     def prepare() -> tuple[Call, Agent]:

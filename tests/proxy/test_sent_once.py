@@ -214,7 +214,6 @@ def faults_of_answer(case: Case, row: Call, *, is_lost: bool, sessions: bool) ->
         yield f"advises {advice}"
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("eras", SERVERS.values(), ids=[f"{name} server" for name in SERVERS])
 @pytest.mark.parametrize(
     ("era", "sessions"),

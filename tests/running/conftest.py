@@ -1,4 +1,4 @@
-"""Data directories: unused ones, and copies of a directory with a finished first start."""
+"""Data directories (unused ones, and copies of a directory with a finished first start), and two replicas."""
 
 import json
 import os
@@ -14,6 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from tests import cluster
+from tests.running.debian import postgres, programs
+from tests.running.nginx import Nginx
+from tests.running.replicas import Replicas, replicas
 from tests.running.starts import password_of, serving, signs_in
 
 
@@ -100,6 +103,13 @@ def fresh() -> Iterator[Path]:
     with folder() as path:
         yield path / "var"
         end_postgres(path / "var")
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    """Two replicas behind nginx, on a PostgreSQL of theirs."""
+    with postgres(programs()) as url, replicas(tmp_path_factory.mktemp("replicas"), url, Nginx) as made:
+        yield made
 
 
 def end_postgres(home: Path) -> None:

@@ -70,19 +70,30 @@ def opened(identity: Identity) -> str:
     return cipher().open(bytes(identity.secret_ciphertext or b""))
 
 
-@pytest.mark.full
-def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
+def test_every_secret_moves_once_nothing_else_changes_and_the_old_key_may_go(keys: Keys) -> None:
     keys(OLD)
-    first, second = an_identity(), an_identity()
+    first, second, revoked = an_identity(), an_identity(), an_identity()
+    revoked.revoke(by=revoked.owner)
+    registration = a_client("https://id.example.com")
+    kept = ("label", "secret_hint", "generation", "enabled", "updated_at", "last_used_at")
+    before = Identity.objects.filter(pk=first.pk).values(*kept).get()
     keys(NEW, OLD)
     third = an_identity()
+    assert f"{encryption_key_id(OLD)} 3 still needed" in printed("keys")
 
-    told = printed("reencrypt")
+    assert "identities 2 resealed upstream clients 1 resealed" in printed("reencrypt")
 
-    assert "identities 2 resealed" in told
     assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
+    assert Identity.objects.filter(pk=first.pk).values(*kept).get() == before
+    resealed = Identity.objects.filter(pk=first.pk).values().get()
+    assert "identities 0 resealed" in printed("reencrypt")
+    assert Identity.objects.filter(pk=first.pk).values().get() == resealed
     keys(NEW)
     assert [opened(one) for one in (first, second, third)] == [SECRET] * 3
+    registration.refresh_from_db()
+    assert registration.client.secret == SECRET
+    revoked.refresh_from_db()
+    assert revoked.secret_ciphertext is None
 
 
 def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
@@ -97,67 +108,13 @@ def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
     assert len(tables) >= 9
 
 
-@pytest.mark.full
-def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys: Keys) -> None:
-    keys(OLD)
-    registration = a_client("https://id.example.com")
-    keys(NEW, OLD)
-
-    assert f"{encryption_key_id(OLD)} 1 still needed" in printed("keys")
-    printed("reencrypt")
-    assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
-    keys(NEW)
-    registration.refresh_from_db()
-    assert registration.client.secret == SECRET
-
-
-@pytest.mark.full
-def test_a_second_run_finds_nothing_to_do(keys: Keys) -> None:
-    keys(OLD)
-    identity = an_identity()
-    keys(NEW, OLD)
-    printed("reencrypt")
-    before = Identity.objects.filter(pk=identity.pk).values().get()
-
-    assert "identities 0 resealed" in printed("reencrypt")
-    assert Identity.objects.filter(pk=identity.pk).values().get() == before
-
-
-def test_nothing_but_the_sealing_changes(keys: Keys) -> None:
-    keys(OLD)
-    identity = an_identity()
-    kept = ("label", "secret_hint", "generation", "enabled", "updated_at", "last_used_at")
-    before = Identity.objects.filter(pk=identity.pk).values(*kept).get()
-    keys(NEW, OLD)
-
-    printed("reencrypt")
-
-    assert Identity.objects.filter(pk=identity.pk).values(*kept).get() == before
-
-
-@pytest.mark.full
-def test_secrets_no_key_decrypts_are_reported_and_stop_nothing_else(keys: Keys) -> None:
+def test_what_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys: Keys) -> None:
     keys(Fernet.generate_key())
-    lost = an_identity()
+    lost, lost_identity = a_client("https://lost.example.com"), an_identity()
+    a_session("lost")
     keys(OLD)
-    found = an_identity()
-    keys(NEW, OLD)
-
-    out = StringIO()
-    with pytest.raises(CommandError, match="MISSING"):
-        call_command("reencrypt", stdout=out)
-
-    assert "UNREADABLE" in out.getvalue()
-    assert opened(found) == SECRET
-    lost.refresh_from_db()
-    assert lost.key_id not in (encryption_key_id(NEW), encryption_key_id(OLD))
-
-
-def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys: Keys) -> None:
-    keys(Fernet.generate_key())
-    lost = a_client("https://lost.example.com")
-    keys(OLD)
-    found = a_client("https://id.example.com")
+    found, identity = a_client("https://id.example.com"), an_identity()
+    a_session("found")
     keys(NEW, OLD)
 
     out = StringIO()
@@ -165,26 +122,18 @@ def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys:
         call_command("reencrypt", stdout=out)
 
     told = " ".join(out.getvalue().split())
+    assert "identities 1 resealed identities 1 UNREADABLE" in told
     assert "upstream clients 1 resealed upstream clients 1 UNREADABLE" in told
     before = bytes(lost.secret_ciphertext or b"")
-    lost.refresh_from_db()
-    found.refresh_from_db()
+    for one in (lost, lost_identity, found):
+        one.refresh_from_db()
     assert bytes(lost.secret_ciphertext or b"") == before
-    assert lost.key_id not in (encryption_key_id(NEW), encryption_key_id(OLD))
+    assert {lost.key_id, lost_identity.key_id}.isdisjoint({encryption_key_id(NEW), encryption_key_id(OLD)})
     assert (found.key_id, found.client.secret) == (encryption_key_id(NEW), SECRET)
-    assert f"{lost.key_id} 1 MISSING" in printed("keys")
-
-
-def test_a_session_that_no_key_opens_is_gone_and_the_others_go_on(keys: Keys) -> None:
-    keys(Fernet.generate_key())
-    a_session("lost")
-    keys(OLD)
-    a_session("found")
-    keys(NEW, OLD)
-
-    printed("reencrypt")
-
+    assert f"{lost.key_id} 2 MISSING" in printed("keys")
     keys(NEW)
+    assert opened(identity) == SECRET
+    # A session that no key opens is deleted.
     assert [(row.key, cipher().open(bytes(row.sealed_id))) for row in UpstreamSession.objects.all()] == [
         ("found", "session-1")
     ]
@@ -219,18 +168,6 @@ def test_a_client_that_is_entered_anew_meanwhile_keeps_what_was_entered(secret: 
 
     client.refresh_from_db()
     assert client.client.secret == secret
-
-
-@pytest.mark.full
-def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
-    keys(OLD)
-    identity = an_identity()
-    identity.revoke(by=identity.owner)
-    keys(NEW, OLD)
-
-    assert reseal_servers()["identities"] == (0, 0)
-    identity.refresh_from_db()
-    assert identity.secret_ciphertext is None
 
 
 @pytest.mark.full

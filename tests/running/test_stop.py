@@ -6,11 +6,11 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bench.balanced import Agents
 from tests import cluster
-from tests.cases import full
 from tests.eventually import eventually
 from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
@@ -59,15 +59,37 @@ class Callers(Agents):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("pause", [0, full(1)], ids=["at once", "when it gets a processor"])
-def test_a_stopping_process_answers_connected_clients_and_refuses_new_ones(home: Path, pause: float) -> None:
+def test_a_stopping_worker_or_process_answers_connected_clients_and_then_refuses_new_ones(home: Path) -> None:
     """A refused connection has sent no request, so that a proxy can retry even a call at once."""
-    with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
-        eventually(lambda: callers.seen[ANSWERED] > 100)
-        assert served.stop() == 0
-        eventually(lambda: callers.seen[REFUSED] > 100)
+    with (
+        serving(home, {"GATEWAY_DRAIN_SECONDS": "5"}, workers=2) as served,
+        Callers(served.port) as quick,
+        Callers(served.port, 64, pause=1) as slow,  # They call when they get a processor.
+    ):
+        eventually(lambda: quick.seen[ANSWERED] > 100)
+        eventually(lambda: slow.seen[ANSWERED] > 100)
+        (one,) = chores(served.process.pid)
+        eventually(lambda: not [each for each in one.net_connections() if each.status == "LISTEN"])
+        another_worker_takes_the_place_of_an_ended_one(served.process.pid)
+        before = quick.seen[ANSWERED]
+        eventually(lambda: quick.seen[ANSWERED] > before + 100)
+        assert quick.seen.keys() | slow.seen.keys() == {ANSWERED}
 
-    assert callers.seen.keys() == {ANSWERED, REFUSED}
+        served.process.terminate()
+        eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n")
+        assert httpx.get(f"{served.url}/livez").status_code == httpx.codes.OK
+        assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == httpx.codes.UNAUTHORIZED
+        assert served.process.wait(timeout=90) == 0
+        eventually(lambda: quick.seen[REFUSED] > 100)
+
+    assert quick.seen.keys() | slow.seen.keys() == {ANSWERED, REFUSED}
+    assert not [path for path in (home / "metrics").iterdir() if path.name != str(served.process.pid)]
+
+
+def another_worker_takes_the_place_of_an_ended_one(pid: int) -> None:
+    first = workers(pid)
+    os.kill(first[0].pid, signal.SIGTERM)
+    eventually(lambda: first[0] not in (now := workers(pid)) and len(now) == 2)
 
 
 @pytest.mark.full
@@ -79,23 +101,3 @@ def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh
 
     assert done.stderr.startswith("CommandError: The database is empty")
     assert callers.seen.keys() == {REFUSED}
-
-
-@pytest.mark.full
-def test_while_a_worker_ends_the_others_take_who_comes(home: Path) -> None:
-    with serving(home, workers=2) as served, Callers(served.port) as callers:
-        eventually(lambda: callers.seen[ANSWERED] > 100)
-        first = workers(served.process.pid)
-        os.kill(first[0].pid, signal.SIGTERM)
-        eventually(lambda: first[0] not in (now := workers(served.process.pid)) and len(now) == 2)
-        before = callers.seen[ANSWERED]
-        eventually(lambda: callers.seen[ANSWERED] > before + 100)
-
-    assert callers.seen.keys() == {ANSWERED}
-
-
-@pytest.mark.full
-def test_the_process_that_does_the_chores_holds_nobody_who_connects(home: Path) -> None:
-    with serving(home, workers=1) as served:
-        (one,) = chores(served.process.pid)
-        eventually(lambda: not [each for each in one.net_connections() if each.status == "LISTEN"])

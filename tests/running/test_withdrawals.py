@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,12 +22,12 @@ from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent
 from tests.proxy.listening import listening
 from tests.proxy.test_endpoint import modern
-from tests.running.replicas import Replicas, call, in_session, replicas
+from tests.running.replicas import Replicas, call, in_session
 from tests.workspace import OWNER
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
 
-CALLS = int(os.environ.get("WITHDRAWAL_CALLS", "200"))  # After each withdrawal, to both replicas together.
+CALLS = int(os.environ.get("WITHDRAWAL_CALLS", "100"))  # After each withdrawal, to both replicas together.
 AT_ONCE, BEFORE = 64, 50
 TOOL = "s__count"
 HEADERS = {"Accept": "application/json, text/event-stream"}
@@ -106,12 +106,6 @@ KINDS = {
     "token for other addresses": Kind("PATCH", "tokens/{token}", {"allowed_ips": ["192.0.2.0/24"]}),
 }
 BY_DATE = "UPDATE {table} SET ends_at = now() + interval '1 second' WHERE gateway_id = %s RETURNING ends_at"
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    with replicas(tmp_path_factory.mktemp("withdrawals")) as made:
-        yield made
 
 
 @dataclass
