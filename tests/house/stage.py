@@ -164,7 +164,7 @@ def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
         )
         act(stage)
         events = [_told(one, known) for one in Event.objects.filter(pk__gt=last).order_by("pk")]
-        return _changed(rows, _rows(), known), events
+        return _changed(rows, _rows(), stage.rows, known), events
 
 
 # The position of sinks counts every row ever written, including rolled-back ones.
@@ -183,11 +183,11 @@ def _rows() -> Seen:
     }
 
 
-def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
+def _changed(before: Seen, after: Seen, first: Seen, known: set[str]) -> Any:
     changed = [
         (
             model,
-            key if key in known else "new",
+            key if (model, key) in first else "new",  # Numbers are keys of several models.
             {name: _plain(value, known) for name, value in row.items() if before[model, key][name] != value},
         )
         for (model, key), row in after.items()
