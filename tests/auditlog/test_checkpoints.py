@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import LazySettings
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection
 from django.utils import timezone
 
 from auditlog.checkpoints import sealing, verifying
@@ -22,6 +22,7 @@ from auditlog.models import Call, Checkpoint
 from auditlog.partitions import midnight
 from auditlog.replica import NEAR
 from tests.calls import call, uid_at
+from tests.cases import undone
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -52,10 +53,9 @@ def by_hand(statement: str, *parameters: Any) -> None:
 
 def after(statement: str, *parameters: Any) -> list[Finding]:
     """Return the findings after a change by hand, which is rolled back."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with undone(), connection.cursor() as cursor:
         by_hand(statement, *parameters)
         report = verifying.compare(cursor, None, LogPeriod(BEGINNING, sealing.END), None)
-        transaction.set_rollback(True)
     return report.findings
 
 

@@ -3,15 +3,13 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
-from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -32,6 +30,7 @@ from proxy.access.features import Named
 from rules.models import Rule
 from servers.models import AuthType, Identity, Server
 from tests import make
+from tests.cases import undone
 from tests.conftest import SignIn
 from tests.rest import Rest
 from tokens.models import Token
@@ -105,14 +104,6 @@ SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
     ("tool_disabled", lambda scene: scene.tool, Capability.GATEWAYS_MANAGE),
     ("identity_disabled", lambda scene: scene.own, Capability.IDENTITIES_MANAGE),
 ]
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    """Roll back the changes made in this context."""
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)
 
 
 @pytest.mark.full

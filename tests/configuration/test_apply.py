@@ -6,7 +6,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from django.db import transaction
 from hypothesis import strategies
 
 from accounts.models import User
@@ -21,6 +20,7 @@ from configuration.kinds import Act
 from configuration.plan import Plan, plan
 from gateways.models import Feature
 from tests import make
+from tests.cases import undone
 from tests.configuration.random_files import flat, random_file
 
 EXAMPLES = int(os.environ.get("CONFIGURATION_EXAMPLES", "4"))  # 1,000 of them take an hour.
@@ -41,25 +41,22 @@ def parsed(data: dict[str, Any] | str) -> ConfigDocument:
 @pytest.mark.full
 def test_a_workspace_is_the_same_after_its_export_is_applied_to_an_empty_one(owner: User) -> None:
     for seed in range(3):
-        with transaction.atomic():
+        with undone():
             apply(parsed(random_file(Random(seed), complete=True)), by=owner)
             text = export(owner)
-            transaction.set_rollback(True)
 
-        with transaction.atomic():
+        with undone():
             apply(parsed(text), by=owner)
 
             assert export(owner) == text
-            transaction.set_rollback(True)
 
 
 @hypothesis.settings(max_examples=EXAMPLES, deadline=None)
 @hypothesis.given(strategies.lists(strategies.integers(0, 2**32), min_size=2, max_size=4))
 def check_files_one_after_another(owner: User, seeds: list[int]) -> None:
-    with transaction.atomic():
+    with undone():
         for seed in seeds:
             check_plan_and_apply(parsed(random_file(Random(seed))), owner)
-        transaction.set_rollback(True)
 
 
 def check_plan_and_apply(file: ConfigDocument, owner: User) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 from django.db import connection as database
-from django.db import transaction
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
@@ -14,6 +13,7 @@ from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionR
 from gateways.models import Assignment, Gateway
 from servers.models import Identity, Server
 from tests import make
+from tests.cases import undone
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
 from tests.meanwhile import just_before
@@ -160,11 +160,10 @@ def test_nothing_is_carried_that_no_call_could_use(
     own = make.identity(place.server, ann)
 
     for spoil in ("disable", "revoke", "remove"):
-        with subtests.test(str(spoil)), transaction.atomic():
+        with subtests.test(str(spoil)), undone():
             getattr(Assignment.objects.get() if spoil == "remove" else Identity.objects.get(), spoil)(by=ann)
             with pytest.raises(ConnectionRefused):
                 link.use_identity(Assignment.objects.get(), Identity.objects.get(), by=ann)
-            transaction.set_rollback(True)
 
     link.revoke(by=ann)
     with pytest.raises(ConnectionAlreadyRevoked):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from django.db import transaction
 from oauth2_provider.models import AccessToken, Application, Grant
 from pytest_django import Settings
 
@@ -16,6 +15,7 @@ from gatewayadmin.doctor import CheckStep, OAuthCheck
 from gatewayadmin.doctor.oauth_check import APP, REDIRECT
 from tests import asgi_server, make
 from tests.asgi_server import Receive, Scope, Send, answer, live
+from tests.cases import undone
 
 pytestmark = pytest.mark.django_db
 
@@ -104,7 +104,7 @@ def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
     AccessToken.objects.create(application=claude, user=make.user(), token="t", expires="2100-01-01T00:00Z")
 
     for client_id in ("claude", "doctor", "unknown", "n\x00ul"):
-        with subtests.test(client_id), transaction.atomic():
+        with subtests.test(client_id), undone():
             stranger.client_id = client_id
             failed = walk(stranger)
 
@@ -115,7 +115,6 @@ def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
             assert not Grant.objects.exists()
             assert not Connection.objects.exists()
             assert {urlsplit(path).path for path in stranger.asked}.isdisjoint({"/token", "/authorization"})
-            transaction.set_rollback(True)
 
 
 @pytest.mark.full

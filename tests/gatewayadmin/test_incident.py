@@ -4,7 +4,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import User
@@ -16,6 +15,7 @@ from gatewayadmin.incident import activity as reading
 from gatewayadmin.incident import views
 from gateways.models import Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from tests import make
+from tests.cases import undone
 from tests.conftest import SignIn
 from tests.connections.rows import text
 from tests.rest import Rest
@@ -123,7 +123,7 @@ def test_one_act_says_what_it_ends_and_records_why(
 ) -> None:
     client, pages = sign_in(boss), places(link)
     for kind, words in ACTS.items():
-        with subtests.test(kind), transaction.atomic():
+        with subtests.test(kind), undone():
             page = pages[kind]
             asked = client.get(f"{page}stop/")
             before = Event.objects.count()
@@ -138,7 +138,6 @@ def test_one_act_says_what_it_ends_and_records_why(
             assert "There is nothing left to stop" in text(done)
             assert "Reason: Refunds to one card" in text(done)
             assert "There is nothing left to stop" in text(client.post(f"{page}stop/", follow=True))
-            transaction.set_rollback(True)
     client.post(f"{pages['token']}stop/", {"reason": "  "})
     assert "because" not in Event.objects.get(action="token.revoked").changes
 

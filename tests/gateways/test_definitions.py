@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import anyio
 import pytest
-from django.db import connections, transaction
+from django.db import connections
 from django.test import Client
 from django.utils import timezone
 
@@ -29,6 +29,7 @@ from gateways.models import (
 )
 from servers.models import AuthType
 from tests import make, upstreams
+from tests.cases import undone
 from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
 from ui.templatetags.ui import visible
@@ -256,11 +257,10 @@ def test_decided_definitions_are_no_longer_reported(
     held: Feature, ana: User, client: Client, subtests: pytest.Subtests
 ) -> None:
     for name, decide in DECIDED.items():
-        with subtests.test(name), transaction.atomic():
+        with subtests.test(name), undone():
             decide(Feature.objects.get(pk=held.pk), ana)
             assert 'id="attention-title"' not in text(client.get("/"))
             assert "waits for a decision" not in text(client.get("/gateways/work/"))
-            transaction.set_rollback(True)
 
 
 @pytest.mark.full

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import transaction
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
@@ -13,6 +12,7 @@ from gateways.feature_refresh import refresh
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from servers.models import AuthType, Health
 from tests import make, upstreams
+from tests.cases import undone
 from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
 
@@ -83,10 +83,9 @@ HINDRANCES: dict[str, Callable[[Feature, User], object]] = {
 def test_a_tool_can_be_called_while_nothing_forbids_it(docs: Assignment, ana: User, subtests: pytest.Subtests) -> None:
     Feature.objects.learn(docs, [{"name": "echo"}])
     for name, hinder in HINDRANCES.items():
-        with subtests.test(name), transaction.atomic():
+        with subtests.test(name), undone():
             hinder(Feature.objects.callable().get(), ana)
             assert not Feature.objects.callable().exists()
-            transaction.set_rollback(True)
 
 
 def test_whatever_a_definition_holds_can_be_stored_but_a_tool_needs_a_usable_name(docs: Assignment) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
 
-from django.db import transaction
 from django.test import Client
 from django.urls import Resolver404, resolve
 
+from tests.cases import undone
 from tests.house.page_numbers import VOID
 
 SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
@@ -95,7 +95,6 @@ class Follower:
         self.followed[name] = self.followed.get(name, 0) + 1
         if self.followed[name] > EACH:
             return 0
-        with transaction.atomic():
+        with undone():
             status = self.client.get(f"{parts.path}?{parts.query}").status_code
-            transaction.set_rollback(True)
         return status if status in (403, 404, 405) else 0

@@ -29,6 +29,7 @@ from servers.models import Identity
 from tests import make
 from tests.accounts.soft_key import added
 from tests.api.world import World, build, holder
+from tests.cases import undone
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 
 COOKIE = settings.SESSION_COOKIE_NAME
@@ -183,14 +184,13 @@ class Site:
 
     def knock(self, door: Door, client: Client) -> Any:
         """Return the response to this client on the page; all changes are rolled back."""
-        with transaction.atomic():
+        with undone():
             kind, fields, address = "application/x-www-form-urlencoded", FIELDS.get(door.name, ""), self.address(door)
             if fields and door.method == "GET":
                 address = f"{address}?{fields}"
             answer = client.generic(door.method, address, fields, content_type=kind)
             if answer.streaming:
                 b"".join(answer)
-            transaction.set_rollback(True)
         return answer
 
     def address(self, door: Door) -> str:

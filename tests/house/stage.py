@@ -3,8 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -12,12 +11,12 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management import call_command
-from django.db import transaction
 from django.db.models import Model
 from django.test import Client
 
 from accounts.models import User
 from auditlog.models import Event
+from tests.cases import undone
 from tests.house.doors import browser
 from tests.rest import Rest
 
@@ -143,13 +142,6 @@ def _filled(value: Any, stage: Stage) -> Any:
         case list():
             return [_filled(one, stage) for one in value]
     return value(stage) if callable(value) else value
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)
 
 
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:

@@ -5,12 +5,12 @@ to a refusal. The walks of test_counts look for the same in a full workspace.
 """
 
 import pytest
-from django.db import transaction
 from django.urls import reverse
 
 from accounts.models import Role, User, WorkspaceSettings
 from capabilities import Capability
 from tests import make
+from tests.cases import undone
 from tests.house.dead_ends import Follower, Offer
 from tests.house.doors import Door, browser, doors, session_of
 from tests.house.every_state import SET
@@ -39,7 +39,7 @@ def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(subtests: 
     Role.objects.make_built_in()
     WorkspaceSettings.load()
     for who in VIEWERS:
-        with subtests.test(str(who)), transaction.atomic():
+        with subtests.test(str(who)), undone():
             held = capabilities_of(who)
             follower = Follower(browser(session_of(newcomer(held))))
             faults: list[str] = []
@@ -51,7 +51,6 @@ def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(subtests: 
                     if response.status_code == 200 and response["Content-Type"].startswith("text/html"):
                         faults += follower.faults(reverse(door.name), response.content.decode())
             assert "\n".join(faults) == ""
-            transaction.set_rollback(True)
 
 
 def test_a_page_without_a_control_and_without_a_sentence_is_a_dead_end() -> None:

@@ -22,6 +22,7 @@ from django.utils.datastructures import MultiValueDict
 from accounts.password_links import invitation_link, password_link
 from tests import make
 from tests.accounts.soft_key import added
+from tests.cases import undone
 from tests.house.doors import ALL, Door, Site, doors
 from tests.house.nonsense import NONSENSE
 
@@ -151,9 +152,8 @@ class Walk:
         """Submit the fields, follow the redirect, and note faults; all changes are rolled back."""
         cache.clear()
         try:
-            with transaction.atomic():
+            with undone():
                 self._look(fields, what)
-                transaction.set_rollback(True)
         except Exception as error:  # noqa: BLE001  (whatever a view raises is the fault looked for)
             self.faults.append(f"{what}: {error!r}"[:400])
 
@@ -190,11 +190,10 @@ class Walk:
         found: set[str] = set()
         for value in ("", "1"):
             more = dict.fromkeys(found, value)
-            with watched() as asked, transaction.atomic():
+            with watched() as asked, undone():
                 answer = self.answer(more)
                 request = answer.wsgi_request
                 found |= asked[id(request.POST if self.method == "POST" else request.GET)]
-                transaction.set_rollback(True)
         return found - {"csrfmiddlewaretoken"}
 
     def filled(self) -> dict[str, Any]:
@@ -282,12 +281,11 @@ SIGNING_IN = {
 
 def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(site: Site, subtests: pytest.Subtests) -> None:
     for name, arriving in SIGNING_IN.items():
-        with subtests.test(name), transaction.atomic():
+        with subtests.test(name), undone():
             client, path = arriving(site)
             walk = Walk(client, "POST", path or reverse(name), foreign(site))
             assert walk.names()
             assert faults(walk) == []
-            transaction.set_rollback(True)
 
 
 def test_requests_that_once_failed_succeed(site: Site, subtests: pytest.Subtests) -> None:
@@ -298,9 +296,8 @@ def test_requests_that_once_failed_succeed(site: Site, subtests: pytest.Subtests
         "/connect/?host={host}&gateway=%00",
         "/gateways/{gateway_slug}/assign/?server=%00",
     ):
-        with subtests.test(path), transaction.atomic():
+        with subtests.test(path), undone():
             assert site.holding(ALL).get(path.format(**site.things)).status_code in (200, 302)
-            transaction.set_rollback(True)
 
 
 def faults(walk: Walk, number: int | None = None) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from django.contrib.messages import get_messages
 
-from tests.house.stage import Stage, Step, page, undone
+from tests.cases import undone
+from tests.house.stage import Stage, Step, page
 from tests.house.test_verbs import staged
 from tests.house.verbs import VERBS
 from ui.pages import Undo

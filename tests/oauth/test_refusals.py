@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
-from django.db import transaction
 from django.test import Client
 
 from accounts.models import User
@@ -14,6 +13,7 @@ from connections.models import HostAtGateway
 from gateways.models import Gateway
 from oauth.models import AuthorizeRequest
 from tests import make
+from tests.cases import undone
 from tests.conftest import SignIn
 from tests.meanwhile import meanwhile
 from tests.oauth.steps import begin, minted, options, text
@@ -70,13 +70,12 @@ def test_objects_disabled_meanwhile_refuse_at_every_step(sign_in: SignIn, subtes
         ),
     ]
     for act, words in acts:
-        with subtests.test(words), transaction.atomic():
+        with subtests.test(words), undone():
             act()
             for response in (client.get(page), client.post(page, {"name": "x", "scope": "all"})):
                 assert response.status_code == 403
                 assert words in text(response)
             assert not Token.objects.exists()
-            transaction.set_rollback(True)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.sessions.models import Session
-from django.db import connection, transaction
+from django.db import connection
 from django.test import Client
 
 from accounts.models import User
@@ -16,6 +16,7 @@ from servers.bring_views import FileDraft
 from servers.client_files import MOST_BYTES, ClientEntry, Unreadable, read_entries
 from servers.models import Identity, Server
 from tests import make, upstreams
+from tests.cases import undone
 from tests.conftest import Run, SignIn, person
 from tests.connections.rows import text
 from tests.rest import Rest, errors, problem
@@ -64,9 +65,8 @@ def test_a_published_file_becomes_what_the_page_says_and_its_secrets_are_nowhere
     urls: dict[str, str], ana: User, sign_in: SignIn, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
 ) -> None:
     for name in published.FILES:
-        with subtests.test(name), transaction.atomic():
+        with subtests.test(name), undone():
             check_published_file(name, urls, ana, sign_in(ana), caplog)
-            transaction.set_rollback(True)
 
 
 def check_published_file(

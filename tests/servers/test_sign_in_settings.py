@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
@@ -23,6 +22,7 @@ from servers.oauth_client.models import Grant, SignIn
 from servers.oauth_client.registration import refresh_identity
 from tests import make
 from tests.asgi_server import Upstream
+from tests.cases import undone
 from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
@@ -373,7 +373,7 @@ def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_
     known = {"its origin": github.origin, "its url": github.upstream.url}
     identity = github.sign_in(ann)
     for case, (fields, goes_on) in FITS.items():
-        with subtests.test(case), transaction.atomic():
+        with subtests.test(case), undone():
             changed = {name: known.get(str(value), value) for name, value in fields.items()}
             github.server.refresh_from_db()
             if not goes_on:
@@ -382,7 +382,6 @@ def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_
             github.server.edit(by=boss, end_sign_ins=not goes_on, **changed)
             identity.refresh_from_db()
             assert (identity.status == "active") == goes_on
-            transaction.set_rollback(True)
 
 
 def test_a_withdrawn_setting_ends_the_sign_ins_made_under_it(github: Github, ann: User, boss: User) -> None:

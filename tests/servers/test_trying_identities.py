@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from django.db import transaction
 from django.test import Client
 
 from accounts.models import User
@@ -12,6 +11,7 @@ from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import App
+from tests.cases import undone
 from tests.conftest import Run, SignIn
 from tests.oauth.steps import begin, text
 from tests.rest import Rest
@@ -74,7 +74,7 @@ def test_a_refused_key_is_said_so_at_once_and_stored_only_on_demand(
     link: Connection, ana: User, sign_in: SignIn, subtests: pytest.Subtests
 ) -> None:
     for name in ("consent", "own connection", "shared"):
-        with subtests.test(name), transaction.atomic():
+        with subtests.test(name), undone():
             client = sign_in(ana)
             page = door(name, link, client)
             data = {"identity": "new", "label": "mine", "secret": WRONG}
@@ -88,7 +88,6 @@ def test_a_refused_key_is_said_so_at_once_and_stored_only_on_demand(
             assert not Identity.objects.exists()
             assert client.post(page, data | {"keep": "on"}).status_code == 302
             assert Identity.objects.get().status == "refused"
-            transaction.set_rollback(True)
 
 
 def test_a_key_is_active_if_it_is_accepted_or_nobody_can_be_asked(link: Connection, ana: User, sign_in: SignIn) -> None:

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Field
 from django.utils import timezone
 
@@ -32,6 +32,7 @@ from auditlog.partitions import DAY, midnight
 from sinks import sending
 from sinks.models import Sink
 from tests.calls import call, uid_at
+from tests.cases import undone
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import Webhook
 
@@ -380,12 +381,10 @@ ATTACKS += [
 
 def after(attack: Callable[[], None], keys: list[bytes] | None, lines: list[str] | None) -> Report:
     """Return the findings after an attack, which is rolled back."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with undone(), connection.cursor() as cursor:
         attack()
         received = Received.read(lines) if lines is not None else None
-        report = verifying.compare(cursor, keys, ALL_TIME, received)
-        transaction.set_rollback(True)
-    return report
+        return verifying.compare(cursor, keys, ALL_TIME, received)
 
 
 @pytest.mark.full

@@ -13,7 +13,6 @@ from urllib.parse import urljoin
 import pytest
 from cryptography.fernet import Fernet
 from django.core.cache import cache
-from django.db import transaction
 from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
@@ -120,14 +119,6 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
     finally:
         settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
         cipher.cache_clear()
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    """Roll back all changes of the block in the database, so that the next case starts in the same world."""
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)
 
 
 def twin(client: Client) -> Client:

@@ -23,9 +23,9 @@ from sso.saml.keys import make_key
 from sso.saml.responses import FAILED
 from tests import make
 from tests.accounts.again import confirmed
+from tests.cases import undone
 from tests.oauth.apps import browser
 from tests.rest import Rest
-from tests.sso.conftest import undone
 from tests.sso.encrypting import CBC, OAEP, PKCS1, Encrypted
 from tests.sso.saml_provider import NS, Answer, Pair, SamlOrganisation, SamlVisit, asks, brings, sent, signs_in_at
 from tests.sso.test_saml_responses import reason, signed_by, tried

@@ -17,7 +17,7 @@ from auditlog.models import Event
 from sso.errors import RESPONSE_ADVICE
 from sso.models import Account, Provider
 from sso.saml.responses import LONGEST
-from tests.sso.conftest import undone
+from tests.cases import undone
 from tests.sso.saml_provider import (
     ACS,
     NS,

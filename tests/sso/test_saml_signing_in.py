@@ -17,9 +17,10 @@ from accounts.sign_in import SIGNED_IN_AT
 from auditlog.models import Event
 from sso.models import Account, GroupRule, Provider, ReceivedAssertion
 from tests import make
+from tests.cases import undone
 from tests.issuers import query
 from tests.scim.conftest import Directory, key_for
-from tests.sso.conftest import signed_in_long_ago, undone
+from tests.sso.conftest import signed_in_long_ago
 from tests.sso.saml_provider import (
     ACS,
     ANSWERED,

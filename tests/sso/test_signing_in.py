@@ -17,9 +17,10 @@ from sso.errors import NoEntry, SignInFailed
 from sso.models import Account, Claims, GroupRule, Provider
 from sso.oidc import _must_be_granted, extract_claims
 from tests import make
+from tests.cases import undone
 from tests.clients.issuers import Visitor
 from tests.issuers import destination
-from tests.sso.conftest import BACK, Organisation, SignIn, Visit, undone
+from tests.sso.conftest import BACK, Organisation, SignIn, Visit
 
 pytestmark = pytest.mark.django_db
 
