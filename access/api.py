@@ -45,7 +45,7 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
         source="feature.exposed_name",
         default=None,
         allow_null=True,
-        help_text="Exposed name of the tool; null unless `tool` is asked for.",
+        help_text="Exposed name of the tool; null without the filter `tool`.",
     )
     sources = AccessSourceSerializer(many=True, help_text="What opens the gateway to the person.")
     tool_sets = serializers.ListField(
@@ -108,8 +108,8 @@ class AccessReportQuery(ListQuery):
     )
     on = serializers.DateField(
         required=False,
-        help_text="A past day. The report shows the access at the end of this day (UTC), without `last_used_at` and "
-        "`unused`.",
+        help_text="A past day. The report shows the access at the end of this day (UTC). Then `last_used_at` is null, "
+        "and the filter `unused` is ignored.",
     )
 
     def validate_on(self, on: date) -> date:

@@ -22,7 +22,7 @@ from connections.models import Connection
 from gateways.models import Feature, FeatureQuerySet
 from ui.forms import holds
 
-MOST_SORTED = 1_000  # More lines cannot be sorted by start or use, because that requires loading all of them.
+MOST_SORTED = 1_000  # Longer reports are not sorted by start or use, because that requires loading all lines.
 LOADED_AT_ONCE = 500
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 SORTS = {"since": "since", "used": "last_used_at"}

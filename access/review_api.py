@@ -84,7 +84,9 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
 
     id = Id()
     user_id = serializers.UUIDField(source="person_id", help_text="Id of the person.")
-    user_email = serializers.EmailField(source="person_email", help_text="Address of the person at the start.")
+    user_email = serializers.EmailField(
+        source="person_email", help_text="Address of the person when the review started."
+    )
     kind = serializers.ChoiceField(ThingKind.choices, help_text="Kind of the access.")
     thing_id = serializers.UUIDField(
         source="thing", allow_null=True, help_text="Id of the grant, team, role, token, connection or credential."
@@ -93,8 +95,12 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
     gateways = serializers.CharField(help_text="Names of the gateways that the access concerns.")
     since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
-    last_used_at = UtcDateTimeField(allow_null=True, help_text="The last call before the start; null if none.")
-    unused = serializers.BooleanField(help_text="True if the access was not used in the 90 days before the start.")
+    last_used_at = UtcDateTimeField(
+        allow_null=True, help_text="The last call before the review started; null if there was none."
+    )
+    unused = serializers.BooleanField(
+        help_text="True if the access neither began nor was used in the 90 days before the review started."
+    )
     reviewer = serializers.EmailField(
         source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers this line."
     )
@@ -141,8 +147,8 @@ class ReviewLineQuery(ListQuery):
     show = serializers.ChoiceField(
         [name for name, _ in LineFilter.SHOWS],
         required=False,
-        help_text="`mine`: open lines that you answer; `open`; `unused` or `used`: open lines whose access "
-        "was not used, or was used, in the 90 days before the start; `answered`; or an answer.",
+        help_text="`mine`: open lines that you may answer; `open`; `unused` or `used`: open lines whose field `unused` "
+        "is true or false; `answered`; or an answer.",
     )
     kind = serializers.ChoiceField(ThingKind.choices, required=False, help_text="Only lines of this kind.")
     user = by_person(help_text="Only lines of this person, by id, address or name.")
@@ -169,7 +175,7 @@ class ReviewBody(RequestBody):
     unanswered = serializers.ChoiceField(
         Unanswered.choices,
         required=False,
-        help_text="`list` (usual): access in open lines stays; `end`: it ends a day after the due date.",
+        help_text="`list` (the default): access in open lines stays; `end`: it ends a day after the due date.",
     )
     self_review = serializers.BooleanField(
         required=False, help_text="Whether people may answer lines about themselves; false if missing."
@@ -241,7 +247,7 @@ class ReviewResource(Resource):
         fallback = body.pop("fallback_id", None)
         subjects, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
         if bool(subjects) != bool(named):
-            raise ValidationError({"subject_ids": ["Name what to review, or nothing for everything."]})
+            raise ValidationError({"subject_ids": ["Give the ids of what to review; for `everything`, give none."]})
         review = Review.objects.start(
             **body,
             subjects=_found(subjects.rows(), named, "subject_ids") if subjects else [],

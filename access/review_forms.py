@@ -137,7 +137,7 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "Their access stays. The result lists these lines.",
-    Unanswered.END: "Their access ends. What you may not end on that day is only listed.",
+    Unanswered.END: "Their access ends. Access that you may not end on that day is only listed.",
 }
 
 
@@ -159,7 +159,7 @@ class StartForm(forms.Form):
     )
     reviewers = forms.CharField(
         widget=forms.Textarea(attrs={"rows": 2}),
-        help_text="E-mail addresses, one per line. The people to review are divided among them.",
+        help_text="E-mail addresses, one per line. Each reviewer gets some of the people to review.",
     )
     fallback = forms.CharField(
         label="Fallback reviewer",

@@ -38,7 +38,7 @@ from ui.pages import AppRequest, Undo, confirm, leave, number_of, page_of, poste
 from ui.tables import Column, Table, show_list
 from ui.viewset import confirmed, form_page, list_page
 
-MOST_UNDONE = 50  # Most lines whose answers Undo takes back.
+MOST_UNDONE = 50  # If more lines were answered, Undo is not offered.
 
 REVIEWS = Table(
     "access-reviews",
@@ -378,6 +378,6 @@ def close(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=(ReviewError, CapabilityRequired),
         title="Close review",
         text="Close this review? Its answers can no longer be changed, and the log keeps a checksum of them.",
-        more=f"{number_of(left, 'line')} without an answer {verb} unanswered. Nothing else ends." if left else "",
+        more=f"{number_of(left, 'line')} without an answer {verb} unanswered. No access ends." if left else "",
         submit="Close review",
     )

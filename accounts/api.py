@@ -66,12 +66,15 @@ class UserSerializer(serializers.Serializer[User]):
     teams = Reference(many=True, help_text="Teams of the person.")
     is_active = serializers.BooleanField(help_text="Whether the person can sign in and their tokens work.")
     status = serializers.CharField(
-        help_text="`active` or `deactivated`; without a password `invited`, `expired`, `revoked` or `provisioned`."
+        help_text="`active` or `deactivated`; for people who have not joined: `invited`, `expired`, `revoked`, "
+        "`provisioned` or `deactivated`."
     )
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
     by_organisation = serializers.BooleanField(help_text="Whether the person signs in through the organisation.")
-    break_glass = serializers.BooleanField(help_text="Whether this owner's password works despite enforced sign-in.")
-    date_joined = UtcDateTimeField(help_text="When the person was invited.")
+    break_glass = serializers.BooleanField(
+        help_text="Whether this owner's password works although sign-in by the organisation is enforced."
+    )
+    date_joined = UtcDateTimeField(help_text="When the person was added, for example by an invitation.")
     last_login = UtcDateTimeField(allow_null=True, help_text="When the person last signed in; null if never.")
 
 

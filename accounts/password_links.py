@@ -27,7 +27,7 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count second
 
 
 class LinkTokens(PasswordResetTokenGenerator):
-    """Single-use tokens, valid for one hour, for a person who has a password.
+    """Single-use tokens, valid for one hour, for an active person who has joined.
 
     Deactivating a person, or signing them out everywhere, invalidates their links. These links do not work for a person
     who must sign in at the organisation.

@@ -440,7 +440,8 @@ def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Remove second factor",
         text=f"Let {person.email} sign in with the password alone?",
         more=(
-            "For people who lost phone or keys, and recovery codes. Make sure that the request really comes from them."
+            "For people who have lost their phone or security key, and their recovery codes too. Make sure that the "
+            "request really comes from them."
         ),
         icon="shield",
     )

@@ -71,7 +71,7 @@ class Outranked(BeyondYours):
 
 
 class InvitesOthers(BeyondYours):
-    """An API key cannot invite people who may invite others: they would keep access after the key has ended."""
+    """An API key cannot invite people who may invite others: they could do so even after the key has ended."""
 
 
 class NotStaff(BeyondYours):
@@ -99,7 +99,7 @@ class NotBreakGlass(PeopleError):
 
 
 class LastBreakGlass(PeopleError):
-    """While sign-in by the organisation is enforced, the last break-glass owner must remain. Make another one first."""
+    """While people must sign in at the organisation, the last break-glass owner must remain. Make another one first."""
 
 
 class NotOwner(BeyondYours):

@@ -41,7 +41,7 @@ CODE_LIVES_S = 90  # A code is valid in its own interval of 30 seconds, in the o
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
-    """Encrypts the second-factor data that allauth stores, together with the id of the encryption key."""
+    """Encrypts the secrets that allauth stores. Each stored secret begins with the id of its encryption key."""
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
@@ -290,7 +290,7 @@ def is_taken(credential: dict[str, Any]) -> bool:
 def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
     """Return the person's key that signed the session's challenge. Raises ValidationError.
 
-    A key whose signature count did not grow is refused: the key was copied, and a thief may be using the copy.
+    A key whose signature count did not grow is refused: it may be a copy that a thief uses.
     """
     state, own = context.request.session.pop(STATE_SESSION_KEY, None), get_credentials(person)
     try:

@@ -49,7 +49,8 @@ from ui.operations import operation_of
 # --- Adapter ----------------------------------------------------------------------------------------------------------
 
 
-SIGNED_IN_AT = "signed_in_at"  # Session key: the time of the last sign-in with a password.
+# Session key: the time when the person last signed in here, or last authenticated at the identity provider.
+SIGNED_IN_AT = "signed_in_at"
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
@@ -77,7 +78,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             return  # People who sign in at the provider have no password to set.
         if isinstance(person, User) and not person.has_usable_password():
             if person.status != "invited":
-                return  # The invitation has expired; only a person who manages people can renew it.
+                return  # No valid invitation, for example because it has expired. A manager of people can renew it.
             template_prefix = "account/email/invitation"
             context = {"person": person, "link": invitation_link(person), "by": None}
         super().send_mail(template_prefix, email, context)
@@ -131,7 +132,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Return False in the first minutes after a sign-in with a password: the sign-in counts as a confirmation."""
+        """Return False in the first minutes after a sign-in (SIGNED_IN_AT), which counts as a confirmation."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT

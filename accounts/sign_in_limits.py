@@ -1,8 +1,8 @@
 """Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-An attempt is counted before anything is checked, and subtracted again if it succeeds. No account is ever locked: an
-attacker uses up the attempts of their own address only, and a browser in which the user signed in before has a separate
-count.
+An attempt is counted before anything is checked, and subtracted again if it succeeds. Wrong passwords never lock an
+account: an attacker uses up the attempts of their own address only, and a browser in which the user signed in before
+has a separate count.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
 
 
 class AllowanceResource(Resource):
-    """Permissions for a while that are in force and that you may see."""
+    """Temporary permissions to repeat approved calls: those in force that you may see."""
 
     serializer_class = AllowanceSerializer
     problems: ClassVar[Mapping[type[Exception], Problem]] = PROBLEMS

@@ -258,7 +258,7 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments. The rule is the same as for recorded payloads."""
+        """True if `viewer` may read the values of the arguments, on the same conditions as recorded payloads."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)

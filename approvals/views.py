@@ -107,7 +107,7 @@ def _list(request: AppRequest, table: Table, *, is_waiting: bool) -> HttpRespons
 @require_GET
 @own_resource(OWN)
 def allowed(request: AppRequest) -> HttpResponse:
-    """List the permissions for a while that are in force."""
+    """List the temporary permissions that are in force."""
     return list_page(
         request,
         "approvals/allowed.html",
@@ -219,7 +219,7 @@ def may_change_wait(viewer: User, hold: Hold) -> bool:
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN, others=Capability.APPROVALS_DECIDE)
 def end_allowance(request: AppRequest, pk: UUID) -> HttpResponse:
-    """End a permission for a while."""
+    """End a temporary permission."""
     row = allowance_or_404(request.user, pk)
     return confirmed(
         request,

@@ -28,7 +28,8 @@ OWN = Own(Capability.WORKSPACE_MANAGE)
 SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
-    "Matters to send messages about, by their names in *Needs attention*; only matters on which the owner may act."
+    "Names of the matters to send messages about, such as `apps`: the value of `matter` in messages to a webhook. Only "
+    "matters that you may choose."
 )
 
 

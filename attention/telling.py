@@ -51,7 +51,7 @@ PERSONAL = {
 A_DAY = timedelta(days=1)
 PAUSE = timedelta(minutes=10)  # Shortest time between two messages about a matter, if the matter is reported at once.
 URGENT_PAUSE, MOST_URGENT_A_DAY = timedelta(minutes=1), 100
-MOST_A_DAY = 8  # Messages of one matter to one channel; further ones wait for a day.
+MOST_A_DAY = 8  # Messages of one matter to one channel within 24 hours; further ones wait.
 STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Older events are not reported.
 ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to this age.

@@ -25,7 +25,7 @@ from capabilities import NOBODY, Capability, own_resource
 from ui.pages import AppRequest, leave, posted, seen_version, show
 from ui.viewset import confirmed, form_page
 
-OWN = "one's own channels, and the workspace's for who manages it"
+OWN = "one's own channels; those of the workspace need a capability for its settings"
 ADDRESSES = {
     ChannelKind.MAIL: (
         "E-mail",

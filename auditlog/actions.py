@@ -241,8 +241,8 @@ class Action(StrEnum):
     )
     HOST_RESET_AT_GATEWAY = (
         "host_at_gateway.reset",
-        "{actor} removed the rule for {host} on the gateway {gateway}.",
-        "{actor} removed the rule {target}.",
+        "{actor} reset {host} on the gateway {gateway} to neither listed nor blocked.",
+        "{actor} reset {target} to neither listed nor blocked.",
     )
     HOST_UPDATED = (
         "host.updated",

@@ -85,8 +85,8 @@ CALL_HELP = {
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
-    "rule_id": "Id of the rule that refused the call, otherwise of the first rule whose condition had no result; null "
-    "if none.",
+    "rule_id": "Id of the rule that refused or held the call, otherwise of the first rule whose condition had no "
+    "result; null if none.",
     "hold_id": "Id of the hold that stopped the call, or whose approval let it run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
@@ -233,7 +233,7 @@ class GroupQuery(CallFilters):
     sort = serializers.ChoiceField(
         [each for one in SORTS for each in (one, f"-{one}")],
         default="-calls",
-        help_text="Number to sort by; with `-` the largest first.",
+        help_text="Number or name to sort by; with `-` in descending order.",
     )
 
 
@@ -297,7 +297,10 @@ class StopSerializer(serializers.Serializer[Any]):
         help_text="E-mail address of the person who caused the obstacle; null if unknown or without `audit:read`.",
     )
     act = CauseField(source="cause.act", help_text="Action that removes the obstacle, if you may; otherwise null.")
-    about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
+    about = CauseField(
+        source="cause.subject",
+        help_text="Id of the object that `act` changes; null if there is no `act`, or if it only opens a page.",
+    )
     who = CauseField(source="cause.who", help_text="Who can remove the obstacle, if you cannot; otherwise null.")
 
 

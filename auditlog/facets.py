@@ -105,7 +105,8 @@ def facets(
 ) -> list[Facet]:
     """Return the filters beside the list, with values for filters that are set, opened, or in `first`.
 
-    `any_call=False` means that the search is known to have no results, so nothing is counted.
+    `any_call=False` means that the search is known to have no results. Then calls are counted only for filters that are
+    set, because their values are counted as if the filter were not set.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

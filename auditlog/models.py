@@ -140,7 +140,7 @@ class Call(models.Model):
 
     # Labels of the rules on tool calls, joined by ", "; a label has no comma.
     labels = models.CharField(max_length=600, blank=True, default="", db_default="")
-    # The rule that refused the call, otherwise the first rule whose condition had no result.
+    # The rule that refused or held the call, otherwise the first rule whose condition had no result.
     rule_id = models.UUIDField(null=True)
     # The hold that stopped the call, or the approval by which it ran.
     hold_id = models.UUIDField(null=True)

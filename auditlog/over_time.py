@@ -1,4 +1,4 @@
-"""The calls of the last seven days that would have been refused by a stricter policy or for a disabled object.
+"""The calls of the last seven days that a stricter policy, or disabling an object, would have refused.
 
 Up to MOST_READ calls are counted in the log, by caller. Beyond that, the number comes from the roll-ups, if they have
 the columns, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.

@@ -178,7 +178,8 @@ class _Reader:
         if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
             fields = ", ".join(FIELDS)
             raise SearchSyntaxError(
-                first.position, f"“{first.text}” is not a field. Fields are {fields}; and {', '.join(WORDS)}."
+                first.position,
+                f"“{first.text}” is not a field. Fields are {fields}. Words that need no field are {', '.join(WORDS)}.",
             )
         if first.word == "not" and _begins(self._peek()):
             raise SearchSyntaxError(first.position, "Write “not” after “is”, as in: outcome is not ok.")

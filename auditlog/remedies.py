@@ -54,9 +54,9 @@ class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
     `began` are the events that cause the refusal, `needs` is the capability required. `verb` is the method of the model
-    that resolves the refusal. If `verb` is empty, `page` returns the URL where a person decides. If `page` is None too,
-    only the owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the
-    page My identities.
+    that resolves the refusal. If `verb` is empty, or if the object is a feature that is enabled already, `page` returns
+    the URL where a person decides. If both `verb` and `page` are missing, only the owner of the call can act, as the
+    sentence `owner` explains. `own_page` is True if the owner acts on the page My identities.
 
     `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
     caused the refusal, by default all events in `began` on the object. The calls refused since the newest of these
@@ -203,7 +203,7 @@ WORDS = {
     Action.FEATURE_HELD: "Changed by its server",
     Action.FEATURE_CHANGED: "Changed by its server",
     Action.FEATURE_QUARANTINED: "Put in quarantine",
-    Action.GATEWAY_UPDATED: "Limited to listed ones",
+    Action.GATEWAY_UPDATED: "Limited to listed apps and agents",
     Action.IDENTITY_SIGN_IN_NEEDED: "Ended",
     Action.TOKEN_UPDATED: "Changed",
 }

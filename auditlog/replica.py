@@ -95,7 +95,8 @@ IDENTITY = """
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 # A replica that did not follow a promotion stays on the previous timeline. Without the role pg_read_all_stats, this
-# query reads the timeline of the last checkpoint, which is old for a while after a promotion. Then no replica is used.
+# query reads the timeline of the replica's last PostgreSQL checkpoint. After a promotion, that timeline is outdated
+# until the replica's next such checkpoint, and until then the replica is not used.
 _AT_REPLICA = f"""
 SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_last_xact_replay_timestamp(),
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),

@@ -355,10 +355,12 @@ class Search:
         return self._end(rows, cursor)
 
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
-        """Return the time of the last row that the page may read; None if one index has fewer rows than the limit.
+        """Return the time up to which the page may read; None if it may read all of `rows`.
 
-        Each criterion with an index may read SEARCH_LIMIT rows, divided evenly among its values. A criterion ends where
-        the first of its values has used up its share. The criterion that ends furthest from the cursor counts.
+        SEARCH_LIMIT applies to each criterion with an index, and is divided evenly among its values. The end of a
+        criterion is the time, nearest to the cursor, at which one of its values exceeds its share. Return the end that
+        is furthest from the cursor, or None if a criterion has no end. If no criterion has an index, SEARCH_LIMIT
+        applies to all rows.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

@@ -236,7 +236,7 @@ NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A credential to test: a token, whose secret is not needed, and its digests for the SQL statement."""
+    """A token to test, by its digests, so without its secret; `token` is None for an OAuth access token."""
 
     token: Token | None
     digests: TokenDigests
@@ -257,7 +257,10 @@ class Question:
 
 @dataclass(frozen=True)
 class CurrentDecision:
-    """The current decision for the token that passes the most checks; `token` is None if there is no token."""
+    """The current decision for the token that passes the most checks.
+
+    `token` is None if this is an OAuth access token, or if no token was tested.
+    """
 
     question: Question
     verdict: Verdict

@@ -223,7 +223,7 @@ class Gateway:
             for stream in standing(self.url("sessions"), tokens[number % len(tokens)], some):
                 self._stack.callback(stream.close)
         taken = memory(self.workers()) - before
-        print(f"{streams} streams take {taken:.1f} MB of worker and chores, which took {before:.0f} MB before\n")
+        print(f"{streams} streams add {taken:.1f} MB to the {before:.0f} MB of the worker and the chores process\n")
 
     def place(self, name: str, kinds: list[str], server: int) -> Place:
         urls, scripts = {}, {}

@@ -69,7 +69,9 @@ class Balanced(Agents):
 
     async def _look(self, balancer: httpx.AsyncClient) -> None:
         while not self._stop.is_set():
-            self.ready = [port for port in list(self.ports) if await _is_ready(balancer, port)]
+            ports = list(self.ports)
+            answers = await asyncio.gather(*(_is_ready(balancer, port) for port in ports))
+            self.ready = [port for port, is_ready in zip(ports, answers, strict=True) if is_ready]
             await asyncio.sleep(LOOK_S)
 
     async def _agent(self, number: int) -> None:
@@ -85,11 +87,13 @@ class Balanced(Agents):
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
         """Send a call, and return the error, or "" if there was none.
 
-        If the connection was closed, the call is sent once more, to the next gateway.
+        If the connection was closed, the call is sent once more, to another gateway.
         """
+        port = None
         for is_last in (False, True):
             try:
-                answer = await client.post(self._url(), json=message)
+                port = self._next(besides=port)
+                answer = await client.post(f"http://127.0.0.1:{port}/mcp/{self.slug}", json=message)
             except CLOSED as error:
                 if is_last:
                     return repr(error)
@@ -101,13 +105,13 @@ class Balanced(Agents):
                 return "" if fine else f"{answer.status_code} {answer.text[:300]}"
         return ""
 
-    def _url(self) -> str:
-        """Return the URL of the next ready gateway. Raises LookupError if none is ready."""
+    def _next(self, besides: int | None) -> int:
+        """Return the next ready gateway, but not the port `besides`. Raises LookupError if none is ready."""
         self._turn += 1
-        ready = self.ready
+        ready = [port for port in self.ready if port != besides]
         if not ready:
             raise LookupError("no process is ready")
-        return f"http://127.0.0.1:{ready[self._turn % len(ready)]}/mcp/{self.slug}"
+        return ready[self._turn % len(ready)]
 
 
 async def _is_ready(client: httpx.AsyncClient, port: int) -> bool:

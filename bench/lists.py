@@ -1,8 +1,8 @@
 """Measure every list with few rows and with very many: `python -m bench.lists`.
 
-A database on the embedded PostgreSQL first has 50 hosts, connections and tokens, then 5,000 hosts, 50,000 connections
-and 200,000 tokens. Each list is requested in this process by a user who may see everything. The fastest of several
-answers counts, and the growth is printed.
+A database on the embedded PostgreSQL first has 50 hosts, 50 connections and 200 tokens, then 5,000 hosts, 50,000
+connections and 200,000 tokens. Each list is requested in this process by a user who may see everything. The fastest of
+several answers counts, and the growth is printed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(times: int) -> list[str]:
-    """Print the duration of each list; return the lists that grew by more than the limit."""
+    """Print a line for each list; return the lists that became too slow or changed their number of statements."""
     from django.conf import settings  # noqa: PLC0415
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connection  # noqa: PLC0415

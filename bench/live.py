@@ -2,12 +2,13 @@
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
 dashboard. Every half second the rows on each page are read. A line for each rate and page says how many calls were
-recorded, how many the page showed, and how many it left out with a notice ("80 new at once: the newest 50 are shown").
+recorded, how many of them the page left out, and how many of these without a notice such as "80 new calls arrived
+together: the newest 50 are shown".
 The line also has the smallest numbers of nodes and listeners and the least memory of the page in each third of the
 time. The smallest values count, because a page that replaces its rows has old and new ones for a moment.
 
-Half-way the pointer rests on the log for twenty seconds: its rows must not move, and the log must count the calls
-recorded meanwhile.
+Half-way the pointer rests on the log for twenty seconds: its rows must not move, and the log must say that it is
+paused.
 
 Fails if a call failed or was not recorded, if a call was left out without a notice, if a page grew, or if the browser
 console has messages. The browser runs at a lower priority, so that calls keep their rate on a small machine.
@@ -68,7 +69,7 @@ class Followed:
     def look(self) -> None:
         seen = self.page.evaluate(SHOWN)
         self.shown |= {*seen["uids"]}
-        if "at once" in seen["says"]:
+        if "arrived together" in seen["says"]:
             self.said_so.append(time.time())
 
     def measure(self) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """The number of rows: four tokens per connection, ten connections per host."""
+    """The number of rows of each kind."""
 
     hosts: int
     connections: int

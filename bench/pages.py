@@ -11,8 +11,8 @@ times are scaled to the fastest twentieth of all runs of the loop; the slowdown 
 one processor only, so the database must run on the same processor (`taskset`).
 
 An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked addresses are
-measured again at the end. The command fails if an address is marked every time. Table statistics and roll-ups are
-updated first.
+measured again at the end. The command fails if an address is marked every time. The roll-ups and their table
+statistics are updated first.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def large() -> Iterator[str]:
 
 
 def logs() -> Iterator[str]:
-    """Yield the log by range, filter, search and group, one call, and exports up to their first byte."""
+    """Yield addresses: the log by range, filter, search and group; single calls; exports; admin events."""
     from auditlog.filters import COLUMN_NAMES as COLUMNS  # noqa: PLC0415
     from auditlog.filters import FACETS  # noqa: PLC0415
     from auditlog.models import Call  # noqa: PLC0415

@@ -12,8 +12,8 @@ Fails if a call failed, if an answered call is missing in the log or logged twic
 after the first third of the time.
 
 Clients act faster on an idle machine, which creates more rows. So the number of rows is compared with the number of
-client actions in the last five minutes, for which rows are stored. Memory and files are compared by their maximum in
-each sixth of the time. So a run needs at least fifteen minutes.
+client actions in the last five minutes: unused rows are deleted after that time. Memory and files are compared by their
+maximum in each sixth of the time. So a run needs at least fifteen minutes.
 """
 
 import argparse
@@ -96,7 +96,7 @@ class Sample:
     """The measurements of one line."""
 
     memory: list[float]
-    """MB of each gateway: its main process, worker and reader."""
+    """MB of each gateway: its main process, its worker and its process for chores."""
     files: list[int]
     rows: dict[str, int]
     at_server: int
@@ -256,7 +256,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20, help="how long (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between actions (default: %(default)s)")
     parser.add_argument("--restart-every", type=float, default=15, metavar="MINUTES", help="default: %(default)s")
-    parser.add_argument("--agents", type=int, default=4, help="of each era, which call continuously (default: 4)")
+    parser.add_argument("--agents", type=int, default=4, help="per server, which call continuously (default: 4)")
     parser.add_argument("--real", action="store_true", help="also the clients and servers of the compatibility table")
     return parser.parse_args()
 
@@ -515,7 +515,7 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
             parts = slice(cuts[start], cuts[middle]), slice(cuts[middle], cuts[6])
             (before, after), (slow, fast) = ([median(each[part]) for part in parts] for each in (numbers, acted))
             if _grew(before * max(fast / max(slow, 1), 1), after, FEW):
-                yield f"GREW: {name} from {before:.0f} to {after:.0f}, beside {slow:.0f} and {fast:.0f} actions"
+                yield f"GREW: {name} from {before:.0f} to {after:.0f}, actions in 5 min from {slow:.0f} to {fast:.0f}"
                 break
 
 

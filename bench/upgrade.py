@@ -3,8 +3,8 @@
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
 while agents call a tool all the time. Then this checkout migrates, and its processes replace the old processes: each is
 ready before an old process is asked to end. Finally the processes of the old release replace the new ones in the same
-way. If the newest tag already has all migrations of this checkout, this checkout is the old release, and a copy of it
-with one more migration is the new release.
+way. If there is no tag, or the newest tag already has all migrations of this checkout, this checkout is the old
+release, and a copy of it with one more migration is the new release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
 calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took `--longest`
@@ -55,7 +55,7 @@ class Migration(migrations.Migration):
 """
 DAYS = 30
 SHOWN = 12
-DRAIN_S = 2  # Seconds for which a process still serves after it was asked to end, so that the balancer notices.
+DRAIN_S = 4  # Seconds for which a process still serves after it was asked to end, so that the balancer notices.
 
 
 def main() -> None:
@@ -375,7 +375,7 @@ class Upgrade:
         """Yield the measurements as readable lines."""
         yield f"{told['rows']:,} calls in the log"
         yield from map(line_of, told["steps"])
-        yield "What took the longest of migrating and indexing:"
+        yield "The longest steps of migrating and indexing:"
         parts = sorted((part for step in told["steps"] for part in step["parts"]), key=itemgetter(1), reverse=True)
         yield from (f"{seconds:9.1f} s  {line}" for line, seconds in parts[:SHOWN])
         yield f"{told['answered']:,} calls answered, the longest in {told['longest'] * 1000:,.0f} ms"

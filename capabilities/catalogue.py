@@ -33,7 +33,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, add connections; edit and revoke all tokens, ask for new ones.",
+        "Create and rename agents, add connections; edit and revoke all tokens, ask owners to collect new ones.",
     )
     API_TOKENS_READ = (
         "tokens.view_token",
@@ -323,7 +323,7 @@ def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
 class BuiltIn(NamedTuple):
     """A role created at startup; a locked role is reset at every startup.
 
-    If `uses_gateways` is False, people with the role can only look.
+    If `uses_gateways` is False, people with the role cannot connect to gateways or call through them.
     """
 
     name: str

@@ -91,7 +91,7 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
 
 
 class MissingSerializer(serializers.Serializer[Any]):
-    """A capability that a change takes, and that the caller lacks."""
+    """A capability that a change requires and the caller lacks."""
 
     object = serializers.CharField(help_text="The object in words.")
     capability = serializers.CharField(help_text="Slug of the capability.")
@@ -104,7 +104,8 @@ class PlanSerializer(serializers.Serializer[Any]):
     digest = serializers.CharField(help_text="Digest of the changes, for `apply`.")
     changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
     not_in_file = serializers.ListField(
-        child=serializers.CharField(), help_text="Objects that are not in the lists of the files; they are not changed."
+        child=serializers.CharField(),
+        help_text="Objects that are not in the lists of the files. Only `prune` changes them.",
     )
     claimed = serializers.ListField(
         child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages from now on."

@@ -103,7 +103,7 @@ def must_be_done(after: Plan) -> None:
     """Raise StillDiffers if `after`, a plan made after the changes, is not empty."""
     if after.changes:
         titles = ", ".join(change.title for change in after.changes[:5])
-        raise StillDiffers(f"Even after these changes, the file would still change: {titles}. {StillDiffers.__doc__}")
+        raise StillDiffers(f"A second apply of the same file would still change: {titles}. {StillDiffers.__doc__}")
 
 
 def _claim(made: Plan, by: User, commit: str) -> None:
@@ -187,5 +187,5 @@ def _switch(change: Change, world: World, by: User) -> None:
 
 def _words(refusal: Exception) -> str:
     if isinstance(refusal, IntegrityError):
-        return "Another object has this name. Choose another, or apply the file in two steps."
+        return "Another object has this name. Write a different name, or apply the file in two steps."
     return " ".join(refusal.messages) if isinstance(refusal, ValidationError) else str(refusal)

@@ -159,7 +159,7 @@ def _ask(request: HttpRequest, asked: ManagedByFile) -> HttpResponse:
         request,
         title="Change by hand",
         text=f"“{row or asked.row}” is managed by {asked.managed}.",
-        more="The next plan shows what differs from the file, and applying the file undoes it.",
+        more="The next plan shows what differs from the file. Applying the file undoes your change.",
         kind="primary",
         submit="Change by hand",
         hidden=[(ANSWER, "1"), (FIELD, key), (PAGE, page)],

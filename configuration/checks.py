@@ -43,7 +43,8 @@ def of_other_sources(
             title = entry.kind.title(key)
             yield Mistake(
                 document.at(entry.path),
-                f"{title} has the source “{source}”. Remove it from this file, or first from the file of that source.",
+                f"{title} has the source “{source}”. Remove it from this file, or remove it from the "
+                "file of that source first.",
             )
 
 

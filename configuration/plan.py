@@ -23,7 +23,7 @@ from configuration.schema import mistakes_of
 if TYPE_CHECKING:
     from accounts.models import User
 
-# Time for counting what the changes of a plan cut off. The last count may end up to 2 s later (rules.replay.LATELY_S).
+# Time for counting what the changes of a plan cut off. The last count may exceed it by 2 s (rules.replay.LATELY_S).
 COUNTING_S = 10.0
 NOT_COUNTED = f"Not counted: counting what the earlier changes cut off took {COUNTING_S:.0f} s."
 SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.

@@ -80,7 +80,7 @@ def _claimed(plan: Plan) -> str:
 def _not_in_file(plan: Plan) -> str:
     if not plan.not_in_file:
         return ""
-    return f"Not in the file, unchanged: {', '.join(plan.not_in_file)}.\n"
+    return f"Not in the file (only pruning changes these): {', '.join(plan.not_in_file)}.\n"
 
 
 def _missing(plan: Plan) -> str:

@@ -53,7 +53,10 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
 
 
-HOLD_WAIT = "Seconds for which held calls wait in their requests; null: 50 with progress notifications, otherwise 4."
+HOLD_WAIT = (
+    "Seconds for which a held call keeps its request open; null: 50 if the client asked for progress notifications, "
+    "otherwise 4."
+)
 
 
 class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
@@ -65,7 +68,9 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         source="connection.host.kind",
         help_text="`headed` (an app that signs people in by OAuth) or `token` (an agent with tokens).",
     )
-    status = serializers.CharField(help_text="`active`, `blocked`, `disabled`, `expired` (no credential) or `revoked`.")
+    status = serializers.CharField(
+        help_text="`active`, `blocked`, `disabled`, `expired` (no valid token or key) or `revoked`."
+    )
     enabled = serializers.BooleanField(
         source="connection.enabled", help_text="Whether it is enabled itself; see `blocked_by`."
     )
@@ -80,17 +85,19 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
-    api_key_prefix = serializers.CharField(source="prefix", help_text="First characters of its newest credential.")
+    api_key_prefix = serializers.CharField(source="prefix", help_text="First characters of its newest token or key.")
     connected_at = UtcDateTimeField(source="connection.connected_at", help_text="When it was created.")
     last_token_at = UtcDateTimeField(
-        source="connection.last_token_at", allow_null=True, help_text="When it last got an access token."
+        source="connection.last_token_at",
+        allow_null=True,
+        help_text="When an app's access token was last refreshed, or an agent's token last regenerated; null if never.",
     )
     last_used_at = UtcDateTimeField(
         source="connection.last_used_at", allow_null=True, help_text="When it was last used."
     )
     revoked_at = UtcDateTimeField(source="connection.revoked_at", allow_null=True, help_text="When it was revoked.")
     hold_wait = serializers.IntegerField(source="connection.hold_wait", allow_null=True, help_text=HOLD_WAIT)
-    tokens_active = serializers.IntegerField(source="active", help_text="Number of its working credentials.")
+    tokens_active = serializers.IntegerField(source="active", help_text="Number of its valid tokens or keys.")
 
 
 class ConnectionChanges(RequestBody):

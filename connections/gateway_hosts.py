@@ -76,7 +76,7 @@ class HostRow:
 
 
 class GatewayHostFilter(ListFilter):
-    """Filter by name, and by whether the app or agent is used, listed or blocked on the gateway."""
+    """Filter by name, and by whether the app or agent is used, listed, blocked or limited on the gateway."""
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])
 

@@ -56,7 +56,7 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities, personal and shared, that no call could use once `target` is disabled.
+    """Count the live identities, personal and shared, that calls through `target` use. Other calls may use them too.
 
     Returns 0 if `target` is itself an identity, because the sentence already names that identity.
     """
@@ -78,11 +78,10 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences for a confirmation: the impact of disabling `target`, and the number of refused calls.
+    """Return sentences for a confirmation: the impact of disabling `target`, and how many calls it would have refused.
 
-    The number is that of calls of the last seven days that would have been refused if `target` had been disabled. The
-    owner of `target` gets all sentences. Other viewers get the impact if they may see all connections, and the number
-    of calls if they may read the log. Raises NothingGoesThrough.
+    Calls of the last seven days are counted. The owner of `target` gets all sentences. Other viewers get the impact if
+    they may see all connections, and the number of calls if they may read the log. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 

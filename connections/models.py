@@ -78,7 +78,8 @@ def _through_team() -> models.QuerySet[Team]:
 
 
 def _through_grant() -> models.QuerySet[Any]:
-    # Now() is evaluated in the database for each query, because the query is built only once (`_with_details`).
+    # The query is built only once (`_with_details`), so it must not contain the time of building: the database
+    # evaluates Now() each time the query runs.
     unended = Q(ends_at=None) | Q(ends_at__gt=Now())
     grants = GatewayGrant.objects.filter(unended, ended_at=None, gateway=OuterRef("gateway"), user=OuterRef("user"))
     return grants.order_by()

@@ -84,7 +84,7 @@ class ConnectionRow:
 
     @cached_property
     def tokens(self) -> list[Any]:
-        """The credentials that were not revoked, newest first."""
+        """The tokens (of an agent) or keys (of an app) that were not revoked, newest first."""
         return [token for token in self._all_tokens if not token.revoked_at]
 
     @property
@@ -94,7 +94,7 @@ class ConnectionRow:
 
     @cached_property
     def active(self) -> int:
-        """The number of credentials that can be used."""
+        """The number of tokens or keys that can be used."""
         return sum(token.status == "active" for token in self.tokens)
 
     @cached_property
@@ -133,7 +133,7 @@ class ConnectionRow:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the newest credential, revoked or not."""
+        """The prefix of the newest token or key; a revoked one only if all are revoked."""
         newest = next(iter(self.tokens or self._all_tokens), None)
         return newest.prefix if newest else ""
 
@@ -154,8 +154,8 @@ class ConnectionRow:
     def may_regenerate(self) -> bool:
         """True if the viewer may replace the connection's secret.
 
-        Only the owner may for an agent, because the new secret is shown and lets its holder act as the owner. An app's
-        key is never shown, so the capability to revoke connections is enough.
+        For an agent, only the owner may do this: the new secret is shown, and everyone who has it can act as the owner.
+        An app's key is never shown, so the capability to revoke connections is enough.
         """
         if self.connection.host.is_agent:
             return self.is_own
@@ -240,17 +240,17 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with a credential that meets the condition `credentials`; an empty condition matches all."""
+    """Match connections with a token or key that meets the condition `credentials`; an empty condition matches all."""
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 
 def _usable() -> Exists:
-    """Return a condition for connections with a usable credential, as a subquery."""
+    """Return a condition for connections with a usable token or key, as a subquery."""
     return Exists(_tokens_in_use().filter(connection=OuterRef("pk")))
 
 
 def _tokens_in_use() -> Any:
-    """Return the credentials that are neither revoked nor expired."""
+    """Return the tokens and keys that are neither revoked nor expired, and whose secret exists."""
     tokens: Any = Connection._meta.get_field("tokens").related_model
     unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
     return tokens.objects.filter(unexpired, revoked_at=None, digest__isnull=False)

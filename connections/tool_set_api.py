@@ -164,7 +164,7 @@ class ToolGrantQuery(ListQuery):
 
 
 class ToolGrantBody(RequestBody):
-    """A tool set to give: to a team, to a person, or without either to everybody."""
+    """A tool set to give to a team or a person; if neither is named, to everybody."""
 
     tool_set_id = serializers.UUIDField(help_text="The set.")
     team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")

@@ -136,8 +136,8 @@ class ToolSetForm(forms.Form):
         required=False,
         max_length=LONGEST_NAMES,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text="Further names, one per line. They need not match the patterns and effects. The set's page has a "
-        "list to tick.",
+        help_text="Further names, one per line. They need not match the patterns and effects. On the set's page, you "
+        "can select them from a list.",
     )
 
     def __init__(self, *args: Any, gateway: Gateway, tool_set: ToolSet | None = None, **options: Any) -> None:

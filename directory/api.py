@@ -39,7 +39,10 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
     )
     enabled = serializers.BooleanField(help_text="Whether it is enabled; a disabled address answers 404.")
-    read_at = UtcDateTimeField(allow_null=True, help_text="When it was last read, within a minute; null if never.")
+    read_at = UtcDateTimeField(
+        allow_null=True,
+        help_text="When it was last read, within a minute; null if not since it was created or regenerated.",
+    )
     read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
     regenerated_at = UtcDateTimeField(allow_null=True, help_text="When it was last regenerated; null if never.")
     created_by = CreatedBy()
@@ -62,7 +65,7 @@ class NewDirectoryAddress(RequestBody):
 
 
 class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
-    """A file for machines, filled in."""
+    """A file to install on an organisation's computers, filled in for the address."""
 
     slug = serializers.CharField(help_text="Name of the file here; never changes.")
     client = serializers.CharField(help_text="Client that reads it.")
@@ -170,7 +173,7 @@ class OwnDirectory(Resource):
 
     @operation(needs=READ, query=RegistryQuery, answer=RegistryListSerializer)
     def servers(self, request: Request) -> Response:
-        """List the gateways that you may use as servers of a registry."""
+        """List the gateways that you may use, in the form of servers of a registry."""
         try:
             return Response(registry.server_list(self._gateways(), request.query_params))
         except registry.BadQuery as bad:

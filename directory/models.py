@@ -29,7 +29,7 @@ class DirectoryError(Exception):
 
 
 class AddressExists(DirectoryError):
-    """There is an address for them already. Enable or regenerate it."""
+    """An address for this team or for everyone exists already. Enable or regenerate it."""
 
 
 def new_token() -> str:
@@ -64,7 +64,7 @@ class DirectoryAddress(Versioned, Switchable):
     """An address of the directory: anybody who has it can list the gateways that everybody in `team` may use.
 
     The token is stored unencrypted, because policy files contain it and can be downloaded again at any time. With the
-    token, a client gets only the names and URLs of gateways.
+    token, a client gets only the names, descriptions and URLs of gateways.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""Files that an organisation installs on machines, so that clients use the directory, or only gateways as servers."""
+"""Files that an organisation installs on its computers, so that clients use the directory or load its gateways."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLAUDE_CODE = (
 
 
 class PolicyFile(NamedTuple):
-    """A file for machines. `place` tells where to install it, `effect` what the client does with it."""
+    """A file for an organisation's computers: `place` is where to install it, `effect` what the client does with it."""
 
     slug: str
     client: str

@@ -55,7 +55,7 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """Return the steps. Return None if the viewer can do none of them, or if all are done or dismissed."""
+        """Return the steps; None if the viewer has no capability of SETS_UP, or if all steps are done or dismissed."""
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -174,9 +174,9 @@ def steps(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
 def dismiss(request: AppRequest) -> HttpResponse:
-    """Hide the steps for everybody; the workspace settings show them again."""
+    """Hide the steps for everybody. They can be shown again in the workspace settings."""
     WorkspaceSettings.edit(by=request.user, setup_steps=False)
-    toast = "First steps hidden. Workspace settings show them again."
+    toast = "First steps hidden. You can show them again in Workspace settings."
     return answer(
         request,
         "setup_steps.html",

@@ -324,9 +324,9 @@ def _announced(headers: Headers) -> int:
     return int(length) if length.isascii() and length.isdecimal() else 0
 
 
-# Requests with unverified keys wait in this queue before their bodies are read. A thread for each request would be
-# expensive: it takes a database connection, and memory that the process keeps. Senders take turns, and each sender may
-# have only a limited number of requests in the queue.
+# Large requests wait in this queue until their credentials are looked up; then their bodies are read. A thread for each
+# request would be expensive: it takes a database connection, and memory that the process keeps. Senders take turns, and
+# each sender may have only a limited number of requests in the queue.
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)

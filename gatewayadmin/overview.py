@@ -356,7 +356,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 
 def _stock(user: User) -> dict[str, Any]:
-    """Return the numbers of hosts and connections, for users who may see all of them."""
+    """Return the number of hosts if the user may toggle hosts, and of connections if the user may see all of them."""
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}

@@ -35,7 +35,7 @@ from tokens.models import Token, called
 from tokens.rows import ENDING, of_status, tokens_visible_to
 from ui.pages import AppRequest, show, text_of, with_query
 
-SHOWN = 5  # Most entries of each kind; a longer search text finds the others.
+SHOWN = 5  # Maximum entries of each kind; a longer search text finds the others.
 VERBS = ("block", "disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
 LONGEST = 100
 

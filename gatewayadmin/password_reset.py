@@ -61,7 +61,8 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
         user, before = self.request.user, self.request.session.session_key
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
-            # The session has a new key; move its link to the identity provider too.
+            # The session has a new key: delete the row of the old key, and add the identity-provider account to the row
+            # of the new one.
             UserSession.objects.filter(session_key=before).exclude(
                 session_key=self.request.session.session_key
             ).delete()

@@ -358,7 +358,8 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Gateway Admin",
     "VERSION": "1",
-    "DESCRIPTION": "Programs can do everything that the pages do. Errors have a `detail` in words and a stable `code`.",
+    "DESCRIPTION": "Programs can do almost everything that the pages do. Errors have a `detail` in words and a stable "
+    "`code`.",
     "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     "CONTACT": {"name": "Gateway Admin", "url": f"{PUBLIC_URL}/api/docs/"},
     "OAS_VERSION": "3.1.0",

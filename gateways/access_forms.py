@@ -141,8 +141,8 @@ class TakesRequestsForm(forms.Form):
         required=False,
         max_length=MOST_APPROVERS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="E-mail addresses, one per line. If empty, people with Basic gateway management decide. Otherwise "
-        "they are notified of requests that nobody has answered after 3 days.",
+        help_text="E-mail addresses, one per line. If empty, people with Basic gateway management decide. If you name "
+        "approvers, people with that permission are notified only of requests that nobody has answered after 3 days.",
     )
 
     def clean_approvers(self) -> list[User]:

@@ -293,7 +293,7 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
 class AssignmentChanges(RequestBody):
     """The settings of a server on a gateway. With an empty alias its tools keep their own names.
 
-    Only the sole server of a gateway may have no alias.
+    The alias can be made empty only while the gateway has no other server. Servers added later need an alias.
     """
 
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)

@@ -303,7 +303,7 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
             "Visible only to people whose own credential lists it.",
         ),
         (not given.exists(), "Not given to you by any grant."),
-        (assignment.server.lists_live, f"{name} is asked again for each list, and may leave this out."),
+        (assignment.server.lists_live, f"{name} is asked whenever a client requests the list, and may leave this out."),
     )
     return [sentence for holds, sentence in found if holds]
 

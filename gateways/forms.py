@@ -282,7 +282,9 @@ class CatalogueFilter(ListFilter):
     SHOWS = (("new", "New"), ("changed", "Changed"), ("unused", "Unused"))
     radios = ("show",)
 
-    effect = forms.MultipleChoiceField(required=False, choices=[*Effect.choices], help_text=", as its server claims")
+    effect = forms.MultipleChoiceField(
+        required=False, choices=[*Effect.choices], help_text=", as an administrator or its server states"
+    )
     show = forms.ChoiceField(required=False, choices=[*SHOWS])
     server = forms.MultipleChoiceField(required=False)
 

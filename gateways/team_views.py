@@ -255,7 +255,7 @@ def _ended_access(team: Team) -> str:
     names = [gateway.name for gateway in _live(team)]
     closed = "No gateway is limited to this team."
     if names:
-        closed = f"Its members can no longer use {', '.join(names)}, unless another of their teams can."
+        closed = f"Its members can no longer use {', '.join(names)}, unless another team, a role or a grant lets them."
     grants = team.tool_grants.live().select_related("tool_set", "gateway").order_by("gateway__name", "tool_set__name")
     given = [f"{grant.tool_set.name} on {grant.gateway.name}" for grant in grants]
     return sentences(

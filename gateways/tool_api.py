@@ -41,7 +41,7 @@ from ui.rest import Id, Problem, Resource, SubjectField, UtcDateTimeField, match
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
-    """A tool, by its last definition."""
+    """A tool, with its approved definition; while none is approved, with its current one."""
 
     id = Id()
     name = serializers.CharField(help_text="Name at its server.")
@@ -57,13 +57,13 @@ class ToolSerializer(serializers.Serializer[Feature]):
         Effect.choices, help_text="Effect that an administrator states, otherwise the one its server claims."
     )
     said_effect = serializers.ChoiceField(
-        SAID_EFFECTS, help_text="Effect that an administrator states; empty leaves it to the server."
+        SAID_EFFECTS, help_text="Effect that an administrator states; if empty, the server's claim applies."
     )
     said_title = serializers.CharField(
-        help_text="Title for clients that an administrator states; empty leaves it to the server."
+        help_text="Title that an administrator states for clients; if empty, clients get the server's."
     )
     said_description = serializers.CharField(
-        help_text="Description for clients that an administrator states; empty leaves it to the server."
+        help_text="Description that an administrator states for clients; if empty, clients get the server's."
     )
     tool_policy = serializers.CharField(
         source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
@@ -310,7 +310,11 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()
-    effect = serializers.ChoiceField(Effect.choices, source="feature.effect", help_text="Effect claimed by its server.")
+    effect = serializers.ChoiceField(
+        Effect.choices,
+        source="feature.effect",
+        help_text="Effect that an administrator states, otherwise the one its server claims.",
+    )
     places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(
         help_text="Calls in the last `counted_seconds` on these gateways; null if you may not read the log."
@@ -330,7 +334,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):
-    """A tool of a server, as clients see it on the first gateway that had it."""
+    """A tool of a server, with its definition on the first gateway that had it."""
 
     description = serializers.CharField(
         source="feature.description", allow_blank=True, help_text="Description given by its server."
@@ -349,7 +353,7 @@ class CatalogueQuery(ListQuery):
     effect = serializers.ListField(
         child=serializers.ChoiceField(Effect.choices),
         required=False,
-        help_text="Only tools with this claimed effect; repeat for several.",
+        help_text="Only tools with this `effect`; repeat for several.",
     )
     show = serializers.ChoiceField(
         CatalogueFilter.SHOWS,
@@ -360,7 +364,7 @@ class CatalogueQuery(ListQuery):
 
 
 class CatalogueResource(Resource):
-    """The tools of all servers, limited to gateways you may use."""
+    """The tools of all servers on the gateways you may see."""
 
     serializer_class = CatalogueToolSerializer
 

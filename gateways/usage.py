@@ -144,7 +144,7 @@ class ServerUse:
 
     @property
     def dearest_unused(self) -> list[ToolUse]:
-        """The listed tools with the longest definitions that were not used, at most DEAREST."""
+        """The listed tools that were not used: those with the longest definitions, at most DEAREST."""
         listed = (tool for tool in self.unused if tool.listed_bytes)
         return sorted(listed, key=lambda tool: (-tool.listed_bytes, tool.name))[:DEAREST]
 

@@ -38,7 +38,9 @@ class HostSerializer(serializers.Serializer[Host]):
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     status = serializers.CharField(help_text="`enabled`, `disabled` or `pending` (waits for approval).")
     approved = serializers.SerializerMethodField(help_text="Whether it is approved; false while it waits.")
-    allow_enrolment = serializers.BooleanField(help_text="Whether members may create their own tokens for this agent.")
+    allow_enrolment = serializers.BooleanField(
+        help_text="Whether everyone may create their own tokens for this agent, even without `api-tokens:create`."
+    )
     connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
     users_count = serializers.IntegerField(source="user_count", help_text="Number of people with a connection.")
     created_by = CreatedBy()

@@ -73,8 +73,8 @@ class Binding(models.Model):
     """The connection to which a grant, access token or refresh token of Django OAuth Toolkit belongs.
 
     The binding is written in the transaction that creates the toolkit's row; without a binding there is no access. For
-    an access token it stores the generation of the connection's key; for a refresh token, the time when the token was
-    superseded and the digest of the code that started the token's family.
+    an access token it stores the generation of the connection's key. For a refresh token it stores the time when the
+    token was superseded; for the first refresh token of a family, also the digest of the code it was issued for.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

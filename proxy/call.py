@@ -1003,7 +1003,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of an invalid request that is not a POST; None for a POST or a valid request."""
+    """Return the refusal of an invalid request that is not a POST; None if the request is valid."""
     headers = request.parsed_headers
     if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
         if headers.session_digest is None:

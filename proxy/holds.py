@@ -8,10 +8,10 @@ while, without a database connection. If the client disconnects or cancels, the 
 A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
 answer to this has no effect: its call waits like all others.
 
-The server of an approved call may ask for input (2026-07-28). The `requestState` in the answer then names, encrypted,
-the hold and the request that got the answer. The client's next request replaces that request in the row of the hold. So
-a call continues only once from each answer, with the same connection, tool, arguments, rule and definition. Any other
-retry is refused (BadState).
+The server of an approved call may ask for input (2026-07-28). Then the gateway encrypts two ids in the `requestState`
+of the answer: that of the hold, and that of the request which got the answer. The row of the hold has the id of the
+latest request (`run_call`), and the client's next request replaces this id by its own. So a call continues only once
+from each answer, with the same connection, tool, arguments, rule and definition. Any other retry is refused (BadState).
 """
 
 import asyncio

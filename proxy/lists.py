@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 # The `_meta` key under which a list response names the servers that could not be asked, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
-PARTIAL = "gateway-admin/partial"  # True if the list is incomplete: nothing is stored for one of these servers.
+# True if the list is incomplete: one of these servers has no stored list, although its identity may be used.
+PARTIAL = "gateway-admin/partial"
 
 FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
 RETRY_SECONDS = 10.0  # After a failure, a list is not requested again for this long.
@@ -66,7 +67,10 @@ type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
 
 class Unavailable(NamedTuple):
-    """A server that could not be asked for its list, and why. Its stored features are listed nevertheless."""
+    """A server that could not be asked for its list, and why.
+
+    Its stored features are listed nevertheless, unless the reason is that the connection has no usable identity there.
+    """
 
     assigned: AssignedServer
     reason: str

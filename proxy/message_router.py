@@ -502,7 +502,8 @@ class Carrier:
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
         """Queue a message of a server for other workers, in order.
 
-        The returned future is True if another worker took the message. It is False at once if the queue is full.
+        The returned future is True if a worker, which may be this one, took the message. It is False if no worker has a
+        stream, and at once if the queue is full.
         """
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))

@@ -1,7 +1,7 @@
 """Metrics of the proxy for /metrics, in prometheus-client's multi-process mode.
 
-Durations are collected and written once a second, because each sample is a write to a file that the workers share, and
-a call has a dozen samples. Durations of calls with the same outcome, gateway and server are collected in one list, from
+Durations are collected and written once a second, because each sample is a write to a memory-mapped file, and a call
+has a dozen samples. Durations of calls with the same outcome, gateway and server are collected in one list, from
 which all metrics of these calls are computed. Gauges are read when durations are written.
 """
 
@@ -108,7 +108,7 @@ LANE_DOWN = Gauge(
 STREAMS = Gauge("gateway_open_streams", "Open event streams to clients", multiprocess_mode="livesum")
 OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker that has the most", multiprocess_mode="livemax")
 OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemin")
-OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused for lack of open files, by kind", ("what",))
+OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused because of too many open files", ("what",))
 for _what in ("stream", "connection"):
     OPEN_FILES_REFUSED.labels(_what)
 IDLE = Gauge("gateway_idle_upstream_connections", "Idle connections to servers", multiprocess_mode="livesum")

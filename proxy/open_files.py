@@ -44,7 +44,7 @@ def open_files_limit() -> int:
 
 
 def used() -> int:
-    """Return the number of open files; on Linux before 6.2 only a lower bound."""
+    """Return the number of open files; on macOS, and on Linux before 6.2, only a lower bound."""
     with suppress(OSError):
         if size := Path("/proc/self/fd").stat().st_size:
             return size

@@ -90,7 +90,7 @@ REASONS = {
     ),
     "stale_generation": Reason(
         Step.TOKEN,
-        "The key behind the token has been regenerated since.",
+        "The connection's key was regenerated after the token was issued.",
         page=CONNECT,
         status=401,
         published="Unauthorized",
@@ -167,7 +167,7 @@ REASONS = {
     "identity_disabled": Reason(
         Step.IDENTITY, "An administrator disabled the credential for {server}.", page=IDENTITIES
     ),
-    "identity_off": Reason(Step.IDENTITY, "Its owner disabled the credential for {server}.", page=IDENTITIES),
+    "identity_off": Reason(Step.IDENTITY, "The owner of the credential for {server} disabled it.", page=IDENTITIES),
     "identity_withdrawn": Reason(
         Step.IDENTITY, "The shared credential for {server} may no longer be used on this gateway.", page=IDENTITIES
     ),

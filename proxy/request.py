@@ -410,8 +410,9 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 def is_modern(version: str, message: Message) -> bool:
     """Return whether the rules of MCP 2026-07-28 apply to a message.
 
-    They apply if `version` is 2026-07-28 or unknown, or if the `_meta` of the message names a protocol version. For
-    `initialize` only `_meta` counts: 2026-07-28 has no such method, and the version in its params is a proposal.
+    They apply if `version` (empty without the header) is 2026-07-28 or one that the gateway does not know, or if the
+    `_meta` of the message names a protocol version. For `initialize` only `_meta` counts: 2026-07-28 has no such
+    method, and the version in its params is a proposal.
     """
     if message.method == "initialize":
         return versions.MODERN_KEY in message.meta

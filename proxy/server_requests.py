@@ -640,7 +640,7 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether the gateway issued this requestState, to any connection."""
+        """Return whether this requestState is that of a suspended call, of any connection."""
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
@@ -659,7 +659,7 @@ class SuspendedCalls:
         return uid, turn
 
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
-        """Return the facts sealed in a requestState, or None if the gateway did not issue it."""
+        """Return the facts sealed in a requestState, or None if it is not from `_input_required`."""
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))

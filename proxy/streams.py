@@ -363,7 +363,7 @@ class Streams:
                 self._end(request, CANCELLED)
 
     def _session_lost(self, session_id: str | None) -> None:
-        """End the session's standing streams, but not its calls, which other servers may have executed."""
+        """End the session's standing streams, but not its calls, which may be running at other servers."""
         for standing in [*self._standing.values()]:
             if session_id is not None and standing.owner == session_id:
                 self._end(standing.request, CANCELLED)
@@ -458,7 +458,7 @@ class Streams:
             return StopReason(denied=DENIALS["unknown"])
         is_standing = request.uid in self._standing
         if grant.by_oauth and not is_standing:
-            # Apps get a new token every few minutes; a call that began with the previous one continues.
+            # Apps get a new token at least once an hour; a call that began with the previous one continues.
             grant = grant._replace(token_expired=False)
         if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
             return StopReason(denied=denied)

@@ -84,7 +84,7 @@ def path_of(argument: str) -> str:
 def _compared(values: dict[str, Any]) -> str:
     comparison, value = str(values.get("comparison")), str(values.get("value") or "")
     argument = _argument(values)
-    if comparison == "present" and argument.endswith("]"):  # has() takes only members.
+    if comparison == "present" and argument.endswith("]"):  # has() takes args.name, but not args["name"].
         return f"{argument[len('args[') : -1]} in args"
     if comparison in OF_NUMBERS and not _NUMBER(value):
         raise BadChoice("value", "Enter a number.")

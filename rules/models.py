@@ -66,13 +66,13 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """Somebody else must decide, so the person the agent acts for cannot be the one."""
+    """Somebody else must decide, so the approver cannot be the person the agent acts for."""
 
     field = "somebody_else"
 
 
 class NeedsPayloads(RuleError):
-    """To write a condition on arguments, you need View recorded payloads: the calls it matches tell their values."""
+    """To write a condition on arguments, you need View recorded payloads: which calls match shows their arguments."""
 
     field = "when"
 

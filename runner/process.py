@@ -85,7 +85,7 @@ def closed_above(path: Path) -> Path | None:
 class ProgramAccount:
     """The user and home of a program. The uid 0 stands for the runner's own user.
 
-    `guard` is the real user of the process that kills the program's processes.
+    `guard` is the real user ID of the process that kills the program's processes.
     """
 
     uid: int

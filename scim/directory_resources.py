@@ -165,8 +165,8 @@ class People:
     def _forgotten(self, said: dict[str, Any]) -> User | None:
         """Return the person with this address if the directory has deleted them; otherwise None.
 
-        Such a person is restored, without access, when the directory creates them again. Raises UniquenessException if
-        the directory now sends another externalId.
+        When the directory creates such a person again, they are restored, but without their earlier password, teams,
+        connections and credentials. Raises UniquenessException if the directory now sends another externalId.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()
@@ -285,7 +285,7 @@ class Teams:
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
         one_at_a_time()  # Lock before looking up members, as in `create`.
-        # A directory does not list people it has deleted, but they stay in the team.
+        # A directory does not list people it has deleted. Keep those whom an administrator has added to the team again.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

@@ -392,7 +392,9 @@ class DirectoryPerson(models.Model):
         `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
-        self._keep()  # Must come first: after `end_access` has removed the password, the person would count as invited.
+        # Must come first: once `end_access` has removed the password, the status is `revoked`, as if the person's
+        # invitation had been revoked, and `_keep` would not mark the person as provisioned.
+        self._keep()
         self.user.end_access(by=by)
         if is_theirs:
             self._note_epoch()

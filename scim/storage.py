@@ -161,7 +161,8 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-# Most operations in a PATCH: each operation searches the whole resource. One operation may add thousands of members.
+# Limit of operations in a PATCH, because each operation searches the whole resource. One operation may add thousands of
+# members.
 MOST_OPERATIONS = 100
 LONGEST_FILTER = 10_000
 

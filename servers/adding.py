@@ -417,9 +417,9 @@ TESTED = "tested_server"  # Session key: the outcome of testing a server before 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server. Any other POST: add it.
+    """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server.
 
-    POST with `program`: add this program of the runner, on no gateway.
+    POST with `program`: add this program of the runner, on no gateway. Any other POST: add the server.
     """
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))

@@ -56,7 +56,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
     lists_live = serializers.BooleanField(
-        help_text="Whether its lists differ by session and are fetched for each session."
+        help_text="Whether its lists differ by session, and are fetched whenever a client asks."
     )
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
@@ -99,7 +99,9 @@ class ProbeSerializer(serializers.Serializer[Any]):
 
     ok = serializers.BooleanField(help_text="Whether it answered.")
     detail = serializers.CharField(help_text="Result in words.")
-    wants_credential = serializers.BooleanField(help_text="Whether the server refused because a credential is missing.")
+    wants_credential = serializers.BooleanField(
+        help_text="Whether access was refused, usually because a credential is missing or not accepted."
+    )
     tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of its tools.")
     era = serializers.CharField(required=False, help_text="Eras of MCP it speaks.")
     version = serializers.CharField(required=False, allow_null=True, help_text="Protocol version of its answer.")
@@ -138,7 +140,7 @@ class ServerChanges(RequestBody):
     assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
     end_sign_ins = serializers.BooleanField(
-        help_text="Confirms a change that ends sign-ins, which is refused otherwise."
+        help_text="Confirms that the change may end sign-ins; without it, such a change is refused."
     )
 
 

@@ -109,7 +109,7 @@ class ClientCommand:
         first = next((word for word in self.arguments if not word.startswith("-")), "")
         is_local = _local_path(self.program) or "\\" in self.program or self.program.startswith("/")
         if not self.package and (is_local or (_bare(self.program) in INTERPRETERS and _script(first))):
-            return "It is a program on another machine. Install it on the runner's machine and write its entry there."
+            return "It is a program on another machine. Install it on the runner's machine and add it to runner.yaml."
         return ""
 
     @property

@@ -82,7 +82,7 @@ class SlugForm(forms.Form):
 
 
 class SignInSettings:
-    """Form mixin that validates the sign-in fields, which the form must declare in this order."""
+    """Form mixin that validates the sign-in fields. The form must declare them in the order of these methods."""
 
     cleaned_data: dict[str, Any]
 
@@ -344,8 +344,8 @@ def is_taken(name: str) -> bool:
 
 
 NO_COMMAND = (
-    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: name the "
-    "command in the file of a runner, which serves it, or enter a URL such as https://mcp.example.com/mcp."
+    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: add the "
+    "command to the runner.yaml of a runner, or enter a URL such as https://mcp.example.com/mcp."
 )
 NO_CREDENTIAL = (
     "A program of the runner takes no credential from here: its secrets are in the environment that runner.yaml names."
@@ -415,7 +415,10 @@ class Trial(forms.Form):
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Store the refusal of the credential in `field`. Add a form error unless the credential is to be kept."""
+        """Note the server's refusal of the entered credential; an empty `refusal` means that it was accepted.
+
+        Add the refusal as an error of `field`, unless the credential is to be kept.
+        """
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
             self.add_error(field, f"{server} {refusal}. Use another credential, or keep this one anyway.")

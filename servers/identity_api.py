@@ -57,12 +57,12 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
     issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
     expires_at = UtcDateTimeField(
-        allow_null=True, help_text="When its token expires; it is renewed before. Null if unknown."
+        allow_null=True, help_text="When its token expires; null if unknown. With a refresh token it is renewed before."
     )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="Time of a change of the server's address that the owner must confirm; null if none.",
+        help_text="When the server's path or header was changed, if nobody has confirmed this yet; otherwise null.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")

@@ -74,7 +74,7 @@ class StandardErrorSerializer(serializers.Serializer[Any]):
 
 
 class ProgramResource(Resource):
-    """Programs of the runner. It starts what its file names; no request starts another program."""
+    """Programs of the runner. The runner starts only programs that its file names; no request starts another one."""
 
     serializer_class = ProgramSerializer
     lookup_value_converter = "slug"

@@ -30,9 +30,11 @@ class SinkSerializer(serializers.Serializer[Sink]):
     name = serializers.CharField(help_text="Name on the pages.")
     kind = serializers.ChoiceField(KIND_CHOICES, help_text="Kind of receiver.")
     address = serializers.CharField(
-        source="place", help_text="`https://logs.example.com/in`, or `tls://` or `tcp://`; empty for standard output."
+        source="place",
+        help_text="Such as `https://logs.example.com/...`, without the path, which may contain a token; empty for "
+        "standard output.",
     )
-    has_secret = serializers.BooleanField(help_text="Whether deliveries are signed with a secret.")
+    has_secret = serializers.BooleanField(help_text="Whether a signing secret, access key or headers are stored.")
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
     sends_events = serializers.BooleanField(help_text="Whether admin events are sent.")
     sends_payloads = serializers.BooleanField(help_text="Whether recorded payloads are sent; requires `logs:payloads`.")
@@ -67,7 +69,10 @@ class SinkChanges(RequestBody):
     name = serializers.CharField(max_length=80)
     address = serializers.CharField(max_length=500, allow_blank=True)
     secret = serializers.CharField(
-        max_length=500, write_only=True, allow_blank=True, help_text="Secret that signs deliveries; it is never shown."
+        max_length=500,
+        write_only=True,
+        allow_blank=True,
+        help_text="Signing secret of a webhook, access key of a bucket, or headers of a collector; it is never shown.",
     )
     sends_calls = serializers.BooleanField()
     sends_events = serializers.BooleanField()
@@ -84,7 +89,7 @@ class NewSink(SinkChanges):
         write_only=True,
         allow_blank=True,
         default="",
-        help_text="Secret that signs deliveries; it is never shown.",
+        help_text="Signing secret of a webhook, access key of a bucket, or headers of a collector; it is never shown.",
     )
     sends_calls = serializers.BooleanField(default=True)
     sends_events = serializers.BooleanField(default=True)

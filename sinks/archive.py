@@ -1,8 +1,8 @@
 """The archive of old calls: before retention drops a partition, its rows are written to Parquet files.
 
 Each day has its own files and a manifest with their names, row counts and a digest of the rows. Every file is read back
-and compared with the rows that were read. A partition that is not completely archived is not dropped. Days are found by
-name, so the archive can be searched without the database.
+and compared with the rows of the database. A partition that is not completely archived is not dropped. Days are found
+by name, so the archive can be searched without the database.
 """
 
 from __future__ import annotations

@@ -71,8 +71,10 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
     default_role = Reference(allow_null=True, help_text="Role of people without a matching rule; null refuses them.")
     domains = serializers.ListField(child=serializers.CharField(), help_text="E-mail domains of the organisation.")
     rules = GroupRuleSerializer(many=True, help_text=RULES)
-    redirect_uri = serializers.SerializerMethodField(help_text="Entered at the provider.")
-    post_logout_redirect_uri = serializers.SerializerMethodField(help_text="Entered at the provider.")
+    redirect_uri = serializers.SerializerMethodField(help_text="Redirect URI to enter at the provider.")
+    post_logout_redirect_uri = serializers.SerializerMethodField(
+        help_text="Post-logout redirect URI to enter at the provider."
+    )
     certificates = CertificateSerializer(many=True, source="signing", help_text="Signing certificates (SAML).")
     entity_id = serializers.SerializerMethodField(help_text="Entity ID and metadata address of this workspace (SAML).")
     acs_url = serializers.SerializerMethodField(help_text="Address that receives the provider's answers (SAML).")
@@ -111,7 +113,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
         max_length=MOST_BYTES,
         write_only=True,
         allow_blank=True,
-        help_text="Metadata of a provider that has no address for them; only their values are stored.",
+        help_text="SAML metadata as XML, if they have no address; only the values that are used are stored.",
     )
     new_decryption_key = serializers.BooleanField(
         write_only=True, help_text="Whether to create a new key for encrypted assertions (SAML)."

@@ -39,8 +39,8 @@ class Incomplete(ProviderError):
 
 
 class NoBreakGlass(ProviderError):
-    """Nobody could sign in while the provider is down. First make an owner with a password and a second factor a
-    break-glass owner, on their page."""
+    """Nobody could sign in while the provider is down. First choose an owner who has a password and a second factor.
+    On this owner's page, press “Make break-glass owner”."""
 
     field = "mode"
 

@@ -32,7 +32,7 @@ class TokenInvalid(Exception):
 
 
 class UnknownKey(TokenInvalid):
-    """The token is signed with a key that the provider does not publish. It may have changed its keys."""
+    """The token is signed with a key that the provider does not publish. Perhaps the provider has changed its keys."""
 
 
 def id_token(

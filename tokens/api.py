@@ -304,7 +304,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
     blocked_by = CauseField(help_text="What blocks it: `user`; otherwise null.")
-    blocked_reason = CauseField(help_text="Reason its requests are refused for; null if they are not.")
+    blocked_reason = CauseField(help_text="Why its requests are refused, as a code; null if they are not.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
@@ -320,12 +320,12 @@ class ApiKeyQuery(ListQuery):
     user = by_person()
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the name, or start of the prefix; with `scope` `all` also in the owner.",
+        help_text="Text in the name, or start of the prefix; with `scope` `all` also text in the owner's e-mail.",
     )
 
 
 class ApiKeyResource(Resource):
-    """API keys of people. Creating, changing or revoking a key requires a person's session."""
+    """API keys of people. Keys are created on the API keys page only. Revoking a key requires a person's session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ApiKeyAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
@@ -337,8 +337,9 @@ class ApiKeyResource(Resource):
     @operation(needs=SEEING, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         """List API keys."""
-        keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
-        keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
+        of_many = self.query_data["scope"] == "all"
+        keys = ApiKey.objects.within_reach(self.me, of_all=of_many).of_status(self.query_data["status"])
+        keys = keys.matching(self.query_data.get("q", ""), of_many=of_many)
         if user := self.query_data.get("user"):
             keys = keys.filter(user__in=user)
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))

@@ -124,7 +124,7 @@ class TokenForm(forms.Form):
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"].strip()
         if name.lower() in self._taken():
-            raise ValidationError("This connection has an active token of that name already.")
+            raise ValidationError("This connection already has an unrevoked token of that name.")
         return name
 
     def clean_expires_in_days(self) -> int | None:

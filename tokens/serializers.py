@@ -43,7 +43,7 @@ class TokenSerializer(serializers.Serializer[Token]):
     """A token without its secret; while it is `waiting` it has none."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
+    name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     expires_at = UtcDateTimeField(allow_null=True, help_text="When it expires; null if never.")
     allowed_ips = serializers.ListField(
@@ -55,7 +55,7 @@ class TokenSerializer(serializers.Serializer[Token]):
     blocked_by = CauseField(
         help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; otherwise null."
     )
-    blocked_reason = CauseField(help_text="Reason its calls are refused for, as in the log; null if they are not.")
+    blocked_reason = CauseField(help_text="Why its calls are refused, as in the log; null if they are not.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
@@ -95,7 +95,7 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
 
     token = serializers.CharField(help_text="The secret; it is shown only here.")
     id = Id()
-    name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
+    name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     expires_at = UtcDateTimeField(allow_null=True, help_text="When it expires; null if never.")
     allowed_ips = serializers.ListField(
@@ -124,7 +124,11 @@ class TokenQuery(ListQuery):
     host = by_host()
     gateway = by_gateway()
     user = by_person()
-    q = serializers.CharField(required=False, help_text="Text contained in its name or its agent's.")
+    q = serializers.CharField(
+        required=False,
+        help_text="Text contained in the name of the token or of its agent, or start of the prefix; with `scope` `all` "
+        "also text in the owner's address.",
+    )
     expires_before = serializers.DateTimeField(required=False, help_text="Only tokens that expire before this time.")
 
 

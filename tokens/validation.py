@@ -20,7 +20,7 @@ class TokenError(Exception):
 
 
 class TokenNameTaken(TokenError):
-    """This connection has an active token of that name already."""
+    """This connection already has an unrevoked token of that name."""
 
 
 class TooMany(TokenError):

@@ -113,12 +113,13 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     Enforced before the method runs:
 
     - `needs`: the capabilities (see capabilities.rest)
-    - `query`: the query parameters; `orderings`: the values that a list allows in `?ordering=`
+    - `query`: the query parameters
     - `reauth`: whether the person must have re-authenticated recently (see accounts.sign_in)
     - `api_keys`, `access_tokens`: whether API keys, and API access tokens, are accepted
 
-    `body` is the class that `Resource.body()` uses. Set `makes` for operations that create an object or a secret: then
-    a request may have an Idempotency-Key, and the method may return Afterwards.
+    `body` is the class that `Resource.body()` uses. `orderings` are the values that a list allows in `?ordering=`;
+    `Resource.ordering` refuses others. Set `makes` for operations that create an object or a secret: then a request may
+    have an Idempotency-Key, and the method may return Afterwards.
 
     Only for the OpenAPI description:
 

@@ -37,13 +37,13 @@ class Column:
     """A column of a list.
 
     `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns are hidden
-    by `priority` in the order 4, 5, 3, 2; columns with 0 are never hidden. `kind` is "number", "moment"
-    (a phone shows its label), "acts" for the last column, "switch" for a control before it, "pick" for checkboxes.
-    `sorts` are the fields or expressions to sort by; empty if there is no index and the list may be long.
+    by `priority` in the order 4, 5, 3, 2; columns with 0 are never hidden. `kind` is "number", "moment", "acts" for the
+    last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
+    by; empty if there is no index and the list may be long.
 
-    `on_phone` shows the column in the second line of a row on phones. An `is_extra` column is shown only if chosen; a
-    column that `stays` is always shown. Without `said`, the label is for screen readers only. The viewer needs
-    one of the capabilities in `needs` to see the column.
+    `on_phone` shows the column in the second line of a row on phones, numbers and moments with their label. An
+    `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`, the label is for
+    screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
 
     `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function. If it is empty, the
     attribute called `name` is exported; a column of controls ("acts", "pick", "switch") is not exported. A column whose

@@ -143,7 +143,7 @@ class McpClient:
     answer shows that the server may no longer speak the target's era.
 
     `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
-    `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because the call could not be logged.
+    `queue_seconds` for a slot. While `may_begin()` is false `ask` sends nothing, because the call could not be logged.
     """
 
     def __init__(

@@ -256,7 +256,7 @@ _dotted = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
 
 
 def dotted_name(alias: str, tool: str) -> str:
-    """Return the exposed name for clients that allow dots in names; empty if the name has other invalid characters."""
+    """Return the exposed name for clients that allow dots in names; empty if it is too long or otherwise invalid."""
     name = f"{alias}{SEPARATOR}{tool}" if alias else tool
     return name if len(name) <= MAX_NAME and _dotted(name) else ""
 

@@ -9,7 +9,7 @@ MAX_QUOTED = 200  # Characters of a server's own text that are shown to administ
 
 
 class UpstreamError(Exception):
-    """Base class: the call is answered with a JSON-RPC error of the gateway, in HTTP 200.
+    """Base class: the call is answered with a JSON-RPC error of the gateway, usually in HTTP 200.
 
     `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`
     is for administrators, and continues a sentence that begins with "The server".

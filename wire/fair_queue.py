@@ -184,8 +184,8 @@ class FairQueue:
     """Concurrency slots of one server, shared fairly by people. Call `enter` before a call and `leave` after it.
 
     A person who has slots may take another slot only while enough are free; the last free slot is for a person who has
-    none. So slow calls of one person never delay the first call of another person. Waiting calls take turns: person by
-    person, and connection by connection within a person.
+    none. So, if there are at least two slots, slow calls of one person never delay the first call of another person.
+    Waiting calls take turns: person by person, and connection by connection within a person.
     """
 
     __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")

@@ -213,7 +213,7 @@ class RegisteredClient(NamedTuple):
 class TokenRequest(NamedTuple):
     """A POST to an endpoint of an authorization server. `private` allows private addresses.
 
-    `entered` means that an administrator entered the host, rather than the server naming it.
+    `entered` is True if an administrator entered the host, and False if only the server named it.
     """
 
     url: str

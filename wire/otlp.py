@@ -16,8 +16,9 @@ LONG = 1 << 64
 
 
 def request(resource: Attributes, scope: tuple[str, str], records: Sequence[bytes]) -> bytes:
-    """Encode an export request. `scope` is the scope's name and version, `records` are its encoded fields.
+    """Encode an export request. `scope` is the scope's name and version.
 
+    `records` are spans or log records, each encoded as a field of `ScopeSpans` or `ScopeLogs`.
     `ExportTraceServiceRequest` and `ExportLogsServiceRequest` use the same field numbers.
     """
     name, version = (text.encode() for text in scope)

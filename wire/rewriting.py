@@ -127,7 +127,7 @@ def literal_length(template: str) -> int:
 
 
 class MatchBudget:
-    """Limits the steps for finding the template of a URI (about 30 ms), because servers may list thousands of them."""
+    """Limits the steps for finding the template of a URI (to about 30 ms): a server may list thousands of templates."""
 
     def __init__(self, steps: int = 200_000) -> None:
         self._left = steps

@@ -25,10 +25,11 @@ class Walk:
             self.steps.append((at, ended - began, began - ended))
 
     def periods(self, gone):
-        """Yield each fact with its begin and end. The begin None means unknown; the end None means that it is true now.
+        """Yield each fact with its begin and end. The begin is None if unknown, the end is None if the fact is true now.
 
-        `steps` must be in order of time. For some facts that are not true now, no step has the end. Such a fact ended
-        when its team was deleted (`gone` has the times). If no team was deleted, the time of the next step is used.
+        `steps` must be in order of time. Some facts are no longer true although no step says when they ended. Such a
+        fact ended when its team was deleted (`gone` has the times). If no team was deleted, the time of the next step
+        is used.
         """
         true, later = dict.fromkeys(self.present), None
         for at, ended, began in reversed(self.steps):

@@ -19,7 +19,7 @@ from ui.rest import stamp
 
 # The fields of an export that the checksum covers.
 CHECKED_FIELDS = ["id", "person", "kind", "thing_id", "access", "gateways", "answer", "answered_by", "answered", "note"]
-SHOWN_GATEWAYS = 20  # Most gateway names that a line stores. The number of further gateways follows them.
+SHOWN_GATEWAYS = 20  # A line stores at most this many gateway names, then the number of further gateways.
 
 
 class Answer(models.TextChoices):

@@ -152,9 +152,9 @@ class Role(Versioned, models.Model):
         uses_gateways: bool | None = None,
         seen: Seen | None = None,
     ) -> None:
-        """Change the role's name, capabilities and required sign-in. People are affected from their next request on.
+        """Change the role's fields. People with the role are affected from their next request on.
 
-        Only the required sign-in of a locked role can be changed. Raises RoleLocked, NameTaken, LastManager,
+        Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
         NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, and
         Outranked if the actor lacks a capability that the role has.
         """

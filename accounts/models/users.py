@@ -273,8 +273,9 @@ class User(Versioned, AbstractBaseUser):
         """Yield this person's current row, locked for a change in the block.
 
         Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
-        actor lacks; people may always change themselves. Set `gives_access` if the change lets somebody act as this
-        person. Then Outranked is also raised if this person uses gateways and the actor's role can only look.
+        actor lacks. So people may change themselves, but not with an API key that lacks one of their capabilities. Set
+        `gives_access` if the change lets somebody act as this person. Then Outranked is also raised if this person uses
+        gateways and the actor's role can only look.
 
         Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
         remains after the block. Raises NotByDirectory if a directory changes the last owner.
@@ -563,8 +564,8 @@ class User(Versioned, AbstractBaseUser):
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail. Ends password sessions if people with the new address must sign in at the provider.
 
-        Raises EmailTaken or ChangedMeanwhile. The owner of the new mailbox can reset the password. So Outranked is
-        raised as `changed_by` describes, for a new e-mail with `gives_access`.
+        Raises EmailTaken or ChangedMeanwhile, and Outranked as `changed_by` describes. A new e-mail counts as a change
+        with `gives_access`, because the owner of the new mailbox can reset the password.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {

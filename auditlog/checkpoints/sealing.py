@@ -273,7 +273,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If more rows are left, their times are unknown, except that they are after `near_at` of the previous checkpoint.
+    # If rows are left, it is unknown when they arrived, except that this was after the previous `near_at`.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

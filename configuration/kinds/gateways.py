@@ -197,7 +197,7 @@ class AssignmentKind(Kind):
             now = world.of(self.id)[key].values
             if now["server"] == change.values["server"] and (self.id, key) not in world.entries:
                 moved = f"Write “moved: {{from: {key[-1] or '“”'}, to: {alias or '“”'}}}” to keep its connections"
-                yield "server", f"Server {now['server']} is on this gateway as {key[-1] or 'the sole one'}. {moved}."
+                yield "server", f"Server {now['server']} is on this gateway as {key[-1] or '“” (no alias)'}. {moved}."
 
     def _check_credential(
         self, scheme: str, label: str, values: dict[str, Any], world: World

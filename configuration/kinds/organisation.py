@@ -94,7 +94,7 @@ class OrganisationKind(Kind):
                 if rule.get(name) and not world.planned(kind, rule[name]):
                     yield "rules", f"There is no {name} “{rule[name]}”. Add it to “{kind}”, or correct the name."
         if "issuer" in change.fields and change.values.get("client_secret") and not change.secrets:
-            yield "client_secret", f"Set {change.values['client_secret']}: another issuer needs its secret again."
+            yield "client_secret", f"Set {change.values['client_secret']}: a new issuer needs a new client secret."
 
     def needs(self, change: Change) -> set[Capability]:
         return set(Capability) if TERMS & change.fields.keys() else set(SETS_UP)

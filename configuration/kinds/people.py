@@ -108,7 +108,7 @@ class RoleKind(Kind):
     fields = (
         text("name", "Name of the role.", 80),
         several("capabilities", "Slugs of its permissions. Omit them for the role Super admin, which has all.", SLUGS),
-        flag("uses_gateways", "Whether people with this role may use gateways. If false, they can only look.", True),
+        flag("uses_gateways", "Whether people with this role may connect to gateways and make calls.", True),
         choice("required_sign_in", "Sign-in required of people in browsers.", RequiredSignIn, RequiredSignIn.NONE),
     )
 

@@ -26,7 +26,10 @@ INSTEAD = f"Write a list of at most {MOST_PATTERNS} patterns, such as ['github__
 
 class ToolSetKind(Kind):
     parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
-    about = "The tool sets of a gateway. A set that is not in the list loses its grants and is archived."
+    about = (
+        "The tool sets of a gateway. A set that is not in the list loses its grants to teams and everybody, and is "
+        "archived. Applying is refused while a person has it, or an app or agent is limited to it."
+    )
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
     is_removed_last = True

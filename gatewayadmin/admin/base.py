@@ -120,8 +120,8 @@ class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
     The function `does` is called with row and user; if it is None, the row's method called `name` is used. `label` is
-    the label for a single row, and `more` explains the action on the confirmation page. If `grave` is True, the action
-    asks for the password.
+    the label for a single row, and `more` explains the action on the confirmation page. A `grave` action requires
+    that the user has re-authenticated recently.
     """
 
     name: str

@@ -194,7 +194,7 @@ class ToolSetPages(CapabilityAdmin):
 
 @register(Rule, site=site)
 class RulePages(CapabilityAdmin):
-    """Read-only, except for the switches: rules are edited on their own page, which checks them against schemas."""
+    """Read-only, except for the actions: rules are edited on their own page, which checks them against schemas."""
 
     seen_by = (Capability.RULES_READ,)
     acts = (

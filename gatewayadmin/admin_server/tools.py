@@ -209,7 +209,7 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
         "changes": changes[:ROWS],
         "not_shown": max(len(changes) - ROWS, 0),
         "missing_capabilities": lacking[:ROWS],
-        "apply": f"gateway-admin apply change.yaml --plan {made['digest']}",
+        "apply": f"gateway-admin apply change.yaml --user EMAIL --plan {made['digest']}",
         "link": _plan_link(arguments["yaml"]),
     }
     return f"Plan: {made['summary']}. Nothing was changed; a person applies it.", content

@@ -1,1 +1,1 @@
-"""The *Incident* pages: calls and remaining access of an app, a person or a token, and a button to stop it."""
+"""*Incident* pages of hosts, people, connections, tokens and servers: calls, remaining access, and a button to stop."""

@@ -243,7 +243,7 @@ class HostSubject(Subject):
     @property
     def effect(self) -> str:
         if not self.live_count:
-            return f"Its requests are refused {NEXT_REQUEST}. Undo at any time."
+            return "Its requests are refused from the next one on. Undo at any time."
         again = f" The {self.noun} can be enabled again; people then have to connect again." if self.row.enabled else ""
         return f"{self.ending} {NO_WAY_BACK}.{again}"
 

@@ -47,7 +47,9 @@ class FilesCommand(ConfigurationCommand):
         super().add_arguments(parser)
         parser.add_argument("file", type=Path, metavar="FILE", help="a YAML file, or a folder of them")
         parser.add_argument(
-            "--prune", action="store_true", help="disable what the file's source had and the file lacks"
+            "--prune",
+            action="store_true",
+            help="also disable objects of the file's source that are missing from the file",
         )
 
 

@@ -184,7 +184,7 @@ class OperationSchema(AutoSchema):
             f"Requires {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         )
         own = (
-            "; otherwise you can reach only your own objects, and only without an API key"
+            " for objects that are not your own; an API key needs it for all objects"
             if isinstance(self.rule, Own)
             else ""
         )

@@ -200,7 +200,7 @@ def _has_token(request: Request) -> bool:
 
 # Metrics read from the database on each scrape: sinks, unsealed calls and missing indexes.
 #
-# Workers cannot count these: a sink is served by changing workers and can be removed.
+# Processes cannot count these: the process that serves a sink changes, and a sink can be removed.
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ class AlreadyRequested(RequestRefused):
 
 
 class TooManyOpen(RequestRefused):
-    """You have too many requests. Withdraw one, or wait for a decision."""
+    """You have reached a limit: 10 open requests, or 20 requests a day. Withdraw an open one, or ask again later."""
 
 
 class AlreadyDecided(RequestRefused):

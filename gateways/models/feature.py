@@ -54,7 +54,7 @@ class FeatureState(models.TextChoices):
 
 
 class Effect(models.TextChoices):
-    """The effect of a tool according to its annotations, as claimed by its server and not verified."""
+    """The effect of a tool, as an administrator states it or its annotations claim it; not verified."""
 
     READ_ONLY = "read_only", "Read only"
     WRITES = "writes", "Writes"
@@ -73,7 +73,7 @@ class Effect(models.TextChoices):
 
     @property
     def claim(self) -> str:
-        """The claimed effect as text; empty if the server does not state it."""
+        """The effect as text; empty if it is unknown."""
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
@@ -198,10 +198,10 @@ class Feature(Versioned, Switchable):
 
     `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
     clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
-    Title, description, schema and annotations are taken from the approved definition, or from the first definition
-    while it waits for approval. The database computes `effect` on every write: it is the effect that an administrator
-    stated, otherwise the effect that the annotations claim. For clients, `said_title` and `said_description` replace
-    the title and description that the server gives. They are not part of the definition.
+    Title, description, schema and annotations are taken from the approved definition; while none is approved, from the
+    server's current one. The database computes `effect` on every write: it is the effect that an administrator stated,
+    otherwise the effect that the annotations claim. For clients, `said_title` and `said_description` replace the title
+    and description that the server gives. They are not part of the definition.
     If each person has their own identity, `identities` are those for which the server lists the feature.
     """
 
@@ -415,7 +415,10 @@ class Feature(Versioned, Switchable):
 
 
 class FeatureVersion(models.Model):
-    """A definition that a server offered for a feature. Each feature keeps its last twenty and its approved one."""
+    """A definition that a server offered for a feature.
+
+    For each feature, the approved definition, the current one and the last twenty others are stored.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     feature = models.ForeignKey(Feature, models.CASCADE, related_name="versions")

@@ -67,7 +67,7 @@ class Introduction(NamedTuple):
     """The server's description of itself: its instructions, and its capabilities in each protocol era.
 
     `capabilities` are those of session-based versions, `modern_capabilities` those of 2026-07-28. A field is None if
-    the server never sent it.
+    the server never sent it; instructions sent to other identities do not count.
     """
 
     capabilities: dict[str, Any] | None
@@ -88,7 +88,7 @@ class ListingState(NamedTuple):
 class SignInState(NamedTuple):
     """State of an identity obtained by signing in at an issuer.
 
-    `is_needed` is True if the person must sign in again. `seconds_left` is the time left to renew the identity.
+    `is_needed` is True if the person must sign in again. `seconds_left` is the time until the token expires.
     """
 
     is_needed: bool

@@ -44,7 +44,7 @@ class Program(NamedTuple):
         return self.arguments is None or bool(self.arguments)
 
     def matches(self, activation: Any) -> bool:
-        """Return whether the condition is true; an argument that is absent makes it false. Raises NotEvaluated."""
+        """Return whether the condition is true; False if it needs an argument that is absent. Raises NotEvaluated."""
         try:
             result = self.compiled.eval(activation).value()
         except RuntimeError as error:

@@ -340,8 +340,8 @@ def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget)
     """Return the template whose switch applies to a resource that is not listed; None if no template matches.
 
     If several templates match, the most exact one applies. Servers match templates differently, so some matches are
-    uncertain. An uncertain match may only lead to a refusal: it counts only if the policy is `allow_all` and the
-    connection may use all features of the server.
+    uncertain. An uncertain match must not allow anything. So it counts only if the resource would be allowed without a
+    match: the policy is `allow_all`, and the connection may use all features of the server.
     """
     is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [

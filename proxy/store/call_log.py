@@ -305,7 +305,9 @@ MODULE = "proxy.store.redaction"
 
 NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
 MAX_NAME = 300  # Length of the column for the name.
-INLINE_BYTES = 4096  # Payloads up to this size are redacted on the event loop, larger ones in another process.
+# Payloads up to this size are redacted on the event loop, larger ones in another process. Of payloads above MAX_MESSAGE
+# only the size is recorded.
+INLINE_BYTES = 4096
 
 
 class PayloadRecorder:

@@ -42,7 +42,8 @@ RETRY_SECONDS = 0.5
 ATTEMPTS = 5
 LONGEST_REQUEST_ID = 64
 
-# Reconnection delay, sent in a stream's first event. That event has an id but no data: a stream can be resumed at once.
+# Reconnection delay, sent in a stream's first event. That event has an id but no data, so that the client can resume
+# the stream even before it has received a message.
 RETRY_MS = 1000
 
 KEEP = """

@@ -312,7 +312,7 @@ MAX_MESSAGE = 1024 * 1024  # Larger messages are not parsed; only their size is 
 MAX_DEPTH = 40
 READ_AHEAD = 4096  # Characters read beyond the cut, so that a secret that crosses the cut is recognised.
 CACHED_TEXT = 64  # Texts up to this length are cached: keys and short words repeat.
-READ_FACTOR = 2  # Of a message, at most READ_FACTOR times as much as the limit is read.
+READ_FACTOR = 2  # At most READ_FACTOR times the limit, plus READ_AHEAD characters, are read of a message.
 
 # `{"name": "DB_PASSWORD", "value": "x"}`: keys of members that hold a name, and of members that hold its value.
 _NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})

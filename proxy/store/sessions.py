@@ -106,7 +106,7 @@ WITH taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# Selects the targets for ending the taken sessions at their servers. A session has a target only if the server's
+# Selects the targets of the taken sessions, for messages to their servers. A session has a target only if the server's
 # address is unchanged and the identity may still be used. For the parts of the key see query.sql.
 TOLD = """
 SELECT t.id::text, t.sealed_id, t.version, t.connection_id::text, s.id::text, s.name, s.url, s.timeout_seconds,

@@ -69,7 +69,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=None)
 
     def not_refused_first(self) -> "IdentityQuerySet":
-        """Sort identities whose last use was refused after all other identities."""
+        """Sort by label. Identities that their server refused when last used come last."""
         return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
 
     def bring(

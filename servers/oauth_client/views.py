@@ -126,7 +126,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have no such credential."]})
+            raise ValidationError({name: ["You have no connection or credential with this id."]})
         return found
 
 
@@ -196,7 +196,10 @@ NOTHING_STORED = "Nothing was stored. If the client was registered with that iss
 
 
 class ClientForm(forms.Form):
-    """Form for a client that an administrator registered at a server's issuer. Hidden fields repeat the issuer."""
+    """Form for a client that an administrator registered at a server's issuer.
+
+    The hidden fields repeat the issuer and endpoints that the page showed, to detect a change of them meanwhile.
+    """
 
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
     token_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)

@@ -208,7 +208,7 @@ def test_sign_in_by_the_organisation_is_set_up_with_its_secret(owner: User) -> N
     assert plan(file, owner).changes == []
     assert plan(document.read({"gateway.yaml": export(owner)}), owner).changes == []
     elsewhere = refusal(SIGN_IN.replace(ISSUER, "https://93.184.216.35"), owner)
-    assert "Set env:IDP: another issuer needs its secret again." in elsewhere
+    assert "Set env:IDP: a new issuer needs a new client secret." in elsewhere
     assert Provider.load().issuer == ISSUER
     webhook = "version: 1\nsinks: [{name: SIEM, kind: webhook, address: 'https://93.184.216.34/in'}]\n"
     with pytest.raises(ConfigurationError, match="This kind of sink needs a secret"):
@@ -237,8 +237,8 @@ def test_an_object_moves_to_another_file_once_its_file_no_longer_lists_it(owner:
     applied(mine, owner)
 
     assert refusal(theirs, owner) == (
-        "gateway.yaml:3:12: gateway work has the source “mine”. Remove it from this file, or first from the file of "
-        "that source."
+        "gateway.yaml:3:12: gateway work has the source “mine”. Remove it from this file, or remove it "
+        "from the file of that source first."
     )
     applied("version: 1\nsource: mine\ngateways: []\n", owner)
     assert applied(theirs, owner).claimed == ["gateway work"]

@@ -73,7 +73,7 @@ def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> Non
     assert Team.objects.get().name == "Help"
     make.gateway(name="Work", reach="teams", teams=[support])
     told = text(client.get(f"/people/teams/{support.pk}/delete/"))
-    assert "Its members can no longer use Work, unless another of their teams can." in told
+    assert "Its members can no longer use Work, unless another team, a role or a grant lets them." in told
     gone = client.post(f"/people/teams/{support.pk}/delete/", follow=True)
 
     assert re.search(r'<input[^>]*name="name"[^>]*autofocus', asked)

@@ -181,7 +181,7 @@ def test_bad_options_are_refused_in_words(ana: User, sign_in: SignIn, subtests: 
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": ""}, "This field is required."),
         ({"name": "x" * 101}, "at most 100 characters"),
-        ({"name": "TAKEN"}, "This connection has an active token of that name already."),
+        ({"name": "TAKEN"}, "This connection already has an unrevoked token of that name."),
         ({"scope": "nonsense"}, "Select a valid choice"),
         ({"scope": "some", "servers": []}, "Choose at least one server."),
         ({"scope": "some", "servers": ["nonsense"]}, "is not a valid"),

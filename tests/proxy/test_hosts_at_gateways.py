@@ -68,4 +68,4 @@ def test_a_gateway_for_listed_agents_refuses_others_and_their_call_says_since_wh
 
     assert [answer(one) for one in (of_listed, of_other)] == [200, REFUSED]
     shown = client.get(f"/logs/{proxy.last().uid}/").content.decode()
-    assert f"Limited to listed ones by {boss.email}" in " ".join(shown.split())
+    assert f"Limited to listed apps and agents by {boss.email}" in " ".join(shown.split())

@@ -103,7 +103,7 @@ def test_the_page_says_what_to_do_without_a_runner_one_that_is_down_and_one_that
     settings.RUNNER = Runner(f"http://127.0.0.1:{runner.port}", "another secret of 32 characters!!")
     page = text(client.get(f"/servers/{server.slug}/"))
     assert "refused the secret" in page
-    assert "Calls fail until then." in page
+    assert "Calls fail until this is corrected." in page
     told = Rest.of(ana).get(f"/servers/{server.slug}/program").json()
     assert told["program"] is None
     assert "refused the secret" in told["problem"]

@@ -383,12 +383,14 @@ def test_people_managers_see_and_end_everybodys_keys(eve: User) -> None:
     refused = text(clerk.post(f"/settings/api-keys/{key.pk}/revoke", follow=True))
 
     listed = text(boss.get("/settings/api-keys?owner=all"))
+    found = boss.get("/api/api-keys", {"scope": "all", "q": eve.email}).json()
     asked = text(boss.get(f"/settings/api-keys/{key.pk}/revoke"))
     boss.post(f"/settings/api-keys/{key.pk}/revoke")
 
     key.refresh_from_db()
     assert "You need at least the capabilities of the person or object you change." in refused
     assert eve.email in listed
+    assert [one["id"] for one in found["results"]] == [str(key.pk)]
     assert "Revoke this API key?" in asked
     assert key.status == "revoked"
     stranger = Client()

@@ -107,7 +107,7 @@ def test_bad_input_is_refused_in_words(ana: User, token: Token, sign_in: SignIn,
     for change, words in (
         ({"name": " "}, "This field is required."),
         ({"name": "x" * 101}, "at most 100 characters"),
-        ({"name": "TAKEN"}, "This connection has an active token of that name already."),
+        ({"name": "TAKEN"}, "This connection already has an unrevoked token of that name."),
         ({"expires_in_days": "365"}, "Select a valid choice"),
         ({"expires_in_days": "never"}, "Select a valid choice"),
         ({"allowed_ips": "10.0.0.1\n300.1.1.1"}, "\u201c300.1.1.1\u201d is neither an IP address nor a CIDR range."),
@@ -177,7 +177,7 @@ def test_one_of_two_tokens_given_the_same_name_at_once_gets_it(ana: User, token:
     )
 
     assert answer.status_code == 422
-    assert "This connection has an active token of that name already." in text(answer)
+    assert "This connection already has an unrevoked token of that name." in text(answer)
     assert set(Token.objects.values_list("name", flat=True)) == {"ci", "wanted"}
 
 

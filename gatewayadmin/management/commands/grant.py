@@ -13,8 +13,8 @@ from gatewayadmin.management.base import WorkspaceCommand
 
 class Command(WorkspaceCommand):
     help = (
-        "Give a database role the rights that `serve` needs: to read and add log rows, and to change everything else. "
-        "Run this as the owner of the tables."
+        "Give a database role the rights that `serve` needs: to read and add log rows, and to change most other "
+        "tables. Run this as the owner of the tables."
     )
 
     refusals = (Ungrantable,)

@@ -51,7 +51,9 @@ class Command(WorkspaceCommand):
             raise CommandError(f"{error} Or add --end-enforcement.") from error
         if options["link"] or not person.has_usable_password():
             link = password_links.password_link(person, public_url())
-            lines.append(f"They choose a password at {link}\nThe link works once. Anyone who opens it becomes them.")
+            lines.append(
+                f"They choose a password at {link}\nThe link works once. Anyone who opens it can choose the password."
+            )
         self.stdout.write("\n".join(lines))
 
 
