@@ -139,6 +139,11 @@ class Histogram:
         return [*(self.since + shown * n for n in range(MARKS)), self.until]
 
     @property
+    def marks_need_seconds(self) -> bool:
+        """Return True if two marks may be in the same minute."""
+        return self.each * len(self.bars) < timedelta(minutes=MARKS)
+
+    @property
     def longest(self) -> float:
         """Return the highest p95 in milliseconds."""
         return max((bar.p95 for bar in self.bars if bar.p95 is not None), default=0.0)

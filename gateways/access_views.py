@@ -58,7 +58,7 @@ GATEWAYS = Table(
     (
         Column("name", "Gateway", sorts=(Lower("name"),), value="gateway.name"),
         Column("about", "What it is for", 24, priority=5, on_phone=True, value="gateway.description"),
-        Column("tools", "Tools", 5, kind="number", priority=3, on_phone=True, value="gateway.tool_count"),
+        Column("tools", "Tools", 5, kind="number", priority=2, on_phone=True, value="gateway.tool_count"),
         Column("yours", "Your access", 13, on_phone=True, value="reaches"),
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),
@@ -69,8 +69,8 @@ TOOLS = Table(
     "access-tools",
     "Tools of this gateway",
     (
-        Column("name", "Name", 20, sorts=("exposed_name",), stays=True, value="exposed_name"),
-        Column("about", "What it does", on_phone=True, value="description"),
+        Column("name", "Name", sorts=("exposed_name",), value="exposed_name"),
+        Column("about", "What it does", 20, on_phone=True, value="description"),
         Column("yours", "You may use it", 8, on_phone=True, value="usable"),
     ),
     order="name",

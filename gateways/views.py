@@ -96,7 +96,7 @@ SERVERS = Table(
         Column("alias", "Alias", 7, priority=4),
         Column("scheme", "Identity scheme", 9, priority=3, on_phone=True),
         Column("shared", "Shared identity", 10, priority=3),
-        Column("tools", "Tools", 5, kind="number", priority=3, on_phone=True),
+        Column("tools", "Tools", 5, kind="number", priority=2, on_phone=True),
         Column("health", "Health", 11, priority=2, on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
         Column("acts", "Actions", 9, kind="acts", said=False),
