@@ -51,6 +51,8 @@ def test_it_waits_for_a_call_on_the_chosen_gateway_of_those_within_reach(ann: Us
 
     assert "Closed" not in page
     assert ">Off<" not in page
+    assert "You cannot connect to <code>closed</code> now" in page
+    assert "The text below is for Open." in page
     assert "gateway=open" in re.findall(r'id="wait".*?hx-get="([^"]*)"', page, re.DOTALL)[0]
 
 
