@@ -18,6 +18,7 @@ from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation
 from django.test import Client, TransactionTestCase
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from httpx._transports import default as httpx_transports
 from pytest_django import Settings
 
@@ -26,6 +27,7 @@ from auditlog import over_time
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
 from tests import cluster, emptying, groups, make, secrecy, upstreams, workspace
+from tests.eventually import PATIENCE
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -45,6 +47,9 @@ settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner puts mails
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Otherwise each httpx client reads all certificates, which takes longer than the test's request.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+# Without `timeout`, httpx waits for five seconds, which is too short on a busy machine.
+DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = PATIENCE
+DEFAULT_TIMEOUT_CONFIG.write = DEFAULT_TIMEOUT_CONFIG.pool = PATIENCE
 over_time.LOG_MS = over_time.ROLLUPS_MS = 10_000  # Otherwise pages say "about" on a busy machine.
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]

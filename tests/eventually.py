@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 120.0  # Seconds after which a fact will not become true any more, however busy the machine is.
+PROCESS_PATIENCE = 600.0  # The same for a process that creates all tables, starts or ends.
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:

@@ -253,7 +253,7 @@ def destination(response: Any) -> str:
 
 def consent(url: str) -> str:
     """Go through the issuer's pages as a browser does; return path and query of the redirect back."""
-    with httpx.Client(trust_env=False, timeout=10) as client:
+    with httpx.Client(trust_env=False) as client:
         response = client.get(url)
     assert response.status_code == 302, response.text
     back = urlsplit(response.headers["location"])

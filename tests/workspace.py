@@ -19,6 +19,7 @@ import psycopg
 from bench.processes import free_port as free_port  # noqa: PLC0414  (tests take it from here)
 from tests import cluster
 from tests.commands import Commands
+from tests.eventually import PROCESS_PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNER = "ana@example.com"
@@ -79,7 +80,7 @@ class Serve:
         }
         return inherited | own | self.settings
 
-    def wait_until_ready(self, seconds: float = 180) -> None:
+    def wait_until_ready(self, seconds: float = PROCESS_PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -99,7 +100,7 @@ class Serve:
             return
         self.process.terminate()
         try:
-            self.process.wait(timeout=90)
+            self.process.wait(timeout=PROCESS_PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

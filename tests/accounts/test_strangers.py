@@ -17,6 +17,7 @@ from accounts.mail import EmailBackend
 from accounts.queues import in_turn
 from tests import make
 from tests.conftest import SignIn
+from tests.eventually import PATIENCE
 
 SIGN_IN = "/accounts/login/"
 
@@ -59,7 +60,7 @@ def test_twenty_strangers_are_served_one_at_a_time() -> None:
     served = in_turn(view)
     with threads() as pool:
         answers = [pool.submit(served, request()) for _ in range(20)]
-        assert view.entered.acquire(timeout=20)
+        assert view.entered.acquire(timeout=PATIENCE)
         assert not view.entered.acquire(timeout=0.2)
         view.go.set()
         assert {answer.result(20).status_code for answer in answers} == {200}
@@ -72,9 +73,9 @@ def test_signed_in_people_and_other_pages_wait_for_no_stranger(path: str, signed
     served = in_turn(view)
     with threads() as pool:
         stranger = pool.submit(served, request())
-        assert view.entered.acquire(timeout=20)
+        assert view.entered.acquire(timeout=PATIENCE)
         other = pool.submit(served, request(path, signed_in=signed_in))
-        assert view.entered.acquire(timeout=20)
+        assert view.entered.acquire(timeout=PATIENCE)
         view.go.set()
         assert (stranger.result(20).status_code, other.result(20).status_code) == (200, 200)
 
@@ -85,7 +86,7 @@ def test_a_stranger_who_waits_too_long_is_refused_and_takes_no_turn(monkeypatch:
     served = in_turn(view)
     with threads() as pool:
         first = pool.submit(served, request())
-        assert view.entered.acquire(timeout=20)
+        assert view.entered.acquire(timeout=PATIENCE)
         late = pool.submit(served, request()).result(20)
         view.go.set()
         assert first.result(20).status_code == 200

@@ -23,7 +23,7 @@ from gatewayadmin.config import database
 from tests import make
 from tests.calls import call
 from tests.conftest import SignIn
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.exported import rows_of
 from tests.rest import Rest
 from ui import databases
@@ -149,7 +149,7 @@ def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
         reading.start()
         eventually(waits)
         whole.close()
-        reading.join(timeout=20)
+        reading.join(timeout=PATIENCE)
         assert not reading.is_alive()
     eventually(lambda: readers() == 0)
 

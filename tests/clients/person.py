@@ -21,7 +21,7 @@ class Person:
 
     @classmethod
     def signed_in(cls, url: str, email: str = workspace.OWNER, password: str = workspace.PASSWORD) -> Self:
-        person = cls(httpx.Client(base_url=url, follow_redirects=True, timeout=20))
+        person = cls(httpx.Client(base_url=url, follow_redirects=True))
         page = person.http.get("/accounts/login/")
         page = person.submit(page, login=email, password=password)
         assert page.url.path == "/", f"still at {page.url}"
@@ -44,7 +44,7 @@ class Person:
 
     def allow(self, question: str) -> None:
         """Allow, and follow the redirect into the app."""
-        answered = httpx.get(self.decide(question), timeout=20)
+        answered = httpx.get(self.decide(question))
         assert answered.status_code < httpx.codes.BAD_REQUEST, answered.text[:2000]
 
 

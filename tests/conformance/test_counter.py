@@ -8,6 +8,7 @@ import pytest
 
 from tests.asgi_server import running
 from tests.conformance.counter import MODERN, Counter
+from tests.eventually import PATIENCE
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
@@ -62,7 +63,7 @@ def test_cancelled_call_ends_without_an_answer() -> None:
         counter.wait_for("call")
 
         session.post("notifications/cancelled", {"requestId": 7}, id_=None)
-        call.join(timeout=10)
+        call.join(timeout=PATIENCE)
 
         assert not call.is_alive()
     assert "result" not in bodies[0]

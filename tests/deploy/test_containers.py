@@ -44,7 +44,7 @@ class Site:
 
     def client(self) -> httpx.Client:
         trust = ssl.create_default_context(cafile=str(self.certificate))
-        return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=20)
+        return httpx.Client(base_url=self.url, verify=trust, trust_env=False)
 
     def is_ready(self) -> bool:
         try:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.deploy.test_compose import make_secrets
+from tests.eventually import PATIENCE
 from tests.running.conftest import folder
 from tests.running.nginx import started
 from tests.workspace import ROOT, free_port
@@ -116,7 +117,7 @@ def site(replica: Replica, names: Names) -> Iterator[httpx.Client]:
                 yield client
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("code", [SERVER_FAILURE, NO_SUCH_NAME])

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.docs.pages import ROOT
+from tests.eventually import PROCESS_PATIENCE
 from tests.workspace import free_port
 
 WELCOME = re.compile(
@@ -73,12 +74,12 @@ def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Ne
         yield Newcomer(*welcome(process, log), environment)
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=90)
+        process.wait(timeout=PROCESS_PATIENCE)
 
 
 def welcome(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str, str]:
     """Return the printed address, e-mail and password, once the server answers."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PROCESS_PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if found := WELCOME.search(log.read_text()):
             url, email, password = found.groups()

@@ -21,7 +21,7 @@ import pytest
 from tests import workspace
 from tests.docs.pages import ROOT, exported
 from tests.docs.test_deploy import block
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.running.conftest import folder
 from tests.running.debian import as_account, programs
 from tests.running.nginx import program_of, started
@@ -80,7 +80,7 @@ def nginx(home: Path, server: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
 
 
 def test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls(site: Site) -> None:
@@ -135,7 +135,7 @@ def test_prometheus_scrapes_the_gateway_as_printed(page: str, beginning: str, si
             assert answer(port, "gateway_unavailable_total")
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
 
 
 def answer(port: int, query: str) -> list[str]:

@@ -57,7 +57,7 @@ class Front:
     async def _pass_on(self, scope: Message, exchange: Exchange, body: bytes) -> None:
         query = scope["query_string"].decode()
         url = f"{self.target}{exchange.path}" + (f"?{query}" if query else "")
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False) as http:
             got = await http.request(scope["method"], url, headers=exchange.headers, content=body)
         dropped = {"content-length", "transfer-encoding", "connection", "content-encoding", "set-cookie"}
         exchange.status, exchange.body, exchange.cookies = (

@@ -16,6 +16,7 @@ from gatewayadmin.serving.health import Stored, busiest, stored, unsealed
 from sinks.models import TONES, Sink
 from tests import make
 from tests.calls import call
+from tests.eventually import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,7 +55,7 @@ async def test_a_scrape_waits_for_the_database_two_seconds_at_most_and_one_at_a_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "PATIENCE_S", 0.05)
-    assert health._reading.acquire(timeout=5)
+    assert health._reading.acquire(timeout=PATIENCE)
     try:
         assert values(await stored()) == {}
     finally:

@@ -102,7 +102,7 @@ def test_another_clients_tokens_are_nothing_to_an_app(app: App, member: User, ga
 def ask(port: int, gateway: Gateway, token: str) -> httpx.Response:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     url = f"http://127.0.0.1:{port}/mcp/{gateway.slug}"
-    return httpx.post(url, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=20, trust_env=False)
+    return httpx.post(url, json=body, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
 
 
 def is_dead(response: httpx.Response) -> bool:

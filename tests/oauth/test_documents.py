@@ -92,7 +92,7 @@ def dripping() -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     over.set()
     listener.close()
-    thread.join(timeout=5)
+    thread.join(timeout=PATIENCE)
 
 
 def near(web: Upstream, name: str) -> str:

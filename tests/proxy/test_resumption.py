@@ -285,7 +285,7 @@ def test_only_clients_that_know_of_it_are_sent_an_event_without_data(work: Work)
 def streamed(agent: Agent) -> str:
     """Return the answer to a streamed call."""
     headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
-    return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
+    return httpx.post(agent.url, json=call(), headers=headers, trust_env=False).text
 
 
 def test_the_stream_of_a_call_that_nobody_has_and_whose_request_is_not_named_just_ends(

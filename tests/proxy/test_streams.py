@@ -66,7 +66,7 @@ class Heard:
 def listen(agent: Agent, body: dict[str, Any], **headers: str) -> Heard:
     given = {"Authorization": f"Bearer {agent.secret}", "Accept": BOTH}
     spelled = {name.replace("_", "-"): value for name, value in headers.items()}
-    with httpx.stream("POST", agent.url, json=body, headers=given | spelled, timeout=20, trust_env=False) as answer:
+    with httpx.stream("POST", agent.url, json=body, headers=given | spelled, trust_env=False) as answer:
         heard = Heard(answer.headers["content-type"])
         if heard.kind == "application/json":
             answer.read()

@@ -8,6 +8,7 @@ import pytest
 
 from tests import make
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Proxy, Start, eventually_unused
 from tests.proxy.scripted import Script, offering
 
@@ -74,7 +75,7 @@ def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     head += f"Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {len(body)}\r\n"
     traced = "".join(f"{name}: {value}\r\n" for name, value in TRACE.items())
 
-    with socket.create_connection(("127.0.0.1", proxy.upstream.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", proxy.upstream.port), timeout=PATIENCE) as sock:
         last = f"{head}Connection: close\r\n\r\n{body}"
         sock.sendall(f"{head}{traced}\r\n{body}{head}\r\n{body}{last}".encode())
         answers = b"".join(iter(lambda: sock.recv(65_536), b""))

@@ -42,7 +42,7 @@ class Load(Agents):
     async def _work(self) -> None:
         limits = httpx.Limits(max_connections=self.agents)
         headers = {"Authorization": f"Bearer {self.token}"}
-        async with httpx.AsyncClient(limits=limits, headers=headers, timeout=10) as client:
+        async with httpx.AsyncClient(limits=limits, headers=headers) as client:
             await asyncio.gather(*(self._agent(client, number) for number in range(self.agents)))
 
     async def _agent(self, client: httpx.AsyncClient, number: int) -> None:

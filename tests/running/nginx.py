@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.workspace import ROOT, free_port
 
 PAGE = ROOT / "docs" / "how-to" / "deploy.md"
@@ -76,5 +76,5 @@ class Nginx:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=PATIENCE)
         shutil.rmtree(self._home, ignore_errors=True)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import psycopg
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.running.debian import as_account
 from tests.workspace import free_port
 
@@ -68,7 +68,7 @@ def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -
         yield pooled
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.workspace import free_port
 
 HELPER = Path("/usr/lib/squid/basic_ncsa_auth")
@@ -64,7 +64,7 @@ class Squid:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=PATIENCE)
         shutil.rmtree(self._home, ignore_errors=True)
 
 

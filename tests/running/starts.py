@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.eventually import PROCESS_PATIENCE
 from tests.workspace import ROOT, free_port, is_ready
 
 PASSWORD_LINE = re.compile(r"^Sign in as (\S+) with the password (\S+) \(shown only now\)\.$", re.MULTILINE)
@@ -34,7 +35,7 @@ def manage(home: Path, *arguments: str, **settings: str) -> subprocess.Completed
         env=environment(home, **settings),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PROCESS_PATIENCE,
         check=False,
     )
 
@@ -62,7 +63,7 @@ class Started:
     def is_ready(self) -> bool:
         return is_ready(self.port)
 
-    def wait(self, seconds: float = 180) -> None:
+    def wait(self, seconds: float = PROCESS_PATIENCE) -> None:
         """Wait until the server is ready; fails with the server's output if it ends or takes longer."""
         deadline = time.monotonic() + seconds
         while not self.is_ready():
@@ -73,7 +74,7 @@ class Started:
     def stop(self) -> int:
         """Ask the process to end, like Ctrl-C or a service manager; return its exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=90)
+        return self.process.wait(timeout=PROCESS_PATIENCE)
 
     def kill(self) -> None:
         """Kill the whole process group at once."""
@@ -118,7 +119,7 @@ def password_of(greeting: str) -> tuple[str, str] | None:
 
 def signs_in(url: str, email: str, password: str) -> bool:
     """Return True if this person can sign in."""
-    with httpx.Client(base_url=url, timeout=10) as browser:
+    with httpx.Client(base_url=url) as browser:
         return sign_in(browser, email, password)
 
 

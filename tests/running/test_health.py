@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from gatewayadmin.middleware import OuterMiddleware
 from gatewayadmin.serving import health
-from tests.eventually import eventually
+from tests.eventually import PROCESS_PATIENCE, eventually
 from tests.running.starts import serving
 from wire.versions import with_commit
 
@@ -95,7 +95,7 @@ def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_
         eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n")
         assert httpx.get(f"{served.url}/livez").status_code == 200
         assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == 401
-        assert served.process.wait(timeout=90) == 0
+        assert served.process.wait(timeout=PROCESS_PATIENCE) == 0
 
 
 @pytest.mark.full

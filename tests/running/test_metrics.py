@@ -117,7 +117,7 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
         "params": {"name": "slow", "arguments": {"seconds": 6}, "_meta": {"progressToken": 7}},
     }
     headers = {"Authorization": f"Bearer {issued['token']}", "Accept": "application/json, text/event-stream"}
-    with httpx.stream("POST", issued["gateway_url"], json=call, headers=headers, timeout=20) as answer:
+    with httpx.stream("POST", issued["gateway_url"], json=call, headers=headers) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         grown(live, {}, lambda now: now["gateway_open_streams",] == 1)
         answer.read()

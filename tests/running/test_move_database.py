@@ -17,7 +17,7 @@ import pytest
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, Cluster
 from tests import cluster
 from tests.docs.pages import ROOT
-from tests.eventually import eventually
+from tests.eventually import PROCESS_PATIENCE, eventually
 from tests.running.debian import postgres, programs
 from tests.running.starts import environment, manage, serving, signs_in
 from tests.running.test_refusals import KEYS
@@ -187,7 +187,7 @@ def test_a_gateway_that_starts_meanwhile_stops_the_move(home: Path, database_url
         eventually(lambda: looking.execute(waiting.encode()).fetchone() == (1,), 60)
         with embedded(home):
             holder.rollback()
-            _, said = moving.communicate(timeout=120)
+            _, said = moving.communicate(timeout=PROCESS_PATIENCE)
         assert moving.returncode == 1
         assert said.startswith(f"CommandError: A gateway is running on {home}")
         assert contents(looking) == made

@@ -17,6 +17,7 @@ from django.core.management import CommandError, call_command
 from gatewayadmin.config import database
 from gatewayadmin.management.commands import migrate
 from tests import cluster, workspace
+from tests.eventually import PROCESS_PATIENCE
 from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
 from tests.workspace import OWNER, PASSWORD, Serve
@@ -256,7 +257,7 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
         said = [back.stderr.readline() for _ in range(2)]  # The migration gave up twice.
         load.wait_for(10)
         reader.rollback()
-        assert back.wait(timeout=120) == 0, back.stderr.read()
+        assert back.wait(timeout=PROCESS_PATIENCE) == 0, back.stderr.read()
         back.stderr.close()
         roles.manage("migrate")
         load.wait_for(10)

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from django.conf import settings
 
+from tests.eventually import PROCESS_PATIENCE
 from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import Started, manage, password_of, serving, signs_in, start
 from wire.versions import with_commit
@@ -39,7 +40,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
         no_environment_shows(secret, second)
         issue_a_token_beside(second)
         second.process.send_signal(signal.SIGINT)  # To the first process alone; a terminal's Ctrl-C reaches all.
-        assert second.process.wait(timeout=90) == 0
+        assert second.process.wait(timeout=PROCESS_PATIENCE) == 0
     assert '"path":"/accounts/login/"' in second.log()
     for text in (secret, "in-the-form", "SIGKILL", "Traceback"):
         assert text not in second.log()

@@ -11,7 +11,7 @@ import pytest
 
 from bench.balanced import Agents
 from tests import cluster
-from tests.eventually import eventually
+from tests.eventually import PROCESS_PATIENCE, eventually
 from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
 from tests.workspace import free_port
@@ -79,7 +79,7 @@ def test_a_stopping_worker_or_process_answers_connected_clients_and_then_refuses
         eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n")
         assert httpx.get(f"{served.url}/livez").status_code == httpx.codes.OK
         assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == httpx.codes.UNAUTHORIZED
-        assert served.process.wait(timeout=90) == 0
+        assert served.process.wait(timeout=PROCESS_PATIENCE) == 0
         eventually(lambda: quick.seen[REFUSED] > 100)
 
     assert quick.seen.keys() | slow.seen.keys() == {ANSWERED, REFUSED}
