@@ -139,9 +139,9 @@ class Histogram:
         return [*(self.since + shown * n for n in range(MARKS)), self.until]
 
     @property
-    def marks_need_seconds(self) -> bool:
-        """Return True if two marks may be in the same minute."""
-        return self.each * len(self.bars) < timedelta(minutes=MARKS)
+    def mark_format(self) -> str:
+        """Return the Django date format of the marks: with seconds if two marks may be in the same minute."""
+        return "H:i:s" if self.each * len(self.bars) < timedelta(minutes=MARKS) else "H:i"
 
     @property
     def longest(self) -> float:
