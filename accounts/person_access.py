@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
+from auditlog.paging import newest_calls
 from capabilities import Capability
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -73,7 +74,7 @@ def access_of(person: User, viewer: User) -> list[Part]:
         parts.append(_part("identities", "Identities", own))
     if viewer.has_perm(Capability.LOGS_READ):
         since = timezone.now() - CALLS_SINCE
-        calls = list(Call.objects.filter(user_id=person.pk, created_at__gte=since).order_by("-created_at")[:SHOWN])
+        calls = newest_calls(Call.objects.filter(user_id=person.pk, created_at__gte=since), SHOWN)
         url = f"{reverse('auditlog:calls')}?{urlencode({'user': person.pk, 'range': 'all'})}" if calls else ""
         parts.append(Part("calls", "Last calls", calls, 0, url))
     return parts

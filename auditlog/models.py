@@ -471,7 +471,10 @@ class Event(models.Model):
     class Meta:
         ordering = ("-created_at", "-id")
         default_permissions = ("view",)
-        indexes = (models.Index(fields=("target_type", "target_id"), name="event_by_target"),)
+        indexes = (
+            models.Index(fields=("target_type", "target_id"), name="event_by_target"),
+            models.Index(fields=("action", "created_at"), name="event_by_action"),  # For `accounts.asking`.
+        )
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 OLDER, NEWER = "o", "n"
 LAST = 2**63 - 1
+LATELY = timedelta(days=14)
 
 
 class BadLogCursor(ValueError):
@@ -96,3 +98,13 @@ def _from(rows: Sequence[Any], way: str) -> Cursor | None:
         return None
     edge = rows[-1] if way == OLDER else rows[0]
     return Cursor(way, edge.created_at, edge.pk)
+
+
+def newest_calls(calls: QuerySet[Any], most: int) -> list[Any]:
+    """Return the newest calls, at most `most`, newest first.
+
+    Recent partitions are tried first, because PostgreSQL plans a query over all partitions longer than it runs.
+    """
+    calls = calls.order_by("-created_at", "-pk")
+    lately = list(calls.filter(created_at__gte=timezone.now() - LATELY)[:most])
+    return lately if len(lately) == most else list(calls[:most])

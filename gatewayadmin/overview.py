@@ -25,7 +25,8 @@ from auditlog import replica
 from auditlog.charts import CallPlots, chosen_range, unread_tops
 from auditlog.following import MOST_NEW, LiveList, NewCalls, answer, newest_id, newest_page
 from auditlog.models import Call
-from auditlog.own_calls import OwnCall, as_own, listed_calls
+from auditlog.own_calls import as_own, listed_calls
+from auditlog.paging import newest_calls
 from auditlog.query_language import parse_search
 from auditlog.rollups.reading import Bars, book
 from auditlog.search import RowCount, Search
@@ -190,7 +191,6 @@ def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], H
 
 
 SHOWN = 8
-LATELY = timedelta(days=14)
 SERVERS = 12
 GATEWAYS = 20
 # Titles of plots on the dashboard, followed by their range.
@@ -225,7 +225,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "setup": Setup.of(user),
         "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
         "carried": _carried(user, newest),
-        "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
+        "own_calls": None if user.has_perm(Capability.LOGS_READ) else as_own(newest_calls(listed_calls(user), SHOWN)),
         "own_rows": [ConnectionRow(one, user) for one in newest],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
@@ -293,13 +293,6 @@ def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
     """Return the identities that these connections carry, starting with those that need action."""
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
-
-
-def _last_calls(user: User) -> list[OwnCall]:
-    """Return the newest calls of `user`. Recent partitions are tried first, which is faster."""
-    newest = listed_calls(user).order_by("-created_at", "-pk")
-    rows = list(newest.filter(created_at__gte=timezone.now() - LATELY)[:SHOWN])
-    return as_own(rows if len(rows) == SHOWN else list(newest[:SHOWN]))
 
 
 def _refused(user: User) -> list[Identity]:

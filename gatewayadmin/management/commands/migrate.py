@@ -8,6 +8,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError, CommandParser
 from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
+from django.db.migrations.recorder import MigrationRecorder
 from psycopg import errors
 
 from auditlog import indexes
@@ -69,6 +70,9 @@ class Command(migrate.Command):
     def _migrates(self, attempt: int, *args: Any, **options: Any) -> bool:
         """Run the migrations. Return False if a table was in use and tries are left."""
         try:
+            if _is_whole(options) and not MigrationRecorder(connections[options["database"]]).has_table():
+                # A migration of oauth2_provider renders every model there is many times: first, there are few.
+                super().handle(*args, **options | {"app_label": "oauth2_provider"})
             super().handle(*args, **options)
         except OperationalError as error:
             if not isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
