@@ -119,7 +119,8 @@ def facets(
     given = [_facet(call_filter, name, found.get(name)) for name in names]
     if all(one.lines is None or one.lines for one in given):
         return given
-    return [one._replace(why_none=_why_none(call_filter, any_call=any_call)) for one in given]
+    why = _why_none(call_filter, any_call=any_call)
+    return [one._replace(why_none=why) for one in given]
 
 
 def facet(call_filter: CallFilter, name: str) -> Facet:

@@ -45,10 +45,10 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
     return connections_visible_to(viewer, *opening).with_details()
 
 
-def counted_for(viewer: User, prefix: str = "connections__") -> Q:
+def counted_for(viewer: User) -> Q:
     """Match the related connections that `viewer` may see, as the filter of a Count."""
     sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
-    return Q(**{f"{prefix}isnull": False}) if sees_all else Q(**{f"{prefix}user": viewer})
+    return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
 
 def blocked(connection: Connection) -> str:

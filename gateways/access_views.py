@@ -44,7 +44,7 @@ from gateways.models import (
     in_sets,
     reached_until,
 )
-from gateways.views import gateway_or_404, number_of_features, page_url
+from gateways.views import count_of, gateway_or_404, page_url
 from ui.pages import AppRequest, first_names, leave, posted, seen_version, show, uuid_param
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
@@ -117,7 +117,7 @@ def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
         reaches_by_grant=Exists(own),
         granted_until=Subquery(own.values("ends_at")[:1]),
         waits=Subquery(waiting.order_by("-created_at").values("pk")[:1]),
-        tool_count=number_of_features(Feature.objects.callable().tools(), "assignment__gateway"),
+        tool_count=count_of(Feature.objects.callable().tools(), "assignment__gateway"),
     )
 
 

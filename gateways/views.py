@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import Count, Exists, IntegerField, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce, Lower
 from django.forms import Form
 from django.http import Http404, HttpResponse
@@ -21,7 +21,7 @@ from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
 from connections.impact import archived_with, cut_together, cuts, narrowed_to
 from connections.models import Connection, StillEnabled
-from connections.rows import counted_for
+from connections.rows import connections_visible_to
 from gateways.feature_refresh import first_list
 from gateways.forms import (
     TAKEN,
@@ -40,7 +40,6 @@ from gateways.models import (
     AssignmentQuerySet,
     Feature,
     FeatureKind,
-    FeatureQuerySet,
     Gateway,
     GatewayQuerySet,
     IdentityGateways,
@@ -113,25 +112,18 @@ WITHIN_REACH = "lists only gateways within one's reach"
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     """Annotate gateways with the numbers of servers, tools and live connections that `viewer` may see."""
-    assigned = Q(assignments__removed_at=None, assignments__isnull=False)
-    tools = Q(assignments__features__kind=FeatureKind.TOOL, assignments__features__missing_since=None)
+    tools = Feature.objects.tools().offered().filter(assignment__removed_at=None)
     return gateways.annotate(
-        server_count=_number("assignments", assigned),
-        tool_count=_number("assignments__features", assigned & tools),
-        connection_count=_number("connections", counted_for(viewer) & Q(connections__revoked_at=None)),
+        server_count=count_of(Assignment.objects.filter(removed_at=None), "gateway"),
+        tool_count=count_of(tools, "assignment__gateway"),
+        connection_count=count_of(connections_visible_to(viewer).live(), "gateway"),
     ).order_by(Lower("name"))
 
 
-def _number(of: str, condition: Q) -> Subquery:
-    """Return a subquery that counts the relation `of`. Joins of several relations would multiply the counts."""
-    rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
-    return Subquery(rows.order_by().values("number"), output_field=IntegerField())
-
-
-def number_of_features(features: FeatureQuerySet, by: str) -> Coalesce:
-    """Return a subquery that counts `features` for each row of the outer query; `by` is the foreign key to this row."""
-    rows = features.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
-    return Coalesce(Subquery(rows.values("number")), 0)
+def count_of(rows: QuerySet[Any], by: str) -> Coalesce:
+    """Return a subquery that counts `rows` for each row of the outer query; `by` is the foreign key to this row."""
+    counted = rows.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("pk"))
+    return Coalesce(Subquery(counted.values("number")), 0)
 
 
 def gateway_or_404(viewer: User, slug: str) -> Any:
@@ -143,8 +135,8 @@ def gateway_or_404(viewer: User, slug: str) -> Any:
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
     waiting = Feature.objects.needing_attention().placed()
     rows = rows.annotate(
-        row_count=_number("connections", counted_for(viewer)),
-        waiting_count=number_of_features(waiting, "assignment__gateway"),
+        row_count=count_of(connections_visible_to(viewer), "gateway"),
+        waiting_count=count_of(waiting, "assignment__gateway"),
     )
     return get_object_or_404(rows, slug=slug)
 
@@ -368,8 +360,8 @@ def counted_assignments(
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
         .annotate(
-            tool_count=number_of_features(features.offered(), "assignment"),
-            callable_count=number_of_features(features.callable(), "assignment"),
+            tool_count=count_of(features.offered(), "assignment"),
+            callable_count=count_of(features.callable(), "assignment"),
             is_known=Exists(answers.filter(kind=kind) if kind else answers) | Q(tool_count__gt=0),
         )
         .order_by(Lower("server__name"), "alias")
