@@ -72,14 +72,6 @@ def restart(binaries: Path, url: str) -> None:
     subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
 
 
-def stop(binaries: Path, url: str) -> None:
-    """Kill the server of `postgres`, like a machine that loses power."""
-    with psycopg.connect(url) as connection:
-        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
-    command = [binaries / "pg_ctl", "stop", "-w", "-m", "immediate", "-D", data]
-    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
-
-
 def as_account() -> dict[str, Any]:
     """Return subprocess arguments for the user of these programs, which refuse root."""
     if os.geteuid() != 0:

@@ -34,9 +34,9 @@ default_pool_size = {size}
 
 
 def program() -> Path:
-    """Return the PgBouncer program: of the variable PGBOUNCER, or the machine's."""
-    found = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    assert found, "These tests need PgBouncer: install Debian's package pgbouncer, or name another in PGBOUNCER."
+    """Return the PgBouncer program: of the variable TEST_PGBOUNCER, or the machine's."""
+    found = os.environ.get("TEST_PGBOUNCER") or shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    assert found, "These tests need PgBouncer: install Debian's package pgbouncer, or name another in TEST_PGBOUNCER."
     return Path(found)
 
 

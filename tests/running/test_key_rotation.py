@@ -52,7 +52,7 @@ class Installation:
             load.wait_for(20)
             serve.stop()
             load.wait_for(20)
-            serve.start()
+            serve.start(workers=1)
         load.wait_for(20)
 
 
@@ -108,10 +108,10 @@ def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens
     with httpx.Client(base_url=ours.both.url, timeout=30) as browser:
         assert sign_in(browser, PERSON, PASSWORD)
         assert browser.get("/").status_code == httpx.codes.OK
-        serve.settings["GATEWAY_SECRET_KEY"] = cluster.keys()["GATEWAY_SECRET_KEY"]  # Both replicas use these settings.
+        serve.settings["GATEWAY_SECRET_KEY"] = cluster.keys()["GATEWAY_SECRET_KEY"]
         for one in ours.both.serves:
             one.stop()
-            one.start()
+        serve.start(workers=1)
         assert browser.get("/").headers["Location"].startswith("/accounts/login/")
         assert sign_in(browser, PERSON, PASSWORD)
     url = f"{ours.both.url}/mcp/sealed"

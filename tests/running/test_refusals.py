@@ -13,7 +13,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from tests import cluster
-from tests.cases import first, full
+from tests.cases import first
 from tests.running.starts import manage
 from tests.workspace import ROOT, free_port
 from wire.versions import VERSION
@@ -72,11 +72,6 @@ def test_a_python_that_is_not_ours_is_told_which_one_is(options: tuple[str, ...]
 
 
 @pytest.mark.full
-def test_port_that_is_none(fresh: Path) -> None:
-    assert refusal(fresh, "serve", "--port=0").endswith("PORT must be a whole number from 1 to 65535, not '0'.")
-
-
-@pytest.mark.full
 def test_missing_keys_are_all_named(fresh: Path) -> None:
     line = refusal(fresh, DATABASE_URL=NOWHERE, GATEWAY_SECRET_KEY=SECRET)
 
@@ -93,18 +88,9 @@ def test_unreachable_database(fresh: Path) -> None:
 
 
 @pytest.mark.full
-def test_unreachable_database_for_a_command(fresh: Path) -> None:
-    words = ("issue_token", "--user", "a@example.com", "--host", "CI bot", "--gateway", "quickstart")
-
-    assert "The database cannot be reached" in refusal(fresh, *words, DATABASE_URL=NOWHERE, **KEYS)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("embedded", [False, full(True)])
-def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
-    settings = {} if embedded else {"DATABASE_URL": cluster.fresh_database(f"empty_{os.getpid()}"), **KEYS}
+def test_command_before_the_first_start(fresh: Path) -> None:
     assert (
-        refusal(fresh, "keys", **settings)
+        refusal(fresh, "keys")
         == "CommandError: The database is empty: start `manage.py serve` once to create the tables."
     )
 
@@ -165,13 +151,10 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     first(
         1,
         [
-            ("PORT", "eighty", "PORT must be a whole number from 1 to 65535, not 'eighty'."),
-            ("GATEWAY_WORKERS", "-1", "GATEWAY_WORKERS must be a whole number"),
+            ("PORT", "0", "PORT must be a whole number from 1 to 65535, not '0'."),
             ("GATEWAY_QUICKSTART", "perhaps", "GATEWAY_QUICKSTART must be 1 or 0, not 'perhaps'."),
-            ("GATEWAY_PUBLIC_URL", "gateway.example.com", "GATEWAY_PUBLIC_URL must be a URL"),
             ("GATEWAY_PUBLIC_URL", "https://example.com/gateway", "GATEWAY_PUBLIC_URL must be a URL"),
             ("GATEWAY_PRIVATE_UPSTREAMS", "10.0.0.5/8", "GATEWAY_PRIVATE_UPSTREAMS must be a network"),
-            ("GATEWAY_TRUSTED_PROXIES", "proxy", "GATEWAY_TRUSTED_PROXIES must be a network"),
             ("GATEWAY_ALLOWED_ORIGINS", "localhost:6274", "GATEWAY_ALLOWED_ORIGINS must be an origin"),
             (
                 "GATEWAY_OUTBOUND_PROXY",
@@ -180,12 +163,9 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
             ),
             ("GATEWAY_OUTBOUND_PROXY", "http://a%3Ab:c@p", "GATEWAY_OUTBOUND_PROXY has a user or a password that"),
             ("GATEWAY_NO_PROXY", "*", "GATEWAY_NO_PROXY must be names such as example.com and networks"),
-            ("GATEWAY_PROXY_RESOLVES", "10.0.0.0/8", "GATEWAY_PROXY_RESOLVES must be names such as example.com"),
-            ("GATEWAY_EMAIL_URL", "mail.example.com", "GATEWAY_EMAIL_URL must be a URL"),
             ("GATEWAY_ADMIN_EMAIL", "admin", "GATEWAY_ADMIN_EMAIL must be an e-mail address, not 'admin'."),
             ("GATEWAY_ADMIN_PASSWORD", "admin", "GATEWAY_ADMIN_PASSWORD needs at least 12 characters."),
             ("GATEWAY_SECRET_KEY", "short", "GATEWAY_SECRET_KEY has a weak key"),
-            ("GATEWAY_TOKEN_KEYS", "a" * 40, "GATEWAY_TOKEN_KEYS has a weak key"),
             ("GATEWAY_ENCRYPTION_KEYS", SECRET, "GATEWAY_ENCRYPTION_KEYS must hold Fernet keys"),
             ("GATEWAY_PUBLIC_ULR", "https://x.example", "GATEWAY_PUBLIC_ULR is not a variable of Gateway Admin; "),
         ],
@@ -205,7 +185,7 @@ def test_the_memory_for_large_answers_has_room_for_one(fresh: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize(
     "value",
-    first(1, ["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"]),
+    first(1, ["mysql://localhost/gateway", "postgresql://h/d?nonsense=1"]),
 )
 def test_wrong_database_url(fresh: Path, value: str) -> None:
     assert "DATABASE_URL" in refusal(fresh, DATABASE_URL=value, **KEYS)

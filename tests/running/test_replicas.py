@@ -184,11 +184,11 @@ def test_killed_workers_and_a_restart_of_a_replica_lose_nothing_of_a_session(bot
 
 def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
     agent = in_session(both.agent())
+    opened = len(both.counter.events("get"))
     with listening(agent, "POST", call("ask")) as answer:
         assert answer.over.wait(PATIENCE)
     assert final(answer)["result"]["structuredContent"]["answer"]["error"]["code"] == -32601
 
-    opened = len(both.counter.events("get"))
     with listening(agent, "GET"):
         both.counter.wait_for("get", opened + 1)
         answers = len(both.counter.answers)

@@ -16,7 +16,6 @@ import httpx
 import psycopg
 import pytest
 
-from gatewayadmin.embedded.cluster import binaries as embedded_binaries
 from tests import cluster
 from tests.docs.test_how_tos import block
 from tests.eventually import eventually
@@ -41,34 +40,9 @@ REVOKE = "token = Token.objects.get(pk='{pk}'); token.revoke(by=token.connection
 type Row = dict[str, Any]
 
 
-class Way(NamedTuple):
-    """The PostgreSQL versions of source and target, and the programs used."""
-
-    before: str
-    after: str
-
-    @property
-    def programs(self) -> Path:
-        """Return the programs of the source's version."""
-        return embedded_binaries() if self.before == "18" else programs()
-
-
-def later(*way: str) -> Any:
-    return pytest.param(Way(*way), marks=pytest.mark.full)
-
-
-@pytest.fixture(params=[Way("18", "18"), later("15", "18")], ids=" to ".join)
-def way(request: pytest.FixtureRequest) -> Way:
-    return Way(*request.param)
-
-
 @contextmanager
-def database(version: str, name: str) -> Iterator[str]:
-    """Yield the address of an empty database of this version, dropped at the end."""
-    if version == "15":
-        with postgres(programs()) as url:
-            yield url
-        return
+def database(name: str) -> Iterator[str]:
+    """Yield the address of an empty database of the newest version, dropped at the end."""
     address = cluster.fresh_database(f"{name}_{os.getpid()}")
     yield address
     with psycopg.connect(os.environ[cluster.ADDRESS], autocommit=True) as admin:
@@ -78,8 +52,8 @@ def database(version: str, name: str) -> Iterator[str]:
 class Drill:
     """An installation with an encrypted credential, a sink and load, and its operator's actions."""
 
-    def __init__(self, way: Way, home: Path, stack: ExitStack) -> None:
-        self.way, self.home = way, home
+    def __init__(self, home: Path, stack: ExitStack) -> None:
+        self.home = home
         self.hook: Webhook = stack.enter_context(webhook())
         self.upstream = stack.enter_context(sealed_server())
         self._keys = cluster.keys()
@@ -95,7 +69,7 @@ class Drill:
 
     def run(self, mark: str, serve: Serve, **variables: str) -> str:
         """Run a block of the page, which must succeed, and return its output."""
-        path = f"{self.way.programs}:{os.environ['PATH']}"
+        path = f"{programs()}:{os.environ['PATH']}"
         settings = {**serve.environment(), "OWNER_URL": serve.database_url, "PATH": path, **variables}
         script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
         done = subprocess.run(
@@ -114,9 +88,9 @@ class Drill:
 
 
 @pytest.fixture
-def drill(way: Way, tmp_path: Path) -> Iterator[Drill]:
+def drill(tmp_path: Path) -> Iterator[Drill]:
     with ExitStack() as stack:
-        yield Drill(way, tmp_path, stack)
+        yield Drill(tmp_path, stack)
 
 
 def logged(serve: Serve) -> set[str]:
@@ -151,12 +125,13 @@ class Before(NamedTuple):
 
 
 @pytest.mark.full
-def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill, way: Way) -> None:
-    with database(way.before, "before") as address:
+def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill) -> None:
+    """Back up PostgreSQL 15 with its programs, and restore on PostgreSQL 18."""
+    with postgres(programs()) as address:
         before = back_up_under_load(drill, drill.installed("old", address).start())
     lines = drill.home / "received.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in drill.hook.rows))
-    with database(way.after, "after") as address:
+    with database("after") as address:
         new = drill.installed("new", address)
         noted = restore(drill, new, before)
         new.start()

@@ -18,7 +18,7 @@ from tests import cluster, curl
 from tests.api.browser import signed_in
 from tests.docs.pages import exported
 from tests.eventually import eventually
-from tests.running.debian import postgres, programs, stop
+from tests.running.debian import postgres, programs
 from tests.running.pooler import pooler
 from tests.running.standby import Standby, standby
 from tests.running.starts import manage
@@ -135,48 +135,56 @@ def ready(served: Serve) -> str:
 
 
 @pytest.mark.full
-def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: str, tmp_path: Path) -> None:
+def test_pages_rest_and_chores_work_through_a_pooler_and_calls_go_on_without_it(server: str, tmp_path: Path) -> None:
     assert re.findall(r"export (\w+)=", block("bash")) == ["DATABASE_URL", DIRECT]
     documented = configparser.ConfigParser()
     documented.read_string(block("ini"))
     assert documented["pgbouncer"].keys() == {"pool_mode", "default_pool_size"}
     mode = documented["pgbouncer"]["pool_mode"]
-    # So few sessions that every kind of statement uses each of them.
     with (
         database(server, EMPTY) as direct,
-        pooler(direct, mode, size=3) as pooled,
-        serving(tmp_path, pooled, **{DIRECT: direct}) as served,
+        ExitStack() as stack,
+        # So few sessions that every kind of statement uses each of them.
+        serving(tmp_path, stack.enter_context(pooler(direct, mode, size=3)), **{DIRECT: direct}) as served,
     ):
+        pooled = served.database_url
         said = f"Pages use DATABASE_URL (through a pooler in transaction mode); calls and chores use {DIRECT}."
         assert said in served.log()
         assert "Warning" not in served.log()
         assert ready(served).endswith("\npages: DATABASE_URL\n")
         issued = served.issue_token(host="Bot", gateway="quickstart")
         with signed_in(served, OWNER) as browser:
-            for turn in range(3):
-                assert called(issued) == OK
-                for page in PAGES:
-                    assert browser.get(page).status_code == OK, page
-                export = browser.get("/logs/export/?format=jsonl")
-                assert '"export":{"complete":true' in export.text
-                once = {"Idempotency-Key": str(uuid4())}
-                made = [browser.post("/api/hosts", json={"name": f"Bot {turn}"}, headers=once) for _ in range(2)]
-                assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2
-                assert made[0].json()["id"] == made[1].json()["id"]
-                words = {"host_id": made[0].json()["id"], "gateway_id": gateway(browser), "name": "of REST"}
-                token = browser.post("/api/tokens", json=words)
-                assert token.status_code == httpx.codes.CREATED, token.text
-                assert called(issued | {"token": token.json()["token"]}) == OK
-                body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
-                once = {"Idempotency-Key": str(uuid4())}  # Invited people are mailed afterwards.
-                made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
-                assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
+            for turn in range(2):
+                everything_works(browser, issued, turn)
             assert "partitions_made" in served.manage("housekeeping")
             asked = block("bash", -1).split("manage.py")[1].split()
             assert said in manage(served.data_dir, *asked, DATABASE_URL=pooled, **served.settings).stderr
-            assert called(issued) == OK
-        nothing_is_left(pooled)
-        assert "DuplicatePrepared" not in served.log()
+            nothing_is_left(pooled)
+            assert "DuplicatePrepared" not in served.log()
+            stack.close()
+            assert browser.get("/hosts/").status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+        assert called(issued) == OK
+        assert ready(served).startswith("ok\n")
+
+
+def everything_works(browser: httpx.Client, issued: dict[str, str], turn: int) -> None:
+    """Make calls, read pages and an export, and create rows through REST, twice with the same idempotency key."""
+    assert called(issued) == OK
+    for page in PAGES:
+        assert browser.get(page).status_code == OK, page
+    assert '"export":{"complete":true' in browser.get("/logs/export/?format=jsonl").text
+    once = {"Idempotency-Key": str(uuid4())}
+    made = [browser.post("/api/hosts", json={"name": f"Bot {turn}"}, headers=once) for _ in range(2)]
+    assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2
+    assert made[0].json()["id"] == made[1].json()["id"]
+    words = {"host_id": made[0].json()["id"], "gateway_id": gateway(browser), "name": "of REST"}
+    token = browser.post("/api/tokens", json=words)
+    assert token.status_code == httpx.codes.CREATED, token.text
+    assert called(issued | {"token": token.json()["token"]}) == OK
+    body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
+    once = {"Idempotency-Key": str(uuid4())}  # Invited people are mailed afterwards.
+    made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
+    assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
 
 
 def gateway(browser: httpx.Client) -> str:
@@ -196,33 +204,42 @@ def nothing_is_left(pooled: str) -> None:
 
 
 @pytest.mark.full
-def test_calls_go_on_while_the_pooler_is_away(server: str, tmp_path: Path) -> None:
-    with (
-        database(server) as direct,
-        ExitStack() as stack,
-        serving(tmp_path, stack.enter_context(pooler(direct)), **{DIRECT: direct}) as served,
-    ):
-        issued = served.issue_token(host="Bot", gateway="quickstart")
-        with signed_in(served, OWNER) as browser:
-            assert browser.get("/hosts/").status_code == OK
-            stack.close()
-            assert browser.get("/hosts/").status_code >= httpx.codes.INTERNAL_SERVER_ERROR
-        assert called(issued) == OK
-        assert ready(served).startswith("ok\n")
+def test_urls_that_do_not_lead_where_they_should_are_refused_with_what_to_set(server: str, tmp_path: Path) -> None:
+    with database(server) as direct, database(server) as elsewhere:
+        with pooler(direct) as pooled:
+            said = refusal(tmp_path, DATABASE_URL=pooled, **KEYS)
+            assert said.endswith(NEEDS_DIRECT)
+            assert "p%40ss" not in said
+        with pooler(direct, more="server_round_robin = 1\nignore_startup_parameters = options") as pooled:
+            assert refusal(tmp_path, "migrate", DATABASE_URL=pooled, **KEYS).endswith(NEEDS_DIRECT)
+            assert refusal(tmp_path, DATABASE_URL=pooled, **{DIRECT: pooled}, **KEYS).endswith(
+                f"{DIRECT} leads to a connection pooler in transaction mode; it must lead to PostgreSQL itself."
+            )
+        said = refusal(tmp_path, DATABASE_URL=direct, **{DIRECT: elsewhere}, **KEYS)
+        assert said.endswith(f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one.")
+        assert "p%40ss" not in said
+    for name in (DIRECT, READ):
+        assert refusal(tmp_path, **{name: "postgresql://127.0.0.1/x"}).endswith(
+            f"{name} is set, so DATABASE_URL must be set too."
+        )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "more", ["", "ignore_startup_parameters = options", "server_round_robin = 1\nignore_startup_parameters = options"]
-)
-def test_a_pooler_in_transaction_mode_alone_is_refused_with_what_to_set(server: str, tmp_path: Path, more: str) -> None:
-    with database(server) as direct, pooler(direct, more=more) as pooled:
-        said = refusal(tmp_path, DATABASE_URL=pooled, **KEYS)
-        migrated = refusal(tmp_path, "migrate", DATABASE_URL=pooled, **KEYS)
-
-    assert said.endswith(NEEDS_DIRECT)
-    assert migrated.endswith(NEEDS_DIRECT)
-    assert "p%40ss" not in said
+def test_the_check_of_the_page_warns_of_too_few_connections_and_of_a_replica_that_is_none(
+    server: str, tmp_path: Path
+) -> None:
+    asked = block("bash", -1).split("manage.py")[1].split()
+    with database(server) as url, psycopg.connect(server, autocommit=True) as operator:
+        operator.execute("ALTER ROLE app CONNECTION LIMIT 14")
+        try:
+            said = manage(tmp_path, *asked, DATABASE_URL=url, GATEWAY_WORKERS="1", **{READ: url}, **KEYS).stderr
+        finally:
+            operator.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    takes = "1 worker and the chores open up to 16 connections to the database"
+    assert re.search(rf"{takes}, \d+ to the replica, and temporarily", said)
+    warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
+    assert f"{warning}: raise max_connections, or start fewer workers." in said
+    assert f"{READ} does not lead to a replica" in said
 
 
 @pytest.mark.full
@@ -233,19 +250,16 @@ def test_a_pooler_in_session_mode_alone_will_do(server: str, tmp_path: Path) -> 
 
 
 @pytest.mark.full
-def test_a_direct_url_through_the_pooler_is_refused(server: str, tmp_path: Path) -> None:
-    more = "ignore_startup_parameters = options"
-    with database(server) as direct, pooler(direct, more=more) as pooled:
-        said = refusal(tmp_path, DATABASE_URL=pooled, **{DIRECT: pooled}, **KEYS)
-
-    assert said.endswith(
-        f"{DIRECT} leads to a connection pooler in transaction mode; it must lead to PostgreSQL itself."
-    )
-
-
-@pytest.mark.full
-def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server: str, tmp_path: Path) -> None:
-    with database(server) as direct, serving(tmp_path, direct, **{DIRECT: server_of(direct, server)}) as served:
+def test_pages_have_connections_of_their_own_what_decides_goes_direct_and_no_replica_is_needed(
+    server: str, tmp_path: Path
+) -> None:
+    away = f"postgresql://app@127.0.0.1:{free_port()}/away"
+    with (
+        database(server) as direct,
+        serving(tmp_path, direct, **{DIRECT: server_of(direct, server), READ: away}) as served,
+    ):
+        assert f"Warning: The replica of {READ} cannot be reached" in served.log()
+        eventually(lambda: ready(served).endswith("\nlogs: primary, it cannot be reached\n"))
         with psycopg.connect(server_of(direct, server), autocommit=True) as operator:
             for kind in ("TABLES", "SEQUENCES"):
                 operator.execute(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO app".encode())
@@ -270,39 +284,6 @@ def server_of(url: str, server: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
-@pytest.mark.full
-def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Path) -> None:
-    with database(server) as here, database(server) as elsewhere:
-        said = refusal(tmp_path, DATABASE_URL=here, **{DIRECT: elsewhere}, **KEYS)
-
-    assert said.endswith(f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one.")
-    assert "p%40ss" not in said
-
-
-@pytest.mark.full
-def test_either_url_wants_a_database_of_ones_own(tmp_path: Path) -> None:
-    for name in (DIRECT, READ):
-        assert refusal(tmp_path, **{name: "postgresql://127.0.0.1/x"}).endswith(
-            f"{name} is set, so DATABASE_URL must be set too."
-        )
-
-
-@pytest.mark.full
-def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: str, tmp_path: Path) -> None:
-    with database(server) as url:
-        with psycopg.connect(server, autocommit=True) as operator:
-            operator.execute("ALTER ROLE app CONNECTION LIMIT 14")
-        try:
-            with serving(tmp_path, url) as served:
-                takes = "1 worker and the chores open up to 16 connections to the database"
-                assert f"{takes}, and temporarily" in served.log()
-                warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
-                assert f"Warning: {warning}: raise max_connections, or start fewer workers." in served.log()
-        finally:
-            with psycopg.connect(server, autocommit=True) as operator:
-                operator.execute("ALTER ROLE app CONNECTION LIMIT -1")
-
-
 # --- A replica --------------------------------------------------------------------------------------------------------
 
 
@@ -322,129 +303,129 @@ def read_by_replica(served: Serve) -> float:
 
 
 @pytest.mark.full
-def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_path: Path) -> None:
-    with beside(server, tmp_path, 5) as (served, replica):
+def test_logs_are_read_from_a_replica_whatever_becomes_of_it_and_decisions_are_not(server: str, tmp_path: Path) -> None:
+    with beside(server, tmp_path, 12) as (served, replica):
         issued = served.issue_token(host="Bot", gateway="quickstart")
         assert called(issued) == OK
-        with signed_in(served, OWNER) as browser:
-            assert "echo" in browser.get(LOGS).text
-            assert read_by_replica(served) == 0  # After signing in, a person reads the primary.
-            eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
-            assert "echo" in browser.get(LOGS).text
-            replica.pause()
-            assert called(issued) == OK
-            eventually(lambda: BEHIND in browser.get(LOGS).text)
-            eventually(lambda: "logs: primary, it is more than 5 s behind" in ready(served))
-            assert BEHIND not in browser.get(LOGS).text
-            eventually(lambda: number(served, "gateway_replica_unused") == 1)
-            browser.post(f"/api/tokens/{issued['id']}/revoke")
-            assert called(issued) == httpx.codes.UNAUTHORIZED
-            assert replica.execute("SELECT count(*) FROM tokens_token WHERE revoked_at IS NOT NULL") == 0
-            replica.resume()
-            eventually(lambda: "logs: replica" in ready(served))
-
-
-@pytest.mark.full
-def test_a_person_reads_what_they_have_written_while_others_read_the_replica(server: str, tmp_path: Path) -> None:
-    with beside(server, tmp_path, 12) as (served, replica):
         served.manage("shell", "--verbosity", "0", "-c", OTHER)
-        with signed_in(served, OWNER) as one, signed_in(served, "ops@example.com") as other:
-            eventually(lambda: other.get("/settings/admin-events/").text and read_by_replica(served) > 0)
-            replica.pause()
-            assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
-            assert "Made just now" in one.get("/settings/admin-events/").text
-            one.cookies.delete("gateway_wrote")  # As in another browser of the person who made the change.
-            assert "Made just now" in one.get("/settings/admin-events/").text
-            assert "Made just now" in one.get("/api/admin-events").text
-            assert "Made just now" not in other.get("/settings/admin-events/").text
-            assert "Made just now" not in other.get("/api/admin-events").text
-            assert "Made just now" not in other.get("/settings/admin-events/export/?format=csv").text
-            # The export was recorded as an event of the other person, whose pages are now read from the primary too.
-            assert "Made just now" in other.get("/settings/admin-events/").text
-
-
-@pytest.mark.full
-def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(server: str, tmp_path: Path) -> None:
-    with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
-        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
-        for page in LOOKING_BACK:
-            assert browser.get(page).status_code == OK, page
-        assert "the replica could not be read" not in served.log()
-        replica.kill()
-        for _ in range(10):
-            for page in ("/", LOGS, "/logs/groups/"):
-                answer = browser.get(page)
-                assert answer.status_code == OK
-                assert BEHIND not in answer.text
-        eventually(lambda: "logs: primary, it cannot be reached" in ready(served))
-        assert '"export":{"complete":true' in browser.get("/logs/export/?format=jsonl").text
-        replica.start()
-        eventually(lambda: "logs: replica" in ready(served))
-        before = read_by_replica(served)
-        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > before)
-        replica.promote()
-        eventually(lambda: "logs: primary, it is not a replica" in ready(served))
-        assert browser.get(LOGS).status_code == OK
-
-
-@pytest.mark.full
-def test_a_replica_that_hangs_fails_no_page(server: str, tmp_path: Path) -> None:
-    with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
-        eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
-        replica.freeze()
-        try:
-            assert browser.get(LOGS).status_code == OK
-            assert browser.get("/logs/groups/").status_code == OK
-            eventually(lambda: "logs: primary" in ready(served))
-        finally:
-            replica.thaw()
-        eventually(lambda: "logs: replica" in ready(served))
-
-
-@pytest.mark.full
-def test_a_database_that_is_no_replica_is_refused_and_an_absent_one_is_not(server: str, tmp_path: Path) -> None:
-    with database(server) as url, database(server) as other:
-        with standby(programs(), other, server) as replica:
-            said = refusal(tmp_path, DATABASE_URL=url, **{READ: replica.url}, **KEYS)
+        with signed_in(served, OWNER) as browser:
+            pages_are_read_from_the_replica(served, browser)
+            decisions_are_not_read_from_a_replica_that_is_behind(served, replica, browser, issued)
+            with signed_in(served, "ops@example.com") as other:
+                people_read_what_they_have_written(served, replica, browser, other)
+            replica.freeze()
+            try:
+                assert browser.get(LOGS).status_code == OK
+                assert browser.get("/logs/groups/").status_code == OK
+                eventually(lambda: "logs: primary" in ready(served))
+            finally:
+                replica.thaw()
+            eventually(lambda: "logs: replica" in ready(served))
+            a_replica_that_dies_costs_no_page(served, replica, browser)
+            said = refusal(tmp_path, DATABASE_URL=_as_app(server, TABLES), **{READ: replica.url}, **KEYS)
             assert said.endswith(
                 f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of the same one."
             )
-        away = f"postgresql://app@127.0.0.1:{free_port()}{urlsplit(url).path}"
-        with serving(tmp_path, url, **{READ: away}) as served:
-            assert f"Warning: The replica of {READ} cannot be reached" in served.log()
-            eventually(lambda: ready(served).endswith("\nlogs: primary, it cannot be reached\n"))
-        with serving(tmp_path, url, **{READ: url}) as served:
-            assert f"Warning: {READ} does not lead to a replica" in served.log()
+            replica.promote()
+            eventually(lambda: "logs: primary, it is not a replica" in ready(served))
+            assert browser.get(LOGS).status_code == OK
+
+
+def pages_are_read_from_the_replica(served: Serve, browser: httpx.Client) -> None:
+    assert "echo" in browser.get(LOGS).text
+    assert read_by_replica(served) == 0  # After signing in, a person reads the primary.
+    eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > 0)
+    assert "echo" in browser.get(LOGS).text
+    for page in LOOKING_BACK:
+        assert browser.get(page).status_code == OK, page
+    assert "the replica could not be read" not in served.log()
+
+
+def decisions_are_not_read_from_a_replica_that_is_behind(
+    served: Serve, replica: Standby, browser: httpx.Client, issued: dict[str, str]
+) -> None:
+    replica.pause()
+    assert called(issued) == OK
+    eventually(lambda: BEHIND in browser.get(LOGS).text)
+    eventually(lambda: "logs: primary, it is more than 12 s behind" in ready(served))
+    assert BEHIND not in browser.get(LOGS).text
+    eventually(lambda: number(served, "gateway_replica_unused") == 1)
+    browser.post(f"/api/tokens/{issued['id']}/revoke")
+    assert called(issued) == httpx.codes.UNAUTHORIZED
+    assert replica.execute("SELECT count(*) FROM tokens_token WHERE revoked_at IS NOT NULL") == 0
+    replica.resume()
+    eventually(lambda: "logs: replica" in ready(served))
+
+
+def people_read_what_they_have_written(served: Serve, replica: Standby, one: httpx.Client, other: httpx.Client) -> None:
+    """While they read the primary, others read the replica."""
+    before = read_by_replica(served)
+    eventually(lambda: other.get("/settings/admin-events/").text and read_by_replica(served) > before)
+    replica.pause()
+    assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
+    assert "Made just now" not in other.get("/settings/admin-events/").text
+    assert "Made just now" not in other.get("/api/admin-events").text
+    assert "Made just now" not in other.get("/settings/admin-events/export/?format=csv").text
+    # The export was recorded as an event of the other person, whose pages are now read from the primary too.
+    assert "Made just now" in other.get("/settings/admin-events/").text
+    assert "Made just now" in one.get("/settings/admin-events/").text
+    one.cookies.delete("gateway_wrote")  # As in another browser of the person who made the change.
+    assert "Made just now" in one.get("/settings/admin-events/").text
+    assert "Made just now" in one.get("/api/admin-events").text
+    replica.resume()
+
+
+def a_replica_that_dies_costs_no_page(served: Serve, replica: Standby, browser: httpx.Client) -> None:
+    """Kill the replica, and start it again, whereupon it is read again."""
+    replica.kill()
+    for _ in range(3):
+        for page in ("/", LOGS, "/logs/groups/"):
+            answer = browser.get(page)
+            assert answer.status_code == OK
+            assert BEHIND not in answer.text
+    eventually(lambda: "logs: primary, it cannot be reached" in ready(served))
+    assert '"export":{"complete":true' in browser.get("/logs/export/?format=jsonl").text
+    replica.start()
+    eventually(lambda: "logs: replica" in ready(served))
+    before = read_by_replica(served)
+    eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > before)
 
 
 @pytest.mark.full
-def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_is_promoted(tmp_path: Path) -> None:
+def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_is_promoted(
+    server: str, tmp_path: Path
+) -> None:
     binaries = programs()
-    with (
-        postgres(binaries) as url,
-        standby(binaries, url, url) as replica,
-        standby(binaries, url, url) as left_behind,
-    ):
-        both, words = two_hosts(url, replica.url), {READ: left_behind.url, "GATEWAY_READ_LAG_SECONDS": "600"}
-        with serving(tmp_path, both, **words) as served:
-            issued = served.issue_token(host="Bot", gateway="quickstart")
-            assert called(issued) == OK
-            rows = "SELECT count(*) AS number FROM auditlog_call WHERE method = 'tools/call' AND outcome = 'ok'"
-            (before,) = served.rows(rows)
-            eventually(lambda: replica.execute(rows) == before["number"])
-            eventually(lambda: "logs: replica" in ready(served))
-            stop(binaries, url)
-            eventually(lambda: called(issued) == UNAVAILABLE)
-            assert [called(issued) for _ in range(3)] == [UNAVAILABLE] * 3
-            assert httpx.get(f"{served.url}/readyz").status_code == UNAVAILABLE
-            replica.promote()
-            eventually(lambda: called(issued) == OK, seconds=60)
-            (after,) = served.rows(rows)
-            assert after["number"] > before["number"]
-            with signed_in(served, OWNER) as browser:
-                assert browser.get(LOGS).status_code == OK
-            # Without this check, a replica that follows no primary would look only a little behind.
-            eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
+    with standby(binaries, _as_app(server, TABLES), server) as primary:
+        primary.promote()  # A server of this test only, with migrated tables.
+        with (
+            standby(binaries, primary.url, primary.operator) as replica,
+            standby(binaries, primary.url, primary.operator) as left_behind,
+        ):
+            fails_over(tmp_path, primary, replica, left_behind)
+
+
+def fails_over(directory: Path, primary: Standby, replica: Standby, left_behind: Standby) -> None:
+    both, words = two_hosts(primary.url, replica.url), {READ: left_behind.url, "GATEWAY_READ_LAG_SECONDS": "600"}
+    with serving(directory, both, **words) as served:
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        assert called(issued) == OK
+        rows = "SELECT count(*) AS number FROM auditlog_call WHERE method = 'tools/call' AND outcome = 'ok'"
+        (before,) = served.rows(rows)
+        eventually(lambda: replica.execute(rows) == before["number"])
+        eventually(lambda: "logs: replica" in ready(served))
+        primary.kill()
+        eventually(lambda: called(issued) == UNAVAILABLE)
+        assert [called(issued) for _ in range(3)] == [UNAVAILABLE] * 3
+        assert httpx.get(f"{served.url}/readyz").status_code == UNAVAILABLE
+        replica.promote()
+        eventually(lambda: called(issued) == OK, seconds=60)
+        (after,) = served.rows(rows)
+        assert after["number"] > before["number"]
+        with signed_in(served, OWNER) as browser:
+            assert browser.get(LOGS).status_code == OK
+        # Without this check, a replica that follows no primary would look only a little behind.
+        eventually(lambda: "logs: primary, it has not replayed from the current primary yet" in ready(served))
 
 
 def two_hosts(first: str, second: str) -> str:

@@ -67,9 +67,7 @@ def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        (ENDPOINT, "localhost:4318", "must be a URL such as http://localhost:4318"),
         (ENDPOINT, "http://me:secret-word@localhost:4318", "must be without credentials"),
-        ("OTEL_TRACES_SAMPLER_ARG", "1.5", "must be a number from 0 to 1"),
         ("OTEL_TRACES_SAMPLER_ARG", "nan", "must be a number from 0 to 1"),
     ],
 )
