@@ -91,7 +91,7 @@ class Histogram:
     def label_format(self) -> str:
         """Return the Django date format of the bars' start times."""
         if self.each * len(self.bars) < timedelta(days=1):
-            return "H:i" if self.each >= timedelta(seconds=10) else "H:i:s"
+            return "H:i" if self.each >= timedelta(minutes=1) else "H:i:s"
         return "M j" if self.each % timedelta(days=1) == timedelta(0) else "M j, H:i"
 
     @property

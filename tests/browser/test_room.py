@@ -125,15 +125,18 @@ def test_the_menus_of_a_list_stay_beside_its_search_on_a_small_laptop(page: Page
 
 
 @pytest.mark.full
-def test_buttons_below_a_headline_leave_it_room(page: Page, lived_in: Serve) -> None:
-    page.set_viewport_size({"width": 768, "height": 900})
-    page.goto(f"{lived_in.url}/gateways/work/")
+def test_buttons_beside_or_below_a_headline_leave_it_room(page: Page, lived_in: Serve) -> None:
+    for width in (1024, 768, 600):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{lived_in.url}/gateways/work/")
 
-    headline = page.locator(".page-header > .headline").bounding_box()
-    buttons = page.locator(".page-header > .actions").bounding_box()
-    assert headline is not None
-    assert buttons is not None
-    assert buttons["y"] - headline["y"] - headline["height"] >= 8
+        headline = page.locator(".page-header > .headline").bounding_box()
+        buttons = page.locator(".page-header > .actions").bounding_box()
+        assert headline is not None
+        assert buttons is not None
+        below = buttons["y"] - headline["y"] - headline["height"]
+        beside = buttons["x"] - headline["x"] - headline["width"]
+        assert max(below, beside) >= 8, width
 
 
 BESIDE = """list => {
