@@ -89,7 +89,7 @@ RUN_BY = (
     (
         "docs/how-to/deploy.md",
         "export DATABASE_URL=postgresql://gateway:secret@db.internal:5432/gateway\nexport GATEWAY_SECRET",
-        "running/test_move_database.py::test_everything_is_moved_as_printed_and_serves",
+        "running/test_move_database.py::test_all_rows_or_none_are_moved_as_printed",
     ),
     *(
         ("docs/how-to/deploy.md", begin, f"docs/test_configurations.py::{test}")
@@ -114,7 +114,7 @@ RUN_BY = (
     (
         "docs/how-to/upgrade.md",
         ".venv/bin/python manage.py migrate",
-        "running/test_upgrade.py::test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next",
+        "running/test_upgrade.py::test_an_index_whose_maker_is_killed_is_made_by_the_gateway",
     ),
     *(
         ("docs/how-to/scale-out.md", begin, "running/test_scale_out.py::test_pages_rest_and_chores_work")
@@ -123,7 +123,7 @@ RUN_BY = (
     *(
         ("docs/how-to/scale-out.md", begin, f"running/test_scale_out.py::{test}")
         for begin, test in (
-            ("export DATABASE_READ_URL", "test_logs_are_read_from_the_replica_and_decisions_are_not"),
+            ("export DATABASE_READ_URL", "test_logs_are_read_from_a_replica_whatever_becomes_of_it"),
             ('export DATABASE_URL="', "test_calls_fail_closed_when_the_primary_is_lost"),
         )
     ),
