@@ -30,6 +30,8 @@ LIMIT, CALLS = 60, 400
 
 # Modules that run SQL of their own, with the tests that run all of that SQL. Every test runs the migrations.
 PROOFS = {
+    "access/lines.py": "tests/access/test_reviews.py",
+    "access/permitted.py": "tests/access/test_report.py tests/access/test_past_days.py",
     "accounts/models/attempts.py": "tests/oauth/test_limits.py",
     "accounts/rules.py": "tests/house/test_locks.py",
     "auditlog/charts.py": "tests/auditlog/test_search.py tests/auditlog/test_views.py",
