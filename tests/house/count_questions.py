@@ -121,8 +121,10 @@ def _gateways_to_ask_for(ask: Ask) -> int:
 
 def _requests(ask: Ask) -> int:
     own = Q(user=ask.viewer)
-    rows = AccessRequest.objects.exclude(own) if ask.query.get("show") == "decide" else AccessRequest.objects.all()
-    return rows.count() if ask.viewer.has_perm(Capability.GATEWAYS_MANAGE) else rows.filter(own).count()
+    if ask.query.get("show") == "decide":
+        return _requests_to_decide(ask)
+    rows = AccessRequest.objects.all()
+    return rows.count() if ask.viewer.has_perm(Capability.GATEWAYS_READ) else rows.filter(own).count()
 
 
 def _requests_to_decide(ask: Ask) -> int:
@@ -782,7 +784,7 @@ def _ask_narrow(ask: Ask) -> tuple[float, ...]:
 
 
 ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
-    "rules:turn_on": lambda ask: (0, 0),  # The rule has watched no call.
+    "rules:turn_on": lambda ask: (0, 0) if ask.viewer.has_perm(Capability.LOGS_READ) else (),  # It watched no call.
     "hosts:disable": _cut,
     "hosts:archive": _ask_archive,
     "gateways:disable": _ask_gateway,
@@ -843,7 +845,7 @@ def _others(ask: Ask) -> int:
 
 def _identities(ask: Ask) -> Answer:
     rows = Identity.objects.filter(server=ask.pk)
-    if ask.viewer.has_perm(Capability.IDENTITIES_MANAGE):
+    if ask.viewer.has_perm(Capability.IDENTITIES_READ):
         return str(rows.count())
     shared = Q(owner=None) if ask.viewer.has_perm(Capability.SERVERS_MANAGE) else Q()
     own = rows.filter(Q(owner=ask.viewer) | shared) if shared else rows.filter(owner=ask.viewer)
