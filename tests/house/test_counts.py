@@ -168,8 +168,8 @@ class Walk:
             gateway=world.gateways["closed"], user=self.viewer, reason="For work", days=5
         )
         self.hold = make.hold(self.own, world.servers["docs"], tool="search", arguments={"text": "one"})
-        held = make.hold(self.own, world.servers["docs"], tool="search", arguments={"text": "other"})
-        self.allowance = Allowance.objects.give(held, AllowFor.HOUR, [], by=world.boss)
+        allowed = make.hold(self.own, world.servers["docs"], tool="search", arguments={"text": "other"})
+        self.allowance = Allowance.objects.give(allowed, AllowFor.HOUR, [], by=world.boss)
         self.reviews = self._reviews()
         self._called()
         self.client = browser(session_of(self.viewer))
