@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,7 +13,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.fields import LogField
 from auditlog.models import Call
-from auditlog.paging import EPOCH
+from auditlog.paging import EPOCH, RECENT
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from servers.models import Server
@@ -22,7 +21,6 @@ from tokens.models import Token
 
 MAX_IDS = 8  # If more objects than this have the name, the search compares the name in each call instead of ids.
 MAX_EXPOSED = 40
-RECENT = timedelta(days=7)  # This period is searched first, because it is in few partitions.
 
 # An index finds the newest call with each id.
 NEWEST_NAMES = """

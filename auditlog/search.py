@@ -24,8 +24,7 @@ from django.utils import timezone
 from auditlog import names, paging, query_language
 from auditlog.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.models import COMMON, LAST_MOMENT, Call, span_of_uid
-from auditlog.names import RECENT
-from auditlog.paging import EPOCH, LAST, Cursor, Page, is_newer
+from auditlog.paging import EPOCH, LAST, RECENT, Cursor, Page, is_newer
 from auditlog.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS

@@ -18,8 +18,8 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import ENDINGS, Call
-from auditlog.names import RECENT
 from auditlog.own_calls import PATIENCE, OwnCall
+from auditlog.paging import RECENT
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
