@@ -42,13 +42,14 @@ install: ## what production needs and nothing more; EXTRAS="scim otel" adds opti
 test: setup ## the quick tests, and slower ones that alone run some lines; the same tests every day
 	@$(call PYTEST,$(BIN)/python -m,-m "not full" --hypothesis-profile=few)
 
-test-all: setup ## every test, and that they run enough of proxy, wire, oauth and tokens; before a release
+test-all: setup ## every test; before a release
+	@$(call PYTEST,$(BIN)/python -m)
+
+coverage: TESTS = tests/oauth tests/proxy tests/tokens tests/wire
+coverage: setup ## that the tests of proxy, wire, oauth and tokens run enough of their lines and branches
 	@rm -f .coverage*
 	@$(call PYTEST,$(BIN)/coverage run -m)
 	@$(BIN)/coverage combine --quiet
-	@.ci/coverage
-
-coverage: ## how much of these packages the last `make test-all` ran: lines and branches
 	@.ci/coverage
 
 bench: setup ## measure what the gateway costs a call: a server alone, nginx before it, this gateway before it
@@ -82,7 +83,7 @@ check: setup ## format, lint, templates, types, layers, image, manifests, deploy
 
 release: setup ## from a clean main: every check and test, then wheel, sdist and checksums in dist/; prints the tag command
 	@.ci/release ready
-	@$(MAKE) check test-all
+	@$(MAKE) check test-all coverage
 	@.ci/release build
 
 format: setup ## put code and templates into their form

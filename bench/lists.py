@@ -109,7 +109,6 @@ def lists() -> list[str]:
         f"/servers/{server}/gateways/",
         f"/servers/{server}/identities/",
         "/people/",
-        f"/people/{pk('User', 0)}/",
         "/people/roles/",
         "/people/teams/",
         "/settings/mcp-connections",

@@ -1,11 +1,9 @@
-"""Cases of a test: marks for those that `make test` leaves to `make test-all`, and one world for many of them."""
+"""Marks for the cases that `make test` leaves to `make test-all`."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from django.db import transaction
 
 
 def full(value: Any) -> Any:
@@ -19,11 +17,3 @@ def full(value: Any) -> Any:
 def first(count: int, values: Iterable[Any]) -> list[Any]:
     """Mark all parameters as `full`, except the first `count`."""
     return [value if number < count else full(value) for number, value in enumerate(values)]
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    """Roll back all changes of the block in the database, so that the next case starts in the same world."""
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)

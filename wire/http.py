@@ -60,7 +60,9 @@ HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
 SLICE = 1 << 14
 SLICE_SECONDS = 0.001
-IDLE_SECONDS = 15.0
+# Shorter than the five seconds after which uvicorn and Node.js close idle connections. A call that is sent while the
+# server closes the connection fails, because it cannot be sent again.
+IDLE_SECONDS = 4.0
 
 # An event stream may be twice as large as an answer: the notifications before the answer may be as large as the answer.
 STREAM_SHARE = 2

@@ -164,12 +164,13 @@ def test_the_page_of_a_person_tells_what_they_have_in_few_queries(
 ) -> None:
     bo = make.user(email="bo@example.com", display_name="Bo <b>Berg</b>")
     for _ in range(3):
-        make.connection(make.agent(by=bo), make.gateway(), bo)
+        make.token(make.connection(make.agent(by=bo), make.gateway(), bo))
         Team.objects.add(name=make.unique("team"), users=[bo], by=chief)
     client = sign_in(chief)
 
-    # Session, user, person, teams, second factor, sessions, two permissions, requests, roll-up state; eight of Access.
-    with django_assert_num_queries(19):
+    # Session, user, person, teams, second factor, sessions, two permissions, requests, roll-up state, menu; the others
+    # are of Access. More rows take no more.
+    with django_assert_num_queries(22):
         page = text(client.get(f"/people/{bo.pk}/"))
 
     for words in ("Bo &lt;b&gt;Berg&lt;/b&gt;", "bo@example.com", "3 live", "0 open", "Cut this person off"):

@@ -17,9 +17,9 @@ from sso.models import Provider
 from tests import make
 from tests.accounts.soft_key import SoftKey, added, options_of
 from tests.accounts.test_second_factor import code_of, confirm, sign_in_by_page, text, turn_on
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.sso.test_enforced import owner
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_a_generated_client_does_the_whole_life_of_everything(
     path = {"PATH": f"{HOME / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     made = subprocess.run(
-        [*generate, "--output-path", "gateway_client", "--fail-on-warning"],
+        [*generate, "--output-path", "gateway_client"],
         cwd=tmp_path,
         env=dict(os.environ) | path,
         capture_output=True,
@@ -120,6 +121,8 @@ def test_a_generated_client_does_the_whole_life_of_everything(
         check=False,
     )
     assert made.returncode == 0, made.stdout + made.stderr
+    # This generator cannot read YAML.
+    assert re.findall("(?:WARNING|ERROR) parsing (.+?) within", made.stdout) == ["GET /api/config/export"], made.stdout
 
     upstream = run(upstreams.docs())
     environment = live.environment() | {"GATEWAY": live.url, "API_KEY": key, "NAME": name, "SERVER_URL": upstream.url}

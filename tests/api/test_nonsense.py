@@ -60,11 +60,11 @@ def test_a_body_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, subt
 
 
 def faults_of_bodies(door: Door, number: int, values: dict[str, Any], world: World, rest: Rest) -> Iterator[str]:
-    """Send every second value in all fields and as the body, and each field a quarter of the values, in turn."""
+    """Send every sixth value in all fields and as the body, and each field an eighth of the values, in turn."""
     right, names = world.bodies.get((door.name, door.method), {}), fields(door)
     for row, (what, value) in enumerate(values.items()):
         bodies: list[Any] = [{**right, name: value} for name in in_turn(names, row + number)]
-        if (row + number) % 2 == 0:
+        if (row + number) % 6 == 0:
             bodies += [dict.fromkeys(names, value), value]
         for body in bodies:
             with for_a_moment():
@@ -81,11 +81,14 @@ def test_a_query_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, sub
 
 
 def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iterator[str]:
-    """Send every value in all parameters, and each parameter a quarter of the values, in turn."""
+    """Send every third value in all parameters, and each parameter an eighth of the values, in turn."""
     names = [one["name"] for one in door.described.get("parameters", ()) if one["in"] == "query"]
     for row, (what, value) in enumerate(NONSENSE.items()):
         sent = value.encode("utf-8", "surrogatepass")
-        for query in (*({name: sent} for name in in_turn(names, row + number)), dict.fromkeys(names, sent)):
+        queries = [{name: sent} for name in in_turn(names, row + number)]
+        if (row + number) % 3 == 0:
+            queries.append(dict.fromkeys(names, sent))
+        for query in queries:
             with for_a_moment():
                 answer = rest.client.generic("GET", f"/api{door.path(world)}", QUERY_STRING=urlencode(query))
                 if answer.streaming:
@@ -94,8 +97,8 @@ def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iter
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
-    """Return a quarter of the names, another one for each number."""
-    return names[number % 4 :: 4]
+    """Return an eighth of the names, another one for each number."""
+    return names[number % 8 :: 8]
 
 
 def fault(answer: Any, what: str, sent: Any) -> list[str]:

@@ -24,6 +24,7 @@ from servers.models import Identity
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment
 from tests.api.world import World, build, holder
+from tests.cases import full
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
 from tokens.models import Token
@@ -454,7 +455,8 @@ def callers(name: str, *, key: bool) -> list[Held]:
         return [frozenset(C)]
     if enough == EVERYBODY:
         return [frozenset({C.AUDIT_READ}), frozenset({C.OAUTH_CONNECT})]
-    alone = [frozenset({one}) for one in (sorted(enough) or C)]  # Several together may open what none opens alone.
+    # Several together may open what none opens alone, so a few are tried alone if none is enough.
+    alone = [frozenset({one}) for one in (sorted(enough) or sorted(C)[::8])]
     return [*alone, frozenset(EVERYBODY - enough)] if enough else alone
 
 
@@ -508,19 +510,19 @@ def rights() -> dict[Any, Any]:
     }
 
 
-@pytest.mark.full
+@pytest.mark.parametrize("step", [40, full(1)])
 @pytest.mark.parametrize("key", [False, True], ids=["session", "API key"])
 def test_one_capability_opens_what_it_says_against_who_holds_no_more(
-    key: bool, stage: tuple[World, Cast], subtests: pytest.Subtests
+    key: bool, step: int, stage: tuple[World, Cast], subtests: pytest.Subtests
 ) -> None:
     world, cast = stage
     with for_a_moment():
         # The owner of a key may do everything; only the key counts.
-        all_held = {held for door in DOORS for held in callers(str(door), key=key)}
+        all_held = {held for door in DOORS[::step] for held in callers(str(door), key=key)}
         people = {held: holder(*(C if key else held)) for held in all_held}
         clients = {held: client_of(person, held if key else None) for held, person in people.items()}
         before = rights()
-        for door in DOORS:
+        for door in DOORS[::step]:
             with subtests.test(str(door)), for_a_moment():
                 wrong: list[str] = []
                 for held in callers(str(door), key=key):

@@ -20,8 +20,9 @@ from connections.models import Connection
 from rules.models import Rule
 from tests import make
 from tests.approvals.conftest import TOOL, Desk
-from tests.cases import first, undone
+from tests.cases import first
 from tests.rest import Rest
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

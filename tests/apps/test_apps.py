@@ -97,14 +97,13 @@ def test_an_app_is_shown_and_its_button_calls_its_tool_through_the_gateway(
     eventually(lambda: calls(gateway, before) == [("Basic", "basic__get-time", "ok")] * 2)
 
 
-@pytest.mark.parametrize("host", ["host_bridge", "host_mcp_ui"])
 def test_an_app_draws_the_place_it_is_given_and_loads_only_from_where_its_resource_says(
-    host: str, hosts: Hosts, gateway: Serve, issued: dict[str, str], page: Page
+    hosts: Hosts, gateway: Serve, issued: dict[str, str], page: Page
 ) -> None:
     before = last_id(gateway)
     page.route("https://example.org/", lambda route: route.fulfill(headers=ANYBODY))
 
-    seen = hosts.show(page, host, "map__show-map", arguments=LONDON, **issued)
+    seen = hosts.show(page, "host_bridge", "map__show-map", arguments=LONDON, **issued)
 
     assert seen["result"]["content"][0]["text"].startswith("Displaying globe at: W:-0.5000, S:51.3000")
     assert seen["resource"] == {"uri": "ui://gateway/map/ui%3A%2F%2Fcesium-map%2Fmcp-app.html", "mimeType": HTML}
@@ -113,7 +112,6 @@ def test_an_app_draws_the_place_it_is_given_and_loads_only_from_where_its_resour
     eventually(lambda: middle_of(canvas) == LAND, 4 * PATIENCE)  # Drawing each frame without a GPU is slow.
     assert not canvas.evaluate("() => fetch('https://example.org/').then(() => true, () => false)")
     assert calls(gateway, before) == [("Map", "map__show-map", "ok")]
-    if host == "host_bridge":
-        view = page.evaluate("bridge.callTool({name: 'get-current-view', arguments: {}})")
-        camera = view["structuredContent"]["camera"]
-        assert (round(camera["longitude"], 1), round(camera["latitude"], 1)) == (-0.1, 51.5)
+    view = page.evaluate("bridge.callTool({name: 'get-current-view', arguments: {}})")
+    camera = view["structuredContent"]["camera"]
+    assert (round(camera["longitude"], 1), round(camera["latitude"], 1)) == (-0.1, 51.5)

@@ -22,7 +22,7 @@ from auditlog.models import Call, Checkpoint
 from auditlog.partitions import midnight
 from auditlog.replica import NEAR
 from tests.calls import call, uid_at
-from tests.cases import undone
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

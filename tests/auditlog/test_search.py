@@ -22,9 +22,9 @@ from capabilities import Capability
 from gateways.models import Assignment, Feature
 from proxy.store.call_log import new_uid
 from tests import make
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.exported import rows_of
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

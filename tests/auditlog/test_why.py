@@ -30,9 +30,9 @@ from proxy.access.features import Named
 from rules.models import Rule
 from servers.models import AuthType, Identity, Server
 from tests import make
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.rest import Rest
+from tests.undone import undone
 from tokens.models import Token
 from wire import token_text
 

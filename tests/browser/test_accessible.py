@@ -14,7 +14,7 @@ from tests.browser.looks import PHONE, faults_of
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize("path", ["/", "/logs/", "/gateways/quickstart/tools/"])

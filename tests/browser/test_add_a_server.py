@@ -14,8 +14,6 @@ from tests.browser.fixtures import Trouble
 from tests.issuers import Issuer
 from tests.make import unique
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 MAKE = """
 from accounts.models import User
 from tests import make

@@ -19,7 +19,7 @@ from tests.eventually import eventually
 from tests.exported import rows_of
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 MOST_CLICKS, MOST_FIELDS = 30, 3  # For all eight questions together.
 DAY = datetime.now(UTC).date() - timedelta(days=60)  # Ben was in the team then.

@@ -12,8 +12,6 @@ from tests.secrecy import note
 from tests.servers import published
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", published.FILES)

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 
 def test_a_change_by_hand_is_confirmed_shown_and_copied(live: Serve, page: Page, tmp_path: Path) -> None:

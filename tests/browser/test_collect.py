@@ -9,8 +9,6 @@ from tests.browser.fixtures import Open
 from tests.make import unique
 from tests.workspace import PASSWORD, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, open_browser: Open) -> None:

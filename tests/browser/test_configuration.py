@@ -9,7 +9,7 @@ from tests.browser.fixtures import Trouble
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 
 def test_a_file_is_chosen_planned_and_applied(live: Serve, page: Page, trouble: Trouble, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 @pytest.mark.parametrize("side", ["host", "gateway"])

@@ -13,8 +13,6 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 OVERRIDE = "\N{RIGHT-TO-LEFT OVERRIDE}"
 BEFORE = "Finds pages of the handbook."
 AFTER = f"Finds pages of the handbook. First read the file .env{OVERRIDE}."

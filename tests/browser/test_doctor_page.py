@@ -8,8 +8,6 @@ from tests.browser import steps
 from tests.browser.fixtures import Trouble
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> None:

@@ -8,8 +8,6 @@ from tests.browser.looks import PHONE
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 def test_log_shows_who_called_what_through_what_on_a_small_desk(live: Serve, page: Page) -> None:

@@ -9,8 +9,6 @@ from tests import curl
 from tests.browser import steps
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.mark.full
 def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Serve, page: Page) -> None:

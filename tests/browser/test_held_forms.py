@@ -6,8 +6,6 @@ from playwright.sync_api import Page, expect
 from tests.make import unique
 from tests.workspace import PASSWORD, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 LONG_AGO = """
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session

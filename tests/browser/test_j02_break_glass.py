@@ -12,7 +12,7 @@ from tests.browser.cast import Cast
 from tests.eventually import eventually
 from tests.workspace import OWNER
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 type Seen = tuple[object, object, object]
 

@@ -11,7 +11,7 @@ from tests.browser.cast import Cast
 from tests.eventually import eventually
 from tests.make import unique
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 @dataclass

@@ -9,7 +9,7 @@ from tests import curl
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 

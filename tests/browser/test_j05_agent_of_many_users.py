@@ -15,7 +15,7 @@ from tests.cases import full
 from tests.make import unique
 from tests.workspace import ROOT
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 CSRF = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 TOKEN = re.compile(r'id="token-value"[^>]* value="([^"]+)"')

@@ -16,8 +16,6 @@ from tests.clients.apps import Desktop, KeptApp
 from tests.clients.person import answer_in
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 APP = "Claude Desktop"
 
 

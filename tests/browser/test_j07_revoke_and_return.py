@@ -13,8 +13,6 @@ from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 APP = "Revoked Desktop"
 REVOKE = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."

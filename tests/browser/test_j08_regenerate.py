@@ -12,8 +12,6 @@ from tests.clients.apps import Desktop, KeptApp
 from tests.eventually import eventually
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 APP = "Regenerated Desktop"
 QUESTION = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 

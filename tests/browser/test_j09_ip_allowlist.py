@@ -7,7 +7,7 @@ from tests import curl
 from tests.make import unique
 from tests.workspace import TRUSTED_PROXY, Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 MCP_IP = '{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":null}'
 LIST = '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'

@@ -13,8 +13,6 @@ from tests.api.browser import confirm
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 LIFETIMES = re.compile(r'name="expires_in_days" value="(\w*)"')
 

@@ -13,8 +13,6 @@ from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 APP = "Reset Desktop"
 WARNING = "Resetting your password revokes all your API tokens and app connections."
 

@@ -11,8 +11,6 @@ import pytest
 from tests.api.browser import confirm
 from tests.browser.cast import Cast
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 ADD = "Add API access token-based host"
 
 

@@ -10,8 +10,6 @@ from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble
 from tests.workspace import PASSWORD, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 PEOPLE = """
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability as C

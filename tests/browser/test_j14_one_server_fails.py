@@ -11,7 +11,7 @@ from tests import curl, secrecy, upstreams
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 ROWS = """
 import json

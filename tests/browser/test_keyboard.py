@@ -10,7 +10,7 @@ from tests.eventually import eventually
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGES = (
     "/",

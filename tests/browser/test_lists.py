@@ -10,8 +10,6 @@ from tests.browser.fixtures import Open
 from tests.browser.looks import CUT, PHONE, too_small
 from tests.workspace import ROOT, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 WIDTHS = (320, PHONE["width"], 768, 1440)
 MAKE = (ROOT / "tests" / "browser" / "long_names.py").read_text()
 NAMES = {

@@ -15,8 +15,6 @@ from tests.eventually import PATIENCE, eventually
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 SOON = 1000 * PATIENCE  # Milliseconds until a new call appears.
 
 

@@ -10,7 +10,7 @@ from tests.browser.test_incident import host_of
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 A_TEAM_AND_SOMEBODY_ELSE = """
 from accounts.models import Role, Team, User

@@ -15,7 +15,7 @@ from tests.browser.links import is_page, kind_of
 from tests.browser.looks import PHONE, faults_of
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 LARGEST = 30 * 1024  # Maximum compressed size in bytes.
 

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def opened(live: Serve, page: Page) -> Page:

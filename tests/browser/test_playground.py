@@ -12,8 +12,6 @@ from tests.make import unique
 from tests.proxy.scripted import Request, Script, tool
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 

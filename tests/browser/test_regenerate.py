@@ -10,8 +10,6 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 def regenerate(page: Page, name: str, button: str) -> str:
     """Regenerate the token of this row, close the dialog, and return the new secret."""

@@ -18,7 +18,7 @@ from tests.eventually import eventually
 from tests.exported import rows_of
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 REVIEWER = "grace@example.com"
 MOST_CLICKS = 25

@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.fixtures import Trouble
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def test_names_are_completed_by_keyboard_and_an_error_is_marked(live: Serve, page: Page, trouble: Trouble) -> None:

@@ -15,7 +15,7 @@ from tests.make import unique
 from tests.upstreams import App, Upstream, docs
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 ROWS = """
 from gateways.models import Feature

@@ -12,7 +12,7 @@ from tests.browser.fixtures import Open
 from tests.browser.people import join, sign_in_where_asked
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 INDEX = "/settings/second-factor/"
 

@@ -15,7 +15,7 @@ from tests.make import unique
 from tests.upstreams import App, Upstream
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.full
 
 MOST_CLICKS, MOST_FIELDS = 29, 5  # For all eight tasks together.
 

@@ -12,7 +12,7 @@ from tests.clients.person import answer_in
 from tests.oauth.pkce import challenge_of, new_verifier
 from tests.workspace import Serve, free_port
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 APP = "Way back"
 ARRIVED = '<link rel="icon" href="data:,"><h1>Arrived</h1>'

@@ -20,8 +20,8 @@ from configuration.kinds import Act
 from configuration.plan import Plan, plan
 from gateways.models import Feature
 from tests import make
-from tests.cases import undone
 from tests.configuration.random_files import flat, random_file
+from tests.undone import undone
 
 EXAMPLES = int(os.environ.get("CONFIGURATION_EXAMPLES", "4"))  # 1,000 of them take an hour.
 

@@ -13,11 +13,11 @@ from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionR
 from gateways.models import Assignment, Gateway
 from servers.models import Identity, Server
 from tests import make
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
 from tests.meanwhile import just_before
 from tests.rest import Rest
+from tests.undone import undone
 from ui.pages import PAGE_SIZE
 
 pytestmark = pytest.mark.django_db

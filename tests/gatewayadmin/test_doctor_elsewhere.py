@@ -15,7 +15,7 @@ from gatewayadmin.doctor import CheckStep, OAuthCheck
 from gatewayadmin.doctor.oauth_check import APP, REDIRECT
 from tests import asgi_server, make
 from tests.asgi_server import Receive, Scope, Send, answer, live
-from tests.cases import undone
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

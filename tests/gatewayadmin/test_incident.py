@@ -15,10 +15,10 @@ from gatewayadmin.incident import activity as reading
 from gatewayadmin.incident import views
 from gateways.models import Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
 from tests import make
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.connections.rows import text
 from tests.rest import Rest
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

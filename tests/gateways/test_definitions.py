@@ -29,8 +29,8 @@ from gateways.models import (
 )
 from servers.models import AuthType
 from tests import make, upstreams
-from tests.cases import undone
 from tests.conftest import Run, SignIn, wire_size
+from tests.undone import undone
 from tests.workspace import free_port
 from ui.templatetags.ui import visible
 

@@ -12,8 +12,8 @@ from gateways.feature_refresh import refresh
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from servers.models import AuthType, Health
 from tests import make, upstreams
-from tests.cases import undone
 from tests.conftest import Run, SignIn, wire_size
+from tests.undone import undone
 from tests.workspace import free_port
 
 DEAD = "Dead refused the connection: nothing listens at the port; check the port, and that the server runs."

@@ -9,8 +9,8 @@ from urllib.parse import urljoin, urlsplit
 from django.test import Client
 from django.urls import Resolver404, resolve
 
-from tests.cases import undone
 from tests.house.page_numbers import VOID
+from tests.undone import undone
 
 SENTENCE = 6  # Words; a shorter text states a fact without a reason or advice.
 EACH = 1  # The number of links followed to each kind of page.

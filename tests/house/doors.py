@@ -29,8 +29,8 @@ from servers.models import Identity
 from tests import make
 from tests.accounts.soft_key import added
 from tests.api.world import World, build, holder
-from tests.cases import undone
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
+from tests.undone import undone
 
 COOKIE = settings.SESSION_COOKIE_NAME
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

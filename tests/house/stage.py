@@ -16,9 +16,9 @@ from django.test import Client
 
 from accounts.models import User
 from auditlog.models import Event
-from tests.cases import undone
 from tests.house.doors import browser
 from tests.rest import Rest
+from tests.undone import undone
 
 ROOMS = (
     "access",

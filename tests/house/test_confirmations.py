@@ -15,11 +15,13 @@ from tests.house.test_counts import Walk
 
 pytestmark = pytest.mark.django_db
 
-UNDONE = {  # Undone by the same switch or the button next to it, or replaced by a new secret at once.
+UNDONE = {  # Undone by the same switch or the button next to it, replaced at once, or ends nothing.
+    "access:remind_reviewers",
     "accounts:break_glass_on",
     "accounts:decline_request",
     "accounts:send_reset",
     "accounts:staff_on",
+    "approvals:withdraw",
     "connections:block_host",
     "connections:disable",
     "connections:end_grant",
@@ -42,6 +44,7 @@ UNDONE = {  # Undone by the same switch or the button next to it, or replaced by
     "tokens:regenerate_key",
 }
 FOR_GOOD = {  # Irreversible for one replaceable object, or done in an incident, when nobody should have to type.
+    "access:close_review",
     "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",
@@ -50,6 +53,7 @@ FOR_GOOD = {  # Irreversible for one replaceable object, or done in an incident,
     "accounts:revoke_invitation",
     "accounts:sign_out_everywhere",
     "accounts:staff_off",
+    "approvals:end_allowance",
     "attention:remove",
     "connections:archive_tool_set",
     "connections:drop_identity",

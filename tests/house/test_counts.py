@@ -38,13 +38,13 @@ from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
 from tests.accounts.soft_key import added
-from tests.cases import undone
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
 from tests.house.dead_ends import Follower
 from tests.house.doors import INSTEAD, PLACES, Door, browser, channel_of, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
 from tests.oauth.apps import App, register
+from tests.undone import undone
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db

@@ -10,11 +10,11 @@ from django.urls import reverse
 from accounts.models import Role, User, WorkspaceSettings
 from capabilities import Capability
 from tests import make
-from tests.cases import undone
 from tests.house.dead_ends import Follower, Offer
 from tests.house.doors import Door, browser, doors, session_of
 from tests.house.every_state import SET
 from tests.house.test_counts import NOT_PAGES, VIEWERS, capabilities_of
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

@@ -27,6 +27,7 @@ LISTS = {
     "gateways:access_requests": "access-requests.listed",
     "accounts:people": "people.listed",
     "accounts:roles": "roles.listed",
+    "approvals:waiting": "holds.listed",
     "auditlog:calls": "calls.listed",
     "auditlog:events": "events.listed",
     "connections:enrolled": "host.enrolled",

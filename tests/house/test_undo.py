@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from django.contrib.messages import get_messages
 
-from tests.cases import undone
 from tests.house.stage import Stage, Step, page
 from tests.house.test_verbs import staged
 from tests.house.verbs import VERBS
+from tests.undone import undone
 from ui.pages import Undo
 from ui.templatetags.ui import undo
 

@@ -22,10 +22,11 @@ from servers.oauth_client.models import ClientRegistration
 from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
-from tests.cases import full, undone
+from tests.cases import full
 from tests.house.doors import channel_of, session_of
 from tests.house.stage import Stage, outcome
 from tests.house.verbs import INSIDE, VERBS
+from tests.undone import undone
 from tokens.api_keys import issue
 
 OURS = {

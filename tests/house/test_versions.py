@@ -16,9 +16,10 @@ from capabilities import Capability
 from connections.models import Connection
 from servers.models import AuthType
 from tests import make
-from tests.cases import full, undone
+from tests.cases import full
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
+from tests.undone import undone
 
 
 @dataclass

@@ -13,10 +13,10 @@ from connections.models import HostAtGateway
 from gateways.models import Gateway
 from oauth.models import AuthorizeRequest
 from tests import make
-from tests.cases import undone
 from tests.conftest import SignIn
 from tests.meanwhile import meanwhile
 from tests.oauth.steps import begin, minted, options, text
+from tests.undone import undone
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db

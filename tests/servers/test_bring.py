@@ -16,11 +16,11 @@ from servers.bring_views import FileDraft
 from servers.client_files import MOST_BYTES, ClientEntry, Unreadable, read_entries
 from servers.models import Identity, Server
 from tests import make, upstreams
-from tests.cases import undone
 from tests.conftest import Run, SignIn, person
 from tests.connections.rows import text
 from tests.rest import Rest, errors, problem
 from tests.servers import published
+from tests.undone import undone
 from ui.sealing import MOST_OPENED, cipher, seal_value
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]

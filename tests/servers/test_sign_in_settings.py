@@ -22,12 +22,12 @@ from servers.oauth_client.models import Grant, SignIn
 from servers.oauth_client.registration import refresh_identity
 from tests import make
 from tests.asgi_server import Upstream
-from tests.cases import undone
 from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.rest import Rest, errors, problem
+from tests.undone import undone
 
 pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 

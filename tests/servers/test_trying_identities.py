@@ -11,10 +11,10 @@ from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import App
-from tests.cases import undone
 from tests.conftest import Run, SignIn
 from tests.oauth.steps import begin, text
 from tests.rest import Rest
+from tests.undone import undone
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 

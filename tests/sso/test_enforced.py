@@ -25,10 +25,10 @@ from sso.models import Mode, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of
-from tests.cases import undone
 from tests.oauth.apps import browser
 from tests.rest import Rest
 from tests.sso.conftest import Organisation, SignIn, twin
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

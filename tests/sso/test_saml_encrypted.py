@@ -23,7 +23,6 @@ from sso.saml.keys import make_key
 from sso.saml.responses import FAILED
 from tests import make
 from tests.accounts.again import confirmed
-from tests.cases import undone
 from tests.oauth.apps import browser
 from tests.rest import Rest
 from tests.sso.encrypting import CBC, OAEP, PKCS1, Encrypted
@@ -31,6 +30,7 @@ from tests.sso.saml_provider import NS, Answer, Pair, SamlOrganisation, SamlVisi
 from tests.sso.test_saml_responses import reason, signed_by, tried
 from tests.sso.test_saml_settings import FORM, PAGE, PASTED
 from tests.sso.test_saml_signing_in import query_id
+from tests.undone import undone
 from ui.sealing import cipher
 from wire.cipher import encryption_key_id
 

@@ -17,7 +17,6 @@ from auditlog.models import Event
 from sso.errors import RESPONSE_ADVICE
 from sso.models import Account, Provider
 from sso.saml.responses import LONGEST
-from tests.cases import undone
 from tests.sso.saml_provider import (
     ACS,
     NS,
@@ -35,6 +34,7 @@ from tests.sso.saml_provider import (
     weak_signer,
 )
 from tests.sso.test_saml_signing_in import query_id
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

@@ -17,7 +17,6 @@ from accounts.sign_in import SIGNED_IN_AT
 from auditlog.models import Event
 from sso.models import Account, GroupRule, Provider, ReceivedAssertion
 from tests import make
-from tests.cases import undone
 from tests.issuers import query
 from tests.scim.conftest import Directory, key_for
 from tests.sso.conftest import signed_in_long_ago
@@ -37,6 +36,7 @@ from tests.sso.saml_provider import (
     signs_in_at,
 )
 from tests.sso.test_enforced import owner
+from tests.undone import undone
 from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db

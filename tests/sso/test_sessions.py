@@ -23,13 +23,13 @@ from sso.oidc import fetch_provider_json
 from sso.provider_test import test_provider as try_provider
 from tests import make
 from tests.accounts.test_second_factor import code_of
-from tests.cases import undone
 from tests.clients.issuers import NoWayBack, Page
 from tests.eventually import eventually
 from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at, twin
 from tests.sso.test_enforced import APP_SECRET
+from tests.undone import undone
 from wire.outbound import NoAnswer
 
 pytestmark = pytest.mark.django_db

@@ -13,10 +13,10 @@ from capabilities import Capability
 from sso.models import GroupRule, Provider
 from tests import make
 from tests.accounts.again import confirmed
-from tests.cases import undone
 from tests.oauth.apps import browser
 from tests.rest import Rest
 from tests.sso.conftest import SECRET, Organisation, must_move_to_the_newest_key
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 

@@ -17,10 +17,10 @@ from sso.errors import NoEntry, SignInFailed
 from sso.models import Account, Claims, GroupRule, Provider
 from sso.oidc import _must_be_granted, extract_claims
 from tests import make
-from tests.cases import undone
 from tests.clients.issuers import Visitor
 from tests.issuers import destination
 from tests.sso.conftest import BACK, Organisation, SignIn, Visit
+from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
 
