@@ -56,10 +56,10 @@ def access_of(person: User, viewer: User) -> list[Part]:
         url = f"{reverse('connections:mcp')}?type=all&status=live&{word}"
         parts.append(_part("connections", "Agents and connections", live, url, lambda row: ConnectionRow(row, viewer)))
     if any(map(viewer.has_perm, token_rows.SEES)):
-        tokens = Token.objects.filter(kind=TokenKind.ACCESS, connection__user=person, revoked_at=None)
+        tokens = Token.objects.filter(kind=TokenKind.ACCESS, connection__user=person).active()
         tokens = tokens.order_by(F("last_used_at").desc(nulls_last=True), "pk")
         sees_list = viewer.has_perm(Capability.API_TOKENS_READ)
-        url = f"{reverse('tokens:list')}?owner=all&status=all&{word}" if sees_list else ""
+        url = f"{reverse('tokens:list')}?owner=all&status=active&{word}" if sees_list else ""
         parts.append(
             _part(
                 "tokens",

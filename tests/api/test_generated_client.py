@@ -122,7 +122,8 @@ def test_a_generated_client_does_the_whole_life_of_everything(
     )
     assert made.returncode == 0, made.stdout + made.stderr
     # This generator cannot read YAML.
-    assert re.findall("(?:WARNING|ERROR) parsing (.+?) within", made.stdout) == ["GET /api/config/export"], made.stdout
+    said = made.stdout + made.stderr
+    assert re.findall("(?:WARNING|ERROR) parsing (.+?) within", said) == ["GET /api/config/export"], said
 
     upstream = run(upstreams.docs())
     environment = live.environment() | {"GATEWAY": live.url, "API_KEY": key, "NAME": name, "SERVER_URL": upstream.url}

@@ -1081,7 +1081,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "person.sessions": lambda ask: UserSession.objects.filter(user=ask.pk).count(),
     "person.gateways": lambda ask: Gateway.objects.reachable_by(User.objects.get(pk=ask.pk)).count(),
     "person.grants": lambda ask: ToolGrant.objects.to(User.objects.get(pk=ask.pk)).filter(GATEWAY_LIVE).count(),
-    "person.tokens": lambda ask: Token.objects.filter(connection__user=ask.pk, kind="access", revoked_at=None).count(),
+    "person.tokens": lambda ask: Token.objects.filter(connection__user=ask.pk, kind="access").active().count(),
     "person.identities": lambda ask: Identity.objects.filter(owner=ask.pk, revoked_at=None).count(),
     "grants.listed": lambda ask: (
         ToolGrant.objects.live().filter(gateway__in=Gateway.objects.visible_to(ask.viewer)).count()

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
-from django.db import transaction
 
 from capabilities import Capability
 from tests.house.doors import Door, doors
-from tests.house.every_state import World, built
+from tests.house.every_state import World
 from tests.house.stage import _rows
-from tests.house.test_counts import Walk
+from tests.house.test_counts import Walk, world
 
+__all__ = ["world"]
 pytestmark = pytest.mark.django_db
 
 UNDONE = {  # Undone by the same switch or the button next to it, replaced at once, or ends nothing.
@@ -25,6 +24,7 @@ UNDONE = {  # Undone by the same switch or the button next to it, replaced at on
     "connections:block_host",
     "connections:disable",
     "connections:end_grant",
+    "directory:disable",
     "gateways:accept",
     "gateways:disable",
     "gateways:disable_assignment",
@@ -108,13 +108,6 @@ class Question(HTMLParser):
         return (
             "typed" if self.typed and self.kind == "danger" else {"primary": "undone", "danger": "for good"}[self.kind]
         )
-
-
-@pytest.fixture(scope="module")
-def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    with django_db_blocker.unblock(), transaction.atomic():
-        yield built()
-        transaction.set_rollback(True)
 
 
 def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
