@@ -11,11 +11,12 @@ from unittest.mock import Mock
 
 import httptools
 import pytest
+import uvicorn
 
 from tests.eventually import PATIENCE
 from wire.errors import AddressBlocked, BadAnswer, NotConnected, TooLarge, Unreachable
 from wire.guard import Guard
-from wire.http import HttpResponse, Transport
+from wire.http import IDLE_SECONDS, HttpResponse, Transport
 
 LIMIT = 100_000
 LOOPBACK = Guard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
@@ -84,6 +85,11 @@ def client(guard: Guard = LOOPBACK, listener: str = "", limit: int = LIMIT) -> T
 async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, bytes]:
     with await transport.send("POST", "docs", url, headers, b'{"a":1}') as reply:
         return reply.status, await reply.read()
+
+
+def test_idle_connections_end_before_usual_servers_close_them() -> None:
+    """A call that meets a closing connection fails, because it cannot be sent again."""
+    assert uvicorn.Config("").timeout_keep_alive > IDLE_SECONDS
 
 
 async def test_idle_connections_end_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
