@@ -27,7 +27,7 @@ from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
 USES_GATEWAYS = "Whether people with this role use gateways; false: they only look, and their calls are refused."
-REQUIRED_SIGN_IN = "Sign-in required of people in browsers: `none`, `second_factor` or `organisation`."
+REQUIRED_SIGN_IN = "How people must sign in with a browser: `none` (in any way), `second_factor` or `organisation`."
 
 
 class RoleSerializer(serializers.Serializer[Role]):

@@ -143,8 +143,8 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    The removal weakens the protection of the person's account. So Outranked is raised as `User.changed_by` describes
-    for `gives_access`. Raises LastBreakGlass if no break-glass owner with a second factor would remain.
+    This weakens the protection of the account. Raises Outranked as `User.changed_by` does with `gives_access=True`, and
+    LastBreakGlass if no break-glass owner with a second factor would remain.
     """
     with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()

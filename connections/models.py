@@ -127,10 +127,10 @@ UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, r
 
 @cache
 def stopped_above() -> Q:
-    """Return the condition for the connections that UNBLOCKED does not match. It works without `with_reach`.
+    """Match blocked connections: the opposite of UNBLOCKED, but without `with_reach`.
 
-    Meant for queries over very many connections: few users, hosts and gateways are disabled, so the disabled ones are
-    looked up once instead of joining every connection.
+    Meant for queries over very many connections. Few users, hosts and gateways are disabled, so subqueries find these,
+    instead of a join of their tables to every connection.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(Q(is_active=False) | Q(role__uses_gateways=False))

@@ -103,7 +103,7 @@ class DirectoryAddress(Versioned, Switchable):
         return {"enabled": self.enabled, "regenerated_at": self.regenerated_at and self.regenerated_at.isoformat()}
 
     def gateways(self) -> GatewayQuerySet:
-        """Return the enabled gateways that everybody in the team, or everyone, may use."""
+        """Return the enabled gateways that all people of the team may use; without a team, those open to everyone."""
         return Gateway.objects.open_to_all_of(self.team).filter(enabled=True)
 
     def regenerate(self, *, by: User) -> None:

@@ -465,7 +465,7 @@ class Carrier:
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
         """Forward a server's request to the client, on the stream of a call that this worker runs in the same session.
 
-        Return False if this worker runs no call in the session, or if its first call cannot carry the request.
+        Only the oldest of these calls is tried. Return False if there is none, or if it cannot carry the request.
         """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:

@@ -348,7 +348,7 @@ NO_COMMAND = (
     "command to the runner.yaml of a runner, or enter a URL such as https://mcp.example.com/mcp."
 )
 NO_CREDENTIAL = (
-    "A program of the runner takes no credential from here: its secrets are in the environment that runner.yaml names."
+    "You cannot enter a credential for a program of the runner. Its runner.yaml says where its secrets come from."
 )
 PROGRAMS = frozenset(
     "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905

@@ -266,7 +266,7 @@ class Webhook(_Posts):
     name = "webhook"
     label = "Webhook"
     example = "https://logs.example.com/intake"
-    address_help = "The complete https:// URL. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+    address_help = "The complete https:// URL. In a network of GATEWAY_PRIVATE_UPSTREAMS it may be http://."
     key_label = "Secret"
     key_help = (
         f"At least {LEAST_SECRET} random bytes, for example from “openssl rand”. Every delivery is signed with it."
@@ -446,8 +446,8 @@ class Syslog(Receiver):
     label = "Syslog"
     example = "tls://logs.example.com:6514"
     address_help = (
-        "tls://, the host and the port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is not "
-        "offered."
+        "tls://, the host and the port. In a network of GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
+        "and is not offered."
     )
 
     @classmethod

@@ -15,7 +15,7 @@ class ProviderError(Exception):
 
 
 class BadProviderUrl(ProviderError):
-    """The identity provider may not have this URL."""
+    """This URL is not allowed for an identity provider."""
 
     field = "issuer"
 
@@ -133,7 +133,7 @@ LINK_AGAIN = Advice(
 OTHER_ACCOUNT = Advice(
     "You signed in at your organisation with another account than here. Go back, and confirm with your own account."
 )
-CONFIRM_HERE = Advice("You have a password or a second factor here. Go back, and confirm with that.")
+CONFIRM_HERE = Advice("Go back, and confirm with your password or second factor of this workspace.")
 NOT_ASKED = Advice(
     "Your organisation did not ask you to sign in again, so nothing was confirmed. Try again. If it fails again, ask "
     "an administrator of this workspace to check the settings of single sign-on."

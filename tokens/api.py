@@ -320,7 +320,7 @@ class ApiKeyQuery(ListQuery):
     user = by_person()
     q = serializers.CharField(
         required=False,
-        help_text="Text in the name, or start of the prefix; with `scope` `all` also text in the owner's e-mail.",
+        help_text="Text in the name, or the start of the prefix. With `scope=all`, also text in the owner's e-mail.",
     )
 
 

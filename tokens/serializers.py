@@ -40,7 +40,7 @@ class PreviousSecret(serializers.Serializer[Token]):
 
 
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token without its secret; while it is `waiting` it has none."""
+    """A token. Its secret is not included; a `waiting` token has none until its owner collects one."""
 
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")
@@ -126,8 +126,8 @@ class TokenQuery(ListQuery):
     user = by_person()
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the name of the token or of its agent, or start of the prefix; with `scope` `all` "
-        "also text in the owner's address.",
+        help_text="Text in the name of the token or of its agent, or the start of the token's prefix. If `scope` is "
+        "`all`, the owner's address is searched too.",
     )
     expires_before = serializers.DateTimeField(required=False, help_text="Only tokens that expire before this time.")
 

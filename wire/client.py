@@ -81,7 +81,10 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store instead of `known`. A known era is removed only if the probe `is_certain`."""
+        """Return the eras to store in place of `known`.
+
+        If the found eras differ from `known`, and the probe is not certain, these are both eras.
+        """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 

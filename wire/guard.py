@@ -313,8 +313,8 @@ TO_ALLOW = (
     "restarts the gateway: see /help/reference/settings/."
 )
 WITHOUT_TLS = (
-    "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "
-    "/help/reference/settings/."
+    "The URL must start with https://. It may start with http:// only if its address is in a network of "
+    "GATEWAY_PRIVATE_UPSTREAMS: see /help/reference/settings/."
 )
 LEADS_BACK = "This is an address of this gateway itself, so its calls would loop."
 

@@ -375,8 +375,8 @@ class User(Versioned, AbstractBaseUser):
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
-        The new link gives access as this person. So Outranked is raised as `changed_by` describes for `gives_access`.
-        Raises AlreadyJoined if the person has joined.
+        Anybody with the new link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`,
+        and AlreadyJoined if the person has joined.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -427,8 +427,8 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        Raises NotActive for a deactivated person. The link gives access as this person. So Outranked is raised as
-        `changed_by` describes for `gives_access`.
+        Anybody with the link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`, and
+        NotActive for a deactivated person.
         """
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:

@@ -54,7 +54,7 @@ class WorkspaceKind(Kind):
         limit("calls_per_minute", "Maximum calls per minute of the workspace.", MOST_CALLS),
         limit("token_calls_per_minute", "Maximum calls per minute of each token.", MOST_CALLS),
         flag("setup_steps", "Whether the dashboard shows the remaining setup steps.", True),
-        choice("required_sign_in", "Sign-in required of people in browsers.", RequiredSignIn, RequiredSignIn.NONE),
+        choice("required_sign_in", "How people must sign in with a browser.", RequiredSignIn, RequiredSignIn.NONE),
         text("zone", "Time zone of rules on tool calls, such as `Europe/Berlin`.", 64, "UTC"),
     )
 
@@ -109,7 +109,7 @@ class RoleKind(Kind):
         text("name", "Name of the role.", 80),
         several("capabilities", "Slugs of its permissions. Omit them for the role Super admin, which has all.", SLUGS),
         flag("uses_gateways", "Whether people with this role may connect to gateways and make calls.", True),
-        choice("required_sign_in", "Sign-in required of people in browsers.", RequiredSignIn, RequiredSignIn.NONE),
+        choice("required_sign_in", "How people must sign in with a browser.", RequiredSignIn, RequiredSignIn.NONE),
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Pages to sign in at the issuers of servers, and to enter this gateway's client there."""
+"""Pages to sign in at the issuers of servers, and to enter the client ID that an issuer gave this gateway."""
 
 from __future__ import annotations
 

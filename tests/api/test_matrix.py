@@ -16,6 +16,7 @@ from django.db import transaction
 from django.urls import reverse
 
 from capabilities import Capability
+from capabilities.catalogue import including
 from capabilities.rest import Own
 from gatewayadmin.rest.openapi import description
 from gatewayadmin.rest.urls import urlpatterns
@@ -152,6 +153,11 @@ def enough_for(door: Door) -> list[set[Capability]]:
     return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
 
 
+def without(capability: Capability) -> frozenset[Capability]:
+    """Return all capabilities but this one and those that include it."""
+    return ALL - including({capability})
+
+
 def several_for(door: Door) -> list[set[Capability]]:
     """Return the sets of at least two capabilities that allow this operation."""
     return [enough for enough in enough_for(door) if len(enough) > 1]
@@ -169,7 +175,7 @@ class People:
 
     def __init__(self, world: World) -> None:
         enough = {frozenset(one) for door in DOORS for one in several_for(door)}
-        lacking = {one - {needed} for one in enough for needed in one}
+        lacking = {without(needed) for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | lacking}
         self._owner = session_of(world.owner)
         # Each key belongs to a different person, because a person may have only a few keys.
@@ -211,11 +217,13 @@ def sessions(door: Door, people: People) -> Expected:
     lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of the caller's objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
+    if own and door.is_of_one_thing and not enough_for(door):
+        yield "everybody but its owner", people.holding(ALL), HIDDEN
     yield "the owner", people.owning(), door.let_in if own or open_to_all else {403}
     for enough in several_for(door):
         yield f"exactly {slugs(enough)}", people.holding(enough), door.let_in
         for one in enough:
-            yield f"{slugs(enough)} without {one.slug}", people.holding(enough - {one}), {403}
+            yield f"everything without {one.slug}", people.holding(without(one)), {403}
     if door.method != "get":
         yield "everything, but no CSRF token", people.holding(ALL, csrf=False), {403}
 

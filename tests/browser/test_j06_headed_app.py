@@ -67,7 +67,7 @@ def a_person_allows(claude: KeptApp, browser: Page, email: str) -> None:
 
 
 def appears_without_an_administrator(page: Page, live: Serve, email: str) -> None:
-    page.goto(f"{live.url}/hosts/")
+    page.goto(f"{live.url}/hosts/?q={APP}")
     expect(steps.row(page, APP)).to_contain_text("App (OAuth)")
 
     mcp_connections(page, live, email)
