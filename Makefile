@@ -45,8 +45,8 @@ test: setup ## the quick tests, and slower ones that alone run some lines; the s
 test-all: setup ## every test; before a release
 	@$(call PYTEST,$(BIN)/python -m)
 
-coverage: TESTS = tests/oauth tests/proxy tests/tokens tests/wire
-coverage: setup ## that the tests of proxy, wire, oauth and tokens run enough of their lines and branches
+coverage: TESTS = $(addprefix tests/,approvals contract oauth proxy rules tokens wire)
+coverage: setup ## that the tests of calls run enough lines and branches of proxy, wire, oauth and tokens; before a release
 	@rm -f .coverage*
 	@$(call PYTEST,$(BIN)/coverage run -m)
 	@$(BIN)/coverage combine --quiet
