@@ -150,7 +150,7 @@ def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     for typed, words in {
         "npx -y @modelcontextprotocol/server-memory": "This is a command that starts a server",
         "mcp.example.com/mcp": "The URL must start with https://.",
-        "localhost:3001/mcp": "it may start with http://",
+        "localhost:3001/mcp": "It may start with http://",
     }.items():
         page.get_by_label("URL").fill(typed)
         page.get_by_role("button", name="Check").click()
