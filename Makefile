@@ -45,7 +45,7 @@ test: setup ## the quick tests, and slower ones that alone run some lines; the s
 test-all: setup ## every test; before a release
 	@$(call PYTEST,$(BIN)/python -m)
 
-coverage: TESTS = $(addprefix tests/,approvals contract oauth proxy rules tokens wire)
+coverage: TESTS = $(addprefix tests/,approvals contract oauth proxy rules servers sinks tokens wire)
 coverage: setup ## that the tests of calls run enough lines and branches of proxy, wire, oauth and tokens; before a release
 	@rm -f .coverage*
 	@$(call PYTEST,$(BIN)/coverage run -m)

@@ -39,6 +39,7 @@ def running() -> Iterator[Running]:
         hostile("own", mode="session", person="PERSON"),
         hostile("apart", mode="session", person="PERSON"),
         hostile("few", mode="session", limits={"programs": 2}),
+        hostile("deep", mode="session"),
         hostile("brief", mode="session", idle_seconds=1),
         hostile("half", mode="session", person="PERSON", limits={"programs": 4}),
         hostile("crash", "crash"),
@@ -141,7 +142,6 @@ def test_a_session_belongs_to_its_person(running: Running) -> None:
 
 @pytest.mark.full
 async def test_more_programs_than_the_limit_are_refused(running: Running) -> None:
-    await until(lambda: running.status("few")["running"] == 0)  # Programs of other tests count towards its limit.
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
             await stack.enter_async_context(running.client("few"))
@@ -269,12 +269,11 @@ async def test_a_refusal_to_start_is_told_without_secrets(running: Running) -> N
 @pytest.mark.full
 async def test_the_home_of_a_session_goes_however_deep_it_is(running: Running) -> None:
     homes = running.folder / "runner-data" / "homes"
-    await until(lambda: running.status("few")["running"] == 0)  # Programs of other tests count towards its limit.
-    async with running.client("few") as client:
+    async with running.client("deep") as client:
         assert text(await client.call_tool("nest", {})) == "nested"
-        assert list(homes.glob("few.session-*"))
+        assert list(homes.glob("deep.session-*"))
 
-    await until(lambda: not list(homes.glob("few.session-*")), seconds=30)
+    await until(lambda: not list(homes.glob("deep.session-*")), seconds=30)
 
 
 def test_an_entry_without_its_secret_is_failing_by_name(running: Running) -> None:

@@ -146,8 +146,6 @@ def test_every_statement_runs_on_the_oldest(oldest: str) -> None:
         "-m",
         "pytest",
         "-q",
-        "-m",
-        "not full",  # The quick tests run every line.
         "--hypothesis-profile=few",
         *(proof for proof in proofs() if proof not in ON_THE_OLDEST),
     ]
