@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.db import connection
 from django.db.models import Case, CharField, Count, Exists, OuterRef, Prefetch, QuerySet, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse
@@ -61,15 +62,17 @@ def _counts(reader: Any) -> dict[str, int]:
     """Return the non-zero counts of objects `reader` may see, by kind. Needs one query, for most members none."""
     if not isinstance(reader, User):
         return {}
-    looks = [_waiting(kind) for kind in _kinds(reader)]
+    kinds = [*_kinds(reader)]
     # `is_approver` and `is_asked_about_holds` were loaded with the session's person (accounts.backend).
     if getattr(reader, "is_approver", True) or reader.has_perm(Capability.GATEWAYS_MANAGE):
-        looks.append(_number("access", access_to_decide(reader)))
+        kinds.append("access")
     if getattr(reader, "is_asked_about_holds", True) or reader.has_perm(Capability.APPROVALS_DECIDE):
-        looks.append(_number("holds", Hold.objects.to_decide(reader)))
-    if not looks:
+        kinds.append("holds")
+    if not kinds:
         return {}
-    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True).order_by() if number}
+    with connection.cursor() as cursor:
+        cursor.execute(*_statement(reader, reader.permissions, *kinds))
+        return {kind: number for kind, number in cursor.fetchall() if number}
 
 
 def _kinds(reader: User) -> Iterator[str]:
@@ -82,9 +85,16 @@ def _kinds(reader: User) -> Iterator[str]:
         yield "servers"
 
 
-@cache  # Every page has these counts, and Django takes longer to build a query than PostgreSQL to answer it.
-def _waiting(kind: str) -> QuerySet[Any, Any]:
-    return _number(kind, COUNTED[kind]())
+# Every page has these counts, and Django takes ten times as long to build the statement as PostgreSQL to answer it.
+# The statement of a reader depends on `permissions`, and not on the time: the querysets use the database's clock.
+@lru_cache(maxsize=500)
+def _statement(reader: User, permissions: frozenset[str], *kinds: str) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement for these counts, and its parameters."""
+    rows: dict[str, QuerySet[Any]] = {kind: COUNTED[kind]() for kind in COUNTED if kind in kinds}
+    rows |= {"access": access_to_decide(reader), "holds": Hold.objects.to_decide(reader)}
+    first, *others = (_number(kind, rows[kind]) for kind in kinds)
+    statement: tuple[str, tuple[Any, ...]] = first.union(*others, all=True).order_by().query.sql_with_params()
+    return statement
 
 
 def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
@@ -91,7 +92,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         mine = Q(Exists(_approvers(user=viewer)))
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
             others = _approvers(user__is_active=True).exclude(user=OuterRef("user"))
-            mine |= ~Q(Exists(others)) | Q(created_at__lte=timezone.now() - FALLBACK_AFTER)
+            mine |= ~Q(Exists(others)) | Q(created_at__lte=Now() - FALLBACK_AFTER)
         return self.open().filter(mine).exclude(user=viewer)
 
     def ask(
