@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import Count
+from django.db.models import Count, Q
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
@@ -20,7 +21,7 @@ from auditlog.rollups.reading import Book, Where, book
 from auditlog.rollups.schema import DAYS, OF_TOOLS, TIME_RANGES, TOOL_CALLS
 from capabilities import Capability
 from gateways.models import Assignment, Feature, FeatureQuerySet, FeatureState, Gateway
-from gateways.models.feature import FIRST_LIST
+from gateways.models.feature import CALLABLE, FIRST_LIST
 from servers.models import Server, ServerQuerySet
 from ui.forms import holds
 from ui.pages import PAGE_SIZE
@@ -90,6 +91,28 @@ def month() -> list[datetime]:
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 
 
+class Place(NamedTuple):
+    """A feature on one gateway; `is_offered` is True if the gateway's clients can call it."""
+
+    pk: UUID
+    name: str
+    exposed_name: str
+    state: str
+    first_seen_at: datetime
+    offered_hash: str
+    is_offered: bool
+    gateway: Gateway
+    server: Server
+
+    @property
+    def id(self) -> UUID:
+        return self.pk
+
+    @property
+    def state_label(self) -> str:
+        return FeatureState(self.state).label
+
+
 @dataclass
 class CatalogueEntry:
     """One tool of a server.
@@ -101,8 +124,8 @@ class CatalogueEntry:
     feature: Feature
     calls: int = 0
     last_used_at: datetime | None = None
-    places: list[Feature] = field(default_factory=list)
-    found: list[Feature] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    found: list[Place] = field(default_factory=list)
 
     @property
     def server(self) -> Server:
@@ -114,18 +137,13 @@ class CatalogueEntry:
         return self.feature.claim
 
     @cached_property
-    def gateways(self) -> list[Gateway]:
-        """The gateways on which clients can call the tool."""
-        offering = {place.assignment.gateway.pk: place.assignment.gateway for place in self.places if is_offered(place)}
-        return list(offering.values())
-
-    @property
     def gateway_names(self) -> list[str]:
-        return [gateway.name for gateway in self.gateways]
+        """The names of the gateways on which clients can call the tool."""
+        return list({place.gateway.pk: place.gateway.name for place in self.places if place.is_offered}.values())
 
     @property
-    def undecided(self) -> Feature | None:
-        """A feature whose definition waits for a decision, or None."""
+    def undecided(self) -> Place | None:
+        """The tool where its definition waits for a decision, or None."""
         waiting = (place for place in self.places if place.offered_hash and place.state != FeatureState.QUARANTINED)
         return next(waiting, None)
 
@@ -134,20 +152,15 @@ class CatalogueEntry:
         """The state for exports: `waiting`, `quarantined`, `disabled`, `new` or empty."""
         if self.undecided or self.quarantined:
             return "waiting" if self.undecided else "quarantined"
-        return "disabled" if not self.gateways else "new" if self.is_new else ""
+        return "disabled" if not self.gateway_names else "new" if self.is_new else ""
 
     @property
     def is_new(self) -> bool:
         return is_new(self.feature)
 
     @property
-    def quarantined(self) -> Feature | None:
+    def quarantined(self) -> Place | None:
         return next((place for place in self.places if place.state == FeatureState.QUARANTINED), None)
-
-
-def is_offered(place: Feature) -> bool:
-    """True if clients of the feature's gateway can call the feature."""
-    return place.assignment.gateway.enabled and place.enabled and not place.blocked
 
 
 def is_new(feature: Feature) -> bool:
@@ -167,11 +180,15 @@ class Catalogue:
 
     Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
     sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
+
+    `page` is the page that will probably be read; the statement that counts all entries reads it, too.
     """
 
     ordered = True
 
-    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, tells_use: bool = True) -> None:
+    def __init__(
+        self, viewer: User, values: dict[str, Any], sort: str = "", *, tells_use: bool = True, page: str | None = None
+    ) -> None:
         self._viewer = viewer
         self._chosen = self._narrowed(values)  # May include tools that the viewer may not see. The join excludes them.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
@@ -180,6 +197,7 @@ class Catalogue:
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
         self.is_cut = False
+        self._start = (int(page) - 1) * PAGE_SIZE if page and re.fullmatch("[1-9][0-9]{0,6}", page) else 0
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools().offered().matching(values.get("q", ""))
@@ -201,21 +219,24 @@ class Catalogue:
 
     def count(self) -> int:
         """Return the number of entries."""
-        return self._first[1]
+        return self._likely[1]
 
     def __len__(self) -> int:
         return self.count()
 
     def __getitem__(self, asked: slice) -> list[CatalogueEntry]:
         start = asked.start or 0
-        if (start, asked.stop) == (0, PAGE_SIZE):
-            return self._entries(self._first[0])
+        if start == self._start and asked.stop is not None and asked.stop - start <= PAGE_SIZE:
+            return self._entries(self._likely[0][: asked.stop - start])
         return self._entries(self._read(start, None if asked.stop is None else asked.stop - start)[0])
 
     @cached_property
-    def _first(self) -> tuple[list[tuple[UUID, str]], int]:
-        """The first page and the total number of entries; one statement reads both."""
-        return self._read(0, PAGE_SIZE)
+    def _likely(self) -> tuple[list[tuple[UUID, str]], int]:
+        """The likely page and the total number of entries; one statement reads both."""
+        found = self._read(self._start, PAGE_SIZE)
+        if self._start and not found[1]:  # There is no such page. The last one is shown instead.
+            return [], self._read(0, 1)[1]
+        return found
 
     def find(self, feature: Feature) -> CatalogueEntry:
         self._chosen = self._chosen.filter(assignment__server=feature.assignment.server_id, name=feature.name)
@@ -273,9 +294,9 @@ class Catalogue:
             matching = self._chosen.filter(pk__in=[place.pk for place in places]).order_by()
             listed = {*matching.values_list("pk", flat=True)}
             found = [place for place in places if place.pk in listed]
-        by_tool: dict[tuple[UUID, str], list[Feature]] = defaultdict(list)
+        by_tool: dict[tuple[UUID, str], list[Place]] = defaultdict(list)
         for place in found:
-            by_tool[place.assignment.server_id, place.name].append(place)
+            by_tool[place.server.pk, place.name].append(place)
         # For each tool, the oldest feature among those that match the filters.
         firsts = {tool: min(each, key=lambda one: (one.first_seen_at, one.pk)) for tool, each in by_tool.items()}
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
@@ -286,32 +307,30 @@ class Catalogue:
             if tool in firsts and firsts[tool].pk in known
         }
         for place in places:
-            if entry := entries.get((place.assignment.server_id, place.name)):
+            if entry := entries.get((place.server.pk, place.name)):
                 entry.places.append(place)
         if self.tells_use:
             self._tell_use(list(entries.values()))
         return list(entries.values())
 
-    def _places(self, at: RawSQL) -> list[Feature]:
-        """Return the features whose ids `at` selects, sorted by gateway, with only the columns the list needs."""
-        told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
-        of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
-        shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")
-        shown = shown.order_by("assignment__gateway__name", "assignment__alias")
-        places = list(shown.only(*told, *(f"assignment__{name}" for name in of_assignment)))
+    def _places(self, at: RawSQL) -> list[Place]:
+        """Return the features whose ids `at` selects, sorted by gateway."""
+        seen: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
+        seen = seen.annotate(is_offered=CALLABLE & Q(assignment__gateway__enabled=True))
+        seen = seen.order_by("assignment__gateway__name", "assignment__alias")
+        of_feature = [name for name in Place._fields if name not in ("gateway", "server")]
+        rows = list(seen.values_list(*of_feature, "assignment__gateway", "assignment__server"))
         # Servers and gateways are few: read each once.
-        gateways = Gateway.objects.in_bulk({place.assignment.gateway_id for place in places})
-        servers = Server.objects.in_bulk({place.assignment.server_id for place in places})
-        for one in (place.assignment for place in places):
-            one.gateway, one.server = gateways[one.gateway_id], servers[one.server_id]
-        return places
+        gateways = Gateway.objects.in_bulk({gateway for *_, gateway, _ in rows})
+        servers = Server.objects.in_bulk({server for *_, server in rows})
+        return [Place._make((*told, gateways[gateway], servers[server])) for *told, gateway, server in rows]
 
     def _tell_use(self, entries: list[CatalogueEntry]) -> None:
         """Set the number of calls and the last call of each entry."""
         known: dict[tuple[Any, ...], list[CatalogueEntry]] = defaultdict(list)  # Keyed by the columns OF_TOOLS.
         for entry in entries:
             for place in entry.found:
-                columns = place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]
+                columns = place.gateway.pk, place.server.pk, place.exposed_name[:300]
                 known[columns].append(entry)
         with book() as opened, connection.cursor() as cursor:
             where = {name: [*{one[n] for one in known}] for n, name in enumerate(OF_TOOLS)}

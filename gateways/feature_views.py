@@ -28,7 +28,7 @@ from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
 from connections.given_tools import given_to, refused_by, with_effect
 from connections.impact import cuts
-from gateways.catalogue import Catalogue, is_offered
+from gateways.catalogue import Catalogue
 from gateways.definitions import DiffLine, arguments, difference, pages, whole
 from gateways.models import (
     LONGEST_TEXT,
@@ -211,13 +211,13 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
     if not seen.exists():
         return {}
     places = Catalogue(request.user, {}).find(feature).places
-    told: dict[str, Any] = {"places": places, "offered": [place for place in places if is_offered(place)]}
+    told: dict[str, Any] = {"places": places}
     if not request.user.has_perm(Capability.LOGS_READ):
         return told
     name, server = feature.exposed_name[:300], feature.assignment.server_id
     names = {place.exposed_name[:300] for place in places}
     calls = Call.objects.filter(server_id=server, feature_name__in=names, method="tools/call")
-    told["users"] = _callers("user_email", calls.filter(gateway_id__in=[one.assignment.gateway_id for one in places]))
+    told["users"] = _callers("user_email", calls.filter(gateway_id__in=[one.gateway.pk for one in places]))
     where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
     told["call_plots"] = CallPlots.of(request, where, {"server": str(server), "tool": name}, tops=("gateway",))
     return told

@@ -18,7 +18,7 @@ from accounts.models import User
 from capabilities import Capability
 from capabilities.rest import must_hold
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, is_offered, servers_seen_by
+from gateways.catalogue import BY_USE, SORTS, SPAN, Catalogue, CatalogueEntry, Place, servers_seen_by
 from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter
 from gateways.models import (
@@ -288,19 +288,16 @@ def serialize_refresh(row: Refreshed) -> dict[str, object]:
 # /api/tools: the tools of all servers on the gateways the caller may see, each tool once.
 
 
-class PlaceSerializer(serializers.Serializer[Feature]):
+class PlaceSerializer(serializers.Serializer[Place]):
     """A tool on one gateway; `id` is the id of the feature there."""
 
     id = Id()
-    gateway = GatewayReference(source="assignment.gateway")
+    gateway = GatewayReference()
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
     state = serializers.ChoiceField(
         FeatureState.choices, help_text="Review state, which decides whether clients see it."
     )
-    offered = serializers.SerializerMethodField(help_text="Whether clients can call it on this gateway.")
-
-    def get_offered(self, place: Feature) -> bool:
-        return is_offered(place)
+    offered = serializers.BooleanField(source="is_offered", help_text="Whether clients can call it on this gateway.")
 
 
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):

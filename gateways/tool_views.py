@@ -97,11 +97,12 @@ def catalogue(request: AppRequest) -> HttpResponse:
     servers = list(servers_seen_by(request.user).values_list("slug", "name"))
     filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
     table = CATALOGUE.seen(request)
-    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"))
+    page = request.GET.get("page")
+    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"), page=page)
     if file := list_export(request, table, tools):
         return file
     context: dict[str, Any] = {
-        "page": Paginator(tools, PAGE_SIZE).get_page(request.GET.get("page")),
+        "page": Paginator(tools, PAGE_SIZE).get_page(page),
         "table": table,
         "tools": tools,
         "filter_form": filters,

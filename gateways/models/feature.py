@@ -91,6 +91,17 @@ def check_visible(text: str) -> None:
         raise ValidationError(f"It has a hidden character: U+{ord(text[places[0]]):04X}.")
 
 
+CALLABLE = Q(
+    missing_since=None,
+    enabled=True,
+    state__in=(FeatureState.APPROVED, FeatureState.HELD),
+    assignment__removed_at=None,
+    assignment__enabled=True,
+    assignment__server__archived_at=None,
+    assignment__server__enabled=True,
+) & ~Q(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+
+
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
         return self.filter(kind=FeatureKind.TOOL)
@@ -105,11 +116,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def callable(self) -> "FeatureQuerySet":
         """Return features that clients can call: offered, approved, allowed by the policy and enabled."""
-        on = {"assignment__enabled": True, "assignment__server__enabled": True}
-        usable = (
-            self.offered().placed().filter(enabled=True, state__in=(FeatureState.APPROVED, FeatureState.HELD), **on)
-        )
-        return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+        return self.filter(CALLABLE)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
         """Return features first seen after `moment`, except features found soon after their server was assigned."""

@@ -11,7 +11,7 @@ from accounts.models import User
 from auditlog.rollups import keeping
 from gateways import catalogue
 from gateways.definitions import arguments
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Feature
 from servers.models import Server
 from tests import make
 from tests.conftest import SignIn
@@ -67,8 +67,15 @@ def entry(client: Client, name: str, query: str = "") -> catalogue.CatalogueEntr
     return found
 
 
-def names(gateways: list[Gateway]) -> list[str]:
-    return [gateway.name for gateway in gateways]
+def test_each_page_has_its_tools_and_a_page_beyond_the_end_is_the_last(
+    work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, **{f"tool{n:03}": {} for n in range(120)})
+    client = sign_in(ana)
+    first, middle, last = ([f"tool{n:03}" for n in range(at, min(at + 50, 120))] for at in (0, 50, 100))
+
+    for asked, expected in (("1", first), ("2", middle), ("3", last), ("9", last), ("0", last), ("none", first)):
+        assert listed(client, f"?page={asked}") == expected, asked
 
 
 @pytest.mark.full
@@ -87,8 +94,8 @@ def test_a_tool_on_several_gateways_is_one_entry_that_names_them(
 
     assert listed(client) == ["search", "search", "write"], "of two servers, two entries"
     assert listed(client, "?server=mail") == ["search"]
-    assert names(entry(client, "search", "?server=docs").gateways) == ["Lab", "Work"]
-    assert names(entry(client, "write").gateways) == ["Work"]
+    assert entry(client, "search", "?server=docs").gateway_names == ["Lab", "Work"]
+    assert entry(client, "write").gateway_names == ["Work"]
 
 
 @pytest.mark.full
@@ -100,7 +107,7 @@ def test_features_on_unreachable_gateways_are_not_listed(
     offer(closed, search={}, secret={})
 
     assert listed(sign_in(max)) == ["search"]
-    assert names(entry(sign_in(max), "search").gateways) == ["Work"]
+    assert entry(sign_in(max), "search").gateway_names == ["Work"]
     assert listed(sign_in(ana)) == ["search", "secret"]
     hidden = closed.features.get(name="secret")
     assert sign_in(max).get(f"/tools/{hidden.pk}/", follow=True).status_code == 404
