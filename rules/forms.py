@@ -12,7 +12,7 @@ from django.db.models import Q
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Gateway
 from proxy.access.expressions import MOST_CHARACTERS
 from rules.conditions import (
     ALWAYS,
@@ -36,7 +36,7 @@ from rules.models import (
     RuleQuerySet,
     ToolEffect,
 )
-from rules.targets import arguments_of_tools, check_arguments, target_tools
+from rules.targets import TargetTool, arguments_of_tools, check_arguments, target_tools
 from servers.models import Server
 from ui.forms import ExplainedChoice, ListFilter
 
@@ -173,13 +173,13 @@ class CallRuleForm(forms.Form):
             field.queryset = field.queryset.filter(chosen)
 
     @cached_property
-    def selected(self) -> list[Feature]:
+    def selected(self) -> list[TargetTool]:
         """The tools that the rule of a bound form selects, on gateways that the viewer may see."""
         seen = {*self._gateways.order_by().values_list("pk", flat=True)}
-        return [tool for tool in self._targets if tool.assignment.gateway_id in seen]
+        return [tool for tool in self._targets if tool.gateway in seen]
 
     @cached_property
-    def _targets(self) -> list[Feature]:
+    def _targets(self) -> list[TargetTool]:
         if self.rule and not self.data:  # Fields that cannot be changed are not sent.
             return target_tools(self.rule)
         return target_tools(self.unsaved(), self.cleaned_data.get("servers", ()))

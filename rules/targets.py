@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from gateways.models import Feature
 from proxy.access.expressions import compiled, did_you_mean
@@ -11,7 +12,19 @@ from proxy.access.rules import ON, DecidingRule, RuledCall, ToolClaims, facts_of
 from rules.models import BadCondition, Rule
 
 MOST_TOOLS = 2_000  # Tools whose schemas are read.
-TEXTS = ("description", "approved", "shown", "offered")  # Long, and not read here.
+
+
+class TargetTool(NamedTuple):
+    """What the selectors and conditions of a rule need of a tool."""
+
+    exposed_name: str
+    title: str
+    said_title: str
+    said_effect: str
+    annotations: Any
+    input_schema: Any
+    server: UUID
+    gateway: UUID
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
@@ -34,28 +47,31 @@ def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
     )
 
 
-def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Feature]:
+def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[TargetTool]:
     """Return the tools that the rule selects now.
 
     If the rule is not saved yet, `servers` are the servers of the rule.
     """
     selector = deciding(rule, servers)
-    rows = Feature.objects.tools().offered().placed().select_related("assignment").defer(*TEXTS)
+    rows = Feature.objects.tools().offered().placed().order_by("exposed_name")
     rows = rows.filter(assignment__gateway=rule.gateway) if rule.gateway else rows
-    return [tool for tool in rows.order_by("exposed_name")[:MOST_TOOLS] if is_target(selector, _as_call(tool))]
+    of_feature = [name for name in TargetTool._fields if name not in ("server", "gateway")]
+    tools = map(
+        TargetTool._make, rows.values_list(*of_feature, "assignment__server", "assignment__gateway")[:MOST_TOOLS]
+    )
+    return [tool for tool in tools if is_target(selector, _as_call(tool))]
 
 
-def _as_call(tool: Feature) -> RuledCall:
-    fields = {"tool.name": tool.exposed_name, **facts_of(claims_of(tool))}
-    return RuledCall(str(tool.assignment.server_id), fields, None)
+def _as_call(tool: TargetTool) -> RuledCall:
+    return RuledCall(str(tool.server), {"tool.name": tool.exposed_name, **facts_of(claims_of(tool))}, None)
 
 
-def claims_of(tool: Feature) -> ToolClaims:
+def claims_of(tool: Feature | TargetTool) -> ToolClaims:
     """Return the claims of a tool in the form in which the statement that decides calls returns them."""
-    return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
+    return ToolClaims(tool.said_title or tool.title, tool.said_effect, tool.annotations)
 
 
-def arguments_of_tools(tools: Iterable[Feature]) -> dict[str, str]:
+def arguments_of_tools(tools: Iterable[TargetTool]) -> dict[str, str]:
     """Return the arguments in the schemas of these tools, each with its type; empty for an unknown type."""
     known: dict[str, str] = {}
     for tool in tools:
@@ -66,7 +82,7 @@ def arguments_of_tools(tools: Iterable[Feature]) -> dict[str, str]:
     return dict(sorted(known.items()))
 
 
-def check_arguments(when: str, tools: Collection[Feature]) -> None:
+def check_arguments(when: str, tools: Collection[TargetTool]) -> None:
     """Raise BadCondition if the condition names an argument that none of these tools has.
 
     Any argument is accepted if a tool's schema lists no properties, or describes further ones by a pattern or a schema.

@@ -101,6 +101,8 @@ def visible(text: str) -> SafeString:
 
     After MOST_MARKS, such characters are removed, and a mark at the end shows their number.
     """
+    if next(hidden_places(text), None) is None:
+        return escape(text)
     return SafeString("".join(format_html(_MARKS[piece.kind], *piece.said) for piece in _pieces(text)))
 
 
