@@ -21,7 +21,7 @@ from capabilities import Capability
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
 from connections.rows import connections_visible_to, visible
 from gateways.models import Assignment
-from hosts.views import host_or_404
+from hosts.models import Host
 from proxy.models import Session
 from servers.models import Identity, Server
 from tokens.models import Token, TokenAlreadyRevoked
@@ -226,7 +226,7 @@ class HostSubject(Subject):
 
     @classmethod
     def find(cls, viewer: User, pk: UUID) -> Any:
-        return host_or_404(viewer, pk)
+        return get_object_or_404(Host.objects.live(), pk=pk)
 
     @property
     def noun(self) -> str:
@@ -238,6 +238,7 @@ class HostSubject(Subject):
 
     @property
     def act(self) -> str:
+        self.row.connection_count = self.live_count
         return str(self.row.stop_label)
 
     @property
