@@ -19,10 +19,10 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup install test test-all coverage bench compat matrix contract lists readme check release format lock
+.PHONY: help run setup install test test-all test-images coverage bench compat matrix contract lists readme check release format lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## set up whatever is missing, start everything, print where to sign in (PORT=8000); with a runner.yaml its programs, too
 	@.ci/setup run
@@ -40,10 +40,14 @@ install: ## what production needs and nothing more; EXTRAS="scim otel" adds opti
 	@$(BIN)/python -m compileall -q -j 0 -x '/(\.venv/tools|tests)/' .
 
 test: setup ## the quick tests, and slower ones that alone run some lines; the same tests every day
-	@$(call PYTEST,$(BIN)/python -m,-m "not full" --hypothesis-profile=few)
+	@$(call PYTEST,$(BIN)/python -m,-m "not full and not image" --hypothesis-profile=few)
 
-test-all: setup ## every test; before a release
-	@$(call PYTEST,$(BIN)/python -m)
+test-all: setup ## every test without containers; before a release
+	@$(call PYTEST,$(BIN)/python -m,-m "not image")
+
+test-images: TESTS = tests/deploy
+test-images: setup ## the tests that build images and run containers, as root; before a release
+	@$(call PYTEST,$(BIN)/python -m,-m image)
 
 coverage: TESTS = $(addprefix tests/,approvals contract oauth proxy rules servers sinks tokens wire)
 coverage: setup ## that the tests of calls run enough lines and branches of proxy, wire, oauth and tokens; before a release
@@ -83,7 +87,7 @@ check: setup ## format, lint, templates, types, layers, image, manifests, deploy
 
 release: setup ## from a clean main: every check and test, then wheel, sdist and checksums in dist/; prints the tag command
 	@.ci/release ready
-	@$(MAKE) check test-all coverage
+	@$(MAKE) check test-all test-images coverage
 	@.ci/release build
 
 format: setup ## put code and templates into their form

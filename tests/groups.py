@@ -14,6 +14,8 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
+# These take minutes, so a process that began them late would still run when the others have ended.
+LONGEST = ("tests/browser/test_pages.py", "tests/house/test_nonsense.py", "tests/house/test_counts.py")
 # Some tests in these folders take many seconds, tests in other folders a second at most.
 LONG = ("api", "apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "house", "matrix", "running")
 
@@ -34,10 +36,12 @@ class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def put_long_ones_first(items: list[pytest.Item]) -> None:
-    """Sort the groups: those of long tests first, then by the number of tests."""
+    """Sort the groups: the longest modules first, then those of long tests, then by the number of tests."""
     counts = Counter(scope_of(item.nodeid) for item in items)
     long = {scope_of(item.nodeid) for item in items if item.nodeid.split("/")[1] in LONG}
-    items.sort(key=lambda item: ((scope := scope_of(item.nodeid)) not in long, -counts[scope], scope))
+    items.sort(
+        key=lambda item: ((scope := scope_of(item.nodeid)) not in LONGEST, scope not in long, -counts[scope], scope)
+    )
 
 
 def scope_of(nodeid: str) -> str:
