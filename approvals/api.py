@@ -44,7 +44,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     """A tool call that a rule holds."""
 
     id = Id()
-    tool = serializers.CharField(help_text="Name of the tool for clients.")
+    tool = serializers.CharField(help_text="Name by which clients call the tool.")
     server = serializers.CharField(source="server.slug", help_text="Slug of its server.")
     gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
     connection_id = serializers.UUIDField(help_text="Connection of the call.")
@@ -183,7 +183,7 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
 
     id = Id()
     hold_id = serializers.UUIDField(help_text="Held call whose approval gave the permission.")
-    tool = serializers.CharField(help_text="Name of the tool for clients.")
+    tool = serializers.CharField(help_text="Name by which clients call the tool.")
     gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
     connection_id = serializers.UUIDField(help_text="Connection that may call.")
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")

@@ -134,7 +134,8 @@ def _last(path: Path) -> str:
 def _instead(path: Path) -> str:
     """Return a sentence that tells the person what to write at this path.
 
-    The sentence is the `x-instead` of the schema at this path, or of the nearest list around the path.
+    The sentence is the `x-instead` of the schema at this path. A value that has none and is not an object has that of
+    the list around it. Otherwise the sentence is a general one about objects.
     """
     node: Any = schema()
     said = ""

@@ -47,7 +47,12 @@ TABLE = Table(
             value="host.user_count",
         ),
         Column(
-            "limit", "Tools", 9, priority=3, hint="The set it is limited to on this gateway.", value="host.limited_to"
+            "limit",
+            "Tools",
+            9,
+            priority=3,
+            hint="The tool set to which it is limited on this gateway.",
+            value="host.limited_to",
         ),
         Column("acts", "Actions", 11, kind="acts", said=False),
     ),
@@ -223,7 +228,7 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
-    """Remove the decision to list or block the app or agent.
+    """Remove the decision that allows or blocks the app or agent.
 
     The Undo button of a first decision calls this view, because there was no decision before.
     """

@@ -713,7 +713,7 @@ class HostAtGateway(Versioned, models.Model):
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:
-        """Remove the decision to list or block the host. Returns False if there was none."""
+        """Remove the decision that allows or blocks the host here. Returns False if there was none."""
         return self._decide(Action.HOST_RESET_AT_GATEWAY, allowed=None, by=by)
 
     def _decide(self, action: Action, *, allowed: bool | None, by: User) -> bool:

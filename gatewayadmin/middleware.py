@@ -432,7 +432,7 @@ class FairShares:
             await self._app(scope, receive, begin)
 
     def _remember(self, credentials: list[str], person: object) -> None:
-        """Assign these credentials to `person`, if any, for later requests."""
+        """Remember for later requests that these credentials belong to `person`. Do nothing if `person` is None."""
         if person is None:
             return
         for credential in credentials:

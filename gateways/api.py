@@ -118,7 +118,7 @@ class GatewayChanges(RequestBody):
     description = serializers.CharField(max_length=1000, allow_blank=True)
     reach = serializers.ChoiceField(Reach.choices)
     team_ids = serializers.ListField(
-        child=serializers.UUIDField(), help_text="Teams that may use the gateway, for `reach` `teams`."
+        child=serializers.UUIDField(), help_text="Teams that may use the gateway if `reach` is `teams`."
     )
     hosts_allowed = serializers.ChoiceField(
         HostsAllowed.choices, help_text="Which apps and agents may use it; `listed` are those with `allowed` true."

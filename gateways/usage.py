@@ -233,10 +233,12 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     found = _selected(BY_PERSON_AND_TOOL, gateway.pk, since, until, MOST_COUNTED + 1, before=IN_ORDER)
     are_more = bool(found) and found[0][-1] > MOST_COUNTED
     calls = {(person, tool): number for person, tool, number, *_ in found if person and tool is not None}
-    people, tools = Counter[UUID](), Counter[str]()
+    people, tools, tools_called = Counter[UUID](), Counter[str](), Counter[UUID]()
     for (person, tool), number in calls.items():
         people[person] += number
-        tools[tool] += number if tool else 0  # Empty for calls without a tool name.
+        if tool:  # Empty for calls without a tool name.
+            tools[tool] += number
+            tools_called[person] += 1
     shown = [tool for tool, number in tools.most_common(TOOLS) if number]
     names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)
@@ -252,7 +254,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
             person,
             names.get(person) or str(person),
             [cell(person, tool) for tool in shown],
-            sum(one == person and bool(tool) for one, tool in calls),
+            tools_called[person],
             number,
             urlencode({**narrowed, "user": str(person)}),
         )

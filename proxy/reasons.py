@@ -129,7 +129,7 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The person's teams do not include this gateway, or with their role they can only look.",
+        "The person is in no team of this gateway, or the person's role can only look.",
         "person's teams do not include the gateway",
         ACCESS,
         status=403,

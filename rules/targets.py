@@ -15,7 +15,7 @@ MOST_TOOLS = 2_000  # Tools whose schemas are read.
 
 
 class TargetTool(NamedTuple):
-    """What the selectors and conditions of a rule need of a tool."""
+    """The fields of a tool that selectors and conditions of rules use."""
 
     exposed_name: str
     title: str

@@ -68,7 +68,8 @@ SERVER = _object(
             pattern=f"^{PACKAGE}$",
         ),
         "environment": _values(
-            "Variables. `env:NAME` and `file:PATH` are references. Secrets must be references. `${HOME}` is the home."
+            "The program's environment variables. `env:NAME` takes the value from the runner's environment, "
+            "`file:PATH` from a file; give secrets in one of these forms. `${HOME}` is the program's home folder."
         ),
         "folder": _text("Absolute path of the working folder. If missing, the program's home.", pattern="^/"),
         "mode": {

@@ -404,7 +404,10 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
 @own_resource(OWN_ACCOUNT)
 @ask_again
 def link(request: AppRequest) -> HttpResponse:
-    """Start a sign-in at the organisation that links the signed-in person's account there."""
+    """Start a sign-in at the organisation's identity provider.
+
+    If it succeeds, the account there is linked to the account that is signed in here.
+    """
     return _begin(request, LINK, reverse("accounts:profile"))
 
 

@@ -884,7 +884,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close connections that were idle for IDLE_SECONDS or closed by the server, oldest first."""
+        """Close each origin's oldest idle connections, up to the first that is still usable."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

@@ -87,7 +87,10 @@ class OrganisationKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row.speaks_saml:
-            yield "name", "Sign-in is set up with SAML, which is not in files. Remove “organisation”."
+            yield (
+                "name",
+                "Sign-in uses SAML, and files cannot contain settings of SAML. Remove “organisation” from the file.",
+            )
             return
         for rule in change.values["rules"] if "rules" in change.fields else ():
             for name, kind in NAMED.items():

@@ -4,7 +4,7 @@ import re
 
 # The fields of an expression besides `args`, each with its CEL type and what it contains.
 FIELDS: dict[str, tuple[str, str]] = {
-    "tool.name": ("string", "Name of the tool for clients, such as `github__create_issue`."),
+    "tool.name": ("string", "Name by which clients call the tool, such as `github__create_issue`."),
     "tool.server": ("string", "Name of the server."),
     "tool.title": ("string", "Title of the tool; empty if the tool has none."),
     "tool.read_only": ("bool", "Whether the tool changes nothing."),

@@ -541,12 +541,14 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
 
 
 def exposed_feature(grant: AccessRow, feature: Named) -> Named:
-    """Return the feature by its exposed name, from a grant queried with BY_OWN_NAME.
+    """Find the feature that a server calls `feature.name`, and return it with its exposed name.
+
+    `grant` must be queried with BY_OWN_NAME.
 
     Disabled or held features, and features of disabled servers, count as matches too: otherwise disabling a feature
     would send its calls to another server. Servers outside the token's scope count only if no server in scope matches.
 
-    Raises UnknownFeature.
+    Raises UnknownFeature, or AmbiguousName if several features match.
     """
     known = [(assigned, row) for assigned in grant.assignments for row in _own_name_rows(assigned, feature.name)]
     candidates = [each for each in known if each[0].in_scope] or known

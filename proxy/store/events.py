@@ -271,7 +271,7 @@ class StreamEvents:
         return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
 
     def keep_waiting(self, session_id: str, data: bytes) -> None:
-        """Store a message for the next standing stream of a session that has none now."""
+        """Store a message for a session without a standing stream now, for the next one that its client opens."""
         history = self._waiting.pop(session_id, None)
         if history is None:
             first = random.randrange(1 << 30)  # noqa: S311 - only to differ from other workers

@@ -59,7 +59,7 @@ class AnotherPlace(ServerError):
 
 
 class WouldEndSignIns(ServerError):
-    """These changes end sign-ins without a confirmation."""
+    """These changes would end sign-ins, and nobody has confirmed that."""
 
     def __init__(self, count: int) -> None:
         these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"

@@ -231,7 +231,11 @@ def _end_others(server: Server, issuer: str, *, by: User) -> None:
 
 
 def _resource(server: Server, needs: Needs) -> str:
-    """Return the `resource` (RFC 8707): the value set by an administrator, otherwise the server's name for itself."""
+    """Return the `resource` parameter (RFC 8707), or "" to send none.
+
+    An administrator's setting comes first. Otherwise it is the resource name that the server publishes, or else the
+    server's URL. Issuers in WITHOUT_RESOURCE get none.
+    """
     match server.resource_sent:
         case ResourceSent.FIXED:
             return server.fixed_resource

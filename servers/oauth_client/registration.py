@@ -252,7 +252,10 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store an administrator's client for this server and its endpoints, and end former clients."""
+    """Store the OAuth client that an administrator entered for this server, and the issuer's endpoints.
+
+    Ends the server's former clients.
+    """
     with transaction.atomic():
         server.lock()
         reset(server, by=None)

@@ -132,7 +132,7 @@ class SamlSettings(models.Model):
         "take encrypted assertions",
         default=False,
         db_default=False,
-        help_text="The encryption certificate is in our metadata. Assertions must still be signed inside.",
+        help_text="The metadata contain our certificate. The provider must sign assertions before encrypting them.",
     )
 
     class Meta:
