@@ -121,7 +121,10 @@ def modules_with_sql() -> set[str]:
 
 
 def _runs_sql(path: Path) -> bool:
-    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    text = path.read_text()
+    if not any(name in text for name in RUNS_SQL):
+        return False
+    calls = (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
     return any(
         (call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "")) in RUNS_SQL for call in calls
     )
