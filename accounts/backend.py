@@ -37,7 +37,7 @@ class RoleBackend(BaseBackend):
         return _active_people().filter(pk=user_id).first()
 
 
-@cache  # Every request needs it, and Django takes longer to build the query than PostgreSQL to answer it.
+@cache  # Building it takes Django longer than PostgreSQL takes to answer. Filter it: evaluated, it would keep its rows.
 def _active_people() -> QuerySet[User]:
     """Return the people who may sign in, with values that most requests need (accounts.required_sign_in, the menu)."""
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache, partial
@@ -71,7 +72,9 @@ def _counts(reader: Any) -> dict[str, int]:
     if not kinds:
         return {}
     with connection.cursor() as cursor:
-        cursor.execute(*_statement(reader, reader.permissions, *kinds))
+        person = copy(reader)  # `request.user` is a lazy object, which keeps its request.
+        rights = (person.narrowed_to, person.is_superuser or person.permissions)
+        cursor.execute(*_statement(person, rights, *kinds))
         return {kind: number for kind, number in cursor.fetchall() if number}
 
 
@@ -86,9 +89,9 @@ def _kinds(reader: User) -> Iterator[str]:
 
 
 # Every page has these counts, and Django takes ten times as long to build the statement as PostgreSQL to answer it.
-# The statement of a reader depends on `permissions`, and not on the time: the querysets use the database's clock.
+# It depends on the active person and their `rights`, and not on the time: the querysets use the database's clock.
 @lru_cache(maxsize=500)
-def _statement(reader: User, permissions: frozenset[str], *kinds: str) -> tuple[str, tuple[Any, ...]]:
+def _statement(reader: User, rights: tuple[Any, ...], *kinds: str) -> tuple[str, tuple[Any, ...]]:
     """Return the statement for these counts, and its parameters."""
     rows: dict[str, QuerySet[Any]] = {kind: COUNTED[kind]() for kind in COUNTED if kind in kinds}
     rows |= {"access": access_to_decide(reader), "holds": Hold.objects.to_decide(reader)}

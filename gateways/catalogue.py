@@ -105,10 +105,6 @@ class Place(NamedTuple):
     server: Server
 
     @property
-    def id(self) -> UUID:
-        return self.pk
-
-    @property
     def state_label(self) -> str:
         return FeatureState(self.state).label
 
@@ -143,7 +139,7 @@ class CatalogueEntry:
 
     @property
     def undecided(self) -> Place | None:
-        """The tool where its definition waits for a decision, or None."""
+        """The first place where the tool's definition waits for a decision, or None."""
         waiting = (place for place in self.places if place.offered_hash and place.state != FeatureState.QUARANTINED)
         return next(waiting, None)
 
@@ -181,7 +177,8 @@ class Catalogue:
     Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
     sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
 
-    `page` is the page that will probably be read; the statement that counts all entries reads it, too.
+    `page` is the number of the page that will probably be read, from 1, as text; other texts mean the first page. The
+    statement that counts all entries reads this page, too.
     """
 
     ordered = True
@@ -240,7 +237,7 @@ class Catalogue:
 
     def find(self, feature: Feature) -> CatalogueEntry:
         self._chosen = self._chosen.filter(assignment__server=feature.assignment.server_id, name=feature.name)
-        return self[:1][0]
+        return self._entries(self._read(0, 1)[0])[0]
 
     def _read(self, start: int, most: int | None) -> tuple[list[tuple[UUID, str]], int]:
         """Return a pair: a slice of the entries as (server, name), and the total, or 0 if `start` is beyond the end."""

@@ -291,7 +291,7 @@ def serialize_refresh(row: Refreshed) -> dict[str, object]:
 class PlaceSerializer(serializers.Serializer[Place]):
     """A tool on one gateway; `id` is the id of the feature there."""
 
-    id = Id()
+    id = Id(source="pk")
     gateway = GatewayReference()
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
     state = serializers.ChoiceField(

@@ -239,7 +239,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         if tool:  # Empty for calls without a tool name.
             tools[tool] += number
             tools_called[person] += 1
-    shown = [tool for tool, number in tools.most_common(TOOLS) if number]
+    shown = [tool for tool, _ in tools.most_common(TOOLS)]
     names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)
     narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}

@@ -134,7 +134,10 @@ class Host(Versioned, Switchable):
 
         Needs the annotations of `hosts.views.counted`.
         """
-        revoking = self.connection_count  # type: ignore[attr-defined]
+        return self.stop_label_for(self.connection_count)  # type: ignore[attr-defined]
+
+    def stop_label_for(self, revoking: int) -> str:
+        """Return `stop_label` for this number of connections."""
         if not self.enabled:
             return f"Revoke {revoking}" if revoking else ""
         return f"Disable and revoke {revoking}" if revoking else "Disable"

@@ -176,7 +176,7 @@ class CallRuleForm(forms.Form):
     def selected(self) -> list[TargetTool]:
         """The tools that the rule of a bound form selects, on gateways that the viewer may see."""
         seen = {*self._gateways.order_by().values_list("pk", flat=True)}
-        return [tool for tool in self._targets if tool.gateway in seen]
+        return [tool for tool in self._targets if tool.gateway_id in seen]
 
     @cached_property
     def _targets(self) -> list[TargetTool]:

@@ -23,8 +23,12 @@ class TargetTool(NamedTuple):
     said_effect: str
     annotations: Any
     input_schema: Any
-    server: UUID
-    gateway: UUID
+    server_id: UUID
+    gateway_id: UUID
+
+    @property
+    def title_for_clients(self) -> str:
+        return self.said_title or self.title
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
@@ -55,20 +59,19 @@ def target_tools(rule: Rule, servers: Iterable[Any] | None = None) -> list[Targe
     selector = deciding(rule, servers)
     rows = Feature.objects.tools().offered().placed().order_by("exposed_name")
     rows = rows.filter(assignment__gateway=rule.gateway) if rule.gateway else rows
-    of_feature = [name for name in TargetTool._fields if name not in ("server", "gateway")]
-    tools = map(
-        TargetTool._make, rows.values_list(*of_feature, "assignment__server", "assignment__gateway")[:MOST_TOOLS]
-    )
+    of_assignment = {"server_id": "assignment__server", "gateway_id": "assignment__gateway"}
+    found = rows.values_list(*(of_assignment.get(name, name) for name in TargetTool._fields))
+    tools = map(TargetTool._make, found[:MOST_TOOLS])
     return [tool for tool in tools if is_target(selector, _as_call(tool))]
 
 
 def _as_call(tool: TargetTool) -> RuledCall:
-    return RuledCall(str(tool.server), {"tool.name": tool.exposed_name, **facts_of(claims_of(tool))}, None)
+    return RuledCall(str(tool.server_id), {"tool.name": tool.exposed_name, **facts_of(claims_of(tool))}, None)
 
 
 def claims_of(tool: Feature | TargetTool) -> ToolClaims:
     """Return the claims of a tool in the form in which the statement that decides calls returns them."""
-    return ToolClaims(tool.said_title or tool.title, tool.said_effect, tool.annotations)
+    return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 
 def arguments_of_tools(tools: Iterable[TargetTool]) -> dict[str, str]:

@@ -238,8 +238,7 @@ class HostSubject(Subject):
 
     @property
     def act(self) -> str:
-        self.row.connection_count = self.live_count
-        return str(self.row.stop_label)
+        return str(self.row.stop_label_for(self.live_count))
 
     @property
     def effect(self) -> str:

@@ -91,15 +91,16 @@ def check_visible(text: str) -> None:
         raise ValidationError(f"It has a hidden character: U+{ord(text[places[0]]):04X}.")
 
 
-CALLABLE = Q(
-    missing_since=None,
-    enabled=True,
-    state__in=(FeatureState.APPROVED, FeatureState.HELD),
-    assignment__removed_at=None,
-    assignment__enabled=True,
-    assignment__server__archived_at=None,
-    assignment__server__enabled=True,
-) & ~Q(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+OFFERED = Q(missing_since=None)
+PLACED = Q(assignment__removed_at=None, assignment__server__archived_at=None)
+# See `FeatureQuerySet.callable`. For lists that also show the other features.
+CALLABLE = (
+    OFFERED
+    & PLACED
+    & Q(enabled=True, state__in=(FeatureState.APPROVED, FeatureState.HELD))
+    & Q(assignment__enabled=True, assignment__server__enabled=True)
+    & ~Q(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+)
 
 
 class FeatureQuerySet(models.QuerySet["Feature"]):
@@ -108,7 +109,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def offered(self) -> "FeatureQuerySet":
         """Return features the server still offers."""
-        return self.filter(missing_since=None)
+        return self.filter(OFFERED)
 
     def tools_seen_by(self, viewer: User) -> "FeatureQuerySet":
         """Return the tools offered on the gateways whose pages `viewer` may open."""
@@ -128,7 +129,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.offered().exclude(offered=None).exclude(state=FeatureState.QUARANTINED)
 
     def placed(self) -> "FeatureQuerySet":
-        return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
+        return self.filter(PLACED)
 
     def seen_by(self, viewer: User) -> "FeatureQuerySet":
         """Return features on the gateways whose pages `viewer` may open (see AssignmentQuerySet.seen_by)."""

@@ -162,7 +162,6 @@ def test_a_team_decides_first_and_others_after_half_the_time(
     hold.approve(by=ben)
 
 
-@pytest.mark.full
 def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
     link: Connection, docs: Server, mia: User, ben: User, sign_in: SignIn
 ) -> None:
@@ -181,6 +180,11 @@ def test_the_rail_counts_the_calls_that_wait_for_the_viewer(
     }
     Hold.objects.update(fallback_at=timezone.now())
     assert waiting(ben) == 2
+    assert waiting(mia) == 1
+    User.objects.filter(pk=mia.pk).update(is_superuser=True)
+    assert waiting(mia) == 2
+    User.objects.filter(pk=mia.pk).update(is_superuser=False)
+    assert waiting(mia) == 1
 
 
 @pytest.mark.full
