@@ -139,8 +139,8 @@ class Host(Versioned, Switchable):
     def stop_label_for(self, revoking: int) -> str:
         """Return `stop_label` for this number of connections."""
         if not self.enabled:
-            return f"Revoke {revoking}" if revoking else ""
-        return f"Disable and revoke {revoking}" if revoking else "Disable"
+            return f"Revoke {revoking:,}" if revoking else ""
+        return f"Disable and revoke {revoking:,}" if revoking else "Disable"
 
     @property
     def is_playground(self) -> bool:

@@ -19,7 +19,7 @@ class Builder(NamedTuple):
 
 ALWAYS, ARGUMENT, HOURS, PRODUCTION, EXPRESSION = "always", "argument", "hours", "production", "expression"
 BUILDERS = (
-    Builder(ALWAYS, "Every call", "Every call of the tools above."),
+    Builder(ALWAYS, "Every call", "Every call of the chosen tools."),
     Builder(ARGUMENT, "An argument", "One argument equals, contains, matches or exceeds something."),
     Builder(HOURS, "Outside office hours", "Before, after, and at weekends, in the workspace's time zone."),
     Builder(PRODUCTION, "Production names", "An argument contains prod, production or live."),

@@ -297,8 +297,8 @@ class PersonSubject(Subject):
     def act(self) -> str:
         revoking = self.live_count + self.api_keys + self.sign_ins
         if self.row.is_active:
-            return f"Deactivate and revoke {revoking}" if revoking else "Deactivate"
-        return f"Revoke {revoking}" if revoking else ""
+            return f"Deactivate and revoke {revoking:,}" if revoking else "Deactivate"
+        return f"Revoke {revoking:,}" if revoking else ""
 
     @property
     def effect(self) -> str:
