@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from auditlog.charts import chosen_range
 from auditlog.fields import FIELDS
 from auditlog.models import ENDINGS, Event
 from auditlog.names import newest_names
-from auditlog.rollups.schema import TIME_RANGES, range_start
+from auditlog.rollups.reading import book
+from auditlog.rollups.schema import DAYS, OF_TOOLS, TIME_RANGES, TOOL_CALLS, range_start
 from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.models import Connection
@@ -45,21 +46,28 @@ MOST_COUNTED = 20_000  # The newest calls of a gateway, counted by person and to
 # Make PostgreSQL read an index in order. Otherwise it reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
-# An index on names finds the newest allowed call of each tool.
 LAST_USES = """
 SELECT f.assignment_id, f.id, f.exposed_name, f.enabled, u.last_at, octet_length(coalesce(f.shown, f.approved))
 FROM gateways_feature f
 JOIN gateways_assignment a ON a.id = f.assignment_id
-LEFT JOIN LATERAL (
+LEFT JOIN {uses} u ON {same}
+WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
+ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
+"""
+OF_ROLLUPS = """(
+    SELECT c.gateway_id, c.server_id, c.feature_name, max(c.last_at) AS last_at FROM ({rows}) c
+    WHERE c.ended <> ALL(%s) GROUP BY 1, 2, 3
+)"""
+SAME_TOOL = """u.gateway_id = a.gateway_id AND u.server_id = a.server_id
+    AND u.feature_name = left(f.exposed_name, 300)"""
+# Without roll-ups: an index on names finds the newest allowed call of each tool.
+OF_LOG = """LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
     WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
         AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
         AND c.outcome <> ALL(%s)
     ORDER BY c.created_at DESC LIMIT 1
-) u ON true
-WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
-ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
-"""
+)"""
 CALLERS = """
 SELECT host_name, user_email, connection_id,
     count(DISTINCT feature_name) FILTER (WHERE is_use), count(*), max(created_at), sum(count(*)) OVER ()
@@ -150,15 +158,33 @@ class ServerUse:
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
-    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`."""
+    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`.
+
+    SPAN is counted in whole days if the roll-ups know the last calls, so it may be longer by a part of a day.
+    """
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
     listed = {*Feature.objects.tools().callable().filter(assignment__in=by_pk).values_list("pk", flat=True)}
-    found = _selected(LAST_USES, *month(), list(ENDINGS["denied"]), list(by_pk))
-    for pk, tool, name, enabled, last_at, size in found:
+    for pk, tool, name, enabled, last_at, size in _last_uses(rows):
         by_pk[pk].tools.append(ToolUse(tool, name, enabled, last_at, size if tool in listed else 0))
     return list(by_pk.values())
+
+
+def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
+    """Return the tools of these assignments with their last calls that were not denied, as rows of LAST_USES."""
+    (since, until), denied = month(), list(ENDINGS["denied"])
+    where: dict[str, list[Any]] = {
+        **TOOL_CALLS,
+        "gateway_id": [*{one.gateway_id for one in assignments}],
+        "server_id": [*{one.server_id for one in assignments}],
+    }
+    with book() as opened:
+        if query := opened.query_of(where, DAYS.begin(since), until, by=OF_TOOLS):
+            told, same, values = OF_ROLLUPS.format(rows=query[0]), SAME_TOOL, [*query[1], denied]
+        else:
+            told, same, values = OF_LOG, "true", [since, until, denied]
+        return _selected(LAST_USES.format(uses=told, same=same), *values, [one.pk for one in assignments])
 
 
 def used_tools(assignment: Assignment) -> list[str]:

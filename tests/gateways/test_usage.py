@@ -41,7 +41,6 @@ def on(assignment: Assignment) -> set[str]:
     return set(Feature.objects.filter(assignment=assignment, enabled=True).values_list("name", flat=True))
 
 
-@pytest.mark.full
 def test_tools_called_recently_and_not_denied_count_as_used_by_roll_ups_as_without_them(
     docs: Assignment, ana: User, sign_in: SignIn
 ) -> None:
@@ -60,6 +59,8 @@ def test_tools_called_recently_and_not_denied_count_as_used_by_roll_ups_as_witho
     keeping.keep_up(5)
 
     assert told() == of_log
+    make.gateway(slug="empty")
+    assert client.get("/gateways/empty/usage/").context["servers"] == []
     assert [tool.name for tool in of_log[0] if tool.last_at] == used_tools(docs) == ["docs__find", "docs__open"]
 
 
