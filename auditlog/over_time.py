@@ -85,7 +85,7 @@ def would_refuse(
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
     """Count the calls that a change would have refused: those of the last seven days that match `where`.
 
-    Calls that were denied anyway are not counted. Calls of the people in `not_of` are not counted.
+    Calls that were denied anyway, and calls of the people in `not_of`, are not counted.
     """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)

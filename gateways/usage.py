@@ -56,7 +56,7 @@ ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
 """
 OF_ROLLUPS = """(
     SELECT c.gateway_id, c.server_id, c.feature_name, max(c.last_at) AS last_at FROM ({rows}) c
-    WHERE c.ended <> ALL(%s) GROUP BY 1, 2, 3
+    WHERE c.ended <> ALL(%s) GROUP BY 1, 2, 3 HAVING max(c.last_at) >= %s
 )"""
 SAME_TOOL = """u.gateway_id = a.gateway_id AND u.server_id = a.server_id
     AND u.feature_name = left(f.exposed_name, 300)"""
@@ -158,10 +158,7 @@ class ServerUse:
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
-    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`.
-
-    SPAN is counted in whole days if the roll-ups know the last calls, so it may be longer by a part of a day.
-    """
+    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`."""
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
@@ -179,12 +176,15 @@ def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
         "gateway_id": [*{one.gateway_id for one in assignments}],
         "server_id": [*{one.server_id for one in assignments}],
     }
-    with book() as opened:
+    with book() as opened, connection.cursor() as cursor:
+        # Roll-ups that old have whole days only; OF_ROLLUPS leaves out what was last called before `since`.
         if query := opened.query_of(where, DAYS.begin(since), until, by=OF_TOOLS):
-            told, same, values = OF_ROLLUPS.format(rows=query[0]), SAME_TOOL, [*query[1], denied]
+            told, same, values = OF_ROLLUPS.format(rows=query[0]), SAME_TOOL, [*query[1], denied, since]
         else:
             told, same, values = OF_LOG, "true", [since, until, denied]
-        return _selected(LAST_USES.format(uses=told, same=same), *values, [one.pk for one in assignments])
+        cursor.execute(LAST_USES.format(uses=told, same=same), [*values, [one.pk for one in assignments]])
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 def used_tools(assignment: Assignment) -> list[str]:
