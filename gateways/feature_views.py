@@ -6,6 +6,7 @@ have the tool, and the recent calls of the tool.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -325,11 +326,10 @@ def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
     """Return the values of `column` in the newest calls of the last week, the most frequent first."""
     since = timezone.now() - LATELY
     newest = calls.filter(created_at__gte=since).order_by("-created_at").values_list(column, "created_at")
-    found: dict[str, RecentCaller] = {}
-    for name, at in newest[:LAST_CALLS]:
-        known = found.get(name, RecentCaller(name or "Unknown", 0, at))
-        found[name] = known._replace(calls=known.calls + 1)
-    return sorted(found.values(), key=lambda one: -one.calls)
+    rows = list(newest[:LAST_CALLS])
+    last_at = dict(reversed(rows))
+    numbers = Counter(name for name, _ in rows)
+    return [RecentCaller(name or "Unknown", number, last_at[name]) for name, number in numbers.most_common()]
 
 
 @require_http_methods(["GET", "POST"])

@@ -269,10 +269,14 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
+        # Grains without the smallest combination are left out: a week by agent has thousands of rows, seven days
+        # without dimensions have a few.
+        smallest = DAYS.cube(columns & {*DIMENSIONS})
         grains = [
             grain
             for grain in GRAINS
-            if grain.cube(columns & {*DIMENSIONS}) is not None
+            if smallest is not None
+            and grain.cube(columns & {*DIMENSIONS}) == smallest
             and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
         ]
         return list(self._cut(since, until, grains))
