@@ -1,4 +1,4 @@
-"""The rows that were in force at a moment, or that are in force now if the moment is None."""
+"""Querysets of the rows that were in force at a moment. None means now."""
 
 from __future__ import annotations
 

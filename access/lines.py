@@ -91,7 +91,7 @@ class AccessLine:
 
 
 class LineLoader:
-    """Loads everything that a page shows of the lines with these keys, in a fixed number of queries."""
+    """Loads the lines with these keys, with everything that a page shows of them, in a fixed number of queries."""
 
     def __init__(self, known: InForce, keys: Sequence[Key]) -> None:
         self._known, self._keys = known, keys

@@ -20,7 +20,7 @@ from access.in_force import InForce, Pair
 from gateways.models import FeatureQuerySet
 
 NO_TEAMS = frozenset[UUID]()
-# The decision on calls uses the SQL function gateways_features_of(), too.
+# The SQL statement that decides calls uses gateways_features_of() too.
 _IN_SETS = """
 SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN ({tools}) f (id) ON f.id = s.feature_id
 """

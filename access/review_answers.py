@@ -41,7 +41,7 @@ class AnswerForm:
 
     @property
     def back(self) -> str:
-        """The query of the page that has the form."""
+        """The query string of the page with the form, without “?”."""
         return self._data.get("back", "").partition("#")[0].removeprefix("?")
 
     @property
@@ -98,7 +98,7 @@ class AnswerForm:
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
     """Return sentences that describe the effect of ending these lines.
 
-    They name the things that end and the people concerned, and say how many calls these people made in a week.
+    They say what ends and for whom, how many lines are unused, and how many calls these people made in the last week.
     """
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]

@@ -323,7 +323,7 @@ def _found(rows: Any, pks: list[UUID], field: str) -> list[Any]:
     """Return the rows with these ids. Raises ValidationError."""
     found = list(rows.filter(pk__in=pks))
     if len(found) < len({*pks}):
-        raise ValidationError({field: ["There is nothing with one of these ids."]})
+        raise ValidationError({field: ["One of these ids does not exist."]})
     return found
 
 

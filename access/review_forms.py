@@ -24,7 +24,7 @@ MOST_SUBJECTS = 500
 
 
 class ReviewFilter(ListFilter):
-    """Filter reviews by what the person can do with them, and by name."""
+    """Filter reviews by name and by state: waiting for the viewer, open or closed."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("mine", "Waiting for you"), ("open", "Open"), ("closed", "Closed"))

@@ -149,8 +149,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite a person only to a role whose capabilities the key has. An API key cannot change a person's
-    role or address, or reactivate anybody.
+    An API key can invite a person only to a role whose capabilities the key has. It can deactivate people and sign
+    them out, but cannot change or reactivate them, or change their invitations.
     """
 
     problems = PROBLEMS
@@ -314,7 +314,7 @@ class MeSerializer(UserSerializer):
     """You, and what you may do."""
 
     capabilities = serializers.SerializerMethodField(
-        help_text="Slugs of your capabilities, or of those of your API key."
+        help_text="Slugs of your capabilities; with an API key, only of those that the key has too."
     )
 
     def get_capabilities(self, person: User) -> list[str]:
@@ -336,7 +336,8 @@ class Me(Resource):
     def ask_for(self, request: Request) -> Response:
         """Ask for a capability that you lack.
 
-        The people who can grant it get a mail, at most once a day. Does nothing if you have it already.
+        People with `people:manage` are notified. Does nothing if you have it, have asked for it within a day, or have
+        asked for five capabilities within a day.
         """
         [capability] = Capability.named([self.body()["capability"]])
         self.me.ask_for(capability)

@@ -387,7 +387,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
         lambda: leave(request, page_url(person), _reset_sent(request, person)),
         title="Send password reset",
         text=f"Send {person.email} a link to set a new password?",
-        more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
+        more="It works once, for one hour. Using it revokes all their API tokens, API keys and app connections.",
         icon="mail",
         kind="primary",
     )

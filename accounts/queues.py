@@ -98,7 +98,8 @@ class HashingBusy(TryLater):
 class Queue:
     """Admits `at_once` callers, and lets a limited number of others wait.
 
-    A part of the queue is reserved for known users. A caller waits at most `seconds`. Raises HashingBusy.
+    A part of the queue is reserved for known users. `turn` raises HashingBusy if the queue is full, or if the caller
+    has waited for `seconds`.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:

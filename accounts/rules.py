@@ -162,7 +162,7 @@ def acting_now(by: Grantor | None) -> Any:
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool = False) -> None:
-    """Raise Outranked if the actor `by` lacks one of `capabilities`, which the person or role to be changed has."""
+    """Raise Outranked if the actor `by` may not change a person or role with `capabilities` (see `why_withheld`)."""
     if reason := why_withheld(acting_now(by), capabilities, uses_gateways=uses_gateways):
         raise Outranked(f"{Outranked.__doc__} {reason}")
 

@@ -133,7 +133,7 @@ def _was_ended(session: SessionBase) -> bool:
 
 
 def is_over(session: Mapping[str, Any]) -> bool:
-    """True if a session has been idle or open for too long."""
+    """True if a session has not been used for IDLE_S, or began more than LONGEST_S ago."""
     now = time.time()
     seen, began = float(session.get(SEEN, now)), float(session.get(BEGAN, now))
     return now - seen > IDLE_S or now - began > LONGEST_S

@@ -227,7 +227,7 @@ class OtherPasswordForm(HashedInTime, ChangePasswordForm):  # type: ignore[misc]
     revoke = BooleanField(
         label="Also revoke my API tokens and connections",
         required=False,
-        help_text="Your API keys are revoked with them.",
+        help_text="Your API keys are revoked too.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -63,13 +63,13 @@ class HoldSerializer(serializers.Serializer[Hold]):
         source="team.name",
         default=None,
         allow_null=True,
-        help_text="Team that decides first; null for other approvers.",
+        help_text="Team that decides first; null for other approvers, and if the team is deleted.",
     )
     somebody_else = serializers.BooleanField(help_text="If true, people cannot decide on calls of their own agents.")
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
     ends_at = UtcDateTimeField(
-        help_text="Until when people can decide; after a decision, until when the decision applies."
+        help_text="When the time to decide ends; after a decision, when the decision stops applying."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
@@ -80,8 +80,8 @@ class HoldSerializer(serializers.Serializer[Hold]):
     decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
     sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
     used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
-    asking_call = serializers.UUIDField(help_text="Id of the call that asked, in the log.")
-    run_call = serializers.UUIDField(allow_null=True, help_text="Id of the call that ran, in the log; null if none.")
+    asking_call = serializers.UUIDField(help_text="Id in the log of the call that was held.")
+    run_call = serializers.UUIDField(allow_null=True, help_text="Id in the log of the call that ran; null if none ran.")
 
     def to_representation(self, instance: Hold) -> Any:
         self._shown = shown_to(self.context["request"].user, instance)
@@ -97,7 +97,9 @@ class HoldSerializer(serializers.Serializer[Hold]):
 class HoldQuery(ListQuery):
     """Filters of held calls."""
 
-    q = serializers.CharField(required=False, help_text="Text contained in the tool, agent, person or rule.")
+    q = serializers.CharField(
+        required=False, help_text="Text contained in the name of the tool, agent or rule, or in the person's address."
+    )
     show = serializers.ChoiceField(
         ["decide", "waiting", "decided", "own"],
         required=False,
@@ -120,7 +122,8 @@ class ApproveHoldBody(DenyBody):
     allow = serializers.ChoiceField(
         [choice for choice in AllowFor.values if choice],
         required=False,
-        help_text="Let the agent call the tool again without asking, for an hour or until the day ends.",
+        help_text="Let the agent call the tool again without asking: `hour` for one hour, `today` until midnight in "
+        "the time zone of the workspace.",
     )
     names = serializers.ListField(
         child=serializers.CharField(max_length=200),
@@ -187,7 +190,10 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
     gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
     connection_id = serializers.UUIDField(help_text="Connection that may call.")
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
-    names = serializers.ListField(child=serializers.CharField(), help_text="Arguments that must be the same.")
+    names = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="Arguments that must have the values of the approved call; if empty, any arguments are allowed.",
+    )
     calls = serializers.IntegerField(help_text="Number of calls so far.")
     given_by = serializers.EmailField(source="given_by.email", help_text="Address of the person who gave it.")
     given_at = UtcDateTimeField(help_text="When it was given.")
@@ -196,7 +202,7 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
 
 
 class AllowanceResource(Resource):
-    """Temporary permissions to repeat approved calls: those in force that you may see."""
+    """Temporary permissions to repeat approved calls. The list has the permissions in force that you may see."""
 
     serializer_class = AllowanceSerializer
     problems: ClassVar[Mapping[type[Exception], Problem]] = PROBLEMS

@@ -1,6 +1,6 @@
 """Holds: tool calls that wait for a person's decision, and permissions to repeat an approved call for a while.
 
-The proxy makes and uses holds by the database function `approvals_ask` (migration 0002); see proxy/holds.py.
+The proxy creates and uses holds with the database function `approvals_ask` (migration 0002); see proxy/holds.py.
 """
 
 from __future__ import annotations
@@ -136,10 +136,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(state=HoldState.WAITING, ends_at__lte=Now()).update(state=HoldState.EXPIRED)
 
     def drop_before(self, since: datetime) -> int:
-        """Delete ended holds of calls made before `since`, and return the number of deleted holds.
-
-        The log no longer has these calls.
-        """
+        """Delete ended holds of calls made before `since`, which the log no longer has. Return the number of holds."""
         over = self.filter(asked_at__lt=since, ends_at__lt=Now())
         return over.delete()[1].get("approvals.Hold", 0)
 

@@ -1,4 +1,4 @@
-"""URLs of the pages Approvals."""
+"""URLs of the Approvals pages."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""The pages Approvals: held calls that wait, decided calls, and permissions to repeat an approved call for a while."""
+"""The Approvals pages: held calls that wait, decided calls, and permissions to repeat an approved call for a while."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def waiting(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(OWN)
 def decided(request: AppRequest) -> HttpResponse:
-    """List the held calls that were decided, ran or expired."""
+    """List the held calls that no longer wait: decided, used, expired or withdrawn."""
     return _list(request, DECIDED, is_waiting=False)
 
 

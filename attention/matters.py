@@ -39,7 +39,11 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """The things of one matter: their number, the names of the first things by id, and the URL of the complete list."""
+    """The things of one matter: their number, names by id, and the URL of the complete list.
+
+    If there are many things, `things` has only the first ones. For unusual refusals, `number` counts the refused calls,
+    and `things` are the agents.
+    """
 
     number: int
     things: dict[str, str]
@@ -51,7 +55,7 @@ class OpenMatter(NamedTuple):
 
     @property
     def unnamed(self) -> int:
-        """The number of things that are not in `names`."""
+        """The number of things that are not in `names`; without meaning for unusual refusals."""
         return max(self.number - len(self.names), 0)
 
 
@@ -60,12 +64,14 @@ class Matter:
     """A kind of things that need attention.
 
     Each capability in `may` allows acting on them; if `may` is empty, people see and act on their own things only.
-    `also` returns people who may act on some of the things without a capability. In this case `find` returns, for each
-    person, the things that wait for this person.
+    `also` returns people who may act on some of the things without a capability.
 
-    `words` are the sentences for one thing and for several. With `at_once` people are notified immediately, otherwise
-    at most once a day. If `is_urgent` is True, the things end within minutes, so people are notified of new things
-    every minute.
+    `find(None)` returns the things of everyone. `find(person)` differs only if the matter has `also`, or if `may` is
+    empty: it then returns the things that wait for this person. If `may` is empty, a person is required.
+
+    `words` are the sentences for one thing and for several. Without `at_once`, a channel is notified at most once a
+    day; with it, when there are new things, but at most every ten minutes (see attention.telling). If `is_urgent` is
+    True, the things end within minutes, so the channel may be notified every minute.
     """
 
     name: str
@@ -145,7 +151,7 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people whom the rule of a waiting hold lets decide.
+    """Return the active people who may decide a waiting hold because its rule names them.
 
     These are the members of the rule's team, or the person for whom the agent acts.
     """

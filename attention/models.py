@@ -143,7 +143,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the `changes` of the event that records this channel: `origin`, or {} if `origin` is empty."""
+        """Return the `changes` for the event of a new channel: its `origin` as the address; {} if `origin` is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

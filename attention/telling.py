@@ -276,7 +276,7 @@ def plain_name(name: str) -> str:
     return " ".join(marked(name).split())[:LONGEST_NAME]
 
 
-# Tokens and sign-ins that end.
+# Tokens, sign-ins and grants that end.
 
 
 def tell_endings() -> int:
@@ -380,7 +380,7 @@ def _delivered(parcel: Parcel) -> Undelivered | None:
         return failure
     except Exception:
         logger.exception("a notification could not be delivered", extra={"kind": parcel.kind})
-        return Undelivered("It could not be delivered: the log of this process says why.")
+        return Undelivered("An unexpected error, which the gateway has logged.")
     return None
 
 
@@ -428,7 +428,7 @@ def send_test(channel: Channel, *, by: User) -> str:
 
 
 def drop_old(now: datetime) -> int:
-    """Delete messages older than 30 days; things that still wait are then reported again."""
+    """Delete sent and given-up messages older than 30 days; things that still wait are then reported again."""
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 
 

@@ -9,8 +9,8 @@ class Action(StrEnum):
 
     A sentence names its values in braces, such as `{actor}`. The first sentence whose values are all known is used. The
     value `self` is the target if the target is also the actor, and `fields` are the changed fields. Other values come
-    from auditlog.sentences. The name of an action that is no longer used stays here as a comment, because old events
-    contain it.
+    from auditlog.sentences. Old events contain the names of actions that are no longer used: those stay here as a
+    comment, and have their sentences in auditlog.sentences.RETIRED.
     """
 
     sentences: tuple[str, ...]
@@ -222,7 +222,7 @@ class Action(StrEnum):
         "{actor} allowed {host} on the gateway {gateway}.",
         "{actor} allowed {target}.",
     )
-    HOST_APPEARED = "host.appeared", "The app {target} appeared: {actor} connected it."
+    HOST_APPEARED = "host.appeared", "{actor} connected the app {target} for the first time."
     HOST_APPROVED = "host.approved", "{actor} approved the app {target}."
     HOST_ARCHIVED = "host.archived", "{actor} archived the agent {target}."
     HOST_BLOCKED_AT_GATEWAY = (
@@ -385,7 +385,7 @@ class Action(StrEnum):
 
     SIGN_IN_REFUSED = (
         "user.sign_in_refused",
-        "The security key {security_key} of {target} was refused: there is a copy of it.",
+        "The security key {security_key} of {target} was refused: it may have been copied.",
         "The organisation's sign-in as {email} was refused: {reason}.",
         "An answer of the organisation's identity provider was refused: {reason}.",
         "Too many passwords were tried for {email}; further attempts were refused.",
@@ -411,8 +411,8 @@ class Action(StrEnum):
     SINK_REMOVED = "sink.removed", "{actor} removed the log sink {target}."
     SINK_ROW_REFUSED = (
         "sink.row_refused",
-        "The log sink {target} permanently refused the row {row}, which was left out.",
-        "The log sink {target} permanently refused a row, which was left out.",
+        "The log sink {target} permanently refused the row {row}, so the row was skipped.",
+        "The log sink {target} permanently refused a row, so the row was skipped.",
     )
     SINK_ROWS_DROPPED = "sink.rows_dropped", "Calls were deleted before the log sink {target} received them."
     SINK_SENT_NOW = "sink.sent_now", "{actor} tried the log sink {target} again without waiting for its next retry."
@@ -491,8 +491,8 @@ class Action(StrEnum):
 
     UNKNOWN_TOKENS_REFUSED = (
         "proxy.unknown_tokens_refused",
-        "{requests} requests with unknown tokens were refused, from {target}.",
-        "Requests with unknown tokens were refused, from {target}.",
+        "{requests} requests from {target} with unknown tokens were refused.",
+        "Requests from {target} with unknown tokens were refused.",
     )
 
     USER_ASKED_FOR_CAPABILITY = (

@@ -48,7 +48,7 @@ SUBJECTS = {
 }
 # Help texts of the columns of a call, in answers and as filters.
 CALL_HELP = {
-    "correlation_id": "Header `X-Request-Id` of the request.",
+    "correlation_id": "Id of the request, as in the header `X-Request-Id` of the answer.",
     "method": "MCP method.",
     "feature_type": "Kind of feature that was used, such as a tool.",
     "feature_name": "Tool, prompt or resource that was used, by its name for clients.",
@@ -75,8 +75,8 @@ CALL_HELP = {
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds until the gateway had decided.",
     "upstream_ms": "Milliseconds the server took; null if it was not asked.",
-    "request_bytes": "Size of the request.",
-    "response_bytes": "Size of the answer.",
+    "request_bytes": "Size of the request in bytes.",
+    "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address the call came from.",
     "user_agent": "Header `User-Agent` of the request.",
     "client_name": "Name the app gives itself.",
@@ -102,7 +102,7 @@ EVENT_HELP = {
     "target_id": "Id of the object.",
     "target_label": "Name of the object at the time.",
     "changes": "Values before and after, by field.",
-    "correlation_id": "Header `X-Request-Id` of the request.",
+    "correlation_id": "Id of the request, as in the header `X-Request-Id` of the answer.",
 }
 # Conditions for the parameters of the event list. A parameter that is not listed is a column of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
@@ -114,7 +114,7 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
 
 
 def explained(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the `extra_kwargs` with which a ModelSerializer gives each of these columns its help text."""
+    """Return the `extra_kwargs` of a ModelSerializer, which set the help texts of these columns."""
     return {name: {"help_text": text} for name, text in columns.items()}
 
 
@@ -133,7 +133,9 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 class CallDetail(CallSerializer):
     """An MCP message and its outcome in words. With `logs:payloads`, also its payload if it was recorded."""
 
-    reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
+    reason = serializers.SerializerMethodField(
+        help_text="Why the call was refused or failed, in words; null if it succeeded."
+    )
 
     class Meta(CallSerializer.Meta):
         exclude = ("uid", "recorded_at")
@@ -200,7 +202,7 @@ class CallFilters(TimeRangeQuery):
 
 
 class CursorQuery(Query):
-    """The cursor of a page of the log."""
+    """Start and size of a page."""
 
     cursor = serializers.CharField(required=False, help_text="Start of the page; take it from `next` or `previous`.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
@@ -281,7 +283,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events through this interface.")
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
-    correlation_id = serializers.UUIDField(required=False, help_text="Only events of this request (`X-Request-Id`).")
+    correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(required=False, help_text="Text contained in the target's name or the actor's e-mail.")
 
 
@@ -322,12 +324,17 @@ class TrailSerializer(serializers.Serializer[Trail]):
         allow_null=True,
         help_text="Whether the call would be allowed; null if only the server knows whether the tool exists.",
     )
-    reason = CauseField(source="answer.verdict.reason", help_text="Reason the call would be refused for; null if none.")
+    reason = CauseField(
+        source="answer.verdict.reason",
+        help_text="Why the call would be refused, as an error code; null if it would not.",
+    )
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
-    notes = serializers.ListField(child=serializers.CharField(), help_text="Remarks that limit this answer.")
+    notes = serializers.ListField(
+        child=serializers.CharField(), help_text="Remarks on the answer, such as the labels that rules would give."
+    )
 
 
 PLACING = ("cursor", "page_size", "format")
@@ -347,7 +354,7 @@ def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
 
 
 class Log(Resource):
-    """Base class for both logs. A cursor marks where a page begins, because rows arrive while a person reads."""
+    """Base class for both logs. Pages begin at a cursor, because page numbers would shift when rows arrive."""
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
@@ -442,7 +449,9 @@ class CallResource(Log):
 class OwnCallSerializer(CallSerializer):
     """One of your own calls and its outcome in words, without its payload."""
 
-    reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
+    reason = serializers.SerializerMethodField(
+        help_text="Why the call was refused or failed, in words; null if it succeeded."
+    )
 
     def get_reason(self, call: Call) -> str | None:
         return OwnCall(call).cause or None

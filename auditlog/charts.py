@@ -308,7 +308,7 @@ class PlotBar(NamedTuple):
 class CallPlots:
     """The calls of one object, or all calls, over a range.
 
-    A CallPlots is falsy if there are no calls, or if the roll-ups cannot answer yet.
+    A CallPlots is falsy if there are no calls in the range or the period before it, or if the roll-ups cannot answer.
 
     `where` limits the calls by columns of the log. `filters` are the equivalent filters of the Logs page. `tops` names
     the fields for which the groups with the most calls are listed. `named` replaces the labels of plots, by key; the
@@ -388,7 +388,7 @@ class CallPlots:
                 f"{total.calls:,}",
                 _change(total.calls, self._longer * before.calls if before else 0),
                 {"1": calls},
-                f"Calls: {min(calls):,} to {max(calls):,} at a time",
+                f"Calls: {min(calls):,} to {max(calls):,} per bar",
             ),
             self._plot(
                 "plots.took",
@@ -415,7 +415,7 @@ class CallPlots:
                 f"{total.denied:,}",
                 _change(total.denied, self._longer * before.denied if before else 0),
                 {"bad": denied},
-                f"Refused calls: {min(denied):,} to {max(denied):,} at a time",
+                f"Refused calls: {min(denied):,} to {max(denied):,} per bar",
                 q="refused",
             ),
         ]

@@ -204,7 +204,7 @@ FREE_TEXT = tuple(field for field in _ROWS if field.is_free_text)
 
 # The payloads, which may be large and require a separate capability.
 PAYLOADS = ("request_payload", "response_payload")
-# Columns left out of lists and files: the payloads, and the time when the row was committed.
+# Columns left out of lists and files: the payloads, and the time when the row was inserted.
 UNLISTED = ("recorded_at", *PAYLOADS)
 # The column of each field of an export. The names are those of the API.
 EXPORT_COLUMNS = {"id": "uid"} | {

@@ -293,7 +293,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_live(self) -> bool:
-        """True if the list follows new calls; never for a past period."""
+        """True if the list follows new calls; never with an end time, another order or a syntax error."""
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:

@@ -39,5 +39,5 @@ OUTCOMES = {
 
 
 def reason_of(outcome: str, deny_reason: str) -> Reason | None:
-    """Return the reason why a call with this outcome was stopped, or None if it was not stopped."""
+    """Return the reason why a call with this outcome was refused or failed, or None if it succeeded."""
     return REASONS.get(deny_reason) or OUTCOMES.get(outcome)

@@ -73,7 +73,7 @@ class OwnCall:
 
     @property
     def cause(self) -> str:
-        """Return the reason why the call was stopped, as a sentence; empty if it was not stopped."""
+        """Return the reason why the call was refused or failed, as a sentence; empty if it succeeded."""
         reason = None if self.is_ok else reason_of(self.call.outcome, self.call.deny_reason)
         if reason and self.policy and self.call.deny_reason in SWITCHED_OFF:
             return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]

@@ -356,7 +356,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return the page where access to this gateway or feature can be requested, if the gateway takes requests."""
+    """Return fields of a Cause for requesting access to this object; empty if its gateway takes no requests."""
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}
@@ -392,9 +392,9 @@ def who_can(needs: Capability, reader: User) -> str:
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
-    """Return template context: the event that caused the refusals, and the number of calls refused since then.
+    """Return fields of a Cause: the event that caused the refusals, and the number of calls refused since then.
 
-    The context names the person who caused the event only if `reader` may read events.
+    The fields name the person who caused the event only if `reader` may read events. Empty if no event is known.
     """
     events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None

@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of the timing bar; `start` and `width` are in per cent."""
+    """A segment of a timing bar; `start` and `width` are in per cent, in a waterfall from 0 to waterfall.WIDTH."""
 
     name: str
     label: str
@@ -78,7 +78,7 @@ class Detail:
 
     @property
     def reason(self) -> Reason | None:
-        """Return the reason why the call was stopped, or None if it was not stopped."""
+        """Return the reason why the call was refused or failed, or None if it succeeded."""
         entry = reason_of(self.call.outcome, self.call.deny_reason)
         if entry and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
             return Reason(Step.REQUEST, entry.sentence)

@@ -90,10 +90,10 @@ class Followed:
         thirds = [self.sizes[at : at + SIZES // 3] for at in range(0, SIZES, SIZES // 3)]
         smallest = {name: [min(one[name] for one in third) for third in thirds if third] for name in self.sizes[0]}
         sizes = ", ".join(f"{name} {' '.join(f'{each:,.0f}' for each in least)}" for name, least in smallest.items())
-        print(f"  {self.name}: {len(missing)} left out, {len(silent)} without a word; smallest of each third: {sizes}")
+        print(f"  {self.name}: {len(missing)} left out, {len(silent)} without notice; smallest of each third: {sizes}")
         # Growth is counted from the second third: until then the page loads charts and adds pointer handlers.
         grown = [f"{name} grew" for name, least in smallest.items() if least[-1] > least[1] * GROWTH]
-        return [*([f"{len(silent)} calls left out without a word"] if silent else []), *grown]
+        return [*([f"{len(silent)} calls left out without notice"] if silent else []), *grown]
 
 
 def value(served: Serve, query: str, *parameters: object) -> Any:

@@ -73,7 +73,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the process ids of the children of a process and of their children."""
+    """Return the process ids of the children of a process, of their children, and so on."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:

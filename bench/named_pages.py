@@ -1,4 +1,4 @@
-"""Addresses of all pages and dialogs that have a name in the URLs, with ids of a workspace made by bench.full_size."""
+"""Paths of all pages and dialogs with a URL name, with ids of a workspace made by bench.full_size."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -3,7 +3,7 @@
 The workspace was made by `python -m bench.full_size` in that folder. This process sends requests as an owner and as a
 member: for every page that links lead to, for the log with its filters, groups, searches and ranges, for exports up to
 their first byte, for the palette, and for the lists of the API. With `--named`, it sends requests only as the owner:
-for the lists, and for all pages and dialogs that have a name in the URLs.
+for the lists, and for all pages and dialogs with a URL name.
 
 Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
 machine lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the

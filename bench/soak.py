@@ -389,7 +389,7 @@ def real_targets(site: Site) -> Iterator[dict[str, Any]]:
 def _any_number(ask: Any) -> Any:
     """Return `ask`, changed so that its expected answer may contain any numbers.
 
-    The reason is a server whose counter is higher in each round.
+    One of the servers counts its calls, so its answer differs in each round.
     """
     if isinstance(ask, list):
         return [_any_number(one) for one in ask]

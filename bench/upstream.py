@@ -131,7 +131,7 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
 
 @cache
 def links(count: int, size: int) -> bytes:
-    """Return the compressed body of an answer of `size` bytes with `count` links."""
+    """Return the compressed rest of an answer: `count` links, uncompressed about `size` bytes."""
     link = b'{"type":"resource_link","uri":"bench://pages/one?x=%%20","name":"%b"}'
     padding = b"x" * max(0, size // count - len(link))
     return packed(b",".join([link % padding] * count) + b"]}}", zlib.Z_FINISH)

@@ -40,7 +40,7 @@ class Holder(Protocol):
 
 
 class CapabilityRequired(PermissionDenied):
-    """The user has none of the required capabilities."""
+    """The user lacks a required capability, or has none of several alternatives."""
 
     def __init__(self, *capabilities: Capability) -> None:
         super().__init__(f"Capability {' or '.join(repr(c.slug) for c in capabilities)} is required.")

@@ -8,8 +8,7 @@ from typing import NamedTuple, Self
 class Capability(StrEnum):
     """A capability of roles. The value is the Django permission that grants it.
 
-    `slug` is its name in REST answers, `label` its name on pages, `allows` one sentence for the
-    capabilities reference.
+    `slug` is its name in REST answers, `label` its name on pages, `allows` its text in the capabilities reference.
     """
 
     slug: str

@@ -56,7 +56,7 @@ class StillDiffers(ApplyRefused):
 
 
 class Lacking(ApplyRefused):
-    """The person or API key lacks capabilities that the changes take; the message lists them by object."""
+    """The person or API key lacks capabilities that the changes require; the message lists them by object."""
 
 
 def apply(
@@ -151,8 +151,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, do not ask for confirmation as for changes by hand: such a document cannot change
-    objects of another source.
+    If the document has a source, disable the confirmation of changes by hand: such a document cannot change objects of
+    another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

@@ -90,7 +90,7 @@ def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
 
 
 def _parts(row: Model) -> list[UUID]:
-    """Return the ids of a gateway's servers, tools, and tool sets with their grants to teams and everybody."""
+    """Return the ids of the servers, tools, tool sets and grants (except to people) of a gateway; [] for other rows."""
     if not isinstance(row, Gateway):
         return []
     parts = (

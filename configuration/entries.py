@@ -11,7 +11,10 @@ from configuration.kinds import KINDS, Entry, Key, Kind, World
 
 
 def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
-    """Return a pair: the entries of a valid document, which are also added to `world`, and its mistakes."""
+    """Return the entries of a document that fits the schema, and the mistakes in their names and references.
+
+    The entries are also added to `world`.
+    """
     return _EntryReader(document, world).read()
 
 
@@ -27,7 +30,7 @@ class ListedEntries:
 
 
 class _EntryReader:
-    """Reads the entries of a valid document, and checks their names and references."""
+    """Reads the entries of a document that fits the schema, and checks their names and references."""
 
     def __init__(self, document: ConfigDocument, world: World) -> None:
         self._document, self._world = document, world

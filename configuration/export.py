@@ -20,7 +20,7 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object in the form of a file.
+    """Return one object of the kind `name` in the form of a file.
 
     Return None if the object does not exist, if files cannot contain it, or if `viewer` may not see it. The key is “”
     for a kind with a single object, such as the workspace.
@@ -53,5 +53,5 @@ def _written(kind: Kind, key: Key, world: World, viewer: User) -> dict[str, Any]
 
 
 def order(key: Key) -> list[tuple[str, str]]:
-    """Return the order of objects: by name without regard to case. Independent of the database's collation."""
+    """Return a sort key: by name without regard to case, and independent of the database's collation."""
     return [(part.casefold(), part) for part in key]

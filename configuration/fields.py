@@ -105,7 +105,7 @@ def names(
     items: int | None = None,
     **more: Any,
 ) -> Field:
-    """Return a field for a list of names without order."""
+    """Return a field for a list of names whose order does not matter."""
     item = {"type": "string", "minLength": 1, "maxLength": most, "pattern": pattern}
     schema = {"type": "array", "items": item, "uniqueItems": True} | ({"maxItems": items} if items else {})
     instead = "Write a list of different names, such as [one, two], or [] for none."
@@ -113,7 +113,7 @@ def names(
 
 
 def several(name: str, about: str, choices: Iterable[str], default: Any = ()) -> Field:
-    """Return a field for a list of some of these choices, without order."""
+    """Return a field for a list of some of `choices`, whose order does not matter."""
     values = [*choices]
     schema = {"type": "array", "items": {"type": "string", "enum": values}, "uniqueItems": True}
     return Field(name, about, schema, f"Write a list of: {', '.join(values)}.", [*default], is_set=True)

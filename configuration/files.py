@@ -18,7 +18,7 @@ class UnreadableFile(Exception):
 
 
 def texts(place: Path) -> dict[str, str]:
-    """Return the text of a file, or of the .yaml files of a folder, by name. Raises UnreadableFile."""
+    """Return the text of a file, or of the .yaml and .yml files of a folder, by name. Raises UnreadableFile."""
     try:
         if not place.is_dir():
             return {place.name: place.read_text("utf-8")}
@@ -38,7 +38,10 @@ def references(data: Any) -> Iterator[str]:
 
 
 def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
-    """Return, by reference, the secrets that are found on this machine. Paths are relative to `folder`."""
+    """Return, by reference, the secrets that are found on this machine. Paths are relative to `folder`.
+
+    Raises UnreadableFile.
+    """
     found = {}
     for reference in {*wanted}:
         kind, _, name = reference.partition(":")

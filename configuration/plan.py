@@ -89,7 +89,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Set `cuts` of each change, until the time for counting is used up."""
+    """Set `cuts` of each change. After COUNTING_S, set it to NOT_COUNTED."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:
@@ -160,7 +160,10 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
 
 
 def _pruned(document: ConfigDocument, world: World) -> Iterator[Change]:
-    """Yield changes that disable all enabled objects of the document's source that are missing from its lists."""
+    """Yield changes that disable all enabled objects of the document's source that are missing from its lists.
+
+    Raises ConfigurationError if the document names no source.
+    """
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."
         raise ConfigurationError([Mistake(document.at(()), mistake)])

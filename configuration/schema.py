@@ -132,10 +132,10 @@ def _last(path: Path) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Return a sentence that tells the person what to write at this path.
+    """Return a sentence that tells the person what to write at this path; empty for the top of the document.
 
-    The sentence is the `x-instead` of the schema at this path. A value that has none and is not an object has that of
-    the list around it. Otherwise the sentence is a general one about objects.
+    It is the `x-instead` of the schema at this path. If a value has none, the sentence of the value around it is used;
+    if an object has none, a general sentence.
     """
     node: Any = schema()
     said = ""

@@ -115,7 +115,11 @@ class GatewayConnectionQuery(ListQuery):
     kind = serializers.ChoiceField(
         HostKind.choices, required=False, help_text="Only apps (`headed`), or only agents (`token`)."
     )
-    q = serializers.CharField(required=False, help_text="Text contained in an e-mail address or a name.")
+    q = serializers.CharField(
+        required=False,
+        help_text="Text in the owner's e-mail address or the name of the app, agent or gateway, or the start of the "
+        "prefix of a token or key.",
+    )
 
 
 class ConnectionQuery(GatewayConnectionQuery):
@@ -216,7 +220,7 @@ class GatewayConnections(Connections):
         return self.page(filter_connections(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
 
 
-# /api/gateways/{slug}/hosts: the apps and agents that are listed or blocked on a gateway.
+# /api/gateways/{slug}/hosts: the apps and agents that are listed, blocked or limited on a gateway.
 
 
 class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
@@ -296,7 +300,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Remove an app or agent from the listed and blocked ones of a gateway. Its limit stays."""
+        """Remove the decision that lists or blocks an app or agent on a gateway. Its limit stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 
@@ -347,7 +351,7 @@ class Endings(Resource):
     def user(self, request: Request, pk: UUID) -> Response:
         """Cut a person off.
 
-        Deactivates the person and revokes all their connections.
+        Deactivates the person and revokes all their connections, API keys and sign-ins at servers.
         """
         person = get_object_or_404(User, pk=pk)
         with self.unchanged(person):

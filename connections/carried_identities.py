@@ -168,7 +168,10 @@ class OwnConnection(ConnectionRow):
 
     @property
     def servers_without(self) -> str:
-        """The names of servers for which the connection has no usable identity, as a phrase."""
+        """The names of servers for which the connection has no usable identity, as a phrase.
+
+        Servers that refused the identity are left out.
+        """
         waiting = ("missing", "disabled", "attention")
         return first_names([one.server.name for one in self.carried if one.state in waiting and not one.is_refused])
 
@@ -204,7 +207,7 @@ class CarriedIdentities(Versioned):
 
 
 def lacking_identity(user: User) -> ConnectionQuerySet:
-    """Return the person's connections that lack an identity for a server of their gateway, newest first."""
+    """Return the person's enabled connections that lack an identity for a server of the gateway, newest first."""
     live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
     return live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")
 
@@ -214,7 +217,7 @@ def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
     return [OwnConnection(connection, user) for connection in with_carried(lacking_identity(user)[:most])]
 
 
-# The page My identities, where people add, change and remove the identities of their own connections.
+# The My identities page, where people add, change and remove the identities of their own connections.
 
 LABEL_TAKEN = "You already have a credential with this label."
 

@@ -81,7 +81,10 @@ class HostRow:
 
 
 class GatewayHostFilter(ListFilter):
-    """Filter by name, and by whether the app or agent is used, listed, blocked or limited on the gateway."""
+    """Filter by name, and list the apps and agents that are used, listed, blocked or limited on the gateway.
+
+    With `show=others`, list all others instead.
+    """
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])
 

@@ -26,7 +26,7 @@ SELECT s.tool_set_id, f.exposed_name FROM gateways_features_of(%s::uuid[]) s
 JOIN gateways_feature f ON f.id = s.feature_id
 WHERE f.kind IN ('tool', 'prompt') AND left(f.exposed_name, 300) = ANY(%s)
 """
-# The decision on calls uses the SQL function gateways_given(), too.
+# The proxy decides on calls with the same SQL function, gateways_given().
 _GIVEN = """
 SELECT unnest(gateways_given(CASE WHEN g.tools_given <> 'all' THEN g.id END, p.people, h.tool_set_id, a.id, NULL))
 FROM (
@@ -179,7 +179,10 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change after which the tool has the effect `effect`, and is in the sets that match this effect."""
+    """Return the change that gives a tool the effect `effect`.
+
+    The tool is then in the sets whose rule it fits with this effect, and in the sets for which it was chosen.
+    """
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
 

@@ -170,7 +170,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 
 def ended_together(which: Q) -> str:
-    """Return a sentence with the number of live connections that match `which`, and of their tokens. Both will end."""
+    """Return a sentence that says how many connections and tokens end if connections that match `which` are revoked."""
     live = Connection.objects.live().filter(which)
     now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
     totals = live.aggregate(

@@ -171,8 +171,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> "Connection":
         """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
-        Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, or the
-        user or host may not use the gateway.
+        Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, if the
+        host is not approved, if the user or host may not use the gateway, or if an identity cannot be used.
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -211,7 +211,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
         """Use `identity` on the owner's connections that have no identity for its server, or that use `instead_of`.
 
-        Returns the number of changed connections. Their tokens continue to work.
+        A revoked identity counts as none. Returns the number of changed connections. Their tokens continue to work.
         """
         with transaction.atomic():
             places = Assignment.objects.per_user().filter(server=identity.server_id)
@@ -681,7 +681,7 @@ class HostAtGateway(Versioned, models.Model):
         verbose_name_plural = "hosts at gateways"
         ordering = ("-set_at",)
         constraints = (
-            # Covers the lookup of each request.
+            # A covering index for the look-up in each request.
             models.UniqueConstraint(
                 fields=("gateway", "host"), include=("allowed", "tool_set"), name="one_row_per_gateway_and_host"
             ),

@@ -105,8 +105,8 @@ def _known(
 ) -> Callable[[Resource], QuerySet[Any]]:
     """Return a function that takes the API view and returns the objects that a filter may name.
 
-    A filter may name the `listed` objects and, if the viewer may read the log, objects in logged calls. `column` is the
-    column of calls that has the object's id; `shared` are columns that calls and objects have in common.
+    These are the objects of `listed` and, if the caller may read the log, the objects of logged calls. `column` is the
+    column of calls with the object's id. `shared` are columns of both calls and objects, compared to use an index.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

@@ -110,7 +110,7 @@ class CopyForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def copy(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Copy a set, also to another gateway; its tools are found there by their exposed names."""
+    """Copy a set to the same or another gateway, where its members are found by their exposed names."""
     tool_set = find_set(request, pk)
     gateways = Gateway.objects.visible_to(request.user).live().order_by(Lower("name"), "pk")
     if is_for(request, "would-have"):

@@ -148,7 +148,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
         source="given_by.email", help_text="E-mail address of the person who gave the set."
     )
     given_at = UtcDateTimeField(help_text="When it was given.")
-    ends_at = UtcDateTimeField(allow_null=True, help_text="The date on which it ends; null without one.")
+    ends_at = UtcDateTimeField(allow_null=True, help_text="When it ends by itself; null if no end is set.")
     ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
 
     def get_to(self, grant: ToolGrant) -> str:

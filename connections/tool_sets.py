@@ -386,7 +386,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show how many tools the set in the form has, and which calls the change would have refused."""
+    """Show how many tools the set in the form has, and how many recent calls the change would have refused."""
     form, told = ToolSetForm(request.POST, gateway=gateway, tool_set=tool_set), ""
     form.fields["name"].required = False
     if form.is_valid():

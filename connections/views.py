@@ -307,7 +307,7 @@ def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
 
 
 def back_url(request: AppRequest, connection: Connection) -> str:
-    """Return the page to show without script: the host's tab, or the list of the person's own connections."""
+    """Return the URL to redirect to if the browser runs no script: the host's tab, or the person's own connections."""
     if request.user.has_perm(Capability.HOSTS_READ):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")

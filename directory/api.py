@@ -67,7 +67,7 @@ class NewDirectoryAddress(RequestBody):
 class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
     """A file to install on an organisation's computers, filled in for the address."""
 
-    slug = serializers.CharField(help_text="Name of the file here; never changes.")
+    slug = serializers.CharField(help_text="Name of the file in the API; never changes.")
     client = serializers.CharField(help_text="Client that reads it.")
     name = serializers.CharField(help_text="File name.")
     place = serializers.CharField(help_text="Where it is installed.")

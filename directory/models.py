@@ -54,7 +54,7 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
         return self.filter(token=token, enabled=True).select_related("team").first()
 
     def matching(self, words: str) -> DirectoryAddressQuerySet:
-        """Return addresses with `words` in the name of their team; all if `words` is empty."""
+        """Return addresses with `words` in the name of their team, or in EVERYONE; all if `words` is empty."""
         if not words:
             return self
         return self.filter(holds("team__name", words) | (Q(team=None) if words.lower() in EVERYONE.lower() else Q()))

@@ -103,7 +103,7 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
 
 VS_CODE = (
     "The gallery of MCP servers shows the directory, and VS Code starts only servers that were installed from it. "
-    "Extensions are not bound by it."
+    "Extensions bypass this."
 )
 
 

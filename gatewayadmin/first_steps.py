@@ -1,4 +1,4 @@
-"""The first steps of a workspace. Their state is derived from the database, never stored."""
+"""The first steps of a workspace. Their state is not stored, but derived from other rows and the settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SetupStep:
 
 @dataclass(frozen=True)
 class Setup:
-    """The steps as `viewer` sees them."""
+    """The steps as `viewer` sees them. The page polls for changes until the time `until`."""
 
     viewer: User
     facts: WorkspaceSettings

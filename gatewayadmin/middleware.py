@@ -133,15 +133,16 @@ def largest_anonymous_body(path: str) -> int:
 
 
 class OuterMiddleware:
-    """Wraps the whole application.
+    """Wraps the whole application, and limits request bodies before Django reads them completely.
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
     client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection, which may
-    be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413,
-    because Django would write it to disk first. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at
-    some paths one of SMALLER_ANONYMOUS_BODIES. If a request with a session or token has a larger body, `is_known`
-    checks the credential before the body is read, since Django would read all of it first; an unknown credential gets
-    401. If `is_known` raises SenderBusy, the answer is 429.
+    be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths.
+
+    A body above LARGEST_BODY gets 413. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at some
+    paths one of SMALLER_ANONYMOUS_BODIES. If a request with a session or token exceeds this smaller limit, `is_known`
+    checks the credential: an unknown one gets 401, or 413 if the body has no Content-Length. If `is_known` raises
+    SenderBusy, the answer is 429.
     """
 
     def __init__(
@@ -391,9 +392,9 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    Up to MOST_WAITING further requests of the sender wait, each for at most LONGEST_WAIT_S. If more arrive, they get
-    429. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches its path, or if it asks
-    for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
+    Up to MOST_WAITING further requests of the sender wait. Those that arrive when so many wait, or have waited for
+    LONGEST_WAIT_S, get 429. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches its
+    path, or if it asks for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:

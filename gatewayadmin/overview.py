@@ -60,7 +60,7 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 
 def _counts(reader: Any) -> dict[str, int]:
-    """Return the non-zero counts of objects `reader` may see, by kind. Needs one query, for most members none."""
+    """Return the non-zero counts of objects that wait for `reader`, by kind. Needs at most one query."""
     if not isinstance(reader, User):
         return {}
     kinds = [*_kinds(reader)]

@@ -94,7 +94,7 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs it for.")
     days = serializers.IntegerField(
-        help_text="Number of days, counted from the approval: as asked for, or as given once it is approved."
+        help_text="Days of access from the approval on: the number requested or, once approved, the number given."
     )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(

@@ -401,7 +401,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def widen(self, request: Request, slug: str, alias: str) -> Response:
-        """Enable again the tools that were disabled because they were not used."""
+        """Enable the tools that the last `narrow` disabled."""
         assignment = self._find(slug, alias)
         return self.changed(assignment, assignment.widen)
 

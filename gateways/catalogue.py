@@ -86,7 +86,7 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return the start and end of the last SPAN. Thanks to the end, PostgreSQL skips partitions for the future."""
+    """Return the start and end of the last SPAN. The end lets PostgreSQL skip future partitions."""
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 
@@ -177,8 +177,8 @@ class Catalogue:
     Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
     sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
 
-    `page` is the number of the page that will probably be read, from 1, as text; other texts mean the first page. The
-    statement that counts all entries reads this page, too.
+    `page` is the page that the caller will probably read, as text that has its number, from 1; any other text means the
+    first page. The statement that counts the entries also reads this page.
     """
 
     ordered = True

@@ -52,7 +52,7 @@ class JsonNumber(str):
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the JSON text of a definition as lines, one per value, with the members of objects in a fixed order."""
+    """Return the JSON text of a definition as lines, at least one per value; members of objects are sorted."""
     value = json.loads(text, object_pairs_hook=Pairs, parse_float=JsonNumber, parse_int=JsonNumber)
     lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
     # Lone surrogates cannot be encoded: show them as escapes.

@@ -204,7 +204,7 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the context with the gateways that have the same tool, and with the use of the tool.
+    """Return the context with the gateways that have the same tool and, if the viewer may read the log, with its use.
 
     Return {} if the feature is not a tool, or is not offered now.
     """
@@ -301,7 +301,7 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
         (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
-            "Visible only to people whose own credential lists it.",
+            "Each person sees it only if the server lists it for their own credential.",
         ),
         (not given.exists(), "Not given to you by any grant."),
         (assignment.server.lists_live, f"{name} is asked whenever a client requests the list, and may leave this out."),
@@ -389,7 +389,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _back(request: AppRequest, feature: Feature) -> str:
-    """Return the page the decision was made on: the list of waiting definitions, or the feature's page."""
+    """Return the URL of the page with the decision: the list of waiting definitions, or the feature's page."""
     asked = request.POST.get("back") or request.GET.get("back", "")
     return own_path(asked, page_url(feature))
 

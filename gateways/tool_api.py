@@ -79,13 +79,13 @@ class ToolSerializer(serializers.Serializer[Feature]):
 
 
 class FeatureSerializer(ToolSerializer):
-    """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
+    """A tool, prompt, resource or template, with its approved definition and the one that its server offers."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
     state = serializers.ChoiceField(
         FeatureState.choices, help_text="Review state, which decides whether clients see it."
     )
-    approved = serializers.CharField(help_text="The JSON text of the definition that clients see.")
+    approved = serializers.CharField(help_text="The JSON text of the approved definition; empty if none is approved.")
     offered = serializers.CharField(
         allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
     )

@@ -177,7 +177,8 @@ def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
         "server_id": [*{one.server_id for one in assignments}],
     }
     with book() as opened, connection.cursor() as cursor:
-        # Roll-ups that old have whole days only; OF_ROLLUPS leaves out what was last called before `since`.
+        # Roll-ups this old exist for whole days only, and the first day begins before `since`. OF_ROLLUPS leaves out
+        # tools that were last called before `since`.
         if query := opened.query_of(where, DAYS.begin(since), until, by=OF_TOOLS):
             told, same, values = OF_ROLLUPS.format(rows=query[0]), SAME_TOOL, [*query[1], denied, since]
         else:
@@ -210,10 +211,7 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """The number of different tools called with a token in the last SPAN, and the number of tools it could call.
-
-    The second number counts all tools that the token's servers offer.
-    """
+    """The number of different tools called with a token in the last SPAN, and the number that its servers offer."""
 
     used: int
     offered: int
@@ -355,7 +353,7 @@ def _without_dearest(assignment: Assignment) -> list[str]:
 
 
 def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
-    """Return the texts of the confirmation, and the tools that would be disabled."""
+    """Return the texts of the confirmation, which name the tools to disable, and the hidden form fields."""
     (use,) = uses([assignment])
     gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
     off = use.dearest_unused if is_dearest else use.to_switch_off

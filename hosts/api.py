@@ -42,7 +42,7 @@ class HostSerializer(serializers.Serializer[Host]):
         help_text="Whether everyone may create their own tokens for this agent, even without `api-tokens:create`."
     )
     connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
-    users_count = serializers.IntegerField(source="user_count", help_text="Number of people with a connection.")
+    users_count = serializers.IntegerField(source="user_count", help_text="People who have these connections.")
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
     first_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was first seen; null if never.")

@@ -105,7 +105,7 @@ class LeastPrivilege:
         unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]
         page = cls(host, used=connections.filter(in_use).count(), unused=list(unused))
         pks = [one.pk for one in page.unused]
-        # Sorted in Python, because PostgreSQL would read all newer calls to sort these. Unused connections have no
+        # Sorted in Python: with ORDER BY, PostgreSQL would read all newer calls of the log. Unused connections have no
         # calls after `span`.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()

@@ -130,7 +130,7 @@ class Host(Versioned, Switchable):
 
     @property
     def stop_label(self) -> str:
-        """The label of the button that stops the host, with its number of connections; empty if nothing can be stopped.
+        """The label of the button that disables the host and revokes its connections; empty if it would change nothing.
 
         Needs the annotations of `hosts.views.counted`.
         """
@@ -178,7 +178,7 @@ class Host(Versioned, Switchable):
         return {name: getattr(self, name) for name in names}
 
     def set_enrolment(self, allow: bool, *, by: User, seen: Seen | None = None) -> None:
-        """Set whether every active user may create their own token for this agent (enrolment)."""
+        """Set whether people without `api-tokens:create` may create their own token for this agent (enrolment)."""
         with transaction.atomic():
             row = self.lock()
             row.must_be(seen, {"allow_enrolment"})

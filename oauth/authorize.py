@@ -44,7 +44,7 @@ class SentBack(HttpResponseRedirect):
 @never_cache
 @require_GET
 def authorize(request: AppRequest) -> HttpResponse:
-    """Validate an authorization request, check the signed-in user, and start the flow.
+    """Validate an authorization request, have the person sign in if needed, and start the flow.
 
     Nothing is sent to a redirect URI before it is known to belong to the client.
     """

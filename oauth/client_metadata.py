@@ -92,7 +92,7 @@ class ClientSecretHasher(PBKDF2PasswordHasher):
 
 
 class UnknownResource(Exception):
-    """The resource is not the address of a gateway here."""
+    """The resource is not the address of a gateway of this installation."""
 
 
 def same_resource(first: str, second: str) -> bool:
@@ -131,7 +131,7 @@ AUTH_METHODS = ("none", "client_secret_post", "client_secret_basic")
 
 
 class BadClientMetadata(Exception):
-    """The app's metadata are not acceptable."""
+    """The app's metadata are not acceptable; the message says why."""
 
     def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
         super().__init__(sentence)

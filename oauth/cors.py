@@ -1,4 +1,4 @@
-"""CORS for the OAuth endpoints: preflight, and response headers for browsers of other origins."""
+"""CORS for the OAuth endpoints: preflight, and response headers for web pages of other origins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADERS = "Authorization, Content-Type, Accept, MCP-Protocol-Version"
 
 
 def allow(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """Let the browser of an allowed origin read `response`; credentials are never allowed."""
+    """Let web pages of an allowed origin read `response`; credentials are never allowed."""
     origin = request.headers.get("Origin")
     response.headers.setdefault("Vary", "Origin")
     if origin and origin in settings.ALLOWED_ORIGINS:

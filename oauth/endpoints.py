@@ -149,7 +149,7 @@ urlpatterns = [
     path("oauth/register", register, name="dcr-register"),
     path("oauth/register/<str:client_id>", Manage.as_view(), name="dcr-register-management"),
     path("oauth/revoke", revoke, name="revoke-token"),
-    # Clients of 2025-03-26 do not know resource metadata and use paths at the root.
+    # Clients of MCP 2025-03-26 do not know resource metadata and use paths at the root.
     path("authorize", authorize.authorize),
     path("token", token),
     path("register", register),

@@ -71,7 +71,7 @@ def begin_app(
 
 
 def flow_or_404(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
-    """Return the flow, or 404 if it belongs to another browser or person."""
+    """Return the flow. Raises Http404 if it does not exist, or belongs to another browser or person."""
     flows = AuthorizeRequest.objects.select_related("host", "gateway", "application")
     if lock:
         flows = flows.select_for_update(of=("self",))

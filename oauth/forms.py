@@ -85,7 +85,7 @@ class IdentityForm(Trial):
         return next(one for one in self.usable if str(one.pk) == self.cleaned_data["identity"])
 
     def _tried_again(self) -> str:
-        """Test again the chosen identity, which the server refused before.
+        """Test the chosen identity again, because the server refused it before.
 
         Return the refusal; empty if the server accepts the identity or cannot be asked.
         """

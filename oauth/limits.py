@@ -1,4 +1,4 @@
-"""Rate limits per address and per person at the OAuth endpoints: above them the response is 429."""
+"""Rate limits per address and per person at the OAuth endpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
-    """True if the request's IP address may do `action` again.
+    """Count an `action` of the request's IP address, and return True if it is within the limit of this minute.
 
     `of` is, for example, a client id: the requests for each value of `of` are counted separately.
     """
@@ -30,7 +30,7 @@ def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
 
 
 def allows_person(user: User, action: str) -> bool:
-    """True if this person may do `action` again, from any address."""
+    """Count an `action` of this person, from any address, and return True if it is within the limit of this minute."""
     return _count(f"{action} of {user.pk}") <= OF_ONE_PERSON[action]
 
 

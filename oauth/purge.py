@@ -28,7 +28,7 @@ def codes(now: datetime) -> int:
 
 
 def refresh_tokens(now: datetime) -> int:
-    """Delete refresh tokens that are too old, belong to ended families, or belong to revoked connections.
+    """Delete refresh tokens that are older than the workspace allows, or whose family or connection has ended.
 
     Used tokens of live families are not deleted, because reusing a used token must end its family.
     """

@@ -200,7 +200,10 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
 
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Mark the refresh token of the request as used, or delete its code and return the code's digest."""
+    """Mark the refresh token of the request as used, or delete its code. Raises InvalidGrantError.
+
+    Return a pair: the refresh token and None, or None and the code's digest.
+    """
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
         if row.revoked is not None and not _is_in_grace(row):  # The token's family was revoked meanwhile.

@@ -653,10 +653,11 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row in the database. Return a pair: a grant that has the feature, and the feature.
+        """Find a feature that has no row under this name. Return a pair: a grant that has the feature, and the feature.
 
-        First request a new list from the server `assigned`. If the list does not have the feature, the client may have
-        left out the alias: look for servers with a feature of this name. Raises OutOfScope or UpstreamError.
+        If `assigned` is given, first request a new list from this server. If the list does not have the feature, the
+        client may have left out the alias: look for servers with a feature of this name. Raises OutOfScope or
+        UpstreamError.
         """
         if assigned is not None:
             try:
@@ -932,7 +933,7 @@ class Endpoint:
             await self._record_end(request, ending, standing.sent)
 
     async def _record_end(self, request: McpRequest, ending: StopReason | None, sent: int) -> None:
-        """Write the row for the end of a standing stream; the correlation id is the id of the row for its beginning."""
+        """Write the row for the end of a standing stream. Its correlation id is the id of the row for the beginning."""
         now = time.time()
         denied = ending.denied if ending is not None else None
         row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
@@ -1054,7 +1055,7 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal of a request that must name a feature, if its params are malformed; otherwise None.
+    """Return the refusal if the params of a request that names a feature are malformed; otherwise None.
 
     Raises UnknownTask for a request about a task that the gateway does not know.
     """
@@ -1077,10 +1078,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for some unknown names.
-
-    These are the names that a server itself may use for a feature, without its alias.
-    """
+    """Resolve like `resolve_call`, but return None for an unknown name that may be a server's own (without alias)."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -1144,9 +1142,9 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Send a 503 because the log cannot be written. The 503 says that the call was not executed.
+    """Refuse a call because the log cannot be written: send a 503, or the error on `stream` if it is open.
 
-    The refusal itself has no row in the log.
+    The error says that nothing was executed. The refusal itself has no row in the log.
     """
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
@@ -1285,7 +1283,7 @@ class _Sent:
 
 
 async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
-    """Replace the URIs that clients see for this server by the server's own URIs, in the arguments."""
+    """Return the message with arguments in which URIs that clients see are replaced by the server's own URIs."""
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
     own = (
@@ -1351,8 +1349,8 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Error codes of servers for which clients of 2026-07-28 get the HTTP status in MODERN_STATUS. All other errors get 200,
-# because they may be about the request as the gateway sent it.
+# A server's error with one of these codes is sent to clients of 2026-07-28 with the HTTP status in MODERN_STATUS. Other
+# errors are sent with 200, because they may be about the request as the gateway sent it.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 # The code for a missing resource: under True for receivers that speak 2026-07-28, under False for others.

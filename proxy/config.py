@@ -29,9 +29,11 @@ class Config:
     this process reaches itself, and `listener_secret` opens the built-in servers there. `workers` is the number of
     processes that share each server's concurrency limit, `token_calls` the largest number of concurrent calls of a
     token in this process. A client has `answer_seconds` to answer a server's request. The client's session expires
-    after `session_hours` without use. Large answers in this process take at most `answers_limit` bytes. The answers for
-    one person take at most an eighth of this limit, and answers that are being read from one server at most half of it;
-    a single answer may take more.
+    after `session_hours` without use.
+
+    Large answers in this process take at most `answers_limit` bytes. The answers for one person take at most an eighth
+    of this limit, and answers that are being read from one server at most half of it; a single answer may take more.
+
     `log_connections` database connections write the log. At most `max_waiting` requests may wait for the access query,
     as many for the rate limits, and as many for the log.
     """

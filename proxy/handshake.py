@@ -107,9 +107,9 @@ class Eras:
     async def _look(self, target: Target, age: float) -> str:
         """Probe the server and return its eras.
 
-        If the stored eras are at most `age` seconds old, return them without a probe. If another worker is probing the
-        server, also return the stored eras, which may be empty. But if they are empty and `age` is 0, wait for the
-        result of the other worker. Raises TimedOut after waiting too long.
+        There is no probe if the stored eras are at most `age` seconds old, or if another worker is probing the server:
+        then return the stored eras. If there are none yet, return an empty text or, with `age` 0, wait for the result
+        of the other worker. Raises TimedOut after waiting too long.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -196,7 +196,7 @@ class Handshake:
         }
 
     async def set_level(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
-        """Store the minimum log level of the client's session; without a session all messages are sent.
+        """Store the minimum log level of the client's session. A client without a session always gets all messages.
 
         Servers get the level with the next request. Raises DatabaseUnavailable.
         """

@@ -190,7 +190,7 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Use an approval for this call and return True. Otherwise wait, and return False when the hold has changed.
+        """Return True if the call is approved, and use the approval. Otherwise return False once the hold has changed.
 
         If the result is False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
         retry that does not continue an approved call, because a retry gives the server data that nobody has approved.
@@ -251,10 +251,10 @@ class Holds:
     # Approved calls that ask for input
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return a call in the form in which its server gets it; only the members in MORE are changed.
+        """Return a call with the `requestState` and `inputResponses` that its server gets.
 
-        The `requestState` of the returned call is the server's own. If the client has answered the request to open our
-        page, this answer is left out.
+        The `requestState` is the server's own; if it came inside one of ours, `request.continues` is set. If the client
+        has answered the request to open our page, this answer is left out.
         """
         params = message.params
         if message.method != "tools/call":

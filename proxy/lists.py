@@ -1,8 +1,8 @@
 """Lists of tools, prompts, resources and templates: stored, approved features, read by the access query.
 
 A server is asked for its list in the background when the stored list is in use and older than a minute, or when the
-server reports a change. A client waits, briefly, only for servers that have never answered. One database function,
-`gateways_learn`, compares and stores the lists; the pages use it too.
+server reports a change. A client waits only for servers that have never answered, and for servers whose lists differ by
+session. One database function, `gateways_learn`, compares and stores the lists; the pages use it too.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)
 
-# The `_meta` key under which a list response names the servers that could not be asked, and the reasons.
+# The `_meta` key under which a list response names the servers whose current list is not available, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
 # True if the list is incomplete: one of these servers has no stored list, although its identity may be used.
 PARTIAL = "gateway-admin/partial"
@@ -67,7 +67,7 @@ type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
 
 class Unavailable(NamedTuple):
-    """A server that could not be asked for its list, and why.
+    """A server whose current list is not available, and why.
 
     Its stored features are listed nevertheless, unless the reason is that the connection has no usable identity there.
     """
@@ -309,9 +309,9 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """Return each server's list or error, within the client's waiting time.
+        """Return each server's list or error; TimedOut for a list that takes longer than a client may wait.
 
-        A request that takes longer continues in the background.
+        The request for this list continues in the background.
         """
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:

@@ -87,7 +87,7 @@ class SessionUse:
     newest: SessionCall
     calls: list[SessionCall] = field(default_factory=list)
     ended: float = 0.0
-    in_doubt: bool = False  # True after someone's access was cut, until the next call in the session.
+    in_doubt: bool = False  # True after access may have been revoked, until the next call in the session.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     beginning: bool = False
 
@@ -133,7 +133,7 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Treat each session as unused until its next call, because someone's access was cut."""
+        """Treat each session as unused until its next call, because access may have been revoked."""
         for use in self.uses.values():
             use.in_doubt = True
 
@@ -314,11 +314,9 @@ def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
     return Destination(own if own in standing else standing[0], to_call=False) if standing else None
 
 
-# Messages from the standing stream of a session at a server go to the call concerned, or to the client's stream.
+# Notifications that a server sends on the stream of a call, rewritten for the client of the call.
 
-# Notifications that a server sends during a call are rewritten for the client.
-
-# These notifications are about the request on whose stream they arrive. Only their URIs are rewritten.
+# Forwarded to clients of the session era, with only the URIs rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -397,6 +395,8 @@ def under_alias(alias: str, logger: object) -> str:
     own = logger if isinstance(logger, str) else ""
     return f"{alias}/{own}" if alias and own else alias or own
 
+
+# Messages that a server sends on the standing stream of a session: for the call concerned, or for the client's stream.
 
 logger = logging.getLogger(__name__)
 
@@ -559,8 +559,8 @@ class Carrier:
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Send messages of a server to the client, on the streams of this worker.
 
-        With `to_call`, notifications, except updates of resources, go to the call that this worker runs in the session.
-        All other messages go to the newest standing stream.
+        With `to_call`, messages go to the call that this worker runs in the session, except updates of resources. All
+        other messages go to the newest standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -625,9 +625,9 @@ class Carrier:
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Forward to the client a request that another worker received from a server.
+        """Forward a server's request to the client, and the client's answer to the server.
 
-        The client's answer is sent to the server.
+        The request may have been received by another worker.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         upstream = call.target if call is not None else await self._keeper.target_of(heard.row)

@@ -76,7 +76,8 @@ class UpstreamSession(models.Model):
     """A session at a server, for one client's session, or for a connection whose client has no session.
 
     `key`, made by query.sql, has the identity, address and capabilities for which the session may be used. `sealed_id`
-    is the server's id of the session, encrypted; empty for a stateless server.
+    is the server's id of the session, encrypted; empty for a stateless server. It is also empty in the row of a
+    `subscriptions/listen`, which is not a session: such a row is only a lease.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -134,6 +135,7 @@ class PendingRequest(models.Model):
     """A server's request to a client, waiting for an answer until `expires_at`; `asked` and `answer` are sealed.
 
     The answer comes from the session `session_id` of the connection, or with the retry of the suspended call `call_id`.
+    A row without a `method` is not a request, but a text from one worker for another.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -471,7 +471,7 @@ class SuspendedCalls:
         self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
 
     async def stop(self) -> None:
-        """End the suspended calls of this worker; retries of these calls get CallLost."""
+        """End the suspended calls of this worker. A retry that already waits gets CallLost, a later one BadState."""
         await self._background.stop()
         tasks = [task for _, task in self._held.values()]
         for task in tasks:
@@ -640,7 +640,7 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether this requestState is that of a suspended call, of any connection."""
+        """Return whether the requestState was issued for a suspended call. The connection is not checked."""
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:

@@ -158,7 +158,7 @@ class StandingStream:
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Queue this message. If the client is too far behind in reading, end the stream."""
+        """Queue this message, with `first` before all others. If the client reads too slowly, end the stream."""
         if self._over:
             return
         if self.subscription is not None:

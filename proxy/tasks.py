@@ -76,7 +76,7 @@ class Task(NamedTuple):
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return `target`, without the tasks extension if client and server speak different eras of MCP.
+    """Return `target`, without the tasks extension if a client of the session era calls a server of 2026-07-28.
 
     Tasks are not translated between eras.
 

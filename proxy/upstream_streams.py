@@ -122,7 +122,7 @@ class ServerStreams:
                 await self._keeper.release(self._name, [*held])
 
     def _look_again(self, owner: str | None) -> None:
-        """Mark an owner whose needed server streams may have changed; None marks all owners."""
+        """Schedule a check of the server streams that `owner` needs; None or an empty text means all owners."""
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
@@ -329,7 +329,7 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Wait at most READY_SECONDS until the server's stream is open, or is certain not to open."""
+        """Open the server's stream if possible, and wait for this at most READY_SECONDS."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -672,7 +672,7 @@ class Audiences:
         self._keeper = keeper
 
     async def honoured(self, request: McpRequest, wanted: Sequence[str]) -> list[str]:
-        """Return the URIs among `wanted` that this `subscriptions/listen` may follow. Raises DatabaseUnavailable."""
+        """Return the URIs among `wanted` whose changes this client may be notified of. Raises DatabaseUnavailable."""
         assert request.query is not None, "it was authorized"
         grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
         watched = (

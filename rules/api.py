@@ -76,12 +76,14 @@ class RuleSerializer(serializers.Serializer[Rule]):
         source="approver_team.name",
         default=None,
         allow_null=True,
-        help_text="Team that decides; null for other approvers.",
+        help_text="Team that decides; null for other approvers, and if the team is deleted.",
     )
     somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
     position = serializers.IntegerField(help_text="Place in the order of rules.")
-    revision = serializers.IntegerField(help_text="Increases when tools, condition or effect change.")
+    revision = serializers.IntegerField(
+        help_text="Increases with each change, except of `name`, `text`, `mode`, `enabled`, `note` and `position`."
+    )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
     def get_servers(self, rule: Rule) -> list[str]:

@@ -65,7 +65,7 @@ def expression_of(choice: str, values: dict[str, Any]) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as it is written in CEL."""
+    """Return `text` as a string literal of CEL, in quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -77,7 +77,7 @@ def _argument(values: dict[str, Any]) -> str:
 
 
 def path_of(argument: str) -> str:
-    """Return an argument of a call as it is written in CEL."""
+    """Return the CEL expression for an argument of a call: `args.name`, or `args["name"]` for other names."""
     return f"args.{argument}" if is_identifier(argument) else f"args[{literal(argument)}]"
 
 

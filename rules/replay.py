@@ -46,7 +46,7 @@ _READ = (
 class Replay:
     """The calls that a rule would have touched.
 
-    `looked` is the number of calls that were compared with the rule, back to `since`. `is_complete` is False if time
+    `looked` is the number of calls that were read from the log, back to `since`. `is_complete` is False if time
     ran out before the oldest call. `count` is the number of calls that match. Of these, `failed` match only because the
     condition has no result for them. `unknown` is the number of calls of the rule's tools that could not be compared,
     because their arguments were not recorded completely.

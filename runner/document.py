@@ -359,7 +359,7 @@ def _mistaken_values(name: str, values: dict[str, Any], kind: str) -> Iterator[t
     letters = r"[A-Za-z_][A-Za-z0-9_]*" if kind == "servers" else r"[A-Za-z0-9-]+"
     for variable, value in values.items():
         if not re.fullmatch(letters, variable):
-            yield (variable, None), f"“{variable}” is no name here. Write letters and digits."
+            yield (variable, None), f"“{variable}” is not a valid name here. Write letters and digits."
         elif _is_plain_secret(variable, str(value), kind):
             instead = re.sub(r"\W", "_", f"{name}_{variable}").upper()
             yield (variable,), f"This looks like a secret. Write env:{instead} or file:PATH."

@@ -99,7 +99,8 @@ class SharedClients:
         self.bus = InMemorySubscriptionBus()
 
     async def on_request(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        raise MCPError(METHOD_NOT_FOUND, "Only a program with “mode: session” can ask the client of a session.", method)
+        text = "Programs can send requests to clients only in sessions, with “mode: session”."
+        raise MCPError(METHOD_NOT_FOUND, text, method)
 
     async def on_notification(self, method: str, params: Mapping[str, Any] | None) -> None:
         event = event_from_wire(method, params)
@@ -321,7 +322,11 @@ class ProgramEndpoint:
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
     ) -> RunningProgram:
-        """Start a program. If a program has failed recently, wait for the end of the pause first. Raises MCPError."""
+        """Start a program. Raises MCPError, also if the entry's limit of programs is reached.
+
+        After a failure, programs are started only after a pause: wait for its end, or raise MCPError if it is longer
+        than LONGEST_WAIT seconds.
+        """
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:
             raise self._not_started(f"{self.error}; next start in {round(pause)} s")
@@ -402,7 +407,10 @@ class ProgramEndpoint:
         self._not_before = time.monotonic() + min(LONGEST_BACKOFF, 2 ** min(self._failures - 1, 10))
 
     def stop_idle(self) -> None:
-        """End programs that had no call for longer than the entry allows."""
+        """End programs that had no call for longer than the entry allows.
+
+        A shared program is not ended while a session subscribes to one of its resources.
+        """
         seconds = self.entry.idle_seconds
         if not seconds or (self._is_shared and any(self._clients.subscriptions.values())):
             return

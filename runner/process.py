@@ -67,7 +67,10 @@ class ProcessUsage:
 
 
 def running_processes() -> Iterator[ProcessUsage]:
-    """Yield all processes. Users come from `status`: a program can change the owner of its folder in /proc."""
+    """Yield all processes, without zombies.
+
+    The user IDs are read from `status`, because a program can change the owner of its folder in /proc.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         found = _status(int(folder.name))
         if found and not found["State"].startswith("Z"):

@@ -102,7 +102,7 @@ class RunnerApp:
         endpoint = self.endpoints.get(scope["path"].removesuffix("/mcp").removeprefix("/"))
         answer = self._refusal(scope, headers) or self._status(scope, endpoint, headers)
         if answer or not endpoint:
-            await (answer or _error(404, "There is no such address."))(scope, receive, send)
+            await (answer or _error(404, "Nothing is served at this path."))(scope, receive, send)
             return
         # The secret is not passed on to the endpoints.
         scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
@@ -125,7 +125,7 @@ class RunnerApp:
         return None
 
     def _status(self, scope: Scope, endpoint: Endpoint | None, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Answer requests that are not MCP; return None for MCP requests."""
+        """Answer requests that are not MCP, and MCP requests that cannot be served; return None for all others."""
         match scope["method"], scope["path"].split("/")[1:]:
             case "GET", ["programs"]:
                 isolation = "uid" if self.accounts.isolated else "none"
@@ -139,7 +139,7 @@ class RunnerApp:
                 if endpoint.entry.error or (endpoint.entry.is_openapi and endpoint.error):
                     return _error(503, f"“{endpoint.entry.name}” is not served: {endpoint.error}")
                 return None
-        return _error(404, "There is no such address.")
+        return _error(404, "Nothing is served at this path.")
 
 
 def described(endpoint: Endpoint) -> dict[str, Any]:

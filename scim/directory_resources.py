@@ -197,7 +197,10 @@ class People:
             entry.describe(by=by, **said)
 
     def _said(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the attributes a directory sent for a person. Raises InvalidValueException if there is no e-mail."""
+        """Return the attributes a directory sent for a person.
+
+        Raises InvalidValueException if there is no e-mail address, or if a value is too long.
+        """
         user_name = _text(content, "userName").lower()
         emails = [one for one in content.get("emails") or () if one.get("value")]
         if len(emails) > MOST_EMAILS:

@@ -54,7 +54,7 @@ class MakesOwners(ProvisioningError):
 
 
 class RoleBeyond(ProvisioningError):
-    """New people would have capabilities that the key may not act on. Tick these too, or choose another role."""
+    """The role has capabilities that the key lacks. Add these to the key, or choose another role."""
 
     field = "capabilities"
 
@@ -213,7 +213,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """The key's capabilities; empty if revoked.
+        """The key's capabilities, and the capabilities included in these.
 
         The key can change only people who have no capabilities beyond these, and teams of such people.
         """
@@ -408,7 +408,7 @@ class DirectoryPerson(models.Model):
         self.deactivated_epoch = None if self.user.is_active else self.user.session_epoch
 
     def _keep(self) -> None:
-        """Save the row, and mark the person as provisioned unless their invitation was revoked."""
+        """Save the row. If it is new, mark the person as provisioned, unless their invitation was revoked."""
         if self._state.adding and self.user.status != "revoked":
             User.objects.filter(pk=self.user_id, provisioned_at=None).update(provisioned_at=timezone.now())
         self.save()

@@ -538,7 +538,7 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context in which the last test was shown; {} if that test was not of the URL in the form."""
+    """Return the context to show the last test again; {} if that test was not of the URL in the form."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}

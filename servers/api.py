@@ -201,7 +201,7 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
     has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
     suggested_name = serializers.CharField(
-        help_text="Name that the server gets; if the name in the file is taken, another one."
+        help_text="Name that the server gets: its name in the file, with a number if that name is taken."
     )
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if it is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")

@@ -179,7 +179,7 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=1000,
         initial=64,
-        help_text="Shared by all people and worker processes. Further calls wait in turn.",
+        help_text="Shared by all people and worker processes. Further calls wait in a queue.",
     )
 
     lists_live = forms.BooleanField(
@@ -322,9 +322,10 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """Return whether the server may be at a private address.
+        """Return whether the server may be at a private address; None if unknown.
 
-        For a new URL, this depends on the addresses of its host; for an unchanged URL, on the setting in the form.
+        A new URL is judged by the addresses of its host. For an unchanged URL the setting in the form counts; if it
+        is not ticked and was unknown before, the addresses decide.
         """
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside

@@ -57,7 +57,8 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
     issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
     expires_at = UtcDateTimeField(
-        allow_null=True, help_text="When its token expires; null if unknown. With a refresh token it is renewed before."
+        allow_null=True,
+        help_text="When its token expires; null if unknown. With a refresh token, it is renewed in time.",
     )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
     unconfirmed_since = UtcDateTimeField(

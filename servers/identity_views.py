@@ -91,7 +91,7 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """The reason why the identity is not used although it is enabled; otherwise empty."""
+        """Text beside the switch of an enabled identity that waits for confirmation; otherwise empty."""
         return "it waits for confirmation" if self.identity.status == "unconfirmed" else ""
 
     @property

@@ -46,16 +46,18 @@ class ListingSerializer(serializers.Serializer[Any]):
     """The programs of the runner, or why they are not known."""
 
     problem = serializers.CharField(allow_null=True, help_text="Why the runner did not answer; null if it did.")
-    version = serializers.CharField(help_text="Version of the runner.")
-    isolation = serializers.CharField(help_text="`uid` if each program has its own user account, otherwise `none`.")
+    version = serializers.CharField(help_text="Version of the runner; empty if the runner did not answer.")
+    isolation = serializers.CharField(
+        help_text="`uid` if each program has a UID of its own, otherwise `none`; empty if the runner did not answer."
+    )
     programs = ProgramSerializer(many=True, help_text="Its programs.")
 
 
 class StateSerializer(serializers.Serializer[Any]):
     """A program, or why its state is not known."""
 
-    problem = serializers.CharField(allow_null=True, help_text="Why the runner did not answer; null if it did.")
-    program = ProgramSerializer(allow_null=True, help_text="The program; null if the runner did not answer.")
+    problem = serializers.CharField(allow_null=True, help_text="Why its state is not known; null if it is known.")
+    program = ProgramSerializer(allow_null=True, help_text="The program; null if its state is not known.")
 
 
 class ErrorLineSerializer(serializers.Serializer[Any]):

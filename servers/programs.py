@@ -95,7 +95,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class RunnerListing:
-    """All programs of a runner. Without `isolation` they can read each other's secrets."""
+    """All programs of a runner. If `isolation` is "none", they can read each other's secrets."""
 
     version: str
     isolation: str

@@ -43,17 +43,17 @@ class SinkSerializer(serializers.Serializer[Sink]):
         [(state, state) for state in TONES],
         help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` if never served.",
     )
-    lag_seconds = serializers.SerializerMethodField(help_text="Age of the oldest undelivered row.")
+    lag_seconds = serializers.SerializerMethodField(
+        help_text="Age of the oldest undelivered row; null if none or paused."
+    )
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
     refused = serializers.IntegerField(
         help_text="Number of rows that the receiver refused for good; each refusal is an admin event."
     )
     last_delivered_at = UtcDateTimeField(allow_null=True, help_text="When it last acknowledged rows; null if never.")
-    last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
+    last_error = serializers.CharField(help_text="Last error in words, also after a success; empty if none.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
-    retry_at = UtcDateTimeField(
-        allow_null=True, help_text="Time of the next retry; null if the last delivery succeeded."
-    )
+    retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(
         allow_null=True, help_text="Calls before this time were deleted by retention before they were delivered."
     )

@@ -197,7 +197,7 @@ def _manifest_name(day: date, number: int) -> str:
 
 
 def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
-    """Write the rows of a day and their manifest, unless an equal manifest exists; return the manifest."""
+    """Write the rows of a day, and their manifest unless an equal one exists; return the manifest."""
     made = _written(store, partition, day)
     _compare(store, made)
     for number in count(1):

@@ -203,7 +203,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def tone(self) -> str:
-        """The state whose colour pages use for the status."""
+        """The style of the status badge on pages, such as `attention`."""
         return TONES[self.status]
 
     @property

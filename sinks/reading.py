@@ -65,7 +65,7 @@ ORDER BY number
 """)
 _ANY_ID = (1 << 63) - 1
 _BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-# The fields of a sink's position, which are updated together or not at all.
+# The fields of a sink's position. It is only updated if none of them has changed since the sink was read.
 ROUND = ("round_to", "round_began_at", "round_at", "round_id")
 POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "checkpoints_to")
 

@@ -76,7 +76,7 @@ class Undelivered(Exception):
     """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
 
     The message is a sentence without its subject, the sink, such as "answered 500." `for_good` is True if a retry would
-    fail too.
+    fail too, `too_large` if fewer lines may be accepted.
     """
 
     def __init__(

@@ -210,7 +210,7 @@ def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkRe
     """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
-    now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was left out."
+    now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was skipped."
     noted = {"looked_at": now, "refused": sink.refused + 1, "last_error": said[:LONGEST_ERROR], "last_error_at": now}
     return reader.move(sink, batch.then, **noted, **_HEALTHY)
 

@@ -1,4 +1,4 @@
-"""Browser sessions: mark sessions that began at the organisation, and end password sessions that are not allowed."""
+"""End browser sessions that began with a password, of people who have to sign in at the organisation."""
 
 from __future__ import annotations
 

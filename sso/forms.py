@@ -18,7 +18,7 @@ MORE_ROWS = 3  # Empty rows for new rules.
 
 
 class RuleForm(forms.Form):
-    """A group rule. It is ignored if its group is empty."""
+    """A group rule. It is ignored if all fields are empty."""
 
     group = forms.CharField(max_length=LONGEST_GROUP, required=False)
     role = forms.ModelChoiceField(Role.objects.all(), required=False, empty_label="No role")

@@ -330,7 +330,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def with_metadata_of(self, age: timedelta) -> Self:
         """Read the metadata again if they are older than `age` and have a URL, and return the current provider.
 
-        If the URL cannot be read, the known metadata are used, so that people can still sign in.
+        The URL is read at most once every 30 seconds. If it cannot be read, the known metadata are used, so that people
+        can still sign in.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):

@@ -91,7 +91,7 @@ def provider_metadata(provider: Provider) -> OpenIdMetadata:
 
 
 def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
-    """Return the provider's keys from the cache. Raises ProviderDown.
+    """Return the provider's keys, cached. Raises ProviderDown.
 
     Pass `anew` to read the keys again, for a token that is signed with an unknown key.
     """
@@ -283,7 +283,7 @@ def finish_oidc(request: HttpRequest, provider: Provider) -> tuple[PendingSignIn
 
 
 def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str) -> tuple[str, str]:
-    """Return the ID token and the access token for this code."""
+    """Return the ID token and the access token for this code. Raises SignInFailed or ProviderDown."""
     try:
         secret = provider.secret
     except Undecryptable:

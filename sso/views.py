@@ -174,7 +174,7 @@ def saml_metadata(request: HttpRequest) -> HttpResponse:
 
 
 def _note(request: HttpRequest, provider: Provider, fault: SignInFailed) -> None:
-    """Record a refused answer, once a minute for each reason and sender, because anybody may post answers here."""
+    """Record a refused answer, at most once a minute per reason and sender: anybody may post answers here."""
     if is_first_this_minute(request, f"saml refused {fault.reason}"):
         logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
         changes = {"reason": fault.reason, "detail": str(fault)}

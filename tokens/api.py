@@ -222,12 +222,18 @@ class TokenResource(Resource):
         return self.changed(token, token.end_previous)
 
     def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
-        """Rotate the token that authenticated this request. Raises ApiError for any other token."""
+        """Rotate the token that authenticated this request.
+
+        Raises ApiError if it is another token than `pk`, or may not be used now or from this address. Raises
+        AuthenticationFailed if its secret has just ended.
+        """
         token = presented.token
         if token.pk != pk:
             raise ApiError(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
         if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
-            raise ApiError(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
+            raise ApiError(
+                HTTPStatus.FORBIDDEN, "ip_not_allowed", "Your address is not on the IP allowlist of this token."
+            )
         must_be_on(token.connection)
         with use_context(replace(current_context(), via=Via.BEARER)):
             try:
@@ -275,7 +281,11 @@ def must_be_on(connection: Connection) -> None:
     While access is disabled, a token, which may be stolen, must not rotate itself.
     """
     if not (connection.is_on and connection.is_host_allowed):
-        raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The agent, the gateway or the connection is disabled.")
+        raise ApiError(
+            HTTPStatus.FORBIDDEN,
+            "disabled",
+            "The agent, the gateway or the connection is disabled, or the gateway does not allow the agent.",
+        )
 
 
 def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:

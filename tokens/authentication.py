@@ -44,8 +44,8 @@ class ByKey:
 class BearerAuthentication(BaseAuthentication):
     """Authenticates requests that have a Bearer credential. The session cookie of such requests is ignored.
 
-    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An
-    unknown, expired or revoked credential gets 401.
+    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An unknown, expired or revoked
+    credential gets 401.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:

@@ -75,7 +75,7 @@ class AllowlistField(forms.CharField):
 
 
 class TokenForm(forms.Form):
-    """Name, servers, expiration and IP allowlist of a new token. Every field has a default, so all are optional."""
+    """Name, servers, expiration, IP allowlist and limit of calls of a new token. All fields have initial values."""
 
     name = forms.CharField(max_length=100)
     scope = forms.ChoiceField(
@@ -178,10 +178,10 @@ UNTIL_USED = "used"
 
 
 class TokenOverlapForm(OverlapForm):
-    """Form for how long the old secret of `token` stays valid: 24 hours, unless another choice is made.
+    """Form for how long the old secret of `token` stays valid; 24 hours are preselected.
 
-    If all recent calls of the token came from one address, the form has another option, which is preselected: the old
-    secret ends when the new secret is first used.
+    If all recent calls of the token came from one address, another option is preselected: the old secret ends when the
+    new secret is first used, but after MOST_UNTIL_USED hours at the latest.
     """
 
     overlap_hours = forms.ChoiceField(required=False)  # type: ignore[assignment]

@@ -77,7 +77,7 @@ __all__ = [
 
 
 class Issued(NamedTuple):
-    """A new token and its secret, which is not stored: it can be shown only now."""
+    """A token and its new secret, which is not stored: it can be shown only now."""
 
     token: "Token"
     secret: str
@@ -118,7 +118,8 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    If `words` do not start with one of PREFIXES, return an empty Q. A shorter text would match all tokens of a kind.
+    If `words` do not start with one of PREFIXES, return an empty Q, because a shorter text would match all tokens of a
+    kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -160,7 +161,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
         """Create an API access token of `connection`.
 
         If `servers` is None, the token reaches all servers, including servers that are added later.
-        The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry.
+        The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry, and
+        TokenError if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)
@@ -468,7 +470,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """Lock and yield the current row if the token is active. Raises TokenAlreadyRevoked or Expired."""
+        """Lock the connection, then the token, and yield its current row. Raises TokenAlreadyRevoked or Expired."""
         with transaction.atomic():
             self.connection.lock()  # Before the token, as when a connection is revoked, to avoid a deadlock.
             row = self.lock()
@@ -501,8 +503,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
-        Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime or BadAllowlistEntry, and CapabilityRequired if
-        an owner without `api-tokens:manage` loosens the limit.
+        Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime, BadAllowlistEntry or ChangedMeanwhile, and
+        CapabilityRequired if an owner without `api-tokens:manage` loosens the limit.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:

@@ -48,7 +48,7 @@ def tokens_visible_to(viewer: User) -> TokenQuerySet:
 
 
 def hosts_for(viewer: User) -> HostQuerySet:
-    """Return the agents `viewer` may create a token for: all, or those that allow enrolment."""
+    """Return the enabled agents `viewer` may create a token for: all, or those that allow enrolment."""
     agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
     return agents if viewer.has_perm(Capability.API_TOKENS_CREATE) else agents.filter(allow_enrolment=True)
 
@@ -178,7 +178,7 @@ IDLE = timedelta(days=90)
 
 
 class SecretUse(NamedTuple):
-    """One of a token's two valid secrets, and its use since the newer secret was made or requested."""
+    """The previous or present secret of a token, and its use since the present one was made or requested."""
 
     name: str
     prefix: str
@@ -340,7 +340,7 @@ class TokenFilter(ListFilter):
         return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def narrow(self, rows: TokenQuerySet) -> TokenQuerySet:
-        """Return the matching tokens, the first to expire at the top."""
+        """Return the matching tokens, the first to expire at the top; of revoked tokens, the last revoked."""
         chosen = self.values
         state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
         tokens = rows.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))

@@ -48,7 +48,7 @@ class Expired(TokenError):
 
 
 class Superseded(TokenError):
-    """This token was rotated a moment ago by somebody else."""
+    """This token was rotated by another request."""
 
 
 class BadTokenOverlap(TokenError):
@@ -88,7 +88,7 @@ def overlap(hours: int) -> timedelta:
 def canonical_allowlist(entries: Sequence[str] | None) -> list[str] | None:
     """Return the allowlist as canonical CIDR ranges without duplicates, or None if the list is empty.
 
-    Raises BadAllowlistEntry, whose message names the entry.
+    Raises BadAllowlistEntry for an invalid entry, which the message names, or for more than MOST_ADDRESSES entries.
     """
     ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
     if len(ranges) > MOST_ADDRESSES:

@@ -473,7 +473,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return in words how many calls used these tokens in 7 days; empty if the viewer may not read the calls."""
+    """Return in words how many calls of the last 7 days used these tokens; empty if the viewer may not read them."""
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
     is_own = all(token.connection.user_id == viewer.pk for token in tokens)

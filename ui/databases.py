@@ -96,7 +96,10 @@ def connect_direct() -> psycopg.Connection[Any]:
 
 @contextmanager
 def direct() -> Iterator[None]:
-    """Use a direct connection in the block, for work that needs a session or takes long."""
+    """Use a direct connection in the block, for work that needs a session or takes long.
+
+    In a transaction, or if pages do not use a pooler, use the current connection instead.
+    """
     present = connections[DEFAULT_DB_ALIAS]
     if not _direct or present.in_atomic_block:
         yield

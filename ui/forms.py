@@ -1,4 +1,4 @@
-"""Parts of forms: widgets, limits of texts, the filters of lists, and matching of words."""
+"""Parts of forms: radio buttons with explanations, fields for rate limits, the filters of lists, and text search."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ListFilter(forms.Form):
         raise NotImplementedError
 
 
-# Filters by use.
+# Filters by the last use.
 
 IDLE_DAYS = ("30", "60", "90")
 

@@ -294,7 +294,7 @@ def _lock(key: str) -> int:
 
 
 def _later_lock(key: str) -> int:
-    """Return the id of the second lock; the first is held by the request's own transaction."""
+    """Return the id of the lock for `_alone_for_longer`. It differs from `_lock`, which the transaction still holds."""
     return int(key[16:32], 16) - 2**63
 
 

@@ -196,11 +196,11 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     asks_why: bool = False,
     action: str = "",
 ) -> HttpResponse:
-    """Render a confirmation. `submit` posts to `action`, by default the same path; Cancel has the focus.
+    """Render a confirmation. The button `submit` posts to `action`, by default the same path; Cancel has the focus.
 
     With htmx, the response of that POST replaces the element with the CSS selector `target` (outerHTML). `choice` is
-    the name and label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden`
-    are extra fields. `asks_why` adds an optional field `reason`.
+    the name and label of a checkbox, ticked by default; `further` is the URL and label of another confirmation;
+    `hidden` are hidden fields as names and values. `asks_why` adds an optional field `reason`.
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
     that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,

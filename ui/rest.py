@@ -138,7 +138,7 @@ def link(request: Request, **changed: str) -> str:
 
 
 def matching(rows: Any, query: Mapping[str, Any], **columns: str) -> Any:
-    """Filter `rows` by those query parameters of this request that have a lookup in `columns`."""
+    """Filter `rows` by the parameters in `query`; `columns` maps each parameter to its field lookup."""
     return rows.filter(**{lookup: query[name] for name, lookup in columns.items() if name in query})
 
 
@@ -298,8 +298,9 @@ class Resource(GenericViewSet[Any]):
         return self.tagged(data) if self.request.method in LOOKING else Response(data, status=status)
 
     def tagged(self, data: Any, version: str = "", status: int = HTTPStatus.OK) -> Response:
-        """Return a response with an ETag of its content; 304 without content if If-None-Match has that ETag
-        (RFC 9110 13.1.2).
+        """Return a response with an ETag: `version`, and a hash of `data`.
+
+        A GET whose If-None-Match has this ETag gets 304 without content (RFC 9110 13.1.2).
         """
         tag = version + hashlib.sha256(JSONRenderer().render(data)).hexdigest()[:TAG_DIGITS]
         headers, known = {"ETag": f'"{tag}"'}, self.request.headers.get("If-None-Match", "")

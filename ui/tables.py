@@ -39,15 +39,15 @@ class Column:
     `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns are hidden
     by `priority` in the order 4, 5, 3, 2; columns with 0 are never hidden. `kind` is "number", "moment", "acts" for the
     last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
-    by; empty if there is no index and the list may be long.
+    by: none if the list cannot be sorted by this column, for example because it may be long and has no index.
 
     `on_phone` shows the column in the second line of a row on phones, numbers and moments with their label. An
     `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`, the label is for
     screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
 
-    `value` is the cell in exports: an attribute of the row, such as `role.name`, or a function. If it is empty, the
-    attribute called `name` is exported; a column of controls ("acts", "pick", "switch") is not exported. A column whose
-    `value` is None is never exported.
+    `value` is the cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If it is
+    empty, the attribute called `name` is exported, or nothing for a column of controls ("acts", "pick", "switch"). If
+    it is None, nothing is exported.
     """
 
     name: str
@@ -265,7 +265,7 @@ class TableView:
         return self.chosen == usual
 
     def ordered[M: Model](self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Sort the rows as requested. In descending order, NULLs are last."""
+        """Sort the rows as requested. In descending order, NULLs of the rows' own columns are last."""
         column = self.column(self.sort.removeprefix("-"))
         if column is None:
             return rows

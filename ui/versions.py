@@ -12,8 +12,9 @@ DIGITS = 12  # Digits of a digest: two values have the same digest by chance onc
 
 
 class ConflictingChange(NamedTuple):
-    """A field changed after the writer's version: its current value, and the author and time of the change, if
-    known.
+    """A field that was changed after the writer's version: its current value, and the author and time of the change.
+
+    If the change is unknown, `by` is empty and `at` is None.
     """
 
     field: str
@@ -81,7 +82,7 @@ def _digest(value: Any) -> str:
 
 
 class HasVersion:
-    """An editable row: `editable` returns its values in the form in which events store them."""
+    """An editable row: `editable` returns its values as events store them."""
 
     def editable(self) -> dict[str, Any]:
         """Return the values that may be edited, by field, always in the same order."""

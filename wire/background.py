@@ -83,7 +83,7 @@ class TimedStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-# Background loops and tasks: failures are logged, counted and shown in /readyz, and loops are run again.
+# Background loops and tasks: failures are logged and counted. A failed loop is run again, and shown in /readyz.
 
 logger = logging.getLogger(__name__)
 

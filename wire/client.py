@@ -81,9 +81,9 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store in place of `known`.
+        """Return the eras to store in place of `known`, the eras stored so far (empty if none).
 
-        If the found eras differ from `known`, and the probe is not certain, these are both eras.
+        If the found eras are not certain and differ from the stored ones, return BOTH.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
@@ -139,7 +139,7 @@ class QueueSlot:
 
 
 class McpClient:
-    """Calls servers, each request once and in the era of its target.
+    """Calls servers, each request in the era of its target. A request that may have been executed is not sent again.
 
     Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the
     ServerDescription of each server that opens a session. `contradicted` is called with the target of a request if the
@@ -479,7 +479,8 @@ def discover_blocking(
     """Find out which eras a server speaks and which features it lists, within `seconds`.
 
     Runs its own event loop and closes `transport`, so it must be called in a thread without a running loop, such as
-    that of a synchronous view or a command. Raises an UpstreamError when the first kind cannot be listed.
+    that of a synchronous view or a command. Raises an UpstreamError when the eras cannot be determined, or the first
+    kind cannot be listed.
     """
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(_discover(target, transport, seconds, kinds))

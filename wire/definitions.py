@@ -227,7 +227,7 @@ def definition_in(text: str) -> Definition:
 
 # Exposed names of tools and prompts, and fingerprints of definitions. Needs no Django.
 #
-# The proxy and the pages use these functions, because their names must agree.
+# The proxy and the pages use the same functions, so that both show the same names.
 
 MAX_NAME = 64
 LONGEST_NAME = 200  # Characters of a tool or prompt name at its server.
@@ -238,7 +238,7 @@ _foreign = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def exposed_name(alias: str, tool: str) -> str:
-    """Return the name agents use for `tool`: `<alias>__<tool>`, at most 64 of [A-Za-z0-9_-].
+    """Return the name agents use for `tool`: `<alias>__<tool>`, at most 64 characters of [A-Za-z0-9_-].
 
     Model providers accept no other names. A name that has to be shortened or cleaned ends in six hex digits of its
     digest, to be unique. Without an alias a valid name is unchanged.

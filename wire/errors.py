@@ -194,7 +194,7 @@ class OldTransport(BadAnswer):
 
 
 class EraLeft(BadAnswer):
-    """The server refused `initialize`: its MCP version has changed since it was last probed."""
+    """The server refused the versions of `initialize`: it speaks other versions than when it was last probed."""
 
     sentence = 'Server "{server}" has changed its MCP version; nothing was executed.'
 
@@ -343,7 +343,10 @@ class TokenBusy(Busy):
 
 
 def failure_text(error: UpstreamError, url: str) -> str:
-    """Return why a call to the server at `url` failed, and what to do. The text continues "The server"."""
+    """Return why a call to the server at `url` failed, and what to do.
+
+    The text continues a sentence that begins with "The server".
+    """
     return str(jsonrpc.storable(_in_words(error, url)))
 
 

@@ -149,7 +149,7 @@ class ByteBudget:
     def _let_in(self) -> None:
         """Give room to all waiting calls and answers whose accounts have room.
 
-        A claim that arrived later cannot overtake an earlier claim on the same account.
+        A claim on an account also waits while an earlier claim waits for room in this account.
         """
         blocked: set[Account] = set()
         for turn, claim in list(self._waiting.items()):
@@ -337,7 +337,10 @@ class Slices:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Run tasks that cannot be sliced one at a time; after each, pause for REST_SHARE times its duration."""
+        """Enter for work that cannot be sliced: one piece at a time, each followed by a pause.
+
+        The pause is REST_SHARE times as long as the work.
+        """
         await self._whole.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -41,7 +41,7 @@ class ProxyFailed(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HostSet:
-    """A set of host names, including their subdomains if `below`, and of networks."""
+    """A set of host names and networks. If `below`, it includes all subdomains of the names."""
 
     names: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -156,7 +156,10 @@ class OutboundProxy:
 
 
 def connect_failure_text(error: Exception) -> str:
-    """Return why a connection failed, by the first known cause of `error`. The text continues "it"."""
+    """Return why a connection failed, by the first known cause of `error`.
+
+    The text continues a sentence that begins with "it".
+    """
     cause: BaseException | None = error
     while cause is not None:
         match cause:

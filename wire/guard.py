@@ -215,8 +215,7 @@ class Guard:
     def way_by_name(self, host: str) -> OutboundProxy | None:
         """Return the proxy if it resolves this host itself, so that no address is checked here; otherwise None.
 
-        The operator lists such hosts or their domains. Use the proxy like this with TLS only, which authenticates the
-        host.
+        The operator lists such hosts or their domains. Call this only for TLS, which authenticates the host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 

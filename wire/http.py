@@ -829,8 +829,7 @@ class Transport:
         when the request was written. A large answer counts against the budget of `person`. Only programs of the
         runner get `user`, an e-mail address.
 
-        Raises Unreachable, AddressBlocked, TooLarge, NoMemory or AnswerTooSlow, and BadAnswer for a header that cannot
-        be sent.
+        Raises an UpstreamError: BadAnswer for a header that cannot be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         if parsed.runner is not None:

@@ -545,7 +545,7 @@ async def send_request(
         versions.CLIENT_INFO_KEY: target.client_info,
         **params.get("_meta", {}),
         versions.MODERN_KEY: versions.MODERN,
-        # Servers must not request undeclared capabilities: such requests could not be forwarded.
+        # Only what the gateway can forward: servers must not use capabilities that are not declared here.
         versions.CAPABILITIES_KEY: dict(target.capabilities),
     }
     if target.log_level:

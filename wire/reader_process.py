@@ -94,7 +94,7 @@ class ReaderProcess:
         except RuntimeError:  # The executor was shut down.
             leave()
             raise
-        # An order runs to its end even if its caller was cancelled. Only then the next order starts.
+        # An order runs to its end even if its caller was cancelled. The next order starts only after that.
         carried_out.add_done_callback(partial(_call_soon, loop, leave))
         told, body = await asyncio.wrap_future(carried_out)
         if fault := told.get("fault"):

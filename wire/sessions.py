@@ -99,9 +99,9 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server does not know the session: it answered a request with HTTP 404 and without a JSON-RPC answer.
+    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused for the session.
 
-    MCP 2025-11-25 (Session Management) calls this "session not found": the request was not processed.
+    In MCP 2025-11-25 (Session Management), 404 means that the request was not processed.
     """
 
 
@@ -175,8 +175,8 @@ class SessionWire:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
         The request is sent again, in a new session, only if the server lost the session and the client itself has no
-        session. Raises an UpstreamError: EraLeft if the server opens no session, SessionEnded if the server lost the
-        session and the client has one.
+        session. Raises an UpstreamError: EraLeft if `initialize` finds no version in common, SessionEnded if the server
+        lost the session and the client has one.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -259,7 +259,8 @@ class SessionWire:
         """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
         A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP). Raises the last
-        StreamBroke after MOST_TIMES tries, or FRUITLESS_TIMES without a new event.
+        StreamBroke if the server refuses, after MOST_TIMES tries, or after FRUITLESS_TIMES tries in a row without a
+        new event.
         """
         fruitless = 0
         for _ in range(MOST_TIMES):

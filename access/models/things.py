@@ -148,7 +148,8 @@ def _of_source(source: AccessSource) -> ThingRow:
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
     """End a thing of `person`, from the next request on. Return False if it had ended before.
 
-    Raises CannotEnd, CapabilityRequired or PeopleError.
+    Raises CannotEnd, CapabilityRequired or PeopleError, or one of ENDED_MEANWHILE if somebody else ends it at the same
+    time.
     """
     actor: User = acting_now(by)
     if pk is None:

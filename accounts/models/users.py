@@ -184,7 +184,7 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
-    # True if the person has signed in at the organisation's identity provider, and so has joined without a password.
+    # True if the person is linked to an account at the organisation's provider, and so needs no password here.
     by_organisation = models.BooleanField(default=False, db_default=False)
     # An owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
@@ -310,7 +310,7 @@ class User(Versioned, AbstractBaseUser):
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
         """Set this person's role, from their next request on. A person who is no longer an owner loses break-glass.
 
-        Raises BeyondYours, Outranked, LastOwner, LastManager, LastBreakGlass or ChangedMeanwhile.
+        Raises BeyondYours, ChangedMeanwhile, or an error of `changed_by`.
         """
         with self.changed_by(by) as present:
             before = present.role
@@ -376,7 +376,8 @@ class User(Versioned, AbstractBaseUser):
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
         Anybody with the new link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`,
-        and AlreadyJoined if the person has joined.
+        AlreadyJoined if the person has joined, and NotActive if a directory manages the person and has deactivated
+        them.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -384,8 +385,8 @@ class User(Versioned, AbstractBaseUser):
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Revoke the invitation: its links stop working. A new invitation can be sent later.
 
-        A person managed by a directory stays active, but has no invitation any more. Raises AlreadyJoined, LastManager
-        or Outranked.
+        A person managed by a directory stays active, but has no invitation any more. Raises AlreadyJoined, NotActive,
+        or an error of `changed_by`.
         """
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
@@ -427,8 +428,8 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        Anybody with the link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`, and
-        NotActive for a deactivated person.
+        The invitation of a person who has not joined then lasts for these hours. Anybody with the link can act as this
+        person. Raises Outranked as `changed_by` with `gives_access=True`, and NotActive for a deactivated person.
         """
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
@@ -443,7 +444,7 @@ class User(Versioned, AbstractBaseUser):
     def deactivate(self, *, by: Grantor | None) -> bool:
         """Deactivate this person: sessions end, agents and apps get 401. Return False if they were inactive already.
 
-        Tokens and connections are not revoked. Raises Outranked, LastOwner or LastManager.
+        Tokens and connections are not revoked. Raises the errors of `changed_by`.
         """
         return self._set_active(False, by)
 
@@ -468,8 +469,8 @@ class User(Versioned, AbstractBaseUser):
     def end_access(self, *, by: Grantor | None) -> None:
         """Deactivate this person, and remove password, invitation, organisation sign-in, flags and teams.
 
-        The flags are staff and break-glass. All of these stay removed if the account is used again later. Raises
-        Outranked, LastOwner, LastManager or LastBreakGlass.
+        The flags are staff and break-glass. All of these stay removed if the account is used again later. Raises the
+        errors of `changed_by`.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)

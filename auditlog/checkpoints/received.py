@@ -59,7 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id for each checkpoint number: the file must have the checkpoint's rows of `log` above this id.
+        """Return, by checkpoint number, the id above which the file must have the checkpoint's rows of `log`.
 
         A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
         required.

@@ -238,7 +238,7 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text.
 
-    It is used instead of `kept_from`, because checkpoints of earlier releases do not have this field.
+    Used for `kept_from` in the first checkpoint, and after checkpoints of earlier releases, which lack this field.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
@@ -252,8 +252,7 @@ def _first(cursor: Any) -> Body:
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    # No covered row was dropped yet. A call that began before today may still arrive, and then its partition is
-    # created.
+    # Calls that began up to LATEST ago may still arrive, even if their partition does not exist yet.
     state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
 
@@ -273,7 +272,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If rows are left, it is unknown when they arrived, except that this was after the previous `near_at`.
+    # If rows are left for the next checkpoint, `near_at` stays, because they may have arrived just after it.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

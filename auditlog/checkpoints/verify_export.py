@@ -29,8 +29,7 @@ from typing import IO, Any
 from uuid import UUID
 
 VERSION = 1
-# For each kind of checkpoint, the name of a field. In the previous checkpoint, this field has the last id covered so
-# far.
+# By kind of checkpoint, the field of the previous checkpoint that must equal `after_id` of the checkpoint.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -213,7 +212,7 @@ class Verification:
         if isinstance(told, dict):
             return told
         if not number:
-            raise NotAnExport("The first line is no JSON object.")
+            raise NotAnExport("The first line is not a JSON object.")
         self.found(f"Line {number + 1} cannot be read.")
         return {}
 

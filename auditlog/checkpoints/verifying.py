@@ -29,8 +29,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
 UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
-# For each kind of checkpoint, the name of a field. In the previous checkpoint, this field has the last id covered so
-# far.
+# By kind of checkpoint, the field of the previous checkpoint that must equal `after_id` of the checkpoint.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
@@ -202,12 +201,10 @@ class CallPlaces(CheckpointIndex):
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
         """Return True if the row with the id `number` may be without a checkpoint.
 
-        There are two such cases. The row is older than the first checkpoint, and its id is not above the last id of
-        that checkpoint. Or the row is newer than the last checkpoint, and its id is above the last id of that
-        checkpoint: the next checkpoint will cover the row.
-
-        If a row's id is above the last id of the last checkpoint, but the row was recorded before that checkpoint was
-        made, somebody added the row later. The same is true if PostgreSQL never assigned the id.
+        A row up to the last id of the first checkpoint must be older than that checkpoint. A row above the last id of
+        the last checkpoint must have been recorded after that checkpoint, with an id that PostgreSQL assigned: the next
+        checkpoint will cover it. If not, somebody added the row later. Between these ids a checkpoint is missing, which
+        is reported separately.
         """
         if not self._sealed:
             return True
@@ -217,7 +214,7 @@ class CallPlaces(CheckpointIndex):
         if number > last["upto_id"]:
             sealed_to = datetime.fromisoformat(last["near_at"]) - ROUGHLY
             return number <= self.newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
-        return True  # A missing checkpoint is reported separately.
+        return True
 
 
 class EventPlaces(CheckpointIndex):
@@ -236,7 +233,7 @@ def verify(
     """Compare calls from `since` until before `until`, and all admin events, with the checkpoints, in one snapshot.
 
     `keys` are the trusted public keys (32 bytes each). If no keys are given, the keys named in the checkpoints are
-    used. Then rows that were changed and signed again with another key are not detected.
+    used. Then changed rows are not detected if their checkpoints were made and signed again with another key.
 
     `received` is a sink's copy of the logs. Rows in the copy must equal the rows in the database, whichever key signed
     the checkpoints. The copy must have all rows that its checkpoints cover.

@@ -1,4 +1,6 @@
-"""Count calls with the roll-ups, and in the log for periods without roll-ups. The numbers equal those of the log.
+"""Count calls with the roll-ups, and in the log for periods without roll-ups.
+
+The numbers equal those of the log, except that calls of more than an hour are missing for up to a quarter of an hour.
 
 A period is cut into whole days, hours and minutes for which roll-ups exist. The remaining time at both ends, and the
 calls recorded since the last count, are counted from the log. A period that ends now is not cut at its end: no call is
@@ -236,12 +238,11 @@ class Book:
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
-        """Return True if the log is short enough to read for all these periods.
+        """Return True if these periods do not require reading too much of the log.
 
         A period without roll-ups may be longer than LONGEST_FROM_LOG only if an index finds few matching rows in it.
         """
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
-        # Even a long piece can be read if an index finds few rows in it.
         indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
         found = (self._rows_of_log(long, _filters({name: where[name]})) for name in indexed)
         return not long or any(self._number_in_log(rows) <= MOST_FROM_LOG for rows in found)
@@ -269,8 +270,8 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
-        # Grains without the smallest combination are left out: a week by agent has thousands of rows, seven days
-        # without dimensions have a few.
+        # Use only grains that have the smallest combination of days. Without dimensions, seven days are a few rows, but
+        # a week is thousands, because weeks are only counted by host, by person and by tool.
         smallest = DAYS.cube(columns & {*DIMENSIONS})
         grains = [
             grain

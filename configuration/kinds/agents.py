@@ -48,7 +48,7 @@ class AgentKind(Kind):
 
 ALLOWED = Field(
     "allowed",
-    "Whether the gateway lists (true) or blocks (false) the agent. If null, it does neither.",
+    "Whether the agent is allowed (true) or blocked (false). If null, `hosts_allowed` of the gateway decides.",
     {"type": ["boolean", "null"]},
     "Write true, false or null.",
     None,
@@ -57,7 +57,10 @@ ALLOWED = Field(
 
 class AgentGatewayKind(Kind):
     parent, name, noun, key, lookup = "agents", "gateways", "agent", "gateway", "host__name"
-    about = "The gateways that list, block or limit the agent. A gateway that is not in the list does none of these."
+    about = (
+        "The gateways on which the agent is allowed, blocked, or limited to a tool set. On other gateways, "
+        "`hosts_allowed` decides, and there is no limit."
+    )
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
     cuts_when_new = True

@@ -48,8 +48,8 @@ WHEN = Field(
 class RuleKind(Kind):
     name, noun = "rules", "rule"
     about = (
-        "Rules on tool calls, in the order in which they apply. Rules that are not in the list keep their places "
-        "among all rules."
+        "Rules on tool calls, in the order in which they apply. Rules that are not in the list keep their "
+        "positions among all rules."
     )
     sees = frozenset({Capability.RULES_READ})
     manages = Capability.RULES_MANAGE
@@ -67,7 +67,7 @@ class RuleKind(Kind):
         choice("tool_effect", "Only tools with this effect. If empty, with any effect.", ToolEffect, ToolEffect.ANY),
         WHEN,
         choice("effect", "What the rule does with a call.", RuleEffect),
-        text("text", "Sentence of a refusal, or the label.", LONGEST_TEXT, ""),
+        text("text", "Sentence for the agent when a call is refused, or the label.", LONGEST_TEXT, ""),
         choice("mode", "`watch` only labels calls with what it would have done.", RuleMode, RuleMode.WATCH),
         flag("enabled", "Whether it is enabled.", True),
         text("note", "Note for administrators.", 500, ""),

@@ -76,7 +76,7 @@ class StaffSite(AdminSite):
 site = StaffSite(name="admin")
 
 
-# Actions. Each shows a confirmation page that says what the action ends, then calls the model's method for each row.
+# Actions call a model method for each selected row. Most of them first show a confirmation page with the consequences.
 
 # Errors of model methods, with a message for the user.
 REFUSALS = (
@@ -120,8 +120,8 @@ class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
     The function `does` is called with row and user; if it is None, the row's method called `name` is used. `label` is
-    the label for a single row, and `more` explains the action on the confirmation page. A `grave` action requires
-    that the user has re-authenticated recently.
+    the label for a single row, and `more` explains the action on the confirmation page, which is shown only if `asks`
+    is True. A `grave` action requires that the user has re-authenticated recently.
     """
 
     name: str
@@ -143,7 +143,7 @@ class CapabilityAction:
         return self.label if "selected" in self.label else f"{self.one} selected"
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Ask for confirmation, then act. If no row can be changed, return None: Django then shows the list again."""
+        """Ask for confirmation if needed, then act. If no row can be changed, return None: Django shows the list."""
         selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
         if len(selected) > MAX_ROWS:
             pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
@@ -177,7 +177,8 @@ class CapabilityAction:
     def _impact(self, row: Any, viewer: Any, rows: list[Any]) -> str:
         """Return a sentence about the access that the action ends; empty if it ends no access.
 
-        Recent calls are counted only if a single row is selected, because counting takes a while."""
+        Recent calls are counted only if a single row is selected, because counting takes a while.
+        """
         if self.name not in REFUSES_CALLS:
             return ""
         try:
@@ -302,7 +303,7 @@ class CapabilityAdmin(ModelPages):
 
     @property
     def _shown(self) -> set[str]:
-        """The columns and relations that these pages show or search."""
+        """The columns and relations that these pages show, search or filter by."""
         offered: list[Any] = [item for item in self.list_filter if not isinstance(item, type)]
         filters = [item if isinstance(item, str) else item[0] for item in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]

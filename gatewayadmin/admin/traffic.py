@@ -114,7 +114,7 @@ class RegistrationPages(CapabilityAdmin):
 
 @register(Gateway, site=site)
 class GatewayPages(CapabilityAdmin):
-    """Read-only: the product's page checks the rules for names and reach."""
+    """Read-only, except for the actions: gateways are edited on the product's page, which validates the fields."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:detail", "slug")
@@ -459,7 +459,8 @@ class ServerPages(CapabilityAdmin):
 def _checked(identity: Identity, by: Any) -> Identity:
     """Return the identity. Raises CapabilityRequired if the person `by` may not change it.
 
-    A shared identity and a person's own identity require different capabilities."""
+    A shared identity and a person's own identity require different capabilities.
+    """
     identity.must_be_open_to(by)
     return identity
 

@@ -333,9 +333,9 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "plan_change",
         "Plan a change",
-        "Compare a configuration file (YAML) with the workspace: what would change, whom each change cuts off, and "
-        "which permissions it takes. Changes nothing: a person applies the plan by its digest. Lists that the file "
-        f"lacks stay as they are. {UNTRUSTED}",
+        "Compare a configuration file (YAML) with the workspace: what would change, which access each change ends, "
+        "and which capabilities it requires. Changes nothing: a person applies the plan by its digest. Lists that are "
+        f"not in the file stay as they are. {UNTRUSTED}",
         _plan_change,
         {
             "yaml": _text(

@@ -148,7 +148,10 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Set time limits for the database connections that serve pages. If PAGES_DATABASE is set, pages use it."""
+    """Configure this process to serve pages: from PAGES_DATABASE if it is set, and with time limits for connections.
+
+    Through a pooler, the time limit of statements is set for the database role (see `checks.survey`).
+    """
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:
@@ -193,7 +196,7 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Check that the database answers, is new enough and in UTF-8, and that this version may use its tables.
 
-    With `tables`, a database without tables is refused, too. Raises UnusableDatabase.
+    A pooler in transaction mode is refused and, with `tables`, a database without tables. Raises UnusableDatabase.
     """
     ensure()
     try:

@@ -224,8 +224,8 @@ class OAuthCheck:
     def registration(self) -> str:
         """Register as an app (RFC 7591). The registration is deleted at the end.
 
-        The check continues only with the app that it has just registered in this installation, for two reasons: the
-        app gets a code for this installation, and the check deletes the app at the end.
+        The check continues only if this installation has just registered the app: the app is given a code of this
+        installation, and is deleted at the end.
         """
         self._must_be_here()
         payload = {

@@ -66,7 +66,10 @@ class AgentRequest(NamedTuple):
 
 
 class AgentResponse(NamedTuple):
-    """The answer an agent would get. `message` is None if the body is not JSON-RPC or too large to store."""
+    """The answer an agent would get. `message` is None if the body is not JSON-RPC or too large to store.
+
+    `left` is True if the run was ended before an answer began, by the person or after RUN_SECONDS.
+    """
 
     status: int
     uid: str

@@ -1,8 +1,8 @@
-"""MCP servers that are part of this process, such as Quickstart. They are stateless, and speak both eras of
-MCP: the session-based protocol and 2026-07-28.
+"""MCP servers that are part of this process, such as Quickstart.
 
-The gateway calls them over the network like any other server. They accept only requests with a secret, which is
-generated at each start and which only our own proxy has.
+They are stateless, and speak both eras of MCP: the session-based protocol and 2026-07-28. The gateway calls them over
+the network like any other server. They accept only requests with a secret, which is generated at each start and which
+only our own proxy has.
 """
 
 import hmac

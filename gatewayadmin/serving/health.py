@@ -198,9 +198,9 @@ def _has_token(request: Request) -> bool:
     )
 
 
-# Metrics read from the database on each scrape: sinks, unsealed calls and missing indexes.
+# Metrics read from the database on each scrape: sinks, unsealed calls, missing indexes, held calls and the clock.
 #
-# Processes cannot count these: the process that serves a sink changes, and a sink can be removed.
+# A process cannot count the rows of a sink itself: the process that serves a sink changes, and a sink can be removed.
 
 logger = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ def _held_calls() -> HeldCalls:
 
 
 def unsealed() -> float:
-    """Return the seconds since the newest checkpoint if it does not cover all calls, otherwise 0."""
+    """Return the seconds since the newest checkpoint; 0 if it covers all calls, or if there is no checkpoint."""
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0
@@ -304,7 +304,10 @@ def unsealed() -> float:
 
 
 def busiest() -> tuple[list[str], list[str]]:
-    """Return the names of the most called gateways and servers of the last days, most called first."""
+    """Return the names of the most called gateways and servers of the last seven days, most called first.
+
+    Both lists are empty if the database cannot be read.
+    """
     try:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)

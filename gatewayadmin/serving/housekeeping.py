@@ -160,9 +160,10 @@ def _end_holds() -> None:
         Hold.objects.expire_due()
 
 
-# Frequent chores by name: the least and the most seconds between two runs, and the function. Only one process at a time
-# does a chore. The chores roll up new calls (after an upgrade, old calls too), send the log to sinks, seal checkpoints,
-# create missing indexes, send notifications, and end grants and held calls.
+# Frequent chores by name: the least and the most seconds between two runs, and the function. Processes on several
+# machines may do a chore at the same time: locks and conditions in the database prevent that work is done twice. The
+# chores roll up new calls (after an upgrade, old calls too), send the log to sinks, seal checkpoints, create missing
+# indexes, send notifications, and end grants and held calls.
 STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
     "calls_rolled_up": (4.0, 6.0, _roll_up),
     "log_sent": (1.5, 3.0, sending.start_due),

@@ -118,7 +118,7 @@ CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can 
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn that serves for DRAIN_SECONDS after SIGTERM but is not ready, so that load balancers stop using it."""
+    """A server that, after SIGTERM, serves for DRAIN_SECONDS more but is not ready, so load balancers stop using it."""
 
     _is_asked = False
 

@@ -24,7 +24,7 @@ FALLBACK_AFTER = timedelta(days=3)  # After this time, people with GATEWAYS_MANA
 
 
 class RequestRefused(GatewayError):
-    """The request cannot be made; the message says why."""
+    """The request cannot be made or decided; the message says why."""
 
 
 class AlreadyRequested(RequestRefused):

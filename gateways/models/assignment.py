@@ -194,7 +194,8 @@ class Assignment(Versioned, Switchable):
     def narrow(self, used: Collection[str], *, by: User) -> list[str]:
         """Disable all tools except those in `used` (exposed names), and return the names of the disabled tools.
 
-        The policy becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes this.
+        The policy Allow all becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes
+        both.
         """
         with transaction.atomic():
             policy = self.lock().tool_policy

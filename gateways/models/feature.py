@@ -93,7 +93,7 @@ def check_visible(text: str) -> None:
 
 OFFERED = Q(missing_since=None)
 PLACED = Q(assignment__removed_at=None, assignment__server__archived_at=None)
-# See `FeatureQuerySet.callable`. For lists that also show the other features.
+# The condition of `FeatureQuerySet.callable`, to annotate features in lists that show all of them.
 CALLABLE = (
     OFFERED
     & PLACED
@@ -116,7 +116,10 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
-        """Return features that clients can call: offered, approved, allowed by the policy and enabled."""
+        """Return features that clients can call: offered, approved, allowed by the policy and enabled.
+
+        The server must be enabled, both itself and on the gateway.
+        """
         return self.filter(CALLABLE)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":

@@ -82,7 +82,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given: without an argument, there may be no result."""
+        """Return the valid conditions whose arguments are all given. Other conditions may have no result."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)

@@ -207,7 +207,7 @@ class AccessRow(NamedTuple):
     user_active: bool
     reaches: bool
     host_allowed: bool
-    # The servers that were asked for (see ServersNeeded), ordered by alias.
+    # The servers that the query wanted (see ServersNeeded), ordered by alias.
     assignments: Sequence[AssignedServer]
     token_limit: int | None = None
     gateway_limit: int | None = None
@@ -381,9 +381,9 @@ class ServersNeeded(IntEnum):
 class Wanted(NamedTuple):
     """The servers and features that the statement returns for a request.
 
-    `kind` is tool, prompt, resource or template. The kind `instructions` asks which servers' instructions may be shown.
-    `name` is the feature's name as the client sent it. For a resource, `name` has the possible URIs of the resource at
-    its server, one per line.
+    `kind` is tool, prompt, resource or template. With the kind `instructions`, the statement also looks up
+    `Introduction.is_given`. `name` is the feature's name as the client sent it. For a resource, `name` has the possible
+    URIs of the resource at its server, one per line.
     """
 
     servers: ServersNeeded
@@ -396,7 +396,10 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The digests or checksums under which a token may be stored, one per key; the query looks up all of them."""
+    """The values under which a token may be stored: the checksum of an OAuth token, or a digest for each token key.
+
+    Both tuples have the same length. The query looks up all values.
+    """
 
     digests: tuple[bytes | None, ...]
     checksums: tuple[str | None, ...]
@@ -415,7 +418,7 @@ class AccessQuery(NamedTuple):
 def access_query(
     token: TokenDigests, slug: str, wanted: Wanted = NOTHING, session: bytes | None = None, declared: str = ""
 ) -> AccessQuery:
-    """Return the query for this token at the gateway of this slug; an invalid slug becomes empty."""
+    """Return the query for this token at the gateway with this slug. An invalid slug is replaced by an empty one."""
     return AccessQuery(token, slug if _is_slug(slug) else "", wanted, session, declared)
 
 

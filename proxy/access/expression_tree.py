@@ -122,7 +122,7 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 def needed_by(tree: Node) -> frozenset[str]:
     """Return arguments without which a call cannot meet a condition.
 
-    The condition may need further arguments, because it is not evaluated here.
+    The list may be incomplete, because the condition is not evaluated here.
     """
     if (tree.kind, tree.value) == (CALL, "_&&_"):
         return needed_by(tree.parts[0])  # If the left part has no result, the right part does not matter.

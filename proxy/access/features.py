@@ -88,7 +88,7 @@ def lookup_key(feature: Named) -> str:
 
 
 class Refusal(UpstreamError):
-    """A switch, a policy or the identity forbids this server or tool. Answered with a JSON-RPC error in HTTP 200."""
+    """A switch, policy, rule or identity forbids this server or feature. Answered with a JSON-RPC error in HTTP 200."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
@@ -531,8 +531,8 @@ class AmbiguousName(UnknownFeature):
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
-    A name with an alias belongs to the server of that alias. A name without an alias belongs to the server without an
-    alias in two cases: that server has or had such a feature, or its list cannot be requested to find out.
+    Return False if the name has an alias: it then belongs to the server of that alias. Return False if the server
+    without an alias has or had such a feature, or its list cannot be requested: the name then belongs to that server.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.

@@ -70,11 +70,10 @@ class RuledCall(NamedTuple):
 
 
 class RuleDecision(NamedTuple):
-    """The decision of all rules. `effect` is REFUSE, HOLD or empty; `rule` is the rule that refuses or holds.
+    """The decision of all rules about a call. `effect` is REFUSE, HOLD or empty.
 
-    If no rule refuses or holds, `rule` is the first rule whose condition has no result, if there is such a rule. `rule`
-    includes the id and the version of the rule. If the condition of `rule` has no result, `error` says why. `labels`
-    are for the log.
+    `rule` is the rule that refuses or holds the call or, if there is none, the first rule whose condition has no
+    result. If the condition of `rule` has no result, `error` says why. `labels` are for the log.
     """
 
     effect: str = ""

@@ -271,7 +271,7 @@ class StreamEvents:
         return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
 
     def keep_waiting(self, session_id: str, data: bytes) -> None:
-        """Store a message for a session without a standing stream now, for the next one that its client opens."""
+        """Store a message for a session that has no standing stream. The session's next stream gets the message."""
         history = self._waiting.pop(session_id, None)
         if history is None:
             first = random.randrange(1 << 30)  # noqa: S311 - only to differ from other workers
@@ -318,7 +318,8 @@ class StreamEvents:
     def _wanted(self, told: str | None) -> None:
         """Write the events of a stream to the database, because its client has reconnected to another worker.
 
-        This worker then gives the stream up. `told` is the session id and the name of the stream.
+        A standing stream then ends here. The stream of a call continues, but its events only go to the database. `told`
+        has the session id and the stream id.
         """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))

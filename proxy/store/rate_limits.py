@@ -119,8 +119,8 @@ class Limits(GroupCommit[list[RateLimited], None]):
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
     """Return the number of calls to lease for each subject: enough for the waiting requests, and some in advance.
 
-    Each subject appears once, with one limit. If the limit of a subject has just changed, some requests of a batch may
-    still have the old limit. Requests with a limit other than that of the lease get a lease in the next batch.
+    Each subject appears once. If its limit has just changed, the batch may have requests with the old limit and others
+    with the new limit. Only one of the two is used; requests with the other limit get a lease in the next batch.
     """
     waiting = Counter(subject for missing, _ in batch for subject in missing)
     once = {(subject.kind, subject.id): subject for subject in waiting}

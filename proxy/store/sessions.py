@@ -417,7 +417,7 @@ class SessionKeeper:
             pass
 
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
-        """Lease the sessions at servers of these owners; the targets of `known` rows are not read again.
+        """Lease the sessions that these owners have at servers; the targets of `known` rows are not read again.
 
         A session is leased to one worker at a time. A lease ends LEASE_SECONDS after the worker last asked for it.
         Raises DatabaseUnavailable.

@@ -254,7 +254,11 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes require the password: they redirect credentials or affect OAuth clients or sign-ins."""
+        """True if these changes require the password.
+
+        They require it if they redirect credentials, or change the endpoints of an issuer at which the server has an
+        OAuth client or sign-ins.
+        """
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")

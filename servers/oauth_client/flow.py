@@ -304,7 +304,7 @@ def take_sign_in(request: AppRequest) -> SignIn:
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Start it again.")
     if sign_in.registration.redirect_uri != settings.PUBLIC_URL + request.path:
-        raise SignInRefused("The answer arrived at the redirect URI of another issuer.")
+        raise SignInRefused("The answer arrived at the redirect address of another issuer.")
     return sign_in
 
 

@@ -186,8 +186,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return the number of consecutive sign-ins at this server from which the issuer did not return the person.
 
-    Some issuers forget their clients and show the person an error instead of redirecting. One unexpired sign-in of each
-    person is not counted, because it may still succeed.
+    Return 0 if fewer than MANY_UNFINISHED were started. Some issuers forget their clients and show the person an error
+    instead of redirecting. One unexpired sign-in of each person is not counted, because it may still succeed.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:

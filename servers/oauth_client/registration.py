@@ -223,7 +223,7 @@ def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, sc
         said = str(document.get("error_description") or document.get("error") or "no reason")[:200]
         raise NotRegistered(
             f"{metadata.issuer} refused to register this gateway ({status}: {said}). An administrator can register "
-            f"it there, with the redirect URI {row.redirect_uri}, and enter the client here."
+            f"it there, with the redirect address {row.redirect_uri}, and enter the client here."
         )
     row.scope = scope
     secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")

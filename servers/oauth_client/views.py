@@ -61,14 +61,17 @@ class StartedSignIn(NamedTuple):
 
 
 class SignInSerializer(serializers.Serializer[StartedSignIn]):
-    """A started sign-in: the person continues at `authorization_url` and returns to the pages."""
+    """A started sign-in. The person continues at `authorization_url`; the issuer then redirects back to the gateway."""
 
     server = ServerReference()
     issuer = serializers.CharField(help_text="Issuer where the person signs in.")
     expires_at = UtcDateTimeField(help_text="When the sign-in must be finished.")
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
-        help_text="Unfinished sign-ins in a row at this server; from 3 on, its issuer may have forgotten this gateway."
+        help_text=(
+            "Unfinished sign-ins in a row at this server, 0 if fewer than 3 were started; from 3 on, its issuer may "
+            "have forgotten this gateway."
+        )
     )
 
 

@@ -207,7 +207,7 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Complete `fields` by the settings that depend on them. Raises ProviderError.
+    """Add to `fields` the settings that depend on them. Raises ProviderError.
 
     Return three values: the completed fields, the secret to encrypt, and a new decryption key or None.
     """

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Needs curl, jq, and the present token in GATEWAY_TOKEN.
+# Needs curl, jq, and the current token in GATEWAY_TOKEN.
 set -euo pipefail
 umask 077
 

@@ -181,7 +181,7 @@ def test_a_key_whose_count_did_not_grow_is_a_copy_and_is_refused_with_an_event(p
 
     event = Event.objects.get(action="user.sign_in_refused")
     assert (event.target_id, event.changes) == (str(person.pk), {"security_key": "Blue key"})
-    assert "there is a copy of it" in sentence(event)
+    assert "it may have been copied" in sentence(event)
 
 
 INVALID = (

@@ -102,7 +102,7 @@ def answers(one: Mouse) -> None:
     expect(page.get_by_text("200 of 200 people")).to_be_visible(timeout=120_000)
     one.press(page.get_by_role("button", name="Close review"))
     one.press(page.get_by_role("alertdialog").get_by_role("button", name="Close review"))
-    expect(page.get_by_text("The log has the checksum")).to_be_visible()
+    expect(page.get_by_text("Checksum of these lines and answers")).to_be_visible()
 
 
 def test_a_reviewer_finishes_200_people_with_few_clicks(live: Serve, page: Page, tmp_path: Path) -> None:

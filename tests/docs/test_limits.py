@@ -34,7 +34,7 @@ LIMITS = {
     "of these, MiB of one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
     "of these, MiB arriving from one server; one answer is always allowed": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second, at least, of a large answer while another one waits for memory": fair_queue.LEAST_PACE >> 10,
+    "KiB a second below which a large answer is cut off if another one waits for memory": fair_queue.LEAST_PACE >> 10,
     "seconds in which a client must read 16 KiB or all of a pending answer": int(LimitedHttpProtocol.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,

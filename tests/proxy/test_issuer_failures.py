@@ -120,7 +120,7 @@ SEES_AT_BEGIN = {
     "it takes no clients": (Issuer(metadata={"registration_endpoint": None}), "/upstream-oauth/callback/"),
     "it takes only clients it knows": (
         Issuer(answers={"/register": failed(403, "access_denied", "Unknown client name")}),
-        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect URI",
+        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect address",
     ),
     "it registers with a page": (Issuer(answers={"/register": (201, HTML, "Welcome")}), f"{REFUSED} (201: no reason)"),
     "it promises a secret and gives none": (

@@ -267,7 +267,7 @@ def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: 
 
     assert "Lisbon" in shown
     assert "Lisbon" not in hidden
-    assert "Recorded. Only people with “View recorded payloads” can see it." in hidden
+    assert "The payload was recorded. Only people with “View recorded payloads” can see it." in hidden
     assert seer.get(f"/api/logs/{call.uid}").json()["request_payload"]["params"]["arguments"] == {"city": "Lisbon"}
     assert other.get(f"/api/logs/{call.uid}").json()["request_payload"] is None
     for client in (seer, other):

@@ -407,7 +407,7 @@ def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Git
     response = client.get(consent(asked_at_github))
 
     assert response.status_code == 400
-    assert "at the redirect URI of another issuer" in words(response)
+    assert "at the redirect address of another issuer" in words(response)
     assert "/token" not in evil.issuer.asked
 
 
@@ -441,7 +441,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
 
     response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
 
-    assert "at the redirect URI of another issuer" in words(response)
+    assert "at the redirect address of another issuer" in words(response)
     assert github.sign_in(ann).issuer == origin(github)
 
 

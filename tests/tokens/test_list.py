@@ -77,7 +77,7 @@ def test_the_query_string_narrows_the_list(ana: User, sign_in: SignIn, subtests:
         ("", "You have no API tokens."),
         ("?owner=all", "Nobody has an API token yet."),
         ("?q=x", "No token matches."),
-        ("?status=revoked", "No token of this kind."),
+        ("?status=revoked", "No token with this status."),
     ):
         assert words in text(client.get(PATH + query))
     connection = a_connection(ana, name="Feedback bot")

@@ -161,8 +161,9 @@ def badge(state: str, text: str = "", why: str = "") -> SafeString:
 
 @register.simple_tag
 def address(uri: str, longest: int = 60) -> SafeString:
-    """Render a web address with its full host and its domain emphasised; the part after the host is cut at
-    `longest`.
+    """Render a web address with its full host and its domain emphasised.
+
+    The part after the host is cut at `longest` characters.
     """
     address_parts = parts(uri, longest=longest)
     return format_html(
@@ -310,6 +311,7 @@ def opens(
 
     `alone` shows only the icon. `of` names the object for screen readers, so that buttons of rows differ. Other
     arguments become the query string.
+
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())
@@ -421,7 +423,7 @@ def undo(message: Message) -> Undo | None:
 
 @register.simple_tag(takes_context=True)
 def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
-    """Return the view of the table `key`; cells and heads use it as `table`."""
+    """Return the view of the table with the key `key + kind`; assign it to `table`, for cells and heads."""
     return table_view(context["request"], key + kind)
 
 

@@ -1,4 +1,4 @@
-"""Runs the OAuth doctor on the command line, such as on a machine in the client's network or without a browser."""
+"""Runs the OAuth doctor on the command line, for example on a machine without a browser."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -71,7 +71,7 @@ class Command(migrate.Command):
         """Run the migrations. Return False if a table was in use and tries are left."""
         try:
             if _is_whole(options) and not MigrationRecorder(connections[options["database"]]).has_table():
-                # One of its migrations renders all existing models many times, so it runs while there are few.
+                # A migration of this app renders all existing models many times, so it runs while there are few.
                 super().handle(*args, **options | {"app_label": "oauth2_provider"})
             super().handle(*args, **options)
         except OperationalError as error:
