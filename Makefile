@@ -42,8 +42,8 @@ install: ## what production needs and nothing more; EXTRAS="scim otel" adds opti
 test: setup ## the quick tests, and slower ones that alone run some lines; the same tests every day
 	@$(call PYTEST,$(BIN)/python -m,-m "not full and not image" --hypothesis-profile=few)
 
-test-all: setup ## every test without containers; before a release
-	@$(call PYTEST,$(BIN)/python -m,-m "not image")
+test-all: setup ## every test without containers, on the oldest PostgreSQL; before a release
+	@$(call PYTEST,$(BIN)/python -m tests.running.debian $(BIN)/python -m,-m "not image")
 
 test-images: TESTS = tests/deploy
 test-images: setup ## the tests that build images and run containers, as root; before a release
@@ -87,7 +87,7 @@ check: setup ## format, lint, templates, types, layers, image, manifests, deploy
 
 release: setup ## from a clean main: every check and test, then wheel, sdist and checksums in dist/; prints the tag command
 	@.ci/release ready
-	@$(MAKE) check test-all test-images coverage
+	@$(MAKE) check test test-all test-images coverage
 	@.ci/release build
 
 format: setup ## put code and templates into their form

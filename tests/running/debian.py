@@ -1,9 +1,15 @@
-"""Separate servers of the PostgreSQL installed on this machine."""
+"""Separate servers of the PostgreSQL installed on this machine.
+
+`python -m tests.running.debian COMMAND...` runs a command, such as pytest, with one of them as `TEST_DATABASE_URL`. It
+must be the oldest supported PostgreSQL: so every statement of the product runs on the oldest before a release, and on
+the embedded one every day.
+"""
 
 import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +18,7 @@ from typing import Any
 
 import psycopg
 
+from gatewayadmin.config import database
 from tests.workspace import free_port
 
 
@@ -26,11 +33,16 @@ def programs() -> Path:
 
 # These tests kill servers, not the machine, so data survive without waiting for the disk.
 UNSYNCED = "-c fsync=off"
+# Like the embedded server of a test run.
+OF_A_RUN = "-c max_connections=300 -c full_page_writes=off -c synchronous_commit=off -c checkpoint_timeout=1h"
 
 
 @contextmanager
-def postgres(binaries: Path) -> Iterator[str]:
-    """Yield the URL of an empty database on a server with password authentication over TCP."""
+def postgres(binaries: Path, more: str = "") -> Iterator[str]:
+    """Yield the URL of an empty database on a server with password authentication over TCP.
+
+    `more` are further options of the server.
+    """
     account = as_account()
     folder = Path(tempfile.mkdtemp(prefix="gateway-admin-pg-"))
     port = free_port()
@@ -54,7 +66,7 @@ def postgres(binaries: Path) -> Iterator[str]:
         f"--pwfile={secret}",
         "--encoding=UTF8",
     )
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} {UNSYNCED}"
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} {UNSYNCED} {more}"
     run("pg_ctl", "start", "-w", "-D", data, "-l", str(folder / "log"), "-o", options)
     try:
         yield f"postgresql://gateway:p%40ss%2Fword@127.0.0.1:{port}/postgres"
@@ -78,3 +90,13 @@ def as_account() -> dict[str, Any]:
         return {}
     account = pwd.getpwnam("postgres")
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+if __name__ == "__main__":
+    with postgres(programs(), OF_A_RUN) as address:
+        with psycopg.connect(address) as connection:
+            version, oldest = connection.info.server_version // 10000, database.OLDEST // 10000
+        if version != oldest:
+            sys.exit(f"The tests before a release need PostgreSQL {oldest}, the oldest supported; this is {version}.")
+        environment = os.environ | {"TEST_DATABASE_URL": address}
+        sys.exit(subprocess.run(sys.argv[1:], env=environment, check=False).returncode)

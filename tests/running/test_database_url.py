@@ -10,7 +10,6 @@ from tests.running.debian import postgres, programs
 from tests.running.starts import manage, password_of, serving, signs_in
 from tests.running.test_refusals import KEYS
 
-# In `make test`, test_oldest_postgresql serves from an operator's own PostgreSQL instead.
 pytestmark = pytest.mark.full
 
 
