@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from access.models import Answer, ReviewLineQuerySet, ReviewQuerySet, ReviewScope, ThingKind, Unanswered
 from accounts.models import Team, User
-from gateways.access_forms import named_approvers
+from gateways.access_forms import people_named
 from gateways.models import Gateway
 from ui.forms import ExplainedChoice, ListFilter, holds
 
@@ -103,11 +103,6 @@ def _shown(rows: ReviewLineQuerySet, show: str, viewer: User) -> ReviewLineQuery
     return rows.filter(answer=show)
 
 
-def named_people(text: str) -> list[User]:
-    """Return the active people with these e-mail addresses. Raises ValidationError."""
-    return named_approvers(text.replace(",", " ").split())
-
-
 @dataclass(frozen=True)
 class ScopeRows:
     """The rows that a review of one scope can be about, and the columns by which people name them in the form."""
@@ -177,10 +172,10 @@ class StartForm(forms.Form):
     self_review = forms.BooleanField(required=False, label="People may answer lines about themselves")
 
     def clean_reviewers(self) -> list[User]:
-        return named_people(self.cleaned_data["reviewers"])
+        return people_named(self.cleaned_data["reviewers"].replace(",", " ").split(), "reviewers")
 
     def clean_fallback(self) -> User | None:
-        found = named_people(self.cleaned_data["fallback"])
+        found = people_named(self.cleaned_data["fallback"].replace(",", " ").split())
         if len(found) > 1:
             raise ValidationError("Name one person.")
         return found[0] if found else None
@@ -207,7 +202,7 @@ class ReassignForm(forms.Form):
     to = forms.CharField(label="New reviewer", max_length=254, help_text="E-mail address of one person.")
 
     def clean_to(self) -> User:
-        found = named_people(self.cleaned_data["to"])
+        found = people_named(self.cleaned_data["to"].replace(",", " ").split())
         if len(found) != 1:
             raise ValidationError("Name one person.")
         return found[0]

@@ -49,8 +49,8 @@ class RoleSerializer(serializers.Serializer[Role]):
         return [capability.slug for capability in Capability if capability in granted]
 
 
-class RoleBody(RequestBody):
-    """A role to create or change."""
+class NamedCapabilities(RequestBody):
+    """A name, and capabilities that whoever sends them must hold."""
 
     name = serializers.CharField(max_length=80)
     capabilities = serializers.ListField(
@@ -58,11 +58,15 @@ class RoleBody(RequestBody):
         help_text="Slugs of the capabilities; you must hold each of them.",
     )
 
-    uses_gateways = serializers.BooleanField(required=False, help_text=USES_GATEWAYS)
-    required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, required=False, help_text=REQUIRED_SIGN_IN)
-
     def validate_capabilities(self, slugs: list[str]) -> set[Capability]:
         return {SLUGS[slug] for slug in slugs}
+
+
+class RoleBody(NamedCapabilities):
+    """A role to create or change."""
+
+    uses_gateways = serializers.BooleanField(required=False, help_text=USES_GATEWAYS)
+    required_sign_in = serializers.ChoiceField(RequiredSignIn.choices, required=False, help_text=REQUIRED_SIGN_IN)
 
 
 class NameQuery(ListQuery):

@@ -34,6 +34,7 @@ from auditlog.charts import CallPlots
 from auditlog.models import Event
 from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
+from sso.enforcement import must_sign_in_there
 from ui.pages import (
     AppRequest,
     Undo,
@@ -400,6 +401,8 @@ def _reset_sent(request: AppRequest, person: User) -> str:
     form = ForgottenForm({"email": person.email})
     try:
         person.must_be_resettable(by=request.user)
+        if must_sign_in_there(person) or not person.has_usable_password():
+            return f"Nothing was sent: {person.email} signs in at the organisation"
         if form.is_valid():
             form.save(request)
     except PeopleError as error:

@@ -41,13 +41,14 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 class OpenMatter(NamedTuple):
     """The things of one matter: their number, names by id, and the URL of the complete list.
 
-    If there are many things, `things` has only the first ones. For unusual refusals, `number` counts the refused calls,
-    and `things` are the agents.
+    If there are many things, `things` has only the first ones. For unusual refusals, `number` counts the refused calls
+    and `things` are the agents, so `counts_things` is False.
     """
 
     number: int
     things: dict[str, str]
     link: str
+    counts_things: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -55,8 +56,8 @@ class OpenMatter(NamedTuple):
 
     @property
     def unnamed(self) -> int:
-        """The number of things that are not in `names`; without meaning for unusual refusals."""
-        return max(self.number - len(self.names), 0)
+        """The number of things that are not in `names`; 0 for unusual refusals."""
+        return max(self.number - len(self.names), 0) if self.counts_things else 0
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _requests(person: User | None) -> OpenMatter:
 def _refusals(person: User | None) -> OpenMatter:
     found = unusual()
     things = {str(one.host): f"{one.name}: {one.refused}, usual: {one.usual}" for one in found.agents}
-    return OpenMatter(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}")
+    return OpenMatter(found.refused, things, f"{reverse('auditlog:calls')}?{found.query}", counts_things=False)
 
 
 def _reviews(person: User | None) -> OpenMatter:

@@ -273,7 +273,7 @@ def _events() -> Iterator[tuple[str, list[Any]]]:
         created_at=f"now() - (n - {WHOLE.connections}) * interval '{DAYS * 1440 / EVENTS:.3f} minutes'",
         actor_id=key("User", "n %% 20"),
         actor_email="'person' || n %% 20 || '@example.com'",
-        via="'ui'",
+        via="'web'",
         action=action,
         target_type=f"split_part({action}, '.', 1)",
         target_id=f"({key('Host', f'n %% {WHOLE.hosts}')})::text",

@@ -160,7 +160,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
             created_at=ago,
             actor_id=key("User", "0"),
             actor_email="'person0@example.com'",
-            via="'ui'",
+            via="'web'",
             action="'connection.opened'",
             target_type="'connection'",
             target_id=f"({key('Connection')})::text",

@@ -146,7 +146,7 @@ class TakesRequestsForm(forms.Form):
     )
 
     def clean_approvers(self) -> list[User]:
-        return named_approvers(self.cleaned_data["approvers"].split())
+        return people_named(self.cleaned_data["approvers"].split(), "approvers")
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -155,11 +155,11 @@ class TakesRequestsForm(forms.Form):
         return values
 
 
-def named_approvers(emails: list[str]) -> list[User]:
-    """Return the active people with these e-mail addresses. Raises ValidationError."""
+def people_named(emails: list[str], noun: str = "people") -> list[User]:
+    """Return the active people with these e-mail addresses. Raises ValidationError; `noun` names them in its text."""
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:
-        raise ValidationError(f"Name at most {MOST_APPROVERS} approvers.")
+        raise ValidationError(f"Name at most {MOST_APPROVERS} {noun}.")
     found: list[Any] = list(User.objects.annotate(lower=Lower("email")).filter(lower__in=wanted, is_active=True))
     if missing := wanted - {user.email.lower() for user in found}:
         raise ValidationError(f"There is no active person {min(missing)}.")

@@ -25,6 +25,7 @@ from rules.models import (
     USUAL_HOLD,
     Approvers,
     BadCondition,
+    NeedsPayloads,
     NeedsTeam,
     NeedsText,
     NobodyDecides,
@@ -157,6 +158,7 @@ class RuleResource(Resource):
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadCondition: Problem(HTTPStatus.BAD_REQUEST, "invalid", "when"),
+        NeedsPayloads: Problem(HTTPStatus.BAD_REQUEST, "invalid", "when"),
         NeedsTeam: Problem(HTTPStatus.BAD_REQUEST, "invalid", "approver_team"),
         NeedsText: Problem(HTTPStatus.BAD_REQUEST, "invalid", "text"),
         NobodyDecides: Problem(HTTPStatus.BAD_REQUEST, "invalid", "somebody_else"),

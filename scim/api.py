@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import existing_role
-from accounts.groups_api import RoleBody
+from accounts.groups_api import NamedCapabilities
 from accounts.models import Role
 from accounts.rules import BeyondYours
 from capabilities import Capability
@@ -67,7 +67,7 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
     secret = serializers.CharField(help_text="The secret; it is shown only here.")
 
 
-class NewProvisioningKey(RoleBody):
+class NewProvisioningKey(NamedCapabilities):
     """A key for a directory: the role of the people it creates, and which people it may change."""
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")

@@ -3,6 +3,7 @@
 from django.db import migrations, models
 
 from auditlog.indexes import DeclareIndex
+from ui.missing import CreateMissing
 
 
 class Migration(migrations.Migration):
@@ -12,6 +13,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        CreateMissing('Call'),
         migrations.AddField(
             model_name='call',
             name='labels',

@@ -1,10 +1,13 @@
 """Database functions that return the features in tool sets, and those given to people. Fields for texts for clients."""
 
+from importlib import import_module
+
 import django.db.models.deletion
 from django.db import migrations, models
 from django.db.models import Q
 
 from gateways.models.feature import check_visible
+from ui.missing import CreateMissing
 
 # Returns whether a feature fits the rule of a tool set; the rule is not implemented anywhere else. A tool whose effect
 # nobody states counts as destructive. Prompts and resources have no effect.
@@ -119,11 +122,19 @@ END $$;
 """
 DROP_GIVEN = "DROP FUNCTION gateways_given(uuid, uuid[], uuid, uuid, uuid)"
 
+# Databases made by the first commits of release 1.0.0 have a trigger without `said_effect`.
+SET_EFFECT = import_module("gateways.migrations.0002_learn_lists").SET_EFFECT
+SET_EFFECT_AGAIN = SET_EFFECT.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION").replace(
+    "CREATE TRIGGER", "CREATE OR REPLACE TRIGGER"
+)
+
 
 class Migration(migrations.Migration):
     dependencies = [("gateways", "0002_learn_lists"), ("accounts", "0001_initial")]
 
     operations = [
+        CreateMissing("Feature", "Gateway", "ToolSet", "ToolGrant"),
+        migrations.RunSQL(SET_EFFECT_AGAIN, migrations.RunSQL.noop),
         migrations.AlterField(
             "toolgrant",
             "team",

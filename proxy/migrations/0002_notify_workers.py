@@ -186,7 +186,7 @@ class Migration(migrations.Migration):
         ("proxy", "0001_initial"),
         ("accounts", "0001_initial"),
         ("connections", "0001_initial"),
-        ("gateways", "0003_give_tools"),
+        ("gateways", "0002_learn_lists"),
         ("hosts", "0001_initial"),
         ("oauth", "0001_initial"),
         ("servers", "0001_initial"),

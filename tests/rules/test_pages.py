@@ -12,6 +12,7 @@ from rules.conditions import BadChoice, expression_of
 from rules.models import NeedsPayloads, Rule
 from tests import make
 from tests.calls import call
+from tests.rest import Rest, problem
 
 pytestmark = pytest.mark.django_db
 
@@ -223,6 +224,11 @@ def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
     with pytest.raises(NeedsPayloads):
         rule.edit(when=on_arguments["when"], by=person)
 
+    rest = Rest.of(person)
+    rows = {"name": "More", "effect": "refuse", "when": on_arguments["when"]}
+    by_rest = [rest.post("/rules", rows), rest.patch(f"/rules/{rule.pk}", {"when": on_arguments["when"]})]
+
+    assert [problem(answer) for answer in by_rest] == [(400, "invalid")] * 2
     for refused in (added, edited):
         assert refused.status_code == 422
         assert "you need View recorded payloads" in refused.content.decode()

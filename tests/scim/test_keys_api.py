@@ -44,6 +44,13 @@ def lets_in(*secrets: str) -> list[bool]:
     return [Directory(secret).get("/Users").status_code == 200 for secret in secrets]
 
 
+def test_fields_of_a_role_are_no_fields_of_a_key(rest: Rest, newcomers: Role) -> None:
+    for field, value in (("uses_gateways", False), ("required_sign_in", "")):
+        refused = made_by(rest, newcomers, **{field: value})
+
+        assert (refused.status_code, field in refused.json()["errors"]) == (400, True)
+
+
 @pytest.mark.full
 def test_a_key_is_made_with_its_secret_shown_once(rest: Rest, newcomers: Role) -> None:
     answer = made_by(rest, newcomers)

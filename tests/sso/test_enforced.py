@@ -58,6 +58,17 @@ def typed(email: str, password: str = make.PASSWORD) -> tuple[Client, Any]:
     return client, client.post("/accounts/login/", {"login": email, "password": password})
 
 
+def test_no_reset_is_sent_to_somebody_who_signs_in_there(breaker: User) -> None:
+    mia = make.user(email="mia@example.com")
+    chief = make.user(Capability.PEOPLE_MANAGE, email="chief@partner.example.org")
+
+    said = confirmed(browser(chief)).post(f"/people/{mia.pk}/reset/", follow=True).content.decode()
+
+    assert "Nothing was sent: mia@example.com signs in at the organisation" in said
+    assert mail.outbox == []
+    assert not Event.objects.filter(action="user.password_reset_sent").exists()
+
+
 def test_every_refusal_of_the_domain_reads_alike_so_that_nobody_learns_who_breaks_the_glass(breaker: User) -> None:
     make.user(email="mia@example.com")
     outside = make.user(email="guest@partner.example.org")

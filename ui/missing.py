@@ -1,0 +1,42 @@
+"""A migration operation for tables and columns that databases made by the first commits of release 1.0.0 lack.
+
+Their models were added to the initial migrations before those were final, so such a database has not got them.
+"""
+
+from typing import Any
+
+from django.db.migrations.operations.base import Operation, OperationCategory
+
+
+class CreateMissing(Operation):
+    """Create the tables of these models, or the missing columns of tables that exist. Reversing does nothing."""
+
+    category = OperationCategory.ADDITION
+    reversible = True
+
+    def __init__(self, *models: str) -> None:
+        self.models = models
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Change nothing: the initial migration already has the models."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        with schema_editor.connection.cursor() as cursor:
+            tables = schema_editor.connection.introspection.table_names(cursor)
+            for name in self.models:
+                model = from_state.apps.get_model(app_label, name)
+                table = model._meta.db_table
+                if table not in tables:
+                    schema_editor.create_model(model)
+                    continue
+                described = schema_editor.connection.introspection.get_table_description(cursor, table)
+                columns = {column.name for column in described}
+                for field in model._meta.local_concrete_fields:
+                    if field.column not in columns:
+                        schema_editor.add_field(model, field)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Keep everything: the initial migration has created it, or would have."""
+
+    def describe(self) -> str:
+        return f"Create what is missing of {', '.join(self.models)}"
