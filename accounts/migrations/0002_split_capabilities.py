@@ -70,9 +70,11 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.AddField("role", "required_sign_in", models.CharField(**SIGN_IN)),
-        migrations.AddField("role", "uses_gateways", models.BooleanField(default=True, db_default=True)),
-        migrations.AddField("workspacesettings", "required_sign_in", models.CharField(**SIGN_IN)),
         # The reverse migration does not remove the new permissions: the previous version ignores them.
         migrations.RunPython(split, migrations.RunPython.noop),
+        migrations.RunSQL("SET CONSTRAINTS ALL IMMEDIATE", migrations.RunSQL.noop),  # So that the tables can be altered.
+        # Calls read the table of roles, and wait for the end of this migration from here on.
+        migrations.AddField("workspacesettings", "required_sign_in", models.CharField(**SIGN_IN)),
+        migrations.AddField("role", "required_sign_in", models.CharField(**SIGN_IN)),
+        migrations.AddField("role", "uses_gateways", models.BooleanField(default=True, db_default=True)),
     ]

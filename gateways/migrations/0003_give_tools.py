@@ -133,8 +133,7 @@ class Migration(migrations.Migration):
     dependencies = [("gateways", "0002_learn_lists"), ("accounts", "0001_initial")]
 
     operations = [
-        CreateMissing("Feature", "Gateway", "ToolSet", "ToolGrant"),
-        migrations.RunSQL(SET_EFFECT_AGAIN, migrations.RunSQL.noop),
+        CreateMissing("ToolSet", "ToolGrant"),
         migrations.AlterField(
             "toolgrant",
             "team",
@@ -162,6 +161,14 @@ class Migration(migrations.Migration):
                 name="tool_grant_has_one_subject",
             ),
         ),
+        migrations.RunSQL(FITS, DROP_FITS),
+        migrations.RunSQL(FEATURES_OF, DROP_FEATURES_OF),
+        migrations.RunSQL(IN_SETS, DROP_IN_SETS),
+        migrations.RunSQL(SETS_GIVEN, DROP_SETS_GIVEN),
+        migrations.RunSQL(GIVEN, DROP_GIVEN),
+        # Calls read these tables, and wait for the end of this migration from here on.
+        CreateMissing("Feature", "Gateway"),
+        migrations.RunSQL(SET_EFFECT_AGAIN, migrations.RunSQL.noop),
         migrations.AddField(
             "feature",
             "said_title",
@@ -172,9 +179,4 @@ class Migration(migrations.Migration):
             "said_description",
             models.TextField(blank=True, db_default="", default="", max_length=4_000, validators=[check_visible]),
         ),
-        migrations.RunSQL(FITS, DROP_FITS),
-        migrations.RunSQL(FEATURES_OF, DROP_FEATURES_OF),
-        migrations.RunSQL(IN_SETS, DROP_IN_SETS),
-        migrations.RunSQL(SETS_GIVEN, DROP_SETS_GIVEN),
-        migrations.RunSQL(GIVEN, DROP_GIVEN),
     ]

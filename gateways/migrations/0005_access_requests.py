@@ -90,28 +90,9 @@ class Migration(migrations.Migration):
             field=models.ManyToManyField(blank=True, related_name='approves', to=settings.AUTH_USER_MODEL),
         ),
         migrations.AddField(
-            model_name='gateway',
-            name='most_request_days',
-            field=models.PositiveSmallIntegerField(db_default=90, default=90),
-        ),
-        migrations.AddField(
-            model_name='gateway',
-            name='request_days',
-            field=models.PositiveSmallIntegerField(db_default=30, default=30),
-        ),
-        migrations.AddField(
-            model_name='gateway',
-            name='takes_requests',
-            field=models.BooleanField(db_default=False, default=False),
-        ),
-        migrations.AddField(
             model_name='toolgrant',
             name='ends_at',
             field=models.DateTimeField(blank=True, null=True),
-        ),
-        migrations.AddConstraint(
-            model_name='gateway',
-            constraint=models.CheckConstraint(condition=models.Q(('request_days__gte', 1), ('request_days__lte', models.F('most_request_days'))), name='request_days_are_within_the_most'),
         ),
         migrations.AddField(
             model_name='accessrequest',
@@ -181,4 +162,24 @@ class Migration(migrations.Migration):
         ),
         migrations.RunSQL(SETS_GIVEN, NO_DATES),
         migrations.RunSQL(OPENED, DROP_OPENED),
+        # Calls read this table, and wait for the end of this migration from here on.
+        migrations.AddField(
+            model_name='gateway',
+            name='most_request_days',
+            field=models.PositiveSmallIntegerField(db_default=90, default=90),
+        ),
+        migrations.AddField(
+            model_name='gateway',
+            name='request_days',
+            field=models.PositiveSmallIntegerField(db_default=30, default=30),
+        ),
+        migrations.AddField(
+            model_name='gateway',
+            name='takes_requests',
+            field=models.BooleanField(db_default=False, default=False),
+        ),
+        migrations.AddConstraint(
+            model_name='gateway',
+            constraint=models.CheckConstraint(condition=models.Q(('request_days__gte', 1), ('request_days__lte', models.F('most_request_days'))), name='request_days_are_within_the_most'),
+        ),
     ]
