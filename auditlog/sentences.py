@@ -75,10 +75,10 @@ class SentencePart(NamedTuple):
 
 
 def sentence(event: Event) -> str:
-    """Return the event as a sentence of plain text. Names are quoted, except people's e-mail addresses.
+    """Return the event as a sentence of plain text. Names are quoted, except plain e-mail addresses of people.
 
-    A name must not be able to end its own quotation, so the quotation marks depend on the name: “…” if the name has
-    none of these, otherwise «…», otherwise "…" with JSON escapes.
+    A name must not be able to end its own quotation. So it is written “…” unless it contains “ or ”, then «…» unless it
+    contains « or », and then as a JSON string. A name with unprintable characters is always a JSON string.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))

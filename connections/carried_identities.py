@@ -1,4 +1,4 @@
-"""The identities (credentials) that a connection uses for servers that need each person's own, with their state."""
+"""A connection's identities (credentials) at servers where each person needs their own, and the state of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MCP registry API, version v0.1, read-only: a list of gateways as remote servers, and its public endpoint.
+"""The MCP registry API, version v0.1, read-only: lists of gateways as remote servers, served without sign-in.
 
 https://github.com/modelcontextprotocol/registry, docs/reference/api.
 """

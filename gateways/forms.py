@@ -41,7 +41,8 @@ CHANGED = {
         "Clients still see the approved definition. Calls whose arguments do not fit the changed definition are "
         "refused."
     ),
-    OnChange.WARN: "Clients still see the approved definition. Every call goes through, and the change is listed here.",
+    OnChange.WARN: "Clients still see the approved definition. No call is refused because of the change. The change is "
+    "listed under Tools, Changed.",
     OnChange.ACCEPT: "Clients are shown the change at once. Only changes with hidden characters are held back.",
 }
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)

@@ -691,8 +691,9 @@ class Endpoint:
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
         """Refresh the server's token if it has expired, then re-check access, because refreshing may take seconds.
 
-        Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
-        access cannot be checked or the connection now uses another credential.
+        Raises Refusal or IdentityUnavailable if the token cannot be renewed, IdentityUnavailable if access cannot be
+        checked or the connection now uses another credential, and CancelledError if access was lost (the request's
+        `ending` has the reason).
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:

@@ -185,7 +185,7 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """Give up to `most` gateways and `most` servers their own label values, the given names first.
+    """Let at most `most` gateways and `most` servers have label values of their own, the given names first.
 
     Workers of one `serve` share the names in `folder`; with None, the process does not share them.
     """

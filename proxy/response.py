@@ -73,8 +73,8 @@ def bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> 
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
     """Return the WWW-Authenticate header (RFC 6750, RFC 9728 section 5.1).
 
-    If a token was presented, with or without the word Bearer, the error description depends only on the form of
-    `credential`, so that it reveals nothing about stored tokens.
+    `credential` is the Authorization header; `presented` is True if it begins with Bearer. The error description
+    depends only on the form of the header, so it reveals nothing about tokens. Tokens without Bearer get one, too.
     """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
     advice = _advice(credential) if presented else NO_SCHEME if credential.startswith(TOKEN_STARTS) else ""

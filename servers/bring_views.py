@@ -29,7 +29,7 @@ EXPIRED = "The file can no longer be read. Paste it again."
 
 @dataclass
 class FileDraft:
-    """The file between two steps, and the credentials that the person has entered, by the number of the entry."""
+    """The pasted file between two steps, and the credentials typed so far, by the entry's number in the file."""
 
     text: str
     entered: dict[str, str]

@@ -154,7 +154,7 @@ def _line_of_ours(log: str, severity: int, told: dict[str, str]) -> LogLine:
 
 
 def send_notice(receiver: Receiver, line: LogLine, seconds: float) -> None:
-    """Best-effort delivery of a final line; gives up after `seconds`."""
+    """Try once to deliver a notice, and wait at most `seconds` for it. Errors are ignored."""
 
     def send() -> None:
         with suppress(Exception), receiver:

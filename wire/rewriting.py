@@ -278,13 +278,13 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a client's result or params with the server's id of `task` in `_meta`; other tasks are removed."""
+    """Return a client's result or params with `_meta` as `meta_for_server` returns it."""
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return the client's `_meta` with the server's id of `task`; other tasks are removed."""
+    """Return the client's `_meta`: a reference to `task` has the server's id, one to another task is removed."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 

@@ -539,7 +539,10 @@ class User(Versioned, AbstractBaseUser):
         return is_open
 
     def open_requests(self) -> list[tuple[Capability, datetime]]:
-        """Return the capabilities this person requested in the last week and still lacks, with the time of request."""
+        """Return the capabilities that this person requested in the last week and still lacks, with the time of each.
+
+        Declined requests are left out.
+        """
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 

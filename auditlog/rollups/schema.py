@@ -29,7 +29,7 @@ MANY: tuple[tuple[str, ...], ...] = (("host_id",), ("user_id",), _TOOL)
 
 
 def cube_number(dimensions: Iterable[str]) -> int:
-    """Return the number of a combination of dimensions, one bit each."""
+    """Return the bit mask of a combination of dimensions."""
     return sum(1 << DIMENSIONS.index(one) for one in dimensions)
 
 

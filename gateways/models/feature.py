@@ -116,9 +116,9 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
-        """Return features that clients can call: offered, approved, allowed by the policy and enabled.
+        """Return features that clients can call: offered, with an approved definition, enabled, allowed by the policy.
 
-        The server must be enabled, both itself and on the gateway.
+        Their server is on the gateway, not archived, and enabled, both itself and on the gateway.
         """
         return self.filter(CALLABLE)
 

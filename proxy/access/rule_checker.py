@@ -10,7 +10,11 @@ KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions nam
 
 
 class RuleRefused(Refusal):
-    """A rule refuses this call. The message is the rule's own sentence, or a general one if the rule has none."""
+    """A rule refuses this call.
+
+    The message is the rule's own sentence, or a general one if the rule has none. If the rule's condition has no result
+    for this call, the message says so instead.
+    """
 
     def __init__(self, decision: RuleDecision, resolved: Resolved, tool: str) -> None:
         super().__init__("rule_refused", resolved.assigned, Named(TOOL, tool), sentence_of(decision))

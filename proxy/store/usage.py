@@ -1,4 +1,5 @@
-"""Usage of tokens, hosts and servers: last used, health, introductions, unknown tokens.
+"""Usage noted during calls: when tokens, connections, hosts, credentials and sessions were last used, the health of
+servers and how they describe themselves, and the number of unknown tokens.
 
 Usage is written in the background, once a second, in a separate transaction. Unwritten data is lost if the process is
 killed; usage is not part of the audit log.

@@ -419,7 +419,7 @@ def test_the_settings_of_a_gateway_are_explained_and_kept(work: Gateway, client:
     work.refresh_from_db()
     for sentence in (
         "New definitions are hidden until somebody accepts them",
-        "Every call goes through",
+        "No call is refused because of the change",
         "hidden characters",
     ):
         assert sentence in form

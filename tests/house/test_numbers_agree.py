@@ -189,7 +189,7 @@ PAGE = """<html><nav class="rail"><a href="/hosts/">Apps <span data-count="rail.
 <a href="/logs/?q=error">Errors <b data-count="plots.errors">1</b></a>
 <ul id="tools"><li><a href="/logs/?tool=x">x</a> <b data-count="plots.top">5</b></li><li>y</li>
 <li><span class="muted">And 4 more.</span></li></ul>
-<table><tbody><tr><td>a<tr><td>b<tr><td>c</tbody></table><a rel="next" href="?page=2">Older</a>
+<table><tbody><tr><td>a<tr><td>b<tr><td>c</tbody></table><a rel="next" href="?page=2">Next</a>
 <a href="/gateways/docs/tools/"><span data-count="assignment.tools">8 of 13</span></a></main>
 <dialog class="palette"></dialog></html>"""
 

@@ -27,7 +27,7 @@ NOT_FINISHED = (
     "Earlier migrations stay applied; this one and later ones have not run. Find the session that uses the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
-NOT_INDEXED = "Servers can start. Run this command again, or let housekeeping create the missing indexes."
+NOT_INDEXED = "The gateway can start without it. Run this command again, or let housekeeping create what is missing."
 
 
 class Command(migrate.Command):
