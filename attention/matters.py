@@ -56,8 +56,8 @@ class OpenMatter(NamedTuple):
 
     @property
     def unnamed(self) -> int:
-        """The number of things that are not in `names`; 0 for unusual refusals."""
-        return max(self.number - len(self.names), 0) if self.counts_things else 0
+        """The number of things that are not in `names`."""
+        return max((self.number if self.counts_things else len(self.things)) - len(self.names), 0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A migration operation for tables and columns that databases made by the first commits of release 1.0.0 lack.
+"""A migration operation for tables and columns that databases made by the first commit of release 1.0.0 lack.
 
-Their models were added to the initial migrations before those were final, so such a database has not got them.
+Their models were added to the initial migrations a day later.
 """
 
 from typing import Any

@@ -122,7 +122,7 @@ END $$;
 """
 DROP_GIVEN = "DROP FUNCTION gateways_given(uuid, uuid[], uuid, uuid, uuid)"
 
-# Databases made by the first commits of release 1.0.0 have a trigger without `said_effect`.
+# Databases made by the first commit of release 1.0.0 have a trigger without `said_effect`.
 SET_EFFECT = import_module("gateways.migrations.0002_learn_lists").SET_EFFECT
 SET_EFFECT_AGAIN = SET_EFFECT.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION").replace(
     "CREATE TRIGGER", "CREATE OR REPLACE TRIGGER"

@@ -1,6 +1,6 @@
-"""A database made by the first commits of release 1.0.0 gets the same schema as a new database.
+"""A database made by the first commit of release 1.0.0 gets the same schema as a new database.
 
-Some tables, columns and triggers were added to the initial migrations after these commits.
+Some tables, columns and triggers were added to the initial migrations a day later.
 """
 
 import os
