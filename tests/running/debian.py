@@ -8,6 +8,7 @@ the embedded one every day.
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def as_account() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that the server is stopped.
     with postgres(programs(), OF_A_RUN) as address:
         with psycopg.connect(address) as connection:
             version, oldest = connection.info.server_version // 10000, database.OLDEST // 10000
