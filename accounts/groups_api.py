@@ -50,7 +50,7 @@ class RoleSerializer(serializers.Serializer[Role]):
 
 
 class NamedCapabilities(RequestBody):
-    """A name, and capabilities that whoever sends them must hold."""
+    """A name, and capabilities that the person who sends them must hold."""
 
     name = serializers.CharField(max_length=80)
     capabilities = serializers.ListField(
