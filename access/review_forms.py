@@ -103,6 +103,11 @@ def _shown(rows: ReviewLineQuerySet, show: str, viewer: User) -> ReviewLineQuery
     return rows.filter(answer=show)
 
 
+def reviewers_named(text: str) -> list[User]:
+    """Return the active people with these e-mail addresses. Raises ValidationError."""
+    return people_named(text.replace(",", " ").split(), "reviewers")
+
+
 @dataclass(frozen=True)
 class ScopeRows:
     """The rows that a review of one scope can be about, and the columns by which people name them in the form."""
@@ -172,10 +177,10 @@ class StartForm(forms.Form):
     self_review = forms.BooleanField(required=False, label="People may answer lines about themselves")
 
     def clean_reviewers(self) -> list[User]:
-        return people_named(self.cleaned_data["reviewers"].replace(",", " ").split(), "reviewers")
+        return reviewers_named(self.cleaned_data["reviewers"])
 
     def clean_fallback(self) -> User | None:
-        found = people_named(self.cleaned_data["fallback"].replace(",", " ").split())
+        found = reviewers_named(self.cleaned_data["fallback"])
         if len(found) > 1:
             raise ValidationError("Name one person.")
         return found[0] if found else None
@@ -202,7 +207,7 @@ class ReassignForm(forms.Form):
     to = forms.CharField(label="New reviewer", max_length=254, help_text="E-mail address of one person.")
 
     def clean_to(self) -> User:
-        found = people_named(self.cleaned_data["to"].replace(",", " ").split())
+        found = reviewers_named(self.cleaned_data["to"])
         if len(found) != 1:
             raise ValidationError("Name one person.")
         return found[0]

@@ -155,7 +155,7 @@ class TakesRequestsForm(forms.Form):
         return values
 
 
-def people_named(emails: list[str], noun: str = "people") -> list[User]:
+def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses. Raises ValidationError; `noun` names them in its text."""
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

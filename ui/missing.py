@@ -12,7 +12,6 @@ class CreateMissing(Operation):
     """Create the tables of these models, or the missing columns of tables that exist. Reversing does nothing."""
 
     category = OperationCategory.ADDITION
-    reversible = True
 
     def __init__(self, *models: str) -> None:
         self.models = models

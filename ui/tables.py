@@ -265,7 +265,7 @@ class TableView:
         return self.chosen == usual
 
     def ordered[M: Model](self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Sort the rows as requested. In descending order, NULLs are last."""
+        """Sort the rows as requested. In descending order, NULLs of the rows' own columns are last."""
         column = self.column(self.sort.removeprefix("-"))
         if column is None:
             return rows
@@ -296,21 +296,12 @@ def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> Order
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
-    has_empty = isinstance(field, str) and _may_be_empty(rows, field)
+    has_empty = isinstance(field, str) and "__" not in field and _may_be_empty(rows, field)
     return by.desc(nulls_last=True) if has_empty else by.desc()
 
 
 def _may_be_empty(rows: QuerySet[Any], field: str) -> bool:
-    """Return whether this field, or a relation on the way to it, may be NULL."""
-    if field in rows.query.annotations:
-        return True
-    model: Any = rows.model
-    for name in field.split("__"):
-        step = model._meta.get_field(name)
-        if step.null:
-            return True
-        model = step.related_model
-    return False
+    return field in rows.query.annotations or bool(rows.model._meta.get_field(field).null)
 
 
 def _asked(request: HttpRequest) -> QueryDict:

@@ -272,12 +272,13 @@ class Book:
             until = DAYS.next(self._now + A_MOMENT)
         # Use only grains that have the smallest combination of days. Without dimensions, seven days are a few rows, but
         # a week is thousands, because weeks are only counted by host, by person and by tool.
-        smallest = DAYS.cube(columns & {*DIMENSIONS})
+        dimensions = columns & {*DIMENSIONS}
+        smallest = DAYS.cube(dimensions)
         grains = [
             grain
             for grain in GRAINS
             if smallest is not None
-            and grain.cube(columns & {*DIMENSIONS}) == smallest
+            and grain.cube(dimensions) == smallest
             and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
         ]
         return list(self._cut(since, until, grains))
