@@ -336,9 +336,14 @@ def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Web
     held: list[int] = []
 
     def look(request: Request) -> None:
-        with psycopg.connect(database.conninfo()) as other:
-            found = other.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gateway sink'")
-            held.extend(found.fetchone() or ())
+        """Note the connections that are left; PostgreSQL ends a closed connection shortly afterwards."""
+        with psycopg.connect(database.conninfo(), autocommit=True) as other:
+            for _ in range(100):
+                found = other.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gateway sink'")
+                held[:] = found.fetchone() or ()
+                if held == [0]:
+                    break
+                time.sleep(0.05)
         request.say(204)
 
     sink = to_hook(sends_events=False)
