@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import User
+from accounts.models.secrets import OVERLAP_HOURS
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
@@ -17,6 +18,7 @@ from tokens.models import Token
 MOST = 5
 MAX_NOTICES = 200
 LATEST = timedelta(days=90)
+LONGEST_OVERLAP = timedelta(hours=max(OVERLAP_HOURS))
 
 SENTENCES: dict[str, str] = {
     Action.TOKEN_PREVIOUS_ENDED: "ended the old token that your token {} replaced. Its calls are refused.",
@@ -50,9 +52,10 @@ def notices(user: User) -> list[Notice]:
 def _touched(user: User, since: datetime) -> Q | None:
     """Match the events of the user's tokens and connections after `since`; None if no such object has changed.
 
-    The objects are found first, because events are indexed by object.
+    The objects are found first, because events are indexed by object. An old token can be ended until LONGEST_OVERLAP
+    after its token was rotated.
     """
-    changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
+    changed = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(revoked_at__gt=since)
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]
     )
