@@ -45,7 +45,7 @@ class ConnectionRefused(ConnectionFault):
 
 
 class ConnectionAlreadyRevoked(ConnectionFault):
-    """This connection has been revoked before."""
+    """This connection is already revoked."""
 
 
 class StillEnabled(ConnectionFault):

@@ -60,7 +60,7 @@ class BindingQuerySet(models.QuerySet["Binding"]):
             row: Connection = connection.lock()
             key = Token.objects.live_key(row)
             if row.revoked_at or key is None:
-                raise TokenAlreadyRevoked("This connection has been revoked before.")
+                raise TokenAlreadyRevoked("This connection is already revoked.")
             access = AccessToken(user=by, scope="mcp", expires=timezone.now() + timedelta(seconds=seconds))
             access.resource = [row.gateway.url]
             set_token_value(access, secret)

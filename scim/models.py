@@ -66,7 +66,7 @@ class BadKeyOverlap(ProvisioningError):
 
 
 class ProvisioningKeyAlreadyRevoked(ProvisioningError):
-    """This provisioning key has been revoked before."""
+    """This provisioning key is already revoked."""
 
 
 class NoPreviousKey(ProvisioningError):

@@ -49,6 +49,8 @@ from ui.pages import (
 from ui.viewset import confirmed, form_page, list_page, switch_off, switch_on
 
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
+# The text beside the switch of an enabled identity that calls cannot use, by status.
+BLOCKED = {"unconfirmed": "it waits for confirmation", "sign_in_needed": "it waits for a new sign-in"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """Text beside the switch of an enabled identity that waits for confirmation; otherwise empty."""
-        return "it waits for confirmation" if self.identity.status == "unconfirmed" else ""
+        """Text beside the switch of an enabled identity that calls cannot use; otherwise empty."""
+        return BLOCKED.get(self.identity.status, "")
 
     @property
     def may_replace(self) -> bool:

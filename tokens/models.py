@@ -209,7 +209,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             connection.lock()
             key = self.live_key(connection)
             if key is None:
-                raise TokenAlreadyRevoked("This connection has been revoked before.")
+                raise TokenAlreadyRevoked("This connection is already revoked.")
             before, key.generation, key.rotated_at = key.prefix, key.generation + 1, timezone.now()
             key.set_secret(token_text.mint(token_text.KEY))
             key.save(update_fields=[*PRESENT, "generation", "rotated_at"])

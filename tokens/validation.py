@@ -32,7 +32,7 @@ class NotYourToken(TokenError):
 
 
 class TokenAlreadyRevoked(TokenError):
-    """This token has been revoked before."""
+    """This token is already revoked."""
 
 
 class BadLifetime(TokenError):

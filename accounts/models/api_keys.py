@@ -29,7 +29,7 @@ class KeyEnd(models.TextChoices):
 
 
 class ApiKeyAlreadyRevoked(Exception):
-    """This API key has been revoked before."""
+    """This API key is already revoked."""
 
 
 def _with_status() -> dict[str, Q]:

@@ -43,7 +43,7 @@ class ServerError(Exception):
 
 
 class IdentityAlreadyRevoked(ServerError):
-    """This identity has been revoked before."""
+    """This identity is already revoked."""
 
 
 class HeldDisabled(ServerError):

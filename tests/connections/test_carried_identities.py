@@ -187,7 +187,7 @@ def revoke(link: Connection, place: Assignment, by: User) -> None:
     ("act", "field", "words"),
     [
         (move, "secret", "This server was moved to https://elsewhere.example.net just now. Reload the page."),
-        (revoke, "identity", "This connection has been revoked before."),
+        (revoke, "identity", "This connection is already revoked."),
     ],
 )
 def test_a_concurrent_change_is_reported_while_bringing_an_identity_and_nothing_is_stored(

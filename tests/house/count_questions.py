@@ -1334,6 +1334,8 @@ def _switch_of_assignment(ask: Ask) -> set[tuple[bool, str]]:
     return {(row.enabled, "" if row.server.enabled or not row.enabled else "server disabled")}
 
 
+IDENTITY_BLOCKED = {"unconfirmed": "it waits for confirmation", "sign_in_needed": "it waits for a new sign-in"}
+
 SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
     "rule": lambda ask: {(True, "")},
     "directoryaddress": lambda ask: {(True, "")},
@@ -1343,8 +1345,6 @@ SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
     "connection": _switch_of_connection,
     "assignment": _switch_of_assignment,
     "feature": _switch_of_feature,
-    "identity": lambda ask: {
-        (ask.state != "disabled", "it waits for confirmation" if ask.state == "unconfirmed" else "")
-    },
+    "identity": lambda ask: {(ask.state != "disabled", IDENTITY_BLOCKED.get(ask.state, ""))},
     "sink": lambda ask: {(ask.state != "paused", "")},
 }

@@ -319,8 +319,9 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     identity.refresh_from_db()
     assert identity.status == "active"
     assert identity.sign_in_words == "The server needs more scopes than were granted."
-    github.issuer.needs_scope = ""
     client = browser(ann)
+    assert identity.sign_in_words in client.get("/settings/identities").content.decode()
+    github.issuer.needs_scope = ""
     asked = github.begin(client, f"/identities/{identity.pk}/authenticate/")
     assert query(asked)["scope"] == "read write"
     client.get(consent(asked))

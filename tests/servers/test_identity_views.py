@@ -219,7 +219,7 @@ def test_a_revoked_identity_is_neither_confirmed_nor_replaced_and_its_label_is_f
     replaced = client.post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True)
     client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
 
-    assert "This identity has been revoked before." in confirmed["HX-Trigger"]
+    assert "This identity is already revoked." in confirmed["HX-Trigger"]
     assert "This credential has been revoked. Add a new one." in text(replaced)
     assert not Event.objects.filter(action="identity.confirmed").exists()
     identity.refresh_from_db()

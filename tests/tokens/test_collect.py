@@ -174,7 +174,7 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(
     Token.objects.update(expires_at=None)
     waiting.revoke(by=boss)
     assert problem(Rest.of(ann).post(path)) == (409, "token_revoked")
-    assert "This token has been revoked before." in browser.post(f"{path}/", headers=ON_LIST)["HX-Trigger"]
+    assert "This token is already revoked." in browser.post(f"{path}/", headers=ON_LIST)["HX-Trigger"]
     assert not Event.objects.filter(action="token.collected").exists()
 
 
@@ -186,7 +186,7 @@ def test_nobody_is_asked_to_collect_what_has_ended(issued: Issued, boss: User, s
     assert "This token has expired. Create a new one." in browser.post(path, headers=ON_LIST)["HX-Trigger"]
     Token.objects.update(expires_at=None)
     issued.token.revoke(by=boss)
-    assert "This token has been revoked before." in browser.post(path, headers=ON_LIST)["HX-Trigger"]
+    assert "This token is already revoked." in browser.post(path, headers=ON_LIST)["HX-Trigger"]
 
     assert Token.objects.get().asked_at is None
     assert not mail.outbox

@@ -148,7 +148,7 @@ def test_ended_tokens_are_not_edited(ana: User, token: Token, sign_in: SignIn) -
     Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
     refused_with("This token has expired. Create a new one.")
     token.revoke(by=ana)
-    refused_with("This token has been revoked before.")
+    refused_with("This token is already revoked.")
     token.refresh_from_db()
     assert token.name == "ci"
 
@@ -162,7 +162,7 @@ def test_a_row_that_ends_while_it_is_saved_is_not_edited(ana: User, token: Token
         lambda: client.post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST), lambda: gone.revoke(by=ana)
     )
 
-    assert (answer.status_code, "This token has been revoked before." in text(answer)) == (422, True)
+    assert (answer.status_code, "This token is already revoked." in text(answer)) == (422, True)
     assert Token.objects.get().name == "ci"
 
 

@@ -148,10 +148,10 @@ def test_ended_tokens_get_no_new_secret(ana: User, token: Token, app: Connection
     Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
     refused_with("This token has expired. Create a new one.", path(token))
     token.revoke(by=ana)
-    refused_with("This token has been revoked before.", path(token))
+    refused_with("This token is already revoked.", path(token))
     refused_with("This connection has no active token.", key_path(token.connection))
     app.revoke(by=ana)
-    refused_with("revoked before", key_path(app))
+    refused_with("already revoked", key_path(app))
     assert generation(token) == 1
     assert not Event.objects.filter(action="connection.key_regenerated").exists()
 
@@ -232,7 +232,7 @@ def test_a_connection_that_ends_at_that_moment_gets_no_other_key(ana: User, app:
         lambda: client.post(f"/connections/{app.pk}/regenerate/", headers=ON_LIST), lambda: app.revoke(by=ana)
     )
 
-    assert "This connection has been revoked before." in answer["HX-Trigger"]
+    assert "This connection is already revoked." in answer["HX-Trigger"]
     assert Token.objects.get(connection=app).prefix == before
 
 
@@ -245,7 +245,7 @@ def test_a_token_that_ends_at_that_moment_gets_no_other_secret(ana: User, token:
         lambda: client.post(f"/tokens/{token.pk}/regenerate/", headers=ON_LIST), lambda: gone.revoke(by=ana)
     )
 
-    assert (secret_in(answer), "This token has been revoked before." in answer["HX-Trigger"]) == (None, True)
+    assert (secret_in(answer), "This token is already revoked." in answer["HX-Trigger"]) == (None, True)
     assert (Token.objects.get().prefix, Token.objects.get().status) == (token.prefix, "revoked")
 
 

@@ -378,7 +378,7 @@ def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_ot
     done = meanwhile(lambda: client.post("/revoke/tokens/", picks, follow=True), lambda: ends.revoke(by=ana))
 
     told = html.unescape(done.content.decode())
-    assert f"1 token revoked. Not changed: {ends} (This token has been revoked before.)." in told
+    assert f"1 token revoked. Not changed: {ends} (This token is already revoked.)." in told
     assert Event.objects.filter(action="token.revoked").count() == 2
     assert not Token.objects.filter(revoked_at=None).exists()
 

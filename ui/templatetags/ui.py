@@ -96,6 +96,12 @@ def _pieces(text: str) -> Iterator[TextPiece]:
 
 
 @register.filter
+def grouped(number: int | str) -> str:
+    """Render a count with commas, such as "12,345"; text, such as "10,000+", is returned unchanged."""
+    return f"{number:,}" if isinstance(number, int) else number
+
+
+@register.filter
 def visible(text: str) -> SafeString:
     """Replace invisible and direction-changing characters by marks with their code points.
 
@@ -198,8 +204,8 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 def how_many(context: RequestContext, number: int) -> str:
     """Render a number of connections, such as "3"; "3 of yours" for users who see only their own connections."""
     if context["can"].mcp_connections_read:
-        return str(number)
-    return f"{number} of yours" if number else "none of yours"
+        return grouped(number)
+    return f"{grouped(number)} of yours" if number else "none of yours"
 
 
 def _date(moment: datetime) -> str:
