@@ -25,10 +25,10 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from connections.given_tools import given_to
 from connections.impact import cuts
-from gateways.catalogue import SPAN, Catalogue, is_new, servers_seen_by
+from gateways.catalogue import BY_USE, SPAN, Catalogue, is_new, servers_seen_by
 from gateways.feature_refresh import Refreshed, refresh
 from gateways.forms import CatalogueFilter, FeatureFilter, listed_kind
-from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
+from gateways.models import Assignment, Feature, FeatureKind, Gateway, Listing, ToolPolicy
 from gateways.views import (
     PLURALS,
     WITHIN_REACH,
@@ -56,6 +56,8 @@ from ui.tables import Column, Table, show_list
 from ui.viewset import switch_off, switch_on
 
 # The Tools page: all tools on the gateways the viewer may see, each tool once.
+
+COUNTED_AT_ONCE = 1000  # With more servers on gateways than this, the calls are counted after the page was sent.
 
 CATALOGUE = Table(
     "catalogue",
@@ -95,14 +97,20 @@ CATALOGUE = Table(
 @own_resource(WITHIN_REACH)
 def catalogue(request: AppRequest) -> HttpResponse:
     servers = list(servers_seen_by(request.user).values_list("slug", "name"))
-    filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
+    may_read = request.user.has_perm(Capability.LOGS_READ)
+    filters = CatalogueFilter(request.GET, servers=servers, may_read=may_read)
     table = CATALOGUE.seen(request)
-    page = request.GET.get("page")
-    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"), page=page)
+    sort, number = table.sort.replace("name", "tool"), request.GET.get("page")
+    # In large workspaces, the page comes first, and then loads its list with the numbers of calls.
+    is_awaited = may_read and not wants_fragment(request) and not {"now", "format"} & request.GET.keys()
+    is_awaited = is_awaited and Assignment.objects.seen_by(request.user).count() > COUNTED_AT_ONCE
+    needs_calls = sort.removeprefix("-") in BY_USE or filters.values.get("show") == "unused"
+    tools: Any = Catalogue(request.user, filters.values, sort, tells_use=not is_awaited, page=number)
     if file := list_export(request, table, tools):
         return file
     context: dict[str, Any] = {
-        "page": Paginator(tools, PAGE_SIZE).get_page(page),
+        "page": Paginator([] if is_awaited and needs_calls else tools, PAGE_SIZE).get_page(number),
+        "is_awaited": is_awaited,
         "table": table,
         "tools": tools,
         "filter_form": filters,

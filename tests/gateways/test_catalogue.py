@@ -1,6 +1,8 @@
 """The page Tools and /api/tools list the tools of all servers on visible gateways, and each tool once."""
 
+import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.rollups import keeping
-from gateways import catalogue
+from gateways import catalogue, tool_views
 from gateways.definitions import arguments
 from gateways.models import Assignment, Feature
 from servers.models import Server
@@ -226,6 +228,35 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
     assert told() == of_log
     assert [name for name, *_ in of_log[1]] == ["often", "seldom", "idle"]
     assert entry(client, "often").calls == 2
+
+
+def test_in_a_large_workspace_the_page_comes_before_its_numbers(
+    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, idle={}, often={})
+    called(work.features.get(name="often"), at=timezone.now() - timedelta(hours=1))
+    client = sign_in(ana)
+    monkeypatch.setattr(tool_views, "COUNTED_AT_ONCE", 0)
+
+    for query, listed_first, at_last in (
+        ("?q=&columns=calls", ["idle", "often"], ["idle", "often"]),
+        ("?sort=-last", [], ["often", "idle"]),
+        ("?show=unused", [], ["idle"]),
+    ):
+        page = client.get(f"/tools/{query}")
+        (address,) = re.findall(r'id="catalogue" hx-get="([^"]+)"', page.content.decode())
+        loaded = client.get(unescape(address), headers={"HX-Request": "true", "HX-Target": "catalogue"})
+        now = client.get(f"/tools/{query}&now=1")
+
+        assert [one.feature.name for one in page.context["page"]] == listed_first
+        assert "Counting calls" in page.content.decode()
+        for answer in (loaded, now):
+            assert {one.feature.name: one.calls for one in answer.context["page"]} == {
+                name: int(name == "often") for name in at_last
+            }
+            assert [one.feature.name for one in answer.context["page"]] == at_last
+            assert "Counting calls" not in answer.content.decode()
+    assert client.get("/tools/?show=unused&format=csv").getvalue().count(b"idle") == 1
 
 
 @pytest.mark.full
