@@ -57,7 +57,7 @@ from ui.viewset import switch_off, switch_on
 
 # The Tools page: all tools on the gateways the viewer may see, each tool once.
 
-COUNTED_AT_ONCE = 1000  # With more servers on gateways than this, the calls are counted after the page was sent.
+COUNTED_AT_ONCE = 500  # With more servers on gateways than this, the calls are counted after the page was sent.
 
 CATALOGUE = Table(
     "catalogue",

@@ -42,7 +42,7 @@ BYTES_PER_TOKEN = 4  # Tokenisers differ by a third; English and JSON take three
 DEAREST = 5
 MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
 MOST_CALLERS = 20
-MOST_COUNTED = 10_000  # The newest calls of a gateway, counted by person and tool.
+MOST_COUNTED = 5_000  # The newest calls of a gateway, counted by person and tool.
 # Make PostgreSQL read an index in order. Otherwise it reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 

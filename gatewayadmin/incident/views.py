@@ -52,6 +52,7 @@ def page(kind: type[Subject]) -> View:
             return _export(subject, activity, remaining(subject), events)
         reached = remaining(subject, MOST_SHOWN)
         places = target_urls(events, request.user)
+        identities = list(subject.identities[: MOST_SHOWN + 1])
         context = {
             "subject": subject,
             "activity": activity,
@@ -61,8 +62,8 @@ def page(kind: type[Subject]) -> View:
             "more_addresses": max(len(activity.addresses) - SHOWN, 0),
             "reached": reached[:MOST_SHOWN],
             "more_reached": max((subject.live_count or len(reached)) - MOST_SHOWN, 0),
-            "identities": [IdentityRow(one, request.user) for one in subject.identities[:MOST_SHOWN]],
-            "more_identities": max(subject.identities.count() - MOST_SHOWN, 0),
+            "identities": [IdentityRow(one, request.user) for one in identities[:MOST_SHOWN]],
+            "are_more_identities": len(identities) > MOST_SHOWN,
             "events": [EventRow(event, places) for event in events],
             "rail_entry": kind.rail,
             "log_url": subject.log_url(),
