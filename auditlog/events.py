@@ -62,7 +62,7 @@ KINDS = {
 
 
 class TargetKind(NamedTuple):
-    """A kind of object with a page: the rows a viewer may open, and the page's URL name, argument and capabilities.
+    """A kind of object with a page: the rows that have a page, and the page's URL name, argument and capabilities.
 
     One of the capabilities in `needs` is enough to open the page. `needs` is empty if `rows` selects only rows that the
     viewer may see.

@@ -1,4 +1,4 @@
-"""The configuration files that govern objects. Each governed object has one source."""
+"""The objects that configuration files govern. Each has one source, a named set of files."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class PeopleForm(forms.Form):
 
 
 class TeamGatewaysForm(forms.Form):
-    """The gateways with reach `teams` that are open to `team`."""
+    """Choose which of the gateways with reach `teams` are open to `team`."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways for teams"

@@ -349,9 +349,10 @@ class Holds:
                     await news.wait()
 
     async def _look(self, found: FoundHold) -> tuple[str, float]:
-        """Return a pair: the state of the hold, and the seconds until the hold ends.
+        """Return the state of the hold, or `gone`, and the seconds until it ends.
 
-        Raises NotApproved if the hold was denied or withdrawn, or has expired.
+        If the database is unavailable, return `waiting` and the seconds until the next look. Raises NotApproved if the
+        hold was denied or withdrawn, or has expired.
         """
         try:
             rows = await self._state.fetch(READ, (found.id,))

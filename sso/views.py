@@ -1,4 +1,4 @@
-"""Pages to sign in at the organisation with either protocol, to change its settings, and to link an account."""
+"""Pages to sign in with the organisation's identity provider, to change its settings, and to link an account."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ServerKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and change.row.is_built_in:
-            yield "slug", "This server is part of the gateway. Remove it from the file; gateways can still have it."
+            yield "slug", "This server is built in. Remove it from the file; gateways in the file can still offer it."
             return
         if change.act is Act.ADD and (reason := slug_taken(Server, change.values["slug"])):
             yield "slug", reason

@@ -323,7 +323,7 @@ def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
     """
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
-        raise ResponseRefused("no_name", "The NameID belongs to another provider or workspace (its qualifiers).")
+        raise ResponseRefused("no_name", "The qualifiers of the NameID name another provider or workspace.")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
