@@ -214,6 +214,11 @@ class Catalogue:
         narrowed: FeatureQuerySet = tools
         return narrowed
 
+    @property
+    def joins_use(self) -> bool:
+        """True if the order or a filter depends on the calls."""
+        return self.only_unused or self.sort.removeprefix("-") in BY_USE
+
     def count(self) -> int:
         """Return the number of entries."""
         return self._likely[1]
@@ -243,7 +248,7 @@ class Catalogue:
         """Return a pair: a slice of the entries as (server, name), and the total, or 0 if `start` is beyond the end."""
         by = self.sort.removeprefix("-")
         by = "tool" if self.only_unused and by in BY_USE else by
-        joins_use = self.only_unused or by in BY_USE
+        joins_use = self.joins_use
         names = ["assignment_id", "name", *(["effect"] if by == "effect" else []), *(["exposed_name"] * joins_use)]
         features, of_features = self._chosen.order_by().values_list(*names).query.sql_with_params()
         assigned: Any = Assignment.objects.seen_by(self._viewer).order_by()

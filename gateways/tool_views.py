@@ -52,7 +52,7 @@ from ui.pages import (
     show,
     wants_fragment,
 )
-from ui.tables import Column, Table, show_list
+from ui.tables import Column, Table, TableView, show_list
 from ui.viewset import switch_off, switch_on
 
 # The Tools page: all tools on the gateways the viewer may see, each tool once.
@@ -97,20 +97,18 @@ CATALOGUE = Table(
 @own_resource(WITHIN_REACH)
 def catalogue(request: AppRequest) -> HttpResponse:
     servers = list(servers_seen_by(request.user).values_list("slug", "name"))
-    may_read = request.user.has_perm(Capability.LOGS_READ)
-    filters = CatalogueFilter(request.GET, servers=servers, may_read=may_read)
+    filters = CatalogueFilter(request.GET, servers=servers, may_read=request.user.has_perm(Capability.LOGS_READ))
     table = CATALOGUE.seen(request)
-    sort, number = table.sort.replace("name", "tool"), request.GET.get("page")
-    # In large workspaces, the page comes first, and then loads its list with the numbers of calls.
-    is_awaited = may_read and not wants_fragment(request) and not {"now", "format"} & request.GET.keys()
-    is_awaited = is_awaited and Assignment.objects.seen_by(request.user).count() > COUNTED_AT_ONCE
-    needs_calls = sort.removeprefix("-") in BY_USE or filters.values.get("show") == "unused"
-    tools: Any = Catalogue(request.user, filters.values, sort, tells_use=not is_awaited, page=number)
+    page = request.GET.get("page")
+    tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"), page=page)
     if file := list_export(request, table, tools):
         return file
+    counts_later = not wants_fragment(request) and "now" not in request.GET and _takes_long(request.user, table, tools)
+    tools.tells_use = tools.tells_use and not counts_later
+    found = Paginator([] if counts_later and tools.joins_use else tools, PAGE_SIZE).get_page(page)
     context: dict[str, Any] = {
-        "page": Paginator([] if is_awaited and needs_calls else tools, PAGE_SIZE).get_page(number),
-        "is_awaited": is_awaited,
+        "page": found,
+        "counts_later": counts_later and (tools.joins_use or bool(found.object_list)),
         "table": table,
         "tools": tools,
         "filter_form": filters,
@@ -119,6 +117,13 @@ def catalogue(request: AppRequest) -> HttpResponse:
         "waiting": None if is_for(request, "catalogue") else Feature.objects.waiting_for(request.user).count(),
     }
     return show_list(request, "gateways/catalogue.html", context)
+
+
+def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
+    """Return whether the page shows or needs numbers of calls, and `viewer` sees many servers on gateways."""
+    if not (tools.joins_use or (tools.tells_use and any(map(table.shows, BY_USE)))):
+        return False
+    return Assignment.objects.seen_by(viewer).count() > COUNTED_AT_ONCE
 
 
 @require_GET

@@ -40,9 +40,8 @@ DEFAULT = "30d"
 LEVELS = 4
 BYTES_PER_TOKEN = 4  # Tokenisers differ by a third; English and JSON take three to five bytes for each token.
 DEAREST = 5
-MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
+MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers and to count them by person and tool.
 MOST_CALLERS = 20
-MOST_COUNTED = 5_000  # The newest calls of a gateway, counted by person and tool.
 # Make PostgreSQL read an index in order. Otherwise it reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
@@ -249,13 +248,13 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return the numbers of calls by person and tool in the time range `chosen`, a key of RANGES.
 
-    If there are more than MOST_COUNTED calls, only the newest are counted. `since` is then the time of the oldest call
+    If there are more than MOST_READ calls, only the newest are counted. `since` is then the time of the oldest call
     that was counted.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
-    found = _selected(BY_PERSON_AND_TOOL, gateway.pk, since, until, MOST_COUNTED + 1, before=IN_ORDER)
-    are_more = bool(found) and found[0][-1] > MOST_COUNTED
+    found = _selected(BY_PERSON_AND_TOOL, gateway.pk, since, until, MOST_READ + 1, before=IN_ORDER)
+    are_more = bool(found) and found[0][-1] > MOST_READ
     calls = {(person, tool): number for person, tool, number, *_ in found if person and tool is not None}
     people, tools, tools_called = Counter[UUID](), Counter[str](), Counter[UUID]()
     for (person, tool), number in calls.items():

@@ -53,9 +53,10 @@ def _touched(user: User, since: datetime) -> Q | None:
     """Match the events of the user's tokens and connections after `since`; None if no such object has changed.
 
     The objects are found first, because events are indexed by object. An old token can be ended until LONGEST_OVERLAP
-    after its token was rotated.
+    after its token was rotated, or a new one was asked for.
     """
-    changed = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(revoked_at__gt=since)
+    replaced = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(asked_at__gt=since - LONGEST_OVERLAP)
+    changed = replaced | Q(revoked_at__gt=since)
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]
     )

@@ -176,7 +176,7 @@ class Identity(Versioned, Switchable):
     @property
     def sign_in_words(self) -> str:
         """The reason why a new sign-in is needed, as a sentence; empty if none is. See `SignInNeeded`."""
-        return str(SignInNeeded(self.sign_in_reason).label)
+        return "" if self.revoked_at else str(SignInNeeded(self.sign_in_reason).label)
 
     @property
     def needed(self) -> Capability:

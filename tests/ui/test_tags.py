@@ -1,6 +1,7 @@
 """Small pieces of markup that every page uses."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import time_machine
@@ -8,7 +9,7 @@ from django import forms
 from django.template import Context, Template
 from django.utils import timezone
 
-from ui.templatetags.ui import inline
+from ui.templatetags.ui import grouped, inline
 
 NOW = datetime(2026, 11, 20, 14, 2, 8, tzinfo=UTC)
 
@@ -89,3 +90,8 @@ def test_a_field_ties_its_error_and_help_to_the_control() -> None:
     assert 'aria-describedby="id_name_helptext id_name_error"' in html
     assert 'id="id_name_error"' in html
     assert 'id="id_name_helptext"' in html
+
+
+def test_counts_have_commas_and_other_values_stay() -> None:
+    values: tuple[Any, ...] = (999, 1234567, "10,000+", None)
+    assert [grouped(value) for value in values] == ["999", "1,234,567", "10,000+", None]

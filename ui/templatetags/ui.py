@@ -96,8 +96,8 @@ def _pieces(text: str) -> Iterator[TextPiece]:
 
 
 @register.filter
-def grouped(number: int | str) -> str:
-    """Render a count with commas, such as "12,345"; text, such as "10,000+", is returned unchanged."""
+def grouped(number: Any) -> Any:
+    """Render a count with commas, such as "12,345"; anything else, such as "10,000+", is returned unchanged."""
     return f"{number:,}" if isinstance(number, int) else number
 
 
@@ -204,8 +204,8 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 def how_many(context: RequestContext, number: int) -> str:
     """Render a number of connections, such as "3"; "3 of yours" for users who see only their own connections."""
     if context["can"].mcp_connections_read:
-        return grouped(number)
-    return f"{grouped(number)} of yours" if number else "none of yours"
+        return f"{number:,}"
+    return f"{number:,} of yours" if number else "none of yours"
 
 
 def _date(moment: datetime) -> str:
