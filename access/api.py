@@ -26,7 +26,7 @@ NEEDS = frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ})
 
 
 class AccessSourceSerializer(serializers.Serializer[Any]):
-    """A source of the access: a team, role or grant, or that the gateway is open to everyone."""
+    """A reason for the access: a team, a role, a grant, or a gateway that is open to everyone."""
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
     name = serializers.CharField(help_text="Name of the team or role; otherwise of the gateway or person.")
@@ -101,15 +101,15 @@ class AccessReportQuery(ListQuery):
     host = by_host()
     tool = serializers.CharField(
         required=False,
-        help_text="Text contained in the exposed name of tools. With it, the report has one line for each tool.",
+        help_text="Text contained in the exposed name of tools. With this filter, each line is about one tool.",
     )
     unused = serializers.ChoiceField(
         IDLE_DAYS, required=False, help_text="Only access that was not used for this number of days."
     )
     on = serializers.DateField(
         required=False,
-        help_text="A past day. The report shows the access at the end of this day (UTC). Then `last_used_at` is null, "
-        "and the filter `unused` is ignored.",
+        help_text="A past day. The report shows the access at the end of this day (UTC). With this filter, "
+        "`last_used_at` is null, and the filter `unused` is ignored.",
     )
 
     def validate_on(self, on: date) -> date:

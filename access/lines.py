@@ -91,7 +91,10 @@ class AccessLine:
 
 
 class LineLoader:
-    """Loads the lines with these keys, with everything that a page shows of them, in a fixed number of queries."""
+    """Loads the lines with these keys, and all that pages show in these lines, in a fixed number of queries.
+
+    Lines are left out if their person, gateway or tool no longer exists.
+    """
 
     def __init__(self, known: InForce, keys: Sequence[Key]) -> None:
         self._known, self._keys = known, keys

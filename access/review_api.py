@@ -47,7 +47,9 @@ class ReviewSerializer(serializers.Serializer[Any]):
 
     id = Id()
     name = serializers.CharField(help_text="Its name.")
-    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access the review asks about.")
+    scope = serializers.ChoiceField(
+        ReviewScope.choices, help_text="The kind of `subjects`; `everything` if the review has none."
+    )
     subjects = serializers.ListField(
         child=serializers.CharField(),
         source="subject_names",
@@ -158,7 +160,9 @@ class ReviewBody(RequestBody):
     """A review to start."""
 
     name = serializers.CharField(max_length=120, help_text="Its name.")
-    scope = serializers.ChoiceField(ReviewScope.choices, help_text="Whose access the review asks about.")
+    scope = serializers.ChoiceField(
+        ReviewScope.choices, help_text="The kind of objects in `subject_ids`; `everything` for a review of all access."
+    )
     subject_ids = serializers.ListField(
         child=serializers.UUIDField(),
         required=False,
@@ -247,7 +251,7 @@ class ReviewResource(Resource):
         fallback = body.pop("fallback_id", None)
         subjects, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
         if bool(subjects) != bool(named):
-            raise ValidationError({"subject_ids": ["Give the ids of what to review; for `everything`, give none."]})
+            raise ValidationError({"subject_ids": ["Give the ids of what to review, or no ids for `everything`."]})
         review = Review.objects.start(
             **body,
             subjects=_found(subjects.rows(), named, "subject_ids") if subjects else [],
@@ -270,7 +274,10 @@ class ReviewResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=READS, body=ReassignBody, answer=AnswersSerializer, conflicts=True, if_match=True)
     def reassign(self, request: Request, pk: UUID) -> Response:
-        """Give open lines to another reviewer: your own or, if you may start reviews, all."""
+        """Give open lines to another reviewer.
+
+        You can give away your own lines. If you may start reviews, you can give away all lines.
+        """
         body, review = self.body(), self._get(pk)
         to = _found(User.objects.all(), [body["reviewer_id"]], "reviewer_id")[0]
         with self.unchanged(review):

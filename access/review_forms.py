@@ -192,7 +192,7 @@ class StartForm(forms.Form):
         if scope == ReviewScope.EVERYTHING and words:
             self.add_error("subjects", "Leave this empty to review everything, or choose gateways, teams or people.")
         elif scope in SUBJECTS and not words:
-            self.add_error("subjects", "Name at least one to review.")
+            self.add_error("subjects", "Enter at least one gateway, team or person.")
         elif scope in SUBJECTS:
             try:
                 values["subjects"] = SUBJECTS[scope].named(words)

@@ -140,7 +140,10 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool from whose page the report was opened. The report then has only lines about it."""
+    """The person, gateway or tool from whose page the report was opened, and to which the report is limited.
+
+    All fields are None if the report was opened from another page.
+    """
 
     person: User | None = None
     gateway: Gateway | None = None
@@ -148,7 +151,7 @@ class Side:
 
     @classmethod
     def of(cls, request: AppRequest) -> Side:
-        """Return the person, gateway or tool that the query names. Raises Http404."""
+        """Return the Side with the person, gateway or tool that the query names. Raises Http404."""
         rows: dict[str, Any] = {
             "person": User.objects.all(),
             "gateway": Gateway.objects.live(),
@@ -165,7 +168,10 @@ class Side:
 
 @dataclass(frozen=True)
 class PastDay:
-    """The day that a report shows, and the first possible day. `wrong` is an error message about the entered day."""
+    """The day that a report shows. `on` is None for the present, and if the entered day is invalid.
+
+    `wrong` is the error message about an invalid day, otherwise empty.
+    """
 
     on: date | None
     wrong: str = ""
@@ -174,7 +180,7 @@ class PastDay:
     def of(cls, filters: ReportFilter) -> PastDay:
         on = filters.values.get("on")
         is_wrong = "on" in filters.errors or (on is not None and on > timezone.now().date())
-        return cls(None if is_wrong else on, "Enter a past day as 2026-06-01." if is_wrong else "")
+        return cls(None if is_wrong else on, "Enter a past day, such as 2026-06-01." if is_wrong else "")
 
     @property
     def today(self) -> date:

@@ -39,7 +39,7 @@ class RoleBackend(BaseBackend):
 
 @cache  # Building it takes Django longer than PostgreSQL takes to answer. Filter it: evaluated, it would keep its rows.
 def _active_people() -> QuerySet[User]:
-    """Return the people who may sign in, with values that most requests need (accounts.required_sign_in, the menu)."""
+    """Return the people who may sign in, with the values that accounts.required_sign_in and the menu need."""
     return (
         User.objects.select_related("role")
         .filter(is_active=True)

@@ -1,4 +1,4 @@
-"""Check-lists of capabilities, grouped as on pages, with the capabilities that a person may grant."""
+"""The groups in which pages list capabilities, and check-lists in which people tick capabilities to grant."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class RoleSerializer(serializers.Serializer[Role]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    locked = serializers.BooleanField(help_text="Whether the role is built in and cannot be changed.")
+    locked = serializers.BooleanField(help_text="Whether only the required sign-in of the role can be changed.")
     capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
     users_count = serializers.IntegerField(help_text="Number of people with this role.")
 
@@ -247,7 +247,9 @@ class WorkspaceSerializer(WorkspaceChanges):
     shorter_retention_at = serializers.DateTimeField(
         allow_null=True, help_text="When the shorter retention takes effect."
     )
-    shorter_retention_drops = serializers.SerializerMethodField(help_text="About how many calls it will delete.")
+    shorter_retention_drops = serializers.SerializerMethodField(
+        help_text="Estimated number of calls that the shorter retention will delete."
+    )
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")
 

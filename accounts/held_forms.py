@@ -38,7 +38,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
     """Store the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
 
     Place this middleware after AccountMiddleware, which would otherwise handle the exception and store the data
-    unencrypted. There, `process_view` runs after the checks of CSRF and sign-in.
+    unencrypted. At this position, `process_view` runs after the checks of CSRF and sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -24,8 +24,8 @@ from auditlog.models import Event
 from wire.background import Deadline
 from wire.guard import Guard, open_for_tls, tls
 
-# Private networks. The mail server may have an address in these networks, because the operator configured the server.
-# The gateway then connects without the outbound proxy.
+# Private networks. The mail server may have an address in these networks, because only the operator can set its URL.
+# For such an address, the gateway connects without the outbound proxy.
 INSIDE = tuple(
     map(
         ip_network,
@@ -58,9 +58,9 @@ class EmailBackend(smtp.EmailBackend):
             return super().send_messages(email_messages)
 
     def open(self) -> bool | None:
-        """Open a connection, unless this backend has an open connection already; return True for a new connection.
+        """Open a connection and return True. Return False if this backend has an open connection already.
 
-        If the connection cannot be set up, it is closed and the error is raised.
+        If the connection cannot be set up, close it and raise the error; with `fail_silently`, return None instead.
         """
         try:
             return super().open()

@@ -233,14 +233,14 @@ class ResendInvitationForm(forms.Form):
 
 
 class RoleForm(ChecksCapabilities):
-    """Name and capabilities of a role; `before` are its current capabilities."""
+    """The fields of a role. The capabilities in `before` are ticked at first, unless `initial` has others."""
 
     name = forms.CharField(max_length=80)
     required_sign_in = forms.ChoiceField(
         label="Required of people with this role",
         required=False,
         choices=RequiredSignIn.choices,
-        help_text="Browsers ask for it before anything else. Tokens and API keys of these people work without it.",
+        help_text="Pages ask for it before anything else. Tokens and API keys of these people work without it.",
     )
     only_looks = forms.BooleanField(
         label="People with this role only look",

@@ -32,7 +32,10 @@ CALLS_SINCE = timedelta(days=90)
 
 @dataclass(frozen=True)
 class Part:
-    """One card: its first rows, their total number, and the URL of the whole list, if there is one."""
+    """One card with its first rows. `number` is the number of all rows; 0 for calls, which are not counted.
+
+    `url` is the URL of the whole list, or empty.
+    """
 
     kind: str
     title: str

@@ -262,7 +262,7 @@ def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
         response = RegistrationResponse.from_dict(credential)
         made = _server().register_complete(state, response).credential_data
         if made is None or made.credential_id != response.raw_id:
-            raise ValueError("It was registered under another id.")
+            raise ValueError("The key was registered under another id.")
         if made.public_key.ALGORITHM not in CoseKey.supported_algorithms():
             raise ValueError("This algorithm was not requested.")
         kept = response.response
@@ -346,7 +346,7 @@ class CredentialField(forms.CharField):
 class KeyNameForm(forms.Form):
     """The form for the name of a security key."""
 
-    name = forms.CharField(max_length=60, help_text="To recognise the key, such as “Blue key” or “Laptop”.")
+    name = forms.CharField(max_length=60, help_text="Such as “Blue key” or “Laptop”, to recognise the key.")
 
 
 class AddKeyForm(KeyNameForm):

@@ -146,7 +146,7 @@ def confirms_there(user: User) -> bool:
 def store_password(user: User, encoded: str) -> None:
     """Save `encoded`, a password hash, as the user's password."""
     user.password, user.password_changed_at = encoded, timezone.now()
-    # Only these columns, because an administrator may be deactivating this person at the same time.
+    # Save only these columns, because an administrator may be deactivating this person at the same time.
     user.save(update_fields=["password", "password_changed_at"])
 
 

@@ -1,8 +1,8 @@
 """Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-An attempt is counted before anything is checked, and subtracted again if it succeeds. Wrong passwords never lock an
-account: an attacker uses up the attempts of their own address only, and a browser in which the user signed in before
-has a separate count.
+An attempt to sign in is counted before anything is checked, and subtracted again if it succeeds. Wrong passwords never
+lock an account: an attacker uses up the attempts of their own address only, and a browser in which the user signed in
+before has a separate count.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def try_as(person: User, action: str) -> Tries:
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """True if no other attempt of the kind `what` was counted from this address in this minute.
+    """Count an attempt of the kind `what`; return True if it is the first from this address in this minute.
 
     Use it to limit events that anybody can cause.
     """

@@ -42,7 +42,7 @@ class WorkspaceForm(forms.Form):
     required_sign_in = forms.ChoiceField(
         label="Required of everybody",
         choices=RequiredSignIn.choices,
-        help_text="Browsers ask for it before anything else. Tokens and API keys work without it. Roles can "
+        help_text="Pages ask for it before anything else. Tokens and API keys work without it. Roles can "
         "require it too.",
     )
     zone = forms.CharField(
@@ -60,8 +60,8 @@ class WorkspaceForm(forms.Form):
         label="Allow tokens that never expire",
         required=False,
         help_text=(
-            "Adds “No expiry” to 7, 30 and 90 days. If you disable this later, tokens without expiry keep working "
-            "but are marked."
+            "Adds “No expiry” to 7, 30 and 90 days as a choice for new tokens. If you disable this later, tokens "
+            "without expiry keep working but are marked."
         ),
     )
     oauth_access_token_seconds = forms.IntegerField(
@@ -165,7 +165,7 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context() -> dict[str, Any]:
-    """Return the settings fixed at startup, and the pending shorter retention."""
+    """Return the workspace, its pending shorter retention, and the settings fixed at startup."""
     workspace = WorkspaceSettings.load()
     return {
         "workspace": workspace,

@@ -80,8 +80,8 @@ class HoldSerializer(serializers.Serializer[Hold]):
     decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
     sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
     used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
-    asking_call = serializers.UUIDField(help_text="Id in the log of the call that was held.")
-    run_call = serializers.UUIDField(allow_null=True, help_text="Id in the log of the call that ran; null if none ran.")
+    asking_call = serializers.UUIDField(help_text="Log id of the held call.")
+    run_call = serializers.UUIDField(allow_null=True, help_text="Log id of the call that ran; null if none ran.")
 
     def to_representation(self, instance: Hold) -> Any:
         self._shown = shown_to(self.context["request"].user, instance)

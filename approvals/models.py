@@ -104,7 +104,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         """Return the holds on which `person` may decide now, in any state.
 
         With APPROVALS_DECIDE, these include holds whose rule names no team or person, and all holds past `fallback_at`.
-        If the rule asks for somebody else, people may not decide on calls of their own agents.
+        If the rule requires the decision of somebody else, people may not decide on calls of their own agents.
         """
         if not person.is_active:
             return self.none()
@@ -261,7 +261,7 @@ class Hold(models.Model):
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may approve or deny. Does not check the hold's state, or whether the person may see it."""
+        """True if `person` may approve or deny. Does not check the hold's state, or who may see the hold."""
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
@@ -364,7 +364,9 @@ def _end_of(period: AllowFor) -> datetime:
 
 
 class Allowance(models.Model):
-    """A permission for an agent to repeat an approved call without asking, with the same values of some arguments.
+    """A permission for an agent to repeat an approved call without asking.
+
+    The arguments `names` must have the same values as in the approved call; other arguments may differ.
 
     The permission no longer applies once the rule or the definition of the tool has changed.
     """

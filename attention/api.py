@@ -28,8 +28,8 @@ OWN = Own(Capability.WORKSPACE_MANAGE)
 SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
-    "Names of the matters to send messages about, such as `apps`: the value of `matter` in messages to a webhook. Only "
-    "matters that you may choose."
+    "Names of the matters that the channel gets messages about, such as `apps`. Messages to a webhook have the name in "
+    "`matter`. You see and set only matters that you may choose."
 )
 
 
@@ -39,7 +39,7 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     id = Id()
     kind = serializers.ChoiceField(ChannelKind.choices, help_text="Form of the messages.")
     owner = serializers.EmailField(
-        source="owner.email", default=None, help_text="E-mail address of the person it belongs to; null: the workspace."
+        source="owner.email", default=None, help_text="E-mail address of the owner; null for the workspace's channels."
     )
     address = serializers.SerializerMethodField(help_text="Where messages go, without the path, which may be a secret.")
     enabled = serializers.BooleanField(help_text="Whether messages are sent.")
@@ -51,7 +51,7 @@ class ChannelSerializer(serializers.Serializer[Channel]):
         format="%H:%M", allow_null=True, help_text="End of the channel's quiet hours; null without quiet hours."
     )
     zone = serializers.CharField(help_text="Time zone of the quiet hours, such as `Europe/Berlin`.")
-    last_sent_at = UtcDateTimeField(allow_null=True, help_text="When it last accepted a message; null if never.")
+    last_sent_at = UtcDateTimeField(allow_null=True, help_text="When a message was last accepted; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; empty once a message is accepted.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     created_at = UtcDateTimeField(help_text="When it was created.")
@@ -90,7 +90,7 @@ class NewChannel(ChannelChanges):
         max_length=1000, required=False, write_only=True, help_text="E-mail address, or webhook URL."
     )
     secret = serializers.CharField(max_length=500, required=False, write_only=True, help_text=SIGNING)
-    for_workspace = serializers.BooleanField(default=False, help_text="Whether it belongs to the workspace.")
+    for_workspace = serializers.BooleanField(default=False, help_text="Whether the channel belongs to the workspace.")
     matters = serializers.ListField(child=serializers.CharField(), required=False, help_text=MATTERS)
 
 
@@ -107,7 +107,7 @@ class TestMessageSerializer(serializers.Serializer[Any]):
     """The result of a test message."""
 
     delivered = serializers.BooleanField(help_text="Whether the receiver accepted the message.")
-    detail = serializers.CharField(help_text="Reason why it was not accepted, in words; otherwise empty.")
+    detail = serializers.CharField(help_text="Reason why the message was not accepted, in words; empty if it was.")
 
 
 class ChannelResource(Resource):
@@ -169,7 +169,7 @@ class ChannelResource(Resource):
     def test(self, request: Request, pk: UUID) -> Response:
         """Send a test message to a notification channel.
 
-        If the receiver refuses it, the result says so with status 200.
+        If the receiver refuses the message, the status is still 200, and the result has the reason.
         """
         channel = channel_or_404(self.me, pk)
         with self.unchanged(channel):

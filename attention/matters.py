@@ -70,9 +70,9 @@ class Matter:
     `find(None)` returns the things of everyone. `find(person)` differs only if the matter has `also`, or if `may` is
     empty: it then returns the things that wait for this person. If `may` is empty, a person is required.
 
-    `words` are the sentences for one thing and for several. Without `at_once`, a channel is notified at most once a
-    day; with it, when there are new things, but at most every ten minutes (see attention.telling). If `is_urgent` is
-    True, the things end within minutes, so the channel may be notified every minute.
+    `words` are the sentences for one thing and for several. A channel is notified of new things at most once a day; if
+    `at_once` is True, at most every ten minutes (see attention.telling). If `is_urgent` is True, the things end within
+    minutes, so the channel may be notified every minute.
     """
 
     name: str
@@ -114,7 +114,7 @@ def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
 
 
 def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
-    """Return `rows` as an open matter; the page `page`, filtered by `query`, must list the same rows."""
+    """Return `rows` as an open matter; the page at `page`, filtered by `query`, must list the same rows."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()
     things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}

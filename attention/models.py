@@ -143,7 +143,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the `changes` for the event of a new channel: its `origin` as the address; {} if `origin` is empty."""
+        """Return the `changes` of the event for a new channel: the address, shown as `origin`; {} without `origin`."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -168,9 +168,10 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns for this address and secret. Raises ChannelError.
+        """Return the columns to save for this address and secret. Raises ChannelError.
 
-        If the address or the secret is empty, the current one is used.
+        If the address or the secret is empty, the current one is used. Return {} if no column changes: for a person's
+        own mail, or if both are empty and an address is saved.
 
         Resolves the host of the address, which may take seconds, so do not call it in a transaction.
         """

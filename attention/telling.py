@@ -76,7 +76,7 @@ def tell_at_once() -> int:
 
 
 def tell_daily() -> int:
-    """Queue messages on matters that are reported daily, and on tokens, sign-ins and grants that end.
+    """Queue messages on matters that are reported daily, and on tokens, sign-ins and grants that end soon.
 
     Matters that concern only a person's own things are not reported. Returns the number of messages.
     """
@@ -211,7 +211,7 @@ def _app_approved(event: Event) -> Answer:
 def _app_refused(event: Event) -> Answer:
     """Return the message to the person who asked for an app that was archived before anybody approved it.
 
-    If somebody had approved the app, return None.
+    Return None if somebody had approved the app, or if the person is inactive or archived the app themselves.
     """
     if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
         return None
@@ -228,7 +228,7 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 def _capability_given(event: Event) -> Answer:
     """Return the message to a person whose new role has a capability that they requested in the last week.
 
-    If the role has no such capability, return None.
+    Return None if the role has no such capability, or if the person is inactive or changed the role themselves.
     """
     person = _other_than_actor(event, event.target_id)
     if person is None:
@@ -365,7 +365,7 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """True if the message may still be sent: the channel's owner may have lost permissions while the message waited."""
+    """False if, while the message waited, the channel was disabled, the matter muted, or the owner lost permissions."""
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False
@@ -409,7 +409,7 @@ class TooManyTests(ChannelError):
 
 
 def send_test(channel: Channel, *, by: User) -> str:
-    """Send a test message now; return the reason if it was refused, otherwise an empty string. Raises TooManyTests.
+    """Send a test message now. Return the reason if it was not delivered, otherwise "". Raises TooManyTests.
 
     The limit is per person, because channels can be removed and added again.
     """

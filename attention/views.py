@@ -113,7 +113,10 @@ class ChannelForm(forms.Form):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values for the model: unticked matters are muted; matters that are not offered keep their state."""
+        """The values for the model: unticked matters are muted.
+
+        Matters that are not offered keep their state, or are muted if the channel gets a new address (see below).
+        """
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
         muted = {name for name in self._channel.muted if name not in self._offered}

@@ -9,8 +9,8 @@ class Action(StrEnum):
 
     A sentence names its values in braces, such as `{actor}`. The first sentence whose values are all known is used. The
     value `self` is the target if the target is also the actor, and `fields` are the changed fields. Other values come
-    from auditlog.sentences. Old events contain the names of actions that are no longer used: those stay here as a
-    comment, and have their sentences in auditlog.sentences.RETIRED.
+    from auditlog.sentences. Old events contain actions that are no longer used: a comment below names them, and
+    auditlog.sentences.RETIRED has their sentences.
     """
 
     sentences: tuple[str, ...]

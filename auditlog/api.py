@@ -93,7 +93,7 @@ CALL_HELP = {
     "payload_truncated": "Whether the recorded payload was cut.",
 }
 EVENT_HELP = {
-    "actor_id": "Id of the person who did it; null for the system and for tokens.",
+    "actor_id": "Id of the person who acted; null for the system and for tokens.",
     "actor_email": "E-mail address of the person at the time; for a token its name.",
     "via": "Interface that was used, such as a page or the API.",
     "ip": "Address the request came from.",
@@ -104,7 +104,7 @@ EVENT_HELP = {
     "changes": "Values before and after, by field.",
     "correlation_id": "Id of the request, as in the header `X-Request-Id` of the answer.",
 }
-# Conditions for the parameters of the event list. A parameter that is not listed is a column of the same name.
+# Conditions for the parameters of the event list. Other parameters are compared with the column of their name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
@@ -152,7 +152,7 @@ class CallDetail(CallSerializer):
 
 
 class TimeRangeQuery(Query):
-    """A time range."""
+    """Query parameters for a time range."""
 
     def get_fields(self) -> dict[str, Any]:
         fields = super().get_fields()
@@ -202,7 +202,7 @@ class CallFilters(TimeRangeQuery):
 
 
 class CursorQuery(Query):
-    """Start and size of a page."""
+    """Query parameters for the start and size of a page."""
 
     cursor = serializers.CharField(required=False, help_text="Start of the page; take it from `next` or `previous`.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
@@ -215,11 +215,11 @@ class CursorQuery(Query):
 
 
 class CallQuery(CallFilters, CursorQuery):
-    """A page of the log."""
+    """Query parameters for a page of the log."""
 
 
 class ExportQuery(CallFilters):
-    """The log as a file."""
+    """Query parameters for an export of the log."""
 
     format = serializers.ChoiceField(
         [(kind, kind) for kind in TYPES], default="csv", help_text="One JSON object per line, or CSV."
@@ -227,7 +227,7 @@ class ExportQuery(CallFilters):
 
 
 class GroupQuery(CallFilters):
-    """Groups of calls."""
+    """Query parameters for groups of calls."""
 
     by = serializers.ChoiceField(
         [(name, one.label) for name, one in BY.items()], default="host", help_text="What the calls are grouped by."
@@ -235,7 +235,7 @@ class GroupQuery(CallFilters):
     sort = serializers.ChoiceField(
         [each for one in SORTS for each in (one, f"-{one}")],
         default="-calls",
-        help_text="Number or name to sort by; with `-` in descending order.",
+        help_text="Field to sort by; a `-` before the field means descending order.",
     )
 
 
@@ -274,7 +274,7 @@ class CallGroupsSerializer(serializers.Serializer[Any]):
 
 
 class EventQuery(TimeRangeQuery, CursorQuery):
-    """A page of the admin events."""
+    """Query parameters for a page of the admin events."""
 
     action = serializers.ChoiceField(
         [(one.value, one.value) for one in Action], required=False, help_text="Only events with this action."
@@ -298,7 +298,9 @@ class StopSerializer(serializers.Serializer[Any]):
         source="cause.by",
         help_text="E-mail address of the person who caused the obstacle; null if unknown or without `audit:read`.",
     )
-    act = CauseField(source="cause.act", help_text="Action that removes the obstacle, if you may; otherwise null.")
+    act = CauseField(
+        source="cause.act", help_text="Action with which you can remove the obstacle; null if there is none."
+    )
     about = CauseField(
         source="cause.subject",
         help_text="Id of the object that `act` changes; null if there is no `act`, or if it only opens a page.",
@@ -330,7 +332,9 @@ class TrailSerializer(serializers.Serializer[Trail]):
     )
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
-    not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
+    not_reached = serializers.ListField(
+        child=serializers.CharField(), help_text="Names of the checks after the check that stops the call."
+    )
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
     notes = serializers.ListField(
         child=serializers.CharField(), help_text="Remarks on the answer, such as the labels that rules would give."
@@ -354,7 +358,7 @@ def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
 
 
 class Log(Resource):
-    """Base class for both logs. Pages begin at a cursor, because page numbers would shift when rows arrive."""
+    """Base class of both log resources. Pages begin at a cursor, because page numbers would shift when rows arrive."""
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
@@ -458,7 +462,7 @@ class OwnCallSerializer(CallSerializer):
 
 
 class OwnCallQuery(TimeRangeQuery, CursorQuery):
-    """A page of one's own calls."""
+    """Query parameters for a page of one's own calls."""
 
     connection = subjects.by_connection()
     session = serializers.UUIDField(required=False, help_text=CALL_HELP["session_id"])

@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars that each cover a period of length `each`; the last bar may cover a shorter or longer period.
+    """Bars over periods of length `each`. The first bar may cover less time, the last bar less or more.
 
     If `is_partial` is True, only the newest calls are counted.
     """
@@ -101,7 +101,7 @@ class Histogram:
         return [path for path in paths if path.path]
 
     def _parts(self) -> Iterator[BarPath]:
-        """Yield the parts of each bar, one per outcome, from the bottom. A non-zero part is never too low to see."""
+        """Yield the parts of each bar, one per outcome, from the bottom. Every non-zero part is high enough to see."""
         highest = max((bar.total for bar in self.bars), default=0) or 1
         for bar in self.bars:
             y = HEIGHT
@@ -218,8 +218,8 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
     """Return the histogram, read from the roll-ups.
 
-    Returns None if the period is so short that its calls can be counted, or if the roll-ups cannot answer. If the
-    roll-ups of the period exist only by hour or day, each bar covers whole hours or days.
+    Returns None if the period is so short that its calls can be counted, if there would be too few bars, or if the
+    roll-ups cannot answer. If the roll-ups of the period exist only by hour or day, bars begin at whole hours or days.
     """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
@@ -513,7 +513,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels for a script. For browsers without JavaScript, render a whole page with the panels."""
+    """Render only the panels for a script's request, and a whole page for browsers without JavaScript."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

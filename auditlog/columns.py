@@ -91,7 +91,7 @@ def _outcome(call: Call, _: str) -> SafeString:
 
 
 def _tenths(call: Call) -> int:
-    """Return the length of the duration bar on a logarithmic scale: 0 to 10, which is LONGEST_MS or more."""
+    """Return the length of the duration bar on a logarithmic scale from 0 to 10; 10 means LONGEST_MS or more."""
     return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
 
 

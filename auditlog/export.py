@@ -23,7 +23,7 @@ CHUNK = 2_000  # Rows in memory at once.
 
 
 class AsItIs(Loader):
-    """Pass JSON from the database through unparsed, so that large numbers and deep nesting cannot fail."""
+    """Loader that returns JSON from the database unparsed, so that large numbers and deep nesting cannot fail."""
 
     def load(self, data: Buffer) -> orjson.Fragment:
         return orjson.Fragment(bytes(data))

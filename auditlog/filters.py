@@ -101,7 +101,7 @@ class Chip(NamedTuple):
 
 
 class TimeField(forms.DateTimeField):
-    """A time as written by users and chart links. Invalid values are ignored.
+    """Form field for a time as written by users and chart links. Invalid values are ignored.
 
     If the text names no time zone, the time is in `zone`.
 
@@ -120,7 +120,7 @@ class TimeField(forms.DateTimeField):
 
 
 class Texts(forms.Field):
-    """Several short texts without duplicates. Texts that are too long or contain NUL are left out.
+    """Form field for several short texts without duplicates. Texts that are too long or contain NUL are left out.
 
     With `are_ids`, UUIDs are converted to their usual form.
     """
@@ -141,7 +141,7 @@ class Texts(forms.Field):
 
 
 class Zone(forms.CharField):
-    """The name of a time zone such as `Europe/Berlin`; unknown names are ignored."""
+    """Form field for the name of a time zone such as `Europe/Berlin`; unknown names are ignored."""
 
     def to_python(self, value: Any) -> str:
         text = super().to_python(value)

@@ -67,7 +67,7 @@ class Groups:
     since: datetime | None = None
 
     def sorted(self, by: str) -> Sequence[CallGroup]:
-        """Sort the groups by a number or by name; a `-` before the field reverses the order."""
+        """Return the groups, sorted by a number or by name; a `-` before the field reverses the order."""
         field = by.removeprefix("-")
         if field == "name":
             return sorted(self.rows, key=lambda row: row.name.lower(), reverse=by.startswith("-"))
@@ -100,8 +100,8 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, counted with the roll-ups.
 
-    If the roll-ups cannot answer, the newest calls that match `where` are grouped instead; if `where` is empty, the
-    result is None. Groups by tool leave out calls of unknown tools, because clients may invent any name.
+    If the roll-ups cannot answer, the newest calls that match `where` are grouped instead, or None is returned if
+    `where` is empty. Groups by tool leave out calls of unknown tools, because clients may invent any name.
     """
     of_tools = by.name == "tool"
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)

@@ -31,7 +31,7 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, and the name of the column that has the names of its objects.
+    """A model, and the column that contains the names of its objects.
 
     `in_calls` maps columns of a call to the columns of the model that have the same values.
     """

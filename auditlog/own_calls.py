@@ -154,7 +154,7 @@ class Wait:
 
     @classmethod
     def begin(cls, user: User, since: datetime | None = None, **where: Any) -> Wait:
-        """Start to wait for calls made after `since`, or after now. The wait lasts PATIENCE."""
+        """Return a new wait for calls made after `since` (by default now). The wait lasts PATIENCE."""
         now = timezone.now()
         return cls(user, min(max(since or now, now - LOOKED_AT), now), now + PATIENCE, **where)
 

@@ -1,7 +1,7 @@
 """Time partitions of a log table, created in advance and dropped by retention. Rows are removed in no other way.
 
-The length of a partition depends on the retention (docs/decisions/0006): days for up to a hundred days, then weeks or
-months, because each partition adds planning time and locks to every statement over the whole log.
+Partitions are days if the retention is a hundred days or less, otherwise weeks or months (docs/decisions/0006), because
+each partition adds planning time and locks to every statement over the whole log.
 """
 
 import logging
@@ -229,8 +229,8 @@ class Partitions:
             try:
                 with connection.cursor() as cursor, limited_lock_wait(cursor, LOCK_TIMEOUT):
                     if statement := DETACHING[self._attached(name)]:
-                        # Run outside of any transaction: CONCURRENTLY waits for readers of the table, and while it
-                        # waits holds no lock that would block a COPY or a reader.
+                        # Run outside of any transaction: CONCURRENTLY waits for readers of the table. While
+                        # the statement waits, it holds no lock that would block a COPY or a reader.
                         cursor.execute(
                             sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {statement}").format(**names)
                         )

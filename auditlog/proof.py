@@ -28,7 +28,7 @@ KEY_FILE = "checkpoint-key.pem"
 
 
 class ProofForm(forms.Form):
-    """The days of a signed export, in UTC."""
+    """Form for the first and the last day of a signed export, in UTC."""
 
     since = forms.DateField(label="From", widget=forms.DateInput(attrs={"type": "date"}))
     until = forms.DateField(label="To", widget=forms.DateInput(attrs={"type": "date"}))

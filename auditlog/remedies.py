@@ -194,7 +194,7 @@ REMEDIES = {
         "token", (Action.TOKEN_UPDATED,), Capability.API_TOKENS_MANAGE, "Edit the token", page=_at("tokens:edit")
     ),
     "out_of_scope": Remedy("token", owner="The servers of a token cannot be changed. " + _ANOTHER),
-    "not_connected": Remedy(owner="Only {owner} can connect it."),
+    "not_connected": Remedy(owner="Only {owner} can connect this app or agent."),
     "no_token": Remedy(owner=_ANOTHER),
 }
 

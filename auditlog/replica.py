@@ -52,7 +52,7 @@ LAST_ID = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regcl
 
 
 def last_id(cursor: Any, table: str, *, wait: float) -> int | None:
-    """Return an id up to which all rows of `table` are visible to this cursor or never will be.
+    """Return an id up to which every row of `table` is visible to this cursor or was rolled back.
 
     Returns None if a writer has not finished after `wait` seconds.
     """
@@ -276,7 +276,7 @@ def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware that makes a browser read the primary after a change, until the replica must have the change."""
+    """Middleware that makes a browser read the primary after a change, until the replica certainly has it."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

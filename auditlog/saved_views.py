@@ -39,7 +39,7 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views that this person may open; an empty list on a tab that shows calls on another page."""
+    """Return the saved views that this person may open; an empty list on the log tab of another page."""
     if call_filter.scope:
         return []
     return [

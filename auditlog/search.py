@@ -68,15 +68,15 @@ class Criterion:
 
 
 def equal(column: str, values: Iterable[Any]) -> Criterion:
-    """Match rows with one of these values in a column; without values, match no row."""
+    """Return a criterion that matches rows with one of these values in a column; without values, no row matches."""
     listed = list(dict.fromkeys(values))
     return Criterion(Q(**{f"{column}__in": listed}), {column: listed}) if listed else Criterion(NOTHING)
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Match the calls of these sessions.
+    """Return a criterion that matches the calls of these sessions.
 
-    They are found by the index on connections, because the log says which connection opened a session. If the log no
+    An index on connections finds the calls, because the log says which connection opened a session. If the log no
     longer has the opening call of a session, no index is used.
     """
     listed = list(dict.fromkeys(ids))
@@ -91,7 +91,7 @@ def in_sessions(ids: Iterable[UUID]) -> Criterion:
 
 
 def either(criteria: Sequence[Criterion]) -> Criterion:
-    """Match rows that meet at least one of these criteria."""
+    """Return a criterion that matches rows that meet at least one of these criteria."""
     test, values = reduce(or_, [each.test for each in criteria]), dict[str, list[Any]]()
     for each in criteria:
         if each.values is None:
@@ -103,7 +103,7 @@ def either(criteria: Sequence[Criterion]) -> Criterion:
 
 
 def none_of(criteria: Sequence[Criterion]) -> Criterion:
-    """Match rows that meet none of these criteria."""
+    """Return a criterion that matches rows that meet none of these criteria."""
     return Criterion(reduce(and_, [~each.test for each in criteria]))
 
 
@@ -149,9 +149,9 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Match calls of the objects that have this name now.
+    """Return a criterion that matches calls of the objects that have this name now.
 
-    If no object has the name, or too many have it, match calls that were recorded with this name.
+    If no object has the name, or too many have it, the criterion matches calls that were recorded with this name.
     """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
@@ -160,7 +160,7 @@ def _named(field: LogField, text: str, *, part: bool) -> Criterion:
 
 
 def _of_anything(pk: UUID) -> Criterion:
-    """Match calls by an id of any kind: of a call, a request, a trace or an object."""
+    """Return a criterion that matches calls by an id of any kind: of a call, a request, a trace or an object."""
     ids = {name: pk for name in INDEXES if isinstance(Call._meta.get_field(name), UUIDField)} | {"trace_id": pk.hex}
     newest = [
         Call.objects.filter(INDEXES[name], **{name: value}).order_by("-created_at").values_list(Value(name))[:1]
@@ -235,7 +235,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page. If the search did not look through the whole log, the page also has the time back to which it looked."""
+    """A page. If the search stopped before the page was full, `looked_to` is the time in the log where it stopped."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -326,7 +326,7 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def _between(self) -> QuerySet[Call]:
-        # With any limit on the time PostgreSQL uses an index; without a limit, it would read whole partitions.
+        # If the time has any limit, PostgreSQL uses an index; without a limit, it would read whole partitions.
         rows = Call.objects.defer(*PAYLOADS).filter(created_at__gte=self.since or EPOCH)
         return rows.filter(created_at__lt=self.until) if self.until else rows
 

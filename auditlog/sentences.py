@@ -139,7 +139,7 @@ def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the objects that the event's label names, by kind.
+    """Yield kind and name of each object that is named in the event's label.
 
     Yields nothing if the label may be cut, or if a name in it contains the text that separates names.
     """

@@ -163,7 +163,7 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
         yield f"Rules would label it: {answer.verdict.rules.label_text}."
     if answer.verdict.by_arguments:
         yield (
-            "Its server changed the definition; until somebody accepts the change, the arguments must fit both "
+            "The server changed the tool's definition; until somebody accepts the change, the arguments must fit both "
             "versions."
         )
 

@@ -106,7 +106,7 @@ class Balanced(Agents):
         return ""
 
     def _next(self, besides: int | None) -> int:
-        """Return the next ready gateway, but not the port `besides`. Raises LookupError if none is ready."""
+        """Return the port of the next ready gateway other than `besides`. Raises LookupError if none is ready."""
         self._turn += 1
         ready = [port for port in self.ready if port != besides]
         if not ready:

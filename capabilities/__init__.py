@@ -48,7 +48,7 @@ class CapabilityRequired(PermissionDenied):
 
     @property
     def capability(self) -> Capability:
-        """The capability to ask for first."""
+        """The first of the alternatives: the capability that the user should ask for."""
         return self.capabilities[0]
 
 

@@ -260,8 +260,8 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
     C.PROVISIONING_MANAGE: (C.PROVISIONING_READ,),
 }
 
-# For each capability, the actions that also need other capabilities, each action with these other capabilities. A test
-# compares the actions with the rules of pages and REST.
+# By capability, pairs: an action that needs more than this capability, and the other capabilities that the action
+# needs. A test compares the actions with the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
     C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.GATEWAYS_READ: (

@@ -1,4 +1,4 @@
-"""/api/config: the configuration as a file, the plan of files, and applying them."""
+"""/api/config: export the configuration as a file, plan the changes of files, and apply them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class ConfigFiles(RequestBody):
         child=serializers.CharField(max_length=LONGEST_SECRET, trim_whitespace=False),
         default=dict,
         write_only=True,
-        help_text="Secrets by reference, such as `env:SIEM_TOKEN`. Nothing is read from the server.",
+        help_text="The secrets that the files refer to, by reference, such as `env:SIEM_TOKEN`. The server does not "
+        "look them up itself.",
     )
     prune = serializers.BooleanField(
         default=False, help_text="Whether to disable objects of the same `source` that are not in the files."
@@ -60,7 +61,7 @@ class ConfigApply(ConfigFiles):
     digest = serializers.CharField(
         required=False,
         max_length=64,
-        help_text="Digest of the plan; a plan with another digest is refused. Without it, any plan is applied.",
+        help_text="Digest of the plan; a plan with another digest is refused. Without a digest, any plan is applied.",
     )
     commit = serializers.CharField(
         required=False, max_length=100, help_text="Version of the files, for the admin events."
@@ -86,7 +87,8 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="Who and what is cut off, in words, or a note that this was not counted; empty if nothing is cut off."
+        help_text="Who and what the change cuts off, in words, or a note that they were not counted; empty if it cuts "
+        "off nothing, and in the answer of `apply`."
     )
 
 
@@ -105,7 +107,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
     not_in_file = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Objects that are not in the lists of the files. Only `prune` changes them.",
+        help_text="Objects of the workspace that the files do not list. Only `prune` changes them.",
     )
     claimed = serializers.ListField(
         child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages from now on."

@@ -52,7 +52,7 @@ class AnotherPlan(ApplyRefused):
 
 
 class StillDiffers(ApplyRefused):
-    """Nothing was changed. Use the new names everywhere in the file if it renames objects; otherwise try again."""
+    """Nothing was changed. If the file renames objects, use the new names everywhere in it; otherwise try again."""
 
 
 class Lacking(ApplyRefused):

@@ -1,10 +1,10 @@
 """Ask once before a page changes an object that a configuration file governs.
 
 A file does not lock an object. Each change records an event, and the check is made just before the event is recorded.
-If the person must confirm, an exception undoes the change, and the response is a confirmation. So all pages ask, and
-they ask only if something really changes. The submitted form is stored until the person confirms (accounts.held_forms).
-Then the session remembers the object until a file is applied again. REST, the Django admin and the pages under
-/incident/ do not ask.
+If the person must confirm, an exception undoes the change, and the response is a page that asks for confirmation. So
+all pages ask, and they ask only if something really changes. The submitted form is stored until the person confirms
+(accounts.held_forms). Then the session remembers the object until a file is applied again. REST, the Django admin and
+the pages under /incident/ do not ask.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARTS = ("assignment", "feature", "toolset", "toolgrant")
 
 
 class ManagedByFile(Exception):
-    """A file governs the object, and the person has not confirmed to change it by hand."""
+    """A file governs the object, and the person has not confirmed the change by hand."""
 
     def __init__(self, row: Model, managed: ManagedObject) -> None:
         super().__init__(f"{row} is managed by {managed}.")
@@ -126,7 +126,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield each object that a file governs, with its file.
+    """Yield each object that a file governs, with its ManagedObject.
 
     The objects are the targets and the objects that the targets belong to, such as the gateway of a tool set.
     """

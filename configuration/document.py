@@ -84,7 +84,7 @@ class ConfigDocument:
         return self.marks.get(path) or Mark(self.files[0], 1, 1)
 
     def at_key(self, path: Path) -> Mark:
-        """Return the position of the key at `path`, or of its value."""
+        """Return the position of the key at `path`, or the result of `at` if no key has this path."""
         return self.key_marks.get(path) or self.at(path)
 
     def include(self, other: "ConfigDocument") -> list[Mistake]:
@@ -117,7 +117,7 @@ class ConfigDocument:
 
 
 def read(files: Mapping[str, str]) -> ConfigDocument:
-    """Return the document in these files, given as text by name. Raises ConfigurationError."""
+    """Return the document in `files`, which maps the name of each file to its text. Raises ConfigurationError."""
     if not files:
         raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Name a file that ends in .yaml.")])
     mistakes: list[Mistake] = []

@@ -16,7 +16,7 @@ def target_of(row: models.Model) -> tuple[str, str]:
 
 class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
     def of(self, row: models.Model) -> ManagedObject | None:
-        """Return the file that governs `row`, or None."""
+        """Return the ManagedObject of `row`; None if no file governs `row`."""
         target_type, target_id = target_of(row)
         return self.filter(target_type=target_type, target_id=target_id, is_listed=True).first()
 

@@ -33,9 +33,10 @@ SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of s
 class Plan:
     """The changes that applying a document would make.
 
-    `not_in_file` are objects of the workspace that are missing from the document's lists. `claimed` are unchanged
-    objects that the document's source would manage from now on. `missing` are the capabilities that the person lacks,
-    by object; `not_by_key` are the objects that an API key cannot change.
+    `not_in_file` has the titles of workspace objects that the document's lists do not contain. `claimed` has the titles
+    of unchanged objects that the document's source would manage from now on. `missing` has the title of each object
+    that the person may not change, with the capability that the person lacks. `not_by_key` has the titles of the
+    objects that an API key cannot change.
     """
 
     document: ConfigDocument
@@ -183,7 +184,7 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """Return whether a document of `viewer` may make its source the source of objects of this kind."""
+    """True if `viewer` may apply documents whose source then governs objects of this kind."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 

@@ -76,10 +76,11 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     )
     blocked_by = CauseField(
         source="connection.blocked_by",
-        help_text="What blocks it: `user`, `host`, `gateway` or `reach`; otherwise null.",
+        help_text="What blocks it: `user`, `host`, `gateway` or `reach`; null if nothing blocks it.",
     )
     blocked_reason = CauseField(
-        source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; otherwise null."
+        source="connection.blocked_reason",
+        help_text="Log code of the reason that blocks it; null if nothing blocks it, even if it is disabled itself.",
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
@@ -364,7 +365,7 @@ def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
-    """Filter connections by the query, live ones first, then the newest."""
+    """Return the connections that match the query: live ones first, newest first, then the last revoked."""
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
     rows = matching(rows, query, host="host__in", kind="host__kind", gateway="gateway__in", user="user__in")
@@ -396,7 +397,7 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
         ["active", "missing", "attention", "disabled", "blocked"],
         help_text="Whether calls to the server work with the credential, and if not, why.",
     )
-    reason = serializers.CharField(source="why", help_text="What is wrong and how to fix it; otherwise empty.")
+    reason = serializers.CharField(source="why", help_text="What is wrong and how to fix it; empty if nothing is.")
 
 
 class CarriedAnswer(serializers.Serializer[Any]):

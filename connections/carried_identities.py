@@ -277,7 +277,7 @@ def row_url(row: CarriedRow) -> str:
 
 
 class BringForm(IdentityForm):
-    """Choose one of the person's own identities for a server, or add a new one."""
+    """Form to choose one of the person's own identities for a server, or to add a new one."""
 
     everywhere = forms.BooleanField(required=False, initial=True)
 

@@ -98,7 +98,7 @@ class GatewayHostFilter(ListFilter):
 
 
 class HostsAllowedForm(forms.Form):
-    """The apps and agents that may use a gateway."""
+    """Form to choose whether all apps and agents may use a gateway, or only listed ones."""
 
     hosts_allowed = forms.ChoiceField(
         label="Who may use it", choices=HostsAllowed.choices, widget=ExplainedChoice(EXPLAINED)
@@ -184,7 +184,7 @@ def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
 
 
 def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, str]:
-    """Return the app or agent on the gateway, and the URL of the page to return to."""
+    """Return the row of the app or agent on the gateway, unsaved if there is none, and the URL to return to."""
     gateway = gateway_or_404(request.user, slug)
     row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
     return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))

@@ -37,7 +37,7 @@ class Impact:
     identities: int
 
     def __str__(self) -> str:
-        """Return the counts in words; credentials only if there are any, because most servers need none."""
+        """Return the counts in words. Credentials are left out if there are none, because most servers need none."""
         parts = [(self.hosts, "app or agent", "apps or agents"), (self.users, "person", "people")]
         if self.identities:
             parts.append((self.identities, "credential", "credentials"))
@@ -58,7 +58,7 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 def _identities(target: models.Model, links: Q) -> int:
     """Count the live identities, personal and shared, that calls through `target` use. Other calls may use them too.
 
-    Returns 0 if `target` is itself an identity, because the sentence already names that identity.
+    Returns 0 if `target` is itself an identity, because the confirmation already names that identity.
     """
     if isinstance(target, Identity):
         return 0
@@ -141,14 +141,14 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
     """Return sentences about the apps and agents in use that `gateway` refuses once it allows only listed ones.
 
-    With `list_used`, saving lists the apps and agents in use, so none of them is refused. If the viewer may not see all
-    connections, return an empty string.
+    With `list_used`, the apps and agents in use are added to the list on saving, so none of them is refused. If the
+    viewer may not see all connections, return an empty string.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
     hosts = list(HostAtGateway.objects.undecided(gateway))
     if list_used or not hosts:
-        names = f" Saving lists {first_names([host.name for host in hosts])}." if hosts else ""
+        names = f" Saving adds {first_names([host.name for host in hosts])} to the list." if hosts else ""
         return f"No existing connection is refused.{names}"
     where: Where = {"gateway_id": [gateway.pk], "host_id": [host.pk for host in hosts]}
     cut = f"Refuses {first_names([host.name for host in hosts])}: {_impact(Q(gateway=gateway, host__in=hosts))}."

@@ -127,7 +127,7 @@ UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, r
 
 @cache
 def stopped_above() -> Q:
-    """Match blocked connections: the opposite of UNBLOCKED, but without `with_reach`.
+    """Match blocked connections: the opposite of UNBLOCKED. Needs no `with_reach`.
 
     Meant for queries over very many connections. Few users, hosts and gateways are disabled, so subqueries find these,
     instead of a join of their tables to every connection.
@@ -158,12 +158,12 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.annotate(reaches=_reaches(), host_allowed=_host_allowed())
 
     def with_details(self) -> "ConnectionQuerySet":
-        """Load everything that a row of a list shows; live connections first, then the newest."""
+        """Load everything that a row of a list shows, in the order of `live_first`."""
         rows = _with_details()
         return rows.filter(pk__in=self.order_by().values("pk")) if self.query.where else rows.all()
 
     def live_first(self) -> "ConnectionQuerySet":
-        """Order live connections first, then the newest."""
+        """Order live connections first, newest first, then revoked ones, last revoked first."""
         return self.order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
 
     def open(
@@ -356,8 +356,8 @@ class Connection(Versioned, Switchable):
     revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
 
     # Seconds for which a held call keeps its request open while it waits. NULL means 50 s if the client asked for
-    # progress notifications, otherwise 4 s. The gateway learns the value from the client's calls. People can change the
-    # value.
+    # progress notifications, otherwise 4 s. The gateway replaces NULL by the number it learns from the client's calls,
+    # and lowers a number that is too high for the client. People can set the number.
     hold_wait = models.PositiveSmallIntegerField(null=True, blank=True)
 
     objects = ConnectionQuerySet.as_manager()
@@ -634,7 +634,7 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         by: User,
         seen: Seen | None = None,
     ) -> datetime | None:
-        """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, list the hosts in use.
+        """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, add hosts in use to the list.
 
         Returns the time at which hosts were listed, or None if no host was listed. To undo this, pass the returned time
         as `unlist`: the hosts listed at that time are then removed from the list. Raises ChangedMeanwhile.

@@ -126,7 +126,7 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
         title="End session" if one else "End all sessions",
         text=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}: running calls and streams "
         "end at once, and the client has to initialize again.",
-        more="Cannot be undone. Its tokens still work: disable the connection to keep the client out.",
+        more="Cannot be undone. The connection's tokens still work: disable the connection to keep the client out.",
         target="#sessions",
         back=back,
         hidden=[("session", one)] if one else [],

@@ -36,7 +36,7 @@ from ui.viewset import form_page
 
 
 class PickForm(forms.Form):
-    """The tools chosen so far, by exposed name."""
+    """Form with the exposed names of the tools chosen so far for `tool_set`."""
 
     chosen = forms.CharField(
         required=False, max_length=LONGEST_NAMES, widget=forms.Textarea(attrs={"rows": 6}), help_text="One per line."
@@ -97,7 +97,7 @@ def _number(text: str) -> int:
 
 
 class CopyForm(forms.Form):
-    """The gateway that gets a copy of a set, and the name of the copy."""
+    """Form to copy a set: the gateway that gets the copy, and the name of the copy."""
 
     gateway = forms.ModelChoiceField(Gateway.objects.none(), empty_label=None)
     name = forms.CharField(max_length=80)

@@ -113,7 +113,7 @@ class ToolsGivenForm(forms.Form):
 
 
 class ToolSetForm(forms.Form):
-    """A set of the tools of `gateway`."""
+    """Form to create or edit a set of the tools of `gateway`."""
 
     name = forms.CharField(max_length=80)
     patterns = forms.CharField(
@@ -165,7 +165,7 @@ class ToolSetForm(forms.Form):
 
 
 class GiveForm(forms.Form):
-    """Choice of whom to give a set to: everybody, a team or a person."""
+    """Form to give a set to everybody, a team or a person."""
 
     to = forms.ChoiceField(
         label="Give to",
@@ -213,7 +213,7 @@ class ToolSetField(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not gen
 
 
 class ToolLimitForm(forms.Form):
-    """The set an app or agent is limited to on `gateway`."""
+    """Form to limit an app or agent to one set of the tools of `gateway`, or to lift the limit."""
 
     tool_set = ToolSetField(ToolSet.objects.none(), required=False, label="Only the tools of", empty_label="No limit")
 

@@ -33,15 +33,16 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
 
     id = Id()
     team = Reference(
-        allow_null=True, help_text="The team whose gateways it lists; null if it lists the gateways open to everyone."
+        allow_null=True,
+        help_text="The team whose gateways the address lists; null if it lists the gateways open to everyone.",
     )
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
     )
-    enabled = serializers.BooleanField(help_text="Whether it is enabled; a disabled address answers 404.")
+    enabled = serializers.BooleanField(help_text="Whether the address is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(
         allow_null=True,
-        help_text="When it was last read, within a minute; null if not since it was created or regenerated.",
+        help_text="Time of the last read since the address was created or regenerated, to the minute; null if none.",
     )
     read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
     regenerated_at = UtcDateTimeField(allow_null=True, help_text="When it was last regenerated; null if never.")
@@ -68,10 +69,10 @@ class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
     """A file to install on an organisation's computers, filled in for the address."""
 
     slug = serializers.CharField(help_text="Name of the file in the API; never changes.")
-    client = serializers.CharField(help_text="Client that reads it.")
+    client = serializers.CharField(help_text="Client that reads the file.")
     name = serializers.CharField(help_text="File name.")
     place = serializers.CharField(help_text="Where it is installed.")
-    effect = serializers.CharField(help_text="What the client does with it.")
+    effect = serializers.CharField(help_text="What the client does with the file.")
     media_type = serializers.CharField(help_text="Media type of the text.")
     text = serializers.CharField(trim_whitespace=False, help_text="Content of the file.")
 

@@ -173,7 +173,7 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Serve the result of `answer(gateways, request, ...)` below an address, without sign-in; None gives 404."""
+    """Return a view, open without sign-in, that answers with `answer(gateways, request, ...)`; None gives 404."""
 
     @login_not_required
     @wraps(answer)

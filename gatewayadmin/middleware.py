@@ -392,9 +392,9 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    Up to MOST_WAITING further requests of the sender wait. Those that arrive when so many wait, or have waited for
-    LONGEST_WAIT_S, get 429. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches its
-    path, or if it asks for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
+    Up to MOST_WAITING further requests of the sender wait; any more get 429 at once, and a request that has waited for
+    LONGEST_WAIT_S gets 429 too. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches
+    its path, or if it asks for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:

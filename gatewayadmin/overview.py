@@ -79,7 +79,7 @@ def _counts(reader: Any) -> dict[str, int]:
 
 
 def _kinds(reader: User) -> Iterator[str]:
-    """Yield the kinds the reader can see and act on."""
+    """Yield the kinds in COUNTED that the reader can see and act on."""
     if reader.has_perm(Capability.HOSTS_TOGGLE):
         yield "hosts"
     if reader.has_perm(Capability.GATEWAYS_MANAGE):
@@ -89,10 +89,10 @@ def _kinds(reader: User) -> Iterator[str]:
 
 
 # Every page has these counts, and Django takes ten times as long to build the statement as PostgreSQL to answer it.
-# It depends on the active person and their `rights`, and not on the time: the querysets use the database's clock.
+# The statement depends on the active person and their `rights`, not on the time: it uses the database's clock.
 @lru_cache(maxsize=500)
 def _statement(reader: User, rights: tuple[Any, ...], *kinds: str) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement for these counts, and its parameters."""
+    """Return the statement that counts these kinds of objects, and its parameters."""
     rows: dict[str, QuerySet[Any]] = {kind: COUNTED[kind]() for kind in COUNTED if kind in kinds}
     rows |= {"access": access_to_decide(reader), "holds": Hold.objects.to_decide(reader)}
     first, *others = (_number(kind, rows[kind]) for kind in kinds)
@@ -206,7 +206,7 @@ def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], H
 SHOWN = 8
 SERVERS = 12
 GATEWAYS = 20
-# Titles of plots on the dashboard, followed by their range.
+# Titles of plots on the dashboard; the time range is added to each title.
 NAMED = {"plots.calls": "Requests", "plots.denied": "Refused"}
 
 

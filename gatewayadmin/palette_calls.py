@@ -1,4 +1,4 @@
-"""Calls described in words, such as `refused yesterday`: the filters of the log that list them."""
+"""Finds the filters of the log for calls described in words, such as `refused yesterday`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CallsDescribed(NamedTuple):
     query: str
 
 
-# Words for outcomes: the text of the entry, and the filters.
+# The text of the entry and the filters, by word for an outcome.
 _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
     "refused": ("Refused calls", {"q": "refused"}),
     "denied": ("Refused calls", {"q": "refused"}),

@@ -330,8 +330,8 @@ SECURE_CSP = {
     "form-action": [CSP.SELF],
     "frame-ancestors": [CSP.NONE],
 }
-# TLS ends at the operator's proxy, which also redirects from http; whether HSTS includes subdomains and
-# preloading is for the domain's owner to decide. oauth2_provider.W008: see the last lines of OAUTH2_PROVIDER.
+# TLS ends at the operator's proxy, which also redirects from http. The domain's owner decides whether HSTS includes
+# subdomains and preloading. oauth2_provider.W008: see the last lines of OAUTH2_PROVIDER.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021", "oauth2_provider.W008"]
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True

@@ -36,7 +36,8 @@ from gateways.models import (
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField
 
-# For operations on a person's own requests, and on requests on which the person may decide. Other requests give 404.
+# OWN is for operations that change access requests: the person's own, and those on which the person may decide. Other
+# access requests give 404.
 OWN = Own(Capability.GATEWAYS_MANAGE)
 READ = Own(Capability.GATEWAYS_READ)
 

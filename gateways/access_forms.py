@@ -89,7 +89,7 @@ class SetChoice(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not generi
 
 
 class RequestForm(forms.Form):
-    """A person's request for `gateway` or for a set of its tools."""
+    """Form in which a person requests access to `gateway` or to a set of its tools."""
 
     tool_set = SetChoice(
         ToolSet.objects.none(), required=False, label="Tools", empty_label="The gateway only, no tool set"
@@ -97,7 +97,7 @@ class RequestForm(forms.Form):
     reason = forms.CharField(
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="What you need it for. Those who decide see it.",
+        help_text="What you need the access for. The people who decide see this text.",
     )
     days = forms.IntegerField(label="For how many days", min_value=1)
 
@@ -128,12 +128,12 @@ class ApproveForm(DeclineForm):
 
 
 class TakesRequestsForm(forms.Form):
-    """The access request settings of a gateway: whether it takes requests, for which periods, and who approves."""
+    """Form for the request settings of a gateway: whether it takes requests, for which periods, and who approves."""
 
     takes_requests = forms.BooleanField(
         required=False,
         label="People may request access",
-        help_text="Everybody who signs in then sees the gateway, its tools and tool sets under Access.",
+        help_text="If ticked, everybody who signs in sees the gateway, its tools and tool sets under Access.",
     )
     request_days = forms.IntegerField(label="Usual period, in days", min_value=1, max_value=MOST_DAYS)
     most_request_days = forms.IntegerField(label="Longest period, in days", min_value=1, max_value=MOST_DAYS)

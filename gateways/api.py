@@ -121,7 +121,8 @@ class GatewayChanges(RequestBody):
         child=serializers.UUIDField(), help_text="Teams that may use the gateway if `reach` is `teams`."
     )
     hosts_allowed = serializers.ChoiceField(
-        HostsAllowed.choices, help_text="Which apps and agents may use it; `listed` are those with `allowed` true."
+        HostsAllowed.choices,
+        help_text="Which apps and agents may use it; with `listed`, only those whose `allowed` is true.",
     )
     tools_given = serializers.ChoiceField(
         ToolsGiven.choices, help_text="Whether people can use all its tools, or only those given to them."

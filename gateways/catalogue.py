@@ -177,7 +177,7 @@ class Catalogue:
     Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
     sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
 
-    `page` is the page that the caller will probably read, as text that has its number, from 1; any other text means the
+    `page` is the number, from 1 and as text, of the page that the caller will probably read; any other text means the
     first page. The statement that counts the entries also reads this page.
     """
 

@@ -61,7 +61,7 @@ MOST_QUARANTINED = 30
 
 
 class EffectForm(forms.Form):
-    """The effect of a tool, as an administrator states it."""
+    """Form in which an administrator states the effect of a tool."""
 
     said_effect = forms.ChoiceField(
         label="What it does",
@@ -73,7 +73,7 @@ class EffectForm(forms.Form):
 
 
 class TextsForm(forms.Form):
-    """The title and description of a tool for clients, as an administrator states them."""
+    """Form in which an administrator states the title and description of a tool for clients."""
 
     title = forms.CharField(max_length=200, required=False, validators=[check_visible])
     description = forms.CharField(
@@ -227,8 +227,9 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 def _views(feature: Feature) -> Iterator[DefinitionView]:
     """Yield the views of `feature`, the default view first.
 
-    The default view shows the definition on which somebody has to decide. If no decision is due, it is the readable
-    text; for prompts, resources and quarantined features, it is the approved definition.
+    While somebody has to decide on an offered definition, the default view shows that definition, or how it differs
+    from the approved one. Otherwise the default view is the readable text, or, for prompts, resources and quarantined
+    features, the approved definition.
     """
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")

@@ -49,7 +49,7 @@ SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 
 
 class ReachForm(forms.Form):
-    """The people who may use a gateway."""
+    """Form to choose the people who may use a gateway: everyone, or the people of some teams."""
 
     reach = forms.ChoiceField(choices=Reach.choices, initial=Reach.EVERYONE, widget=forms.RadioSelect)
     teams = forms.ModelMultipleChoiceField(
@@ -76,7 +76,7 @@ class LimitForm(forms.Form):
 
 
 class DefinitionsForm(forms.Form):
-    """Settings for new and changed definitions of tools, prompts and resources: approve, hold back or wait."""
+    """Form for the settings that decide about new and changed definitions of tools, prompts and resources."""
 
     new_definitions = forms.ChoiceField(label="New definitions", choices=OnArrival.choices, widget=ExplainedChoice(NEW))
     changed_definitions = forms.ChoiceField(
@@ -85,7 +85,7 @@ class DefinitionsForm(forms.Form):
 
 
 class NameForm(forms.Form):
-    """Name and description of `gateway`, or of a new gateway if it is None."""
+    """Form for the name and description of `gateway`; `gateway` is None for a new gateway."""
 
     name = forms.CharField(max_length=80)
     description = forms.CharField(
@@ -113,7 +113,7 @@ class GatewayForm(SlugForm, NameForm, ReachForm):
 
 
 class AssignmentForm(forms.Form):
-    """The settings of a server on `gateway`; `assignment` is None if the server is not assigned yet."""
+    """Form for the settings of a server on `gateway`; `assignment` is None if the server is not assigned yet."""
 
     server = forms.ModelChoiceField(Server.objects.none(), to_field_name="slug", empty_label=None)
     alias = forms.CharField(
@@ -214,7 +214,7 @@ class AssignmentForm(forms.Form):
 
 
 class IdentityGatewaysForm(forms.Form):
-    """The gateways that may use a shared identity."""
+    """Form to choose the gateways that may use a shared identity."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways"

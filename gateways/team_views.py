@@ -66,7 +66,7 @@ class TeamForm(forms.Form):
 
 
 class PeopleForm(forms.Form):
-    """People to add to a team, by e-mail."""
+    """Form to add people to a team by e-mail address."""
 
     emails = forms.CharField(
         label="E-mails", max_length=MOST * 255, widget=forms.Textarea(attrs={"rows": 6}), help_text="One per line."
@@ -86,7 +86,7 @@ class PeopleForm(forms.Form):
 
 
 class TeamGatewaysForm(forms.Form):
-    """Choose which of the gateways with reach `teams` are open to `team`."""
+    """Form to choose which of the gateways with reach `teams` are open to `team`."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways for teams"

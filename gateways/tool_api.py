@@ -267,7 +267,7 @@ def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
 
 
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:
-    """Return the features of a gateway's servers, or 404 if `viewer` may not see the gateway."""
+    """Return the features of a gateway's servers. Raises Http404 if `viewer` may not see the gateway."""
     gateway = gateway_or_404(viewer, slug)
     features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return features.select_related("assignment__server").order_by("exposed_name", "pk")

@@ -120,7 +120,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
-    """Return whether the page shows or needs numbers of calls, and `viewer` sees many servers on gateways."""
+    """Return whether counting calls takes long: the page needs the numbers, and `viewer` sees many assigned servers."""
     if not (tools.joins_use or (tools.tells_use and any(map(table.shows, BY_USE)))):
         return False
     return Assignment.objects.seen_by(viewer).count() > COUNTED_AT_ONCE
@@ -187,7 +187,7 @@ class ToolRow:
 
 
 class Tab(NamedTuple):
-    """A kind of features, and the number of those offered."""
+    """A tab with the features of one kind, or of all kinds; `number` is the number of features offered."""
 
     value: str
     label: str
@@ -317,7 +317,10 @@ def _grouped(
     *,
     with_empty: bool,
 ) -> list[ServerGroup]:
-    """Group features by server; `with_empty` adds servers without features. `causes` are failures of this refresh."""
+    """Group features by server; `with_empty` adds servers without features.
+
+    `causes` are the failures of the refresh that was just made, by assignment id; empty without a refresh.
+    """
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
@@ -399,7 +402,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def feature_or_404(request: AppRequest, pk: UUID) -> Feature:
-    """Return the feature, or 404 if the user may not see the feature's gateway."""
+    """Return the feature. Raises Http404 if the user may not see the feature's gateway."""
     rows = Feature.objects.select_related("assignment__gateway", "assignment__server").filter(
         assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
     )

@@ -218,7 +218,7 @@ class TokenUse(NamedTuple):
 
     @classmethod
     def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
-        """Return the use of `token`, a token of the connection `connected` that may call `servers` of `gateway`."""
+        """Return the use of `token`, which belongs to connection `connected` and may call `servers` of `gateway`."""
         places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
         offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
         ((used,),) = _selected(CALLED_WITH, connected, token, *month(), list(ENDINGS["denied"]), MOST_READ)
@@ -248,8 +248,8 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return the numbers of calls by person and tool in the time range `chosen`, a key of RANGES.
 
-    If there are more than MOST_READ calls, only the newest are counted. `since` is then the time of the oldest call
-    that was counted.
+    If there are more than MOST_READ calls, only the newest are counted, and `since` in the result is the time of the
+    oldest call that was counted. Otherwise `since` is None.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)

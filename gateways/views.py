@@ -111,7 +111,7 @@ WITHIN_REACH = "lists only gateways within one's reach"
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate gateways with the numbers of servers, tools and live connections that `viewer` may see."""
+    """Annotate gateways with their numbers of servers and tools, and of live connections that `viewer` may see."""
     tools = Feature.objects.tools().offered().filter(assignment__removed_at=None)
     return gateways.annotate(
         server_count=count_of(Assignment.objects.filter(removed_at=None), "gateway"),
@@ -127,7 +127,7 @@ def count_of(rows: QuerySet[Any], by: str) -> Coalesce:
 
 
 def gateway_or_404(viewer: User, slug: str) -> Any:
-    """Return the live gateway with its counts, or 404 if `viewer` may not see the gateway.
+    """Return the live gateway with its counts. Raises Http404 if `viewer` may not see the gateway.
 
     `row_count` counts live and ended connections, like the Connections tab. `waiting_count` counts definitions that
     somebody has to accept or quarantine.
@@ -369,7 +369,7 @@ def counted_assignments(
 
 
 def assignment_or_404(viewer: User, pk: UUID) -> Any:
-    """Return the live assignment with its counts, or 404 if `viewer` may not see the assignment's gateway."""
+    """Return the live assignment with its counts. Raises Http404 if `viewer` may not see the assignment's gateway."""
     rows = counted_assignments(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
     return get_object_or_404(rows, pk=pk)
 
@@ -443,9 +443,9 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """Return the server to preselect: the requested one, otherwise one not yet on this gateway, otherwise any.
+    """Return the server to preselect: the requested one; without a request, preferably one not yet on this gateway.
 
-    None if there is no such server.
+    None if there is no server with the requested slug, or no server at all.
     """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()

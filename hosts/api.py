@@ -37,12 +37,16 @@ class HostSerializer(serializers.Serializer[Host]):
     description = serializers.CharField(help_text="Text for people.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     status = serializers.CharField(help_text="`enabled`, `disabled` or `pending` (waits for approval).")
-    approved = serializers.SerializerMethodField(help_text="Whether it is approved; false while it waits.")
+    approved = serializers.SerializerMethodField(help_text="Whether it is approved; false while it waits for approval.")
     allow_enrolment = serializers.BooleanField(
         help_text="Whether everyone may create their own tokens for this agent, even without `api-tokens:create`."
     )
-    connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
-    users_count = serializers.IntegerField(source="user_count", help_text="People who have these connections.")
+    connections_count = serializers.IntegerField(
+        source="connection_count", help_text="Number of live connections you may see."
+    )
+    users_count = serializers.IntegerField(
+        source="user_count", help_text="Number of people who have these connections."
+    )
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
     first_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was first seen; null if never.")

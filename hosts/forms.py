@@ -13,8 +13,8 @@ from ui.forms import IDLE_DAYS, ListFilter, unused_for
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
-# The app that runs tools from the pages, unless it is pending. It is recognised by its key, because other apps can
-# have the same name.
+# Matches the playground (the app that runs tools from the pages), unless it is pending. The playground is recognised by
+# its key, because other apps can have the same name.
 OURS = Q(dedupe_key=PLAYGROUND) & ~PENDING
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 

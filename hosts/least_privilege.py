@@ -1,8 +1,9 @@
 """The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
 
 The tab shows the tools that are given to the people who use the host, within the limits of the host. Other tools are
-only counted. One button disables the host's unused connections, after the tab has shown the calls that this would have
-refused. A tool can only be disabled for everybody on a gateway, so the tab suggests only tools that nobody used.
+only counted. One button disables the host's unused connections. Before that, the tab shows the earlier calls that would
+have been refused without these connections. A tool can only be disabled for everybody on a gateway, so the tab suggests
+only tools that nobody used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hosts: the apps and agents that connect, enabled or disabled, and pending approval."""
+"""Hosts: the apps and agents that connect. A host is enabled, disabled or pending approval."""
 
 from typing import Any
 from uuid import uuid4

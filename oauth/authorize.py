@@ -83,7 +83,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Redirect to an approved app with the error. If the client_id or the redirect URI is wrong, show a page (400)."""
+    """Answer with the error as `_answer` does; on a page (400) if the client_id or the redirect URI is wrong."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):

@@ -34,8 +34,8 @@ from wire.outbound import AnswerTooLarge, HttpAnswer, MayNotBeCalled, NoAnswer, 
 
 # Fetch a client metadata document from an untrusted URL.
 #
-# Does not touch the database. The address must be public, even if GATEWAY_PRIVATE_UPSTREAMS allows private servers:
-# administrators choose servers, but anybody can send a client_id.
+# Fetching does not touch the database. The address must be public, even if GATEWAY_PRIVATE_UPSTREAMS allows private
+# servers: administrators choose servers, but anybody can send a client_id.
 
 SECONDS = 5.0
 READERS = 2  # Threads per process that fetch documents. Slow documents can block only these threads.

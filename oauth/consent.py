@@ -76,7 +76,10 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """Return a page that forwards to the app; our CSP would block a redirect after a form."""
+    """Return a page that forwards to the app at `url`; our CSP would block a redirect after a form.
+
+    If `url` is None, the flow is over: return the page for this (410).
+    """
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})

@@ -89,7 +89,7 @@ def refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def missing_capability(flow: AuthorizeRequest, user: User) -> Capability | None:
-    """Return the capability that this flow needs and `user` lacks; None if `user` may continue."""
+    """Return a capability that `user` lacks and that would permit this flow; None if `user` may continue."""
     if flow.kind == Ending.OAUTH:
         return None if user.has_perm(Capability.OAUTH_CONNECT) else Capability.OAUTH_CONNECT
     enrolling = flow.host is not None and flow.host.allow_enrolment

@@ -73,7 +73,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
 
 
 def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the fields that RFC 7591 section 3.2.1 and existing clients expect to the toolkit's response."""
+    """Return the toolkit's response, with more fields that RFC 7591 section 3.2.1 and existing clients expect."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {
         key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata
@@ -153,12 +153,12 @@ def is_approved(application: Application) -> bool:
 
 
 def known_host(application: Application) -> Host | None:
-    """Return the host of this app; None if no registration of the app was ever connected."""
+    """Return the host of this app; None if the app was never connected and nobody requested its approval."""
     return Host.objects.filter(dedupe_key=app_fingerprint(application)).first()
 
 
 def host_of_app(application: Application, *, by: User) -> Host:
-    """Return the host of this app, creating it when the app is connected for the first time."""
+    """Return the host of this app, and create it if it does not exist. Link the app's registration to it."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     host = Host.objects.appear(
         name=application.name[:120] or NAMELESS, dedupe_key=app_fingerprint(application), needs_approval=waits, by=by

@@ -237,7 +237,10 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 
 
 def _is_usable(connection: Connection) -> bool:
-    """True if tokens may be issued. Each MCP request checks whether host, gateway and connection are enabled."""
+    """True if tokens may be issued.
+
+    Host, gateway and connection may be disabled, because each MCP request checks whether they are enabled.
+    """
     return connection.revoked_at is None and connection.user.is_active
 
 

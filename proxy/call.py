@@ -158,8 +158,8 @@ NOT_OF_THE_SERVER = (
 # Errors raised before the request is sent, unless `may_have_run` is set.
 NEVER_SENT = (Busy, NotRecordable, DatabaseUnavailable)
 
-# Servers of 2026-07-28 do not have these methods. To these servers, the worker that has the client's stream sends
-# `subscriptions/listen` instead.
+# Servers of 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
+# `subscriptions/listen` to such a server.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 
@@ -691,9 +691,9 @@ class Endpoint:
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
         """Refresh the server's token if it has expired, then re-check access, because refreshing may take seconds.
 
-        Raises Refusal or IdentityUnavailable if the token cannot be renewed, IdentityUnavailable if access cannot be
-        checked or the connection now uses another credential, and CancelledError if access was lost (the request's
-        `ending` has the reason).
+        Raises Refusal or IdentityUnavailable if the token cannot be renewed. Also raises IdentityUnavailable if access
+        cannot be checked, or if the connection now uses another credential. Raises CancelledError if access was lost;
+        then the request's `ending` has the reason.
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
@@ -761,7 +761,11 @@ class Endpoint:
     async def _ask_server(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        """Return the server's answer, after forwarding any requests of the server to the client."""
+        """Return the server's answer, after forwarding any requests of the server to the client.
+
+        For resources/subscribe and resources/unsubscribe at a server of 2026-07-28, return a success without asking
+        the server. Raises an UpstreamError.
+        """
         target = await self._target(request, grant, resolved, message, stream)
         if message.method in SUBSCRIBING and target.era == MODERN:
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
@@ -879,7 +883,10 @@ class Endpoint:
     # Standing streams (long-lived event streams): one row in the log when they begin, another when they end
 
     async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
-        """Serve a standing stream until it ends, and return None; return the refusal if the stream may not start."""
+        """Serve a standing stream until it ends. Return the refusal if the stream may not start.
+
+        Return None if a response was sent: the stream, or a 503 because the database or the log is unavailable.
+        """
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
@@ -971,7 +978,7 @@ INSTRUCTIONS = Wanted(ServersNeeded.INTRODUCED, "instructions")
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:
-    """Return the servers and features to query for this message, which names `feature`."""
+    """Return the servers and features to query for this message. `feature` is the feature that it names, or None."""
     if message is not None and message.method == ROOTS_CHANGED:
         return INTRODUCTION
     if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
@@ -1359,7 +1366,10 @@ NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 
 async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return the response with a server's result. If nothing has to be rewritten, only the id is replaced."""
+    """Return the response with a server's result. If nothing has to be rewritten, only the id is replaced.
+
+    Raises BadAnswer if the server asks for input and the client is of the session era.
+    """
     result: Object = answer.document["result"]
     if not request.modern and result.get("resultType", "complete") != "complete":
         raise BadAnswer(resolved.assigned.server_name, "it needs input, which this client does not support")
@@ -1393,7 +1403,11 @@ def _members_of_era(request: McpRequest, message: Message, result: Object, era: 
 
 
 def _error_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return a server's error, with the code and HTTP status of the client's era."""
+    """Return a server's error, with the code and HTTP status of the client's era.
+
+    Two errors become results. If the server does not have `completion/complete`, return an empty completion. For a
+    client of 2026-07-28, translate a required URL elicitation (see `_input_required`).
+    """
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
         return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
@@ -1421,7 +1435,11 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 
 
 def _input_required(message: Message, error: Object) -> Response:
-    """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28."""
+    """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28.
+
+    Return the error "missing capability" with HTTP 400 if the client does not open URLs, or
+    if the error names no elicitation.
+    """
     data = error.get("data")
     elicitations = data.get("elicitations") if isinstance(data, dict) else None
     asked = [each for each in elicitations if isinstance(each, dict)] if isinstance(elicitations, list) else []

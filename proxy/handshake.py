@@ -107,9 +107,9 @@ class Eras:
     async def _look(self, target: Target, age: float) -> str:
         """Probe the server and return its eras.
 
-        There is no probe if the stored eras are at most `age` seconds old, or if another worker is probing the server:
-        then return the stored eras. If there are none yet, return an empty text or, with `age` 0, wait for the result
-        of the other worker. Raises TimedOut after waiting too long.
+        If the stored eras are at most `age` seconds old, or if another worker is probing the server, return the stored
+        eras without a probe. If none are stored yet, return an empty text or, with `age` 0, wait for the result of the
+        other worker. Raises TimedOut after waiting too long, or the error of the probe.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -249,7 +249,7 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
     }
     if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        # The union of all servers: a server refuses those task requests that it does not support.
+        # Merged from all servers. A server that does not support a certain task request refuses it.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         if merged := {name: settings for each in found for name, settings in each.items()}:
             served["tasks"] = merged

@@ -27,7 +27,8 @@ FULL = (
 class FoundHold(NamedTuple):
     """The hold of a call, as the database function `approvals_ask` returns it.
 
-    `patience` is the number of seconds that a request of this connection may stay open; None if this is not known.
+    `approvers` is a text for people; with the verdict `full`, it is the number of holds that wait. `patience` is the
+    number of seconds that a request of this connection may stay open; None if this is not known.
     """
 
     verdict: str

@@ -1,6 +1,6 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments. Before the server is asked, the database function
+A hold is a row for one connection, tool and arguments. Before the call is sent, the database function
 `approvals_ask` uses an approval, or finds a waiting hold, or makes a new hold, all in one transaction. So an approval
 is used only once, however many workers and repeated calls there are. While a hold waits, the request stays open for a
 while, without a database connection. If the client disconnects or cancels, the hold does not change.
@@ -433,7 +433,11 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client took an answer after `seconds`, so that its next held calls may wait as long."""
+        """Note that the client took an answer after `seconds`.
+
+        If this is more than PATIENCE_SHOWN, the next held calls of the connection wait for up to PATIENT seconds,
+        unless another limit is known for the connection.
+        """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 

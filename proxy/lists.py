@@ -1,4 +1,4 @@
-"""Lists of tools, prompts, resources and templates: stored, approved features, read by the access query.
+"""Lists of tools, prompts, resources and templates: the stored, approved features that the access query returns.
 
 A server is asked for its list in the background when the stored list is in use and older than a minute, or when the
 server reports a change. A client waits only for servers that have never answered, and for servers whose lists differ by
@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 # The `_meta` key under which a list response names the servers whose current list is not available, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
-# True if the list is incomplete: one of these servers has no stored list, although its identity may be used.
+# The `_meta` key that is True if the list is incomplete: one of these servers has no stored list, although its identity
+# may be used.
 PARTIAL = "gateway-admin/partial"
 
 FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
@@ -122,7 +123,7 @@ class Position(NamedTuple):
 
 
 class NoServerAnswered(UpstreamError):
-    """None of the servers that were asked could be reached."""
+    """Several servers were asked, all of them failed, and no list is stored."""
 
     sentence = "No server of this gateway answered: {server}."
 
@@ -253,7 +254,7 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Request servers' introductions that are not stored yet, and return the grant with these introductions.
+        """Request servers' introductions that are not stored yet, and return the grant with those that arrive in time.
 
         A client asks for introductions only once, so the answer should be complete. Waits up to WAIT_SECONDS per
         server. After a timeout, does not wait for the server again within RETRY_SECONDS.

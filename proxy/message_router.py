@@ -1,10 +1,10 @@
 """Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
 
-A server of the session era may send a request about a call on the session's standing stream instead of the call's own
-stream. SDKs use the standing stream if the author of a tool names no related request. So the gateway begins to read the
-standing stream before the first call in a session, and stops IDLE_SECONDS after the last call. One worker reads the
-stream. It passes each message, in an encrypted row, to the worker that runs the call or has the client's standing
-stream. The bus carries ids only.
+During a call, a server of the session era may send a request to the client. It may send this request on the session's
+standing stream instead of the call's own stream. SDKs use the standing stream if the author of a tool names no related
+request. So the gateway begins to read the standing stream before the first call in a session, and stops IDLE_SECONDS
+after the last call. One worker reads the stream. This worker passes each message, in an encrypted row, to the worker
+that runs the call or has the client's standing stream. The bus carries ids only.
 """
 
 from __future__ import annotations
@@ -372,7 +372,10 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 
 
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
-    """Return the log level to send to the server; empty if the server cannot log or the client set no level."""
+    """Return the log level to send to the server; empty if the client set no level.
+
+    For a client of the session era, also empty if the server cannot log.
+    """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
 
@@ -502,8 +505,8 @@ class Carrier:
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
         """Queue a message of a server for other workers, in order.
 
-        The returned future is True if a worker, which may be this one, took the message. It is False if no worker has a
-        stream, and at once if the queue is full.
+        The result of the returned future is True if a worker, which may be this one, took the message. The result is
+        False if no worker has a stream, or if the queue is full (then the future is done at once).
         """
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))

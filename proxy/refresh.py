@@ -92,9 +92,9 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """Return the server with a renewed token after it refused the present token; None if renewing cannot help.
+        """Renew the token that this server refused. Return the server with the new token; None if that cannot help.
 
-        Raises Refusal when a person has to sign in again.
+        Raises Refusal when a person has to sign in again, and IdentityUnavailable.
         """
         if assigned.sign_in is None:
             return None
@@ -310,8 +310,9 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed.
 
-    Nothing is stored if another process has changed the token meanwhile. If the other process has replaced the token,
-    return the new ciphertext. If the other process is still renewing the token, raise NotRenewed.
+    A refusal that may be temporary is only counted, until it counts as final (see `_count_refusal`). Nothing is stored
+    if another process has changed the token meanwhile. If the other process has replaced the token, return the new
+    ciphertext. If the other process is still renewing the token, raise NotRenewed.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -1,4 +1,4 @@
-"""Responses to clients: one JSON response, or an event stream that ends with it."""
+"""Responses to clients: one JSON response, or an event stream with the response as its last event."""
 
 import asyncio
 import re
@@ -73,8 +73,9 @@ def bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> 
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
     """Return the WWW-Authenticate header (RFC 6750, RFC 9728 section 5.1).
 
-    `credential` is the Authorization header; `presented` is True if it begins with Bearer. The error description
-    depends only on the form of the header, so it reveals nothing about tokens. Tokens without Bearer get one, too.
+    `credential` is the Authorization header; `presented` is True if it begins with Bearer. An error description is sent
+    if `presented` is True, or if the header is a token without Bearer. The description depends only on the form of
+    the header, so it reveals nothing about tokens.
     """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
     advice = _advice(credential) if presented else NO_SCHEME if credential.startswith(TOKEN_STARTS) else ""
@@ -107,7 +108,7 @@ def _advice(credential: str) -> str:
     return f"The token is unknown here, expired or revoked. {what}."
 
 
-# For people who open the URL of a gateway in a browser, and for wrong paths.
+# Bodies for people who open the URL of a gateway in a browser, for wrong paths, and for wrong host names.
 FOR_BROWSERS = (
     "This is the address of an MCP gateway. It is for apps and agents, not for browsers.\n\n"
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"

@@ -322,7 +322,7 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return the owners given to `note`, and the grants of standing streams re-read since the last call."""
+        """Return the owners given to `note`, and the re-read grants of standing streams, since the last call."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
@@ -765,7 +765,7 @@ class _Repeat:
     def _lose(self, standing: StandingStream) -> None:
         """End a stream that cannot be resumed: no worker has it, or it never belonged to this session.
 
-        If it was the stream of a call, the client gets the error `call_lost`.
+        If the event id has the request id of a call, the client gets the error `call_lost` as the answer to this call.
         """
         if self._name.request_id is None:
             standing.end(b"")

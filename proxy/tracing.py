@@ -394,9 +394,9 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link from the span to the trace in the HTTP headers.
+    """Return the links of a span with the parent `parent`: at most one, to the span that the HTTP headers name.
 
-    Return nothing if the headers have no trace, or have the same trace as the message.
+    Return no link if the headers name no span, or name the parent itself.
     """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)

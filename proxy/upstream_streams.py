@@ -361,11 +361,14 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may read only for running calls."""
+        """Return how many more streams this worker may open for running calls alone."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the longest idle streams of calls so that `wanted` more can open. Return False if too few are idle."""
+        """Close the streams of calls that have been idle longest, so that `wanted` more can be opened.
+
+        Return False if too few streams are idle.
+        """
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -632,7 +635,7 @@ class Source(NamedTuple):
 
 @dataclass
 class OpenServerStream:
-    """One open stream from a server, read by this worker."""
+    """A stream from a server that this worker opens, reads, and reopens when it ends."""
 
     source: Source
     task: asyncio.Task[None]
@@ -764,7 +767,10 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has the member `member` of the capability `name`, in the era for these clients."""
+    """Return whether the server has the member `member` of the capability `name`.
+
+    `modern` is True for clients of 2026-07-28 and False for others (see `AssignedServer.capabilities`).
+    """
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 

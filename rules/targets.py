@@ -88,7 +88,8 @@ def arguments_of_tools(tools: Iterable[TargetTool]) -> dict[str, str]:
 def check_arguments(when: str, tools: Collection[TargetTool]) -> None:
     """Raise BadCondition if the condition names an argument that none of these tools has.
 
-    Any argument is accepted if a tool's schema lists no properties, or describes further ones by a pattern or a schema.
+    Any argument is accepted if `tools` is empty. The same applies if a tool's schema lists no properties, or describes
+    further ones by a pattern or a schema.
     """
     names = compiled(when).arguments if when else None
     if not names or not tools or any(_is_open(tool.input_schema) for tool in tools):

@@ -136,7 +136,10 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return the newest call for which the rule had no result, if the viewer may read the log."""
+    """Return the context with the newest call for which the rule had no result; `failure` is None without such a call.
+
+    Return {} if the viewer may not read the log.
+    """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
     calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")

@@ -1,8 +1,8 @@
 """gateway-admin-runner: serves programs that speak MCP over stdio, and OpenAPI descriptions, over Streamable HTTP.
 
-A separate program, which imports nothing from the gateway. `document` reads runner.yaml, `packages` installs what it
-names, `process` runs programs (`launch` in each new process), `program` speaks MCP with one, `endpoint` and `openapi`
-serve them to clients, `server` is the HTTP server.
+A separate program, which imports nothing from the gateway. `document` reads runner.yaml, `packages` installs the
+packages named there, `process` runs programs (`launch` runs in each new process), `program` speaks MCP with a program,
+`endpoint` serves programs to clients, `openapi` serves OpenAPI descriptions, `server` is the HTTP server.
 """
 
 VERSION = "1.0.0"

@@ -71,7 +71,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _problems(file: RunnerFile) -> list[str]:
-    """Return a line for each entry of the file that could not start on this machine."""
+    """Return a line for each problem that prevents an entry of the file from starting on this machine."""
     found = [f"{entry.name}: {entry.error}" for entry in file.entries if entry.error]
     for entry in file.entries:
         if not entry.is_openapi:
@@ -124,7 +124,7 @@ async def _serve(file: RunnerFile) -> int:
         task.add_done_callback(tasks.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-    # When uvicorn ends, it raises the signal again. This must not end the process before its programs have ended.
+    # After a signal has stopped uvicorn, uvicorn raises the signal again. Ignore it: the programs have to end first.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     async with app.serving():

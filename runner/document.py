@@ -53,7 +53,7 @@ LIMITS = {
     ),
     "processes": _number("Processes and threads.", 1, 10_000, default=64),
     "open_files": _number("Open files of each process.", 16, 1_000_000, default=256),
-    "cpu_seconds": _number("Processor time of each process. Without it, no limit.", 1, 10_000_000),
+    "cpu_seconds": _number("Processor time of each process. If missing, no limit.", 1, 10_000_000),
     "call_seconds": _number("Seconds until a call ends with an error.", 1, 86_400, default=300),
     "start_seconds": _number("Seconds to answer `initialize`.", 1, 600, default=30),
     "programs": _number("Programs that run at once, in `mode: session`.", 1, 1000, default=20),
@@ -96,7 +96,7 @@ OPENAPI = _object(
         "document": _text("The OpenAPI description: a file or an http(s) URL."),
         "url": _text("Base URL of the API.", pattern="^https?://"),
         "operations": _list("`operationId` of each allowed operation.", _WORD, 1),
-        "headers": _values("Headers of each request: `env:NAME` or `file:PATH`."),
+        "headers": _values("Headers of each request. Give each value as `env:NAME` or `file:PATH`."),
         "call_seconds": _number("Seconds until a request ends with an error.", 1, 3600, default=30),
     },
     "name",
@@ -120,7 +120,7 @@ SCHEMA = {
                 "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
             },
             "uids": _text(
-                "UIDs for programs, as FIRST-LAST. Nothing else may use these UIDs. The first is for the runner.",
+                "UIDs for programs, as FIRST-LAST. Nothing else may use these UIDs. The runner itself uses the first.",
                 pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
                 default="200000-200999",
             ),
@@ -223,7 +223,7 @@ class _FileLoader(yaml.SafeLoader):
 
 
 def read_file(path: Path, environment: Mapping[str, str]) -> RunnerFile:
-    """Return the file, with references resolved from `environment` and from files beside it. Raises FileMistakes."""
+    """Return the file; resolve its references from `environment` and the file's folder. Raises FileMistakes."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -350,7 +350,7 @@ def _contradictions(data: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], str
                 yield (kind, index, "name"), f"“{fields['name']}” is taken. Write another name."
             seen.add(fields["name"])
             if "person" in fields and fields.get("mode") != "session":
-                yield (kind, index, "person"), "A shared program serves all people. Write “mode: session”, too."
+                yield (kind, index, "person"), "A shared program serves all people. Add “mode: session”."
             for at, message in _mistaken_values(fields["name"], fields.get(key) or {}, kind):
                 yield (kind, index, key, *at), message
 

@@ -118,7 +118,7 @@ class SharedClients:
 
 
 class ProgramEndpoint:
-    """One program of runner.yaml: its MCP endpoint, its running programs and their state."""
+    """The MCP endpoint of one entry of runner.yaml, with the entry's running programs and their state."""
 
     def __init__(
         self, entry: RunnerEntry, accounts: Accounts, command: Callable[[RunnerEntry], tuple[list[str], str]]
@@ -324,8 +324,8 @@ class ProgramEndpoint:
     ) -> RunningProgram:
         """Start a program. Raises MCPError, also if the entry's limit of programs is reached.
 
-        After a failure, programs are started only after a pause: wait for its end, or raise MCPError if it is longer
-        than LONGEST_WAIT seconds.
+        If a program failed before, wait until the pause after the failure has passed. If the pause lasts longer than
+        LONGEST_WAIT seconds, raise MCPError instead.
         """
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:

@@ -165,7 +165,10 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove files and folders, also those that are nested too deep for shutil."""
+    """Remove files and folders, also those that are nested too deep for shutil.
+
+    `matching` are conditions of find(1): the paths that it finds are removed, by default `paths` themselves.
+    """
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 

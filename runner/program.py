@@ -27,7 +27,7 @@ from mcp_types import (
 from runner.process import MESSAGE_BYTES, ErrorLines, Pace, ProgramProcess
 
 MOST_GARBAGE_LINES = 100  # Lines in a row that are not messages.
-# A program may send this many messages per second, with MESSAGE_BYTES in total. Answers are not counted.
+# Per second, a program may send this many messages, of MESSAGE_BYTES together. Answers are not counted.
 MESSAGES_PER_SECOND = 1000
 MOST_UNANSWERED = 100
 PING_SECONDS = 10
@@ -116,7 +116,10 @@ class RunningProgram:
             self.process.kill("closed its standard output")
 
     async def _next_line(self, stdout: asyncio.StreamReader) -> bytes:
-        """Return the next line that is not blank; empty at the end of the stream."""
+        """Return the next line that is not blank; empty at the end of the stream.
+
+        If a line is too long, kill the program and return an empty line.
+        """
         try:
             while line := await stdout.readuntil(b"\n"):
                 if line.strip():

@@ -388,8 +388,8 @@ class DirectoryPerson(models.Model):
     def remove(self, *, by: Directory) -> None:
         """Apply the directory's deletion of the person: the person loses access, and is no longer a SCIM resource.
 
-        The person's connections, and everything else that acts for the person, end too. Raises the errors of
-        `User.end_access`.
+        The caller must also end the person's connections, credentials, second factor and linked accounts, as
+        `People.delete` does. Raises the errors of `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
         # Must come first: once `end_access` has removed the password, the status is `revoked`, as if the person's

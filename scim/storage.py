@@ -216,7 +216,10 @@ class Service(ScimService):
     def apply_patch(
         self, current: Resource[Any], patch_op: PatchOp[Any], conditions: Conditions
     ) -> Resource[Any] | None:
-        """Apply a PATCH. Ignore an operation that removes a person's last e-mail address, because one is required."""
+        """Apply a PATCH, and return the new state of the resource; None if nothing changes.
+
+        An operation that removes a person's last e-mail address is ignored, because one address is required.
+        """
         untouched = current.model_copy(deep=True)
         try:
             return super().apply_patch(current, patch_op, conditions)

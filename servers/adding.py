@@ -54,7 +54,7 @@ USUAL_PATHS = ("/mcp", "/sse")
 
 
 class NewServerForm(Trial, ServerForm):
-    """A new server, its identity scheme and credential, its gateways, and their tool policy."""
+    """Form for a new server, its identity scheme and credential, its gateways, and their tool policy."""
 
     who = forms.ChoiceField(
         label="Identity",
@@ -177,7 +177,7 @@ class ServerTrial:
 
     @property
     def signs_in(self) -> Needs | None:
-        """The sign-in needs of the server, or None if people do not sign in."""
+        """The `needs` of the server if people sign in at an issuer; otherwise None."""
         return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
 
     @property
@@ -191,7 +191,7 @@ class ServerTrial:
 
     @property
     def wants(self) -> str:
-        """A sentence that says if the server requires a credential."""
+        """A sentence on the credential or sign-in that the server requires, or on the next step."""
         if self.found:
             if self.with_credential:
                 return "It accepts this credential."
@@ -225,10 +225,11 @@ class ServerTrial:
         paths = {"text": "The MCP endpoint is at another path.", "try": other}
         again = {"text": "The server is starting, or its network does not let the gateway in.", "try": self.url}
         if isinstance(self.outcome, NoEndpoint):
-            credential = {"text": "It answers only with a credential.", "at": "sign-in-step", "label": "Choose sign-in"}
+            text = "The server answers only with a credential."
+            credential = {"text": text, "at": "sign-in-step", "label": "Choose sign-in"}
             return [paths, credential, again]
         if parts.scheme == "http":
-            secure = {"text": "It answers over https only.", "try": parts._replace(scheme="https").geturl()}
+            secure = {"text": "The server answers over https only.", "try": parts._replace(scheme="https").geturl()}
             return [secure, again, paths]
         host = {"text": "The host name or the port is wrong.", "at": "id_url", "label": "Change URL"}
         return [host, again, paths]
@@ -277,7 +278,7 @@ def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (Feat
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
     `kinds` are the kinds of features to list. If there is no MCP endpoint at the root of a host, the usual paths are
-    tried too; `ServerTrial.url` is the URL that worked.
+    tried too; `ServerTrial.url` is the URL that worked, or the original URL if none worked.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:

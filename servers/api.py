@@ -95,9 +95,9 @@ class ServerSerializer(serializers.Serializer[Server]):
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
-    """The result of contacting a server. `era`, `version` and `took_ms` are present only if it answered."""
+    """The result of contacting a server. `era`, `version` and `took_ms` are present only if `ok` is true."""
 
-    ok = serializers.BooleanField(help_text="Whether it answered.")
+    ok = serializers.BooleanField(help_text="Whether the server listed its tools.")
     detail = serializers.CharField(help_text="Result in words.")
     wants_credential = serializers.BooleanField(
         help_text="Whether access was refused, usually because a credential is missing or not accepted."

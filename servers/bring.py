@@ -85,7 +85,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _same(url: str) -> object:
-    """Return a value that is equal for URLs of one endpoint."""
+    """Return a key to compare URLs: two spellings of the same endpoint have equal keys."""
     try:
         return origin_of(url), url.partition("://")[2].partition("/")[2].rstrip("/")
     except ValueError:
@@ -155,8 +155,8 @@ class AddedEntry:
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
     """Test the servers, add them and assign them to the gateway of the valid form `to`.
 
-    Each server is added separately. If a server cannot be added, its result says why. The new gateway is created with
-    the first server.
+    Each server is added separately. If a server cannot be added, its result says why. If the form asks for a new
+    gateway, the gateway is created when the first server is added.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
         trials = list(pool.map(_try, wishes))  # These threads run no SQL.

@@ -93,7 +93,8 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
     """Return the name of a row of the form, and the state of the row as three booleans.
 
-    They are True if the row is ticked, if the credential of the file is ticked, and if the person entered a credential.
+    The booleans say whether the row is ticked, whether the credential of the file is ticked, and whether the person has
+    entered a credential.
     """
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name

@@ -241,7 +241,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
 
 
 def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | None:
-    """Return the name and value of the header that carries the credential of `identity`; None without identity."""
+    """Return name and value of the header for the credential of `identity`; None if no credential is to be sent."""
     if identity is None or identity.secret_ciphertext is None or not server.needs_credential:
         return None
     try:

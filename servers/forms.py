@@ -47,7 +47,7 @@ def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
 
 
 def address(label: str, help_text: str) -> forms.CharField:
-    """Return an optional field for a URL; the model validates it."""
+    """Return an optional field for a URL, which the form has to validate."""
     text = forms.TextInput(attrs={"inputmode": "url"})
     return forms.CharField(label=label, required=False, max_length=500, widget=text, help_text=help_text)
 
@@ -148,7 +148,7 @@ class SignInSettings:
 
 
 class ServerForm(SignInSettings, SlugForm):
-    """The settings of an upstream server. `server` is the edited server, None for a new server."""
+    """Form for the settings of an upstream server. `server` is the edited server, None for a new server."""
 
     name = forms.CharField(max_length=80)
     slug = SlugField(
@@ -238,7 +238,7 @@ class ServerForm(SignInSettings, SlugForm):
     )
     revocation_endpoint = address(
         "Revocation endpoint",
-        "Revokes tokens, if the issuer has one.",
+        "Revokes tokens. Leave it empty if the issuer has no such endpoint.",
     )
     assume_pkce = forms.BooleanField(
         label="Assume PKCE",
@@ -382,7 +382,7 @@ def _callable(url: str) -> tuple[str, bool]:
 
 
 class SecretForm(forms.Form):
-    """A credential for one server. Write-only: the field is never filled."""
+    """Form for a credential of one server. Write-only: the page never shows the stored credential."""
 
     secret = forms.CharField(
         max_length=4000,
@@ -407,7 +407,7 @@ class SecretForm(forms.Form):
 
 
 class Trial(forms.Form):
-    """Form that tests a credential at its server. A refused credential is stored only if the person confirms."""
+    """Base of forms that test a credential at its server. A refused one is stored only if the person confirms."""
 
     keep = forms.BooleanField(
         label="Keep it anyway", required=False, help_text="Paste the new credential again: it was not stored."
@@ -426,7 +426,7 @@ class Trial(forms.Form):
 
 
 class TriedSecretForm(Trial, SecretForm):
-    """A credential that is tested before it is stored. `refusal` is set if a refused credential is kept anyway."""
+    """Form for a credential, which is tested before it is stored. `refusal` is set if a refused one is kept anyway."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -439,7 +439,7 @@ class TriedSecretForm(Trial, SecretForm):
 
 
 class SharedLabel(forms.Form):
-    """The label of a shared identity, such as a service account."""
+    """Form for the label of a shared identity, such as a service account."""
 
     server: Server
     label = forms.CharField(max_length=80, help_text="Shown in logs and in lists of credentials.")
@@ -458,7 +458,7 @@ class SharedIdentityForm(SharedLabel, TriedSecretForm):
 
 
 class SharedSignInForm(SharedLabel):
-    """Form for a service account of a server at whose issuer people sign in."""
+    """Form for a service account that signs in at the server's issuer."""
 
     def __init__(self, *args: Any, server: Server, **options: Any) -> None:
         super().__init__(*args, **options)

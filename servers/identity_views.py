@@ -323,7 +323,7 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Return a sentence with the number of gateways or, for a person's identity, of connections that use it."""
+    """Return a sentence on how many gateways or, for a person's identity, connections use it; empty if none."""
     if identity.is_shared:
         count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
     else:
@@ -332,7 +332,7 @@ def _uses(identity: Identity) -> str:
 
 
 def _changed(request: AppRequest, identity: Identity, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Return the response to an action: the identity's row on the page that sent the action."""
+    """Return the response to an action: the identity's row for the open page, or a redirect if htmx is not used."""
     back = page_url(request.user, identity)
     if not wants_fragment(request):
         return leave(request, back, toast, undo)

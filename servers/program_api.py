@@ -16,7 +16,7 @@ from ui.rest import Resource, UtcDateTimeField
 
 
 class LastExitSerializer(serializers.Serializer[programs.LastExit]):
-    """The last end of a process of the program."""
+    """The most recent exit of one of the program's processes."""
 
     at = UtcDateTimeField(allow_null=True, help_text="When it ended; null if not known.")
     code = serializers.IntegerField(allow_null=True, help_text="Exit code; null if a signal ended it.")
@@ -37,8 +37,8 @@ class ProgramSerializer(serializers.Serializer[Any]):
     error = serializers.CharField(help_text="Why it is failing; otherwise empty.")
     running = serializers.IntegerField(help_text="Number of its processes.")
     restarts = serializers.IntegerField(help_text="Restarts since the runner started.")
-    started_at = UtcDateTimeField(allow_null=True, help_text="When it started; null if it is not running.")
-    last_exit = LastExitSerializer(allow_null=True, help_text="The last end of a process; null if none ended.")
+    started_at = UtcDateTimeField(allow_null=True, help_text="When a process last started; null if none did.")
+    last_exit = LastExitSerializer(allow_null=True, help_text="The most recent exit of a process; null if none.")
     memory_bytes = serializers.IntegerField(allow_null=True, help_text="Memory of its processes; null if not known.")
 
 

@@ -31,8 +31,8 @@ class SinkSerializer(serializers.Serializer[Sink]):
     kind = serializers.ChoiceField(KIND_CHOICES, help_text="Kind of receiver.")
     address = serializers.CharField(
         source="place",
-        help_text="Such as `https://logs.example.com/...`, without the path, which may contain a token; empty for "
-        "standard output.",
+        help_text="Address without its path, which may contain a token, such as `https://logs.example.com/...`; empty "
+        "for standard output.",
     )
     has_secret = serializers.BooleanField(help_text="Whether a signing secret, access key or headers are stored.")
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
@@ -50,7 +50,9 @@ class SinkSerializer(serializers.Serializer[Sink]):
     refused = serializers.IntegerField(
         help_text="Number of rows that the receiver refused for good; each refusal is an admin event."
     )
-    last_delivered_at = UtcDateTimeField(allow_null=True, help_text="When it last acknowledged rows; null if never.")
+    last_delivered_at = UtcDateTimeField(
+        allow_null=True, help_text="When the receiver last acknowledged rows; null if never."
+    )
     last_error = serializers.CharField(help_text="Last error in words, also after a success; empty if none.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")

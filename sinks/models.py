@@ -125,7 +125,7 @@ class Sink(Versioned, Switchable):
     - while a round of batches is sent (see sinks.reading): also calls with ids up to `round_to`, in the log's order up
       to and including (`round_at`, `round_id`);
     - events: ids up to `events_to`;
-    - checkpoints, which are sent with calls: up to `checkpoints_to`.
+    - checkpoints, which every sink gets: up to the number `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -215,7 +215,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def seconds_to_next_try(self) -> int:
-        """The seconds until the next retry; 0 if it is due."""
+        """The seconds until the next retry; 0 if it is due or none is pending."""
         return max(round((self.retry_at - timezone.now()).total_seconds()), 0) if self.retry_at else 0
 
     @property

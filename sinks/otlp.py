@@ -36,7 +36,7 @@ _header_value = re.compile(r"[\t -~]*").fullmatch
 
 
 def url_of(address: str) -> str:
-    """Return the URL for logs: the address, or its default path if it has none."""
+    """Return the URL for logs: the address, with the default path added if it has no path."""
     parts = urlsplit(address)
     return address if parts.path.strip("/") else parts._replace(path=PATH).geturl()
 
@@ -65,7 +65,7 @@ def of_lines(lines: Sequence[LogLine], resource: Attributes) -> bytes:
 
 
 def record(line: LogLine) -> bytes:
-    """Return a `LogRecord` as a field of `ScopeLogs`. All fields of the row become attributes, except the trace id."""
+    """Return a `LogRecord` as a field of `ScopeLogs`. Fields become attributes, except nulls and a valid trace id."""
     told = dict(fields_of(line.text))
     trace_id = str(told.pop("trace_id", None) or "")
     number, text = SEVERITIES[line.severity]
@@ -90,7 +90,7 @@ def record(line: LogLine) -> bytes:
 
 
 def fields_of(text: bytes) -> Iterator[tuple[str, Value | None]]:
-    """Yield the fields of a line. Nested values are not parsed, but yielded as JSON text."""
+    """Yield name and value of each field of a line. Nested values are yielded as JSON text, null as None."""
     at = 1
     while name := _text(text, at):
         begin = name.end() + 1

@@ -141,7 +141,7 @@ class SinkReader:
         return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
-        """Return the next checkpoints.
+        """Return the next checkpoints, or None if there are none.
 
         The new position is the number of the last checkpoint. Checkpoints are created one at a time, so no checkpoint
         with a lower number is added later.

@@ -207,7 +207,10 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal."""
+    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal.
+
+    Return False if the sink or its lease has changed, otherwise True.
+    """
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was skipped."
@@ -279,7 +282,7 @@ def _skip(sink: Sink, begin: datetime, number: int | None) -> None:
 
 
 def _lacking(sink: Sink, before: datetime) -> int:
-    """Count the calls before this date that the sink has not acknowledged."""
+    """Return the number of calls before this date that the sink has not acknowledged."""
     rows = Call.objects.filter(created_at__gte=sink.near_from, created_at__lt=before, pk__gt=sink.calls_to).order_by()
     if sink.round_to is not None and sink.round_at is not None:
         after = Q(created_at__gt=sink.round_at) | Q(created_at=sink.round_at, pk__gt=sink.round_id)

@@ -128,7 +128,7 @@ SET_UP = Advice(
     is_for_administrators=True,
 )
 LINK_AGAIN = Advice(
-    "You are no longer signed in here, so nothing was linked. Sign in, and link it on your profile again."
+    "You are no longer signed in here, so nothing was linked. Sign in, and link your account on your profile again."
 )
 OTHER_ACCOUNT = Advice(
     "You signed in at your organisation with another account than here. Go back, and confirm with your own account."
@@ -171,7 +171,7 @@ ENTRY_ADVICE = {
     ),
     "too_many_groups": Advice(
         "You are in so many groups that your organisation did not send them, so you have no role here. Ask an "
-        "administrator of this workspace to have it send only the groups of this application."
+        "administrator of this workspace to arrange that your organisation sends only the groups of this application."
     ),
     "no_email": Advice("Your organisation sent no e-mail address for you. Ask its IT administrator to add one."),
     "email_not_verified": _EMAIL,

@@ -51,7 +51,7 @@ class ProviderForm(forms.Form):
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",
         required=False,
-        help_text="The current key still decrypts until you create another key after this one.",
+        help_text="The current key still decrypts. If you create another key later, the current key is deleted.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

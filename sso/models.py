@@ -83,7 +83,7 @@ _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 
 
 
 class Mode(models.TextChoices):
-    """The people who may, or have to, sign in at the organisation."""
+    """Sign-in at the organisation: off, offered to everybody, or enforced for people of some e-mail domains."""
 
     OFF = "off", "Off"
     OFFERED = "offered", "Offered beside the password"
@@ -188,7 +188,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @property
     def sessions_enforced(self) -> Q:
-        """Match the browser sessions of people who have to sign in at the organisation."""
+        """A condition for UserSession: the session is of a person who has to sign in at the organisation."""
         domains = self.domains if self.is_enforced else ()
         addresses = (Q(user__email__iendswith=f"@{domain}") for domain in domains)
         return reduce(or_, addresses, Q(pk__in=())) & Q(user__break_glass=False)
@@ -246,8 +246,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Replace the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
+        """Make `pair` the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
 
+        If `pair` is None, the current key remains. `replaced` is the fingerprint of the key before this change.
         Return the changes to record in the event. Raises ChangedThere if another request has changed the key.
         """
         if not (self.speaks_saml and self.takes_encrypted):

@@ -351,7 +351,7 @@ def extract_claims(claims: Mapping[str, Any], provider: Provider) -> Claims:
 
 
 def _value(claims: Mapping[str, Any], name: str) -> Any:
-    """Return the claim with this name, or at this path, such as `realm_access.roles`."""
+    """Return the claim with this name, or at this path, such as `realm_access.roles`; None if there is none."""
     if name in claims:
         return claims[name]
     value: Any = claims

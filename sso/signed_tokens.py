@@ -41,11 +41,11 @@ def id_token(
     """Return the claims of an ID token for this client and the request with this nonce. Raises TokenInvalid."""
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     if claims.get("nonce") != nonce:
-        raise TokenInvalid("It belongs to another sign-in (nonce).")
+        raise TokenInvalid("The token belongs to another sign-in (nonce).")
     if not _is_later(claims.get("exp")):
-        raise TokenInvalid("It has expired, or the clocks differ by more than a minute.")
+        raise TokenInvalid("The token has expired, or the clocks differ by more than a minute.")
     if not _text(claims.get("sub")):
-        raise TokenInvalid("It has no subject (sub).")
+        raise TokenInvalid("The token has no subject (sub).")
     return claims
 
 
@@ -54,16 +54,16 @@ def logout_token(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, 
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     events = claims.get("events")
     if not isinstance(events, dict) or LOGOUT not in events or "nonce" in claims:
-        raise TokenInvalid("It is not a logout token.")
+        raise TokenInvalid("This is not a logout token.")
     issued = claims.get("iat")
     if not isinstance(issued, int | float) or time.time() - issued > LOGOUT_LIVES_S:
-        raise TokenInvalid("It is too old.")
+        raise TokenInvalid("The token is too old.")
     if "exp" in claims and not _is_later(claims["exp"]):
-        raise TokenInvalid("It has expired, or the clocks differ by more than a minute.")
+        raise TokenInvalid("The token has expired, or the clocks differ by more than a minute.")
     if not (_text(claims.get("sub")) or _text(claims.get("sid"))):
-        raise TokenInvalid("It has neither a subject nor a session.")
+        raise TokenInvalid("The token has neither a subject nor a session.")
     if not _text(claims.get("jti")):
-        raise TokenInvalid("It has no id (jti).")
+        raise TokenInvalid("The token has no id (jti).")
     return claims
 
 
@@ -71,30 +71,30 @@ def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, clien
     """Verify the parts that ID tokens and logout tokens have in common, and return the claims."""
     claims = _verified(token, keys)
     if claims.get("iss") != issuer:
-        raise TokenInvalid("It comes from another issuer.")
+        raise TokenInvalid("The token comes from another issuer.")
     audience = claims.get("aud")
     if client_id not in (audience if isinstance(audience, list) else [audience]):
-        raise TokenInvalid("It is for another client.")
+        raise TokenInvalid("The token is for another client.")
     if claims.get("azp", client_id) != client_id:
-        raise TokenInvalid("It was issued to another client.")
+        raise TokenInvalid("The token was issued to another client.")
     issued = claims.get("iat")
     if not isinstance(issued, int | float) or issued > time.time() + CLOCKS_DIFFER_S:
-        raise TokenInvalid("It was issued in the future: the clocks differ by more than a minute.")
+        raise TokenInvalid("The token was issued in the future: the clocks differ by more than a minute.")
     return claims
 
 
 def header_of(token: str) -> dict[str, Any]:
     """Return the header of a signed token in compact form (RFC 7515 section 7.1), unverified. Raises TokenInvalid."""
     if len(token) > LONGEST_TOKEN:
-        raise TokenInvalid("It is too long.")
+        raise TokenInvalid("The token is too long.")
     try:
         header = orjson.loads(base64url_decode(token.partition(".")[0])) if _compact(token) else None
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise TokenInvalid("It is not a signed token.")
+        raise TokenInvalid("This is not a signed token.")
     if header.get("alg") not in ALGORITHMS:
-        raise TokenInvalid("It is not signed with a public key.")
+        raise TokenInvalid("The token is not signed with a public key.")
     return header
 
 
@@ -105,7 +105,7 @@ def _verified(token: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         signed.deserialize(token)
     except (JWException, ValueError, TypeError):
-        raise TokenInvalid("It is not a signed token.") from None
+        raise TokenInvalid("This is not a signed token.") from None
     candidates = [key for key in keys if _may_sign(key, header.get("kid"))]
     if not candidates:
         raise UnknownKey(UnknownKey.__doc__)
@@ -117,7 +117,7 @@ def _verified(token: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             continue
         if isinstance(claims, dict):
             return claims
-    raise TokenInvalid("Its signature was not made with a key of the provider.")
+    raise TokenInvalid("The signature was not made with a key of the provider.")
 
 
 def _may_sign(key: Mapping[str, Any], kid: object) -> bool:

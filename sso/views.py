@@ -258,7 +258,7 @@ def sign_in_refused(
     advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
-    """Show that the person is not signed in, with advice on what to do."""
+    """Show the page “Not signed in” with advice, also after a refused link or confirmation."""
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 

@@ -313,8 +313,8 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
         help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
-    blocked_by = CauseField(help_text="What blocks it: `user`; otherwise null.")
-    blocked_reason = CauseField(help_text="Why its requests are refused, as a code; null if they are not.")
+    blocked_by = CauseField(help_text="What blocks it: `user`; null if nothing does.")
+    blocked_reason = CauseField(help_text="Log code of the reason that blocks it; null if nothing does.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
@@ -388,7 +388,7 @@ class ApiKeyResource(Resource):
 
 
 class Regenerate(Connections):
-    """The previous secret stops at once.
+    """A new secret for a connection. The previous secret stops at once.
 
     If the agent is your own, the answer has the new secret. If it is another person's, this person is asked to collect
     the new secret, and the answer is the connection.

@@ -45,7 +45,7 @@ class BearerAuthentication(BaseAuthentication):
     """Authenticates requests that have a Bearer credential. The session cookie of such requests is ignored.
 
     Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An unknown, expired or revoked
-    credential gets 401.
+    credential gets 401. For other requests, `authenticate` returns None.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:

@@ -342,7 +342,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """The reason why calls of an active token are refused, as in the log; empty if they are allowed."""
+        """The log's error code for the reason that blocks an active token. Empty if not blocked or not active."""
         return self.connection.refused_for() if self.status == "active" else ""
 
     @property
@@ -442,7 +442,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def collect(self, *, by: User) -> Issued:
         """Create the requested secret for the token's owner. Of two concurrent requests, only one gets the secret.
 
-        Raises NotYourToken for anyone except an active owner, TokenAlreadyRevoked, Expired or NothingToCollect.
+        Raises TokenAlreadyRevoked, Expired, NothingToCollect, or NotYourToken unless `by` is the active owner.
         """
         if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
             raise NotYourToken("Only the owner can collect the new secret of a token.")
@@ -455,7 +455,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def end_previous(self, *, by: User) -> None:
         """End the previous secret early; the present secret stays valid.
 
-        Raises NoPreviousToken if the previous secret does not work any more, TokenAlreadyRevoked or Expired.
+        Raises TokenAlreadyRevoked, Expired, or NoPreviousToken if the previous secret does not work any more.
         """
         with self._locked() as row:
             if row.previous_works_until is None:
@@ -542,7 +542,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the token and its connection; if the connection has another token, revoke only the token.
+        """Revoke the token and its connection.
+
+        Revoke only this token if the connection is already revoked, or has another token.
 
         Raises TokenAlreadyRevoked, or CapabilityRequired if the person `by` may not revoke the connection.
         """

@@ -217,7 +217,7 @@ class TokenRow:
 
     @property
     def soon(self) -> str:
-        """The time until the token expires, if it is less than EXPIRES_SOON; otherwise empty."""
+        """The time until an active token expires, if this is at most EXPIRES_SOON; otherwise empty."""
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
         if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
@@ -239,7 +239,7 @@ class TokenRow:
 
     @property
     def may_collect(self) -> bool:
-        """True if a new secret is waiting for the viewer."""
+        """True if the viewer can collect a new secret now."""
         return self.token.status == "waiting" and self.is_own and self.token.connection.is_on
 
     @property
@@ -340,7 +340,7 @@ class TokenFilter(ListFilter):
         return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def narrow(self, rows: TokenQuerySet) -> TokenQuerySet:
-        """Return the matching tokens, the first to expire at the top; of revoked tokens, the last revoked."""
+        """Return the matching tokens, sorted by expiry, or the last revoked first if revoked tokens are listed."""
         chosen = self.values
         state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
         tokens = rows.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))

@@ -53,9 +53,9 @@ class TokenSerializer(serializers.Serializer[Token]):
     created_at = UtcDateTimeField(help_text="When it was created.")
     status = serializers.CharField(help_text="`active`, `waiting` (to be collected), `expired` or `revoked`.")
     blocked_by = CauseField(
-        help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; otherwise null."
+        help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; null if nothing does."
     )
-    blocked_reason = CauseField(help_text="Why its calls are refused, as in the log; null if they are not.")
+    blocked_reason = CauseField(help_text="Log code of the reason that blocks it; null if nothing blocks it.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")

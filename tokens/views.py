@@ -481,7 +481,7 @@ def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> st
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:
-    """Return the token, or 404 if the viewer may not see it."""
+    """Return the token. Raises Http404 if the viewer may not see the token."""
     return get_object_or_404(with_scope(tokens_visible_to(request.user)), pk=pk)
 
 
@@ -573,7 +573,7 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """Return the hidden form fields that name the page or dialog in which the answer is shown."""
+    """Return the hidden form fields that keep the answer in the gateway's dialog; empty outside this dialog."""
     return IN_DIALOG if _in_dialog(request) else {}
 
 
@@ -620,14 +620,20 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 
 def extra_token(request: AppRequest, token: Token) -> str:
-    """Return the token's fragment as an out-of-band addition to the dialog that shows a secret."""
+    """Return the token's fragment, to send along with the dialog that shows a secret.
+
+    Empty in the gateway's dialog and on the overview, where the token is not shown on the page behind.
+    """
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""
     return connection_views.extra_fragment(request, token_fragment(request, token))
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
-    """Return the out-of-band element that removes the notice about the uncollected new secret of `token`."""
+    """Return the out-of-band element that removes the notice about the uncollected new secret of `token`.
+
+    Empty on pages that have no such notice.
+    """
     is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
     return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""
 

@@ -1,4 +1,4 @@
-"""Exports of lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if it is complete.
+"""Exports of lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if all rows are there.
 
 docs/how-to/read-the-log.md describes the format and what readers must check.
 """
@@ -70,7 +70,7 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """A file with rows for one person, produced some rows at a time; `columns` are the names of the fields.
+    """A file with rows for one person, written a few rows at a time; `columns` are the names of the fields.
 
     A subclass yields the rows from `chunks`. It must not hold a database connection between two chunks, because clients
     may be slow. `close` may be called at any time, from any thread. Creating an Export raises TooManyExports; iterating
@@ -95,7 +95,7 @@ class Export:
         """Prepare reading. This runs before the answer begins, so an exception can still become an error response."""
 
     def chunks(self) -> Iterator[Sequence[Sequence[Any]]]:
-        """Yield the rows, some at a time, in the order of the columns."""
+        """Yield lists of a few rows each; the cells of a row are in the order of the columns."""
         raise NotImplementedError
 
     def interrupt(self) -> None:

@@ -52,7 +52,7 @@ class Limit(serializers.IntegerField):
 
 @dataclass(frozen=True, slots=True)
 class FilterMenu:
-    """A filter that is a menu: its inputs ("checkbox" or "radio"), and its options as (value, label, chosen)."""
+    """A filter shown as a menu of "checkbox" or "radio" inputs (`kind`). An option is (value, label, chosen)."""
 
     name: str
     kind: str

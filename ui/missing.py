@@ -1,6 +1,6 @@
-"""A migration operation for tables and columns that databases made by the first commit of release 1.0.0 lack.
+"""A migration operation that adds tables and columns to databases created by the first commit of release 1.0.0.
 
-Their models were added to the initial migrations a day later.
+The models of these tables and columns were added to the initial migrations a day later.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class CreateMissing(Operation):
                         schema_editor.add_field(model, field)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        """Keep everything: the initial migration has created it, or would have."""
+        """Keep the tables and columns: in newer databases, the initial migration has created them."""
 
     def describe(self) -> str:
         return f"Create what is missing of {', '.join(self.models)}"

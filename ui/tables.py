@@ -71,7 +71,7 @@ class Column:
 
     @property
     def field(self) -> str:
-        """The name in exports: the label, such as `last_used`; `email` as in REST."""
+        """The name in exports, made from the label: `last_used` for "Last used"; `email`, as in REST, for "E-mail"."""
         return slugify(self.label.replace("E-mail", "email")).replace("-", "_")
 
     def value_of(self, row: Any) -> Any:
@@ -233,7 +233,7 @@ class TableView:
 
     @property
     def fit(self) -> str:
-        """The layout: `scroll` if extra columns are chosen, so that each column keeps its width."""
+        """The layout; `scroll` instead of `fixed` if extra columns are chosen, so that each column keeps its width."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 

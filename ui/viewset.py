@@ -122,9 +122,9 @@ def confirmed(
 ) -> HttpResponse:
     """Show a confirmation (see `confirm`); on POST, run `act` and return its response.
 
-    If `act` returns no response, redirect to `to` or `back` with the toast `done`. If it raises one of `faults`,
-    redirect to `back` with its message, or return the response of `refused`. `question` are the arguments of `confirm`;
-    values that cost a query may be functions.
+    If `act` returns no response, redirect to `to` or `back` with the toast `done`. If `act` raises one of `faults`,
+    redirect to `back` with the error's message, or return the response of `refused`. `question` are the arguments of
+    `confirm`; values that cost a query may be functions.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -208,7 +208,7 @@ class Picked:
         return [row for row in self.rows if row.pk not in left_alone]
 
     def number(self, rows: Sequence[Any]) -> str:
-        """Return a number of rows in words, such as "2 hosts"."""
+        """Return how many `rows` there are, with the noun, such as "2 hosts"."""
         return f"{len(rows)} {self.nouns[len(rows) != 1]}"
 
     @property

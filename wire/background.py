@@ -36,7 +36,7 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     def left(self, most: float | None) -> float:
-        """Return the seconds left, `most` at most. Raises httpcore.ReadTimeout when no time is left."""
+        """Return the seconds left, limited to `most` if given. Raises httpcore.ReadTimeout when no time is left."""
         left = min(self._at - time.monotonic(), math.inf if most is None else most)
         if left <= 0:
             raise httpcore.ReadTimeout

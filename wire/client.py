@@ -94,7 +94,7 @@ class Beside(Protocol):
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Handle the start, before the request is sent. Messages from other streams go to the callbacks."""
+        """Handle the start of the request, before it is sent. Pass messages from other streams to the callbacks."""
 
     def end(self) -> None:
         """Handle the end of the request. Called even if `begin` was not called."""
@@ -145,8 +145,9 @@ class McpClient:
     ServerDescription of each server that opens a session. `contradicted` is called with the target of a request if the
     answer shows that the server may no longer speak the target's era.
 
-    `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
-    `queue_seconds` for a slot. While `may_begin()` is false `ask` sends nothing, because the call could not be logged.
+    The concurrency limit of a server is divided among `workers` processes; each gets at least one slot. A call waits at
+    most `queue_seconds` for a slot. While `may_begin()` is false, `ask` sends nothing, because the call could not be
+    logged.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class Definition(NamedTuple):
 
 
 def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
-    """Return the objects among the parsed `items` of a list answer `text`, each with its part of the text."""
+    """Return a Definition for each object in `items`, the parsed list `member` of the answer `text`."""
     texts = _item_texts(text.decode(), member)
     if len(texts) != len(items):  # A member is duplicated; the parser has used the last one.
         texts = [json.dumps(item, separators=(",", ":")) for item in items]

@@ -133,10 +133,10 @@ class AnswerTooSlow(UpstreamError):
     outcome = "timeout"
     reason = "timeout"
     sentence = (
-        'Server "{server}" sent a large answer too slowly while others waited for memory; it may have executed the '
-        "call."
+        'Server "{server}" sent a large answer too slowly while other answers waited for memory; the server may have '
+        "executed the call."
     )
-    cause = "sent a large answer too slowly while others waited for memory"
+    cause = "sent a large answer too slowly while other answers waited for memory"
 
     @property
     def data(self) -> jsonrpc.Object:
@@ -233,8 +233,8 @@ class NoMemory(TooLarge):
     """A large answer found no room in the memory budget in time."""
 
     sentence = (
-        'Server "{server}" sent a large answer, and other large answers left no memory to read it; it may have '
-        "executed the call."
+        'Server "{server}" sent a large answer, and other large answers left no memory to read it; the server may '
+        "have executed the call."
     )
     cause = "sent a large answer, and other large answers left no memory to read it (GATEWAY_ANSWERS_MIB)"
 
@@ -333,7 +333,7 @@ class AnswersNotTaken(Busy):
 
 
 class TokenBusy(Busy):
-    """This token has reached its limit of concurrent calls."""
+    """This token has reached its limit of concurrent calls. `server` is not a server, but this limit."""
 
     sentence = "This token has reached its limit of concurrent calls ({server}), so this call was not executed."
 

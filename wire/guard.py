@@ -1,8 +1,8 @@
 """Decides which addresses the gateway may connect to (SSRF protection), and checks them at connect time.
 
 A name is checked after it was resolved, for the exact address the socket connects to; literal addresses are checked
-too. The proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which calls the
-guard. Needs no Django.
+too. The MCP proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which calls
+the guard. Needs no Django.
 """
 
 from __future__ import annotations
@@ -271,8 +271,9 @@ class Guard:
     def check_now(self, url: str) -> bool:
         """Check a URL and the addresses of its host. Return whether the server is private.
 
-        A server is private if it is a program of the runner, or if all its addresses are in the allowed ranges. Raises
-        UrlRefused if none of the addresses may be called, or if one of them is the gateway's own.
+        A server is private if it is a program of the runner, or if all its addresses are in the allowed ranges. A host
+        whose name the outbound proxy resolves is not private; its addresses are not checked. Raises UrlRefused if the
+        host has no address, if none of the addresses may be called, or if one of them is the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):

@@ -632,8 +632,8 @@ SAFE = "/?:@!$&'()*+,;=-._~%"
 class Origin(NamedTuple):
     """Key of the connection pool. Requests to the same origin share connections.
 
-    Connections for servers that may have a private address are separate. The operator's own addresses are `trusted`:
-    the Quickstart server in this process, and the runner. They are called directly, without a check.
+    Connections for servers that may have a private address are separate. `trusted` addresses are called directly,
+    without a check: those of the built-in servers in this process, and the runner's.
     """
 
     scheme: str
@@ -713,9 +713,10 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for the bytes.
+        """Report how many bytes of a stream are in memory, and adapt the reservation.
 
-        Raises NoMemory when too many answers wait, or this answer has waited too long.
+        Above LARGE, wait until the budget has room for this answer; otherwise release its reservation. Raises NoMemory
+        when too many answers wait, or this answer has waited too long.
         """
         if size <= LARGE:
             self._connection.held = None
@@ -829,7 +830,7 @@ class Transport:
         when the request was written. A large answer counts against the budget of `person`. Only programs of the
         runner get `user`, an e-mail address.
 
-        Raises an UpstreamError: BadAnswer for a header that cannot be sent.
+        Raises an UpstreamError, which is BadAnswer if a header cannot be sent.
         """
         parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         if parsed.runner is not None:

@@ -127,8 +127,8 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Most digits of a number that is written with an exponent or a point and is beyond the range of a float. Numbers with
-# more digits are refused: converting them to integers is slow, and a text may contain many of them.
+# Maximum number of digits of a number that has an exponent or a point and is beyond the range of a float. Longer
+# numbers are refused: converting them to integers is slow, and a text may contain many of them.
 MOST_DIGITS = 1_000
 
 

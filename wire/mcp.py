@@ -50,7 +50,8 @@ class Method(NamedTuple):
     introduces: bool = False  # Whether the result combines what all servers say about themselves.
     lists: str = ""  # The kind of features that the method lists.
     kind: str = ""  # The kind of the feature that the params name, if it is always the same kind.
-    # The member of the params that names a feature or a task. If it is set, requests are forwarded to a server.
+    # The member of the params that names a feature or a task; empty if none does. Requests that name one are forwarded
+    # to the server that has it.
     named_by: str = ""
 
 
@@ -121,7 +122,7 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return the capabilities that the gateway serves, each with the members that are true, and the extensions."""
+    """Return those of `capabilities` that the gateway serves, with the members that are true, and the extensions."""
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
         name: {member: True for member in members if declared[name].get(member) is True}
@@ -338,7 +339,7 @@ async def read_response(
 ) -> RpcResponse:
     """Read the answer to request `request_id`; pass other messages of the stream to `on_notification`.
 
-    Raises BadAnswer, AccessRefused, TooLarge or Unreachable.
+    Raises BadAnswer, AccessRefused, TooLarge, AnswerTooSlow or Unreachable.
     """
     status = response.status
     if status != 200:
@@ -452,7 +453,7 @@ def _rpc_response(
 async def _read_large(
     response: HttpResponse, text: bytes, target: Target, status: int
 ) -> tuple[Object, ReaderProcess | None]:
-    """Return the outline of a large result and the process that has the rest of it.
+    """Return the outline of a large result, and the process that can parse the whole result.
 
     For other messages, return the whole message and None.
     """
@@ -545,7 +546,7 @@ async def send_request(
         versions.CLIENT_INFO_KEY: target.client_info,
         **params.get("_meta", {}),
         versions.MODERN_KEY: versions.MODERN,
-        # Only what the gateway can forward: servers must not use capabilities that are not declared here.
+        # Declare only what the gateway can forward, because servers may use all declared capabilities.
         versions.CAPABILITIES_KEY: dict(target.capabilities),
     }
     if target.log_level:

@@ -239,7 +239,10 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 
 
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
-    """Raise Mismatch unless the `iss` of an answer fits this issuer (RFC 9207 section 2.4)."""
+    """Raise Mismatch if the `iss` of an answer names another issuer (RFC 9207 section 2.4).
+
+    A missing `iss` is accepted, unless the issuer has `advertised` that its answers have one.
+    """
     if given is None:
         if advertised:
             raise Mismatch("The answer does not name its issuer, so it may come from another issuer.")

@@ -122,7 +122,7 @@ def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
 
 
 def literal_length(template: str) -> int:
-    """Return the length of a template's literal parts. Of two matching templates, the longer is more specific."""
+    """Return the length of a template's literal parts. The longer they are, the more specific is the template."""
     return len(_EXPRESSION.sub("", template))
 
 
@@ -284,7 +284,7 @@ def for_server(value: Object, task: TaskIds | None) -> Object:
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return the client's `_meta`: a reference to `task` has the server's id, one to another task is removed."""
+    """Return `_meta` with the server's id in a reference to `task`; a reference to another task is removed."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 

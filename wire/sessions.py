@@ -79,7 +79,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Return the capabilities, but not the extensions, in a text made by `declared`."""
+    """Parse the capabilities in a text made by `declared`. Its extensions are left out."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
@@ -236,7 +236,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, check by a ping whether the session still exists, because not all servers conform."""
+        """After a 400 or 404, check the session by a ping in the background: some servers report its loss badly."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
@@ -397,7 +397,7 @@ class SessionWire:
         """Read the standing stream of the target's session until it ends. Return False if the server offers no stream.
 
         Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from the position `place`
-        and updates `place`; if the server refuses to resume, `place` is reset for the next try.
+        and updates `place`. If the server refuses to resume, `place` is reset for the next try, and the result is True.
 
         Raises an UpstreamError, or SessionLost.
         """
@@ -483,7 +483,7 @@ class IncomingRequests:
     def take(self, message: Object) -> None:
         """Answer a request of the server. Pings succeed. Other requests fail without `on_request`, or if too many run.
 
-        A request with an invalid id gets no answer.
+        A request gets no answer if its id is invalid, or while too many pings and refusals are being answered.
         """
         if not _is_valid_id(message["id"]):
             return

@@ -120,7 +120,7 @@ class ReviewLine(models.Model):
 
     @property
     def suggested(self) -> str:
-        """The preselected answer: End for access that was not used for 90 days and that a review can end."""
+        """The preselected answer: END if the access was unused for 90 days and a review can end it, otherwise OPEN."""
         return Answer.END if self.unused and self.can_be_ended else Answer.OPEN
 
     @property

@@ -264,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        If the review is set to end unanswered lines, and lines are open at the due date, it closes a day (GRACE) later.
-        It then ends those open lines that a review can end.
+        If the review ends unanswered lines and still has open lines, it is closed a day (GRACE) later. The open lines
+        that a review can end are ended first.
         """
         with transaction.atomic():
             review: Review = self.lock()

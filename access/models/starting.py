@@ -47,7 +47,7 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         return self if may_review(viewer) else self.none()
 
     def waiting_for(self, reviewer: User) -> ReviewQuerySet:
-        """Return the open reviews with open lines that are assigned to `reviewer` and that they may answer."""
+        """Return the open reviews in which `reviewer` may answer open lines that are assigned to them."""
         if not may_review(reviewer):
             return self.none()
         theirs = ReviewLine.objects.open().answerable_by(reviewer).filter(reviewer=reviewer)

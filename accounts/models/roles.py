@@ -155,8 +155,8 @@ class Role(Versioned, models.Model):
         """Change the role's fields. People with the role are affected from their next request on.
 
         Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
-        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, and
-        Outranked if the actor lacks a capability that the role has.
+        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, or can only
+        look while the role is to use gateways. Raises Outranked if the actor lacks a capability that the role has.
         """
         requested = frozenset(capabilities)
         try:

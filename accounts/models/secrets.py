@@ -31,7 +31,7 @@ class HoldsSecret:
         self.digest = token_text.digest(secret, signer)
 
     def note_use(self, column: str = "last_used_at") -> None:
-        """Store the time of use in this column, at most once a minute, to avoid a write for every read."""
+        """Store the time of use in this column, at most once a minute, to avoid a write for every use."""
         now, last = timezone.now(), getattr(self, column)
         if last is None or now - last >= SEEN_EVERY:
             type(self)._default_manager.filter(pk=self.pk).update(**{column: now})  # type: ignore[attr-defined]
@@ -52,9 +52,9 @@ class HoldsPrevious(HoldsSecret):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Copy the secret of `row` to the columns of the previous secret, valid for another `lasting`. Does not save.
+        """Make the secret of `row` this row's previous secret, valid for the duration `lasting`. Does not save.
 
-        The columns are cleared first. If `lasting` is zero, they stay empty.
+        If `lasting` is zero, only clear the columns of the previous secret.
         """
         self.forget_previous()
         if lasting:

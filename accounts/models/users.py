@@ -127,7 +127,8 @@ class UserManager(BaseUserManager["User"]):
     ) -> "list[User]":
         """Invite several people (e-mail and name) with the same role and teams, all or none.
 
-        Raises InvitationsRefused, with the reason for each refused address, or BeyondYours.
+        Raises InvitationsRefused, with the reason for each refused address, or BeyondYours or InvitesOthers as
+        `invite` does.
         """
         invited, reasons, teams = [], {}, list(teams)
         with transaction.atomic():
@@ -420,7 +421,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
-        """Raise NotActive if this person is not active, or Outranked if the actor `by` may not change this person."""
+        """Raise NotActive if this person is not active, or Outranked as `changed_by` with `gives_access=True`."""
         with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
@@ -428,8 +429,8 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        The invitation of a person who has not joined then lasts for these hours. Anybody with the link can act as this
-        person. Raises Outranked as `changed_by` with `gives_access=True`, and NotActive for a deactivated person.
+        If the person has not joined, their invitation is valid for these hours too. Anybody with the link can act as
+        this person. Raises Outranked as `changed_by` with `gives_access=True`, and NotActive for a deactivated person.
         """
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
@@ -460,8 +461,8 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # The person was deactivated before, perhaps by a directory. The new epoch records that an administrator
-                # wants this too, so that the directory can no longer reactivate the person.
+                # A directory may have deactivated the person before. The new epoch records that an administrator
+                # deactivated the person too, so that the directory can no longer reactivate them.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
@@ -593,7 +594,7 @@ class User(Versioned, AbstractBaseUser):
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
     def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:
-        """Return whether the role of this active user grants `perm`; no role grants it for a single object."""
+        """True if this user is active and has the permission `perm`. Always False if a single object `obj` is given."""
         if not self.is_active or obj is not None or (self.narrowed_to is not None and perm not in self.narrowed_to):
             return False
         return self.is_superuser or perm in self.permissions

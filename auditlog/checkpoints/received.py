@@ -19,7 +19,7 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log, the kinds of checkpoints that cover new rows, and the field that has the last covered id.
+# For each log, the kinds of checkpoints that set its position, and the field with this position, the last covered id.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
@@ -39,8 +39,8 @@ class ReceivedRow(NamedTuple):
 class Received:
     """The lines that a sink received.
 
-    `checkpoints` maps the number and body of each checkpoint to its time. Checkpoints made after `until` are left out.
-    `rows` are the rows that were not compared yet, by log and uid.
+    `checkpoints` maps each checkpoint, a pair of number and body, to its time. Checkpoints made after `until` are left
+    out. `rows` are the rows that were not compared yet, by log and uid.
     """
 
     until: datetime | None = None
@@ -59,7 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must have the checkpoint's rows of `log`.
+        """Return, by checkpoint number, an id: the file must have the checkpoint's rows of `log` with higher ids.
 
         A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
         required.
@@ -87,7 +87,7 @@ class Received:
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
 
     def newest(self) -> datetime | None:
-        """Return the time of the file's last checkpoint."""
+        """Return the time of the file's last checkpoint, or None if the file has no checkpoint."""
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:

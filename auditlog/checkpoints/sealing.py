@@ -272,7 +272,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # If rows are left for the next checkpoint, `near_at` stays, because they may have arrived just after it.
+    # If rows are left for the next checkpoint, `near_at` stays: these rows may have arrived just after that time.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}

@@ -29,7 +29,7 @@ from typing import IO, Any
 from uuid import UUID
 
 VERSION = 1
-# By kind of checkpoint, the field of the previous checkpoint that must equal `after_id` of the checkpoint.
+# For each kind of checkpoint, its `after_id` must equal this field of the previous checkpoint.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)

@@ -29,7 +29,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
 UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
-# By kind of checkpoint, the field of the previous checkpoint that must equal `after_id` of the checkpoint.
+# For each kind of checkpoint, its `after_id` must equal this field of the previous checkpoint.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
@@ -202,9 +202,9 @@ class CallPlaces(CheckpointIndex):
         """Return True if the row with the id `number` may be without a checkpoint.
 
         A row up to the last id of the first checkpoint must be older than that checkpoint. A row above the last id of
-        the last checkpoint must have been recorded after that checkpoint, with an id that PostgreSQL assigned: the next
-        checkpoint will cover it. If not, somebody added the row later. Between these ids a checkpoint is missing, which
-        is reported separately.
+        the last checkpoint is left to the next checkpoint: the row must have been recorded after the last checkpoint,
+        and PostgreSQL must have assigned its id. Otherwise somebody added the row later. A row with an id in between
+        has no checkpoint because a checkpoint is missing, which is reported separately.
         """
         if not self._sealed:
             return True

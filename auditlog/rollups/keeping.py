@@ -115,7 +115,7 @@ def _state() -> Iterator[RollupState | None]:
 def _begin() -> None:
     """Create the state with which counting starts.
 
-    From then, new calls are counted as they arrive. The calls that already exist are counted later, newest first.
+    New calls are then counted as they arrive. The calls that already exist are counted later, newest first.
     """
     last = _last_id()
     if last is None:

@@ -1,10 +1,10 @@
 """Count calls with the roll-ups, and in the log for periods without roll-ups.
 
-The numbers equal those of the log, except that calls of more than an hour are missing for up to a quarter of an hour.
+The numbers equal those of the log, except that a call longer than an hour may be missing for 15 minutes after it ends.
 
 A period is cut into whole days, hours and minutes for which roll-ups exist. The remaining time at both ends, and the
-calls recorded since the last count, are counted from the log. A period that ends now is not cut at its end: no call is
-later, so the whole current day is read.
+calls recorded since the last count, are counted from the log. A period that ends now is extended to the end of
+the current day, because no call is later.
 
 Everything is read in one database snapshot.
 """
@@ -169,8 +169,8 @@ class Book:
     ) -> dict[Key, Numbers] | None:
         """Return the counts of calls between two times, by the values of the columns `by` and the number of the bar.
 
-        Returns None if too much of the log would have to be read, or if no roll-ups exist yet. Without `timed`,
-        durations are left out, which is faster.
+        Returns None if too much of the log would have to be read, if there are too many groups, or if no roll-ups exist
+        yet. Without `timed`, durations are left out, which is faster.
         """
         pieces = self._pieces({*where, *by}, since, until, bars)
         if pieces is None or not self._may_read(pieces, where):
@@ -189,7 +189,7 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the values of the column `by` with the most calls between two times, most first, with their outcomes.
+        """Return the counts of the values of the column `by` with the most calls between two times, highest first.
 
         The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
         `read`.
@@ -270,8 +270,8 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
-        # Use only grains that have the smallest combination of days. Without dimensions, seven days are a few rows, but
-        # a week is thousands, because weeks are only counted by host, by person and by tool.
+        # Use only grains whose smallest matching combination is that of days. Without dimensions, seven days are a few
+        # rows, but a week is thousands of rows, because weeks are only counted by host, by person and by tool.
         dimensions = columns & {*DIMENSIONS}
         smallest = DAYS.cube(dimensions)
         grains = [

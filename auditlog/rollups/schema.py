@@ -15,7 +15,7 @@ DIMENSIONS = ("host_id", "user_id", "gateway_id", "server_id", "method", "featur
 ENDS = ("outcome", "deny_reason")
 
 # Durations are counted in classes, each a tenth longer than the previous class, so that a percentile is within ±10 %,
-# on average ±5 %. The first class contains all durations below 1.1 ms, the last all from three minutes.
+# on average ±5 %. The first class contains all durations below 1.1 ms, the last all of three minutes or more.
 CLASSES = 128
 RATIO = 1.1
 CLASS_COLUMNS = tuple(f"ms_{n}" for n in range(CLASSES))

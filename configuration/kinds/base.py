@@ -27,7 +27,7 @@ type Key = tuple[str, ...]
 
 @dataclass(slots=True)
 class Found:
-    """An object of the workspace: its row, and its values as files write them."""
+    """An object of the workspace: its row, and its values as files write them; {} if files cannot contain it."""
 
     row: Any
     values: dict[str, Any]
@@ -119,7 +119,7 @@ class Kind:
 
     @property
     def id(self) -> str:
-        """The name of the list of this kind after the name of its parent's list, such as `gateways.servers`."""
+        """The name of this kind's list. If the kind has a parent, the parent's list comes first: `gateways.servers`."""
         return f"{self.parent}.{self.name}" if self.parent else self.name
 
     @property
@@ -191,7 +191,10 @@ class Kind:
 
 
 class World:
-    """The objects of the workspace, read when first needed. `only` is the key of the top-level object to read."""
+    """The objects of the workspace, read when first needed.
+
+    `only` is the key of the one top-level object to read; if it is None, all objects are read.
+    """
 
     def __init__(
         self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None

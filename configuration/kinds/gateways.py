@@ -164,7 +164,7 @@ class AssignmentKind(Kind):
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values without one of the two lists of tools.
 
-        With the policy Allow selected, the list of enabled tools is returned, otherwise the list of disabled tools.
+        If the policy is “Allow selected”, the list of enabled tools remains, otherwise the list of disabled tools.
         """
         unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
         return {name: value for name, value in values.items() if name != unlisted}
@@ -253,7 +253,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return, by assignment and then by the tool's name at the server, True if the tool is enabled, otherwise False."""
+    """Return the tools of each assignment: a dictionary from the tool's name at the server to True if enabled."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):

@@ -67,7 +67,9 @@ class RuleKind(Kind):
         choice("tool_effect", "Only tools with this effect. If empty, with any effect.", ToolEffect, ToolEffect.ANY),
         WHEN,
         choice("effect", "What the rule does with a call.", RuleEffect),
-        text("text", "Sentence for the agent when a call is refused, or the label.", LONGEST_TEXT, ""),
+        text(
+            "text", "Sentence for the agent when a call is refused; for `effect` `label`, the label.", LONGEST_TEXT, ""
+        ),
         choice("mode", "`watch` only labels calls with what it would have done.", RuleMode, RuleMode.WATCH),
         flag("enabled", "Whether it is enabled.", True),
         text("note", "Note for administrators.", 500, ""),
@@ -90,7 +92,7 @@ class RuleKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and not world.of(self.id)[change.was or change.key].values:
-            yield "name", "A rule whose gateway or servers are all archived has this name. Choose another."
+            yield "name", "A rule with an archived gateway or archived servers has this name. Choose another name."
             return
         team = change.values["approver_team"]
         rule = Rule(**{name: change.values[name] for name in _OWN}, approver_team=Team(name=team) if team else None)

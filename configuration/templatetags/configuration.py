@@ -14,7 +14,9 @@ register = template.Library()
 
 @register.inclusion_tag("configuration/managed_by.html", takes_context=True)
 def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
-    """Render the file and source that govern `row`, and a link to the object as YAML; nothing for other objects.
+    """Render the file and source that govern `row`, and a link to the object as YAML.
+
+    If no file governs `row`, nothing is rendered.
 
     If the object was changed by hand after the file was applied, the time of this change is shown. Viewers who may see
     admin events also see the person who made the change.

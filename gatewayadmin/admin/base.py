@@ -143,7 +143,10 @@ class CapabilityAction:
         return self.label if "selected" in self.label else f"{self.one} selected"
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
-        """Ask for confirmation if needed, then act. If no row can be changed, return None: Django shows the list."""
+        """Ask for confirmation if needed, then act.
+
+        Return None, for which Django shows the list, if no row can be changed or more than MAX_ROWS are selected.
+        """
         selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
         if len(selected) > MAX_ROWS:
             pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
@@ -212,7 +215,8 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 
 # Pages
 
-# Lookups that filters refuse: an invalid pattern fails only when rows are read, and a valid pattern may be slow.
+# Lookups by regular expression, which filters refuse: an invalid one fails only when rows are read, and a valid one may
+# be slow.
 PATTERNS = {"regex", "iregex"}
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}

@@ -203,14 +203,14 @@ class RulePages(CapabilityAdmin):
             "turn_on",
             any_of(Capability.RULES_MANAGE),
             Q(mode=RuleMode.WATCH),
-            "From the next call on it acts instead of only labelling calls.",
+            "Starting with the next call, the rule acts on calls instead of only labelling them.",
             does=lambda rule, by: rule.set_mode(RuleMode.ON, by=by),
         ),
         CapabilityAction(
             "watch",
             any_of(Capability.RULES_MANAGE),
             Q(mode=RuleMode.ON),
-            "From the next call on it only labels calls.",
+            "Starting with the next call, the rule only labels calls.",
             does=lambda rule, by: rule.set_mode(RuleMode.WATCH, by=by),
         ),
         CapabilityAction("remove", any_of(Capability.RULES_MANAGE), Q(), FINAL),
@@ -619,7 +619,7 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Annotate whether the user and the host may use the gateway: the status depends on these two facts."""
+        """Prefetch each connection with whether its user and host may use the gateway: the status depends on both."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 

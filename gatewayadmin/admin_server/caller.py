@@ -55,7 +55,7 @@ class Caller:
 
     @classmethod
     def of(cls, pk: str) -> Caller:
-        """Return the active person with this id. Raises ToolFailed if there is no such person."""
+        """Return a Caller for the active person with this id. Raises ToolFailed if there is no such person."""
         try:
             person = User.objects.filter(pk=UUID(pk), is_active=True).select_related("role").first()
         except ValueError:
@@ -65,7 +65,7 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed, naming the missing capability."""
+        """Raise ToolFailed, naming the missing capability, if the person lacks what is `needed`."""
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:

@@ -176,7 +176,7 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
 
 
 def _host(caller: Caller, name: str) -> Object:
-    """Return the app or agent with this id or name. Raises ToolFailed, with similar names."""
+    """Return the app or agent with this id or name, or the only one whose name is similar. Raises ToolFailed."""
     if pk := uuid_of(name):
         return caller.rest(HostResource, "retrieve", pk=pk)
     found = caller.rest(HostResource, "list", {"q": name, "page_size": ROWS})["results"]
@@ -218,8 +218,8 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 def _plan_link(text: str) -> str:
     """Return the URL of the page that plans and applies this file.
 
-    The URL contains the text of the file. If the file is long, or contains an address (whose path may be a secret), the
-    URL has no text, and the field of the page is empty.
+    The URL contains the text of the file, unless the file is long or contains an address, whose path may be a secret.
+    Without this text, the field of the page is empty.
     """
     query = urlencode({"text": text})
     fits = len(query) <= LONGEST_QUERY and "://" not in text

@@ -148,7 +148,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Configure this process to serve pages: from PAGES_DATABASE if it is set, and with time limits for connections.
+    """Configure this process to serve pages: through PAGES_DATABASE if it is set, and with time limits.
 
     Through a pooler, the time limit of statements is set for the database role (see `checks.survey`).
     """
@@ -196,7 +196,8 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Check that the database answers, is new enough and in UTF-8, and that this version may use its tables.
 
-    A pooler in transaction mode is refused and, with `tables`, a database without tables. Raises UnusableDatabase.
+    A pooler in transaction mode is refused. If `tables` is True, a database without tables is refused too. Raises
+    UnusableDatabase.
     """
     ensure()
     try:

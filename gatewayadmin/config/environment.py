@@ -150,7 +150,7 @@ def link(name: str) -> str:
 
 
 def web_address(name: str, default: str) -> str:
-    """Return a base URL without trailing slash."""
+    """Return a base URL without trailing slash; empty if the variable is unset and `default` is empty."""
     value = text(name, default)
     return value and _one(name, value, _base_url, "a URL such as https://gateway.example.com, without a path")
 

@@ -145,7 +145,7 @@ def tracing_settings(proxy: OutboundProxy | None) -> Traces | None:
 
 
 def resource() -> dict[str, str]:
-    """Return the OpenTelemetry resource of log records, as the SDK does for spans.
+    """Return the OpenTelemetry resource of log records, from the variables that the SDK uses for spans.
 
     The default service name is the product's name. Like the SDK, ignore malformed pairs in OTEL_RESOURCE_ATTRIBUTES.
     """

@@ -194,8 +194,8 @@ def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
         return StepFailed("429: too many requests from this address.", "Wait a minute, then run the doctor again.")
     return StepFailed(
         f"{answer.status} instead of {expected}{said(answer)}",
-        "If this is not the gateway's own answer, a proxy in front refuses it: exempt /mcp/, /oauth/ and "
-        "/.well-known/oauth-* from its own sign-in and filters.",
+        "If this answer is not the gateway's, a proxy in front refuses the request: exempt /mcp/, /oauth/ and "
+        "/.well-known/oauth-* from the proxy's sign-in and filters.",
     )
 
 
@@ -213,7 +213,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
 
 
 def said(answer: HttpAnswer) -> str:
-    """Return the end of a sentence: ": " and the error text if the gateway answered, otherwise a full stop."""
+    """Return the end of a sentence: a colon and the error if the answer names one, otherwise a full stop."""
     try:
         document = document_of(answer)
     except StepFailed:

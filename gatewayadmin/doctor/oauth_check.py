@@ -261,7 +261,7 @@ class OAuthCheck:
 
     @property
     def question(self) -> dict[str, str]:
-        """Parameters of the authorization request."""
+        """Parameters of the authorization request, except `resource`."""
         digest = hashlib.sha256(self.verifier.encode()).digest()
         return {
             "response_type": "code",
@@ -346,8 +346,8 @@ class OAuthCheck:
             )
         return StepFailed(
             "401: the Authorization header does not reach the gateway.",
-            "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). If the proxy has its own sign-in, which "
-            "uses this header, exempt /mcp/ from it.",
+            "Let the proxy pass this header on for /mcp/ (Apache: CGIPassAuth On). If the proxy uses the header for a "
+            "sign-in of its own, exempt /mcp/ from that sign-in.",
         )
 
 

@@ -46,7 +46,7 @@ class Immovable(Exception):
 
 @contextmanager
 def source(data_dir: Path) -> Iterator[Connection]:
-    """Connect to the embedded database of `data_dir`, with one snapshot. Raises Immovable if it is in use."""
+    """Connect to the embedded database of `data_dir`, in one snapshot. Raises Immovable if it is missing or used."""
     folder = data_dir / "postgres"
     if not (folder / "PG_VERSION").exists():
         raise Immovable(f"There is no embedded database in {data_dir}: set GATEWAY_DATA_DIR to where it is.")

@@ -44,7 +44,7 @@ def anchor_of(heading: str) -> str:
 
 
 def render(source: str, path: str, url_of: UrlOf) -> SafeString:
-    """Render Markdown without its title. `path` is the page's path below docs/, from which its links start."""
+    """Render Markdown without its title. `path` is the page's path below docs/; relative links are resolved from it."""
     tokens = _parser.parse(source)
     body = tokens[3:] if tokens and tokens[0].tag == "h1" else tokens
     for index, token in enumerate(body):

@@ -1,4 +1,4 @@
-"""The page of the documentation that each page links to."""
+"""Help links: for each page of the product, the page of the documentation that it links to."""
 
 from __future__ import annotations
 

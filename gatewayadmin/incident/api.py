@@ -43,7 +43,7 @@ class StoppedSerializer(serializers.Serializer[Stopped]):
 
     detail = serializers.CharField(source="words", help_text="What was ended, in words.")
     undo = serializers.CharField(
-        allow_null=True, help_text="Path to which a POST undoes it; null if it cannot be undone."
+        allow_null=True, help_text="Path for a POST that undoes the stop; null if it cannot be undone."
     )
 
 

@@ -37,7 +37,7 @@ class Reached(NamedTuple):
 
 
 def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
-    """Return the access that remains, through at most `most` connections.
+    """Return the access that remains, through at most `most` connections; for a server, through each gateway.
 
     Blocked connections are included, without tools.
     """

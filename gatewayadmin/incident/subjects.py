@@ -147,7 +147,7 @@ class Subject:
 
     @property
     def ending(self) -> str:
-        """A sentence that says what `stop` ends."""
+        """A sentence that says what `stop` ends; empty if it ends nothing."""
         parts = [number_of(self.live_count, "connection")] if self.live_count else []
         parts += [number_of(self.tokens, "token")] if self.tokens else []
         parts += [number_of(self.sessions, "open session")] if self.sessions else []
@@ -198,7 +198,7 @@ class Subject:
 
     @property
     def identities(self) -> QuerySet[Identity]:
-        """The credentials that are sent with the subject's calls."""
+        """The credentials that are sent with the subject's calls and that the viewer may see."""
         carried = Identity.objects.live().filter(connection_identities__connection__in=self._live_keys)
         shared = Identity.objects.live().filter(assignments__in=self.assignments.order_by().values("pk"))
         sent = Q(pk__in=carried.order_by().values("pk")) | Q(pk__in=shared.order_by().values("pk"))
@@ -304,7 +304,7 @@ class PersonSubject(Subject):
     def effect(self) -> str:
         keys = f"{number_of(self.api_keys, 'API key')} for the REST API {'ends' if self.api_keys == 1 else 'end'} too."
         sign_ins = f"{number_of(self.sign_ins, 'sign-in')} at servers {'ends' if self.sign_ins == 1 else 'end'} too."
-        signs_out = "Signs out of every browser." if self.row.is_active else ""
+        signs_out = "Signs the person out of every browser." if self.row.is_active else ""
         undo = f"{NO_WAY_BACK}; the account can be reactivated."
         too = (keys if self.api_keys else "", sign_ins if self.sign_ins else "")
         return " ".join(filter(None, (signs_out, self.ending, *too, undo)))

@@ -139,9 +139,9 @@ class Chosen:
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The first features of `listed` that are given to the user.
+        """The first features of `listed` that are given to the user, at most MOST_OFFERED + 1.
 
-        There is one more than MOST_OFFERED if the list would be too long.
+        If there are more than MOST_OFFERED, the page shows no list (see `is_typed`).
         """
         given = self._given(self.listed).select_related("assignment__server")
         return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])

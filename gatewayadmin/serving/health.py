@@ -224,7 +224,7 @@ class Stored:
 
 
 async def stored() -> Stored:
-    """Return the current metrics; none if the database does not answer in time."""
+    """Read the current metrics. The collector is empty if the database does not answer in time."""
     try:
         return Stored(await asyncio.wait_for(asyncio.to_thread(_read), PATIENCE_S))
     except TimeoutError:

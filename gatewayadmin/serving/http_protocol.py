@@ -83,7 +83,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     without an accepted call; beyond that the oldest one that is not waiting for our answer is closed.
     """
 
-    # Together with uvicorn's attributes there are too many for a compact instance dictionary.
+    # Slots, because with uvicorn's attributes these would be too many for a compact instance dictionary.
     __slots__ = (
         "_body_bytes",
         "_body_clock",
@@ -352,7 +352,7 @@ class AnswerTransport:
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:
-    """Return the Content-Length, checked by the parser; more than MOST for a chunked body."""
+    """Return the Content-Length, which the parser has checked; 0 without a body, more than MOST for a chunked one."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# A path may hold a secret: the link of a password reset, an address of the directory, or a token pasted into the wrong
-# place.
+# A path may contain a secret: that of a password link, that of an address below /directory/, or a token that somebody
+# pasted into a URL.
 _SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=/directory/)[\w-]{32}(?![\w-])|(?<=gw[adkorsp]_)[0-9A-Za-z]{9,}")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}

@@ -109,8 +109,8 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 LOOK_S = 0.05
 HEARD_S = 2.0  # After a proxy has connected, this is enough time for it to send its call.
-# The number of connections that may wait to be accepted: this many, or a tenth of the number of files that a worker may
-# open, whichever is less. The reason is that a worker accepts all waiting connections before it serves any of them.
+# Maximum number of connections that wait to be accepted. The limit is lower if a tenth of the files that a worker may
+# open is less, because a worker accepts all waiting connections before it serves any of them.
 BACKLOG = 2048
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.

@@ -35,7 +35,7 @@ def prepare(*, migrate: bool = True) -> Welcome:
     """
     with advisory_lock(Lock.FIRST_START):
         if migrate:
-            # Without indexes of the log: they may take an hour, and other starting processes wait for this.
+            # Without indexes of the log: creating them may take an hour, in which other starting processes would wait.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()

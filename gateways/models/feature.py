@@ -118,7 +118,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def callable(self) -> "FeatureQuerySet":
         """Return features that clients can call: offered, with an approved definition, enabled, allowed by the policy.
 
-        Their server is on the gateway, not archived, and enabled, both itself and on the gateway.
+        Their server is assigned to the gateway and not archived; the server and its assignment are both enabled.
         """
         return self.filter(CALLABLE)
 

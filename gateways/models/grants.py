@@ -1,7 +1,7 @@
 """Grants: sets of tools given to everybody, teams and people, and gateways opened to a person. They may end on a date.
 
 The SQL that decides each request checks the end date (gateways/migrations/0005_access_requests.py), so a grant ends on
-time. The chores record the end a little later. This also makes open sessions get a new list of tools.
+time. The chores record the end a little later; recording it makes open sessions get a new list of tools.
 """
 
 from datetime import datetime
@@ -21,7 +21,7 @@ from gateways.models.tool_sets import ToolSet
 
 
 class AlreadyGiven(GatewayError):
-    """They have this already, for as long or longer."""
+    """The recipient has this access already, for as long or longer."""
 
 
 class BadEnd(GatewayError):
@@ -125,9 +125,9 @@ class ToolGrantQuerySet(GrantQuerySet):
 
 
 class ToolGrant(DatedGrant):
-    """A set of tools given to everybody, a team or a person.
+    """A grant that gives a set of tools to everybody, a team or a person.
 
-    Deleting a team ends its grants. `team_name` then has the last name of the team.
+    Deleting a team ends its grants. When a grant to a team ends, the name of the team is stored in `team_name`.
     """
 
     # The gateway of the set, copied here because each request looks up the grants of a gateway.
@@ -205,7 +205,7 @@ class GatewayGrantQuerySet(GrantQuerySet):
 
 
 class GatewayGrant(DatedGrant):
-    """A gateway for teams (`Reach.TEAMS`) opened to one more person."""
+    """A grant that opens a gateway for teams (`Reach.TEAMS`) to one person, whatever their teams."""
 
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="people_given")
     user = models.ForeignKey(User, models.PROTECT, related_name="gateways_given")

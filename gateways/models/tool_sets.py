@@ -27,7 +27,7 @@ from ui.forms import holds
 
 
 class StillInUse(GatewayError):
-    """The set is granted, or limits an app or agent. End that first."""
+    """The set is granted, or limits an app or agent. End its grants and limits first."""
 
 
 def like(pattern: str) -> str:

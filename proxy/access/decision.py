@@ -1,6 +1,7 @@
 """The grant of a request as the database returns it, and the decision about token, connection, host and gateway.
 
-Rows 4 to 10 of docs/reference/decision-order.md; rows 13 to 15, about the called feature, are in features.py.
+`decide` makes the checks in rows 4 to 10 of docs/reference/decision-order.md. The checks in rows 13 to 15, about the
+called feature, are in features.py.
 """
 
 import hashlib
@@ -150,8 +151,8 @@ class AssignedServer(NamedTuple):
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities for clients of 2026-07-28 (`modern`) or of the session era.
 
-        They are those of the era in which the gateway calls the server for these clients or, if these are unknown,
-        those of the other era. Return None if the server has sent no capabilities.
+        The result is for the era in which the gateway calls the server for these clients. If the capabilities in this
+        era are unknown, return those in the other era; None if the server has sent no capabilities.
         """
         in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
@@ -369,7 +370,7 @@ _is_slug = re.compile(SLUG).fullmatch
 
 
 class ServersNeeded(IntEnum):
-    """The servers of the gateway that the statement returns for a request."""
+    """Selects the servers of the gateway that the statement returns for a request."""
 
     NONE = 0
     ALL = 1
@@ -379,7 +380,7 @@ class ServersNeeded(IntEnum):
 
 
 class Wanted(NamedTuple):
-    """The servers and features that the statement returns for a request.
+    """Selects the servers and features that the statement returns for a request.
 
     `kind` is tool, prompt, resource or template. With the kind `instructions`, the statement also looks up
     `Introduction.is_given`. `name` is the feature's name as the client sent it. For a resource, `name` has the possible

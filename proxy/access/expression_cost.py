@@ -145,7 +145,10 @@ class _Estimator:
         return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
 
     def _pattern(self, pattern: Node, size: float) -> Cost:
-        """Return the cost of matching a text with a pattern, including compiling it, which CEL does for each text."""
+        """Return the cost of matching a text with a pattern, including compiling it, which CEL does for each text.
+
+        Raises BadExpression if the pattern is not allowed or too costly.
+        """
         if pattern.kind != CONSTANT or pattern.value is None:
             raise BadExpression("The pattern of matches() must be a text in quotation marks.", pattern.at)
         if len(pattern.value) > LONGEST_PATTERN:

@@ -75,7 +75,7 @@ def _problem_of(message: str) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    """Return the CEL environment. Imported here: a process without rules does not load the library."""
+    """Return the CEL environment. The library is imported here, so that processes without rules do not load it."""
     from cel_expr_python import cel  # noqa: PLC0415
 
     types = {

@@ -62,7 +62,10 @@ def named(message: Message) -> Named | None:
 
 
 def _completed(ref: object) -> tuple[str, object]:
-    """Return kind and name of the prompt or resource (template or URI) that a completion refers to."""
+    """Return the kind and name of the prompt or resource (template or URI) that a completion refers to.
+
+    The kind is empty if `ref` is not an object. The name is returned as the client sent it, even if it is not a text.
+    """
     if not isinstance(ref, dict):
         return "", None
     return (PROMPT, ref.get("name")) if ref.get("type") == "ref/prompt" else (RESOURCE, ref.get("uri"))
@@ -478,8 +481,8 @@ def _client_info(session: SessionGrant) -> Object:
 def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher, trace: Trace = NONE) -> Target:
     """Return the target for requesting this server's lists, the same for all clients. Raises IdentityUnreadable.
 
-    Some servers list certain tools only to clients with elicitation or sampling, so every capability that can be
-    bridged is declared. The session for lists belongs to the assignment, not to a client.
+    Some servers list certain tools only to clients with elicitation or sampling. So the gateway declares all client
+    capabilities that it supports. The session for lists belongs to the assignment, not to a client.
     """
     upstream = target_of(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(

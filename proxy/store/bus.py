@@ -216,7 +216,7 @@ class Bell:
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """Return an event that is set when there is news of `uid`, or news may have been missed. End with `forget`."""
+        """Return an event that is set when there is news of `uid`, or news may have been missed. Undo with `forget`."""
         return self._waiting.setdefault(uid, asyncio.Event())
 
     def forget(self, uid: str) -> None:

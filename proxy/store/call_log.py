@@ -235,7 +235,7 @@ class CallWriter(GroupCommit[bytes, None]):
             bus.on("unwritable", lambda told: None if told is None else self.distrust())
 
     def may_begin(self) -> bool:
-        """Return whether a call may begin or be sent, because its row can probably be written."""
+        """Return whether rows can probably be written, so that a call may begin or be sent."""
         return not self.fault and len(self._waiting) < self._max_waiting
 
     def commit(self, row: CallRow) -> asyncio.Future[None]:
@@ -285,7 +285,10 @@ class CallWriter(GroupCommit[bytes, None]):
 async def _insert_rows(
     connection: PgConnection, lines: list[bytes], *, singly: bool = False
 ) -> StatementRejected | None:
-    """Return the error of an invalid row, or None if all are committed; raise errors not caused by a row."""
+    """Insert these rows, all or none. Return the error if a row is invalid, or None if all rows are committed.
+
+    Raises DatabaseUnavailable, and StatementRejected for an error that no row caused.
+    """
     try:
         if singly and len(lines) == 1:
             await connection.query(b"insert_one", _values_of(lines[0]))

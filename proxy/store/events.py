@@ -93,7 +93,7 @@ class EventId(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "EventId | None":
-        """Parse an event id. Return None if the gateway did not issue it."""
+        """Parse an event id. Return None if the text does not have the form of an event id."""
         if (found := _is_event_id(text)) is None:
             return None
         kind, stream, number, spelled = found.groups()
@@ -385,7 +385,7 @@ class StreamEvents:
         await self._bus.publish("resume", f"{session_id} {name.stream}")
 
     def listen(self, stream: str) -> asyncio.Event:
-        """Return an asyncio.Event that is set when events of this stream are written. End with `forget`."""
+        """Return an asyncio.Event that is set when events of this stream are written. Undo with `forget`."""
         event = asyncio.Event()
         self._news.setdefault(stream, set()).add(event)
         return event

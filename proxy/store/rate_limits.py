@@ -28,7 +28,7 @@ PREFETCH = 100  # A lease takes at least 1/PREFETCH of the limit, even if fewer 
 
 
 class RateLimited(NamedTuple):
-    """A token, gateway or the workspace whose calls are counted, and its limit per minute."""
+    """A subject whose calls are counted (a token, a gateway or the workspace), and its limit per minute."""
 
     kind: str
     id: str | None

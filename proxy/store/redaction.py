@@ -177,8 +177,8 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 def _closing_quote(text: str, quote: str, start: int) -> int:
     """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
 
-    A quote after an additional backslash is escaped, so the value continues. Text that follows without a space, as in
-    a shell, belongs to the value too.
+    A quote with one more backslash before it than the opening quote is escaped, so the value continues. Text that
+    follows the closing quote without a space, as in a shell, belongs to the value too.
     """
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
@@ -337,7 +337,7 @@ def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> R
     if len(text) <= limit:
         return RedactedMessage(text, redactor.cut)
     cut = text[:limit].decode(errors="ignore")
-    # Quotes and backslashes take more room inside a string than outside.
+    # `cut` is encoded as a JSON string, in which quotes and backslashes are escaped. So it has to be cut further.
     while len(text := orjson.dumps(cut)) > max(limit, 2):
         cut = cut[: min(len(cut) - 1, len(cut) * limit // len(text))]
     return RedactedMessage(text, cut=True)
@@ -372,14 +372,14 @@ def _said(document: Any) -> str:
 
 
 def redact_for_process(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """Run `redact_message` in a ReaderProcess."""
+    """Run `redact_message` as the work of a ReaderProcess. Return whether it cut the message, and the JSON."""
     redacted = redact_message(message, limit, secrets)
     assert redacted is not None
     return {"cut": redacted.cut}, redacted.json
 
 
 def error_for_process(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """Run `error_text` in a ReaderProcess."""
+    """Run `error_text` as the work of a ReaderProcess. Return the text as `text`, and no bytes."""
     return {"text": error_text(message, secrets)}, b""
 
 
@@ -477,7 +477,7 @@ class _Redactor:
                 self.cut = True
                 return
             yield REDACTED if option else self.value(element, depth + 1)
-            # An option may be the name of the next element, as in the command line `["--password", "x"]`.
+            # An element may be an option whose value is the next element, as in the command line `["--password", "x"]`.
             option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property

@@ -290,7 +290,7 @@ class StoredSessions:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
-        """Return nothing: stored sessions do not end with this process."""
+        """Return an empty list, because stored sessions do not end with this process."""
         return []
 
 

@@ -117,7 +117,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Write the exact last use of each session now, because the least recently used ones are about to be ended."""
+        """Trigger a write of the exact last use of each session, because the least recently used are about to end."""
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now
@@ -175,7 +175,7 @@ class UsageTracker:
         await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
-        """Prepare the statements at the start, which shows at once if the database does not support their SQL."""
+        """Prepare the statements at the start, so that SQL which the database does not support is found at once."""
         try:
             await self._open()
         except (psycopg.Error, OSError) as error:

@@ -175,7 +175,7 @@ class Identity(Versioned, Switchable):
 
     @property
     def sign_in_words(self) -> str:
-        """The reason why a new sign-in is needed, as a sentence; empty if none is. See `SignInNeeded`."""
+        """The reason why a new sign-in is needed, as a sentence; empty if no sign-in is needed. See `SignInNeeded`."""
         return "" if self.revoked_at else str(SignInNeeded(self.sign_in_reason).label)
 
     @property

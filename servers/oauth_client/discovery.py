@@ -229,9 +229,10 @@ def discover_sign_in(
 
 
 def _unknown(http: Http, url: str) -> HttpAnswer:
-    """Send an unauthenticated request, in either era of MCP, and return the answer. Raises NoAnswer.
+    """Send `initialize` and `tools/list` without a credential, and return the first 401 or 403. Raises NoAnswer.
 
-    Some servers accept `initialize` from everybody and require authentication only for `tools/list`.
+    If neither is refused, return the answer to `initialize`. Some servers accept `initialize` from everybody and
+    require authentication only for `tools/list`.
     """
     hello = http.post(url, HEADERS, HELLO)
     if hello.status in (401, 403):

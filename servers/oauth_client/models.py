@@ -31,7 +31,7 @@ from wire.oauth_client import AUTH_METHODS, RegisteredClient, TokenRequest, Toke
 
 
 class NoSignIn(ServerError):
-    """The result of a sign-in cannot be stored; the message says why and what to do."""
+    """A sign-in cannot begin, or its result cannot be stored; the message says why and what to do."""
 
 
 class RegistrationMethod(models.TextChoices):
@@ -250,7 +250,7 @@ class GrantManager(models.Manager["Grant"]):
         return identity
 
     def _outdated(self, identity: Identity, tokens: Tokens) -> list[TokenRequest]:
-        """Return the revocations of the tokens that `tokens` replace."""
+        """Return the requests that revoke the identity's former tokens, which `tokens` replace."""
         grant = self.select_related("registration").filter(identity=identity).first()
         return grant.revocations(identity, instead=tokens) if grant else []
 

@@ -80,7 +80,7 @@ class NewSignIn(RequestBody):
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
     connection_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="First connection to use the credential."
+        required=False, allow_null=True, help_text="Your connection that gets the credential."
     )
     identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your credential to replace.")
 
@@ -201,7 +201,7 @@ NOTHING_STORED = "Nothing was stored. If the client was registered with that iss
 class ClientForm(forms.Form):
     """Form for a client that an administrator registered at a server's issuer.
 
-    The hidden fields repeat the issuer and endpoints that the page showed, to detect a change of them meanwhile.
+    The hidden fields repeat the issuer and endpoints that the page showed. If these have changed, nothing is saved.
     """
 
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)

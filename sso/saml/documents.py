@@ -44,13 +44,13 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise MalformedXml("It is not encoded in UTF-8.") from None
+        raise MalformedXml("The document is not encoded in UTF-8.") from None
     if "\0" in text:  # Probably UTF-16 or UTF-32, whose bytes may also be valid UTF-8.
-        raise MalformedXml("It is not encoded in UTF-8.")
+        raise MalformedXml("The document is not encoded in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
-        raise MalformedXml("It has a document type, a comment or a processing instruction.")
+        raise MalformedXml("The document contains a document type declaration, a comment or a processing instruction.")
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -62,7 +62,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     try:
         root = etree.fromstring(text.encode(), parser)
     except (etree.LxmlError, ValueError):
-        raise MalformedXml("It is not XML.") from None
+        raise MalformedXml("The document is not XML.") from None
     _must_be_small(root)
     return root
 
@@ -70,12 +70,14 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
 def _must_be_small(root: Element) -> None:
     """Raise MalformedXml unless the tree consists of elements only and is within the limits above."""
     if root.getroottree().docinfo.doctype:
-        raise MalformedXml("It has a document type.")
+        raise MalformedXml("The document contains a document type declaration.")
     for count, node in enumerate(root.iter(), 1):
         if not isinstance(node.tag, str):
-            raise MalformedXml("It contains something other than elements and text.")
+            raise MalformedXml("The document contains something other than elements and text.")
         if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
-            raise MalformedXml(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
+            raise MalformedXml(
+                f"The document has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes."
+            )
     _must_be_shallow(root)
 
 
@@ -86,7 +88,7 @@ def _must_be_shallow(root: Element) -> None:
         declared += {"start-ns": 1, "end-ns": -1}.get(event, 0)
         if depth > DEEPEST or declared > MOST_NAMESPACES:
             raise MalformedXml(
-                f"It is nested too deeply, or declares over {MOST_NAMESPACES} namespaces around an element."
+                f"The document is nested too deeply, or declares over {MOST_NAMESPACES} namespaces around an element."
             )
 
 

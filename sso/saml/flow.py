@@ -136,7 +136,7 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
         raise ResponseRefused("not_installed", str(NeedsExtra.__doc__))
     said, provider = _read(provider, encoded)
     if not said.in_response_to and not provider.takes_unsolicited:
-        raise ResponseRefused("not_asked_for", "The person started at the provider, which the settings do not allow.")
+        raise ResponseRefused("not_asked_for", "The sign-in began at the provider. The settings do not allow this.")
     who = _claims(provider, said)
     kept = {
         "answers": said.in_response_to,
@@ -195,7 +195,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
     """Return the started sign-in and the claims. Raises ResponseRefused."""
     kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:
-        raise ResponseRefused("used_before", "The answer was used before, or not within 15 minutes.")
+        raise ResponseRefused("used_before", "The answer was used before, or was not used within 15 minutes.")
     who = _claims_of(kept)
     if kept["answers"]:
         begun = take_pending_sign_in(request, kept["answers"])
@@ -203,9 +203,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
         onward = own_path(kept["onward"], reverse("overview"))
         begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
-        raise ResponseRefused(
-            "not_asked_for", "The person started at the provider, which the settings no longer allow."
-        )
+        raise ResponseRefused("not_asked_for", "The sign-in began at the provider. The settings no longer allow this.")
     if not begun.issuer == who.issuer == provider.known_as or kept["terms"] != provider.terms_digest:
         raise ResponseRefused("provider_changed", CHANGED)
     # Providers may report the current time although they only continued an open session. So the time counts only for

@@ -1,4 +1,7 @@
-"""Our SAML keys: one signs requests, others decrypt assertions. Our metadata contain their certificates."""
+"""Our SAML keys: one signs requests, others decrypt assertions.
+
+Our metadata contain the certificates of the signing key and of the newest decryption key.
+"""
 
 from __future__ import annotations
 

@@ -156,9 +156,9 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 
 
 def _must_be_plain(root: Element) -> None:
-    """Refuse a response unless it has exactly one assertion, which is its direct child, and all IDs are unique.
+    """Raise ResponseRefused unless there is one assertion, at the top or directly below, and all IDs are unique.
 
-    This prevents signature wrapping.
+    This prevents signature wrapping. A decrypted assertion is itself the top.
     """
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
@@ -172,7 +172,9 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
     names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
     is_there = everywhere[0] is root or everywhere[0].getparent() is root
     if len(everywhere) > 1 or not is_there or len(set(names)) != len(names):
-        raise ResponseRefused("wrapped", "The response has more than one assertion, or one in the wrong place.")
+        raise ResponseRefused(
+            "wrapped", "The response has several assertions, an assertion in the wrong place, or an ID twice."
+        )
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
@@ -274,7 +276,10 @@ def _must_be_now(element: Element, now: float) -> None:
 
 
 def _confirmed(signed: Element, expected: Expected, now: float) -> str:
-    """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2)."""
+    """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2).
+
+    Return "" if the answer is unsolicited. Raises ResponseRefused if there is no valid confirmation.
+    """
     fault = ResponseRefused("not_confirmed", "The assertion has no bearer SubjectConfirmation.")
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
         data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))

@@ -262,7 +262,7 @@ def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[s
 def _decryption_key(present: Provider, fields: dict[str, Any], *, is_asked: bool) -> tuple[str, str] | None:
     """Return a new key for encrypted assertions, or None.
 
-    A key is created if encrypted assertions are enabled and there is no key yet, or if `is_asked`.
+    If encrypted assertions are enabled, a key is created when there is none yet, or when `is_asked`.
     """
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None

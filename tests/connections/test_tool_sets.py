@@ -102,7 +102,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     )
     assert [*ToolSet.objects.live().get().features.values_list("name", flat=True)] == ["get"]
     grant = ToolGrant.objects.give(reading, by=boss)
-    assert "End that first." in text(client.post(f"/tool-sets/{reading.pk}/archive/", follow=True))
+    assert "End its grants and limits first." in text(client.post(f"/tool-sets/{reading.pk}/archive/", follow=True))
     grant.end(by=boss)
     client.post(f"/tool-sets/{reading.pk}/archive/")
     assert not ToolSet.objects.live().exists()
@@ -144,7 +144,7 @@ def test_a_set_is_given_to_everybody_teams_and_people_and_taken_back(
     twice = client.post(f"{base}give/", {"to": "everyone"}, follow=True)
     nobody = client.post(f"{base}give/", {"to": "person", "email": "nobody@example.com"})
 
-    assert "They have this already, for as long or longer." in text(twice)
+    assert "The recipient has this access already, for as long or longer." in text(twice)
     assert "There is no person with this e-mail." in text(nobody)
     assert {grant.subject for grant in live} == {"everybody", "Writers", ann.email}
     assert f"everybody, Writers, {ann.email}" in text(client.get("/gateways/work/access/tools/"))
@@ -253,7 +253,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     assert "1 call of 1 person used tools that this takes away" in asked
     assert (names(reading), names(breaking)) == ([], ["drop", "get"])
     assert told() == "boss@example.com set the effect of “docs__get” to destructive."
-    assert "Its server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
+    assert "The server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
     undone(client, said)
     assert (names(reading), names(breaking)) == (["get"], ["drop"])
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
@@ -408,7 +408,7 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
     assert told() == "boss@example.com stated the title and description of “docs__get” for clients."
     page = text(client.get(f"/features/{get.pk}/"))
-    assert "Read a page Stated by an administrator. Its server states: Get" in page
+    assert "Read a page An administrator wrote this title. The title from the server: Get" in page
     assert "The server's description, not shown to clients Gets it." in page
     undone(client, said)
     get.refresh_from_db()

@@ -128,7 +128,7 @@ def test_every_kind_has_the_same_switch(docs: Assignment, client: Client) -> Non
 
 @pytest.mark.full
 def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: Client) -> None:
-    assert "Not asked for tools yet." in text(client.get("/gateways/work/tools/"))
+    assert "The server has not been asked for tools yet." in text(client.get("/gateways/work/tools/"))
 
     Feature.objects.learn(docs, [])
     page = text(client.get("/gateways/work/tools/"))
@@ -140,7 +140,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     assert ">unavailable<" in page
     assert "The server did not answer in time." in page
     assert "This list is the server's answer from" in page
-    assert "Not asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
+    assert "The server has not been asked for prompts yet." in text(client.get("/gateways/work/tools/?kind=prompt"))
 
 
 @pytest.mark.full
@@ -220,7 +220,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 
     page = text(client.get("/gateways/work/tools/"))
 
-    assert "Asked as 2 people" in page
+    assert "Asked with the credentials of 2 people" in page
     assert "1 without an answer: The server refused the credential stored for it." in page
     assert "1 person, with their own credential" in text(client.get(f"/features/{github.features.get().pk}/"))
 

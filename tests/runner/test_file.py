@@ -36,7 +36,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
         (SERVER + "    limits: {memory_mb: 1}\n", "runner.yaml:5:25: “memory_mb” cannot be 1."),
         (SERVER + "    limits: {memory_mb: 1}\n", "Write a whole number from 16 to 1000000."),
         (SERVER + "    mode: both\n", 'runner.yaml:5:11: “mode” cannot be "both".'),
-        (SERVER + "    person: WHO\n", "runner.yaml:5:13: A shared program serves all people. Write “mode: session”"),
+        (SERVER + "    person: WHO\n", "runner.yaml:5:13: A shared program serves all people. Add “mode: session”"),
         (SERVER + "  - name: files\n    command: [ls]\n", "runner.yaml:5:11: “files” is taken. Write another name."),
         (SERVER + "    command: [cat]\n", "runner.yaml:5:5: “command” is there twice. Remove one of the two."),
         (SERVER + "    package: npm:left-pad\n", 'runner.yaml:5:14: “package” cannot be "npm:left-pad". Package with'),

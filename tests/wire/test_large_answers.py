@@ -218,7 +218,7 @@ async def test_an_answer_that_stops_arriving_gives_its_room_to_one_that_waits(ma
         await other.send(SIZE)
 
         with pytest.raises(
-            AnswerTooSlow, match="too slowly while others waited for memory; it may have executed"
+            AnswerTooSlow, match="too slowly while other answers waited for memory; the server may have executed"
         ) as cut:
             await asyncio.wait_for(slow.task, PATIENCE)
 
@@ -276,5 +276,5 @@ async def test_an_answer_without_room_is_not_called_too_large(monkeypatch: pytes
         late = begin("ana")
         await late.send(SIZE)
 
-        with pytest.raises(NoMemory, match="left no memory to read it; it may have executed"):
+        with pytest.raises(NoMemory, match="left no memory to read it; the server may have executed"):
             await asyncio.wait_for(late.task, PATIENCE)

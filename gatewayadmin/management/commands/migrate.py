@@ -27,7 +27,7 @@ NOT_FINISHED = (
     "Earlier migrations stay applied; this one and later ones have not run. Find the session that uses the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
-NOT_INDEXED = "The gateway can start without it. Run this command again, or let housekeeping create what is missing."
+NOT_INDEXED = "The gateway can start without the indexes. Run this command again, or let housekeeping create them."
 
 
 class Command(migrate.Command):
@@ -71,7 +71,7 @@ class Command(migrate.Command):
         """Run the migrations. Return False if a table was in use and tries are left."""
         try:
             if _is_whole(options) and not MigrationRecorder(connections[options["database"]]).has_table():
-                # A migration of this app renders all existing models many times, so it runs while there are few.
+                # A migration of oauth2_provider renders all models many times: run it while there are few.
                 super().handle(*args, **options | {"app_label": "oauth2_provider"})
             super().handle(*args, **options)
         except OperationalError as error:
