@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """Sign-in by the organisation or a provisioning key gives this role. Remove it there first."""
+    """A provisioning key, or sign-in by the organisation, gives this role. Remove it there first."""
 
 
 class NoOrganisation(PeopleError):

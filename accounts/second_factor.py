@@ -346,7 +346,7 @@ class CredentialField(forms.CharField):
 class KeyNameForm(forms.Form):
     """The form for the name of a security key."""
 
-    name = forms.CharField(max_length=60, help_text="Such as “Blue key” or “Laptop”, to recognise the key.")
+    name = forms.CharField(max_length=60, help_text="Such as “Blue key” or “Laptop”, so that you recognise the key.")
 
 
 class AddKeyForm(KeyNameForm):

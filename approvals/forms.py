@@ -50,8 +50,8 @@ class WaitForm(forms.Form):
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="Empty: 50 if the client asks for progress, otherwise 4, until the gateway has learnt how long the "
-        "client waits.",
+        help_text="If empty: 50 if the client asks for progress, otherwise 4. The gateway then learns how long the "
+        "client waits, and adapts the number.",
     )
 
 

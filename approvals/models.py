@@ -101,7 +101,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return rows.waiting().order_by("ends_at", "pk")
 
     def decidable_by(self, person: User) -> HoldQuerySet:
-        """Return the holds on which `person` may decide now, in any state.
+        """Return the holds, waiting or not, of which `person` is now an approver.
 
         With APPROVALS_DECIDE, these include holds whose rule names no team or person, and all holds past `fallback_at`.
         If the rule requires the decision of somebody else, people may not decide on calls of their own agents.
@@ -261,7 +261,7 @@ class Hold(models.Model):
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may approve or deny. Does not check the hold's state, or who may see the hold."""
+        """True if `person` may approve or deny. Checks neither the hold's state nor who may see the hold."""
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:

@@ -170,7 +170,7 @@ class Channel(Versioned, models.Model):
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
         """Return the columns to save for this address and secret. Raises ChannelError.
 
-        If the address or the secret is empty, the current one is used. Return {} if no column changes: for a person's
+        If the address or the secret is empty, the current one is used. Returns {} if no column changes: for a person's
         own mail, or if both are empty and an address is saved.
 
         Resolves the host of the address, which may take seconds, so do not call it in a transaction.

@@ -76,7 +76,7 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
     """Return a criterion that matches the calls of these sessions.
 
-    An index on connections finds the calls, because the log says which connection opened a session. If the log no
+    The index by connection finds the calls, because the log says which connection opened a session. If the log no
     longer has the opening call of a session, no index is used.
     """
     listed = list(dict.fromkeys(ids))
@@ -235,7 +235,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page. If the search stopped before the page was full, `looked_to` is the time in the log where it stopped."""
+    """A page. If the search reached its limit, `looked_to` is the time in the log where it stopped, otherwise None."""
 
     page: Page[Call]
     looked_to: datetime | None = None

@@ -107,7 +107,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
     not_in_file = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Objects of the workspace that the files do not list. Only `prune` changes them.",
+        help_text="Objects of the workspace that are missing from lists in the files. Only `prune` changes them.",
     )
     claimed = serializers.ListField(
         child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages from now on."

@@ -43,7 +43,7 @@ PARTS = ("assignment", "feature", "toolset", "toolgrant")
 
 
 class ManagedByFile(Exception):
-    """A file governs the object, and the person has not confirmed the change by hand."""
+    """A file governs the object, and the person has not confirmed that they change it by hand."""
 
     def __init__(self, row: Model, managed: ManagedObject) -> None:
         super().__init__(f"{row} is managed by {managed}.")

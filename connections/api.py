@@ -365,7 +365,7 @@ def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
-    """Return the connections that match the query: live ones first, newest first, then the last revoked."""
+    """Return the connections that match the query: live ones (newest first), then revoked ones (last revoked first)."""
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
     rows = matching(rows, query, host="host__in", kind="host__kind", gateway="gateway__in", user="user__in")

@@ -42,7 +42,7 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     enabled = serializers.BooleanField(help_text="Whether the address is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(
         allow_null=True,
-        help_text="Time of the last read since the address was created or regenerated, to the minute; null if none.",
+        help_text="Time of the last read since the address was created or regenerated, within a minute; null if none.",
     )
     read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
     regenerated_at = UtcDateTimeField(allow_null=True, help_text="When it was last regenerated; null if never.")

@@ -102,7 +102,7 @@ class Refresher:
             return await self.renewed(assigned)
         challenge = read_challenge([refusal.challenge])
         if challenge.error == "insufficient_scope":
-            await self._want(assigned, challenge.scope)
+            await self._note("more_scope", {"identity": assigned.identity_id, "scope": union(challenge.scope)})
             raise MoreRights("identity_scope", assigned)
         return None
 
@@ -115,15 +115,15 @@ class Refresher:
             "reason": "token",
             "detail": "HTTP 401",
         }
-        await self._run(Statement(STATEMENTS["refused"], parameters))
+        await self._note("refused", parameters)
         return Refusal("identity_sign_in", assigned)
 
-    async def _want(self, assigned: AssignedServer, scope: str) -> None:
-        statement = Statement(STATEMENTS["more_scope"], {"identity": assigned.identity_id, "scope": union(scope)})
+    async def _note(self, name: str, parameters: dict[str, Any]) -> None:
+        """Store what a server refused. The answer of the call does not depend on this."""
         try:
-            await self._run(statement)
+            await self._run(Statement(STATEMENTS[name], parameters))
         except DatabaseUnavailable as error:
-            logger.warning("required scopes could not be stored", extra={"error": str(error)})
+            logger.warning("a server's refusal could not be stored", extra={"error": str(error)})
 
     def _begin(self, assigned: AssignedServer) -> asyncio.Task[str]:
         assert assigned.identity_id is not None

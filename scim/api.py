@@ -52,7 +52,9 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     rolled_at = UtcDateTimeField(allow_null=True, help_text="When its secret was last replaced; null if never.")
-    previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
+    previous_secret = serializers.SerializerMethodField(
+        help_text="Prefix and times of the previous secret, while it still works; otherwise null."
+    )
     created_at = UtcDateTimeField(help_text="When it was created.")
     revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 

@@ -225,7 +225,7 @@ class ServerTrial:
         paths = {"text": "The MCP endpoint is at another path.", "try": other}
         again = {"text": "The server is starting, or its network does not let the gateway in.", "try": self.url}
         if isinstance(self.outcome, NoEndpoint):
-            text = "The server answers only with a credential."
+            text = "The server answers only requests that carry a credential."
             credential = {"text": text, "at": "sign-in-step", "label": "Choose sign-in"}
             return [paths, credential, again]
         if parts.scheme == "http":

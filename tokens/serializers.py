@@ -67,7 +67,9 @@ class TokenSerializer(serializers.Serializer[Token]):
     secret_last_used_at = UtcDateTimeField(
         allow_null=True, help_text="When the current secret was last used; null if never."
     )
-    previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
+    previous_secret = serializers.SerializerMethodField(
+        help_text="Prefix and times of the previous secret, while it still works; otherwise null."
+    )
     asked_at = UtcDateTimeField(
         allow_null=True, help_text="When its owner was asked to collect a new secret; null if not."
     )

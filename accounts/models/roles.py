@@ -155,8 +155,9 @@ class Role(Versioned, models.Model):
         """Change the role's fields. People with the role are affected from their next request on.
 
         Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
-        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, or can only
-        look while the role is to use gateways. Raises Outranked if the actor lacks a capability that the role has.
+        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, or if the
+        role begins to use gateways and the actor's own role can only look. Raises Outranked if the actor lacks a
+        capability that the role has.
         """
         requested = frozenset(capabilities)
         try:
@@ -192,8 +193,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked. Raises RoleInUse while people have the role, and RoleGiven while sign-in by the organisation
-        or a provisioning key assigns the role. Raises Outranked if the actor `by` lacks a capability of the role.
+        Raises RoleLocked. Raises RoleInUse while people have the role, and RoleGiven while a provisioning key, or
+        sign-in by the organisation, assigns the role. Raises Outranked if the actor `by` lacks a capability of the role.
         """
         with transaction.atomic():
             one_at_a_time()

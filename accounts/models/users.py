@@ -127,7 +127,7 @@ class UserManager(BaseUserManager["User"]):
     ) -> "list[User]":
         """Invite several people (e-mail and name) with the same role and teams, all or none.
 
-        Raises InvitationsRefused, with the reason for each refused address, or BeyondYours or InvitesOthers as
+        Raises InvitationsRefused, with the reason for each refused address. Raises BeyondYours or InvitesOthers as
         `invite` does.
         """
         invited, reasons, teams = [], {}, list(teams)

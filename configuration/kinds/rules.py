@@ -92,7 +92,11 @@ class RuleKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and not world.of(self.id)[change.was or change.key].values:
-            yield "name", "A rule with an archived gateway or archived servers has this name. Choose another name."
+            yield (
+                "name",
+                "A rule whose gateway is archived, or whose servers are all archived, has this name. Choose another "
+                "name.",
+            )
             return
         team = change.values["approver_team"]
         rule = Rule(**{name: change.values[name] for name in _OWN}, approver_team=Team(name=team) if team else None)

@@ -224,7 +224,7 @@ class Stored:
 
 
 async def stored() -> Stored:
-    """Read the current metrics. The collector is empty if the database does not answer in time."""
+    """Return a collector with the current metrics; it is empty if the database does not answer in time."""
     try:
         return Stored(await asyncio.wait_for(asyncio.to_thread(_read), PATIENCE_S))
     except TimeoutError:

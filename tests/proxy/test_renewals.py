@@ -140,7 +140,23 @@ def test_a_call_that_needs_more_rights_says_so_although_nobody_can_note_it(
     fail_statements(monkeypatch, STATEMENTS["more_scope"])
 
     assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_scope"
-    assert "required scopes could not be stored" in caplog.text
+    assert "a server's refusal could not be stored" in caplog.text
+
+
+@pytest.mark.full
+def test_a_call_whose_fresh_token_is_refused_says_so_although_nobody_can_note_it(
+    issuer: Issuer, agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuses(_: str, __: Scope, send: Send) -> bool:
+        await answer(send, 401, b"no")
+        return False
+
+    monkeypatch.setattr(issuer, "_admits", refuses)
+    fail_statements(monkeypatch, STATEMENTS["refused"])
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_sign_in"
+    assert issuer.refreshes == 1
+    assert "a server's refusal could not be stored" in caplog.text
 
 
 @pytest.mark.full
