@@ -219,8 +219,8 @@ def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, 
     """Return the histogram, read from the roll-ups.
 
     Returns None if the period is so short that its calls can be counted, if there would be too few bars, or if the
-    roll-ups cannot answer. If the roll-ups of the period exist only by hour or day, all bars but the first begin at whole
-    hours or days.
+    roll-ups cannot answer. If the roll-ups of the period exist only by hour or day, all bars but the first begin at
+    whole hours or days.
     """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)

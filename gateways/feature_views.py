@@ -227,7 +227,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 def _views(feature: Feature) -> Iterator[DefinitionView]:
     """Yield the views of `feature`, the default view first.
 
-    While somebody has to decide on an offered definition, the default view shows that definition, or how it differs
+    While the server offers a definition that is not approved, the default view shows that definition, or how it differs
     from the approved one. Otherwise the default view is the readable text, or, for prompts, resources and quarantined
     features, the approved definition.
     """

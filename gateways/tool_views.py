@@ -319,7 +319,7 @@ def _grouped(
 ) -> list[ServerGroup]:
     """Group features by server; `with_empty` adds servers without features.
 
-    `causes` are the failures of the refresh that was just made, by assignment id; empty without a refresh.
+    `causes` are the recorded failures of the refresh that was just made, by assignment id; empty without a refresh.
     """
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)

@@ -83,7 +83,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Answer with the error as `_answer` does; on a page (400) if the client_id or the redirect URI is wrong."""
+    """Answer with `_answer`. If the client_id or the redirect URI is wrong, show the error on a page (400) instead."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):

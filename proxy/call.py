@@ -1437,8 +1437,8 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 def _input_required(message: Message, error: Object) -> Response:
     """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28.
 
-    Return the error "missing capability" with HTTP 400 if the client does not open URLs, or
-    if the error names no elicitation.
+    Return the error "missing capability" with HTTP 400 if the client does not open URLs, or if the
+    error names no elicitation.
     """
     data = error.get("data")
     elicitations = data.get("elicitations") if isinstance(data, dict) else None

@@ -27,8 +27,9 @@ FULL = (
 class FoundHold(NamedTuple):
     """The hold of a call, as the database function `approvals_ask` returns it.
 
-    `approvers` is a text for people; with the verdict `full`, it is the number of holds that wait. `patience` is the
-    number of seconds that a request of this connection may stay open; None if this is not known.
+    `approvers` says in words who may approve the call; with the verdict `full`, it is the number of waiting holds of
+    the connection. `patience` is the number of seconds that a request of this connection may stay open; None if this is
+    not known.
     """
 
     verdict: str

@@ -94,7 +94,7 @@ class Refresher:
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
         """Renew the token that this server refused. Return the server with the new token; None if that cannot help.
 
-        Raises Refusal when a person has to sign in again, and IdentityUnavailable.
+        Raises Refusal when a person has to sign in again, and IdentityUnavailable when the token cannot be renewed now.
         """
         if assigned.sign_in is None:
             return None

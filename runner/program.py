@@ -27,7 +27,7 @@ from mcp_types import (
 from runner.process import MESSAGE_BYTES, ErrorLines, Pace, ProgramProcess
 
 MOST_GARBAGE_LINES = 100  # Lines in a row that are not messages.
-# Per second, a program may send this many messages, of MESSAGE_BYTES together. Answers are not counted.
+# Per second, a program may send this many messages, with MESSAGE_BYTES bytes in total. Answers are not counted.
 MESSAGES_PER_SECOND = 1000
 MOST_UNANSWERED = 100
 PING_SECONDS = 10

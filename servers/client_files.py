@@ -22,7 +22,7 @@ MOST_ENTRIES = 200
 MOST_DEPTH = 20
 KEYS = ("mcpServers", "servers", "mcp_servers")
 WHICH = "The file needs “mcpServers”, “servers” or “mcp_servers” with the servers by name."
-OLD_TRANSPORT = "It uses the old HTTP+SSE transport, which the gateway does not support. Look up a newer URL."
+OLD_TRANSPORT = "It uses the old HTTP+SSE transport, which the gateway does not support. Find the server's newer URL."
 
 
 class Unreadable(Exception):

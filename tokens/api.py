@@ -314,7 +314,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
     blocked_by = CauseField(help_text="What blocks it: `user`; null if nothing does.")
-    blocked_reason = CauseField(help_text="Log code of the reason that blocks it; null if nothing does.")
+    blocked_reason = CauseField(help_text="Reason that blocks it, as a code; null if nothing does.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")

@@ -55,7 +55,7 @@ class TokenSerializer(serializers.Serializer[Token]):
     blocked_by = CauseField(
         help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; null if nothing does."
     )
-    blocked_reason = CauseField(help_text="Log code of the reason that blocks it; null if nothing blocks it.")
+    blocked_reason = CauseField(help_text="Reason that blocks it, as a code of the log; null if nothing does.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")

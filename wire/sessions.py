@@ -236,7 +236,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, check the session by a ping in the background: some servers report its loss badly."""
+        """After a 400 or 404, check by a ping in the background if the session is lost: not all servers conform."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))

@@ -194,7 +194,8 @@ class Role(Versioned, models.Model):
         """Delete the role.
 
         Raises RoleLocked. Raises RoleInUse while people have the role, and RoleGiven while a provisioning key, or
-        sign-in by the organisation, assigns the role. Raises Outranked if the actor `by` lacks a capability of the role.
+        sign-in by the organisation, assigns the role. Raises Outranked if the actor `by` lacks a capability of the
+        role.
         """
         with transaction.atomic():
             one_at_a_time()

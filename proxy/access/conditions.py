@@ -89,7 +89,7 @@ class Conditions:
         return tuple(when for when, each in programs.items() if each and given >= (each.arguments or {}).keys())
 
     def _seconds(self, program: Program) -> float:
-        """Return an upper bound in seconds for a condition. Raises NotEvaluated if an argument is too large."""
+        """Return the most seconds that a condition can take. Raises NotEvaluated if an argument is too large."""
         seconds = program.cost.seconds(*self._for_all[1]) if self._for_all else MOST_SECONDS
         return seconds if seconds < self._left else program.cost.seconds(*size_of(self._named(program.arguments)))
 

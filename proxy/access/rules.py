@@ -95,7 +95,7 @@ NO_RULES = RuleDecision()
 
 
 class Match(NamedTuple):
-    """A rule that matches a call. `error` says why its condition has no result; empty if it is true."""
+    """A rule that matches a call. `error` says why its condition has no result; empty if the condition is true."""
 
     rule: DecidingRule
     error: str = ""

@@ -296,8 +296,8 @@ class GroupCommit[Item, Answer]:
     it is used again.
 
     `fault` is the reason why no batch can be handled now; empty otherwise. With `rejects_when_full`, items added while
-    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable; and when a
-    statement begins to hang, all waiting items and all running batches fail too.
+    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. When a statement begins
+    to hang, all items that wait then, and all running batches, fail too.
     """
 
     def __init__(
