@@ -80,7 +80,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     )
     blocked_reason = CauseField(
         source="connection.blocked_reason",
-        help_text="Reason as a code of the log that blocks it; null if nothing blocks it, even if it is disabled itself.",
+        help_text="Why it is blocked, as a code of the log; null if nothing blocks it, even if it is disabled itself.",
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
