@@ -459,10 +459,10 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the time of the access decision (others are not measured), and the delay of writing the row."""
+    """Return the time of the access decision (others are not measured), and the delay of writing the row, if any."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
-    return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 <= late <= 60_000 else []))
+    return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
 
 
 def _in_span(noun: str, number: int, span: str) -> str:
