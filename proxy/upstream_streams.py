@@ -365,10 +365,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the streams of calls that have been idle longest, so that `wanted` more can be opened.
-
-        Return False if too few streams are idle.
-        """
+        """Close the streams of calls that have been idle longest, to open `wanted` more; False if too few are idle."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -767,10 +764,7 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has the member `member` of the capability `name`.
-
-    `modern` is True for clients of 2026-07-28 and False for others (see `AssignedServer.capabilities`).
-    """
+    """Return whether the server has this member of the capability `name`, for clients of 2026-07-28 if `modern`."""
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
