@@ -98,7 +98,7 @@ def answers(one: Mouse) -> None:
     one.press(page.get_by_role("alertdialog").get_by_role("button", name="End 500 lines"))
     expect(page.get_by_text(re.compile("500 lines ended"))).to_be_visible(timeout=240_000)
     one.press(page.get_by_role("link", name="Show all").or_(page.get_by_role("link", name="Clear")).first)
-    one.press(page.get_by_role("button", name=re.compile("Keep all [0-9]+ open")))
+    one.press(page.get_by_role("button", name=re.compile("Keep all [0-9,]+ open")))
     expect(page.get_by_text("200 of 200 people")).to_be_visible(timeout=120_000)
     one.press(page.get_by_role("button", name="Close review"))
     one.press(page.get_by_role("alertdialog").get_by_role("button", name="Close review"))
