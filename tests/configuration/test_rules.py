@@ -135,7 +135,7 @@ def test_a_rule_of_archived_servers_only_is_not_in_files(owner: User) -> None:
 
     assert "Large payments" not in text
     assert plan(document.read({"gateway.yaml": text}), owner).changes == []
-    with pytest.raises(ConfigurationError, match="archived servers has this name"):
+    with pytest.raises(ConfigurationError, match="servers are all archived, has this name"):
         applied("version: 1\nrules: [{name: Large payments, effect: refuse}]\n", owner)
 
 
