@@ -59,6 +59,11 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
     return Gateway.approvers.through.objects.filter(gateway=OuterRef("gateway"), **where)
 
 
+def _approvable_by(viewer: User) -> Q:
+    """Match the requests on gateways that name `viewer` as approver. An API key matches none."""
+    return Q(Exists(_approvers(user=viewer))) if viewer.narrowed_to is None else Q(pk=None)
+
+
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def open(self) -> "AccessRequestQuerySet":
         """Return the requests that wait for a decision. The person must be active, and the gateway not archived."""
@@ -79,7 +84,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         """Return the viewer's own requests, and the requests on which the viewer may decide."""
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
             return self
-        return self.filter(Q(user=viewer) | Q(Exists(_approvers(user=viewer))))
+        return self.filter(Q(user=viewer) | _approvable_by(viewer))
 
     def to_decide(self, viewer: User | None) -> "AccessRequestQuerySet":
         """Return the open requests that wait for a decision by `viewer`; if `viewer` is None, all open requests.
@@ -89,7 +94,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         """
         if viewer is None:
             return self.open()
-        mine = Q(Exists(_approvers(user=viewer)))
+        mine = _approvable_by(viewer)
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
             others = _approvers(user__is_active=True).exclude(user=OuterRef("user"))
             mine |= ~Q(Exists(others)) | Q(created_at__lte=Now() - FALLBACK_AFTER)

@@ -47,7 +47,7 @@ def boss() -> User:
 
 @pytest.fixture
 def lead() -> User:
-    return make.user(email="lead@example.com")
+    return make.user(Capability.GATEWAYS_READ, email="lead@example.com")
 
 
 @pytest.fixture
@@ -278,11 +278,14 @@ def test_rest_asks_decides_and_ends(work: Gateway, boss: User, lead: User, ann: 
     changed = Rest(sign_in(boss)).send("patch", "/gateways/work", settings).json()
     unknown = Rest(sign_in(boss)).send("patch", "/gateways/work", {"approvers": ["nobody@example.com"]})
     member, approver = Rest(sign_in(ann)), Rest(sign_in(lead))
+    by_key = Rest.bearing(make.api_key(lead, Capability.GATEWAYS_READ).secret)
     [listed] = member.get("/me/gateways", access="no").json()["results"]
 
     made = member.send("post", "/access-requests", {"gateway_id": listed["id"], "reason": "On call"})
     twice = member.send("post", "/access-requests", {"gateway_id": listed["id"], "reason": "On call"})
     path = f"/access-requests/{made.json()['id']}"
+    waiting = [len(rest.get("/access-requests", show="decide").json()["results"]) for rest in (approver, by_key)]
+    refused = by_key.send("post", f"{path}/approve", {})
     own = member.send("post", f"{path}/approve", {})
     late = approver.send("post", f"{path}/approve", {"days": 61})
     given = approver.send("post", f"{path}/approve", {"answer": "Fine"}).json()
@@ -293,6 +296,7 @@ def test_rest_asks_decides_and_ends(work: Gateway, boss: User, lead: User, ann: 
     assert (made.status_code, made.json()["days"], made.json()["approvers"]) == (201, 10, [lead.email])
     assert (twice.status_code, twice.json()["code"]) == (409, "already_requested")
     assert (own.status_code, own.json()["code"]) == (403, "not_yours")
+    assert (waiting, refused.status_code) == ([1, 0], 403)  # A key decides only with GATEWAYS_MANAGE.
     assert (late.status_code, list(late.json()["errors"])) == (400, ["days"])
     assert (given["state"], given["decided_by"], given["answer"]) == ("approved", lead.email, "Fine")
     [listed] = member.get("/me/gateways", access="yes").json()["results"]
