@@ -118,19 +118,12 @@ def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
     return Gateway.objects.filter(allowing(host), pk=gateway.pk).exists()
 
 
-# Matches connections whose user, host and gateway are enabled, whose host is approved, whose user may use the gateway,
-# and whose gateway allows the host. Needs `with_reach`.
-UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True, host_allowed=True) & ~Q(
-    host__needs_approval=True, host__approved_at=None
-)
-
-
 @cache
 def stopped_above() -> Q:
-    """Match blocked connections: the opposite of UNBLOCKED. Needs no `with_reach`.
+    """Match blocked connections: those with a `blocked_reason`.
 
-    Meant for queries over very many connections. Few users, hosts and gateways are disabled, so subqueries find these,
-    instead of a join of their tables to every connection.
+    Few users, hosts and gateways are disabled, so subqueries find these, instead of a join of their tables to every
+    connection.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(Q(is_active=False) | Q(role__uses_gateways=False))

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.outcomes import in_short
 from capabilities import Capability
-from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
+from connections.models import Connection, ConnectionQuerySet, stopped_above
 from gateways.models import Reach
 from hosts.models import HostKind
 from tokens.models import Token, prefixed
@@ -208,7 +208,7 @@ class ConnectionFilter(ListFilter):
         if kind := TYPES.get(self.values.get("type", "")):
             rows = rows.filter(host__kind=kind)
         if statuses := self.values.get("status"):
-            rows = rows.with_reach().annotate(usable=_usable()).filter(_any_of(statuses))
+            rows = rows.filter(_any_of(statuses))
         return rows
 
 
@@ -236,7 +236,7 @@ def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
 
 def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
     """Return the connections among `rows` whose status is `active`."""
-    return rows.filter(_usable(), revoked_at=None, enabled=True).exclude(stopped_above())
+    return rows.filter(_any_of(["active"]))
 
 
 def _holding(credentials: Q) -> Q:
@@ -244,9 +244,9 @@ def _holding(credentials: Q) -> Q:
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 
-def _usable() -> Exists:
-    """Return a condition for connections with a usable token or key, as a subquery."""
-    return Exists(_tokens_in_use().filter(connection=OuterRef("pk")))
+def _usable() -> Q:
+    """Match connections with a usable token or key."""
+    return Q(Exists(_tokens_in_use().filter(connection=OuterRef("pk"))))
 
 
 def _tokens_in_use() -> Any:
@@ -257,13 +257,14 @@ def _tokens_in_use() -> Any:
 
 
 def _any_of(statuses: Iterable[str]) -> Q:
-    live = Q(revoked_at=None)
+    """Match the connections that have one of these statuses, which may include LIVE."""
+    live, on = Q(revoked_at=None), Q(revoked_at=None, enabled=True)
     means = {
         LIVE: live,
-        "active": live & Q(enabled=True, usable=True) & UNBLOCKED,
-        "blocked": live & Q(enabled=True, usable=True) & ~UNBLOCKED,
+        "active": on & _usable() & ~stopped_above(),
+        "blocked": on & _usable() & stopped_above(),
         "disabled": live & Q(enabled=False),
-        "expired": live & Q(enabled=True, usable=False),
+        "expired": on & ~_usable(),
         "revoked": ~live,
     }
     return reduce(or_, (means[status] for status in statuses))

@@ -7,7 +7,6 @@ from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import (
-    UNBLOCKED,
     Connection,
     ConnectionIdentity,
     ConnectionRefused,
@@ -85,7 +84,7 @@ def test_stopped_above_matches_every_blocked_connection() -> None:
     gateways[1].disable(by=ana)
     User.objects.filter(pk=chief.pk).update(is_active=False)
 
-    working = set(Connection.objects.with_reach().filter(UNBLOCKED))
+    working = {row for row in Connection.objects.all() if not row.blocked_reason}
     stopped = set(Connection.objects.filter(stopped_above()))
 
     assert len(working) == 3 + 2
