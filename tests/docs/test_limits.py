@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 
@@ -19,6 +20,7 @@ from oauth.limits import A_MINUTE
 from proxy import server_requests, streams, upstream_streams
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
+from servers.forms import ServerForm
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.export import MAX_EXPORTS
@@ -27,7 +29,10 @@ from wire import client, definitions, fair_queue, jsonrpc, sse, trace_context
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
+SECONDS: Any = ServerForm.base_fields
 LIMITS = {
+    "seconds without data from the server during a call": SECONDS["timeout_seconds"].max_value,
+    "seconds of a whole call": SECONDS["total_seconds"].max_value,
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers in memory, in each worker": settings.ANSWERS_MIB,
