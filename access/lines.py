@@ -126,7 +126,7 @@ class LineLoader:
     # The sources of the access.
 
     def _add_grants(self, lines: list[AccessLine], sources: Sources) -> None:
-        free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("pk")))
+        free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("*")))
         limited = {pk for pk, each in self._by_pk.items() if not each.gives_all}
         grants = defaultdict[UUID, list[ToolGrant]](list)
         theirs = Q(everyone=True) | Q(user__in=self._people) | Q(team__in=self._teams) | ~Q(team_name="")

@@ -230,7 +230,7 @@ def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
         "blocked": stopped_above(),
     }
     status = Case(*(When(which, then=Value(name)) for name, which in in_order.items()), default=Value("active"))
-    counted = dict(rows.order_by().annotate(told=status).values_list("told").annotate(Count("pk")))
+    counted = dict(rows.order_by().annotate(told=status).values_list("told").annotate(number=Count("*")))
     return {status: counted.get(status, 0) for status in STATUSES}
 
 

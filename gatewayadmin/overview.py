@@ -102,7 +102,7 @@ def _statement(reader: User, rights: tuple[Any, ...], *kinds: str) -> tuple[str,
 
 def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:
     kinds: QuerySet[Any, Any] = rows.order_by().annotate(waiting_kind=Value(kind, CharField())).values("waiting_kind")
-    numbers: QuerySet[Any, Any] = kinds.annotate(number=Count("pk")).values_list("waiting_kind", "number")
+    numbers: QuerySet[Any, Any] = kinds.annotate(number=Count("*")).values_list("waiting_kind", "number")
     return numbers
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -187,7 +188,7 @@ class Table:
         return f"columns-{self.key}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableView:
     table: Table
     columns: tuple[Column, ...]
@@ -202,7 +203,11 @@ class TableView:
 
     def column(self, name: str) -> Column | None:
         """Return the column with this name; None if the user may not see it."""
-        return next((column for column in self.columns if column.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
     @property
     def picks(self) -> bool:

@@ -52,7 +52,7 @@ def _offered(assignments: Sequence[Assignment]) -> FeatureQuerySet:
 
 
 def _by_assignment(features: FeatureQuerySet) -> Counter[UUID]:
-    return Counter(dict(features.order_by().values_list("assignment").annotate(Count("pk"))))
+    return Counter(dict(features.order_by().values_list("assignment").annotate(number=Count("*"))))
 
 
 def _of_server(assignments: Sequence[Assignment], tools: Counter[UUID]) -> list[Reached]:
