@@ -262,30 +262,30 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         if tool:  # Empty for calls without a tool name.
             tools[tool] += number
             tools_called[person] += 1
-    shown = [tool for tool, _ in tools.most_common(TOOLS)]
+    shown = {tool: urlencode({"tool": tool}) for tool, _ in tools.most_common(TOOLS)}
     names = newest_names(FIELDS["user"], [person for person, _ in people.most_common(PEOPLE)])
     highest = max(calls.values(), default=1)
-    narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
+    narrowed = urlencode({"gateway": gateway.pk, "range": chosen, "method": "tools/call"})
 
-    def cell(person: UUID, tool: str) -> Cell:
+    def cell(person: UUID, tool: str, link: str) -> Cell:
         number = calls.get((person, tool), 0)
-        link = urlencode({**narrowed, "user": str(person), "tool": tool})
-        return Cell(f"{person}:{tool}", number, -(-LEVELS * number // highest), link)
+        level = -(-LEVELS * number // highest)
+        return Cell(f"{person}:{tool}", number, level, f"{narrowed}&user={person}&{link}")
 
     rows = [
         PersonUse(
             person,
             names.get(person) or str(person),
-            [cell(person, tool) for tool in shown],
+            [cell(person, tool, link) for tool, link in shown.items()],
             tools_called[person],
             number,
-            urlencode({**narrowed, "user": str(person)}),
+            f"{narrowed}&user={person}",
         )
         for person, number in people.most_common(PEOPLE)
     ]
     return {
         "rows": rows,
-        "tools": [(tool, urlencode({**narrowed, "tool": tool})) for tool in shown],
+        "tools": [(tool, f"{narrowed}&{link}") for tool, link in shown.items()],
         "people_count": len(people),
         "since": min(first for *_, first, _ in found) if are_more else None,
     }

@@ -163,6 +163,8 @@ class Syslog:
             data += piece
         while data:
             length, _, rest = data.partition(b" ")
+            if not length.isdigit():  # From a client of an earlier receiver at this port, such as a webhook.
+                return
             self.messages.append(rest[: int(length)])
             data = rest[int(length) :]
         if isinstance(taken, ssl.SSLSocket):
