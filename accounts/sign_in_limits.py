@@ -54,7 +54,7 @@ class TooManyTries(TryLater):
 
     def __init__(self, window: timedelta) -> None:
         wait = "Wait a minute, then try again." if window == MINUTE else "Try again in an hour."
-        super().__init__(f"Too many failed attempts. {wait}", seconds_left(window))
+        super().__init__(f"Too many attempts. {wait}", seconds_left(window))
 
 
 @dataclass(slots=True)

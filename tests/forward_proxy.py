@@ -70,6 +70,14 @@ async def _join(
         back.transport.abort()
 
 
+async def close_listener(server: asyncio.Server) -> None:
+    """Stop accepting connections. asyncio would leak a connection that it accepts while its server closes."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    server.close()
+
+
 @contextmanager
 def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Yield the port at which `handle` gets connections, until the block ends."""
@@ -91,7 +99,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
         started.append((asyncio.get_running_loop(), over, server.sockets[0].getsockname()[1]))
         ready.set()
         await over.wait()
-        server.close()
+        await close_listener(server)
         mine = asyncio.current_task()
         for _ in range(4):  # While tasks end, TLS handshakes may succeed and start new ones.
             await asyncio.sleep(0)  # Cancelling a task that has not started would leak its connection.

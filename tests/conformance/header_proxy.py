@@ -11,6 +11,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from tests.forward_proxy import close_listener
+
 HEAD_LIMIT = 64 * 1024
 HEAD_END = b"\r\n\r\n"
 
@@ -35,9 +37,10 @@ class HeaderProxy:
 
         async def serve() -> None:
             relay = Relay(port, token)
-            async with await asyncio.start_server(relay.connected, sock=self._listener, limit=HEAD_LIMIT):
+            async with await asyncio.start_server(relay.connected, sock=self._listener, limit=HEAD_LIMIT) as server:
                 started.set()
                 await stop.wait()
+                await close_listener(server)
                 relay.close()
 
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)

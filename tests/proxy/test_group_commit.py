@@ -10,6 +10,7 @@ import pytest
 from gatewayadmin.config import database
 from proxy.store.pg import FULL_BATCH, DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
 from tests.eventually import PATIENCE, until
+from tests.forward_proxy import close_listener
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -195,7 +196,7 @@ async def mute() -> AsyncIterator[Mute]:
     database.conninfo = f"host={host} port={port} sslmode=disable gssencmode=disable"
     async with server:
         yield database
-        server.close()
+        await close_listener(server)
         database.hang_up()
 
 
