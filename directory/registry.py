@@ -144,7 +144,7 @@ def _limit(text: str) -> int:
     if not text:
         return USUAL_LIMIT
     if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
-        raise BadQuery("limit", "Must be a number from 1.")
+        raise BadQuery("limit", "Must be a whole number of at least 1.")
     return min(int(text[:9]), MOST_LIMIT)
 
 

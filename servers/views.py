@@ -334,7 +334,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _removed_from(server: Server) -> str:
-    """Return a sentence with the gateways from which the server is removed."""
+    """Return a sentence with the gateways from which archiving will remove the server."""
     live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
     names = list(live.values_list("gateway__name", flat=True))
     return f"It is removed from {first_names(names)}. Connections are not changed." if names else "It is on no gateway."

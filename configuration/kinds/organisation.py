@@ -41,8 +41,8 @@ RULES = Field(
 class OrganisationKind(Kind):
     name, noun, key = "organisation", "sign-in by the organisation", ""
     about = (
-        "Sign-in by the organisation through OpenID Connect. Set up SAML on the page instead. API keys cannot change "
-        "this."
+        "Sign-in by the organisation through OpenID Connect. SAML can be set up only on the page, not in a file. API "
+        "keys cannot change these settings."
     )
     sees = SEES_SETTINGS
     manages = Capability.WORKSPACE_MANAGE

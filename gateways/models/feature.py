@@ -34,7 +34,7 @@ LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
 
 class NothingToAccept(GatewayError):
-    """There is nothing to accept: the definition that its server offers is approved."""
+    """There is nothing to accept: the definition that the server offers is already approved."""
 
 
 class FeatureKind(models.TextChoices):

@@ -50,7 +50,9 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
-        raise MalformedXml("The document contains a document type declaration, a comment or a processing instruction.")
+        comment = "" if comments else "a comment, "
+        found = f"a document type declaration, {comment}a CDATA section or a processing instruction"
+        raise MalformedXml(f"The document contains {found}.")
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,

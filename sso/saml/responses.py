@@ -429,7 +429,9 @@ def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | No
 def _encryption_method(part: Element) -> Element:
     methods = part.findall(tag(ENCRYPTION, "EncryptionMethod"))
     if len(methods) != 1:
-        raise ResponseRefused("malformed", "The encrypted assertion has no EncryptionMethod.")
+        raise ResponseRefused(
+            "malformed", "EncryptedData and EncryptedKey must each have exactly one EncryptionMethod."
+        )
     return methods[0]
 
 

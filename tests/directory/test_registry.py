@@ -161,7 +161,7 @@ def test_a_person_lists_what_they_may_use(
 
     assert slugs(of_max.get(path)) == ["docs-for-all"]
     assert problem(of_max.get(f"{path}/{name}/versions/latest")) == (404, "not_found")
-    assert errors(of_max.get(path, limit="x")) == {"limit": ["Must be a number from 1."]}
+    assert errors(of_max.get(path, limit="x")) == {"limit": ["Must be a whole number of at least 1."]}
     assert problem(Rest().get(path)) == (401, "not_authenticated")
     reading, other = (make.api_key(boss, one).secret for one in (Capability.GATEWAYS_READ, Capability.LOGS_READ))
     assert slugs(Rest.bearing(reading).get(path)) == ["docs-for-all"]

@@ -368,7 +368,7 @@ def test_accept_asks_and_shows_clients_what_is_offered(held: Feature, ana: User,
     for said in ("by ana@example.com", "by the gateway's settings", "shown to clients"):
         assert said in history
     again = client.post(path, {"definition": ""}, follow=True)
-    assert "the definition that its server offers is approved" in text(again)
+    assert "the definition that the server offers is already approved" in text(again)
 
 
 @pytest.mark.full

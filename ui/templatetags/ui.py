@@ -429,7 +429,10 @@ def undo(message: Message) -> Undo | None:
 
 @register.simple_tag(takes_context=True)
 def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
-    """Return the view of the table with the key `key + kind`; assign it to `table`, for cells and heads."""
+    """Return the view of the table with the key `key + kind`.
+
+    Templates must store it `as table`, because the tags for cells and heads read `table`.
+    """
     return table_view(context["request"], key + kind)
 
 
