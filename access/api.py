@@ -29,7 +29,7 @@ class AccessSourceSerializer(serializers.Serializer[Any]):
     """A reason for the access: a team, a role, a grant, or a gateway that is open to everyone."""
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
-    name = serializers.CharField(help_text="Name of the team or role; otherwise of the gateway or person.")
+    name = serializers.CharField(help_text="Name of the team, role, gateway or person, depending on `kind`.")
     since = UtcDateTimeField(allow_null=True, help_text="When this source began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When this source ends; null if no end is set.")
 
@@ -108,18 +108,18 @@ class AccessReportQuery(ListQuery):
     )
     on = serializers.DateField(
         required=False,
-        help_text="A past day. The report shows the access at the end of this day (UTC). With this filter, "
-        "`last_used_at` is null, and the filter `unused` is ignored.",
+        help_text="Show the access at the end of this past day (UTC). Then `last_used_at` is null, and the filter "
+        "`unused` is ignored. For today, the present access is shown.",
     )
 
     def validate_on(self, on: date) -> date:
         if on > timezone.now().date():
-            raise serializers.ValidationError("Must not be in the future.")
+            raise serializers.ValidationError("The day must not be in the future.")
         return on
 
 
 class AccessResource(Resource):
-    """The people with the gateways and tools that they may use."""
+    """People, and the gateways and tools that they may use."""
 
     serializer_class = AccessSerializer
 

@@ -1,4 +1,4 @@
-"""Querysets of the rows that were in force at a moment. None means now."""
+"""Querysets of the rows that were in force at `moment`; a `moment` of None means now."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _given(moment: datetime) -> Q:
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
     """Return, by name, the ids of all teams that had members at `moment`; {} if `moment` is None (now).
 
-    A grant whose team was deleted later has only the team's name. The result has the id of this team.
+    The ids are needed for grants whose team was deleted later: such a grant has only the team's name.
     """
     if moment is None:
         return {}

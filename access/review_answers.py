@@ -86,7 +86,7 @@ class AnswerForm:
     def save(self) -> list[tuple[str, Answers]]:
         """Save the answers. Raises AlreadyClosed, NotAReviewer or CapabilityRequired."""
         if not self.chosen:
-            # Without lines, `answer` only raises the errors above.
+            # There is nothing to save, but `answer` still raises the errors listed above.
             self._review.answer(ReviewLine.objects.none(), Answer.KEEP, by=self._by)
         return [(answer, self._answer(answer, lines)) for answer, lines in self.chosen.items()]
 

@@ -311,7 +311,7 @@ class ReviewLines(Resource):
     def list(self, request: Request, pk: UUID) -> Response:
         """List the lines of an access review, by person.
 
-        Lines of credentials require `identities:read`, unless you are a reviewer.
+        If you lack `identities:read` and are not a reviewer, lines about credentials are left out.
         """
         review = get_object_or_404(Review.objects.visible_to(self.me), pk=pk)
         asked = dict(self.query_data)

@@ -136,8 +136,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
     ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
-    Unanswered.LIST: "Their access stays. The result lists these lines.",
-    Unanswered.END: "Their access ends. Access that you may not end on that day is only listed.",
+    Unanswered.LIST: "The access in them stays. The result lists the lines.",
+    Unanswered.END: "The access in them ends a day after the due date. Access you may not end then is only listed.",
 }
 
 
@@ -165,7 +165,7 @@ class StartForm(forms.Form):
         label="Fallback reviewer",
         required=False,
         max_length=254,
-        help_text="E-mail address of somebody who may answer every line, if a reviewer cannot.",
+        help_text="E-mail address of somebody who may answer every line, for example while a reviewer is away.",
     )
     due_on = forms.DateField(label="Due date", widget=forms.DateInput(attrs={"type": "date"}), initial=in_two_weeks)
     unanswered = forms.ChoiceField(

@@ -130,7 +130,7 @@ def start(request: AppRequest) -> HttpResponse:
         review = Review.objects.start(**form.cleaned_data, by=request.user)
         return leave(request, review_url(review), f"Started with {number_of(review.lines.count(), 'line')}")
 
-    lacking = "To have lines ended, you need the permissions that end grants, tokens, connections and credentials."
+    lacking = "To end unanswered lines, you need the permissions to end grants, tokens, connections and credentials."
     errors = {
         BadDue: "due_on",
         BadReviewer: "reviewers",
@@ -377,7 +377,7 @@ def close(request: AppRequest, pk: UUID) -> HttpResponse:
         back=review_url(review),
         faults=(ReviewError, CapabilityRequired),
         title="Close review",
-        text="Close this review? Its answers can no longer be changed, and the log keeps a checksum of them.",
+        text="Close this review? Its answers can then no longer be changed. An admin event records their checksum.",
         more=f"{number_of(left, 'line')} without an answer {verb} unanswered. No access ends." if left else "",
         submit="Close review",
     )

@@ -64,7 +64,7 @@ class UserSerializer(serializers.Serializer[User]):
     display_name = serializers.CharField(help_text="Name on the pages.")
     role = Reference(allow_null=True, help_text="Role of the person; null if none.")
     teams = Reference(many=True, help_text="Teams of the person.")
-    is_active = serializers.BooleanField(help_text="Whether the person can sign in and their tokens work.")
+    is_active = serializers.BooleanField(help_text="If false, the person cannot sign in, and their tokens do not work.")
     status = serializers.CharField(
         help_text="`active` or `deactivated`; for people who have not joined: `invited`, `expired`, `revoked`, "
         "`provisioned` or `deactivated`."

@@ -26,7 +26,7 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
-USES_GATEWAYS = "Whether people with this role use gateways; false: they only look, and their calls are refused."
+USES_GATEWAYS = "Whether people with this role can use gateways. If false, they only look, and their calls are refused."
 REQUIRED_SIGN_IN = "How people must sign in with a browser: `none` (in any way), `second_factor` or `organisation`."
 
 
@@ -243,12 +243,14 @@ class WorkspaceChanges(RequestBody):
 class WorkspaceSerializer(WorkspaceChanges):
     """All settings; `public_url` and `private_upstreams` come from the environment."""
 
-    shorter_retention_days = serializers.IntegerField(allow_null=True, help_text="Requested shorter retention.")
+    shorter_retention_days = serializers.IntegerField(
+        allow_null=True, help_text="Requested shorter retention; null if none is pending."
+    )
     shorter_retention_at = serializers.DateTimeField(
-        allow_null=True, help_text="When the shorter retention takes effect."
+        allow_null=True, help_text="When the requested shorter retention takes effect; null if none is pending."
     )
     shorter_retention_drops = serializers.SerializerMethodField(
-        help_text="Estimated number of calls that the shorter retention will delete."
+        help_text="Estimated number of calls that the requested shorter retention will delete; null if none is pending."
     )
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")

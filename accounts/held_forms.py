@@ -129,7 +129,7 @@ def _forget(request: HttpRequest) -> None:
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """Remove the form stored under `key`, and return its data.
 
-    Return None if the form has expired, or was sent by another person or to another URL.
+    Return None if `_sent` returns None, or if the form was sent to another URL.
     """
     sent = _sent(request, key)
     if key in (held := _held(request)):
@@ -141,7 +141,7 @@ def _taken(request: HttpRequest, key: str) -> QueryDict | None:
 
 
 def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
-    """Return the form stored under `key`. Return None if there is no such form, or if another person sent it."""
+    """Return the form that this person stored under `key`; None if there is none that can be decrypted."""
     if key not in (held := _held(request)):
         return None
     try:

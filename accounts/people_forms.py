@@ -189,7 +189,7 @@ class InviteForm(RoleChoice):
         Team.objects.none(),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="They can use the team's gateways.",
+        help_text="The invited people can use the gateways of these teams.",
     )
     field_order = ("emails", "role", "teams")
 
@@ -240,7 +240,7 @@ class RoleForm(ChecksCapabilities):
         label="Required of people with this role",
         required=False,
         choices=RequiredSignIn.choices,
-        help_text="Pages ask for it before anything else. Tokens and API keys of these people work without it.",
+        help_text="Pages ask for this sign-in first. Tokens and API keys of these people work without it.",
     )
     only_looks = forms.BooleanField(
         label="People with this role only look",

@@ -130,8 +130,8 @@ def deactivate_picked(request: AppRequest) -> HttpResponse:
         lambda person: person.deactivate(by=request.user),
         PeopleError,
         lambda _: (
-            "All sessions end and every connection acting as them stops on its next request. Nothing is revoked: "
-            "after reactivation, everything works as before."
+            "All their sessions end, and every connection that acts as one of them stops at its next request. Nothing "
+            "is revoked: after reactivation, everything works as before."
         ),
         icon="pause",
         undo=REACTIVATE,
@@ -294,7 +294,7 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
         act,
         title="Decline request",
         text=f"Decline the request of {person.email} for “{capability.label}”?",
-        more="The person sees this, and can ask again one day after the request.",
+        more="The person sees that the request was declined, and can ask again one day after it was made.",
         kind="primary",
         hidden=[("capability", capability.slug)],
     )
@@ -368,8 +368,8 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         title="Make break-glass owner" if on else "End break-glass",
         text=f"Let {person.email} always use their password?" if on else f"End break-glass for {person.email}?",
         more=(
-            "They need a second factor. While sign-in by the organisation is enforced, each sign-in with the password "
-            "is recorded as an admin event."
+            "They must already have a second factor. While sign-in by the organisation is enforced, each sign-in with "
+            "the password is recorded as an admin event."
         )
         if on
         else "If sign-in by the organisation is enforced, they must use it, and their password sessions end at once.",
@@ -409,7 +409,7 @@ def _reset_sent(request: AppRequest, person: User) -> str:
         return str(error)
     except OSError:
         password_links.logger.exception("mail not sent")
-        return "The mail could not be sent. See the server's log."
+        return "The mail could not be sent. The process log of the gateway says why."
     Event.objects.record(Action.USER_RESET_SENT, person, by=request.user)
     return f"A link was sent to {person.email}"
 

@@ -184,7 +184,8 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    The actor may lack a capability. Or the role to give uses gateways, and the actor's own role can only look.
+    One reason is that the actor lacks a capability. The other is that the role uses gateways, while the actor's own
+    role can only look.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."

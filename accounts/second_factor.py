@@ -224,7 +224,7 @@ def _moved(pk: int) -> list[bool]:
 MOST_KEYS = 10  # Per person.
 LONGEST_CREDENTIAL = 16 * 1024
 NOT_READ = "The browser did not read a security key. JavaScript is required."
-REFUSED = "This security key is unknown, or it took too long. Try again."
+REFUSED = "The security key could not be verified. It may be unknown, or the request may have expired. Try again."
 
 
 def is_offered() -> bool:

@@ -90,7 +90,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return link_at(key)
 
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
-        """Return the person with this e-mail and password, or None. Raises TooManyTries or HashingBusy."""
+        """Return the person with this e-mail and password, or None.
+
+        Raises TooManyTries, HashingBusy, or ValidationError if the person must sign in at the organisation.
+        """
         email = str(credentials.get("email", ""))
         tries = _try(request, email)
         with nullcontext() if tries.is_known else for_a_stranger():
@@ -105,7 +108,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
-        """True if this is the signed-in user's password. Attempts are counted separately from sign-in attempts."""
+        """True if this is the signed-in user's password. Unlike `authenticate`, counts no sign-in attempt."""
         return user.check_password(password)
 
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
@@ -128,7 +131,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return response
 
     def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
-        """Redirect a deactivated user to the sign-in page without a reason, like any other refusal."""
+        """Redirect a deactivated user to the sign-in page, which does not reveal that the user is deactivated."""
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:

@@ -125,7 +125,7 @@ def try_as(person: User, action: str) -> Tries:
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
     """Count an attempt of the kind `what`; return True if it is the first from this address in this minute.
 
-    Use it to limit events that anybody can cause.
+    This serves to limit the recording of events that anybody can cause.
     """
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 

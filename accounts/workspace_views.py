@@ -42,8 +42,8 @@ class WorkspaceForm(forms.Form):
     required_sign_in = forms.ChoiceField(
         label="Required of everybody",
         choices=RequiredSignIn.choices,
-        help_text="Pages ask for it before anything else. Tokens and API keys work without it. Roles can "
-        "require it too.",
+        help_text="Pages ask for this sign-in first. Tokens and API keys work without it. Roles can "
+        "require a sign-in too.",
     )
     zone = forms.CharField(
         label="Time zone",
@@ -54,21 +54,21 @@ class WorkspaceForm(forms.Form):
     setup_steps = forms.BooleanField(
         label="Show the first steps",
         required=False,
-        help_text="On the dashboard of administrators, until all steps are done.",
+        help_text="Administrators see them on the dashboard until all steps are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",
         required=False,
         help_text=(
-            "Adds “No expiry” to 7, 30 and 90 days as a choice for new tokens. If you disable this later, tokens "
-            "without expiry keep working but are marked."
+            "Offers “No expiry” for new tokens, besides 7, 30 and 90 days. If you disable this later, tokens without "
+            "expiry keep working but are marked."
         ),
     )
     oauth_access_token_seconds = forms.IntegerField(
         label="Lifetime of an app's access token",
         min_value=60,
         max_value=3600,
-        help_text="Seconds, from 60 to 3600. Apps renew it by themselves.",
+        help_text="Seconds, from 60 to 3600. Apps renew their access tokens by themselves.",
     )
     oauth_refresh_idle_days = forms.IntegerField(
         label="An unused app must sign in again after",
@@ -81,8 +81,9 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. Calls are deleted by the day; if kept for more than 100 days, by the week; for more "
-            "than 730, by the month. Admin events are kept for ever. A shorter time takes effect after a day."
+            "Days, from 1 to 3650. Calls are deleted in whole days; if kept for more than 100 days, in whole weeks; if "
+            "kept for more than 730, in whole months. Admin events are kept for ever. A shorter time takes effect "
+            "after a day."
         ),
     )
     record_payloads = forms.BooleanField(

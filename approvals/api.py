@@ -55,7 +55,8 @@ class HoldSerializer(serializers.Serializer[Hold]):
     rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
     state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="Its state.")
     arguments: Any = serializers.SerializerMethodField(
-        help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads."
+        help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads, or if they "
+        "cannot be decrypted."
     )
     argument_names = serializers.SerializerMethodField(help_text="Paths of the arguments.")
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first.")
@@ -63,7 +64,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
         source="team.name",
         default=None,
         allow_null=True,
-        help_text="Team that decides first; null for other approvers, and if the team is deleted.",
+        help_text="Team that decides first; null if the approvers are not a team, or if the team was deleted.",
     )
     somebody_else = serializers.BooleanField(help_text="If true, people cannot decide on calls of their own agents.")
     asked_at = UtcDateTimeField(help_text="When the call was made.")

@@ -13,7 +13,7 @@ from ui.forms import ListFilter
 
 
 class HoldFilter(ListFilter):
-    """Filter held calls by what the viewer can do with them, by state, and by words."""
+    """Filter held calls by state and words, and by whether they wait for the viewer or are of the viewer's agents."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("own", "Your agents"))
@@ -50,8 +50,8 @@ class WaitForm(forms.Form):
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="If empty: 50 if the client asks for progress, otherwise 4. The gateway then learns how long the "
-        "client waits, and adapts the number.",
+        help_text="If empty, the gateway starts with 50 for clients that ask for progress, with 4 for others, and then "
+        "adapts the number to how long the client waits.",
     )
 
 

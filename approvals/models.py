@@ -118,7 +118,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
         """Return the holds on which the rule lets `person` decide first.
 
-        The rule names either the person for whom the agent acts, or a team that `person` is a member of.
+        The rule either names a team of which `person` is a member, or lets the agent's owner decide, who is `person`.
         `person` may be an OuterRef, for use in `Exists`.
         """
         of_person = Q(approvers=Approvers.PERSON, user=person)
@@ -132,11 +132,11 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(call | contains("user__email", words) | contains("rule_name", words))
 
     def expire_due(self) -> int:
-        """Mark holds whose time has passed without a decision as expired, and return their number."""
+        """Expire the holds whose time has passed without a decision, and return their number."""
         return self.filter(state=HoldState.WAITING, ends_at__lte=Now()).update(state=HoldState.EXPIRED)
 
     def drop_before(self, since: datetime) -> int:
-        """Delete ended holds of calls made before `since`, which the log no longer has. Return the number of holds."""
+        """Delete ended holds of calls made before `since`, the start of the log. Return the number of deleted holds."""
         over = self.filter(asked_at__lt=since, ends_at__lt=Now())
         return over.delete()[1].get("approvals.Hold", 0)
 
@@ -233,7 +233,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The newest hold of the same call, with the same arguments, whose call ran before this hold began."""
+        """The newest hold of an identical call (same tool and arguments) that ran before this call was held."""
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()
@@ -267,8 +267,8 @@ class Hold(models.Model):
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
         """Let the call run once. The approval is valid for the hold's whole period, counted from now (`ends_at`).
 
-        With a period `allow`, the agent may repeat the call without asking in that period, if the arguments `names`
-        have the same values. Raises HoldRefused.
+        If `allow` is a period, the agent may repeat the call in this period without asking, as long as the arguments
+        `names` have the same values. Raises HoldRefused.
         """
         with transaction.atomic():
             row = self._decide(HoldState.APPROVED, Action.HOLD_APPROVED, sentence, by)

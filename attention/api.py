@@ -1,4 +1,4 @@
-"""/api/notification-channels: channels that notify people and the workspace of what needs attention."""
+"""/api/notification-channels: the notification channels of people and of the workspace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
     "Names of the matters that the channel gets messages about, such as `apps`. Messages to a webhook have the name in "
-    "`matter`. You see and set only matters that you may choose."
+    "the field `matter`. You see and set only the matters that you may choose."
 )
 
 
@@ -52,7 +52,7 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     )
     zone = serializers.CharField(help_text="Time zone of the quiet hours, such as `Europe/Berlin`.")
     last_sent_at = UtcDateTimeField(allow_null=True, help_text="When a message was last accepted; null if never.")
-    last_error = serializers.CharField(help_text="Last error in words; empty once a message is accepted.")
+    last_error = serializers.CharField(help_text="Last error in words; empty if a later message was accepted.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -77,7 +77,7 @@ class ChannelChanges(RequestBody):
 
 
 class NewChannel(ChannelChanges):
-    """A channel to create. A `mail` channel of your own sends to your e-mail address and takes no other."""
+    """A channel to create. Your own `mail` channel sends to your e-mail address, and accepts no `address`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "enabled": True,
@@ -169,7 +169,7 @@ class ChannelResource(Resource):
     def test(self, request: Request, pk: UUID) -> Response:
         """Send a test message to a notification channel.
 
-        If the receiver refuses the message, the status is still 200, and the result has the reason.
+        If the message cannot be delivered, the status is still 200, and the result has the reason.
         """
         channel = channel_or_404(self.me, pk)
         with self.unchanged(channel):
@@ -182,7 +182,7 @@ class ChannelResource(Resource):
         empty = ChannelForm(None, channel=channel, viewer=self.me)
         unused = [name for name in ("address", "secret") if fields.get(name) and name not in empty.fields]
         if unused:
-            raise ValidationError({name: [f"This kind of channel has no {name}."] for name in unused})
+            raise ValidationError({name: [f"This channel has no {name}."] for name in unused})
         form = ChannelForm({**empty.initial, **fields}, channel=channel, viewer=self.me)
         checked(form)
         return form.settings

@@ -114,7 +114,7 @@ def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
 
 
 def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
-    """Return `rows` as an open matter; the page at `page`, filtered by `query`, must list the same rows."""
+    """Return `rows` as an open matter. The view `page` with the parameters `query` must list the same rows."""
     first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
     number = len(first) if len(first) <= MOST_KEYS else rows.count()
     things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}

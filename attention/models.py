@@ -143,7 +143,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the `changes` of the event for a new channel: the address, shown as `origin`; {} without `origin`."""
+        """Return the address (`origin`) as `changes` for the event about a new channel; {} if `origin` is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -171,7 +171,7 @@ class Channel(Versioned, models.Model):
         """Return the columns to save for this address and secret. Raises ChannelError.
 
         If the address or the secret is empty, the current one is used. Returns {} if no column changes: for a person's
-        own mail, or if both are empty and an address is saved.
+        own mail, or if both are empty and the channel already has an address.
 
         Resolves the host of the address, which may take seconds, so do not call it in a transaction.
         """
@@ -246,8 +246,8 @@ class Channel(Versioned, models.Model):
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
         """Queue a message, and return it.
 
-        Return None if the channel is disabled or mutes the matter, or if it is a mail channel and no mail server is
-        set. Messages with the same `key` are queued once. With `at_once` a message ignores quiet hours.
+        Return None if the channel is disabled or mutes the matter, or if it is a mail channel and there is no mail
+        server. Messages with the same `key` are queued once. If `at_once` is True, the message ignores quiet hours.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):

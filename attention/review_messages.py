@@ -31,9 +31,9 @@ def tell_reviewers() -> int:
 
 
 def tell_due() -> int:
-    """Queue a message to reviewers with open lines 3 days and 1 day before the due date; return the number of messages.
+    """Queue reminders to reviewers with open lines, 3 days and 1 day before the due date; return how many.
 
-    The message 1 day before also goes to the fallback reviewer.
+    The reminder 1 day before the due date also goes to the fallback reviewer.
     """
     number = 0
     for review in Review.objects.open().select_related("fallback"):

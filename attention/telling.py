@@ -1,8 +1,8 @@
 """Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
 Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
-about a matter only if something in it is new to that channel: at once for incidents and approvals, otherwise at most
-once a day.
+about a matter only if something in the matter is new to that channel. Messages about incidents and approvals are sent
+at once, all others at most once a day.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RECENT = timedelta(hours=1)  # Older events are not reported.
 ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to this age.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # After this time, another process may try to deliver the message again.
-AT_ONCE, THREADS = 16, 4  # Messages delivered in one run, and at the same time.
+AT_ONCE, THREADS = 16, 4  # Messages that one run delivers, and the number of threads that deliver them.
 MOST_FAILURES = 24  # A message is given up after this many failures, about 70 minutes after the first.
 LONGEST_NAME = 80
 MOST_TESTS = 10  # Test messages per person and hour.
@@ -105,7 +105,7 @@ def _tell_one(matter: Matter, found: OpenMatter) -> int:
 
 
 def _latest(matter: Matter) -> dict[UUID, Notification]:
-    """Return the newest message of this matter by channel."""
+    """Return each channel's newest message about this matter, by the id of the channel."""
     newest = Notification.objects.filter(matter=matter.name).order_by("channel_id", "-id").distinct("channel_id")
     return {message.channel_id: message for message in newest}
 
@@ -157,7 +157,7 @@ def _tell_channel(channel: Channel, matter: Matter, found: OpenMatter, last: Not
 
 
 def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool:
-    """True if the channel may be notified of the matter again."""
+    """True if enough time has passed since the `last` message about this matter to send the channel another one."""
     if last is None:
         return True
     now = timezone.now()
@@ -428,7 +428,7 @@ def send_test(channel: Channel, *, by: User) -> str:
 
 
 def drop_old(now: datetime) -> int:
-    """Delete sent and given-up messages older than 30 days; things that still wait are then reported again."""
+    """Delete sent and given-up messages after 30 days. Things that still need attention are then reported again."""
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 
 

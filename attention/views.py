@@ -65,7 +65,7 @@ class ChannelForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text="At least 24 bytes, made by “openssl rand”. It signs every message.",
+        help_text="At least 24 random bytes, such as the output of “openssl rand -base64 32”. They sign every message.",
     )
     enabled = forms.BooleanField(required=False, initial=True, label="Enabled")
     matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Messages about")
@@ -74,7 +74,7 @@ class ChannelForm(forms.Form):
         required=False,
         label="Quiet until",
         widget=forms.TimeInput(attrs={"type": "time"}),
-        help_text="Until this time messages wait, except incidents and approvals. Empty: no quiet hours.",
+        help_text="Until this time messages wait, except incidents and approvals. Leave empty for no quiet hours.",
     )
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 

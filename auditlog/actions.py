@@ -593,7 +593,7 @@ class Action(StrEnum):
     )
     CALLS_DROPPED = (
         "workspace.calls_dropped",
-        "Retention deleted {calls} calls with the partition {partition}.",
+        "Retention deleted the partition {partition}, which had {calls} calls.",
         "Retention deleted a partition of calls.",
     )
     RETENTION_ASKED = (

@@ -73,8 +73,8 @@ CALL_HELP = {
     "token_name": "Name of the token at the time.",
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
-    "authorise_ms": "Milliseconds until the gateway had decided.",
-    "upstream_ms": "Milliseconds the server took; null if it was not asked.",
+    "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
+    "upstream_ms": "Milliseconds that the server took; null if no request was sent to it.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address the call came from.",
@@ -104,7 +104,7 @@ EVENT_HELP = {
     "changes": "Values before and after, by field.",
     "correlation_id": "Id of the request, as in the header `X-Request-Id` of the answer.",
 }
-# Conditions for the parameters of the event list. Other parameters are compared with the column of their name.
+# Conditions for parameters of the event list. Every other parameter is compared with the column of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
@@ -204,7 +204,7 @@ class CallFilters(TimeRangeQuery):
 class CursorQuery(Query):
     """Query parameters for the start and size of a page."""
 
-    cursor = serializers.CharField(required=False, help_text="Start of the page; take it from `next` or `previous`.")
+    cursor = serializers.CharField(required=False, help_text="Cursor of the page, taken from `next` or `previous`.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
 
     def validate_cursor(self, text: str) -> Cursor:
@@ -242,8 +242,8 @@ class GroupQuery(CallFilters):
 class CallGroupSerializer(serializers.Serializer[Any]):
     """The calls of one host, person, gateway, server, tool or reason."""
 
-    value = serializers.CharField(help_text="Id of the group; for tools and reasons the name.")
-    name = serializers.CharField(help_text="Name of the group in its newest call.")
+    value = serializers.CharField(help_text="Id that the calls have in common; for tools and reasons the name.")
+    name = serializers.CharField(help_text="Name that belongs to `value` in the newest call.")
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
     denied = serializers.IntegerField(help_text="Number of refused calls.")
@@ -280,7 +280,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
         [(one.value, one.value) for one in Action], required=False, help_text="Only events with this action."
     )
     actor = by_person()
-    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events through this interface.")
+    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only actions taken through this interface.")
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
@@ -293,7 +293,9 @@ class StopSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
-    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="Start of the obstacle; null if unknown.")
+    since = UtcDateTimeField(
+        source="cause.since", allow_null=True, help_text="When the obstacle began; null if unknown."
+    )
     by = CauseField(
         source="cause.by",
         help_text="E-mail address of the person who caused the obstacle; null if unknown or without `audit:read`.",
@@ -333,11 +335,11 @@ class TrailSerializer(serializers.Serializer[Trail]):
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(
-        child=serializers.CharField(), help_text="Names of the checks after the check that stops the call."
+        child=serializers.CharField(), help_text="Names of the checks not made, because a check before them failed."
     )
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
     notes = serializers.ListField(
-        child=serializers.CharField(), help_text="Remarks on the answer, such as the labels that rules would give."
+        child=serializers.CharField(), help_text="Remarks on the decision, such as the labels that rules would give."
     )
 
 

@@ -45,7 +45,7 @@ FROM ({{rows}}) r GROUP BY bar
 
 
 class BarPath(NamedTuple):
-    """All bars of one outcome, as one SVG path."""
+    """An SVG path: the part of one bar, or the parts of all bars, for one kind of outcome."""
 
     kind: str
     path: str
@@ -101,7 +101,7 @@ class Histogram:
         return [path for path in paths if path.path]
 
     def _parts(self) -> Iterator[BarPath]:
-        """Yield the parts of each bar, one per outcome, from the bottom. Every non-zero part is high enough to see."""
+        """Yield the parts of each bar, one per kind of outcome, from the bottom. Each part is high enough to see."""
         highest = max((bar.total for bar in self.bars), default=0) or 1
         for bar in self.bars:
             y = HEIGHT
@@ -514,7 +514,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render only the panels for a script's request, and a whole page for browsers without JavaScript."""
+    """Render the panels alone if a script requests them, and a whole page for a browser without JavaScript."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

@@ -32,8 +32,8 @@ NOTHING = mark_safe('<span class="muted">none</span>')
 class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
-    On narrow screens the style sheet hides default columns by their position, first the columns with the highest
-    `priority`. On phones it hides the columns with the attribute `data-p`.
+    On narrow screens the style sheet hides default columns, found by their position, the highest `priority` first. If
+    other columns are shown, it only hides those with the attribute `data-p`, on phones.
     """
 
     name: str

@@ -322,7 +322,7 @@ def _in_words(value: Any) -> str:
 
 
 class SentencePiece(NamedTuple):
-    """A part of a sentence, with a link if the part is the name of an object."""
+    """A part of a sentence; `url` is the page of the target or actor that the part names, or empty."""
 
     text: str
     of: str
@@ -378,7 +378,7 @@ def listing(request: AppRequest) -> HttpResponse:
     context = _listed(request, EventFilter(request.GET))
     response = show(request, "auditlog/events.html#entries", context)
     if request.htmx:
-        # Otherwise htmx would push a URL with every empty field of the form.
+        # Without this header, htmx would push a URL that has every empty field of the form.
         response["HX-Push-Url"] = with_query(request.path, context["query"])
     return response
 

@@ -1,4 +1,4 @@
-"""Exports of the logs, for searches of any length (see ui.export)."""
+"""Exports of the logs, with any number of rows (see ui.export)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LogExport(Export):
 
     def begin(self) -> None:
         with self.reader():
-            """Fail here, before the answer begins, if the database cannot be reached."""
+            """Only connect, so that an unreachable database raises an error before the answer begins."""
 
     def interrupt(self) -> None:
         if (session := self._session) is not None:

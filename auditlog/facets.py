@@ -59,7 +59,7 @@ def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST
 
 
 def _counted(number: int, field: LogField) -> str:
-    # Columns come from the table of fields; outside values are parameters.
+    # The names of columns come from the table of fields; values from a request are passed as parameters.
     value = f"{field.group_column}::text"
     known = f"{field.group_column} IS NOT NULL" if field.id_column else f"{field.column} <> ''"
     return (
@@ -136,7 +136,7 @@ def _why_none(call_filter: CallFilter, *, any_call: bool) -> str:
         return "These calls have no value for this filter."
     if call_filter.narrowing - {"range", "from", "to"}:
         return "No call matches."
-    return "None in this time range." if Call.objects.exists() else "No call was logged yet."
+    return "No call in this time range." if Call.objects.exists() else "No call was logged yet."
 
 
 def _is_open(call_filter: CallFilter, name: str) -> bool:

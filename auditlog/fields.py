@@ -106,7 +106,7 @@ def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) ->
     )
 
 
-# In the order of the filters on the Logs page.
+# All fields, in the order of the filters on the Logs page.
 _ROWS = (
     LogField(
         "method",

@@ -181,7 +181,7 @@ class CallFilter(forms.Form):
         self, data: QueryDict, scope: dict[str, str] | None = None, usual: ListOptions = DEFAULT_OPTIONS
     ) -> None:
         super().__init__(data)
-        # "from" is a keyword in Python.
+        # "from" is a keyword in Python, so it cannot be a class attribute.
         self.fields["from"] = TimeField(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.fields |= {NOT + name: _form_field(FILTERS[name]) for name in FACETS}
@@ -394,7 +394,7 @@ def _criterion(field: LogField, value: str) -> Criterion:
 
 def _unknown(condition: Condition) -> str:
     if condition.field == ANY_ID:
-        return "No call has this id, and no object with this id has made a call."
+        return "No call has this id, and no call refers to an object with this id."
     if condition.field == ANY_NAME or condition.operator == IS_NOT:
         return ""
     field, text = FIELDS[condition.field], str(condition.values[0])

@@ -60,7 +60,7 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls; `more` if there are others. Calls before `since` are not counted."""
+    """The groups with the most calls; `more` is True if others exist. Calls before `since` are not counted."""
 
     rows: Sequence[CallGroup]
     more: bool

@@ -26,7 +26,7 @@ LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait for the lock at most this long; after a second they would be refused.
 BUILD_TIMEOUT = "30s"  # Longest wait for any other transaction, when a migration indexes a table in use.
 ATTEMPTS = 5
-# Raised for a partition that retention has detached or dropped in the meantime.
+# Errors of PostgreSQL if retention has detached or dropped the partition in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
 # Partitions that have no index attached to one of the table's indexes, newest first by their bounds.
@@ -51,7 +51,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The index of one partition was created; `left` partition indexes are still missing."""
+    """The index of one partition was created; `left` is the number of partition indexes that are still missing."""
 
     index: str
     partition: str
@@ -63,7 +63,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class _Missing:
-    """A partition without one of the table's indexes."""
+    """A partition that lacks one of the table's indexes; `index` is this index, `definition` its definition."""
 
     index: str
     partition: str

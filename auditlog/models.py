@@ -163,8 +163,8 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
-            # Ascending, so that new rows are appended after the rows with the same value, and index pages are full.
-            # PostgreSQL can scan the index backwards.
+            # The order is ascending, so that a new row is appended after the rows with the same value and index pages
+            # are full. PostgreSQL can scan such an index backwards.
             *(
                 models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
@@ -199,7 +199,7 @@ class Call(models.Model):
 
 
 class Rollup(models.Model):
-    """The number of calls with the same dimensions that began in one period, and their durations in total and by class.
+    """Calls with the same dimensions that began in one period: number, total duration, and number by duration class.
 
     `cube` is a number for the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL. `last_at`
     is the start of the newest call.
@@ -489,7 +489,7 @@ class Switchable(models.Model):
         abstract = True
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable the row: the next request that depends on the row is refused, until it is enabled again.
+        """Disable the row: requests that depend on the row are refused from now on, until the row is enabled again.
 
         Returns False if the row was disabled already.
         """

@@ -18,7 +18,7 @@ RECENT = timedelta(days=7)  # This period is searched first, because it is in fe
 
 
 class BadLogCursor(ValueError):
-    """This cursor is invalid; take it from `next` or `previous`."""
+    """This cursor is invalid. Take a cursor from `next` or `previous`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _from(rows: Sequence[Any], way: str) -> Cursor | None:
 def newest_calls(calls: QuerySet[Any], most: int) -> list[Any]:
     """Return the newest calls, at most `most`, newest first.
 
-    Recent partitions are tried first, because PostgreSQL plans a query over all partitions longer than it runs.
+    Recent partitions are tried first, because planning a query over all partitions takes longer than running it.
     """
     calls = calls.order_by("-created_at", "-pk")
     lately = list(calls.filter(created_at__gte=timezone.now() - RECENT)[:most])

@@ -121,7 +121,7 @@ class Partitions:
             self._make(PartitionDays.around(day, DAYS))
 
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
-        """Drop the partitions with only rows older than `limit`, and return their names.
+        """Drop the partitions in which all rows are older than `limit`, and return their names.
 
         Calls are not blocked. If a partition is read for too long, that partition and later ones are left for the next
         run. Does nothing if the database role does not own the table (see `is_owner`). In the transaction that drops a
@@ -140,7 +140,7 @@ class Partitions:
             return bool(cursor.fetchone()[0])
 
     def expired(self, limit: date) -> list[tuple[str, PartitionDays]]:
-        """Return the partitions with only rows older than `limit`, oldest first, including detached ones."""
+        """Return the partitions in which all rows are older than `limit`, oldest first, including detached ones."""
         spans = self._spans(self._all_names())
         return [
             (name, span) for span, name in sorted((span, name) for name, span in spans.items()) if span.end <= limit
@@ -249,7 +249,7 @@ class Partitions:
         return False
 
     def _attached(self, name: str) -> bool | None:
-        """Return True if the table is a partition, False if it is half detached, None if it is detached."""
+        """Return True if the partition is attached, False if it is half detached, None if it is detached."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT NOT inhdetachpending FROM pg_inherits"

@@ -138,7 +138,7 @@ class _Reader:
         self._at = 0
 
     def alternatives(self) -> list[tuple[Condition, ...]]:
-        """Return the conditions between the `or`s."""
+        """Return the alternatives, which `or` separates, each as the list of its conditions."""
         found: list[list[Condition]] = [[]]
         while self._at < len(self._tokens):
             if sum(map(len, found)) == MOST_CONDITIONS:

@@ -53,7 +53,7 @@ class CannotMend(Exception):
 class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
-    `began` are the events that cause the refusal, `needs` is the capability required. `verb` is the method of the model
+    `began` are the actions that cause the refusal, `needs` is the required capability. `verb` is the model's method
     that resolves the refusal. If `verb` is empty, or if the object is a feature that is enabled already, `page` returns
     the URL where a person decides. If both `verb` and `page` are missing, only the owner of the call can act, as the
     sentence `owner` explains. `own_page` is True if the owner acts on the page My identities.
@@ -243,7 +243,7 @@ class Subjects:
     owner: User | None
 
     def row(self, subject: str) -> Any:
-        """Return the object, or None if it is deleted."""
+        """Return the object of the kind `subject`, or None if there is none, for example because it was deleted."""
         if subject == "feature":
             return self._feature()
         if subject == "assignment" and not self.ids.get("assignment"):
@@ -349,14 +349,14 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
         asks = reason in ASKABLE and subjects.owner == reader
         return (_request(row) if asks else {}) or {"who": who_can(missing, reader)}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
-        return {"who": "It was revoked or archived."}
+        return {"who": "The object was archived, removed or revoked."}
     if remedy.verb and not (isinstance(row, Feature) and row.enabled):
         return {"act": remedy.label, "subject": str(row.pk)}
     return _led(remedy._replace(label="Open its tools") if remedy.verb else remedy, row)
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return fields of a Cause for requesting access to this object; empty if its gateway takes no requests."""
+    """Return fields of a Cause for requesting access to this object; empty if its gateway takes no access requests."""
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}

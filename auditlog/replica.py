@@ -140,7 +140,7 @@ class Gauging:
         try:
             fault, lag = self._measured()
         except (DatabaseError, InterfaceError, psycopg.Error, OSError):
-            # The server's error text is not used, because it contains addresses and /readyz is public.
+            # PostgreSQL's error text is not used, because it contains addresses and /readyz is public.
             self.close()
             fault, lag = "it cannot be reached", 0.0
         self._began = None

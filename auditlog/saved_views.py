@@ -101,7 +101,7 @@ class SavedViewSerializer(serializers.Serializer[SavedView]):
     name = serializers.CharField(help_text="Name of the view.")
     query = serializers.CharField(help_text="Query string of the Logs page.")
     is_shared = serializers.BooleanField(help_text="Whether everyone who reads the log sees the view.")
-    owner = serializers.EmailField(source="owner.email", help_text="E-mail address of its owner.")
+    owner = serializers.EmailField(source="owner.email", help_text="E-mail address of the view's owner.")
     created_at = UtcDateTimeField(help_text="When the view was saved.")
 
 
@@ -123,7 +123,7 @@ class SavedViewBody(RequestBody):
 class SavedViewQuery(ListQuery):
     """Filters of the list."""
 
-    is_shared = serializers.BooleanField(required=False, help_text="Only shared views, or only private ones.")
+    is_shared = serializers.BooleanField(required=False, help_text="Only shared (`true`) or private (`false`) views.")
 
 
 class SavedViewResource(Resource):

@@ -65,7 +65,7 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
     """Return the call found by searching for the pasted id `uid`; None if no call or more than one is found."""
     search = call_filter.search()
-    # Usually `uid` is the id of a call, which contains the time. Other ids take longer: the matches are counted.
+    # Usually `uid` is the id of a call, found by the time in the id. For any other id, all matches must be counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
         return None
     rows = search.page(None, 2).page.rows
@@ -94,7 +94,7 @@ def _listing(request: AppRequest, template: str, context: dict[str, Any], call_f
     if not wants_fragment(request):
         return show(request, template, context)
     response = show(request, "auditlog/log.html#entries", context)
-    # Otherwise htmx would push a URL with every empty field of the form.
+    # Without this header, htmx would push a URL that has every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
 

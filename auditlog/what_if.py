@@ -70,9 +70,9 @@ class Trail:
             case True if question.feature is None:
                 return "Yes, access would be allowed now."
             case True:
-                return "Yes, this would go to its server now."
+                return "Yes, the gateway would send this call to the server now."
             case None:
-                return "Only the server can tell."
+                return "Only the server knows whether it has this feature."
         return f"No. It would stop at {self.lines[-1].name}."
 
     @property

@@ -236,7 +236,7 @@ NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A token to test, by its digests, so without its secret; `token` is None for an OAuth access token."""
+    """A token to test, identified by `digests`, not by its secret; `token` is None for an OAuth access token."""
 
     token: Token | None
     digests: TokenDigests
@@ -259,7 +259,7 @@ class Question:
 class CurrentDecision:
     """The current decision for the token that passes the most checks.
 
-    `token` is None if this is an OAuth access token, or if no token was tested.
+    `token` is None if that token is an OAuth access token, or if no token was tested.
     """
 
     question: Question

@@ -5,7 +5,7 @@ SQL statement and committed to the log before it is answered. `--against CHECKOU
 checkout, alternating with this one, to compare a change with the code before the change.
 
 `--kinds` names the requests, measured one after the other: `json` calls a tool of a server without sessions; `session`
-calls the tool in a client session, at a server that has sessions too; `sse` calls a tool that reports progress and
+calls the tool of a server with sessions, in a client session; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
 Each of five options measures the gateway once more. `--stored-sessions N` first stores N other sessions.

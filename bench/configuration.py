@@ -1,4 +1,4 @@
-"""Time export, plan and apply of a large workspace: `python -m bench.configuration`.
+"""Measure the duration of export, plan and apply of a large workspace: `python -m bench.configuration`.
 
 It creates a workspace with 50 gateways, 200 servers, 5,000 tools, 40 roles and 40 rules. All its transactions are
 rolled back, so nothing remains. It also applies the export to a workspace without these objects. A new export of that

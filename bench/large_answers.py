@@ -231,7 +231,7 @@ async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
 
 
 def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: Any, stop: Any) -> None:
-    """Fetch large answers one after the other in each client, in a process of its own, until `stop` is set."""
+    """Fetch large answers, one after the other in each client, until `stop` is set. Runs in a separate process."""
     os.nice(5)
 
     async def work() -> None:

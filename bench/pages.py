@@ -196,7 +196,7 @@ def signed_in_as(email: str) -> "Client":
 
 
 def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
-    """Yield each address to request once; for a member only the addresses the member may see."""
+    """Yield the addresses to request, each only once; for a member, only the addresses that the member may see."""
     known = set[str]()
     for path in (*crawled(client), *large(), *logs(), *words(), *lists()):
         if path not in known and (is_owner or client.get(path).status_code == 200):

@@ -363,7 +363,7 @@ class Site:
 
 @contextmanager
 def real_targets(site: Site) -> Iterator[dict[str, Any]]:
-    """Yield, by client of the compatibility table, its targets through the gateway. Servers run during the block."""
+    """Yield, by client of the compatibility table, the client's targets. The servers run during the block."""
     real_servers.install()
     with tempfile.TemporaryDirectory(prefix="gateway-soak-real-") as home, ExitStack() as stack:
         urls = {}

@@ -44,7 +44,7 @@ class Capability(StrEnum):
         "tokens.create_own_token",
         "api-tokens:create",
         "Connect own agents",
-        "Create agents. Create tokens for any agent; these tokens act as yourself.",
+        "Create agents. Create tokens for any agent; these tokens act as you.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -263,7 +263,7 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
 # By capability, pairs: an action that needs more than this capability, and the other capabilities that the action
 # needs. A test compares the actions with the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
-    C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke", (C.MCP_CONNECTIONS_REVOKE,)),),
+    C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke their connections", (C.MCP_CONNECTIONS_REVOKE,)),),
     C.GATEWAYS_READ: (
         ("see the access report and who may use which tool", (C.PEOPLE_READ,)),
         ("see the rules of a gateway", (C.RULES_READ,)),

@@ -58,7 +58,7 @@ class HasCapability(BasePermission):
         declared = operation_of(view, view.action)
         if getattr(request.auth, "is_data_plane", False) and not (declared and declared.access_tokens):
             raise PermissionDenied(
-                "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys.",
+                "API access tokens are for gateways and not accepted here. Use an API key (Settings, API keys).",
                 code="token_not_accepted",
             )
         if view.action in (None, "metadata"):

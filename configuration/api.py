@@ -47,7 +47,7 @@ class ConfigFiles(RequestBody):
         child=serializers.CharField(max_length=LONGEST_SECRET, trim_whitespace=False),
         default=dict,
         write_only=True,
-        help_text="The secrets that the files refer to, by reference, such as `env:SIEM_TOKEN`. The server does not "
+        help_text="The secrets that the files refer to, by reference, such as `env:SIEM_TOKEN`. The gateway does not "
         "look them up itself.",
     )
     prune = serializers.BooleanField(
@@ -87,8 +87,8 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="Who and what the change cuts off, in words, or a note that they were not counted; empty if it cuts "
-        "off nothing, and in the answer of `apply`."
+        help_text="The people and things that the change cuts off, in words, or a note that these were not counted. "
+        "Empty if the change cuts off nothing, and always empty in the answer of `apply`."
     )
 
 
@@ -110,7 +110,7 @@ class PlanSerializer(serializers.Serializer[Any]):
         help_text="Objects of the workspace that are missing from lists in the files. Only `prune` changes them.",
     )
     claimed = serializers.ListField(
-        child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages from now on."
+        child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages once applied."
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")

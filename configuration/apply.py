@@ -151,8 +151,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, disable the confirmation of changes by hand: such a document cannot change objects of
-    another source.
+    If the document has a source, changes need no confirmation as changes by hand: the plan would have been refused if
+    the document had objects of another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

@@ -63,8 +63,8 @@ def ask_before_hand_changes(
             return get_response(request)
 
     def process_view(request: HttpRequest, view: object, *_: object) -> None:
-        # Read the field before `hold_forms` restores the form. Do not read it for views without a CSRF check: these are
-        # for programs, and read the request's body themselves.
+        # Read the field before `hold_forms` restores the form. Do not read it for views without a CSRF check:
+        # such views serve programs, and must read the request's body themselves.
         asked = request.method == "POST" and not getattr(view, "csrf_exempt", False)
         request.is_by_hand = asked and ANSWER in request.POST  # type: ignore[attr-defined]
 

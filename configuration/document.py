@@ -23,7 +23,7 @@ WORDS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A place in a file; line and column count from 1."""
+    """A place in a file. Its line and column are numbered from 1."""
 
     file: str
     line: int
@@ -90,7 +90,7 @@ class ConfigDocument:
     def include(self, other: "ConfigDocument") -> list[Mistake]:
         """Append the lists of `other` to the lists of this document.
 
-        Return a mistake for each other value that differs between the documents.
+        Return a mistake for each value that is not a list and differs between the documents.
         """
         mistakes = []
         self.files += other.files

@@ -79,7 +79,7 @@ class _EntryReader:
         if kind.key == "slug":
             self._mistake(where, f"A slug never changes: clients and tool names use it. Write “slug: {moved['from']}”.")
         elif moved["to"] != key[-1]:
-            self._mistake((*where, "to"), f"“to” is the {kind.key} of this object. Write “to: {key[-1]}”.")
+            self._mistake((*where, "to"), f"“to” must be the {kind.key} of this object. Write “to: {key[-1]}”.")
         elif key not in known and old not in known:
             self._mistake((*where, "from"), f"There is no {kind.title(old)}. Remove “moved”, or correct the name.")
         elif old in known and key in known and moved["from"] != moved["to"]:

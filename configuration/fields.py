@@ -121,5 +121,5 @@ def several(name: str, about: str, choices: Iterable[str], default: Any = ()) ->
 
 def secret(name: str, about: str) -> Field:
     schema = {"type": "string", "pattern": REFERENCE, "maxLength": 500}
-    instead = "A secret is never written into a file. Write where it is: env:NAME or file:path."
+    instead = "A secret is never written into a file. Write a reference to it: env:NAME or file:path."
     return Field(name, about, schema, instead, None, is_secret=True)

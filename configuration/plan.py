@@ -72,7 +72,7 @@ def plan(
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
     listed, mistakes = read_entries(document, world)
-    # This check comes first, because the messages of the other checks name objects of the workspace.
+    # This check precedes the following checks, because their messages name objects of the workspace.
     must_be_right(not_visible(listed, viewer, document))
     sources = ManagedObject.objects.sources() if document.source else {}
     must_be_right((*mistakes, *of_other_sources(document, world, sources)))
@@ -184,7 +184,7 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if `viewer` may apply documents whose source then governs objects of this kind."""
+    """True if `viewer` may apply a document that puts objects of this kind under its source."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 

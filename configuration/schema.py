@@ -134,8 +134,8 @@ def _last(path: Path) -> str:
 def _instead(path: Path) -> str:
     """Return a sentence that tells the person what to write at this path; empty for the top of the document.
 
-    It is the `x-instead` of the schema at this path. If a value has none, the sentence of the value around it is used;
-    if an object has none, a general sentence.
+    It is the `x-instead` of the schema at this path. For a value without `x-instead`, it is that of the list or object
+    around the value; for an object without `x-instead`, it is a general sentence.
     """
     node: Any = schema()
     said = ""

@@ -74,7 +74,7 @@ def shown(value: Any, longest: int = LONGEST) -> str:
 def _claimed(plan: Plan) -> str:
     if not plan.claimed:
         return ""
-    return f"From now on managed by “{plan.document.source}”: {', '.join(plan.claimed)}.\n"
+    return f"Managed by “{plan.document.source}” once the plan is applied: {', '.join(plan.claimed)}.\n"
 
 
 def _not_in_file(plan: Plan) -> str:

@@ -260,7 +260,7 @@ class HostAtGatewayBody(RequestBody):
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that are listed, blocked or limited on a gateway. Others follow its `hosts_allowed`."""
+    """The apps and agents that are listed, blocked or limited on a gateway. Its `hosts_allowed` decides on others."""
 
     serializer_class = HostAtGatewaySerializer
     versioned = True
@@ -282,7 +282,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=HostAtGatewayBody, if_match=True)
     def update(self, request: Request, slug: str, host: UUID) -> Response:
-        """List, block or limit an app or agent on a gateway."""
+        """Put an app or agent on the list of a gateway, block it, or limit it to a tool set."""
         gateway, body = find_gateway(self.me, slug), self.body()
         row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
         pk = body.get("tool_set_id")
@@ -320,7 +320,7 @@ class CutOffSerializer(serializers.Serializer[Any]):
 
 
 class Endings(Resource):
-    """Archive hosts and gateways for good, or cut people off. All their connections are revoked."""
+    """Archive hosts and gateways for good, or cut people off. This revokes all their connections."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 

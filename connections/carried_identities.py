@@ -92,7 +92,7 @@ class CarriedRow:
     def who(self) -> str:
         """The account or label of the identity, as a phrase."""
         if self.identity is None or self.identity.revoked_at:
-            return "No credential yet" if self.identity is None else "Its credential was revoked"
+            return "No credential yet" if self.identity is None else "The credential was revoked"
         if self.identity.by_oauth and not self.identity.account:  # The issuer did not name the account.
             return f"Connected by “{self.identity.label}”" if self.state == "active" else self.identity.label
         name = self.identity.account or self.identity.label
@@ -116,7 +116,7 @@ class CarriedRow:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
             by = identity.disabled_by.email if identity.disabled_by else "An administrator"
-            return f"{by} disabled it. Only an administrator can enable it again."
+            return f"{by} disabled this credential. Only an administrator can enable it again."
         if identity.sign_in_words:
             return identity.sign_in_words
         if self.is_refused:
@@ -357,7 +357,7 @@ def drop(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
         request,
         act,
         title="Remove credential",
-        text=f"Remove the credential for {name} from {host}? It loses the tools of {name} on its next request.",
+        text=f"Remove the credential for {name} from {host}? {host} loses the tools of {name} on its next request.",
         more="The credential stays stored, and your other connections keep it. You can add it again at any time.",
         target=f"#{row.anchor}",
         back=row_url(row),

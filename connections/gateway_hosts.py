@@ -51,7 +51,7 @@ TABLE = Table(
             "Tools",
             9,
             priority=3,
-            hint="The tool set to which it is limited on this gateway.",
+            hint="The tool set that limits the app or agent on this gateway.",
             value="host.limited_to",
         ),
         Column("acts", "Actions", 11, kind="acts", said=False),
@@ -184,7 +184,7 @@ def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
 
 
 def _find(request: AppRequest, slug: str, host: UUID) -> tuple[HostAtGateway, str]:
-    """Return the row of the app or agent on the gateway, unsaved if there is none, and the URL to return to."""
+    """Return the row of the app or agent on the gateway (new and unsaved if there is none) and the URL to return to."""
     gateway = gateway_or_404(request.user, slug)
     row = HostAtGateway.objects.at(gateway, get_object_or_404(Host.objects.live(), pk=host))
     return row, own_path((request.POST or request.GET).get("back", ""), _page_url(gateway))

@@ -149,14 +149,14 @@ def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
     hosts = list(HostAtGateway.objects.undecided(gateway))
     if list_used or not hosts:
         names = f" Saving adds {first_names([host.name for host in hosts])} to the list." if hosts else ""
-        return f"No existing connection is refused.{names}"
+        return f"No existing connection will be refused.{names}"
     where: Where = {"gateway_id": [gateway.pk], "host_id": [host.pk for host in hosts]}
     cut = f"Refuses {first_names([host.name for host in hosts])}: {_impact(Q(gateway=gateway, host__in=hosts))}."
     return sentences(cut, would_refuse(where, viewer, what="came from them"))
 
 
 def archived_with(target: Host | Gateway) -> str:
-    """Return a sentence naming the connections that are revoked when `target` is archived."""
+    """Return a sentence naming the connections that archiving `target` will revoke."""
     links, _ = _reached(target)
     live = Connection.objects.live().filter(links)
     named = live.select_related("user", "host", "gateway")[:NAMED_FIRST]
@@ -165,8 +165,8 @@ def archived_with(target: Host | Gateway) -> str:
     else:
         labels = [f"{connection.user.email} with {connection.host.name}" for connection in named]
     if not labels:
-        return "It has no connections to revoke."
-    return f"These connections are revoked: {first_names(labels, live.count())}."
+        return "There are no connections to revoke."
+    return f"Archiving revokes these connections: {first_names(labels, live.count())}."
 
 
 def ended_together(which: Q) -> str:

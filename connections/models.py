@@ -629,8 +629,8 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
     ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, add hosts in use to the list.
 
-        Returns the time at which hosts were listed, or None if no host was listed. To undo this, pass the returned time
-        as `unlist`: the hosts listed at that time are then removed from the list. Raises ChangedMeanwhile.
+        Returns the time at which this call listed hosts, or None if it listed none. To undo the call, pass this time as
+        `unlist`: the hosts listed at that time are then removed from the list. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.

@@ -21,7 +21,7 @@ from ui.pages import AppRequest
 from ui.tables import Column, Table
 from ui.viewset import Picked, end_picked, list_page
 
-USED = "The last call of these people on the gateway, with any tool."
+USED = "The last call, with any tool of the gateway, by the people who have the set."
 GRANTS = Table(
     "grants",
     "Grants",

@@ -137,7 +137,9 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     id = Id()
     tool_set = Reference(help_text="The set.")
     to = serializers.SerializerMethodField(help_text="`everyone`, `team` or `person`.")
-    team = Reference(allow_null=True, help_text="The team; null for other recipients, and if the team is deleted.")
+    team = Reference(
+        allow_null=True, help_text="The team; null if the recipient is not a team, or if the team was deleted."
+    )
     team_name = serializers.CharField(
         help_text="Name of the team when the grant ended; empty before that, and for other recipients."
     )
@@ -209,7 +211,7 @@ class GatewayGrants(Resource):
             "user": _named(User.objects.all(), body, "user_id"),
         }
         if None not in subject.values():
-            raise ValidationError({"user_id": ["Give either team_id or user_id."]})
+            raise ValidationError({"user_id": ["Give only one of team_id and user_id."]})
         grant = ToolGrant.objects.give(tool_set, **subject, ends_at=body.get("ends_at"), by=self.me)
         return self.current(grant, HTTPStatus.CREATED)
 

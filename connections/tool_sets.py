@@ -128,7 +128,7 @@ class ToolSetForm(forms.Form):
         widget=forms.CheckboxSelectMultiple,
         help_text=(
             "Only tools with one of these effects. A tool without a stated effect counts as destructive. Prompts and "
-            "resources have no effect."
+            "resources never match an effect."
         ),
     )
     members = forms.CharField(
@@ -147,7 +147,7 @@ class ToolSetForm(forms.Form):
     def clean_patterns(self) -> list[str]:
         patterns = lines(self.cleaned_data["patterns"])
         if long := [pattern for pattern in patterns if len(pattern) > 200]:
-            raise ValidationError(f"A pattern has 200 characters at most: {long[0][:40]}…")
+            raise ValidationError(f"This pattern has more than 200 characters: {long[0][:40]}…")
         if len(patterns) > MOST_PATTERNS:
             raise ValidationError(f"Use at most {MOST_PATTERNS} patterns.")
         return patterns
@@ -245,7 +245,7 @@ def features_named(gateway: Gateway, names: Collection[str], tool_set: ToolSet |
     Raises ValidationError for too many names, and for an unknown name.
     """
     if len(names) > MOST_NAMES:
-        raise ValidationError(f"Choose at most {MOST_NAMES:,}.")
+        raise ValidationError(f"Choose at most {MOST_NAMES:,} names.")
     found = {feature.pk: feature for feature in features_at(gateway).filter(exposed_name__in=names)}
     if tool_set is not None:
         found |= {feature.pk: feature for feature in tool_set.members.filter(exposed_name__in=names)}
@@ -394,7 +394,7 @@ def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None)
     form.fields["name"].required = False
     if form.is_valid():
         found = number_of(form.features.count(), "tool, prompt or resource", "tools, prompts and resources")
-        told = f"It has {found} now."
+        told = f"With these choices, the set has {found} now."
         if tool_set is not None and tool_set.is_in_use:
             told += f" {refused_by(gateway, request.user, with_features(tool_set, form.features))}"
     return render(request, "connections/tool_set_form.html#would_have", {"would_have": told})

@@ -220,7 +220,7 @@ def switch(request: AppRequest) -> HttpResponse:
 
 
 @require_POST
-@own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
+@own_resource("own connections; other people's need MCP_CONNECTIONS_REVOKE")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the connections selected in the list, and report those that the user may not revoke."""
 
@@ -268,7 +268,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _token_sentence(tokens: int) -> str:
-    return {0: "It holds no token.", 1: "Its token ends."}.get(tokens, f"Its {tokens} tokens end.")
+    return f"{number_of(tokens, 'token')} of the connection will end." if tokens else "The connection has no token."
 
 
 def row_fragment(request: AppRequest, connection: Connection) -> Fragment:

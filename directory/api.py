@@ -42,10 +42,10 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     enabled = serializers.BooleanField(help_text="Whether the address is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(
         allow_null=True,
-        help_text="Time of the last read since the address was created or regenerated, within a minute; null if none.",
+        help_text="Time of the last read since the address was created or regenerated, ±1 minute; null if none.",
     )
     read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
-    regenerated_at = UtcDateTimeField(allow_null=True, help_text="When it was last regenerated; null if never.")
+    regenerated_at = UtcDateTimeField(allow_null=True, help_text="Time of the last regeneration; null if none.")
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -170,7 +170,7 @@ class RegistryServerSerializer(serializers.Serializer[Any]):
 
 
 class OwnDirectory(Resource):
-    """The gateways that you may use, in the form of the MCP registry API v0.1, whose base is `/api/me/directory`."""
+    """The gateways that you may use, as an MCP registry (API v0.1) with the base URL `/api/me/directory`."""
 
     @operation(needs=READ, query=RegistryQuery, answer=RegistryListSerializer)
     def servers(self, request: Request) -> Response:

@@ -29,7 +29,7 @@ class DirectoryError(Exception):
 
 
 class AddressExists(DirectoryError):
-    """An address for this team or for everyone exists already. Enable or regenerate it."""
+    """There is already an address for this team, or for everyone. Enable or regenerate that address."""
 
 
 def new_token() -> str:
@@ -107,7 +107,7 @@ class DirectoryAddress(Versioned, Switchable):
         return Gateway.objects.open_to_all_of(self.team).filter(enabled=True)
 
     def regenerate(self, *, by: User) -> None:
-        """Replace the token: from the next request on the old address answers 404."""
+        """Replace the token: the old address answers 404 from the next request on."""
         with transaction.atomic():
             row: DirectoryAddress = self.lock()
             before = row.regenerated_at

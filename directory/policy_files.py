@@ -93,7 +93,7 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Cursor",
             "mcp.json",
             "~/.cursor/ of each person",
-            "Adds these gateways. Cursor reads no policy file for MCP and no directory: its allow list is in the "
+            "Cursor adds these gateways. It reads no policy file for MCP and no directory: its allow list is in the "
             "dashboard of a Cursor Enterprise team.",
             "application/json",
             _json(_cursor(gateways)),
@@ -103,7 +103,7 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
 
 VS_CODE = (
     "The gallery of MCP servers shows the directory, and VS Code starts only servers that were installed from it. "
-    "Extensions bypass this."
+    "Extensions of VS Code bypass this restriction."
 )
 
 

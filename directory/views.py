@@ -46,7 +46,7 @@ ADDRESSES = Table(
     ),
     order="name",
 )
-STOPS = "Clients that use it get 404 from the next request on."
+STOPS = "Clients that use the current address get 404 from the next request on."
 
 
 class AddressFilter(ListFilter):

@@ -174,7 +174,7 @@ def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
 
     The proxy itself checks the Host header, determines the client address and logs each call.
 
-    Middleware and router would repeat this work, which would add half the cost of a call.
+    Middleware and router would repeat this work, and make a call cost half as much again.
     """
     mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
     return (_mcp if mcp else edge)(scope, receive, send)

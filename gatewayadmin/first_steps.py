@@ -55,7 +55,7 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """Return the steps; None if the viewer has no capability of SETS_UP, or if all steps are done or dismissed."""
+        """Return the steps; None if all are done, if they were dismissed, or if the viewer lacks all of SETS_UP."""
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -131,7 +131,7 @@ class Setup:
 
 
 def _facts(viewer: User) -> dict[str, Exists]:
-    """Return annotations for the state of the steps, queried together with the settings."""
+    """Return annotations that add the state of the steps to the query of the workspace settings."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)

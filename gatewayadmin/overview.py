@@ -49,7 +49,7 @@ from tokens.notices import notices
 from tokens.rows import EXPIRES_SOON, TokenRow, foremost_waiting, needing
 from ui.pages import AppRequest, show, wants_fragment
 
-# Counts in the rail: apps, definitions and servers that need the user's attention.
+# Counts in the rail: apps, definitions, servers, access requests and held calls that need the user's attention.
 
 COUNTED = {"hosts": apps_to_approve, "definitions": definitions_to_judge, "servers": servers_down}
 

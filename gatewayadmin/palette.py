@@ -3,8 +3,8 @@
 Each search queries the database for what the user may see. Actions that need confirmation open the confirmation page;
 other actions are executed at once.
 
-Things of several kinds may have the same name, so each action shows the kind. Apps choose their own names, so they
-cannot be enabled in the palette, where a name might deceive; the entry opens the app's page.
+Things of several kinds may have the same name, so each action shows the kind. An app that chose its own name cannot be
+enabled in the palette, where the name might deceive: the entry opens the app's page instead.
 """
 
 from __future__ import annotations

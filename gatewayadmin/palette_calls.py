@@ -22,7 +22,7 @@ class CallsDescribed(NamedTuple):
     query: str
 
 
-# The text of the entry and the filters, by word for an outcome.
+# Maps each word for an outcome to the text of the entry and the filters of the log.
 _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
     "refused": ("Refused calls", {"q": "refused"}),
     "denied": ("Refused calls", {"q": "refused"}),

@@ -47,7 +47,7 @@ class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
 
 
 class ChangePassword(PasswordChangeView):  # type: ignore[misc]
-    """Change the password. Other sessions end; connections end only if the box is ticked."""
+    """Change the password. Other sessions end; connections end only if the person ticked `revoke`."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.user.is_authenticated and not request.user.has_usable_password():

@@ -55,7 +55,7 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
     ends_at = UtcDateTimeField(
         source="until", allow_null=True, help_text="When your access ends; null if no end is set."
     )
-    takes_requests = serializers.BooleanField(source="gateway.takes_requests", help_text="Whether you may ask for it.")
+    takes_requests = serializers.BooleanField(source="gateway.takes_requests", help_text="Whether it takes requests.")
     request_id = serializers.UUIDField(
         source="gateway.waits", allow_null=True, help_text="Your newest request that waits; null if none waits."
     )
@@ -66,7 +66,7 @@ class OwnGatewayQuery(ListQuery):
 
     q = serializers.CharField(required=False, help_text="Text contained in name, slug or description.")
     access = serializers.ChoiceField(
-        ["yes", "no"], required=False, help_text="Only gateways that you may use, or that you may not use."
+        ["yes", "no"], required=False, help_text="`yes`: only gateways that you may use; `no`: only the others."
     )
 
 
@@ -93,13 +93,13 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     gateway = GatewayReference(help_text="The gateway.")
     tool_set = Reference(allow_null=True, help_text="The tool set asked for; null: the gateway only.")
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
-    reason = serializers.CharField(help_text="What the person needs it for.")
+    reason = serializers.CharField(help_text="What the person needs the access for.")
     days = serializers.IntegerField(
         help_text="Days of access from the approval on: the number requested or, once approved, the number given."
     )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(
-        help_text="Addresses of the named people who can decide; empty: people with `gateways:manage`."
+        help_text="Addresses of the named people who can decide; if empty, people with `gateways:manage` decide."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
@@ -135,7 +135,7 @@ class AccessRequestBody(RequestBody):
     tool_set_id = serializers.UUIDField(
         required=False, allow_null=True, help_text="A tool set of the gateway; null: the gateway only."
     )
-    reason = serializers.CharField(max_length=500, help_text="What you need it for.")
+    reason = serializers.CharField(max_length=500, help_text="What you need the access for.")
     days = serializers.IntegerField(
         required=False, min_value=1, help_text="For how many days from the approval on; by default `request_days`."
     )

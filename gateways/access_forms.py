@@ -53,7 +53,7 @@ class CatalogueAccessFilter(ListFilter):
 
 
 class RequestFilter(ListFilter):
-    """Filter requests by what the person can do with them, and by name."""
+    """Filter requests by state and words, and by whether they wait for the person or are the person's own."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("open", "Waiting"), ("own", "Yours"), ("decided", "Decided"))
@@ -106,7 +106,7 @@ class RequestForm(forms.Form):
         days = self.fields["days"]
         days.max_value = gateway.most_request_days  # type: ignore[attr-defined]
         days.widget.attrs["max"] = gateway.most_request_days
-        days.help_text = f"From the approval on; at most {gateway.most_request_days}."
+        days.help_text = f"Counted from the approval; at most {gateway.most_request_days}."
         self.fields["tool_set"].queryset = sets_at(gateway)  # type: ignore[attr-defined]
         if gateway.tools_given == ToolsGiven.ALL:
             del self.fields["tool_set"]
@@ -142,7 +142,8 @@ class TakesRequestsForm(forms.Form):
         max_length=MOST_APPROVERS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
         help_text="E-mail addresses, one per line. If empty, people with Basic gateway management decide. If you name "
-        "approvers, people with that permission are notified only of requests that nobody has answered after 3 days.",
+        "approvers, people with that permission are notified only of requests that the approvers cannot decide, or "
+        "have not decided after 3 days.",
     )
 
     def clean_approvers(self) -> list[User]:
@@ -156,7 +157,10 @@ class TakesRequestsForm(forms.Form):
 
 
 def people_named(emails: list[str], noun: str) -> list[User]:
-    """Return the active people with these e-mail addresses. Raises ValidationError; `noun` names them in its text."""
+    """Return the active people with these e-mail addresses.
+
+    Raises ValidationError for an unknown address, or for too many addresses; the error calls the people `noun`.
+    """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:
         raise ValidationError(f"Name at most {MOST_APPROVERS} {noun}.")

@@ -287,7 +287,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = _to_decide_or_404(request, pk)
     days = min(asked.days, asked.gateway.most_request_days)
     form = ApproveForm(posted(request), initial={"days": days})
-    form.fields["days"].help_text = f"From now on; at most {asked.gateway.most_request_days}."
+    form.fields["days"].help_text = f"Counted from now; at most {asked.gateway.most_request_days}."
     text = {"heading": f"Give {asked.user.email} access to {asked.what}", "submit": "Approve", "done": "Approved"}
     return _decide(request, asked, form, asked.approve, text)
 

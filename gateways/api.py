@@ -89,7 +89,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
     changed_definitions = serializers.CharField(
-        help_text="`hold`, `warn` or `accept`: what happens with a changed one."
+        help_text="`hold`, `warn` or `accept`: what happens with a changed definition."
     )
     servers_count = serializers.IntegerField(source="server_count", help_text="Number of its servers.")
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
@@ -248,7 +248,7 @@ def _named(name: str) -> Any:
 
 
 class ServerArchive(Resource):
-    """Archive a server for good. It is removed from all gateways."""
+    """Archive a server for good, and remove it from all gateways."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
@@ -306,7 +306,7 @@ class AssignmentChanges(RequestBody):
 
 
 class NewAssignment(AssignmentChanges):
-    """A server to assign to a gateway; the default alias is its slug."""
+    """A server to assign to a gateway; the default alias is the server's slug."""
 
     server_id = serializers.UUIDField(help_text="Server to assign.")
 
@@ -458,7 +458,7 @@ class IdentityGatewaysBody(RequestBody):
 
     gateway_ids = serializers.ListField(
         child=serializers.UUIDField(),
-        help_text="All gateways that may use the identity. It is removed from gateways that are not in the list.",
+        help_text="All gateways that may use the identity. Gateways that are not in the list may not use it.",
     )
 
     def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:

@@ -30,7 +30,7 @@ SPAN = TIME_RANGES["30d"]  # The period in which calls are counted.
 NEW_FOR = timedelta(days=7)
 MOST_READ = 60_000  # The number of newest calls to read from the log if there are no roll-ups.
 
-# SQL of each sort order. Tools that were never used come last in both directions.
+# SQL of each sort order. When sorted by last use, tools without any use come last in both directions.
 SORTS = {
     "tool": "lower(t.name) {way}",
     "server": "lower(s.name) {way}",

@@ -242,7 +242,7 @@ def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """Return `schema`, with its `$ref` replaced by the part of `whole` that it names; {} if this is not a schema."""
+    """Return `schema`, with its `$ref` replaced by the part of `whole` that it names; {} if the result is no schema."""
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):
         found = whole

@@ -63,7 +63,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether to store that the server was asked, and that it failed. A list is always stored.
+    """Return whether to record the request to the server, and its failure. A received list is always stored.
 
     False only if each person needs an identity of their own, and `identity` is None.
     """

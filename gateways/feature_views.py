@@ -297,15 +297,15 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
         (not assignment.gateway.enabled, "The gateway is disabled."),
         (not assignment.server.enabled, f"{name} is disabled, on every gateway."),
         (not assignment.enabled, f"{name} is disabled on this gateway."),
-        (blocked, f"The policy of {name} blocks all."),
+        (blocked, f"The policy of {name} blocks everything."),
         (not blocked and not feature.enabled, "It is disabled."),
         (feature.missing_since, f"{name} no longer offers it."),
         (
             _is_personal(feature) and not feature.missing_since,
             "Each person sees it only if the server lists it for their own credential.",
         ),
-        (not given.exists(), "Not given to you by any grant."),
-        (assignment.server.lists_live, f"{name} is asked whenever a client requests the list, and may leave this out."),
+        (not given.exists(), "No grant gives it to you."),
+        (assignment.server.lists_live, f"{name} is asked whenever a client requests the list, and may then omit it."),
     )
     return [sentence for holds, sentence in found if holds]
 

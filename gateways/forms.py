@@ -120,8 +120,8 @@ class AssignmentForm(forms.Form):
         required=False,
         max_length=16,
         validators=[alias_validator],
-        error_messages={"max_length": "An alias has 16 characters at most."},
-        help_text="Prefix of its tool names. Empty: the server's slug.",
+        error_messages={"max_length": "An alias can have at most 16 characters."},
+        help_text="Prefix of the server's tool names. Empty: the server's slug.",
     )
     bare = forms.BooleanField(
         label="Without alias",

@@ -220,7 +220,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @requires(Capability.GATEWAYS_MANAGE)
 def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Choose the gateways open to a team. Requires the permission to manage gateways, too."""
+    """Choose the gateways open to a team. Requires PEOPLE_MANAGE and GATEWAYS_MANAGE."""
     team = get_object_or_404(Team, pk=pk)
     form = TeamGatewaysForm(posted(request), team=team)
 
@@ -253,7 +253,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 def _ended_access(team: Team) -> str:
     """Return sentences on the gateway access, grants of tools and directory address that end if the team is deleted."""
     names = [gateway.name for gateway in _live(team)]
-    closed = "No gateway is limited to this team."
+    closed = "Nobody loses access to a gateway."
     if names:
         closed = f"Its members can no longer use {', '.join(names)}, unless another team, a role or a grant lets them."
     grants = team.tool_grants.live().select_related("tool_set", "gateway").order_by("gateway__name", "tool_set__name")
@@ -261,5 +261,5 @@ def _ended_access(team: Team) -> str:
     return sentences(
         closed,
         f"{number_of(len(given), 'grant')} of tools would end: {first_names(given)}." if given else "",
-        "Its address in the client directory would stop." if hasattr(team, "directory_address") else "",
+        "The team's address in the client directory would stop working." if hasattr(team, "directory_address") else "",
     )

@@ -254,7 +254,7 @@ def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
     """
     stated = [name for name in ("said_effect", "said_title", "said_description") if body.get(name)]
     if stated and feature.kind != FeatureKind.TOOL:
-        raise serializers.ValidationError({name: ["Only tools can have this."] for name in stated})
+        raise serializers.ValidationError({name: ["Only tools can have this field."] for name in stated})
     if "enabled" in body:
         (feature.enable if body["enabled"] else feature.disable)(by=by)
     if "said_effect" in body:
@@ -317,7 +317,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
         help_text="Calls in the last `counted_seconds` on these gateways; null if you may not read the log."
     )
     last_used_at = UtcDateTimeField(
-        allow_null=True, help_text="When it was last called in that time; null if it was not."
+        allow_null=True, help_text="When it was last called in the counted period; null if it was not."
     )
     counted_seconds = serializers.SerializerMethodField(
         help_text="Length of the counted period, 30 days; null if calls are not counted."
@@ -355,7 +355,7 @@ class CatalogueQuery(ListQuery):
     show = serializers.ChoiceField(
         CatalogueFilter.SHOWS,
         required=False,
-        help_text="Only tools that are new, changed and waiting for a decision, or unused.",
+        help_text="Only `new` tools, `changed` tools that wait for a decision, or `unused` tools.",
     )
     server = SubjectField("server", lambda view: servers_seen_by(view.me), "slug", "name")
 
@@ -384,7 +384,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        Use the id of any feature of the tool that you may see.
+        Use the id that the tool has on any of its gateways that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

@@ -151,7 +151,7 @@ class ServerUse:
 
     @property
     def dearest_unused(self) -> list[ToolUse]:
-        """The listed tools that were not used: those with the longest definitions, at most DEAREST."""
+        """The listed tools with the longest definitions among those that were not used; at most DEAREST tools."""
         listed = (tool for tool in self.unused if tool.listed_bytes)
         return sorted(listed, key=lambda tool: (-tool.listed_bytes, tool.name))[:DEAREST]
 
@@ -370,7 +370,7 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
         )
     more = sentences(
         f"Disabled: {first_names([tool.name for tool in off])}." if off else "",
-        "Tools that its server adds later are disabled at first.",
+        "Tools that the server adds later are disabled at first.",
         f"The server has been on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
         "You can undo this on this page.",
     )

@@ -338,7 +338,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
         gateway,
         lambda: Connection.objects.archive_gateway(gateway, by=request.user),
         StillEnabled,
-        more=lambda: f"{archived_with(gateway)} Its URL is never used again.",
+        more=lambda: f"{archived_with(gateway)} The URL of the gateway will never be used again.",
         back=page_url(gateway),
         to=reverse("gateways:list"),
     )

@@ -37,7 +37,7 @@ class HostSerializer(serializers.Serializer[Host]):
     description = serializers.CharField(help_text="Text for people.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     status = serializers.CharField(help_text="`enabled`, `disabled` or `pending` (waits for approval).")
-    approved = serializers.SerializerMethodField(help_text="Whether it is approved; false while it waits for approval.")
+    approved = serializers.SerializerMethodField(help_text="False while an app waits for approval, otherwise true.")
     allow_enrolment = serializers.BooleanField(
         help_text="Whether everyone may create their own tokens for this agent, even without `api-tokens:create`."
     )
@@ -45,7 +45,7 @@ class HostSerializer(serializers.Serializer[Host]):
         source="connection_count", help_text="Number of live connections you may see."
     )
     users_count = serializers.IntegerField(
-        source="user_count", help_text="Number of people who have these connections."
+        source="user_count", help_text="Number of people who have the connections in `connections_count`."
     )
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")

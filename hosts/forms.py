@@ -51,7 +51,7 @@ class HostFilter(ListFilter):
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
         """Return the matching hosts.
 
-        The playground is left out, unless it is pending, or the search is by name or for the type `built-in`.
+        The playground is left out unless it is pending, a name is searched for, or the type `built-in` is selected.
         """
         hosts = rows.matching(words := self.values.get("q", ""))
         if self.values.get("type") == "built-in":

@@ -1,7 +1,7 @@
 """The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
 
 The tab shows the tools that are given to the people who use the host, within the limits of the host. Other tools are
-only counted. One button disables the host's unused connections. Before that, the tab shows the earlier calls that would
+only counted. One button disables the host's unused connections. Above it, the tab shows which earlier calls would
 have been refused without these connections. A tool can only be disabled for everybody on a gateway, so the tab suggests
 only tools that nobody used.
 """
@@ -62,7 +62,7 @@ FROM (
 
 
 class ToolOfAgent(NamedTuple):
-    """A tool the agent may call on a gateway, and its calls of the last 30 days."""
+    """A tool that the host may call on a gateway, and how often the host called it in the last 30 days."""
 
     feature: Feature
     calls: int
@@ -106,8 +106,8 @@ class LeastPrivilege:
         unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]
         page = cls(host, used=connections.filter(in_use).count(), unused=list(unused))
         pks = [one.pk for one in page.unused]
-        # Sorted in Python: with ORDER BY, PostgreSQL would read all newer calls of the log. Unused connections have no
-        # calls after `span`.
+        # Sorted in Python: with ORDER BY, PostgreSQL would read the log backwards from its newest call. Unused
+        # connections have no calls after `span`.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)

@@ -94,7 +94,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def host_or_404(viewer: User, pk: UUID) -> Host:
-    """Return the live host with its counts (see `counted`), or 404; `row_count` also counts ended connections."""
+    """Return the live host, annotated as by `counted`; `row_count` also counts ended connections. Raises Http404."""
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
@@ -239,7 +239,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        lambda hosts: f"They are removed from the list permanently. {ended_together(Q(host__in=hosts))}",
+        lambda hosts: f"Archiving removes them from the list permanently. {ended_together(Q(host__in=hosts))}",
         icon="archive",
     )
 
@@ -275,7 +275,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def approve_picked(request: AppRequest) -> HttpResponse:
-    """Approve the selected apps that wait for approval, once confirmed."""
+    """Ask for confirmation, then approve the selected apps that wait for approval."""
 
     def refused(host: Host) -> str:
         return "" if host.is_pending else "does not wait for approval"

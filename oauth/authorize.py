@@ -94,8 +94,8 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
     """Redirect to an approved app with the error; for other apps, show the error on a page.
 
-    Otherwise anybody could register an app and send people an invalid link that redirects them to the app's URL (open
-    redirector, RFC 9700 section 4.11.2).
+    If other apps got a redirect too, anybody could register an app, and send people an invalid link that redirects them
+    to the app's URL (open redirector, RFC 9700 section 4.11.2).
     """
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):
@@ -124,7 +124,7 @@ def answer_url(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> str:
 
 
 def grant(request: AppRequest, flow: AuthorizeRequest, connection: Connection) -> str:
-    """Return the redirect URL with a code bound to `connection`. Call it inside a transaction."""
+    """Create a code bound to `connection`, and return the redirect URL. The caller must open a transaction."""
     assert flow.application
     credentials = {
         **{name: value for name, value in flow.parameters.items() if name in KEPT},

@@ -227,7 +227,7 @@ def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     if metadata.get("client_id") != client_id:
         raise UnreadableDocument("The app's metadata document names another client_id than its own address.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
-        raise UnreadableDocument("The app's metadata document mentions a secret; apps with a document cannot have one.")
+        raise UnreadableDocument("The app's metadata document asks for client authentication, which is not supported.")
     try:
         Application(**_fields(metadata), client_id=client_id).full_clean(
             exclude=["client_secret"], validate_unique=False

@@ -44,7 +44,7 @@ def check_redirect_uri(uri: str) -> None:
 
 def _split(uri: str) -> SplitResult:
     if len(uri) > LONGEST or any(character.isspace() or not character.isprintable() for character in uri):
-        raise BadRedirect("A redirect URI has at most 2,000 characters and no spaces.")
+        raise BadRedirect("A redirect URI must have at most 2,000 characters, all of them printable and no spaces.")
     try:
         parts = urlsplit(uri)
         _ = parts.port

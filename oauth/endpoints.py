@@ -107,7 +107,7 @@ def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 
 
 def a_form(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Refuse a body that is not a form. Must be applied outside all decorators that read the body."""
+    """Refuse a body that is not a form. This decorator must enclose all decorators that read the body."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

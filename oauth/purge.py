@@ -23,7 +23,7 @@ SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes. Used codes are already deleted; a digest of each is stored with its tokens."""
+    """Delete expired codes. A code is deleted when used, and its digest is stored with its tokens."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 

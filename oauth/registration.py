@@ -143,8 +143,7 @@ def registration_of(application: Application) -> Registration:
 def is_approved(application: Application) -> bool:
     """True if this app and its redirect URIs are approved.
 
-    That is the case if an operator registered the app, or if a person connected this registration and the app's host is
-    not refused.
+    That is the case if an operator registered the app, or if this registration is linked to a host that is not refused.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True

@@ -220,7 +220,7 @@ def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
 
 
 def _note_use(client: Any) -> None:
-    """Record that the app is used, once an hour at most."""
+    """Record, at most once an hour, that the app is in use."""
     now = timezone.now()
     unnoted = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(hours=1))
     Registration.objects.filter(unnoted, application=client).update(last_used_at=now)

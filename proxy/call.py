@@ -460,7 +460,7 @@ class Endpoint:
     # Route by method
 
     async def _route(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
-        """Return the response to one request. This is the only place where UpstreamError becomes a JSON-RPC error."""
+        """Return the response to one request. An UpstreamError of the handler becomes a JSON-RPC error."""
         method, handler = METHODS.get(message.method), self._handlers.get(message.method)
         if method is None or handler is None or not (method.modern if request.modern else method.session):
             text = f"Method not found: {message.method[:100]}"
@@ -653,7 +653,7 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature that has no row under this name. Return a pair: a grant that has the feature, and the feature.
+        """Find a feature whose name has no stored row. Return a pair: the grant to use from now on, and the feature.
 
         If `assigned` is given, first request a new list from this server. If the list does not have the feature, the
         client may have left out the alias: look for servers with a feature of this name. Raises OutOfScope or
@@ -661,7 +661,7 @@ class Endpoint:
         """
         if assigned is not None:
             try:
-                return grant, await self._look_again(request, grant, assigned, feature)
+                return await self._look_again(request, grant, assigned, feature)
             except UnknownFeature:
                 if not may_be_own_name(grant, feature):
                     raise
@@ -676,8 +676,11 @@ class Endpoint:
 
     async def _look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
-    ) -> Resolved:
-        """Request the server's list, which stores its new features, and find the feature in it."""
+    ) -> tuple[AccessRow, Resolved]:
+        """Request the server's list, which stores the new features of the server, and resolve `feature` again.
+
+        Return a pair: the grant read after that, with the new features and their rules, and the resolved feature.
+        """
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
         grant, listed = await self._parts.lists.look_again(request, grant, assigned, wanted)
@@ -686,10 +689,10 @@ class Endpoint:
             raise UnknownFeature(feature.kind, feature.name)
         # A row stored before the server's eras were known has no schema.
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
-        return found._replace(schema=found.schema or next(schemas, None))
+        return grant, found._replace(schema=found.schema or next(schemas, None))
 
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
-        """Refresh the server's token if it has expired, then re-check access, because refreshing may take seconds.
+        """Refresh the server's credential if it has expired, then re-check access, because refreshing may take seconds.
 
         Raises Refusal or IdentityUnavailable if the token cannot be renewed. Also raises IdentityUnavailable if access
         cannot be checked, or if the connection now uses another credential. Raises CancelledError if access was lost;
@@ -804,7 +807,7 @@ class Endpoint:
     ) -> Target:
         """Return the server to call for this request. Raises an UpstreamError.
 
-        The server is called in the client's era of MCP if it supports that era, and otherwise in its own.
+        The server is called in the client's era of MCP if it supports that era, and otherwise in the other era.
         """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
@@ -864,7 +867,7 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer on the call's stream if the stream is open or the client refuses JSON; otherwise as JSON."""
+        """Send the answer as JSON, unless the call's stream is open, or a 200 goes to a client that refuses JSON."""
         # A large answer counts against the memory limit for answers until the client has read it.
         if len(answer.body) > response.PIECE:
             if request.held is not None:
@@ -967,7 +970,7 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Extensions are left out: each request may declare others, and each combination would get its own session key.
+    # Extensions are left out: they may differ between requests, and each combination would get its own session key.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
@@ -1012,7 +1015,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of an invalid request that is not a POST; None if the request is valid."""
+    """Return the refusal of a GET, DELETE or other request without a message; None if the request is valid."""
     headers = request.parsed_headers
     if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
         if headers.session_digest is None:
@@ -1099,7 +1102,7 @@ def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved 
 
 
 def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message) -> RuleDecision:
-    """Apply the gateway's rules to this tool call, and note their labels in its row. Raises RuleRefused."""
+    """Apply the gateway's rules to this tool call, and put their labels into the call's row. Raises RuleRefused."""
     rules, row, tool = grant.rules, request.row, request.row.feature_name
     if rules is None:
         return NO_RULES
@@ -1115,7 +1118,7 @@ def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, mess
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
     """Store the server with its renewed credential in the request's grant.
 
-    The new secret is then also removed from recorded payloads.
+    The new secret is then redacted from recorded payloads, like all credentials in the grant.
     """
     if request.grant is not None:
         others = [each for each in request.grant.assignments if each.id != assigned.id]
@@ -1163,7 +1166,7 @@ async def _send_not_executed(request: McpRequest, stream: Stream | None = None) 
 
 
 def _unavailable(request: McpRequest, text: str, data: Object | None = None, *, retry: bool = True) -> Response:
-    """Return a 503. `retry` adds Retry-After; pass False for a call that may have been executed."""
+    """Return a 503. `retry` adds Retry-After; it must be False for a call that may have been executed."""
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
     headers = (response.RETRY_AFTER,) if retry else ()
     return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, headers)
@@ -1291,7 +1294,7 @@ class _Sent:
 
 
 async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
-    """Return the message with arguments in which URIs that clients see are replaced by the server's own URIs."""
+    """Return the message with the server's own URIs in its arguments, in place of the URIs that clients see."""
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
     own = (

@@ -25,7 +25,7 @@ from wire.sessions import BRIDGED
 # Probe which eras of MCP each server speaks, in one worker at a time. Decisions read the eras from the server's row.
 #
 # A probe sends `server/discover` and `initialize`; it never repeats a call. The result is written to the server's row
-# before anything is sent in the era found, and is not cached in any process.
+# before anything is sent in an era that the probe found, and is not cached in any process.
 
 CLAIM_SECONDS = 5.0  # A worker's claim to probe a server lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
@@ -71,7 +71,7 @@ class Eras:
         await self._background.stop()
 
     async def find(self, target: Target) -> str:
-        """Return the eras of a server whose row has none. Raises an UpstreamError or DatabaseUnavailable."""
+        """Return the eras of a server whose row has no eras yet. Raises an UpstreamError or DatabaseUnavailable."""
         for _ in range(ATTEMPTS):
             if eras := await asyncio.shield(self._start(target, 0.0)):
                 return eras
@@ -155,7 +155,7 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 def _neutral(target: Target) -> Target:
     """Return the target with the gateway's own capabilities and name instead of the client's.
 
-    The reason is that the server's answer is stored and used for all clients.
+    The server's answer is stored and used for all clients, so the request must not depend on one client.
     """
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 
@@ -234,7 +234,7 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
 
 
 def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
-    """Return the union of the servers' capabilities. The gateway always offers tools and reports list changes."""
+    """Return the union of the servers' capabilities, always with tools, and with `listChanged` for each list."""
     union: dict[str, set[str]] = {"tools": set()}
     extensions: Object = {}
     for capabilities in offered:
@@ -249,7 +249,7 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
     }
     if not modern:
         extensions.pop(tasks.EXTENSION, None)
-        # Merged from all servers. A server that does not support a certain task request refuses it.
+        # The `tasks` capabilities of all servers are merged. A server refuses a task request that it does not support.
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         if merged := {name: settings for each in found for name, settings in each.items()}:
             served["tasks"] = merged

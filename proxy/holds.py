@@ -65,13 +65,13 @@ SELECT CASE WHEN state = 'waiting' AND ends_at <= clock_timestamp() THEN 'expire
     extract(epoch FROM ends_at - clock_timestamp())::float8
 FROM approvals_hold WHERE id = %s
 """
-# Only the call that used the approval gives it back, and only while it is certain that no server was asked.
+# Only the call that used an approval gives the approval back, and only while it is certain that no server was asked.
 GIVE_BACK = """
 UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
 WHERE id = %s AND state = 'used' AND run_call = %s
 """
 # Lets the request `call` continue an approved call, once. The server asked for input in its answer to `before`, an
-# earlier request of this call.
+# earlier request of the approved call.
 CONTINUE = """
 UPDATE approvals_hold SET run_call = %(call)s
 WHERE id = %(hold)s AND state = 'used' AND run_call = %(before)s AND used_at > clock_timestamp() - interval '1 hour'
@@ -190,9 +190,9 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Return True if the call is approved, and use the approval. Otherwise return False once the hold has changed.
+        """Use an approval of the call and return True. Without approval, wait until the hold changes, and return False.
 
-        If the result is False, decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
+        After False, the call has to be decided again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
         retry that does not continue an approved call, because a retry gives the server data that nobody has approved.
         """
         query = self._query(call, rule)
@@ -287,7 +287,7 @@ class Holds:
     def _opened(self, state: object) -> tuple[Continued, Any] | None:
         """Return a pair that `wrapped` has encrypted: the call to continue, and the server's own state.
 
-        None if `state` is not from `wrapped`.
+        Return None if `state` is not from `wrapped`.
         """
         try:
             facts = json.loads(self._cipher.open(state.encode() if isinstance(state, str) else b""))

@@ -1,6 +1,6 @@
 """Lists of tools, prompts, resources and templates: the stored, approved features that the access query returns.
 
-A server is asked for its list in the background when the stored list is in use and older than a minute, or when the
+A server is asked for its list in the background when a client requests a stored list older than a minute, or when the
 server reports a change. A client waits only for servers that have never answered, and for servers whose lists differ by
 session. One database function, `gateways_learn`, compares and stores the lists; the pages use it too.
 """
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 
 # The `_meta` key under which a list response names the servers whose current list is not available, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
-# The `_meta` key that is True if the list is incomplete: one of these servers has no stored list, although its identity
-# may be used.
+# The `_meta` key that is True if the list is incomplete: for one of the servers named under UNAVAILABLE no list is
+# stored, although the connection has a usable identity there.
 PARTIAL = "gateway-admin/partial"
 
 FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
@@ -254,7 +254,7 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Request servers' introductions that are not stored yet, and return the grant with those that arrive in time.
+        """Return the grant with the servers' introductions. Missing ones are requested, and may arrive too late.
 
         A client asks for introductions only once, so the answer should be complete. Waits up to WAIT_SECONDS per
         server. After a timeout, does not wait for the server again within RETRY_SECONDS.
@@ -294,7 +294,7 @@ class Lists:
     ) -> Sequence[ServerDescription] | None:
         try:
             upstream = target_for_lists(assigned, grant, self._cipher, trace)
-            # Stored, not only returned: the stored capabilities decide to which servers the gateway subscribes.
+            # `introduce` also stores the result: stored capabilities decide to which servers the gateway subscribes.
             return await self.eras.introduce(upstream)
         except (UpstreamError, DatabaseUnavailable) as error:
             logger.debug(
@@ -440,7 +440,7 @@ def _shown(
 ) -> dict[str, str]:
     """Return the texts of all usable features by name.
 
-    If servers share the name of a tool or prompt, only the server that gets the calls is listed.
+    If tools or prompts of several servers have the same name, only the one that gets the calls is returned.
     """
     shown: dict[str, str] = {}
     knows_dots = request.modern or request.version in versions.DOTTED

@@ -316,7 +316,7 @@ def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
 
 # Notifications that a server sends on the stream of a call, rewritten for the client of the call.
 
-# Forwarded to clients of the session era, with only the URIs rewritten.
+# Methods of notifications that are forwarded to clients of the session era with only the URIs rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -374,7 +374,7 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
     """Return the log level to send to the server; empty if the client set no level.
 
-    For a client of the session era, also empty if the server cannot log.
+    For a client of the session era, the level is also empty if the server cannot log.
     """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
@@ -433,7 +433,7 @@ class RouterParts(NamedTuple):
 
 
 class Carrier:
-    """Forwards messages of servers that this worker or another one received; `run` starts a background task."""
+    """Forwards servers' messages, received by this worker or another one; `run` starts a background task."""
 
     def __init__(
         self,
@@ -452,7 +452,7 @@ class Carrier:
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
-        """Forward a server's request to the client, here or through another worker; refuse it if no stream is open."""
+        """Forward a server's request to the client, here or through another worker; refuse it if both fail."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -562,8 +562,8 @@ class Carrier:
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Send messages of a server to the client, on the streams of this worker.
 
-        With `to_call`, messages go to the call that this worker runs in the session, except updates of resources. All
-        other messages go to the newest standing stream.
+        With `to_call`, messages other than updates of resources go to the call that this worker runs in the session.
+        Updates of resources, and without `to_call` all messages, go to the newest standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -599,8 +599,8 @@ class Carrier:
     def give_waiting(self, session_id: str | None) -> None:
         """Send the stored messages of this session on its standing stream, if this worker has that stream.
 
-        If `session_id` is None, send the stored messages of all sessions. Call this method when a stream has begun;
-        messages that are stored later are announced on the bus.
+        If `session_id` is None, send the stored messages of all sessions. Must be called when a stream has begun:
+        the bus announces only messages that are stored later.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:
@@ -665,7 +665,7 @@ class Carrier:
         if uri in audience.refused:
             return
         if audience.grant.session is None:
-            # Other workers may have streams of this connection too.
+            # The update is published, because other workers may also have streams of this connection.
             await self._bus.publish("resource", f"{audience.owner} {grants_digest(uri)}")
         elif streams := self._standing_of_session(audience.owner):
             # MCP: each message is sent on only one stream of a session.

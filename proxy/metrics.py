@@ -25,7 +25,7 @@ OTHER = "other"
 
 
 class Names:
-    """The names of one kind (gateways or servers) with their own label value; other names are counted as `other`.
+    """The names of one kind (gateways or servers) that have label values of their own; others count as `other`.
 
     At the start, the most used names are admitted (see `admit`). Later, a name is admitted when it is first called, as
     long as there is room. No name is removed before `serve` restarts, because counters never decrease. Workers share
@@ -93,7 +93,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with an unknown one")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-# Created with the value 0 at the start: in a series that begins with 1, Prometheus sees no increase to alert on.
+# These series start with the value 0: in a series that begins with 1, Prometheus sees no increase to alert on.
 CALLS.labels("rpc_error", "internal_error")
 for _why in ("access", "not_executed", "record", "sessions"):
     UNAVAILABLE.labels(_why)
@@ -147,8 +147,8 @@ _at_servers: list[Callable[[], Mapping[str, int]]] = []
 # Names with their own label value.
 GATEWAYS, SERVERS = Names("gateways"), Names("servers")
 
-# Durations since the last flush, in seconds. `_took`: calls in total and at servers, by gateway, server, outcome and
-# deny_reason. `_authorise`: the access decision. `_record`: writing the row.
+# Durations since the last flush, in seconds. `_took`: of calls, in total and at the server, by gateway, server, outcome
+# and deny_reason. `_authorise`: of access decisions. `_record`: of writing rows.
 _took: defaultdict[tuple[str, str, tuple[str, str]], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
 _authorise: list[float] = []
 _record: list[float] = []

@@ -114,9 +114,7 @@ REASONS = {
         status=403,
         published="IP Not Allowed",
     ),
-    "origin": Reason(
-        Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT, status=403
-    ),
+    "origin": Reason(Step.ADDRESS, "The origin of the calling browser page is not allowed.", page=CONNECT, status=403),
     "host_disabled": Reason(
         Step.HOST, "An administrator disabled this app or agent.", "app or agent disabled", status=403
     ),
@@ -223,7 +221,7 @@ REASONS = {
     "open_files": Reason(Step.REQUEST, "The gateway had too many open files to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
-        "Too many calls of the token or to the server were running, or the client had not read earlier large "
+        "Too many calls were running with the token or at the server, or the client had not read earlier large "
         "answers. The call was not executed.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Refresh access tokens for the calls of this process: in the background before they expire, otherwise on demand."""
+"""Refresh access tokens for the calls of this process: in the background before a token expires, or on demand."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Refresher:
         return Refusal("identity_sign_in", assigned)
 
     async def _note(self, name: str, parameters: dict[str, Any]) -> None:
-        """Store what a server refused. The answer of the call does not depend on this."""
+        """Store a refusal by a server. If it cannot be stored, the call still gets the same answer."""
         try:
             await self._run(Statement(STATEMENTS[name], parameters))
         except DatabaseUnavailable as error:
@@ -216,7 +216,7 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """The token was not renewed; `reason` is the reason for refusing calls, or `identity_unavailable`.
+    """The token was not renewed. `reason` says why calls are refused; `identity_unavailable` may be temporary.
 
     `revocations` are requests to send to the issuer. They revoke new tokens of an identity that was disabled or revoked
     during the renewal.

@@ -251,7 +251,7 @@ class McpRequest:
         self.version = request_headers.protocol_version
         self.malformed: MalformedMessage | None = None
         self.modern = False
-        # The browser's origin, once it has been admitted.
+        # The browser's origin; set only if the origin is allowed.
         self.origin: str | None = None
         self.grant: AccessRow | None = None
         # Whether the checks of the token, app or agent, gateway, connection and rate limit allowed the call, even if a
@@ -311,7 +311,7 @@ class McpRequest:
     async def read(self, limit: int) -> bool:
         """Read the body and return True; return False if the body is larger than `limit` bytes. Raises ClientLeft.
 
-        After False, call `read` again with a higher `limit` to continue.
+        After False, another call of `read` with a higher `limit` continues.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:

@@ -114,7 +114,7 @@ FOR_BROWSERS = (
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
 )
 NO_GATEWAY_URL = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, jsonrpc.NO_GATEWAY_URL)
-WRONG_HOST = "This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
+WRONG_HOST = "Gateway Admin does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
 CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 
@@ -180,10 +180,10 @@ def is_primed(version: str) -> bool:
 
 
 class Stream:
-    """The client's event stream, opened by the first notification or ping that precedes the response.
+    """The client's event stream, opened when the first event or ping is sent on it.
 
-    While the stream is silent, a comment is sent every `ping_seconds`, because proxies close idle connections. In a
-    session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
+    While a long call runs, a ping (a comment) is sent every `ping_seconds`, because proxies close idle connections. In
+    a session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
     """
 
     __slots__ = (

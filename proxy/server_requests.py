@@ -1,6 +1,6 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
-In the session era a server's request is sent to the client on the stream of the call, with an id of the gateway, and
+In the session era a server's request is sent to the client on the call's stream, with an id chosen by the gateway, and
 the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead. A client of
 the session era is then asked on its stream, and the call is sent to the server again with the answers. SuspendedCalls
 below is for clients of 2026-07-28 and servers of the session era.
@@ -84,7 +84,7 @@ class InputRefused(UpstreamError):
 
 
 def can_be_asked(capabilities: Mapping[str, Any]) -> bool:
-    """Return whether a client with these capabilities supports any request of a server."""
+    """Return whether a client with these capabilities supports at least one kind of request from servers."""
     return any(name in capabilities for name in BRIDGED)
 
 
@@ -135,7 +135,7 @@ class ServerRequests:
     async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
         """Forward the server's request to the client, and the client's answer to the server.
 
-        If this is cancelled because the call is over, the server gets an error as answer.
+        If the call ends first, this method is cancelled, and the server gets an error as answer.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.capabilities, asked):
@@ -411,7 +411,7 @@ class BadState(UpstreamError):
 
 
 class CallLost(UpstreamError):
-    """The worker that held the call has died, or the input for the call could not be sent to the server."""
+    """The worker that ran the call has died, or the input for the call could not be sent to the server."""
 
     reason = "call_lost"
     sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
@@ -550,7 +550,7 @@ class SuspendedCalls:
         finally:
             self._bell.forget(uid)
 
-    # In the worker that holds the call
+    # In the worker that runs the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
         """Send a request of a server to the client as `input_required`.
@@ -644,7 +644,7 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id of the suspended call and the number of the turn that a requestState contains.
+        """Return two facts from a requestState: the id of the suspended call, and the number of the turn.
 
         Raises BadState if the requestState is too old, belongs to another request, or was not issued by this gateway.
         """

@@ -1,6 +1,6 @@
 """Running calls and standing streams (long-lived event streams) of this worker.
 
-The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the rules that
+The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the checks that
 admitted it. One statement checks up to 100 calls and streams, and the statements are spread over the 10 seconds. A call
 or stream that lost access ends with an error, and its request to a server is cancelled.
 """
@@ -52,7 +52,7 @@ LIST_CHANGED = {
     "resources": "notifications/resources/list_changed",
 }
 
-# The lists whose changes the gateway promises to report, in `initialize` and `server/discover`.
+# In `initialize` and `server/discover`, the gateway promises to report changes of these lists.
 LISTS = ("tools", "prompts", "resources")
 LISTS_ARE_TOLD: Object = {"listChanged": True}
 
@@ -137,7 +137,7 @@ class StandingStream:
         self._task: asyncio.Task[object] | None = None
 
     def acknowledge(self) -> None:
-        """Send the first message: the notifications this subscription will get."""
+        """Send the first message, which lists the notifications that this subscription will get."""
         told: Object = {LISTEN_KINDS[kind]: True for kind in LISTS if kind in self.lists}
         if self.uris:
             told["resourceSubscriptions"] = sorted(self.uris)
@@ -158,7 +158,7 @@ class StandingStream:
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Queue this message, with `first` before all others. If the client reads too slowly, end the stream."""
+        """Queue this message; if `first`, before all others. If the client reads too slowly, end the stream."""
         if self._over:
             return
         if self.subscription is not None:
@@ -322,7 +322,7 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return the owners given to `note`, and the re-read grants of standing streams, since the last call."""
+        """Return the owners marked, and the grants of standing streams re-read, since `news` was last called."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
@@ -560,7 +560,7 @@ _open: list[Streams] = []
 
 
 def end_standing() -> None:
-    """End the standing streams of this process; call it in the event loop."""
+    """End the standing streams of this process. Must be called in the event loop."""
     for streams in _open:
         streams.end_standing()
 

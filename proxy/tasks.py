@@ -1,8 +1,8 @@
 """Tasks: calls that a server answers with a task, whose state and result the client requests later.
 
 MCP 2025-11-25 has tasks in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets a
-server's own task id. The client's id is an encrypted text with the server's id, the connection, the assignment, the
-tool and the era, so every worker can route a request about the task without a table. Access to such a request is
+server's own task id. The client's id is an encrypted text with the server's task id, the connection, the assignment,
+the tool and the era, so every worker can route a request about the task without a table. Access to such a request is
 decided as for a call of the tool.
 
 The client's id is made once, in the answer that creates the task: clients compare ids, and encrypting again would give
@@ -106,7 +106,7 @@ def open_task(cipher: Cipher, message: Message) -> Task | None:
 def created(
     cipher: Cipher, assigned: AssignedServer, request: McpRequest, message: Message, answer: RpcResponse
 ) -> Task | None:
-    """Return the task that this result of a call announces; None for any other result. Raises BadAnswer.
+    """Return the task that this result of a call announces; None if it announces no task. Raises BadAnswer.
 
     In the session era a task is accepted only if the call asked for a task.
     """

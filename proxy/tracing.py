@@ -171,7 +171,7 @@ OTHER = "other"
 
 
 class Tracer:
-    """Starts spans for a share of the calls, and posts them. Create it after the process has forked.
+    """Starts spans for a share of the calls, and posts them. Must be created after the process has forked.
 
     The tracer decides at random which calls are sampled. A caller's trace is continued, but the caller's sampled flag
     counts only if callers are trusted: otherwise anyone could have every call traced.

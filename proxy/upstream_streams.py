@@ -131,7 +131,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After access was revoked, treat the sessions of calls as unused until their next call."""
+        """After access was revoked, treat each session that calls use as unused until the next call in the session."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -229,10 +229,10 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        If the client has a session, the client's own requests subscribe at the server. They are repeated here only if
-        the server may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
+        If the client has a session, the client's own requests subscribe at the server. The gateway repeats them only
+        if the server may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
 
-        A session shared by a connection is never unsubscribed from a resource, because clients at other workers may
+        A session that all clients of a connection share is never unsubscribed, because clients at other workers may
         need the subscription. Notifications that no client of this worker wants are dropped.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
@@ -282,7 +282,7 @@ class ServerStreams:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """Lease the right to send `subscriptions/listen` to servers of 2026-07-28, so that one worker sends it.
+        """Lease the right to send `subscriptions/listen` to servers of 2026-07-28, so that only one worker sends it.
 
         Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
@@ -297,7 +297,7 @@ class ServerStreams:
         return {row: keyed[key] for key, row in (await self._keeper.lease_listens(self._name, rows)).items()}
 
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
-        """Lease the right to read the streams of these audiences' sessions, so that one worker reads each.
+        """Lease the right to read the streams of these audiences' sessions, so that only one worker reads each stream.
 
         Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
@@ -329,7 +329,7 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Open the server's stream if possible, and wait for this at most READY_SECONDS."""
+        """Start to open the server's stream, and wait at most READY_SECONDS until it is open or will not be opened."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -365,7 +365,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the streams of calls that have been idle longest, to open `wanted` more; False if too few are idle."""
+        """Close the longest idle streams of calls, to make room for `wanted` more. Return False if too few are idle."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -522,7 +522,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the client streams of this audience if all server streams that it needs are open."""
+        """Wake this audience's client streams if each of its server streams is open or will not be opened."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -588,7 +588,7 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams of one token (in one session, if it has a session), and their current grant.
+    """The client streams that have the same token and the same session, if any, and their current grant.
 
     The audience of a stream that is read only for running calls has no client streams.
 
@@ -632,7 +632,7 @@ class Source(NamedTuple):
 
 @dataclass
 class OpenServerStream:
-    """A stream from a server that this worker opens, reads, and reopens when it ends."""
+    """A server's stream, which this worker opens, reads, and reopens when it ends."""
 
     source: Source
     task: asyncio.Task[None]
@@ -770,7 +770,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the session's server from the grant; None if it is not usable with the session's identity."""
+    """Return the grant's server that this session is at; None if it is not usable with the session's identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (
@@ -786,7 +786,7 @@ def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
 
 
 def wishes(source: Source) -> Object:
-    """Return the notifications to request from a server of 2026-07-28 in `subscriptions/listen`."""
+    """Return the notifications that a `subscriptions/listen` requests from a server of 2026-07-28."""
     audience, assigned, _ = source
     wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if audience.offers(assigned, name, "listChanged")}
     if heard := audience.heard.get(assigned.id):

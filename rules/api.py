@@ -77,7 +77,7 @@ class RuleSerializer(serializers.Serializer[Rule]):
         source="approver_team.name",
         default=None,
         allow_null=True,
-        help_text="Team that decides; null for other approvers, and if the team is deleted.",
+        help_text="Team that decides first; null if the approvers are not a team, or if the team was deleted.",
     )
     somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
@@ -110,7 +110,7 @@ class RuleChanges(RequestBody):
         slug_field="name",
         queryset=Team.objects.all(),
         allow_null=True,
-        help_text="Team that decides; null for other approvers.",
+        help_text="Team that decides first; null if the approvers are not a team.",
     )
     somebody_else = serializers.BooleanField(help_text=SOMEBODY_ELSE)
     hold_minutes = serializers.IntegerField(min_value=1, max_value=LONGEST_HOLD)

@@ -21,7 +21,11 @@ ALWAYS, ARGUMENT, HOURS, PRODUCTION, EXPRESSION = "always", "argument", "hours",
 BUILDERS = (
     Builder(ALWAYS, "Every call", "Every call of the chosen tools."),
     Builder(ARGUMENT, "An argument", "One argument equals, contains, matches or exceeds something."),
-    Builder(HOURS, "Outside office hours", "Outside hours you choose, and at weekends, in the workspace's time zone."),
+    Builder(
+        HOURS,
+        "Outside office hours",
+        "Outside the hours you choose (and at weekends, if ticked), in the workspace's time zone.",
+    ),
     Builder(PRODUCTION, "Production names", "An argument contains prod, production or live."),
     Builder(EXPRESSION, "Expression", "A condition in CEL."),
 )

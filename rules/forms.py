@@ -130,8 +130,8 @@ class CallRuleForm(forms.Form):
         label="Sentence or label",
         required=False,
         max_length=LONGEST_TEXT,
-        help_text="The sentence for the agent, or the label. The agent's model reads the sentence: say what to do "
-        "instead.",
+        help_text="The sentence for the agent, or the label. The agent's model reads the sentence, so say in it what "
+        "the agent can do instead of the call.",
     )
     approvers = forms.ChoiceField(label="Who decides", choices=Approvers.choices, required=False)
     approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
@@ -198,7 +198,7 @@ class CallRuleForm(forms.Form):
     def clean_tools(self) -> list[str]:
         patterns = list(dict.fromkeys(filter(None, map(str.strip, self.cleaned_data["tools"].splitlines()))))
         if any(len(pattern) > 200 for pattern in patterns) or len(patterns) > MOST_PATTERNS:
-            raise ValidationError(f"Use at most {MOST_PATTERNS} names of 200 characters.")
+            raise ValidationError(f"Use at most {MOST_PATTERNS} names of at most 200 characters.")
         return patterns
 
     def clean(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class CallRuleForm(forms.Form):
 
 
 def marked(when: str, at: int) -> tuple[list[MarkedLine], str]:
-    """Return a pair: the lines of an expression with an error at the index `at`, and its line and column in words."""
+    """Return a pair: the lines of an expression that has an error at `at`, and the error's line and column in words."""
     line, column = when.count("\n", 0, at), at - (when.rfind("\n", 0, at) + 1)
     lines = [MarkedLine(text) for text in when.split("\n")]
     text = lines[line].before

@@ -72,7 +72,7 @@ class NobodyDecides(RuleError):
 
 
 class NeedsPayloads(RuleError):
-    """To write a condition on arguments, you need View recorded payloads, because matching calls reveal arguments."""
+    """A condition on arguments needs the permission View recorded payloads, because matching calls reveal arguments."""
 
     field = "when"
 

@@ -31,7 +31,7 @@ from ui.pages import number_of, sentences
 DAYS = 30
 SECONDS = 5.0
 LATELY_S = 2.0  # Longest time that a confirmation waits for the replay of seven days.
-NO_LONGER_REFUSES = "From the next call on, this rule no longer refuses calls."
+NO_LONGER_REFUSES = "From the next call on, this rule no longer refuses or holds calls."
 BATCH = 500
 EXAMPLES = 10
 # Calls refused by an earlier check were never shown to the rules.

@@ -25,7 +25,7 @@ SHORTEST_SECRET = 32
 
 
 class CannotStart(Exception):
-    """The runner refuses to start; the text says why and what to do."""
+    """The runner refuses to start; the message says why and what to do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

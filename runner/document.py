@@ -53,10 +53,10 @@ LIMITS = {
     ),
     "processes": _number("Processes and threads.", 1, 10_000, default=64),
     "open_files": _number("Open files of each process.", 16, 1_000_000, default=256),
-    "cpu_seconds": _number("Processor time of each process. If missing, no limit.", 1, 10_000_000),
+    "cpu_seconds": _number("Seconds of processor time of each process. If missing, there is no limit.", 1, 10_000_000),
     "call_seconds": _number("Seconds until a call ends with an error.", 1, 86_400, default=300),
     "start_seconds": _number("Seconds to answer `initialize`.", 1, 600, default=30),
-    "programs": _number("Programs that run at once, in `mode: session`.", 1, 1000, default=20),
+    "programs": _number("Programs that may run at once, in `mode: session`.", 1, 1000, default=20),
 }
 SERVER = _object(
     "A program that speaks MCP on standard input and output.",
@@ -120,7 +120,7 @@ SCHEMA = {
                 "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
             },
             "uids": _text(
-                "UIDs for programs, as FIRST-LAST. Nothing else may use these UIDs. The runner itself uses the first.",
+                "UIDs that nothing else uses, as FIRST-LAST: the first for the runner itself, the others for programs.",
                 pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
                 default="200000-200999",
             ),
@@ -140,12 +140,12 @@ class FilePosition(NamedTuple):
 
 
 class FileMistakes(Exception):
-    """The file has mistakes; each line of the text describes one, as `file:line:column: message`."""
+    """The file has mistakes. Each line of this error's text describes one, as `file:line:column: message`."""
 
 
 @dataclass(frozen=True)
 class RunnerEntry:
-    """A program or OpenAPI description of the file, with its values resolved.
+    """An entry of the file, a program or an OpenAPI description, with its values resolved.
 
     `error` says why the entry cannot be served, for example a missing reference.
     """
@@ -169,7 +169,7 @@ class RunnerEntry:
         return int(self.fields.get("idle_seconds", 600))
 
     def limit(self, name: str) -> int:
-        """Return a limit of the entry, or its default; 0 if there is none."""
+        """Return the entry's limit `name`. If it is not set, return its default, or 0 if it has no default."""
         given = self.fields.get("limits", {}).get(name)
         return int(given or LIMITS[name].get("default", 0))
 
@@ -362,7 +362,7 @@ def _mistaken_values(name: str, values: dict[str, Any], kind: str) -> Iterator[t
             yield (variable, None), f"“{variable}” is not a valid name here. Write letters and digits."
         elif _is_plain_secret(variable, str(value), kind):
             instead = re.sub(r"\W", "_", f"{name}_{variable}").upper()
-            yield (variable,), f"This looks like a secret. Write env:{instead} or file:PATH."
+            yield (variable,), f"This may be a secret. Write env:{instead} or file:PATH."
 
 
 def _is_plain_secret(variable: str, value: str, kind: str) -> bool:

@@ -1,8 +1,8 @@
 """Serve the programs of an entry over Streamable HTTP, to clients of both eras.
 
-A program in `mode: shared` cannot say which client a message is for. So list changes go to all clients, resource
-updates to the clients that subscribed, and progress to the call it belongs to. Log messages, elicitation, sampling and
-roots need `mode: session`.
+A program in `mode: shared` cannot say which client a message is for. So all clients get notifications of changed lists,
+subscribed clients get resource updates, and progress goes to the call it belongs to. Log messages, elicitation,
+sampling and roots need `mode: session`.
 
 MCP 2026-07-28 has no sessions. So in `mode: session`, `server/discover` offers only the versions with sessions, and a
 request without a session gets a program of its own.
@@ -216,7 +216,7 @@ class ProgramEndpoint:
         self._in_background(self._sessions.pop(session).process.stop("its session ended"))
 
     def has_lost(self, session: str) -> bool:
-        """True if the session's program has ended. The client has to begin another session."""
+        """True if the session's program has ended, so that the client has to begin another session."""
         program = self._sessions.get(session)
         return program is not None and (program.process.is_stopped or program.process.exited.is_set())
 
@@ -322,7 +322,7 @@ class ProgramEndpoint:
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
     ) -> RunningProgram:
-        """Start a program. Raises MCPError, also if the entry's limit of programs is reached.
+        """Start a program. Raises MCPError if it does not start, or if too many programs are running already.
 
         If a program failed before, wait until the pause after the failure has passed. If the pause lasts longer than
         LONGEST_WAIT seconds, raise MCPError instead.

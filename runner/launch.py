@@ -1,8 +1,8 @@
-"""Start a program: switch to the program's user, set its limits, and execute it. Or kill the processes of its user.
+"""Start a program as its own user and with its limits, or kill all processes of a program's user.
 
 Only `runner.process` runs this script, as `launch.py JSON`. The script is a separate file that imports only the
-standard library, because it runs in each new process before the program does. It already has the environment of the
-program. The environment is not in the arguments, because other users can read the arguments of a process.
+standard library, because it runs in each new process before the program does. The script gets the environment of the
+program as its own, not as an argument, because other users can read the arguments of a process.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "ins
 
 
 class InstallFailed(Exception):
-    """npm or pip failed; the text is its output."""
+    """npm, pip or venv failed, or is not on this machine; the message says which, and has its output."""
 
 
 def install(file: RunnerFile) -> list[str]:

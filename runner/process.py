@@ -116,7 +116,7 @@ class Accounts:
         return bool(self._uids)
 
     def closed_folder(self) -> Path | None:
-        """Return a folder above the programs' homes that programs cannot enter; None if there is no such folder."""
+        """Of the folders above the programs' homes, return one that programs cannot enter; None if there is none."""
         return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:

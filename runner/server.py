@@ -23,7 +23,7 @@ type Endpoint = ProgramEndpoint | OpenApiEndpoint
 
 
 class RunnerApp:
-    """The ASGI app, and the endpoints of the file as it was last read."""
+    """The ASGI app, with an endpoint for each entry of the file as it was last read."""
 
     def __init__(self, file: RunnerFile, secret: str) -> None:
         self.file, self._secret = file, secret
@@ -56,7 +56,7 @@ class RunnerApp:
         if changed := [name for name in FIXED if file.value(name) != self.file.value(name)]:
             logger.warning("Restart the runner to change: %s.", ", ".join(changed))
         await self._apply(file)
-        logger.info("Read %s again: %d entries.", file.path, len(file.entries))
+        logger.info("%s was read again. It has %d entries.", file.path, len(file.entries))
 
     async def _apply(self, file: RunnerFile) -> None:
         wanted = {entry.name: entry for entry in file.entries}
@@ -143,7 +143,7 @@ class RunnerApp:
 
 
 def described(endpoint: Endpoint) -> dict[str, Any]:
-    """Return an entry in the form of `GET /programs`."""
+    """Return the description of an endpoint for the answer to `GET /programs`."""
     fields = endpoint.entry.fields
     memory = [program.process.memory_bytes for program in endpoint.programs]
     return {

@@ -47,7 +47,7 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     role = Reference(allow_null=True, help_text="Role of the people it creates; null if the key is revoked.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Slugs of capabilities; the key changes only people who have no others.",
+        help_text="Slugs of the key's capabilities. The key can change only people who have no other capabilities.",
     )
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")

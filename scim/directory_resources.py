@@ -288,7 +288,7 @@ class Teams:
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
         one_at_a_time()  # Lock before looking up members, as in `create`.
-        # A directory does not list people it has deleted. Keep those whom an administrator has added to the team again.
+        # A directory does not list people it has deleted. They stay if an administrator has added them to the team.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

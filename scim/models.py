@@ -60,7 +60,7 @@ class RoleBeyond(ProvisioningError):
 
 
 class BadKeyOverlap(ProvisioningError):
-    """Must be 0, 1, 24 or 168 hours."""
+    """The overlap must be 0, 1, 24 or 168 hours."""
 
     field = "overlap_hours"
 
@@ -318,8 +318,8 @@ class DirectoryPerson(models.Model):
     """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
-    is the address the directory sent last; an administrator's later correction is not overwritten. If `removed_at` is
-    set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
+    is the address that the directory sent last: while it sends the same, an administrator's correction stays. If
+    `removed_at` is set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
     `deactivated_epoch` is the person's session epoch just after the directory deactivated them. If the person now has
     another session epoch, an administrator has changed something since.
     """
@@ -375,7 +375,7 @@ class DirectoryPerson(models.Model):
     def set_active(self, active: bool, *, by: Directory) -> None:
         """Deactivate this person, or reactivate a person whom a directory deactivated.
 
-        This object is not saved: call `describe` afterwards, which saves it.
+        The caller must call `describe` afterwards, which saves this object.
         Raises DeactivatedByOthers, and the errors of User.deactivate and User.reactivate.
         """
         if active == self.user.is_active:

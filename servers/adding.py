@@ -121,7 +121,7 @@ class NewServerForm(Trial, ServerForm):
             return
         if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
             who = "Only a person with Identity management can choose the gateways of a shared credential"
-            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
+            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask such a person.")
         elif values.get("auth_type") == AuthType.OAUTH:
             how = "Add the server without a gateway, sign in as the shared account on its page"
             self.add_error("gateways", f"{how}, and assign it then.")
@@ -170,7 +170,7 @@ class ServerTrial:
 
     @property
     def health(self) -> dict[str, str]:
-        """The outcome as JSON for the session. When the server is added, its health is set from this."""
+        """The outcome as JSON for the browser session. It becomes the health of the server when the server is added."""
         error = "" if self.kind != "bad" else str(self.outcome)
         spoken = self.found.spoken if self.found else None
         return {"error": error, "era": spoken.eras if spoken else "", "evidence": spoken.evidence if spoken else ""}
@@ -197,7 +197,7 @@ class ServerTrial:
                 return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "How people sign in is unknown until it answers."
+            return "The gateway cannot see how people sign in before the server answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (
@@ -215,7 +215,7 @@ class ServerTrial:
     def causes(self) -> list[dict[str, str]]:
         """The three most likely causes of a failure; empty if the test did not fail.
 
-        Each cause has a remedy: `try` is a URL to test instead, or `at` is the id of the part of the form to change.
+        Each cause has a remedy: `try` is the URL to test next, or `at` is the id of the part of the form to change.
         """
         if self.kind != "bad":
             return []
@@ -236,7 +236,7 @@ class ServerTrial:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """The outcome as JSON for the session, so that a form with an error can show the outcome again."""
+        """The outcome as JSON for the browser session, so that a form with an error can show the outcome again."""
         needs = self.signs_in
         return {
             "said": self.said,
@@ -342,7 +342,7 @@ def add_server(
 
 
 def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
-    """Return a list with a new gateway (see `add_gateway`); empty if the form does not ask for a new gateway."""
+    """Create a new gateway (see `add_gateway`) and return it in a list; [] if the form does not ask for one."""
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
@@ -398,7 +398,7 @@ def _store_features(
     tools: str,
     by: User,
 ) -> None:
-    """Store the listed features. If listing failed, the features are listed when the server is first used."""
+    """Record the outcome of listing, and store the features. If listing failed, they are listed at the first use."""
     record_contact(server, identity, outcome)
     features = outcome.features if isinstance(outcome, Discovered) else {}
     for assignment in assigned if features else ():

@@ -176,7 +176,7 @@ class ClientFile(RequestBody):
         help_text="Names of the entries to add as servers. Without names, nothing is changed.",
     )
     use_credentials = serializers.BooleanField(
-        default=False, help_text="Whether the credentials of the file are stored, encrypted."
+        default=False, help_text="Whether to store the credentials in the file. They are stored encrypted."
     )
     shared = serializers.BooleanField(
         default=False, help_text="Whether the credentials are shared by everybody; otherwise they are yours."

@@ -52,7 +52,7 @@ class OfferedEntry:
 
     @property
     def credential(self) -> str:
-        """The name of the credential to show on the page; empty if the server needs no credential."""
+        """The label for the server's credential on the page; empty if the server needs no credential."""
         header = self.entry.header_name
         return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
 
@@ -153,7 +153,7 @@ class AddedEntry:
 
 
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
-    """Test the servers, add them and assign them to the gateway of the valid form `to`.
+    """Test the servers, add them, and assign them to the gateway that was chosen in the valid form `to`.
 
     Each server is added separately. If a server cannot be added, its result says why. If the form asks for a new
     gateway, the gateway is created when the first server is added.

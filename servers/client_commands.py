@@ -117,7 +117,7 @@ class ClientCommand:
         """Sentences on the changes that are needed before the runner can start the program."""
         if self.package and not self.package.is_exact:
             given = f"“{self.package.version}” is not an exact version" if self.package.version else "It has no version"
-            yield f"{given}: replace VERSION by the one you checked."
+            yield f"{given}: replace VERSION by the version you checked."
         if self.package and self.package.kind == "npm":
             yield f"Check the name of its program: “{self.program}” is the usual one."
         if self.environment:
@@ -125,7 +125,7 @@ class ClientCommand:
         if self._shown_arguments() != list(self.arguments):
             yield f"An argument has a secret, shown as {REDACTED}. Give it as an environment variable."
         if paths := [word for word in self.arguments if _local_path(word)]:
-            yield f"{paths[0][:80]} is a path of another machine. Write one of the runner's machine."
+            yield f"{paths[0][:80]} is a path of another machine. Write a path of the runner's machine."
 
     def runner_block(self, name: str) -> str:
         """Return the item for the list `servers` of runner.yaml, without any secret."""

@@ -62,7 +62,7 @@ class DiscoveryFailed(Exception):
 
 
 class DiscoveryRefused(DiscoveryFailed):
-    """The server responds but refuses access."""
+    """The server refused access, or was not asked because of its URL or its stored credential."""
 
 
 class NoEndpoint(DiscoveryFailed):
@@ -71,7 +71,7 @@ class NoEndpoint(DiscoveryFailed):
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """The eras a server speaks, and its usable definitions by kind, unchanged."""
+    """The eras a server speaks, and its usable definitions by kind, as the server sent them."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]
@@ -169,7 +169,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store the server's self-description, which it sent to this identity. Clients get this description."""
+    """Store the self-description that the server sent to this identity. Clients get this description."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,

@@ -47,7 +47,7 @@ def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
 
 
 def address(label: str, help_text: str) -> forms.CharField:
-    """Return an optional field for a URL, which the form has to validate."""
+    """Return an optional field for a URL. The field accepts any text; forms validate it in their `clean` methods."""
     text = forms.TextInput(attrs={"inputmode": "url"})
     return forms.CharField(label=label, required=False, max_length=500, widget=text, help_text=help_text)
 
@@ -131,7 +131,7 @@ class SignInSettings:
     def clean_revocation_endpoint(self) -> str:
         revocation = self._endpoint("revocation_endpoint")
         if revocation and not self.cleaned_data.get("token_endpoint", revocation):
-            raise ValidationError("Enter the authorization endpoint and the token endpoint, too.")
+            raise ValidationError("Without an authorization endpoint and a token endpoint, leave this empty.")
         return revocation
 
     def _endpoint(self, name: str) -> str:
@@ -191,7 +191,7 @@ class ServerForm(SignInSettings, SlugForm):
         label="Where to get a key",
         required=False,
         max_length=300,
-        help_text="Shown to people who need to add their credential, such as “Ask the platform team”.",
+        help_text="For example “Ask the platform team”. People who need to add their credential see this text.",
     )
     key_url = forms.URLField(
         label="Link to get a key",
@@ -214,12 +214,12 @@ class ServerForm(SignInSettings, SlugForm):
         initial=ResourceSent.SERVER,
         help_text=(
             "The “resource” that tokens are requested for. Change it if the issuer answers “invalid_target” or "
-            "similar. No resource is sent to Microsoft Entra."
+            "similar. By default, none is sent to Microsoft Entra."
         ),
     )
     fixed_resource = address(
         "Fixed resource",
-        "For “A fixed value” only: the issuer's name for this server.",
+        "For “A fixed value” only: the name by which the issuer knows this server.",
     )
     fixed_scopes = forms.CharField(
         label="Fixed scopes",
@@ -244,9 +244,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="Assume PKCE",
         required=False,
         help_text=(
-            "Allow sign-in although the issuer does not announce PKCE. Only if you know that the issuer supports "
-            "PKCE, as "
-            "Microsoft Entra and Amazon Cognito do."
+            "Allow sign-in although the issuer does not announce PKCE. Tick it only if you know that the issuer "
+            "supports PKCE, as Microsoft Entra and Amazon Cognito do."
         ),
     )
     private = forms.BooleanField(
@@ -407,7 +406,7 @@ class SecretForm(forms.Form):
 
 
 class Trial(forms.Form):
-    """Base of forms that test a credential at its server. A refused one is stored only if the person confirms."""
+    """Base of forms that test a credential at its server. A refused credential is stored only if `keep` is ticked."""
 
     keep = forms.BooleanField(
         label="Keep it anyway", required=False, help_text="Paste the new credential again: it was not stored."
@@ -416,9 +415,9 @@ class Trial(forms.Form):
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Note the server's refusal of the entered credential; an empty `refusal` means that it was accepted.
+        """Note the outcome of the test: the server's `refusal`, or "" if the server accepted the entered credential.
 
-        Add the refusal as an error of `field`, unless the credential is to be kept.
+        Add the refusal as an error of `field`, unless the person has ticked `keep`.
         """
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
@@ -426,7 +425,7 @@ class Trial(forms.Form):
 
 
 class TriedSecretForm(Trial, SecretForm):
-    """Form for a credential, which is tested before it is stored. `refusal` is set if a refused one is kept anyway."""
+    """Form that tests a credential before it is stored. `refusal` is set if the server refused the credential."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data

@@ -108,7 +108,7 @@ class NewIdentity(RequestBody):
         if server is None:
             raise ValidationError("There is no such server.")
         if not server.takes_secret:
-            raise ValidationError("This server needs no credential, or a sign-in in the browser instead.")
+            raise ValidationError("This server needs no credential, or people sign in at its issuer to get one.")
         return server
 
 

@@ -49,7 +49,7 @@ from ui.pages import (
 from ui.viewset import confirmed, form_page, list_page, switch_off, switch_on
 
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
-# The text beside the switch of an enabled identity that calls cannot use, by status.
+# The text beside the switch of an enabled identity that is not used for calls, by status.
 BLOCKED = {"unconfirmed": "it waits for confirmation", "sign_in_needed": "it waits for a new sign-in"}
 
 
@@ -93,7 +93,7 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """Text beside the switch of an enabled identity that calls cannot use; otherwise empty."""
+        """Text beside the switch of an enabled identity that is not used for calls; otherwise empty."""
         return BLOCKED.get(self.identity.status, "")
 
     @property
@@ -323,7 +323,7 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Return a sentence on how many gateways or, for a person's identity, connections use it; empty if none."""
+    """Return a sentence with the number of gateways (if shared) or connections that use it; empty if none do."""
     if identity.is_shared:
         count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
     else:

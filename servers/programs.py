@@ -110,7 +110,7 @@ class RunnerListing:
 
 
 class ProgramOffer(NamedTuple):
-    """A program of the runner, and the server for this program; None if nobody has added it as a server."""
+    """A program of the runner, and its server. `server` is None if nobody has added the program as a server."""
 
     program: RunnerProgram
     server: Server | None

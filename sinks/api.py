@@ -38,7 +38,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
     sends_events = serializers.BooleanField(help_text="Whether admin events are sent.")
     sends_payloads = serializers.BooleanField(help_text="Whether recorded payloads are sent; requires `logs:payloads`.")
-    enabled = serializers.BooleanField(help_text="Whether it is enabled; false means paused.")
+    enabled = serializers.BooleanField(help_text="Whether the sink is enabled; false means paused.")
     status = serializers.ChoiceField(
         [(state, state) for state in TONES],
         help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` if never served.",
@@ -53,7 +53,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_delivered_at = UtcDateTimeField(
         allow_null=True, help_text="When the receiver last acknowledged rows; null if never."
     )
-    last_error = serializers.CharField(help_text="Last error in words, also after a success; empty if none.")
+    last_error = serializers.CharField(help_text="Last error in words, which a success does not clear; empty if none.")
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(
@@ -103,7 +103,7 @@ class SinkQuery(ListQuery):
     """Filters of the list."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
-    enabled = serializers.BooleanField(required=False, help_text="Only enabled sinks, or only paused ones.")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled (`true`) or paused (`false`) sinks.")
 
 
 class DeliverySerializer(serializers.Serializer[SinkTestResult]):

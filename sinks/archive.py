@@ -103,7 +103,7 @@ def open_archive() -> Objects:
 
 
 def archive_before(limit: date) -> int:
-    """Archive the partitions that may be dropped before `limit`, oldest first.
+    """Archive the partitions in which all rows are older than `limit`, oldest first.
 
     Return how many partitions were archived now; partitions that were archived earlier do not count. If the archive is
     disabled, archive nothing. If a partition cannot be archived, record the failure and raise NotArchived.
@@ -124,7 +124,7 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """Return the day before which calls may be dropped; it is never after `limit`.
+    """Return the first day whose calls must not be dropped yet.
 
     The day is `limit`, or the start of the oldest partition before `limit` that must be archived first.
     """
@@ -276,7 +276,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
 
 
 def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the archived rows of a day, or only those whose columns equal `equal`.
+    """Yield the archived rows of a day. With `equal`, yield only rows whose columns have these values.
 
     Raises UnreadableArchive if a file is missing or was changed.
     """
@@ -291,7 +291,7 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
 
 
 def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the archived calls from `since` to before `until` whose columns equal `equal`, day by day.
+    """Yield, day by day, the archived calls from `since` to before `until` whose columns have the values of `equal`.
 
     Raises UnreadableArchive.
     """

@@ -414,7 +414,7 @@ class Sink(Versioned, Switchable):
         """Pause the sink and notify the receiver. Return False if it was paused already. Raises ChangedMeanwhile."""
         if self.enabled:
             self._announce(
-                Action.SINK_DISABLED, "Paused by {}: nothing will be sent until it is enabled again.", by, seen
+                Action.SINK_DISABLED, "Paused by {}: nothing will be sent until the sink is enabled again.", by, seen
             )
         with transaction.atomic():
             row: Sink = self.lock()

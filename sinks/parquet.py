@@ -1,4 +1,4 @@
-"""Rows of the logs as Parquet, zstd compressed. Needs pyarrow (extra `archive`), so import it only where needed."""
+"""Rows of the logs as Parquet (zstd). Import this module only where needed: it requires pyarrow (extra `archive`)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Writer:
 
 
 def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, or only those whose columns equal `equal`. Reads the file in chunks."""
+    """Yield the rows of a file, read in chunks. With `equal`, yield only rows whose columns have these values."""
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):
         for row in batch.to_pylist():

@@ -203,7 +203,7 @@ class SinkReader:
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
         """Return the lines of the next calls, and the key of the last call.
 
-        The key is None if there are no more calls.
+        The key is None if no calls are left after these.
         """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
@@ -216,9 +216,9 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and its last row.
+        """Return the lines of one delivery, and the row of the last line.
 
-        The last row is None if there are no more rows.
+        The row is None if no rows are left after these.
         """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4

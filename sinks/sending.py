@@ -37,7 +37,7 @@ PASS_S = 20.0  # Maximum time to serve a sink; then other processes may serve it
 MOST_THREADS = 4
 MOST_REFUSED = 20  # Rows skipped in one pass. If a receiver refuses more, the cause is not the rows.
 
-# Records the outcome of a delivery under the lease; returns whether to continue with the sink.
+# A function that records the outcome of a delivery under the lease, and returns whether to continue with the sink.
 type Note = Callable[[Sink, SinkReader], bool]
 
 _threads: dict[UUID, threading.Thread] = {}

@@ -111,11 +111,11 @@ class SinkForm(forms.Form):
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of this name; a webhook for invalid names."""
+    """Return `name` if it is a kind of sink, otherwise the name of the kind webhook."""
     return name if name in KINDS else Webhook.name
 
 
-PAUSE_TEXT = "Nothing is sent until it is enabled again. Then it continues where it stopped."
+PAUSE_TEXT = "Nothing is sent until the sink is enabled again. Then sending continues where it stopped."
 
 
 def page_url(sink: Sink) -> str:
@@ -204,7 +204,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.SINKS_MANAGE)
 def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Retry now, without waiting for the next retry."""
+    """Retry now, without waiting for the time of the next retry."""
     sink = get_object_or_404(Sink, pk=pk)
     toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
     return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)

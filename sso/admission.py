@@ -211,8 +211,8 @@ class Admission(models.Model):
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
         Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
-        If the provider sends no groups, an existing person gets the new role only if it has no capability that the
-        present role lacks.
+        If the provider sends no groups, an existing person gets the new role only if it permits nothing that the
+        present role does not permit.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

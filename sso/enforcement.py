@@ -33,7 +33,7 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the account of a person at the identity provider in the browser session. Call this before signing in."""
+    """Store the person's identity-provider account in the browser session. Must run before the person is signed in."""
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 

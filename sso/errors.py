@@ -21,7 +21,7 @@ class BadProviderUrl(ProviderError):
 
 
 class BadDomain(ProviderError):
-    """Enter the e-mail domains whose people must sign in at the organisation, such as example.com."""
+    """Enter at most 50 e-mail domains, such as example.com. Enforced sign-in needs at least one."""
 
     field = "domains"
 
@@ -33,7 +33,7 @@ class BadScopes(ProviderError):
 
 
 class Incomplete(ProviderError):
-    """Enter the provider's name, issuer and client ID before sign-in is offered."""
+    """Before you offer sign-in, enter the provider's name, issuer and client ID."""
 
     field = "mode"
 
@@ -180,7 +180,7 @@ ENTRY_ADVICE = {
 
 
 class SignInFailed(Exception):
-    """The sign-in failed. The message is for events and the log; `advice` is shown to the person, or FAILED if None."""
+    """The sign-in failed. The message is for events and the process log; the person sees `advice`, or FAILED."""
 
     reason = ""
 

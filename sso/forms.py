@@ -51,7 +51,7 @@ class ProviderForm(forms.Form):
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",
         required=False,
-        help_text="The current key still decrypts. If you create another key later, the current key is deleted.",
+        help_text="The current key can still decrypt. It is deleted when you create yet another key later.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

@@ -293,7 +293,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
             raise BadDomain(BadDomain.__doc__)
         if self.mode != Mode.OFF and not (self.name and self.issuer and self.client_id):
-            saml = "Enter the provider's name and metadata before sign-in is offered."
+            saml = "Before you offer sign-in, enter the provider's name and metadata."
             raise Incomplete(saml if self.speaks_saml else Incomplete.__doc__)
         if self.speaks_saml and self.signs_requests and not (self.has_secret and self.own_certificate):
             raise Incomplete(

@@ -93,7 +93,7 @@ def provider_metadata(provider: Provider) -> OpenIdMetadata:
 def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """Return the provider's keys, cached. Raises ProviderDown.
 
-    Pass `anew` to read the keys again, for a token that is signed with an unknown key.
+    With `anew`, the keys are read again, for a token that is signed with an unknown key.
     """
 
     def read() -> SigningKeys:
@@ -152,9 +152,9 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the member `name`, which must be an https URL.
+        """Return the member `name` if it is a URL that may be used.
 
-        Otherwise raise ProviderDown if the URL is `needed`, or return "".
+        If it is not, raise ProviderDown if the URL is `needed`, otherwise return "".
         """
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
@@ -312,8 +312,8 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
 def _must_be_granted(asked: str, granted: str) -> None:
     """Raise SignInFailed if requested scopes were not granted.
 
-    Otherwise people could remove a scope from the authorization URL, and so withhold the groups that depend on this
-    scope.
+    Without this check, people could remove a scope from the authorization URL, and so withhold the groups that depend
+    on this scope.
     """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
     missing = set(asked.split()) - given - {"offline_access"}  # This scope gives no claims, and is often not reported.

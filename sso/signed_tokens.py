@@ -43,7 +43,7 @@ def id_token(
     if claims.get("nonce") != nonce:
         raise TokenInvalid("The token belongs to another sign-in (nonce).")
     if not _is_later(claims.get("exp")):
-        raise TokenInvalid("The token has expired, or the clocks differ by more than a minute.")
+        raise TokenInvalid("The token has expired or has no expiry (exp), or the clocks differ by more than a minute.")
     if not _text(claims.get("sub")):
         raise TokenInvalid("The token has no subject (sub).")
     return claims
@@ -79,7 +79,7 @@ def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, clien
         raise TokenInvalid("The token was issued to another client.")
     issued = claims.get("iat")
     if not isinstance(issued, int | float) or issued > time.time() + CLOCKS_DIFFER_S:
-        raise TokenInvalid("The token was issued in the future: the clocks differ by more than a minute.")
+        raise TokenInvalid("The token has no time of issue (iat), or the time is over a minute in the future.")
     return claims
 
 

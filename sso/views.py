@@ -138,8 +138,8 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 def saml_answered(request: HttpRequest) -> HttpResponse:
     """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
 
-    People who started at the provider first get a page that asks whether to sign in as this person. Otherwise a link
-    could replace their session.
+    People who started at the provider first get a page that asks whether to sign in as this person. Without this
+    page, a link could replace their session.
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
@@ -234,7 +234,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     """Continue the action that waited for confirmation, if the signed-in person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
-        raise SignInFailed("Another person confirmed this action.", OTHER_ACCOUNT)
+        raise SignInFailed("The account that confirmed is not linked to the person signed in here.", OTHER_ACCOUNT)
     if not confirms_there(request.user):
         raise SignInFailed(
             "People who have a password or a second factor here must confirm with one of them.", CONFIRM_HERE

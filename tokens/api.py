@@ -192,8 +192,8 @@ class TokenResource(Resource):
 
         The present secret works for another `overlap_hours`. With `until_used` it ends earlier, when the new secret is
         first used. Without a body, the present secret stops at once. Only the owner can collect the new secret. If a
-        new secret was already requested, asking again with `overlap_hours` 0 ends a remaining overlap; otherwise it
-        changes nothing.
+        new secret was already requested, asking again changes nothing, except that `overlap_hours` 0 ends a remaining
+        overlap.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -276,7 +276,7 @@ class TokenResource(Resource):
 
 
 def must_be_on(connection: Connection) -> None:
-    """Raise ApiError if agent, gateway or connection is disabled, or the gateway does not allow the agent.
+    """Raise ApiError if the host, gateway or connection is disabled, or the host is not approved or not allowed.
 
     While access is disabled, a token, which may be stolen, must not rotate itself.
     """
@@ -284,7 +284,8 @@ def must_be_on(connection: Connection) -> None:
         raise ApiError(
             HTTPStatus.FORBIDDEN,
             "disabled",
-            "The agent, the gateway or the connection is disabled, or the gateway does not allow the agent.",
+            "The app or agent, the gateway or the connection is disabled or not approved, or the gateway does not "
+            "allow the app or agent.",
         )
 
 
@@ -310,7 +311,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
+        help_text="Slugs of its capabilities. Capabilities that its owner no longer has do not work.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
     blocked_by = CauseField(help_text="What blocks it: `user`; null if nothing does.")

@@ -32,7 +32,7 @@ class KeyNameTaken(KeyRefused):
 
 
 class TooManyApiKeys(KeyRefused):
-    """A person has 20 active API keys at most. Revoke one first."""
+    """A person can have at most 20 active API keys. Revoke one first."""
 
 
 class BadDays(KeyRefused):

@@ -75,7 +75,7 @@ class AllowlistField(forms.CharField):
 
 
 class TokenForm(forms.Form):
-    """Name, servers, expiration, IP allowlist and limit of calls of a new token. All fields have initial values."""
+    """Name, servers, expiration, IP allowlist and limit of calls of a new token. The initial values are valid."""
 
     name = forms.CharField(max_length=100)
     scope = forms.ChoiceField(

@@ -21,7 +21,7 @@ LATEST = timedelta(days=90)
 LONGEST_OVERLAP = timedelta(hours=max(OVERLAP_HOURS))
 
 SENTENCES: dict[str, str] = {
-    Action.TOKEN_PREVIOUS_ENDED: "ended the old token that your token {} replaced. Its calls are refused.",
+    Action.TOKEN_PREVIOUS_ENDED: "ended the old token that your token {} replaced. The old token is refused.",
     Action.TOKEN_ROTATED: "regenerated your token {}. The old one has stopped working.",
     Action.TOKEN_REVOKED: "revoked your token {}. Its calls are refused.",
     Action.KEY_REGENERATED: "regenerated the key of your connection {}. The app continues automatically.",

@@ -193,7 +193,7 @@ class NewToken(RequestBody):
     def validate_gateway_id(self, pk: UUID) -> Gateway:
         gateway = Gateway.objects.reachable_by(self.context["request"].user).filter(pk=pk).first()
         if gateway is None:
-            raise ValidationError("There is no such gateway, or your teams do not include it.")
+            raise ValidationError("There is no such gateway, or you may not use it.")
         return gateway
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class TokenNameTaken(TokenError):
 
 
 class TooMany(TokenError):
-    """A connection holds 20 active tokens at most. Revoke one first."""
+    """A connection can have at most 20 unrevoked, unexpired tokens. Revoke one first."""
 
 
 class NotYourToken(TokenError):
@@ -36,7 +36,7 @@ class TokenAlreadyRevoked(TokenError):
 
 
 class BadLifetime(TokenError):
-    """Must be 7, 30 or 90."""
+    """Must be 7, 30 or 90 days."""
 
 
 class BadAllowlistEntry(TokenError):
@@ -56,7 +56,7 @@ class BadTokenOverlap(TokenError):
 
 
 class AskedForNew(TokenError):
-    """A new token was requested to replace this one. Collect the new token instead."""
+    """A new token was requested to replace this one. Collect the new token."""
 
 
 class NothingToCollect(TokenError):

@@ -90,7 +90,7 @@ REGENERATE_TEXT = "Regenerate this API access token? The old token stops working
 REGENERATE_WITH_OVERLAP_TEXT = (
     "Regenerate this API access token? The old token keeps working for the time chosen below."
 )
-OFF = "The agent, the gateway or the connection is disabled. Enable it first."
+OFF = "The app or agent, the gateway or the connection is disabled or not approved. Enable or approve it first."
 
 
 @require_GET
@@ -294,7 +294,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Collect new token",
-            text="The new token is made now and shown to you once.",
+            text="The new token will be created now and shown to you once.",
             more=f"{_named(token)}. Name, servers, expiration and IP allowlist do not change.",
             icon="key",
             kind="primary",
@@ -358,7 +358,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         title="End old token",
         text="End the old token? Requests using it will fail with 401 immediately.",
         more=lambda: sentences(
-            f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} still works.",
+            f"{token.previous_prefix} of {_named(token)}. The new token {token.prefix} still works.",
             _refused_lately([token], request.user, token_prefix=[token.previous_prefix]),
         ),
         icon="revoke",
@@ -489,7 +489,7 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     """Return the viewer's own token. Raises PermissionDenied for other people's tokens: a secret acts as its owner."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
-        raise PermissionDenied("Only the owner may see a token's secret. Ask for a new one instead.")
+        raise PermissionDenied("Only the owner may see a token's secret. You can ask the owner to collect a new one.")
     return token
 
 

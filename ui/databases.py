@@ -75,9 +75,9 @@ def give_back() -> None:
 
 
 def released(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: release the connection before the response is sent, since clients may be slow.
+    """Give the connection back to the pool before the response is sent, since clients may be slow.
 
-    Place it before all middleware that uses the database.
+    Place this middleware before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -127,7 +127,7 @@ class Export:
             self._resources.close()
 
     def pieces(self) -> Generator[str]:
-        """Yield the file: a head, the rows, and a last line that says whether they are complete."""
+        """Yield the file: the column names (CSV only), the rows, and a last line that says if all rows are there."""
         count = 0
         if self._kind == "csv":
             yield _csv([self._columns])

@@ -35,7 +35,7 @@ class Compression(GZipMiddleware):
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Turn redirects into HX-Redirect: htmx would follow a redirect and insert the new page into the old one.
 
-    Place it after HtmxMiddleware and before SignInFirst, so that an expired session goes to sign-in.
+    Place this middleware after HtmxMiddleware and before SignInFirst, so that it also turns the redirects to sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -59,9 +59,9 @@ def _destination(request: HttpRequest, location: str) -> str:
 
 
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 404 below STATIC_URL.
+    """Answer 404 below STATIC_URL: a request that arrives here asks for a file that does not exist.
 
-    Place it after the middleware that serves static files, and before all middleware that uses the database.
+    Place this middleware after the one that serves static files, and before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -73,7 +73,7 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 
 
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Show a page to browsers that open a URL which accepts only POST, by a copied link or by going back.
+    """Show a page to browsers that open a URL for POST only, for example from a copied link or by going back.
 
     CSRF-exempt views, which are for programs, are not changed. Place this middleware last, so that the page has
     messages and headers like any other page.

@@ -157,7 +157,7 @@ def lead_on(
 ) -> HttpResponse:
     """Render a page that leads to another site, automatically if `at_once`.
 
-    Not a redirect: our policy for forms (CSP form-action) blocks redirects from a form to other sites.
+    This is not a redirect, because our policy for forms (CSP form-action) blocks redirects from a form to other sites.
     """
     response = render(request, template, context)
     if at_once:

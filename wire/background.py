@@ -1,4 +1,4 @@
-"""Deadlines, and background tasks that are logged, counted and restarted."""
+"""Deadlines, and background loops and tasks: their failures are logged and counted, and a failed loop runs again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Deadline:
         return left
 
     def check(self) -> None:
-        """Raise httpx.ReadTimeout when no time is left. Call it while processing data that was read."""
+        """Raise httpx.ReadTimeout when no time is left. For code that processes data without reading from a socket."""
         if time.monotonic() >= self._at:
             raise httpx.ReadTimeout("the deadline has passed")
 
@@ -161,7 +161,7 @@ class Background:
         return task
 
     async def stop(self, patience: float = 0.0) -> None:
-        """Cancel the loops at once, and after `patience` seconds the tasks that have not ended."""
+        """Cancel the loops at once. Cancel the tasks only if they have not ended after `patience` seconds."""
         loops = [*self._loops]
         for loop in loops:
             loop.cancel()

@@ -103,8 +103,8 @@ class Beside(Protocol):
 class QueueSlot:
     """A call's concurrency slot and time limit.
 
-    Enter the context while the server waits for client input: meanwhile the slot is released and the idle limit is
-    paused.
+    Callers enter this context while the server waits for client input: meanwhile the slot is released and the idle
+    limit is paused.
     """
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")

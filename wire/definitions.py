@@ -45,7 +45,7 @@ class Definition(NamedTuple):
 
 
 def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
-    """Return a Definition for each object in `items`, the parsed list `member` of the answer `text`."""
+    """Return a Definition for each object in the list `items`, which was parsed from `member` of the answer `text`."""
     texts = _item_texts(text.decode(), member)
     if len(texts) != len(items):  # A member is duplicated; the parser has used the last one.
         texts = [json.dumps(item, separators=(",", ":")) for item in items]
@@ -180,7 +180,7 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
 
 
 def restated(text: str, members: Mapping[str, str]) -> str:
-    """Return `text`, an object, with new values for these members. No other byte changes."""
+    """Return the JSON object `text` with new values for these members. No other byte changes."""
     for name, value in members.items():
         spelled = json.dumps(value)
         spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == name]

@@ -9,7 +9,7 @@ MAX_QUOTED = 200  # Characters of a server's own text that are shown to administ
 
 
 class UpstreamError(Exception):
-    """Base class: the call is answered with a JSON-RPC error of the gateway, usually in HTTP 200.
+    """Base of the errors for which a call is answered with a JSON-RPC error of the gateway, usually in HTTP 200.
 
     `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`
     is for administrators, and continues a sentence that begins with "The server".
@@ -50,10 +50,10 @@ class BadUrl(Unreachable):
 
 
 class NameNotFound(Unreachable):
-    """The name of the server has no address."""
+    """The host name in the server's URL has no address."""
 
-    sentence = 'Server "{server}" cannot be found: its name does not resolve.'
-    cause = "has a name that does not resolve; check the spelling"
+    sentence = 'Server "{server}" cannot be found: its host name does not resolve.'
+    cause = "has a host name that does not resolve; check the spelling"
 
 
 class NotConnected(Unreachable):
@@ -144,7 +144,7 @@ class AnswerTooSlow(UpstreamError):
 
 
 class BadAnswer(UpstreamError):
-    """The answer is not valid MCP. `status` is its HTTP status, `error` its JSON-RPC error or None."""
+    """The answer is an error, or is not valid MCP. `status` is its HTTP status, `error` its JSON-RPC error or None."""
 
     reason = "bad_answer"
     sentence = 'Server "{server}" answered with something that is not MCP.'
@@ -230,7 +230,7 @@ class Flooded(TooLarge):
 
 
 class NoMemory(TooLarge):
-    """A large answer found no room in the memory budget in time."""
+    """A large answer got no room in the memory budget: it waited too long, or too many answers were waiting."""
 
     sentence = (
         'Server "{server}" sent a large answer, and other large answers left no memory to read it; the server may '
@@ -252,12 +252,11 @@ class AddressBlocked(UpstreamError):
 
 
 class AddressInside(AddressBlocked):
-    """The name of a server that is not registered as private resolves to a private address."""
+    """The host name of a server that is not registered as private resolves to a private address."""
 
     cause = (
-        "has a name that now resolves to a private address, but is registered as a public server; if this is "
-        "intended, "
-        "tick “At a private address” in its settings"
+        "has a host name that now resolves to a private address, but is registered as a public server; if this is "
+        "intended, tick “At a private address” in its settings"
     )
 
 
@@ -318,7 +317,7 @@ class Busy(UpstreamError):
 
 
 class AnswersNotTaken(Busy):
-    """The unread large answers of this person have used up their share of the memory budget."""
+    """This person's share of the memory budget is used up by large answers that the person's clients have not read."""
 
     sentence = "This call was not executed: this person's clients have not yet read earlier large answers."
 
@@ -333,7 +332,7 @@ class AnswersNotTaken(Busy):
 
 
 class TokenBusy(Busy):
-    """This token has reached its limit of concurrent calls. `server` is not a server, but this limit."""
+    """This token has reached its limit of concurrent calls. `server` is the limit, not the name of a server."""
 
     sentence = "This token has reached its limit of concurrent calls ({server}), so this call was not executed."
 

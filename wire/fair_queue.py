@@ -181,7 +181,7 @@ class QueueFull(Exception):
 
 
 class FairQueue:
-    """Concurrency slots of one server, shared fairly by people. Call `enter` before a call and `leave` after it.
+    """Concurrency slots of one server, shared fairly by people. Each call has to `enter` first and `leave` at its end.
 
     A person who has slots may take another slot only while enough are free; the last free slot is for a person who has
     none. So, if there are at least two slots, slow calls of one person never delay the first call of another person.
@@ -307,7 +307,7 @@ class FairQueue:
 
 
 class Slices:
-    """Lets answers that take long to read take turns: one slice of one answer at a time, then a pause.
+    """Turns for reading large answers: one slice of one answer at a time, then a pause.
 
     However many large answers arrive, other calls wait for one slice at most, and get half of the event loop's time.
     `python -m bench.large_answers` checks both.
@@ -337,9 +337,9 @@ class Slices:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Enter for work that cannot be sliced: one piece at a time, each followed by a pause.
+        """Context for work that cannot be sliced. Only one such piece of work runs at a time.
 
-        The pause is REST_SHARE times as long as the work.
+        After each piece follows a pause, REST_SHARE times as long as the work.
         """
         await self._whole.acquire()
         loop = asyncio.get_running_loop()

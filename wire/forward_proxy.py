@@ -36,7 +36,7 @@ _logged_at: dict[str, float] = {}
 
 
 class ProxyFailed(OSError):
-    """No tunnel through the outbound proxy. The message says why, and is shown after "cannot be reached:"."""
+    """The outbound proxy opened no tunnel. The message says why, and is shown after "cannot be reached:"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class AddressRefused(OSError):
 
 
 class LeadsInside(AddressRefused):
-    """The server's name leads to a private address, but the server is not registered as private."""
+    """The server's host name leads to a private address, but the server is not registered as private."""
 
 
 class LeadsBack(AddressRefused):
@@ -117,7 +117,7 @@ class UrlRefused(ValueError):
 class OwnEndpoints:
     """Addresses of this gateway itself. A server at one of these addresses would cause a loop."""
 
-    # Host and port pairs of the public URL and the listener, for each host name.
+    # Each host name of this gateway, with each port of the public URL and of the listener.
     places: frozenset[tuple[str, int]] = frozenset()
     # Ports at which the gateway listens on this machine.
     ports: frozenset[int] = frozenset()
@@ -316,7 +316,7 @@ WITHOUT_TLS = (
     "The URL must start with https://. It may start with http:// only if its address is in a network of "
     "GATEWAY_PRIVATE_UPSTREAMS: see /help/reference/settings/."
 )
-LEADS_BACK = "This is an address of this gateway itself, so its calls would loop."
+LEADS_BACK = "This is an address of this gateway itself, so calls to it would loop."
 
 
 def _why_not(scheme: str) -> str:
@@ -472,7 +472,7 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 
 
 class GuardedTransport(httpx.BaseTransport):
-    """httpx over guarded sockets, without proxies from the environment.
+    """A transport for httpx over guarded sockets, which ignores proxies from the environment.
 
     Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; httpx follows no redirects by default.
     A refused address raises AddressRefused. After `deadline` every wait times out.

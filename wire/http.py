@@ -80,7 +80,7 @@ class Oversized(Exception):
 
 
 class WithoutRoom(Exception):
-    """A large answer found no room in the memory budget in time."""
+    """A large answer got no room in the memory budget: it waited too long, or too many answers were waiting."""
 
 
 class Slow(Exception):
@@ -199,10 +199,9 @@ class HeaderCache[Read]:
 
 
 def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
-    """Return a cache for the header block of `data`: one complete message with this body.
+    """Return a cache for the header block of `data`, if `data` is one complete message with this body.
 
-    Return None if the block does not have exactly one Content-Length or is too long, or if `data` has more than one
-    message.
+    Return None if it is not, or if the header block is too long or does not have exactly one Content-Length.
     """
     end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
     lengths = list(_lengths(data, 0, end))
@@ -372,7 +371,7 @@ class HttpConnection(asyncio.Protocol):
             await self._advance()
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """Return a context for work on this answer that cannot be cut into slices."""
+        """Return a context for work that cannot be cut into slices, such as parsing this answer as a whole."""
         return self._slices.alone()
 
     async def give_way(self) -> None:
@@ -632,8 +631,8 @@ SAFE = "/?:@!$&'()*+,;=-._~%"
 class Origin(NamedTuple):
     """Key of the connection pool. Requests to the same origin share connections.
 
-    Connections for servers that may have a private address are separate. `trusted` addresses are called directly,
-    without a check: those of the built-in servers in this process, and the runner's.
+    Connections for servers that may have a private address are separate. If `trusted`, the address is called directly
+    and without a check: it belongs to the built-in servers in this process, or to the runner.
     """
 
     scheme: str
@@ -824,7 +823,7 @@ class Transport:
         person: str = "",
         user: str = "",
     ) -> HttpResponse:
-        """Send one request to `url`. Enter the response as a context to use it. `server` is for error messages.
+        """Send one request to `url`. Callers must enter the response as a context. `server` is for error messages.
 
         Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
         when the request was written. A large answer counts against the budget of `person`. Only programs of the

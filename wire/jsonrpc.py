@@ -43,7 +43,7 @@ type Object = dict[str, Any]
 
 
 class MalformedMessage(Exception):
-    """The body is not one JSON-RPC message, or contradicts the headers. Answer with `code` and `data`."""
+    """The body is not one JSON-RPC message, or contradicts the headers. The error answer has `code` and `data`."""
 
     def __init__(self, code: int, message: str, data: "Object | None" = None) -> None:
         super().__init__(message)
@@ -204,10 +204,10 @@ def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | 
 def with_members(
     text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Mapping[str, Any]
 ) -> bytes:
-    """Replace the id of an answer, and drop and add members of its result. The rest of the text does not change.
+    """Replace the id of an answer, and drop and add members of its result. No other value changes.
 
-    A large answer is serialised again, because parsing it twice is too slow. This preserves the values but not the
-    spelling.
+    The spelling of the other values changes only in a large answer, which is serialised again, because parsing it twice
+    is too slow.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:
@@ -278,7 +278,7 @@ _NEITHER_THAT_NOR_QUOTES = bytes(byte for byte in range(256) if byte not in b',[
 def has_more_values(text: bytes, most: int) -> bool:
     """Return whether a JSON text has more than `most` values, without parsing it.
 
-    A value takes two bytes of text and up to a hundred of memory, so a small text can be large to parse.
+    A value of two bytes in the text can take a hundred bytes of memory, so parsing a small text may need much memory.
     """
     if not may_have_more_values(text, most):
         return False

@@ -580,8 +580,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or the error that shows that the server does not speak 2026-07-28.
 
-    Raises UnknownVersion when the server speaks no version we know, and another UpstreamError when this cannot be
-    determined.
+    Raises UnknownVersion when the server speaks no version we know, and another UpstreamError, such as Unreachable,
+    when the versions of the server remain unknown.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

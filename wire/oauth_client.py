@@ -1,8 +1,8 @@
 """OAuth client messages, and the header for a stored credential. No network, no storage, no Django.
 
-RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource metadata (9728), authorization
-server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation (7009), and the authorization part
-of MCP.
+The messages are those of RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource
+metadata (9728), authorization server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation
+(7009), and the authorization part of MCP.
 """
 
 import base64
@@ -292,7 +292,7 @@ def revocations(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> list[TokenRequest]:
-    """Build revocation requests (RFC 7009). The first is for the refresh token: it may revoke the access token too.
+    """Build revocation requests (RFC 7009), for the refresh token first: its revocation may end the access token too.
 
     Empty tokens are left out. Without an endpoint the list is empty."""
     tokens = (("refresh_token", refresh), ("access_token", access))
@@ -422,7 +422,7 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
 
 
 def other_auth_method(method: str, advertised: Sequence[str]) -> str:
-    """Return another method of client authentication with a secret that the issuer supports; "" if there is none.
+    """Return another method of client authentication that uses a secret and that the issuer supports, or "".
 
     An issuer that advertises no methods supports client_secret_basic (RFC 8414 section 2).
     """

@@ -126,7 +126,7 @@ class OutboundClient:
         """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer.
 
         Without `reads_streams`, an event stream is not read, because it may never end: the body is empty. Without
-        `needs_body`, a body that cannot be read counts as empty instead of raising NoAnswer.
+        `needs_body`, a body that cannot be read counts as empty, and NoAnswer is not raised for it.
         """
         if self._seconds is not None:
             self._deadline.set(self._seconds)

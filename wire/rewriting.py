@@ -327,7 +327,7 @@ class Changes(NamedTuple):
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
     """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    Unchanged parts keep their exact spelling, including numbers.
+    If no URI, link or task id in the result changes, the unchanged parts of a small answer keep their exact spelling.
     """
     result: Object = document["result"]
     shown = with_exposed_uris(result, changes.alias) if changes.alias else result

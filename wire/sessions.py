@@ -62,7 +62,7 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a short text for the client capabilities that are passed to servers. Their order does not matter.
+    """Return a short text for the client capabilities that are passed to servers, whatever the order in `capabilities`.
 
     The text names each capability and member. Extensions are included as a digest if `with_extensions`.
     """

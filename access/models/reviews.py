@@ -41,7 +41,7 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """`done` are the changed lines. `refused` are the lines that were not changed, each with the reason."""
+    """A result: `done` are the changed lines, `refused` the lines that were not changed, each with the reason."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -264,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        If the review ends unanswered lines and still has open lines, it is closed a day (GRACE) later. The open lines
-        that a review can end are ended first.
+        If access in unanswered lines should end with the review, a review with open lines is closed a day (GRACE) after
+        the due date. Just before that, the access in its open lines is ended, if a review can end this access.
         """
         with transaction.atomic():
             review: Review = self.lock()

@@ -15,7 +15,7 @@ from ui.pages import first_names
 # All are needed to read reviews and to be a reviewer, because lines show people, gateways and their last use.
 SEES = (Capability.GATEWAYS_READ, Capability.PEOPLE_READ, Capability.MCP_CONNECTIONS_READ)
 STARTS = (Capability.PEOPLE_MANAGE, *SEES)  # All are needed to start and to close reviews.
-# All are needed to start a review that ends unanswered lines, because ending the access in these lines requires them.
+# All are needed to start a review with Unanswered.END, because ending the access in unanswered lines requires them.
 ENDS = (
     Capability.PEOPLE_MANAGE,
     Capability.GATEWAYS_MANAGE,

@@ -133,7 +133,7 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines of the review, with the people assigned to the reviewers in turn.
+    """Return the lines of the review, after assigning each person to the next reviewer in turn.
 
     Nobody is assigned to themselves, unless the review allows self-review. Raises NobodyReviews.
     """

@@ -1,6 +1,7 @@
 """The things that a review asks about.
 
-A thing gives a person access, such as a grant, or uses the person's access, such as a token. Most things can be ended.
+Some things, such as a grant, give a person access. Others, such as a token, use the person's access. A review can end
+most things.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Team(Versioned, models.Model):
 
 
 def _differences(before: list[str], after: list[str]) -> list[list[str]]:
-    """Return the members who left and the members who joined; complete lists of a large team would fill the log."""
+    """Return the members who left and the members who joined, because complete lists would make the event too long."""
     return [sorted({*before} - {*after}), sorted({*after} - {*before})]
 
 

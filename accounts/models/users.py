@@ -274,9 +274,9 @@ class User(Versioned, AbstractBaseUser):
         """Yield this person's current row, locked for a change in the block.
 
         Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
-        actor lacks. So people may change themselves, but not with an API key that lacks one of their capabilities. Set
-        `gives_access` if the change lets somebody act as this person. Then Outranked is also raised if this person uses
-        gateways and the actor's role can only look.
+        actor lacks. So people may change themselves, but not with an API key that lacks one of their capabilities.
+        Callers must set `gives_access` if the change lets somebody act as this person. Then Outranked is also raised if
+        this person uses gateways and the actor's role can only look.
 
         Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
         remains after the block. Raises NotByDirectory if a directory changes the last owner.

@@ -19,7 +19,7 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log, the kinds of checkpoints that set its position, and the field with this position, the last covered id.
+# For each log: the kinds of checkpoints that advance its position, and the field with the position, an id.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
@@ -59,7 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, an id: the file must have the checkpoint's rows of `log` with higher ids.
+        """Return, by checkpoint number, the id above which the file must have all the checkpoint's rows of `log`.
 
         A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
         required.

@@ -80,7 +80,7 @@ def columns_of(
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:
-    """Return the leaf of a row read with `columns_of`. Its JSON has sorted keys, and times in UTC with microseconds."""
+    """Return the leaf of a row read with `columns_of`. The JSON has sorted keys, and times in UTC with microseconds."""
     return Leaf(row["uid"], sha256(orjson.dumps(row, option=CANONICAL)).digest())
 
 
@@ -153,7 +153,7 @@ class _Leaves(NamedTuple):
 
 
 def keep_up(most: int = 100) -> int:
-    """Make up to `most` checkpoints that are due, and return the number of covered rows.
+    """Make the checkpoints that are due, at most `most`, and return the number of rows that they cover.
 
     Stops early if another process makes checkpoints, or a writer does not finish within WRITERS_S.
     """
@@ -169,7 +169,7 @@ def keep_up(most: int = 100) -> int:
 
 
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
-    """Drop partitions with only calls older than `limit`, pass each to `note`, and return the number of partitions.
+    """Drop the partitions in which all calls are older than `limit`, call `note` for each, and return their number.
 
     Only the table's owner can do this. A checkpoint records the drop first, because `verify_log` reports a partition
     that is missing without a record. The digests of the dropped rows are deleted too. Checkpoints are not deleted,
@@ -227,8 +227,8 @@ def _newest() -> Body | None:
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    # Earlier releases made checkpoints without these fields. If the newest checkpoint was made after a downgrade, an
-    # older checkpoint may have the fields.
+    # Earlier releases made checkpoints without `events_to` and `kept_from`. If the newest checkpoint was made after a
+    # downgrade, an older checkpoint may have these fields.
     if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
@@ -238,7 +238,7 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text.
 
-    Used for `kept_from` in the first checkpoint, and after checkpoints of earlier releases, which lack this field.
+    Used for `kept_from` in the first checkpoint, and if earlier releases made all checkpoints without this field.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()

@@ -46,7 +46,7 @@ class NothingSealed(Exception):
 
 
 class SignedExport(Export):
-    """The checkpoints made from `since` until before `until`, and their rows of `logs` ("call", "event").
+    """The checkpoints made in the period `since` to `until`, and their rows of these `logs` ("call", "event").
 
     Raises NothingSealed or TooManyExports.
     """

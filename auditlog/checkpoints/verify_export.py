@@ -202,7 +202,7 @@ class Verification:
             raise NotAnExport("The file is empty.")
         if not ended:
             self.close_checkpoint()
-            self.found("The file is cut: its last line, which is signed, is missing.")
+            self.found("The file is cut: the last line, with the signature of the file, is missing.")
 
     def parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -268,7 +268,7 @@ class Verification:
                 self.found(f"{one.name} does not start where the one before it ends.")
 
     def is_dropped(self, one: CheckpointLine) -> bool:
-        """Return whether retention removed all rows of the checkpoint, according to a later checkpoint."""
+        """Return whether the checkpoint has no rows, or only calls that retention has removed (see `kept_from`)."""
         newest = one.body["newest_at"]
         return newest is None or (one.log == "call" and moment(newest) < self.kept_from)
 
@@ -345,7 +345,7 @@ class Verification:
                 name, at = event["target_label"], event["created_at"][:19]
                 self.reviewed = f"{len(told)} lines and answers are those of the review {name}, closed {at}Z."
                 return
-        self.found("The review was changed or lacks lines, or it was not closed in the period of the log.")
+        self.found("The review was changed or lacks lines, or the event of its closing is not among the verified rows.")
 
     def found(self, sentence: str) -> None:
         self.findings.append(sentence)

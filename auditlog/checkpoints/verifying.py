@@ -54,9 +54,9 @@ class Finding(NamedTuple):
 class Report:
     """Result of a comparison.
 
-    These are numbers of rows: `calls` and `events` match their checkpoints, `uncovered` are older than all checkpoints
-    or not covered yet, and `dropped` were removed with partitions from before `kept_from`. `unsealed` are the periods
-    of the uncovered rows, by log; `late` are the periods in which rows waited long for a checkpoint.
+    `calls` and `events` count the rows that match their checkpoints. `uncovered` counts the rows without a checkpoint
+    or without a digest to compare, and `dropped` the rows removed with partitions from before `kept_from`. `unsealed`
+    has the periods of rows without a checkpoint, by log, and `late` the periods in which rows waited long for one.
     """
 
     checkpoints: int = 0
@@ -91,9 +91,9 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 
 @dataclass
 class SignedCheckpoint:
-    """A checkpoint with a valid signature. After `open`, `leaves` are the digests of its rows not yet matched.
+    """A checkpoint with a valid signature. `after` is the time of the previous checkpoint.
 
-    `after` is the time of the previous checkpoint.
+    `open` reads the digests of the covered rows into `leaves`; each digest is removed when its row is found.
     """
 
     body: dict[str, Any]
@@ -230,7 +230,7 @@ def verify(
     until: datetime | None = None,
     received: Received | None = None,
 ) -> Report:
-    """Compare calls from `since` until before `until`, and all admin events, with the checkpoints, in one snapshot.
+    """Compare the calls of the period `since` to `until`, and all admin events, with the checkpoints, in one snapshot.
 
     `keys` are the trusted public keys (32 bytes each). If no keys are given, the keys named in the checkpoints are
     used. Then changed rows are not detected if their checkpoints were made and signed again with another key.

@@ -189,7 +189,7 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the counts of the values of the column `by` with the most calls between two times, highest first.
+        """Return the counts of calls between two times, for the `most` values of the column `by` with the most calls.
 
         The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
         `read`.
@@ -270,8 +270,8 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
-        # Use only grains whose smallest matching combination is that of days. Without dimensions, seven days are a few
-        # rows, but a week is thousands of rows, because weeks are only counted by host, by person and by tool.
+        # Use a grain only if its smallest combination that has the dimensions is also that of days. Without dimensions,
+        # seven days are a few rows, but a week is thousands, because weeks are counted only by host, person and tool.
         dimensions = columns & {*DIMENSIONS}
         smallest = DAYS.cube(dimensions)
         grains = [

@@ -67,7 +67,7 @@ class AgentGatewayKind(Kind):
     fields = (
         text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
         ALLOWED,
-        text("tool_set", "Name of the only tool set that the agent can use on the gateway; “”: no limit.", 80, ""),
+        text("tool_set", "Only tool set that the agent can use on the gateway. If empty, there is no limit.", 80, ""),
     )
 
     def title(self, key: Key) -> str:

@@ -183,7 +183,7 @@ class Kind:
         raise NotImplementedError
 
     def finish(self, world: World, by: User) -> None:
-        """Do work that needs all changes of this kind to be made, such as arranging the objects in order."""
+        """Do the work that must follow all changes of this kind, such as arranging the objects in order."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         """Return in words what the change cuts off; empty if it cuts off nothing."""

@@ -125,8 +125,8 @@ class AssignmentKind(Kind):
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
             "identity_scheme",
-            "Whose credential calls use. If missing: `shared` if there is a `shared_identity`, otherwise `per_user`, "
-            "or `none` if the server needs no credential.",
+            "Kind of credential that calls use. If missing: `shared` if there is a `shared_identity`, otherwise "
+            "`per_user`, or `none` if the server needs no credential.",
             IdentityScheme,
             None,
         ),

@@ -63,7 +63,7 @@ class OrganisationKind(Kind):
         ),
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
-            "default_role", "Role of people without a matching rule; “”: they are refused.", 80, "", refers_to="roles"
+            "default_role", "Role of people whom no rule fits. If empty, they are refused.", 80, "", refers_to="roles"
         ),
         RULES,
     )

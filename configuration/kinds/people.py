@@ -61,7 +61,7 @@ class WorkspaceKind(Kind):
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         row = WorkspaceSettings.load()
         values = {one.name: getattr(row, one.name) for one in self.fields}
-        # A requested shorter retention is pending for a day. The file has the requested value.
+        # While a requested shorter retention is pending, the file has the requested value.
         values["log_retention_days"] = row.shorter_retention_days or row.log_retention_days
         yield (), row, values
 

@@ -37,7 +37,7 @@ HOLDING = dict.fromkeys(("approvers", "somebody_else", "hold_minutes"), "effect:
 FOR_HOLD = "for `effect` `hold`"
 WHEN = Field(
     "when",
-    "Condition in CEL; “”: every call.",
+    "Condition in CEL. If empty, the rule applies to every call.",
     {"type": "string", "maxLength": MOST_CHARACTERS, "pattern": r"^[^\x00]*$"},
     f"Write a condition of at most {MOST_CHARACTERS:,} characters, such as 'args.amount > 500'.",
     "",
@@ -70,7 +70,7 @@ class RuleKind(Kind):
         text(
             "text", "Sentence for the agent when a call is refused; for `effect` `label`, the label.", LONGEST_TEXT, ""
         ),
-        choice("mode", "`watch` only labels calls with what it would have done.", RuleMode, RuleMode.WATCH),
+        choice("mode", "With `watch`, the rule only labels calls with what it would do.", RuleMode, RuleMode.WATCH),
         flag("enabled", "Whether it is enabled.", True),
         text("note", "Note for administrators.", 500, ""),
         choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
@@ -94,8 +94,8 @@ class RuleKind(Kind):
         if change.row and not world.of(self.id)[change.was or change.key].values:
             yield (
                 "name",
-                "A rule whose gateway is archived, or whose servers are all archived, has this name. Choose another "
-                "name.",
+                "Another rule has this name. It is not in files, because its gateway or all its servers are archived. "
+                "Choose another name.",
             )
             return
         team = change.values["approver_team"]

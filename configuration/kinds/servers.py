@@ -41,7 +41,9 @@ class ServerKind(Kind):
         number("timeout_seconds", "Maximum seconds without data during a call.", 1, 120, 30),
         number("total_seconds", "Maximum seconds of a call.", 1, 3600, 600),
         number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
-        flag("lists_live", "Whether its lists differ by session, and are fetched whenever a client asks.", False),
+        flag(
+            "lists_live", "Whether its lists differ by session. If so, they are fetched whenever a client asks.", False
+        ),
         text("key_help", "How people get a credential, in your words.", 300, ""),
         text("key_url", "Page where people get a credential.", 500, ""),
         text("expected_issuer", "The name that the issuer gives itself, if it differs from the issuer's URL.", 500, ""),

@@ -28,7 +28,7 @@ class ToolSetKind(Kind):
     parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
     about = (
         "The tool sets of a gateway. A set that is not in the list loses its grants to teams and everybody, and is "
-        "archived. Applying is refused while a person has it, or an app or agent is limited to it."
+        "archived. The file is refused while a person has this set, or an app or agent is limited to it."
     )
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
@@ -41,7 +41,7 @@ class ToolSetKind(Kind):
         flag("everyone", "Whether everybody has the set.", False),
         names(
             "teams",
-            "Teams that have the set. Files do not contain grants that end, or grants to people.",
+            "Teams that have the set. Files contain neither grants with an end date nor grants to people.",
             80,
             refers_to="teams",
         ),

@@ -55,7 +55,7 @@ else:
 
 
 class StaffSite(AdminSite):
-    """The Django admin site. Not the default site, where other packages register models with secrets."""
+    """The gateway's Django admin. It is not the default site, because other packages register secrets there."""
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
@@ -145,7 +145,7 @@ class CapabilityAction:
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Ask for confirmation if needed, then act.
 
-        Return None, for which Django shows the list, if no row can be changed or more than MAX_ROWS are selected.
+        If no row can be changed, or more than MAX_ROWS are selected, return None: Django then shows the list.
         """
         selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
         if len(selected) > MAX_ROWS:
@@ -153,7 +153,7 @@ class CapabilityAction:
             return None
         rows = list(queryset.model._default_manager.filter(self.on, pk__in=[row.pk for row in selected]).order_by("pk"))
         if not rows:
-            pages.message_user(request, "None of the selected rows can be changed like this.", messages.WARNING)
+            pages.message_user(request, "This action is not possible for any of the selected rows.", messages.WARNING)
             return None
         if self.asks and "sure" not in request.POST:
             return self._ask(pages, request, rows, len(selected) - len(rows))
@@ -215,8 +215,8 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 
 # Pages
 
-# Lookups by regular expression, which filters refuse: an invalid one fails only when rows are read, and a valid one may
-# be slow.
+# Lookups by regular expression. Filters refuse them: an invalid expression fails only when the rows are read, and a
+# valid one may be slow.
 PATTERNS = {"regex", "iregex"}
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
@@ -307,7 +307,7 @@ class CapabilityAdmin(ModelPages):
 
     @property
     def _shown(self) -> set[str]:
-        """The columns and relations that these pages show, search or filter by."""
+        """The columns and relations that these pages show, or use for the search and the filters."""
         offered: list[Any] = [item for item in self.list_filter if not isinstance(item, type)]
         filters = [item if isinstance(item, str) else item[0] for item in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]

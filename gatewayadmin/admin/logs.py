@@ -89,7 +89,7 @@ class LogPages(CapabilityAdmin):
 class CallPages(LogPages):
     seen_by = (Capability.LOGS_READ,)
     page_name = "auditlog:call"
-    search_help_text = "A request id, or the exact e-mail address of a person, or the exact name of an agent."
+    search_help_text = "A request id, or the exact e-mail address of a person, or the exact name of an app or agent."
     list_display = words(
         "at method feature_name outcome deny_reason host_name user_email gateway_name server_name http_status"
         " duration_ms"

@@ -1,4 +1,4 @@
-"""Admin pages of people, roles, teams, their keys, and single sign-on."""
+"""Admin pages of people, roles, teams, API keys, provisioning keys, and single sign-on."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class SavedViewPages(CapabilityAdmin):
 @register(ApiKey, site=site)
 class ApiKeyPages(CapabilityAdmin):
     seen_by = (Capability.PEOPLE_READ,)
-    acts = (CapabilityAction("revoke", PEOPLE, Q(revoked_at=None), f"Programs that use it get 401. {FINAL}"),)
+    acts = (CapabilityAction("revoke", PEOPLE, Q(revoked_at=None), f"Programs that use the key get 401. {FINAL}"),)
     list_display = words("name prefix user status expires_at last_used_at revoked_at")
     list_filter = ("expires_at", "created_at")
     list_select_related = ("user",)
@@ -198,7 +198,7 @@ class ProvisioningKeyPages(CapabilityAdmin):
             "Requests with the old secret get 401; the new one still works.",
             label="End the old secret of selected",
         ),
-        CapabilityAction("revoke", DIRECTORIES, Q(revoked_at=None), f"The directory that uses it gets 401. {FINAL}"),
+        CapabilityAction("revoke", DIRECTORIES, Q(revoked_at=None), f"Directories that use the key get 401. {FINAL}"),
     )
     list_display = words("name prefix role status last_used_at revoked_at")
     list_filter = ("created_at",)

@@ -52,7 +52,7 @@ NOT_ARCHIVED = Q(archived_at=None)
 NOT_REVOKED = Q(revoked_at=None)
 PLACED = Q(removed_at=None)
 OF_LIVE = Q(host__archived_at=None)
-ARCHIVED = f"It is removed from all lists, and its connections are revoked. {FINAL}"
+ARCHIVED = f"Archiving removes an object from all lists and revokes its connections. {FINAL}"
 
 
 @register(Host, site=site)
@@ -169,7 +169,7 @@ class HostAtGatewayPages(CapabilityAdmin):
             "reset",
             any_of(Capability.GATEWAYS_MANAGE),
             OF_LIVE,
-            "It is neither listed nor blocked any more: the gateway's rule for all apps and agents applies.",
+            "The entry is deleted: the gateway's rule for all apps and agents then applies.",
         ),
     )
     list_display = words("host gateway allowed tool_set set_by set_at")
@@ -264,7 +264,7 @@ class ToolGrantPages(CapabilityAdmin):
             "end",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(ended_at=None),
-            "Its tools are refused from the next request on.",
+            "Tools that no other grant gives are refused from the next request on.",
         ),
     )
     list_display = words("tool_set gateway subject given_by given_at ends_at ended_at")
@@ -361,13 +361,13 @@ class FeaturePages(CapabilityAdmin):
             "accept",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(assignment__removed_at=None) & (Q(offered__isnull=False) | Q(state=FeatureState.QUARANTINED)),
-            "Clients see what the server offers now.",
+            "Clients then see the definition that the server offers now.",
         ),
         CapabilityAction(
             "quarantine",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(assignment__removed_at=None) & ~Q(state=FeatureState.QUARANTINED),
-            "It is hidden from clients, and its calls are refused, until somebody accepts it.",
+            "Quarantine hides a feature from clients, and refuses its calls, until somebody accepts the feature.",
         ),
     )
     list_display = words("exposed_name kind state assignment status first_seen_at changed_at missing_since")
@@ -424,7 +424,7 @@ class ServerPages(CapabilityAdmin):
             "archive",
             any_of(Capability.SERVERS_MANAGE),
             NOT_ARCHIVED,
-            f"It is removed from all lists and all gateways. {FINAL}",
+            f"Archiving removes a server from all lists and all gateways. {FINAL}",
             does=lambda server, by: Assignment.objects.archive_server(server, by=by),
         ),
     )
@@ -478,13 +478,13 @@ class IdentityPages(CapabilityAdmin):
             "enable", any_of(*seen_by), NOT_REVOKED, does=lambda row, by: _checked(row, by).enable(by=by), asks=False
         ),
         CapabilityAction(
-            "confirm", any_of(*seen_by), NOT_REVOKED, "The secret is sent to the server's current address."
+            "confirm", any_of(*seen_by), NOT_REVOKED, "Calls then send the secret to the server's current address."
         ),
         CapabilityAction(
             "revoke",
             any_of(*seen_by),
             NOT_REVOKED,
-            f"The secret is wiped. {FINAL}",
+            f"Revoking deletes the secret. {FINAL}",
             does=lambda row, by: _checked(row, by).revoke(by=by),
         ),
     )
@@ -510,8 +510,8 @@ class ClientRegistrationPages(CapabilityAdmin):
             "end",
             any_of(Capability.SERVERS_MANAGE),
             Q(ended_at=None),
-            "New sign-ins no longer use it; the next new sign-in registers this gateway again. Existing sign-ins are"
-            " still renewed with it.",
+            "New sign-ins no longer use an ended registration; the next one registers this gateway again. Existing"
+            " sign-ins are still renewed with the old registration.",
         ),
     )
     list_display = words("issuer client_id kind server created_at ended_at")
@@ -558,7 +558,7 @@ class ConnectionPages(CapabilityAdmin):
             "revoke",
             any_of(Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED,
-            f"Its tokens end too; the app or agent must connect again. {FINAL}",
+            f"A connection's tokens end with it; the app or agent must connect again. {FINAL}",
         ),
     )
     list_display = words("host user gateway status connected_at last_used_at revoked_at")
@@ -598,7 +598,7 @@ class TokenPages(CapabilityAdmin):
             "revoke",
             any_of(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED,
-            f"Requests with it get 401. {FINAL}",
+            f"Requests with a revoked token get 401. {FINAL}",
         ),
         CapabilityAction(
             "ask_for_new",
@@ -619,7 +619,7 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Prefetch each connection with whether its user and host may use the gateway: the status depends on both."""
+        """Prefetch the connections, with what `status` must know: whether user and host may use the gateway."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 

@@ -169,14 +169,14 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
     }
     days = f"in {USED_IN // timedelta(days=1)} days"
     shown = f"{len(use.used_tools)} of {number_of(len(use.tools), 'tool')} used {days}"
-    summary = f"It is {row['status']}: {shown}, {number_of(len(use.unused), 'connection')} unused."
+    summary = f"Status: {row['status']}. {shown}, {number_of(len(use.unused), 'connection')} unused."
     if not caller.person.has_perm(Capability.MCP_CONNECTIONS_READ):
         summary += f" Only connections of {caller.person.email} are counted; with api-keys:read, all are."
     return summary, content
 
 
 def _host(caller: Caller, name: str) -> Object:
-    """Return the app or agent with this id or name, or the only one whose name is similar. Raises ToolFailed."""
+    """Return the app or agent with this id or name, or the only one that a search finds. Raises ToolFailed."""
     if pk := uuid_of(name):
         return caller.rest(HostResource, "retrieve", pk=pk)
     found = caller.rest(HostResource, "list", {"q": name, "page_size": ROWS})["results"]

@@ -236,7 +236,7 @@ def look_at_distance(report: DatabaseReport, direct: psycopg.Connection[Any]) ->
         times.append(time.perf_counter() - began)
     if (shortest := min(times) * 1000) > MOST_MS:
         report.warnings.append(
-            f"A round trip to the database takes {shortest:.0f} ms, and each call waits for four or five. "
+            f"A round trip to the database takes {shortest:.0f} ms, and each call waits for four or five of them. "
             "Run the gateway near its database, best less than 1 ms away."
         )
 

@@ -80,8 +80,8 @@ def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url:
     """Return Django's settings for the default database, with `web_connections` per process for pages and REST.
 
     With `direct_url`, return the settings of the direct connection, used by commands and all of `serve` except pages.
-    Nothing is started or connected. For the embedded database, the variables of libpq (PGPORT, ...) are removed from
-    the environment of this process.
+    The function starts no server and opens no connection. For the embedded database, it removes the variables of libpq
+    (PGPORT, ...) from the environment of this process.
     """
     pool = {**POOL, "max_size": web_connections}
     if not url:
@@ -150,7 +150,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 def serve_pages() -> None:
     """Configure this process to serve pages: through PAGES_DATABASE if it is set, and with time limits.
 
-    Through a pooler, the time limit of statements is set for the database role (see `checks.survey`).
+    Through a pooler, statements have the time limit that the operator set for the database role (see `checks.survey`).
     """
     if settings.PAGES_DATABASE is None:
         limit_statements()

@@ -212,9 +212,9 @@ def forget_libpq() -> None:
 
 
 def misspelled() -> str | None:
-    """Return a sentence about a misspelled variable; None if there is none.
+    """Return a sentence about a variable that is misspelled, or cannot be read from a file; None if there is none.
 
-    Only near misses count: Kubernetes sets variables such as GATEWAY_SERVICE_HOST.
+    Only names close to a known one count as misspelled: Kubernetes sets variables such as GATEWAY_SERVICE_HOST.
     """
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:

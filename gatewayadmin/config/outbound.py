@@ -1,7 +1,7 @@
 """The mail server and the sender: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
 
-Without a mail server nothing is sent. Mails are not printed either, since their links give access to accounts and
-output is stored in logs. Pages do not offer features that need mail.
+Without a mail server nothing is sent. Mails are not printed either: their links give access to accounts, and
+printed output is stored in logs. Pages do not offer features that need mail.
 """
 
 from base64 import b64encode

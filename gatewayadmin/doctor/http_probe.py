@@ -203,11 +203,11 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
     to = answer.headers.get("location", "")
     if to.startswith("https:") and answer.url.startswith("http:"):
         return StepFailed(
-            f"{answer.status}: sent on to https ({to}).",
+            f"{answer.status}: a redirect to https ({to}).",
             f"Clients do not follow this redirect. Set GATEWAY_PUBLIC_URL=https://{urlsplit(to).netloc} and restart.",
         )
     return StepFailed(
-        f"{answer.status}: sent on to {to or 'nowhere'}.",
+        f"{answer.status}: a redirect to {to or 'no address'}.",
         "Clients do not follow redirects here. Let the proxy forward this URL unchanged.",
     )
 

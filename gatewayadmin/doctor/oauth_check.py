@@ -95,7 +95,7 @@ def _request(user: User) -> AppRequest:
 
 def _what_to_do(reason: str) -> str:
     if "approval" in reason:
-        return "New apps wait here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
+        return "New apps need approval here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
     if "app" in reason:
         return "Enable OAuth doctor in Apps & Agents, then run the doctor again."
     return "The page would show this to the person. The person running the doctor must be allowed to connect apps."
@@ -200,10 +200,10 @@ class OAuthCheck:
         if issuer != self.base:
             belongs(str(issuer), self.base, "The field authorization_servers")
             raise StepFailed(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
-        return f"The gateway is {self.url}, authorized by {issuer}."
+        return f"The metadata name the gateway {self.url} and its authorization server {issuer}."
 
     def server_metadata(self) -> str:
-        """Check endpoints and capabilities. The issuer must match exactly (RFC 8414)."""
+        """Check the endpoints, PKCE and refresh tokens in the metadata. The issuer must match exactly (RFC 8414)."""
         self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
         if self.server.get("issuer") != self.base:
             belongs(str(self.server.get("issuer")), self.base, "The field issuer")
@@ -222,10 +222,10 @@ class OAuthCheck:
         return document_of(answer)
 
     def registration(self) -> str:
-        """Register as an app (RFC 7591). The registration is deleted at the end.
+        """Register as an app (RFC 7591).
 
-        The check continues only if this installation has just registered the app: the app is given a code of this
-        installation, and is deleted at the end.
+        The check continues only if the app was registered just now and at this installation, because the app later gets
+        a code of this installation, and `tidy` deletes it.
         """
         self._must_be_here()
         payload = {
@@ -245,13 +245,13 @@ class OAuthCheck:
         self.application = registered(client_id, name=APP, redirect=REDIRECT, after=newest)
         if self.application is None:
             raise StepFailed("The client_id of the answer was not registered here.", ELSEWHERE)
-        return "Registered, and deleted after this run."
+        return "The app is registered. The registration will be deleted after this run."
 
     def _must_be_here(self) -> None:
         ours = public_url()
         if ours != self.base:
             raise StepFailed(
-                f"All answers were in the name of {self.base}, but the address of this installation is {ours}.",
+                f"All answers named {self.base}, but the address of this installation is {ours}.",
                 ELSEWHERE,
             )
 

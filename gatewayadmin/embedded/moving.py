@@ -69,7 +69,7 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """Move all rows to the database of the settings, where the tables exist, and return the number of rows.
+    """Move all rows to the database of the settings, which must have the tables, and return the number of rows.
 
     `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
     """
@@ -118,7 +118,7 @@ def _compare(old: Connection, new: Connection) -> None:
 
 @contextmanager
 def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[None]:
-    """Empty the target, give it the partitions of the source, and disable its triggers for the block."""
+    """Empty the target, create the source's partitions in it, and disable the target's triggers for the block."""
     names = sql.SQL(", ").join(sql.Identifier(name) for name in tables if name != "django_migrations")
     new.execute(sql.SQL("TRUNCATE {}").format(names))
     for name in _names(new, _PARTITIONS, LOG):

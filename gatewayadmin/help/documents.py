@@ -1,4 +1,4 @@
-"""The pages of docs/: their order, titles and summaries from docs/index.md, their HTML, and a search."""
+"""The pages of docs/: their order and summaries from docs/index.md, their titles and HTML, and a search."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def document(path: str) -> HelpPage | None:
 
 @cache
 def groups() -> list[Group]:
-    """Return the pages in the order of docs/index.md."""
+    """Return the headings of docs/index.md that have pages, in order, each with its pages."""
     return [Group(title, [documents()[path] for path, _ in entries]) for title, entries in _index() if entries]
 
 
@@ -144,7 +144,7 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the pages that contain all words, the best first."""
+    """Return the pages that have all words in one section, the best page first, each with its best section."""
     wanted = [_stem(word) for word in words.lower().split()]
     if not wanted:
         return []
@@ -162,7 +162,7 @@ def _stem(word: str) -> str:
 
 
 def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
-    """Return the best section of a page with its score; empty if the page lacks a word."""
+    """Return the best section of a page with its score; empty if no section has all words."""
     head = f"{page.title} {page.summary}".lower()
     scores = [(_score(head, section, wanted), section) for section in page.sections]
     score, section = max(scores, key=lambda pair: pair[0])

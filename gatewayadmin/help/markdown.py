@@ -31,7 +31,7 @@ _parser = MarkdownIt("commonmark").enable("table")
 
 
 class Section(NamedTuple):
-    """A heading and the text below it. The text before the first heading has no anchor."""
+    """A heading and the text below it. The title of the page is a heading without an anchor."""
 
     anchor: str
     title: str

@@ -108,7 +108,7 @@ class AddressCount(Count):
 
 @dataclass
 class Activity:
-    """The subject's calls since `since`; `reaches_to` is the time of the oldest call read, or None if all were read."""
+    """A subject's calls up to `until`. `reaches_to` is the time of the oldest call read, or None if all were read."""
 
     since: datetime
     until: datetime

@@ -20,7 +20,7 @@ from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, 
 
 
 class Given(NamedTuple):
-    """A grant on which the access is based, and its end date; None if it has no end date."""
+    """The name of a grant on which access is based, and the time when the grant ends; None if it has no end."""
 
     name: str
     until: datetime | None

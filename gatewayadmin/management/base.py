@@ -47,7 +47,7 @@ class RefusedCommand(BaseCommand):
 
 
 def moment(text: str) -> datetime:
-    """Parse an option's date, or date and time, which is in UTC unless it has a zone. Use as argparse `type`."""
+    """Parse a date, or a date and time, for argparse (`type=moment`). Values without a zone are in UTC."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

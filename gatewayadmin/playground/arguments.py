@@ -76,7 +76,9 @@ class JsonArgument(forms.Field):
                 f"This is not JSON: {wrong.msg}, line {wrong.lineno}, column {wrong.colno}."
             ) from None
         except (RecursionError, ValueError):
-            raise ValidationError("This JSON has a value that cannot be sent.") from None
+            raise ValidationError(
+                "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."
+            ) from None
         if self.is_object and not isinstance(parsed, dict):
             raise ValidationError("The arguments must be a JSON object: write them between { and }.")
         return parsed

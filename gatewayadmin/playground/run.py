@@ -107,8 +107,8 @@ class Run:
     def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
         self.slug, self.asked, self.address = slug, asked, address
         self.answer: AgentResponse | None = None
-        # Gives the slot back even if the page is never read. It takes no lock, because the garbage collector may call
-        # it at any time.
+        # This finalizer gives the slot back even if the page is never read. It takes no lock, because the garbage
+        # collector may call it at any time.
         self._give_back = weakref.finalize(self, _running.pop, _take_place(person), None)
         self._secret = ""
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +133,7 @@ class Run:
             self._leave()
 
     def close(self) -> None:
-        """End the run, because its page was left."""
+        """End the run, because its page was left or the request could not be sent."""
         if self._task is None:
             self._give_back()
         elif not self._task.done():

@@ -171,9 +171,9 @@ class _OfReplica:
 
 
 async def metrics(request: Request) -> Response:
-    """Return the metrics of all workers. Requires a loopback address or GATEWAY_METRICS_TOKEN."""
+    """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
-        return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
+        return PlainTextResponse("Use the loopback address without a proxy, or GATEWAY_METRICS_TOKEN as bearer.\n", 403)
     registry = CollectorRegistry()
     _Counters(registry)  # type: ignore[no-untyped-call]
     registry.register(await stored())

@@ -77,13 +77,14 @@ class Clock:
 class LimitedHttpProtocol(HttpToolsProtocol):
     """Closes connections with slow requests or large headers, and limits unauthenticated connections.
 
-    Limits: headers of `MOST` bytes within `seconds`, including data the parser still buffers; a body within
-    `body_seconds`, and at least `body_rate` bytes per second in each `body_window`; a client must read LEAST_TAKEN
-    bytes, or all that is pending, within `untaken_seconds`. Each worker keeps `most_unauthenticated` connections
-    without an accepted call; beyond that the oldest one that is not waiting for our answer is closed.
+    Headers must arrive within `seconds` and have at most `MOST` bytes, counting data that the parser still buffers. A
+    body must arrive within `body_seconds`, with at least `body_rate` bytes per second in each `body_window`. Clients
+    must read LEAST_TAKEN bytes, or all that is pending, within `untaken_seconds`. Each worker keeps
+    `most_unauthenticated` connections without an accepted call; beyond that the oldest one that is not waiting for our
+    answer is closed.
     """
 
-    # Slots, because with uvicorn's attributes these would be too many for a compact instance dictionary.
+    # Slots, because these attributes and uvicorn's are too many for a compact instance dictionary.
     __slots__ = (
         "_body_bytes",
         "_body_clock",
@@ -141,7 +142,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def close_after_answer(self) -> None:
         """Close after an answer, but give a client that is still sending time to read the answer (RFC 9112, 9.6).
 
-        If we closed at once, the client's system would discard the answer on its next write.
+        If we closed at once, the client's system would discard the answer when the client writes next.
         """
         if not self.cycle.more_body or self.transport.is_closing():
             self.close_in_time()
@@ -415,7 +416,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return the headers of a complete call, its scope and the index of Content-Length; None if not reusable."""
+        """Return a cache with headers, scope and index of Content-Length of this call; None if it cannot be reused."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

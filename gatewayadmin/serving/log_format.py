@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# A path may contain a secret: that of a password link, that of an address below /directory/, or a token that somebody
-# pasted into a URL.
+# A path may contain a secret: the key of a password link, the last part of an address below /directory/, or a token
+# that somebody pasted into a URL.
 _SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=/directory/)[\w-]{32}(?![\w-])|(?<=gw[adkorsp]_)[0-9A-Za-z]{9,}")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class OneLine(logging.Filter):
-    """Removes the traceback of errors that any client can cause: the message is enough."""
+    """Removes the traceback of errors that any client can cause, and lowers their level to warning."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.exc_info, record.exc_text, record.stack_info = None, None, None

@@ -18,7 +18,7 @@ from wire.jsonrpc import Message, Object
 PATH = f"{guard.FOLDER}quickstart"
 INFO = {"name": "Quickstart", "version": "1.0"}
 GUIDE = "quickstart://guide"
-GUIDE_TEXT = """This server is part of Gateway Admin. Its tools only answer: echo, add,
+GUIDE_TEXT = """This server is part of Gateway Admin. Its tools are harmless: echo, add,
 current_time, slow (with progress) and fail. Call one, then look at the Logs page.
 """
 STEPS = 5

@@ -11,7 +11,7 @@ from gatewayadmin.config.keys import RUNNER_SECRET
 from gatewayadmin.config.runner import RUNNER_URL
 from wire.runner import Runner
 
-# Linux ends the runner with this process, even if it is killed. Other systems end it with the process group.
+# Linux ends the runner when this process ends or is killed. Other systems end the runner with the process group.
 STARTER = """
 import contextlib, ctypes, os, signal, sys
 with contextlib.suppress(AttributeError, OSError):
@@ -21,7 +21,7 @@ os.execv(sys.executable, [sys.executable, "-m", "runner", *sys.argv[1:]])
 
 
 def start(runner: Runner) -> subprocess.Popen[bytes]:
-    """Start the runner of this clone. It prints its own errors; the gateway serves without it, too."""
+    """Start the runner of this clone. It prints its own errors; if it ends, the gateway continues to serve."""
     environment.set_for_children(RUNNER_URL, runner.url)
     environment.set_for_children(RUNNER_SECRET, runner.secret)
     command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]

@@ -72,7 +72,7 @@ def reserve(host: str, port: int) -> socket.socket:
 # Constants of malloc.h
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
-LARGE = 256 * 1024  # Bytes. Otherwise glibc raises the limit with each freed buffer, up to 32 MiB.
+LARGE = 256 * 1024  # Bytes. Without this, glibc raises its threshold with each freed buffer, up to 32 MiB.
 ARENAS = 2  # Instead of eight for each core; threads are few here and mostly wait.
 
 
@@ -173,8 +173,8 @@ class DrainingServer(uvicorn.Server):
 class Worker(UvicornWorker):  # type: ignore[misc]
     """A process that serves requests, or the one process that does the chores instead.
 
-    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process that has the lock does
-    the chores. When this process ends, gunicorn starts another one, which takes the lock.
+    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process that locks the file
+    chores.lock does the chores. When it ends, gunicorn starts another process, which takes the lock.
     """
 
     does_chores = False

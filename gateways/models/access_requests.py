@@ -36,7 +36,7 @@ class TooManyOpen(RequestRefused):
 
 
 class AlreadyDecided(RequestRefused):
-    """Somebody has decided on this request already."""
+    """This request does not wait for a decision any more."""
 
 
 class NotYoursToDecide(RequestRefused):
@@ -66,7 +66,7 @@ def _approvable_by(viewer: User) -> Q:
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def open(self) -> "AccessRequestQuerySet":
-        """Return the requests that wait for a decision. The person must be active, and the gateway not archived."""
+        """Return the waiting requests of active people for gateways that are not archived."""
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def with_details(self) -> "AccessRequestQuerySet":
@@ -129,7 +129,7 @@ def _refuse_unless_well_formed(gateway: Gateway, reason: str, days: int) -> None
     if gateway.archived_at or not gateway.takes_requests:
         raise RequestRefused("This gateway takes no requests. Ask a workspace administrator.")
     if not reason.strip():
-        raise RequestRefused("Say what you need it for.")
+        raise RequestRefused("Say what you need the access for.")
     _refuse_too_long(gateway, days)
 
 
@@ -226,7 +226,7 @@ class AccessRequest(Versioned, models.Model):
     def may_be_decided_by(self, person: User) -> bool:
         """True if `person` may decide: an approver, or somebody with GATEWAYS_MANAGE, but never the person who asked.
 
-        With an API key, an approver needs GATEWAYS_MANAGE, too.
+        With an API key, being an approver is not enough: the key needs GATEWAYS_MANAGE.
         """
         if person.pk == self.user_id:
             return False
@@ -276,7 +276,7 @@ class AccessRequest(Versioned, models.Model):
         with transaction.atomic():
             row = self._locked_open()
             if by.pk != row.user_id:
-                raise NotYoursToDecide("Only the person who asked can withdraw it.")
+                raise NotYoursToDecide("Only the person who made the request can withdraw it.")
             self._close(row, RequestState.WITHDRAWN, Action.ACCESS_REQUEST_WITHDRAWN, "", by)
 
     def _locked_open(self) -> "AccessRequest":

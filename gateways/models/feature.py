@@ -88,7 +88,7 @@ LONGEST_TEXT = 4_000  # Characters of a description that an administrator states
 def check_visible(text: str) -> None:
     """Raise ValidationError if `text` has hidden characters, which models read but people do not see."""
     if places := [*definitions.hidden_places(text)]:
-        raise ValidationError(f"It has a hidden character: U+{ord(text[places[0]]):04X}.")
+        raise ValidationError(f"This text has a hidden character: U+{ord(text[places[0]]):04X}.")
 
 
 OFFERED = Q(missing_since=None)
@@ -295,7 +295,7 @@ class Feature(Versioned, Switchable):
 
     @property
     def hidden_characters(self) -> list[str]:
-        """The invisible and bidirectional characters of the definition to decide on, by code point and name."""
+        """The hidden characters of `offered`, or of `approved` if `offered` is None, by code point and name."""
         text = self.offered or self.approved
         return definitions.hidden_characters(definitions.definition_in(text)) if text else []
 

@@ -121,7 +121,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open the gateways in `wanted` to `team`, and close all other gateways with reach `teams` to this team.
+        """Open the gateways in `wanted` to `team`, and close the others to it. Only those with reach `teams` change.
 
         Each change is recorded. Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """

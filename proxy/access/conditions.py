@@ -42,7 +42,7 @@ def _programs_of(whens: tuple[str, ...]) -> _Programs:
 
 
 class Conditions:
-    """Evaluates these conditions for one call, within MOST_SECONDS of processor time.
+    """Evaluates conditions for one call, within MOST_SECONDS of processor time.
 
     The values of the call are converted once for all conditions. Arguments that no condition names are left out, which
     saves most of the time for a large call.
@@ -96,7 +96,8 @@ class Conditions:
     def _spend(self, seconds: float) -> None:
         """Subtract the estimate of an evaluation from the time that is left. Raises NotEvaluated if too little is left.
 
-        Estimates are usually too high. So when they have used up the time, the time really taken is counted instead.
+        Estimates are usually too high. So when they add up to more than the limit, the time that was really taken is
+        counted in their place.
         """
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)
@@ -115,7 +116,7 @@ class Conditions:
             return None
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return the values for conditions that name these arguments. Raises NotEvaluated if these are too large."""
+        """Return the values for conditions that name these arguments. Raises NotEvaluated if they are too large."""
         named = self._named(names)
         size = size_of(named)
         return activation({**self._fields, ARGUMENTS: named}), size

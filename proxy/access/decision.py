@@ -145,7 +145,7 @@ class AssignedServer(NamedTuple):
     sign_in: SignInState | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
-    # Whether only given tools may be used: the gateway asks for grants, or the app or agent has a limit.
+    # Whether only tools that were given may be used: the gateway requires this, or the app or agent has a limit.
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
@@ -213,7 +213,7 @@ class AccessRow(NamedTuple):
     token_limit: int | None = None
     gateway_limit: int | None = None
     workspace_limit: int | None = None
-    # Bytes of each body to record; None records no bodies.
+    # How many bytes of each body are recorded; None: bodies are not recorded.
     recorded: int | None = None
     # The session the request names, if it exists and belongs to this connection.
     session: SessionGrant | None = None
@@ -321,7 +321,7 @@ def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
 
 # The one SELECT that decides requests, in batches.
 #
-# Requests that arrive while the statement runs wait, and share the next run of the statement. So each request is
+# While the statement runs, newly arrived requests wait; they share the next run of the statement. So each request is
 # decided by data that was read after the request arrived. Nothing is cached.
 
 logger = logging.getLogger(__name__)
@@ -438,9 +438,9 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         )
 
     def digests(self, token: str) -> TokenDigests:
-        """Return the keys by which `query.sql` finds a bearer token.
+        """Return the values by which `query.sql` finds a bearer token.
 
-        These are checksums for an OAuth access token, and digests for any other token.
+        They are a checksum for an OAuth access token, and one digest per token key for any other token.
         """
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
@@ -548,7 +548,7 @@ def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
     return tuple(map(_assigned_server, rows))
 
 
-# The objects within an AssignedServer.
+# The types of the objects that are fields of an AssignedServer.
 _WITHIN = {
     "upstream_session": StoredSession,
     "introduction": Introduction,

@@ -1,4 +1,4 @@
-"""The most processor time that a condition may take, estimated from its syntax tree.
+"""The most processor time that a condition can take, estimated from its syntax tree.
 
 Evaluation cannot be interrupted. So a condition that could take too long even for small arguments cannot be saved. A
 saved condition is not evaluated for a call whose arguments are so large that it could take too long. The constants were
@@ -24,8 +24,8 @@ OF_FIELD = 256  # The assumed length of a field of the call, in characters.
 COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "contains"})
 LOGIC = frozenset({"_&&_", "_||_", "!_", "@not_strictly_false"})
 WITHOUT_COPY = frozenset({"_[_]", "_?_:_"})
-# Functions whose last parameter must be small: `contains` takes quadratic time, and CEL keeps the name of every time
-# zone in memory.
+# Functions whose last parameter must be small: `contains` takes quadratic time, and for the functions of time CEL
+# keeps the name of every time zone in memory.
 _OF_TIME = "FullYear Month Date DayOfMonth DayOfWeek DayOfYear Hours Minutes Seconds Milliseconds"
 NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split())})
 
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The cost of an expression. `size` is its result's size as a multiple of the arguments' size; 0 if it is small."""
+    """The cost of an expression, and the size of its result as a multiple of the arguments' size (0: small result)."""
 
     size: float
     cost: Cost
@@ -145,7 +145,7 @@ class _Estimator:
         return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
 
     def _pattern(self, pattern: Node, size: float) -> Cost:
-        """Return the cost of matching a text with a pattern, including compiling it, which CEL does for each text.
+        """Return the cost of matching a text with a pattern, and of compiling the pattern, which CEL does each time.
 
         Raises BadExpression if the pattern is not allowed or too costly.
         """
@@ -159,7 +159,7 @@ class _Estimator:
         cost = _cost_of_pattern(pattern.value)
         cost = Cost(cost.once + cost.text * OF_FIELD, 0, 0, cost.text * size)
         if _is_slow(cost):
-            raise BadExpression("The pattern could take too long: repeat less in it.", pattern.at)
+            raise BadExpression("The pattern could take too long: make it shorter, with fewer repetitions.", pattern.at)
         return cost
 
 

@@ -14,9 +14,10 @@ CONSTANT, NAME, MEMBER, HAS, CALL, LIST, MAP, LOOP = "constant", "name", "member
 class Node(NamedTuple):
     """A part of a condition. `at` is its position in the text, from 0.
 
-    `value` is a constant's text (None for other constants), or the name of a variable, member or function. A member has
-    one part, also inside `has`; a map has its keys and values. A loop is an expanded macro such as `exists`: `value` is
-    its variable, and the parts are its range, initial result, condition, step and result.
+    `value` is the text of a text constant (None for other constants), or the name of a variable, member or function.
+    The only part of a member, also in `has`, is its object. The parts of a map are its keys and values. A loop is an
+    expanded macro such as `exists`: `value` is its variable; the parts are range, initial result, condition, step and
+    result.
     """
 
     kind: str
@@ -92,7 +93,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def arguments_in(tree: Node) -> dict[str, int] | None:
     """Return the arguments that a condition names (`args.name`, `args['name']`), each with its position.
 
-    None if it may use any argument.
+    Return None if the condition may use any argument.
     """
     found: dict[str, int] = {}
     for name, at in _arguments(tree):

@@ -24,7 +24,7 @@ LARGEST_INT = 1 << 63  # Integers of CEL have 64 bits.
 
 
 class NotEvaluated(Exception):
-    """The condition has no result for these arguments. The message says why, and contains no argument."""
+    """The condition has no result for these arguments. The message says why, without quoting an argument."""
 
 
 class Program(NamedTuple):
@@ -111,7 +111,7 @@ def compiled(text: str) -> Program:
     except RuntimeError as error:
         raise _bad(text, str(error)) from None
     if kind != "BOOL":
-        raise BadExpression("A condition is true or false: compare this with something, such as `== true`.")
+        raise BadExpression("A condition must be true or false: compare the value with something, such as `== true`.")
     return Program(program, arguments, needed_by(tree), cost)
 
 

@@ -162,7 +162,7 @@ class Resolved(NamedTuple):
     claims: ToolClaims | None = None
 
 
-# States in which a feature is not listed, with the reason for refusing its requests.
+# The states in which a feature is not listed, each with the reason for refusing requests for the feature.
 HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantined"}
 
 
@@ -314,7 +314,7 @@ def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: 
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     for fits in (_lists, partial(_has_template_for, budget)):
         fitting = [(assigned, row) for assigned in usable if (row := fits(assigned, uri)) is not None]
-        # Rows hidden from lists count only if no other row matches: then the refusal can give the reason.
+        # Rows hidden from lists count only if no other row matches. Then the refusal says why the row is hidden.
         owners = [assigned for assigned, row in fitting if _is_shown(assigned, row)] or [each for each, _ in fitting]
         if owner := _without_alias(owners):
             return owner
@@ -479,7 +479,7 @@ def _client_info(session: SessionGrant) -> Object:
 
 
 def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Return the target for requesting this server's lists, the same for all clients. Raises IdentityUnreadable.
+    """Return the target for requesting this server's lists; it is the same for all clients. Raises IdentityUnreadable.
 
     Some servers list certain tools only to clients with elicitation or sampling. So the gateway declares all client
     capabilities that it supports. The session for lists belongs to the assignment, not to a client.

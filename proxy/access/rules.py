@@ -1,8 +1,8 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
-Rules are read with the decision about each request. The first rule that refuses the call decides. If no rule refuses,
-the first rule that holds the call decides. The labels of all rules are added in any case. In a rule that refuses or
-holds, a condition without a result counts as true.
+The rules are read from the database with the grant of each request. The first rule that refuses the call decides. If no
+rule refuses, the first rule that holds the call decides. The labels of all rules are added in any case. In a rule that
+refuses or holds, a condition without a result counts as true.
 """
 
 import re
@@ -121,10 +121,10 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label.
+    """Return whether a match adds a label, apart from the label that says which rule refused or held the call.
 
-    A rule with the effect `label` adds its label only if its condition has a result. A rule that refuses or holds adds
-    a label only in the mode `watch`.
+    A rule with the effect `label` adds its label only if its condition has a result. Other rules add a label only in
+    the mode `watch`.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 

@@ -216,7 +216,7 @@ class Bell:
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """Return an event that is set when there is news of `uid`, or news may have been missed. Undo with `forget`."""
+        """Return an event that is set when news of `uid` arrives or may have been missed. `forget` undoes this."""
         return self._waiting.setdefault(uid, asyncio.Event())
 
     def forget(self, uid: str) -> None:
@@ -239,7 +239,7 @@ class PendingRequests:
         self._cipher = cipher
 
     async def add(self, uid: str, owner: Owner, asked: Object, seconds: float) -> None:
-        """Store the request, so that `owner` can answer it for `seconds`. Raises DatabaseUnavailable."""
+        """Store the request, which `owner` can answer within `seconds`. Raises DatabaseUnavailable."""
         self._bell.listen(uid)
         given = {
             "id": uid,
@@ -307,7 +307,7 @@ class PendingRequests:
         return self._cipher.seal(text.decode(errors="replace"))
 
     def unseal(self, sealed: Any) -> bytes:
-        """Decrypt a sealed value. Raises DatabaseUnavailable if its key is gone."""
+        """Decrypt a sealed value. Raises DatabaseUnavailable if this worker does not have the key."""
         try:
             return self._cipher.open(bytes(sealed)).encode()
         except Undecryptable as error:

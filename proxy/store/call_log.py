@@ -1,6 +1,6 @@
 """Writes the rows of calls to the log: rows of concurrent requests share one COPY and one commit.
 
-The audit promise: an answer is sent to the client only after `commit` has returned.
+The audit promise: an answer is sent to the client only after the row of the call is committed.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class CallRow:
     trace_id: str = ""
     # The id of the session's row, which is not the id that its client sends; empty outside sessions.
     session_id: str = ""
-    # The rule that refused or held the call; otherwise the first rule whose condition had no result.
+    # The rule that refused or held the call or, if there is none, the first rule whose condition had no result.
     rule_id: str = ""
     # The hold that stopped the call or, if the call was approved, the hold whose approval it used.
     hold_id: str = ""
@@ -301,7 +301,7 @@ async def _insert_rows(
     return None
 
 
-# Request and response payloads for the log: redacted, and recorded only if the workspace has enabled it.
+# Request and response payloads for the log: redacted, and recorded only if the workspace has enabled this.
 
 
 MODULE = "proxy.store.redaction"
@@ -359,7 +359,7 @@ class PayloadRecorder:
         return RedactedMessage(text, told["cut"])
 
     def _secrets(self, request: McpRequest) -> list[str]:
-        """Return the client's token, and every credential this call may have been forwarded with."""
+        """Return the client's token, and all credentials that may have been sent to servers for this call."""
         secrets = [request.header(b"authorization").partition(" ")[2].strip()]
         grant = request.grant
         for assigned in grant.assignments if grant is not None else ():

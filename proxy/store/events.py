@@ -385,7 +385,7 @@ class StreamEvents:
         await self._bus.publish("resume", f"{session_id} {name.stream}")
 
     def listen(self, stream: str) -> asyncio.Event:
-        """Return an asyncio.Event that is set when events of this stream are written. Undo with `forget`."""
+        """Return an asyncio.Event that is set when events of this stream are written. `forget` undoes this."""
         event = asyncio.Event()
         self._news.setdefault(stream, set()).add(event)
         return event

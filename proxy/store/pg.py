@@ -25,7 +25,7 @@ from wire.background import Background, every
 
 logger = logging.getLogger(__name__)
 
-# Classes of SQLSTATE that concern the server, not the statement: connection lost, out of resources, shutting down.
+# Classes of SQLSTATE that concern PostgreSQL, not the statement: connection lost, out of resources, shutting down.
 _SERVER_ERRORS = ("08", "53", "57", "58", "XX")
 CONNECT_SECONDS = 3.0
 _SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
@@ -82,8 +82,8 @@ class PgConnection:
 
     The event loop watches a selector instead of libpq's socket for two reasons. First, libpq may close the socket, and
     the file number may be reused before the loop stops watching it. Second, if a socket has an error, such as a reset
-    by a crashed server, uvloop stops watching it after one event, although there may be more to read. A selector stays
-    readable until everything is read.
+    by a crashed PostgreSQL, uvloop stops watching it after one event, although there may be more to read. A selector
+    stays readable until everything is read.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
@@ -261,7 +261,7 @@ def _checked(result: PGresult) -> PGresult:
 def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> DatabaseUnavailable | StatementRejected:
     message = " ".join(message.split())
     if sqlstate.startswith(_SERVER_ERRORS):
-        # Connection errors begin with the server's address, which must not appear in /readyz.
+        # Connection errors begin with the database server's address, which must not appear in /readyz.
         return (
             DatabaseUnavailable(message)
             if sqlstate == NO_CONNECTION

@@ -26,7 +26,7 @@ _secret_name = re.compile(
     r"(?:api|access|private|signing|encryption)[_\- ]?key|session[_\- ]?id|client[_\- ]?assertion",
     re.IGNORECASE,
 ).search
-# These count only as whole words of a key, not as a part of "author", "compass" or "spinning".
+# These words count only as whole words of a key, not as a part of "author", "compass" or "spinning".
 _SECRET_WORDS = frozenset({"auth", "pass", "pin", "otp", "totp", "jwt", "signature", "sig", "creds"})
 _MEASURE_WORDS = frozenset(
     {"tokens", "maxtokens", "count", "limit", "length", "len", "size", "max", "min", "total", "used", "usage", "budget"}
@@ -107,7 +107,7 @@ def without_secrets(text: str) -> str:
 def _letter(match: re.Match[str]) -> str:
     """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself.
 
-    An escape could otherwise hide a key from redaction. Quotes stay escaped, because they must not end a value.
+    Without this, an escape could hide a key from redaction. Quotes stay escaped, because they must not end a value.
     """
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]

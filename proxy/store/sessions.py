@@ -95,7 +95,7 @@ taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# Leaves out sessions at servers that belong to a client's session: these end with the client's session.
+# Leaves out sessions at servers if a client's session owns them: they end with the client's session.
 UNUSED = """
 WITH taken AS (
     DELETE FROM proxy_upstreamsession WHERE id IN (

@@ -117,7 +117,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Trigger a write of the exact last use of each session, because the least recently used are about to end."""
+        """Trigger a write of the exact last use of each session, because the least recently used will be ended."""
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now

@@ -34,7 +34,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(revoked_at=None)
 
     def usable(self) -> "IdentityQuerySet":
-        """Return identities that calls can use."""
+        """Return identities that can be used for calls."""
         return self.live().filter(enabled=True, unconfirmed_since=None, sign_in_needed_since=None)
 
     def refused(self) -> "IdentityQuerySet":
@@ -42,7 +42,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.usable().exclude(last_error="").filter(server__enabled=True, server__archived_at=None)
 
     def needing_attention(self) -> "IdentityQuerySet":
-        """Return identities of enabled servers that were refused, or need a new sign-in or a confirmation."""
+        """Return enabled identities that their enabled server refused, or that need a new sign-in or a confirmation."""
         on = self.live().filter(enabled=True, server__enabled=True, server__archived_at=None)
         stopped = Q(unconfirmed_since__isnull=False) | Q(sign_in_needed_since__isnull=False)
         return on.filter(stopped | ~Q(last_error=""))
@@ -69,7 +69,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=None)
 
     def not_refused_first(self) -> "IdentityQuerySet":
-        """Sort by label. Identities that their server refused when last used come last."""
+        """Sort identities by label, but move those to the end that the server refused at their last use."""
         return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
 
     def bring(

@@ -70,7 +70,7 @@ class WouldEndSignIns(ServerError):
 
 
 class ResourceSent(models.TextChoices):
-    """The `resource` sent to the issuer, which names the server that tokens are for (RFC 8707)."""
+    """The `resource` parameter for the issuer. It names the server that tokens are requested for (RFC 8707)."""
 
     SERVER = "server", "The address of the server"
     OMIT = "omit", "Nothing"
@@ -87,7 +87,7 @@ class AuthType(models.TextChoices):
 
 
 class IdentityKind(models.TextChoices):
-    """Kind of a stored credential. The AuthType of the server determines the kind."""
+    """Kind of a stored credential: the AuthType of its server, or BEARER if it was pasted for an OAuth server."""
 
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
@@ -175,7 +175,8 @@ class Server(Versioned, Switchable):
     assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
     # Sign-ins started since the issuer last redirected a person back.
     sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
-    # Whether the host resolved to a private address when registered, or was declared private; NULL if unknown.
+    # Whether the host resolved to a private address when the server was registered, or a person has declared it
+    # private; NULL if unknown.
     private = models.BooleanField("at a private address", null=True, blank=True)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
@@ -254,10 +255,10 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes require the password.
+        """True if the person has to enter the password again for these changes.
 
-        They require it if they redirect credentials, or change the endpoints of an issuer at which the server has an
-        OAuth client or sign-ins.
+        That is so for changes that redirect credentials, or that change the endpoints of an issuer at which the server
+        has an OAuth client or sign-ins.
         """
         if self.would_redirect(fields):
             return True
@@ -315,8 +316,8 @@ class Server(Versioned, Switchable):
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
         After a change of path or header, each identity of the server is suspended until the person responsible for it
-        confirms it; identities from a sign-in need a new sign-in. After a change of the issuer's endpoints, the OAuth
-        client that was entered for the old endpoints ends.
+        confirms it; identities from a sign-in need a new sign-in. A change of the issuer's endpoints also ends the
+        OAuth client that was entered for the old endpoints.
 
         Raises AnotherPlace if credentials would be sent to another server, WouldEndSignIns if new sign-in settings
         would end sign-ins and `end_sign_ins` is False, and ChangedMeanwhile if the row differs from `seen`.

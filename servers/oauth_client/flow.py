@@ -66,8 +66,8 @@ LASTING = "offline_access"  # The scope for a refresh token; some issuers advert
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Unfinished sign-ins per person; older ones are deleted.
 UNNAMED = (
-    "The answer names its issuer, but nobody has entered the expected issuer of {server}. An administrator can enter "
-    "it in the settings of the server."
+    "The issuer names itself in its answer, but nobody has entered the expected issuer of {server}. An administrator "
+    "can enter it in the settings of the server."
 )
 BROWSER = "sign_in_browser"
 ANY_BROWSER = b""  # For a sign-in started with an API key: the person may continue in any browser.
@@ -116,9 +116,9 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    The result is stored in `identity`, or in a new identity: the person's own, bound to `connection`, or a shared one.
-    `refused_scope` is left out of the request, because the issuer has just refused it. Raises SignInRefused or
-    CapabilityRequired.
+    The tokens of the sign-in will be stored in `identity`, or in a new identity: the person's own, bound to
+    `connection`, or a shared one. `refused_scope` is left out of the request, because the issuer has just refused it.
+    Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)

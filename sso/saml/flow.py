@@ -1,8 +1,8 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
 The provider's page posts the answer as a cross-site form, so the browser does not send the session cookie
-(SameSite=Lax). The response sets no cookie, because a new session cookie would replace the session. Instead the claims
-are stored under a ticket, and the browser is forwarded to a page of ours, to which the browser sends the session
+(SameSite=Lax). Our reply to this form sets no cookie, because a new session cookie would replace the session. Instead
+the claims are stored under a ticket, and the browser is forwarded to a page of ours, to which it sends the session
 cookie. That page checks that this session started the request that was answered.
 """
 

@@ -57,7 +57,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def look(cls, ticket: str) -> dict[str, object] | None:
-        """Return the claims stored under this ticket without removing them; None if there are none."""
+        """Return the claims stored under this ticket without removing them; None if none can be read."""
         found = cls._kept(ticket).first()
         try:
             return orjson.loads(cipher().open(bytes(found.sealed or b""))) if found else None
@@ -66,7 +66,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
-        """Remove and return the claims stored under this ticket; return None if there are none."""
+        """Remove and return the claims stored under this ticket; return None if none can be read."""
         what = cls.look(ticket)
         # Only one of several concurrent requests updates the row.
         return what if cls._kept(ticket).update(sealed=None) else None

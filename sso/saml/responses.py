@@ -182,7 +182,9 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused(
-            "not_signed", "The assertion has no signature of its own. Have the provider sign assertions."
+            "not_signed",
+            "The assertion must have exactly one signature of its own, and the response at most one. Have the provider "
+            "sign assertions.",
         )
     _must_be_usual(signatures[0])
     method = signatures[0].find(f"{tag(SIGNATURE, 'SignedInfo')}/{tag(SIGNATURE, 'SignatureMethod')}")
@@ -303,7 +305,8 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
         _must_be_a_name_for_us(name, expected)
     subject = "".join(name.itertext()) if name is not None else ""
     if not 0 < len(subject) <= 255 or not subject.isprintable() or name.get("Format") == TRANSIENT:
-        raise ResponseRefused("no_name", "The assertion has no persistent NameID of at most 255 printable characters.")
+        wrong = "The assertion has no NameID of at most 255 printable characters, or the NameID is transient."
+        raise ResponseRefused("no_name", wrong)
     statement = signed.find(tag(ASSERTION, "AuthnStatement"))
     if statement is None:
         raise ResponseRefused("not_confirmed", "The assertion has no AuthnStatement.")

@@ -61,7 +61,7 @@ def test_a_rescue_lets_in_who_lost_password_and_second_factor() -> None:
     browser.post("/accounts/login/", {"login": "bo@example.com", "password": "another horse battery"})
     assert browser.get("/people/").status_code == 200
     assert browser.get("/admin/").status_code == 200
-    assert "second factor is removed" in said
+    assert "second factor was removed" in said
 
 
 def test_a_rescue_makes_a_person_only_when_told_to() -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 
 INDEX, ADD = "/settings/second-factor/", "/settings/second-factor/keys/add/"
 ASKED = "/accounts/second-factor/"
-REFUSED = "This security key is unknown"
+REFUSED = "The security key could not be verified"
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,7 @@ def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
 
     assert said() == ["No call was logged yet.", "No call was logged yet.", "No call matches."]
     make.call(at=ago(days=3), host_name="CI bot")
-    assert said() == ["None in this time range.", "None in this time range.", "No call matches."]
+    assert said() == ["No call in this time range.", "No call in this time range.", "No call matches."]
     make.call(user_email="ana@example.com")
     assert said() == [
         "These calls have no value for this filter.",

@@ -129,8 +129,8 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
             latest = Event.objects.latest("id")
             assert (latest.actor_id, latest.target_id) == (judge.pk, sent["subject"])
             assert latest.action.endswith(".enabled")
-            assert "Yes, this would go to its server now." in page(client, refused[-1], now=True)
-            assert "This no longer applies." in page(client, refused[-1])
+            assert "Yes, the gateway would send this call to the server now." in page(client, refused[-1], now=True)
+            assert "The reason for this refusal no longer applies." in page(client, refused[-1])
 
 
 @pytest.mark.full
@@ -207,7 +207,7 @@ def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_i
 
     for call in (off, tool):
         assert 'action="/logs/remedy/"' not in page(judge, call)
-    assert "It was revoked or archived." in page(judge, off)
+    assert "The object was archived, removed or revoked." in page(judge, off)
 
 
 @pytest.mark.full
@@ -490,7 +490,7 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
 
     assert f"Similar: <code>{TOOL}</code>" in page(client, call)
     Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
-    assert "This no longer applies." not in page(client, call)  # Only the server can answer that.
+    assert "The reason for this refusal no longer applies." not in page(client, call)  # Only the server knows.
     open_answer = Rest.of(viv).get("/logs/what-if", **query).json()
     assert (open_answer["works"], open_answer["near"]) == (None, [TOOL])
     assert [line["result"] for line in open_answer["checks"] if line["check"] == "Tool"] == ["open"]

@@ -170,7 +170,7 @@ def find_why_a_call_was_refused_and_undo_it(one: Person, stage: Stage) -> None:
     trail = one.page.locator(".trail")
     expect(trail).to_contain_text("An administrator disabled this app or agent.")
     one.press(trail.get_by_role("button", name="Enable agent"))
-    expect(trail).to_contain_text("This no longer applies.")
+    expect(trail).to_contain_text("The reason for this refusal no longer applies.")
     assert stage.call() == 200
 
 

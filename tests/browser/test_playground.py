@@ -31,7 +31,7 @@ def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: P
     expect(form.get_by_label("Arguments as JSON")).to_have_value('{\n  "text": "hello from the page"\n}')
     form.get_by_role("button", name="Form", exact=True).click()
     form.get_by_role("button", name="Would it work now?").click()
-    expect(page.get_by_role("main")).to_contain_text("Yes, this would go to its server now.")
+    expect(page.get_by_role("main")).to_contain_text("Yes, the gateway would send this call to the server now.")
     form.get_by_role("button", name="Run", exact=True).click()
 
     result = page.locator("#result")

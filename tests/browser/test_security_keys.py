@@ -72,7 +72,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     # A copy of the key, with a lower signature counter.
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 0}})
     page.get_by_role("button", name="Use security key").click()
-    expect(page.get_by_text("This security key is unknown")).to_be_visible()
+    expect(page.get_by_text("The security key could not be verified")).to_be_visible()
     cdp.send("WebAuthn.clearCredentials", {"authenticatorId": authenticator})
     cdp.send("WebAuthn.addCredential", {"authenticatorId": authenticator, "credential": credential | {"signCount": 50}})
     page.get_by_role("button", name="Use security key").click()

@@ -123,7 +123,7 @@ def test_a_secret_is_changed_only_if_it_differs() -> None:
 def test_a_plain_secret_is_refused() -> None:
     answer = Rest.of(make.user(*Capability)).post("/config/plan", files(SINK.replace("env:SIEM", SECRET)))
 
-    assert "Write where it is: env:NAME or file:path." in errors(answer)["files"][0]
+    assert "Write a reference to it: env:NAME or file:path." in errors(answer)["files"][0]
 
 
 @pytest.mark.full

@@ -34,8 +34,8 @@ def test_a_gateway_names_the_first_connections_it_ends_and_ends_them_all_once_it
     done = client.post(path, {"typed": " work "}, follow=True)
 
     assert "Archive &quot;Work&quot;? It is removed from the list. This cannot be undone." in asked
-    assert "These connections are revoked: ann@example.com with Bot 5, ann@example.com with Bot 4" in asked
-    assert "ann@example.com with Bot 1 and 2 more. Its URL is never used again." in asked
+    assert "Archiving revokes these connections: ann@example.com with Bot 5, ann@example.com with Bot 4" in asked
+    assert "ann@example.com with Bot 1 and 2 more. The URL of the gateway will never be used again." in asked
     assert done.redirect_chain == [("/gateways/", 302)]
     assert {one.revoke_reason for one in Connection.objects.all()} == {"archived"}
     assert not Gateway.objects.live().exists()

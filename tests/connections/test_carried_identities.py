@@ -129,7 +129,7 @@ def test_another_of_ones_own_is_used_and_dropped_again(
     dropped = client.post(f"{url(link, place)}drop/", headers=OPEN)
 
     assert used == second
-    assert "It loses the tools of GitHub on its next request." in asked
+    assert "loses the tools of GitHub on its next request." in asked
     assert ">missing<" in row(dropped, link, place)
     assert carried(link) is None
     assert Identity.objects.usable().count() == 2
@@ -234,7 +234,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert f'action="/identities/{own.pk}/enable/"' in now()
     own.enable(by=ann)
     own.disable(by=ana)
-    assert "ana@example.com disabled it. Only an administrator can enable it again." in now()
+    assert "ana@example.com disabled this credential. Only an administrator can enable it again." in now()
     assert "/enable/" not in now()
     own.enable(by=ana)
     place.server.edit(url=f"{place.server.url}/v2", by=ana)
@@ -245,7 +245,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "An administrator disabled GitHub on Work. Your credential is kept." in now()
     place.enable(by=ana)
     Identity.objects.get().revoke(by=ann)
-    assert "Its credential was revoked" in now()
+    assert "The credential was revoked" in now()
     assert ">missing<" in now()
 
 

@@ -114,7 +114,7 @@ def test_choosing_only_listed_ones_shows_whom_it_refuses_and_lists_those_in_use(
     client.post(url, {"hosts_allowed": "listed", "list_used": "on"})
 
     assert re.search(r'name="list_used"[^>]*checked', form)
-    assert "No existing connection is refused. Saving adds Used to the list." in keeping
+    assert "No existing connection will be refused. Saving adds Used to the list." in keeping
     assert "Refuses Used: 1 app or agent, 1 person." in refusing
     assert "1 call of 1 person came from them" in refusing
     page = client.get(f"/gateways/{gateway.slug}/access/")

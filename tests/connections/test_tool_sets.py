@@ -81,7 +81,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     shown = client.post(f"{base}add/", {"effects": "read_only"}, headers=WOULD_HAVE)
     made = client.post(f"{base}add/", {"name": "Reading", "effects": "read_only", "members": "docs__drop"})
 
-    assert "It has 1 tool, prompt or resource now." in text(shown)
+    assert "With these choices, the set has 1 tool, prompt or resource now." in text(shown)
     reading = ToolSet.objects.get()
     assert made["Location"] == f"/tool-sets/{reading.pk}/"
     assert told() == "boss@example.com created the tool set “Reading” on the gateway “Work”."
@@ -219,7 +219,7 @@ def test_rest_makes_gives_limits_and_ends(work: Gateway, boss: User, sign_in: Si
     assert again.status_code == 409
     assert (given.json()["to"], given.json()["team"]["name"], given.json()["email"]) == ("team", "Writers", None)
     assert (twice.status_code, twice.json()["code"]) == (409, "already_given")
-    assert both.json()["errors"] == {"user_id": ["Give either team_id or user_id."]}
+    assert both.json()["errors"] == {"user_id": ["Give only one of team_id and user_id."]}
     assert (limited["allowed"], limited["tool_set"]["name"]) == (None, "Gets")
     assert (kept.status_code, kept.json()["code"]) == (409, "still_in_use")
     assert rest.send("delete", f"/gateways/work/grants/{given.json()['id']}").status_code == 204
@@ -259,7 +259,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     prompt = Feature.objects.create(assignment=get.assignment, kind="prompt", name="p", exposed_name="docs__p")
     assert client.get(f"/features/{prompt.pk}/effect/").status_code == 404
     refused = Rest(client).send("patch", f"/gateways/work/features/{prompt.pk}", {"said_effect": "writes"})
-    assert refused.json()["errors"] == {"said_effect": ["Only tools can have this."]}
+    assert refused.json()["errors"] == {"said_effect": ["Only tools can have this field."]}
 
 
 def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:
@@ -286,7 +286,7 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     dropping = str(Feature.objects.get(name="drop").pk)
     why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
     assert "Chosen , given to Writers" in why
-    assert "The set Chosen includes it, chosen one by one." in why
+    assert "The set Chosen includes this tool, chosen one by one." in why
     assert "No grant includes this tool." in text(client.get(url, {"tool": dropping, "of": "everybody"}))
     assert "Limited to Reading , which does not include this tool." in text(
         client.get(url, {"tool": dropping, "of": f"agent:{bot.pk}"})
@@ -402,7 +402,7 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     hidden = client.post(url, {"title": "Get\u202e", "description": "Kept"})
     said = client.post(url, {"title": "Read a page", "description": "Reads\r\none page."})
 
-    assert "It has a hidden character: U+202E." in text(hidden)
+    assert "This text has a hidden character: U+202E." in text(hidden)
     assert "Kept" in hidden.content.decode()
     get.refresh_from_db()
     assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
@@ -434,7 +434,7 @@ def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, 
     typed = text(sign_in(ann).get("/playground/?gateway=work&name=docs__drop"))
     assert "No grant gives you this tool" in typed
     dropping = Feature.objects.get(name="drop")
-    assert "Not given to you by any grant." in text(sign_in(ann).get(f"/features/{dropping.pk}/"))
+    assert "No grant gives it to you." in text(sign_in(ann).get(f"/features/{dropping.pk}/"))
 
     full = make.user(*Capability)
     least = sign_in(full).get(f"/hosts/{bot.pk}/least-privilege/")

@@ -53,7 +53,7 @@ def test_addresses_are_created_for_everyone_and_teams_once(browser: Client, sale
     assert again.status_code == 422
     assert {str(each) for each in DirectoryAddress.objects.all()} == {"Everyone", "Sales"}
     assert events() == [("directoryaddress.created", "Everyone"), ("directoryaddress.created", "Sales")]
-    assert "Everyone and each team already have an address." in text(browser.get(f"{LIST}add/"))
+    assert "An address for everyone and one for each team already exist." in text(browser.get(f"{LIST}add/"))
     assert browser.post(f"{LIST}add/", {}).status_code == 422
 
 
@@ -65,7 +65,7 @@ def test_an_address_is_regenerated_disabled_and_enabled_with_events_that_lack_it
     page = f"{LIST}{address.pk}/"
 
     assert address.url in text(browser.get(page))
-    assert "Clients that use it get 404" in text(browser.get(f"{page}regenerate/"))
+    assert "Clients that use the current address get 404" in text(browser.get(f"{page}regenerate/"))
     browser.post(f"{page}regenerate/")
     new = DirectoryAddress.objects.get()
     assert (new.token != address.token, new.read_at) == (True, None)
@@ -101,7 +101,7 @@ def test_deleting_a_team_says_that_its_address_stops(browser: Client, sales: Tea
 
     assert "client directory" not in text(browser.get(page))
     DirectoryAddress.objects.add(team=sales, by=boss)
-    assert "Its address in the client directory would stop." in text(browser.get(page))
+    assert "address in the client directory would stop working." in text(browser.get(page))
     browser.post(page)
     assert not DirectoryAddress.objects.exists()
 

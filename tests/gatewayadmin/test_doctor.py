@@ -106,7 +106,7 @@ BEFORE = {
     "sent to https": (
         lambda e: e.answer(301, location="https://gateway.example.com" + e.path),
         "Refusal without a token",
-        "sent on to https",
+        "a redirect to https",
         "GATEWAY_PUBLIC_URL=https://gateway.example.com",
     ),
     "sign-in of its own": (

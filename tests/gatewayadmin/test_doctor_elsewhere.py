@@ -89,9 +89,7 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
     failed = walk(stranger)
 
     assert failed.title == "Registration"
-    assert (
-        f"answers were in the name of {stranger.base}, but the address of this installation is http://" in failed.reason
-    )
+    assert f"answers named {stranger.base}, but the address of this installation is http://" in failed.reason
     assert "/registration" not in stranger.asked
 
 

@@ -417,7 +417,7 @@ def test_another_persons_connection_cannot_be_checked_as(run: Run, member: User)
 
     page = sent(member, act="check", through=str(other.pk))[1]
 
-    assert "Yes, this would go to its server now." in page
+    assert "Yes, the gateway would send this call to the server now." in page
     assert "Secret agent" not in page
     assert other.user.email not in page
     assert not Call.objects.exists()
@@ -599,8 +599,8 @@ def test_bad_input_gets_a_message_at_its_field_and_loses_nothing() -> None:
         ("ratio", "1e999", "Enter a number."),
         ("format", '"xml"', "Select a valid choice. &quot;xml&quot; is not one of the available choices."),
         ("either", '{"a": ', "This is not JSON: Expecting value, line 1, column 7."),
-        ("either", "[" * 100_000, "This JSON has a value that cannot be sent."),
-        ("either", "NaN", "This JSON has a value that cannot be sent."),
+        ("either", "[" * 100_000, "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."),
+        ("either", "NaN", "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."),
         ("sql", "abc\0", "Null characters are not allowed."),
     ):
         form = posted(**{"sql": "select", "where": '{"region": "kept"}', name: value})

@@ -106,7 +106,7 @@ BAD = (
     ({"server": "nowhere"}, "server", "Select a valid choice"),
     ({"server": "gone"}, "server", "Select a valid choice"),
     ({"alias": "double__score"}, "alias", "Use lower-case letters"),
-    ({"alias": "x" * 17}, "alias", "16 characters at most"),
+    ({"alias": "x" * 17}, "alias", "at most 16 characters"),
     ({"alias": "taken"}, "alias", "Another server on Work has the alias “taken”."),
     ({"alias": "x", "bare": "on"}, "alias", "Leave this empty, or untick"),
     ({"bare": "on"}, "alias", "A gateway with several servers needs an alias for each"),

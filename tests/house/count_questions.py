@@ -1140,7 +1140,7 @@ FIXED = re.compile(
     r"|1Password|SAML 2\.0|Python 3\.(9|11)|Exit code 1|fail with 401|get 40[34]|get 429|±10 %"
     r"|\{\"amount\": 600\}|If empty: 50 |otherwise 4\.|http://localhost:8000/"
     r"|24 random bytes|https://93\.184\.216\.34"  # The address of the channel in the world.
-    r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” to 7, 30 and 90 days"
+    r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|“No expiry” for new tokens, besides 7, 30 and 90 days"
 )
 
 

@@ -201,7 +201,7 @@ def test_bad_options_are_refused_in_words(ana: User, sign_in: SignIn, subtests: 
         make.token(connection)
     refused = client.post(page, {"name": "x", "scope": "all"})
     assert refused.status_code == 422
-    assert "A connection holds 20 active tokens at most. Revoke one first." in text(refused)
+    assert "A connection can have at most 20 unrevoked, unexpired tokens. Revoke one first." in text(refused)
     assert Token.objects.count() == 20
 
 

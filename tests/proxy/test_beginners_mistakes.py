@@ -115,7 +115,7 @@ def test_a_request_of_a_wrong_form_says_which_form_is_right(world: World) -> Non
 def test_a_wrong_credential_at_the_api_says_which_one_it_takes(ana: User) -> None:
     token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).secret
     for client, words in (
-        (Rest.bearing(token), "API access tokens are for gateways and not accepted here. Use an API key: Settings, "),
+        (Rest.bearing(token), "API access tokens are for gateways and not accepted here. Use an API key (Settings, "),
         (Rest.bearing(f"Bearer {token}"), "Write the word Bearer once, then the API key."),
         (Rest.bearing(token_text.mint("gwp")), "unknown, expired or revoked"),
         (Rest.of(), "Send an API key in the header Authorization: Bearer KEY."),

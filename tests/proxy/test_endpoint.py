@@ -398,7 +398,7 @@ def test_a_host_that_is_not_ours_is_refused_in_words(start: Start, run: Run) -> 
     assert world.agent.listed(Host="gateway.example.com:443").status_code == 200
     refused = world.agent.listed(Host="evil.example")
     assert (refused.status_code, refused.headers["content-type"]) == (400, "text/plain; charset=utf-8")
-    assert refused.text == "This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
+    assert refused.text == "Gateway Admin does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
 
 
 @pytest.mark.full

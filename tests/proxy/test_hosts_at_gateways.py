@@ -52,7 +52,7 @@ def test_a_blocked_agent_is_refused_for_everybody_there_until_the_page_of_its_ca
     client.post("/logs/remedy/", undone)
 
     assert [answer(one) for one in (of_boss, of_ann)] == [200, 200]
-    assert "This no longer applies." in client.get(f"/logs/{refused.uid}/").content.decode()
+    assert "The reason for this refusal no longer applies." in client.get(f"/logs/{refused.uid}/").content.decode()
 
 
 def test_a_gateway_for_listed_agents_refuses_others_and_their_call_says_since_when(

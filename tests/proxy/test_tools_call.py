@@ -223,7 +223,7 @@ ADDRESSES = {
         'Server "Docs" did not answer: nothing accepts connections at its address.',
         "unreachable",
     ),
-    "https://no-such-name.invalid/": ('Server "Docs" cannot be found: its name does not resolve.', "unreachable"),
+    "https://no-such-name.invalid/": ('Server "Docs" cannot be found: its host name does not resolve.', "unreachable"),
     "http://10.0.0.5/": NOT_ALLOWED,
     "http://8.8.8.8/": NOT_ALLOWED,
     "https://169.254.169.254/": NOT_ALLOWED,

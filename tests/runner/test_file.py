@@ -44,10 +44,10 @@ def mistakes(folder: Path, text: str) -> list[str]:
         (SERVER + "    package: pypi:left>=1\n", "runner.yaml:5:14: “package” cannot be"),
         (
             SERVER + "    environment: {API_TOKEN: abc}\n",
-            "runner.yaml:5:30: This looks like a secret. Write env:FILES_API_TOKEN or file:PATH.",
+            "runner.yaml:5:30: This may be a secret. Write env:FILES_API_TOKEN or file:PATH.",
         ),
-        (SERVER + "    environment: {DB: 'pg://me:pw@db/x'}\n", "runner.yaml:5:23: This looks like a secret."),
-        (SERVER + "    environment: {X: 8f4b2c6d8e0a4f7b9c1d}\n", "runner.yaml:5:22: This looks like a secret."),
+        (SERVER + "    environment: {DB: 'pg://me:pw@db/x'}\n", "runner.yaml:5:23: This may be a secret."),
+        (SERVER + "    environment: {X: 8f4b2c6d8e0a4f7b9c1d}\n", "runner.yaml:5:22: This may be a secret."),
         (SERVER + "    title: [\n", "This is not YAML:"),
         (SERVER + "    title: &a x\n    description: *a\n", "aliases (*name) are not read; write the values out"),
         ("version: 1\nuids: 3000-2000\n", "runner.yaml:2:7: The first ID has to be the smaller one."),

@@ -168,7 +168,7 @@ def test_a_bare_address_leads_to_the_usual_path_where_the_server_is(run: Run, an
 
         assert page.context["asked"].found
         assert page.context["form"]["url"].value() == f"{bare}{path}"
-        assert f"No server at <code>{bare}</code>." in text(page)
+        assert f"There is no server at <code>{bare}</code>," in text(page)
 
 
 @pytest.mark.full

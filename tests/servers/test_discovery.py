@@ -153,8 +153,8 @@ def test_every_misbehaviour_has_a_plain_sentence(run: Run, subtests: pytest.Subt
     } | {
         f"http://127.0.0.1:{free_port()}/mcp": "refused the connection",
         f"https://127.0.0.1:{port}/mcp": "does not speak TLS at this port; inside your network, its URL may have to",
-        "https://no-such-name.invalid/mcp": "has a name that does not resolve; check the spelling",
-        f"https://{'a' * 70}.example.com/mcp": "has a name that does not resolve; check the spelling",
+        "https://no-such-name.invalid/mcp": "has a host name that does not resolve; check the spelling",
+        f"https://{'a' * 70}.example.com/mcp": "has a host name that does not resolve; check the spelling",
     }
     for url, why in said.items():
         with subtests.test(why), pytest.raises(DiscoveryFailed, match=why):

@@ -131,7 +131,7 @@ BAD = (
     ({"url": "http://127.0.0.1:99999/"}, "url", "This is not a URL."),
     ({"url": "http://127.0.0.1/mcp#top"}, "url", "Remove the #"),
     ({"url": "https://" + "x" * 500}, "url", "at most 500 characters"),
-    ({"url": "http://localhost:8000/mcp/work"}, "url", "This is an address of this gateway itself, so its"),
+    ({"url": "http://localhost:8000/mcp/work"}, "url", "This is an address of this gateway itself, so calls"),
     ({"auth_type": "magic"}, "auth_type", "Select a valid choice"),
     ({"auth_type": "header"}, "header_name", "Enter the name of the header"),
     ({"auth_type": "header", "header_name": "X-Key\r\nEvil"}, "header_name", "Enter the name of the header"),

@@ -149,7 +149,7 @@ def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
 ) -> None:
     both = {"metadata_xml": PASTED, "metadata_url": "https://93.184.216.34/metadata"}
     forms: list[tuple[dict[str, str], str]] = [({"metadata_xml": metadata}, words) for metadata, words in UNUSABLE]
-    for fields, words in [*forms, ({"mode": "offered"}, "metadata before"), (both, "not both")]:
+    for fields, words in [*forms, ({"mode": "offered"}, "name and metadata"), (both, "not both")]:
         with subtests.test(words):
             refused = boss.post(PAGE, FORM | fields)
 

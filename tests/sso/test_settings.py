@@ -63,7 +63,7 @@ def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss
 @pytest.mark.full
 def test_invalid_settings_are_refused_in_words_and_not_saved(boss: Client, settings: Settings) -> None:
     for name, value, words in (
-        ("mode", "offered", "Enter the provider&#x27;s name, issuer and client ID"),
+        ("mode", "offered", "enter the provider&#x27;s name, issuer and client ID"),
         ("issuer", "http://93.184.216.34", "GATEWAY_PRIVATE_UPSTREAMS"),
         ("issuer", "https://10.0.0.1", "GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
         ("issuer", "https://93.184.216.34/?x=1", "must not have a query"),

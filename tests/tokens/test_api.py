@@ -86,7 +86,7 @@ def test_a_wrong_request_makes_no_token(
             ["198.51.100.7", "300.1.1.1"],
             "\u201c300.1.1.1\u201d is neither an IP address nor a CIDR range.",
         ),
-        *(("expires_in_days", days, "Must be 7, 30 or 90.") for days in (365, 0, -7, 8)),
+        *(("expires_in_days", days, "Must be 7, 30 or 90 days.") for days in (365, 0, -7, 8)),
         ("host_id", str(app.pk), ""),
         ("expires_in_days", None, ""),
     ]

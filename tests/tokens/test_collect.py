@@ -110,7 +110,7 @@ def test_a_waiting_token_is_not_rotated_but_collected(waiting: Token, ann: User,
         waiting.rotate(by=ann)
     assert problem(Rest.of(ann).post(f"/tokens/{waiting.pk}/rotate")) == (409, "asked_for_new")
     answer = sign_in(ann).post(f"/tokens/{waiting.pk}/regenerate/", headers=ON_LIST)
-    assert "Collect the new token instead" in answer["HX-Trigger"]
+    assert "Collect the new token." in answer["HX-Trigger"]
 
 
 def test_the_owner_is_told_on_their_page_and_collects_once(waiting: Token, ann: User, sign_in: SignIn) -> None:

@@ -42,7 +42,7 @@ def test_the_owner_is_told_who_did_what(ana: User, ann: User, ben: User, link: C
 
     for page in (told(browser), told(browser, "/settings/api-tokens")):
         for words in (
-            f"{ana.email} ended the old token that your token ci ({first.prefix}) replaced. Its calls are refused.",
+            f"{ana.email} ended the old token that your token ci ({first.prefix}) replaced. The old token is refused.",
             f"{ana.email} revoked your token nightly ({second.prefix}).",
             f"{ana.email} regenerated the key of your connection {app}.",
             f"{ana.email} revoked your connection {link}.",

@@ -276,5 +276,5 @@ def test_a_token_that_is_to_be_collected_from_that_moment_on_is_not_regenerated(
         lambda: client.post(f"/tokens/{token.pk}/regenerate/", headers=ON_LIST), lambda: asked.ask_for_new(by=ana)
     )
 
-    assert (secret_in(answer), "Collect the new token instead" in answer["HX-Trigger"]) == (None, True)
+    assert (secret_in(answer), "Collect the new token." in answer["HX-Trigger"]) == (None, True)
     assert Token.objects.get().status == "waiting"

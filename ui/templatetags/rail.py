@@ -26,7 +26,7 @@ def version() -> str:
 class Setting(NamedTuple):
     """One page of the settings: URL name, texts, and the required capabilities.
 
-    If `is_tab` is True, the page is a tab of the page before it, and not in the rail.
+    If `is_tab` is True, the page is a tab of a page above it in GROUPS, so the rail leaves it out.
     """
 
     page: str

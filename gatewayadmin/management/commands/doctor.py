@@ -17,7 +17,7 @@ from gateways.models import Gateway
 
 
 class Command(WorkspaceCommand):
-    help = "Go through OAuth to a gateway's tools like a client, and report which step fails and why."
+    help = "Run a client's OAuth flow, list a gateway's tools, and report which step fails and why."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--gateway", metavar="SLUG", help="default: the first one that is enabled")

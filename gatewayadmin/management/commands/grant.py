@@ -1,4 +1,4 @@
-"""Grants a database role that owns no tables the rights that a server needs."""
+"""Grants the rights that a serving process needs to a database role that owns no tables."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -18,4 +18,4 @@ class Command(WorkspaceCommand):
         else:
             self.stdout.write(", ".join(f"{name} {count}" for name, count in counts.items()))
             if failed := counts.get("failed"):
-                raise CommandError(f"{failed} of the chores failed; the log above has the errors.")
+                raise CommandError(f"{failed} of the chores failed; the errors were logged above.")

@@ -1,4 +1,4 @@
-"""Issues an API access token for an agent; finds or creates its host and its connection."""
+"""Issues an API access token for an agent, and creates the agent if there is none of this name."""
 
 import json
 import secrets

@@ -71,7 +71,7 @@ class Command(migrate.Command):
         """Run the migrations. Return False if a table was in use and tries are left."""
         try:
             if _is_whole(options) and not MigrationRecorder(connections[options["database"]]).has_table():
-                # A migration of oauth2_provider renders all models many times: run it while there are few.
+                # A migration of oauth2_provider renders all models many times: run it while there are few models.
                 super().handle(*args, **options | {"app_label": "oauth2_provider"})
             super().handle(*args, **options)
         except OperationalError as error:

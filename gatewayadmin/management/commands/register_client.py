@@ -12,7 +12,7 @@ from oauth.client_metadata import BadClientMetadata
 
 class Command(WorkspaceCommand):
     help = (
-        "Register an app that cannot register itself and asks its user for a client_id. Prints one line of JSON; a "
+        "Register an app that asks its user for a client_id, as it cannot register itself. Prints one line of JSON; a "
         "secret is shown only here."
     )
 

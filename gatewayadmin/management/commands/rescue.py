@@ -72,7 +72,7 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
         lines.append("They may use the Django admin.")
     if options["without_second_factor"] and second_factor.has_second_factor(person):
         second_factor.remove(person, by=None)
-        lines.append("Their second factor is removed: they sign in with the password alone.")
+        lines.append("Their second factor was removed: they sign in with the password alone.")
     return lines
 
 
