@@ -257,9 +257,10 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Return True if only a replica could raise this error, so that the primary may answer instead.
+    """Return True if the replica, not the statement, may be the cause of this error, so that the primary may answer.
 
-    Such errors are connection errors, conflicts with the replay of the write-ahead log, and attempts to write.
+    Such errors are connection errors, faults of the database server, conflicts with the replay of the write-ahead log,
+    and attempts to write.
     """
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)

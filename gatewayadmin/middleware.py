@@ -338,7 +338,7 @@ async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
     At most LOOKUPS_AT_ONCE look-ups run at a time in this process, each for a different sender. Raises SenderBusy if
-    too many look-ups of the sender wait, or if this look-up has waited for LONGEST_WAIT_S.
+    too many look-ups wait, of this sender or in all, or if this look-up has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.

@@ -95,12 +95,12 @@ class LeastPrivilege:
 
     @classmethod
     def seen_by(cls, viewer: User, host: Host) -> LeastPrivilege:
-        """Return the use of `host` through its enabled connections that `viewer` may see."""
+        """Return the LeastPrivilege of those enabled connections of `host` that `viewer` may see."""
         return cls.of(host, connections_visible_to(viewer).live().filter(host=host, enabled=True))
 
     @classmethod
     def of(cls, host: Host, connections: ConnectionQuerySet) -> LeastPrivilege:
-        """Return the use of `host` through `connections`, which are enabled connections of this host."""
+        """Return the LeastPrivilege of `connections`, which are enabled connections of `host`."""
         now = timezone.now()
         in_use = Q(connected_at__gte=now - USED_IN) | Q(last_used_at__gte=now - USED_IN)
         unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]

@@ -147,7 +147,7 @@ def accepted_formats(value: bytes | None) -> Accepted:
 
 
 def _token(header_pairs: Iterable[Pair]) -> str | None:
-    """Return the bearer token if there is exactly one and it is well-formed, otherwise None."""
+    """Return the token of the Authorization header; None if it is malformed or there are several such headers."""
     values = [value for name, value in header_pairs if name == b"authorization"]
     text = values[0][7:].strip().decode("latin-1")
     return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None

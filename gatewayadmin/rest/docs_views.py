@@ -1,7 +1,7 @@
-"""The reference of the REST API for people, rendered from its OpenAPI description.
+"""Pages on which people read the reference of the REST API, rendered from its OpenAPI description.
 
-It replaces Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and no
-exception in the Content Security Policy.
+They replace Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and
+no exception in the Content Security Policy.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def registration_for(
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Return the redirect URIs with which `client` may be registered: its own, and those of earlier versions."""
+    """Return the redirect URIs with which `client` may be registered: its own, and those of earlier releases."""
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 

@@ -51,7 +51,7 @@ from ui.rest import Problem, Resource, UtcDateTimeField
 
 
 class StartedSignIn(NamedTuple):
-    """The response to a started sign-in."""
+    """The response that follows the start of a sign-in."""
 
     server: Server
     issuer: str
