@@ -268,7 +268,8 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _token_sentence(tokens: int) -> str:
-    return f"{number_of(tokens, 'token')} of the connection will end." if tokens else "The connection has no token."
+    told = {0: "The connection has no token.", 1: "The token of the connection will end."}
+    return told.get(tokens, f"The {tokens} tokens of the connection will end.")
 
 
 def row_fragment(request: AppRequest, connection: Connection) -> Fragment:

@@ -324,7 +324,10 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the values of `column` in the newest calls of the last week, the most frequent first."""
+    """Return the values of `column` in the newest calls of the last week, the most frequent first.
+
+    `calls` must not be filtered by an empty list.
+    """
     lately = calls.filter(created_at__gte=timezone.now() - LATELY).order_by("-created_at")
     newest, parameters = lately.values(column, "created_at")[:LAST_CALLS].query.sql_with_params()
     with connection.cursor() as cursor:

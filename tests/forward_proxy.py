@@ -74,7 +74,8 @@ async def close_listener(server: asyncio.Server) -> None:
     """Stop accepting connections. asyncio would leak a connection that it accepts while its server closes."""
     for listener in server.sockets:
         asyncio.get_running_loop().remove_reader(listener.fileno())
-    await asyncio.sleep(0)
+    for _ in range(3):  # Connections accepted until now reach their handlers.
+        await asyncio.sleep(0)
     server.close()
 
 

@@ -386,7 +386,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
-            raise NotYourToken("Only the owner may see a token's secret. You can ask the owner to collect a new one.")
+            raise NotYourToken(
+                "Only the owner may see a token's secret. People who may end tokens can ask for a new one."
+            )
         with self._locked() as row:
             if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
                 raise Superseded(Superseded.__doc__)

@@ -489,7 +489,9 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     """Return the viewer's own token. Raises PermissionDenied for other people's tokens: a secret acts as its owner."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
-        raise PermissionDenied("Only the owner may see a token's secret. You can ask the owner to collect a new one.")
+        raise PermissionDenied(
+            "Only the owner may see a token's secret. People who may end tokens can ask for a new one."
+        )
     return token
 
 

@@ -188,7 +188,7 @@ class Table:
         return f"columns-{self.key}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # Without slots, for the cached property.
 class TableView:
     table: Table
     columns: tuple[Column, ...]

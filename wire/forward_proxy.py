@@ -164,7 +164,7 @@ def connect_failure_text(error: Exception) -> str:
     while cause is not None:
         match cause:
             case socket.gaierror():
-                return "has a name that does not resolve"
+                return "has a host name that does not resolve"
             case ssl.SSLCertVerificationError():
                 return f"has a TLS certificate that this gateway does not trust: {cause.verify_message}"
             case ssl.SSLError():

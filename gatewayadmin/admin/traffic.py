@@ -169,7 +169,7 @@ class HostAtGatewayPages(CapabilityAdmin):
             "reset",
             any_of(Capability.GATEWAYS_MANAGE),
             OF_LIVE,
-            "The entry is deleted: the gateway's rule for all apps and agents then applies.",
+            "The app or agent is then neither listed nor blocked: the gateway's rule for all of them applies.",
         ),
     )
     list_display = words("host gateway allowed tool_set set_by set_at")

@@ -60,8 +60,10 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
 
 
 def _approvable_by(viewer: User) -> Q:
-    """Match the requests on gateways that name `viewer` as approver. An API key matches none."""
-    return Q(Exists(_approvers(user=viewer))) if viewer.narrowed_to is None else Q(pk=None)
+    """Match the requests on gateways that name `viewer` as approver; none for an API key without GATEWAYS_MANAGE."""
+    if viewer.narrowed_to is None or viewer.has_perm(Capability.GATEWAYS_MANAGE):
+        return Q(Exists(_approvers(user=viewer)))
+    return Q(pk=None)
 
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):

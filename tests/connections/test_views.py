@@ -80,7 +80,7 @@ def test_revoking_asks_first_and_ends_the_connection_and_its_tokens_for_good(ana
     path = f"/connections/{connection.pk}/revoke/"
 
     asked = text(client.get(path, headers=HTMX))
-    assert "2 tokens of the connection will end." in asked
+    assert "The 2 tokens of the connection will end." in asked
     assert "autofocus>Cancel" in asked
     connection.refresh_from_db()
     assert connection.is_live

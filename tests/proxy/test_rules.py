@@ -1,6 +1,9 @@
 """Rules decide the next call: by tool, by arguments, by who calls; and the log says which rule did."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from rules.models import Rule
 from servers.models import Server
 from tests import make, upstreams
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, in_words, sql
+from tests.proxy.scripted import Request, Script
 
 ON: dict[str, Any] = {"mode": "on", "by": None}
 
@@ -95,6 +100,27 @@ def test_the_first_rule_that_refuses_wins_and_labels_add_up(world: World, proxy:
 
     last.move(1, by=None)
     assert world.agent.call("docs__echo", {"text": "x"}).json()["error"]["message"] == in_words("Second.")
+
+
+@pytest.mark.full
+def test_a_rule_made_while_the_list_with_a_new_tool_is_awaited_refuses_its_call(world: World, run: Run) -> None:
+    asked, released = Event(), Event()
+    script = Script()
+
+    async def listing(request: Request) -> None:
+        asked.set()
+        await asyncio.to_thread(released.wait, PATIENCE)
+        await request.answer({"tools": [{"name": "new", "inputSchema": {"type": "object"}}]})
+
+    script.methods["tools/list"] = listing
+    make.assignment(world.gateway, make.server(slug="slow", url=run(script.app()).url))
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(world.agent.call, "slow__new", {})
+        assert asked.wait(PATIENCE)
+        Rule.objects.add(name="None", effect="refuse", **ON)
+        released.set()
+
+        assert reason(call.result(PATIENCE)) == "rule_refused"
 
 
 def test_a_watching_rule_only_labels(world: World, proxy: Proxy) -> None:

@@ -302,7 +302,9 @@ def test_a_proxy_that_is_away_unknown_or_not_trusted_is_told_from_a_server_that_
     assert refused(OutboundProxy("127.0.0.1", port)) == (
         f"127.0.0.1:{port} refused the connection: nothing listens there"
     )
-    assert refused(OutboundProxy("nowhere.invalid", 3128)) == ("nowhere.invalid:3128 has a name that does not resolve")
+    assert refused(OutboundProxy("nowhere.invalid", 3128)) == (
+        "nowhere.invalid:3128 has a host name that does not resolve"
+    )
     with forward_proxy(server, certificate(tmp_path / "unknown.pem", "127.0.0.1")) as proxy:
         untrusted = refused(through(proxy, encrypted=True))
     assert "has a TLS certificate that this gateway does not trust" in untrusted
