@@ -171,7 +171,7 @@ def asked(only: str, *, named: bool) -> Iterator[Asked]:
 
 def named_addresses(client: "Client") -> Iterator[str]:
     """Yield the lists and named pages that the client may open, without those of the API and the Django admin."""
-    paths = {*named_pages(), *lists(), *large()}
+    paths = {*named_pages(), *lists(), *large(), *filtered()}
     pages = sorted(path for path in paths if not path.startswith(("/api/", "/admin/")))
     yield from (path for path in pages if client.get(path).status_code == 200)
 
@@ -198,7 +198,7 @@ def signed_in_as(email: str) -> "Client":
 def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
     """Yield the addresses to request, each only once; for a member, only the addresses that the member may see."""
     known = set[str]()
-    for path in (*crawled(client), *large(), *logs(), *words(), *lists()):
+    for path in (*crawled(client), *large(), *filtered(), *logs(), *words(), *lists()):
         if path not in known and (is_owner or client.get(path).status_code == 200):
             known.add(path)
             yield path
@@ -238,6 +238,17 @@ def large() -> Iterator[str]:
     yield from (f"/{room}/?page=3" for room in ("hosts", "gateways", "people", "tools"))
     yield from (f"/incident/{kind}/{key}/" for kind, key in (("hosts", app), ("people", pk("User", 0))))
     yield from (f"/people/{pk('User', 0)}/", f"/people/teams/{pk('Team', 0)}/")
+
+
+def filtered() -> Iterator[str]:
+    """Yield the longest lists of connections and tokens, filtered by status and type."""
+    connections = ("active", "blocked", "disabled", "expired", "live", "revoked")
+    yield from (f"/gateways/gateway-0/connections/?status={status}" for status in connections)
+    yield from (f"/gateways/gateway-0/connections/?type={kind}" for kind in ("agent", "app"))
+    for query in ("", "&type=agent", "&type=all"):
+        yield from (f"/settings/mcp-connections?status={status}{query}" for status in connections)
+    statuses = ("all", "expired", "revoked", "waiting")
+    yield from (f"/settings/api-tokens?owner=all&status={status}" for status in statuses)
 
 
 def logs() -> Iterator[str]:

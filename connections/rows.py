@@ -201,6 +201,11 @@ class ConnectionFilter(ListFilter):
         required=False, choices=[(name, name.capitalize()) for name in (LIVE, *STATUSES)]
     )
 
+    @property
+    def takes_long(self) -> bool:
+        """True if `narrow` checks the tokens of each connection."""
+        return not {"active", "blocked", "expired"}.isdisjoint(self.values.get("status", ()))
+
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
         if words := self.values.get("q"):
             named = _of_person(words) | holds("host__name", words) | holds("gateway__name", words)

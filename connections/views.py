@@ -40,6 +40,7 @@ from ui.pages import (
     Undo,
     answer,
     leave,
+    may_follow,
     number_of,
     open_page,
     open_query,
@@ -360,6 +361,7 @@ def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
 
 # The MCP Connections page: all connections with host, gateway and user, with filters and counts.
 
+FILTERED_AT_ONCE = 10_000  # With more connections, a list with a filter that takes long is loaded after the page.
 GATEWAYS = 40  # Gateways in the filter; more would make the page too heavy. Others are found by the search.
 KINDS = ("app", "agent", "all")
 
@@ -408,14 +410,16 @@ def mcp_counts(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.MCP_CONNECTIONS_READ)
 def mcp_connections(request: AppRequest) -> HttpResponse:
-    filters = McpFilter(request.GET)
+    filters, rows = McpFilter(request.GET), connections_visible_to(request.user)
+    counts_later = filters.takes_long and may_follow(request) and rows.count() > FILTERED_AT_ONCE
     return list_page(
         request,
         "connections/mcp.html",
-        connections_visible_to(request.user).live_first(),
+        rows.none() if counts_later else rows.live_first(),
         table=MCP,
         filters=filters,
         detail=ConnectionQuerySet.with_details,
         wrap=lambda connection: ConnectionRow(connection, request.user),
-        **_number(request.user, filters),
+        counts_later=counts_later,
+        **({} if counts_later else _number(request.user, filters)),
     )

@@ -46,6 +46,7 @@ from ui.pages import (
     Undo,
     answer,
     is_for,
+    may_follow,
     open_page,
     page_of,
     seen_version,
@@ -103,7 +104,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
     tools: Any = Catalogue(request.user, filters.values, table.sort.replace("name", "tool"), page=page)
     if file := list_export(request, table, tools):
         return file
-    counts_later = not wants_fragment(request) and "now" not in request.GET and _takes_long(request.user, table, tools)
+    counts_later = may_follow(request) and _takes_long(request.user, table, tools)
     tools.tells_use = tools.tells_use and not counts_later
     found = Paginator([] if counts_later and tools.joins_use else tools, PAGE_SIZE).get_page(page)
     context: dict[str, Any] = {

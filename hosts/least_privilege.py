@@ -34,7 +34,7 @@ from gateways.models import Assignment, Feature, Gateway
 from gateways.usage import IN_ORDER, ServerUse, uses
 from hosts.models import Host
 from hosts.views import host_or_404
-from ui.pages import AppRequest, show, wants_fragment
+from ui.pages import AppRequest, may_follow, show
 from ui.viewset import MOST_PICKED
 
 USED_IN = timedelta(days=30)
@@ -153,7 +153,7 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
         return log_alone("host", pk)
     host = host_or_404(request.user, pk)
     many = host.row_count > COUNTED_AT_ONCE  # type: ignore[attr-defined]
-    if many and not (wants_fragment(request) or "now" in request.GET):
+    if many and may_follow(request):
         return show(request, "hosts/least_privilege.html", {"host": host, "tab": "least privilege"})
     page = replica.read_from_replica(request, lambda: LeastPrivilege.seen_by(request.user, host))
     context: dict[str, Any] = {

@@ -84,6 +84,11 @@ class ListFilter(forms.Form):
         return any(self.values.values())
 
     @property
+    def takes_long(self) -> bool:
+        """True if the values make `narrow` slow. Then `list_page` queries all keys once."""
+        return False
+
+    @property
     def facets(self) -> list[FilterMenu]:
         """The menus that have more than one option."""
         several = (forms.MultipleChoiceField, forms.ModelMultipleChoiceField)

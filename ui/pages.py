@@ -48,6 +48,14 @@ def is_for(request: AppRequest, target: str) -> bool:
     return request.htmx.target == target and not request.htmx.history_restore_request
 
 
+def may_follow(request: AppRequest) -> bool:
+    """Return whether a slow part of the page may come with a second request, which the page then makes.
+
+    False for this second request, without scripts after "Count now", and for a file.
+    """
+    return not (wants_fragment(request) or "now" in request.GET or "format" in request.GET)
+
+
 class Undo(NamedTuple):
     """The request that undoes an action: a URL to post to, and its fields."""
 
@@ -296,13 +304,18 @@ def page_of[M: Model](
     size: int = PAGE_SIZE,
     detail: Callable[[Any], QuerySet[M]] | None = None,
     count: int | None = None,
+    *,
+    at_once: bool = False,
 ) -> Page[M]:
     """Return the page requested by `?page=`, or the nearest one.
 
     With `detail`, the keys of the page are queried first, so that the joins and counts of `detail` run only for the
-    rows of the page. `count` is the number of rows, if known.
+    rows of the page. `count` is the number of rows, if known. With
+    `at_once`, one query returns all keys, instead of one for their number and one for those of the page. This is for
+    conditions that take long to check.
     """
-    paginator: Paginator[Any] = Paginator(rows if detail is None else rows.values_list("pk", flat=True), size)
+    keys = rows if detail is None else rows.values_list("pk", flat=True)
+    paginator: Paginator[Any] = Paginator(list(keys) if at_once else keys, size)
     if count is not None:
         paginator.count = count
     page: Page[Any] = paginator.get_page(request.GET.get("page"))

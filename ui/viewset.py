@@ -74,7 +74,8 @@ def list_page(
     listed = view.ordered(filters.narrow(rows) if filters else rows)
     if file := list_export(request, view, listed, detail, wrap):
         return file
-    page = page_of(request, listed, detail=detail, count=count)
+    at_once = count is None and bool(filters and filters.takes_long)
+    page = page_of(request, listed, detail=detail, count=count, at_once=at_once)
     shown = {"rows": [wrap(row) for row in page]} if wrap else {}
     narrowing = {"filter_form": filters, "filters": filters.values, "narrowed": filters.is_narrow} if filters else {}
     return show_list(request, template, {"page": page, "table": view, **shown, **narrowing, **context})

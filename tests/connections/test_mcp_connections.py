@@ -10,6 +10,7 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
+from connections import views
 from connections.models import Connection
 from tests import make
 from tests.conftest import SignIn, wire_size
@@ -80,6 +81,30 @@ def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -
     for link in (own, other):
         for control in ("<button", "<form", "<input"):
             assert control not in row(page, link)
+
+
+@pytest.mark.full
+def test_with_many_connections_the_page_comes_before_a_list_that_takes_long(
+    ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Works", "Over"):
+        make.app_connection(ana, make.gateway(name=name), name=name)
+    Token.objects.filter(connection__gateway__name="Over").update(expires_at=datetime.now(UTC))
+    client = sign_in(ana)
+    monkeypatch.setattr(views, "FILTERED_AT_ONCE", 1)
+
+    page = client.get(f"{PATH}?status=active&q=")
+    (address,) = re.findall(r'id="connections" hx-get="([^"]+)"', text(page))
+    loaded = client.get(unescape(address), headers={"HX-Request": "true", "HX-Target": "connections"})
+
+    assert names(page) == []
+    assert ("Counting…" in text(page), "No connection matches" in text(page)) == (True, False)
+    assert "Counting…" not in text(loaded)
+    assert (names(loaded), number(loaded, client)) == (["Works"], "1 connection, 1 active")
+    for query in ("status=active&now=1", "status=active&page=9&now=1"):
+        assert names(client.get(f"{PATH}?{query}")) == ["Works"]
+    assert names(client.get(f"{PATH}?status=live")) == ["Over", "Works"]
+    assert b"Works" in client.get(f"{PATH}?status=active&format=csv").getvalue()
 
 
 def buttons(response: object, connection: Connection) -> list[str]:

@@ -249,16 +249,16 @@ def test_in_a_large_workspace_the_page_comes_before_its_numbers(
         now = client.get(f"/tools/{query}&now=1")
 
         assert [one.feature.name for one in page.context["page"]] == listed_first
-        assert "Counting calls" in page.content.decode()
+        assert "Counting…" in page.content.decode()
         assert "HX-Push-Url" not in loaded.headers
         for answer in (loaded, now):
             assert {one.feature.name: one.calls for one in answer.context["page"]} == {
                 name: int(name == "often") for name in at_last
             }
             assert [one.feature.name for one in answer.context["page"]] == at_last
-            assert "Counting calls" not in answer.content.decode()
+            assert "Counting…" not in answer.content.decode()
     for query in ("?q=zzz", "?columns=server"):
-        assert "Counting calls" not in client.get(f"/tools/{query}").content.decode(), query
+        assert "Counting…" not in client.get(f"/tools/{query}").content.decode(), query
     assert client.get("/tools/?show=unused&format=csv").getvalue().count(b"idle") == 1
 
 

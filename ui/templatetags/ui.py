@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
+from uuid import UUID
 from zlib import crc32
 
 from django import template
@@ -20,7 +21,7 @@ from django.template.defaultfilters import stringfilter
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import escape, format_html, format_html_join
+from django.utils.html import conditional_escape, escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from capabilities import Capability
@@ -31,6 +32,7 @@ from ui.tables import Column, TableView, table_view
 from wire.definitions import hidden_places
 
 register = template.Library()
+_SOME_ID = UUID(int=0)
 _INLINE = re.compile(r"`([^`]+)`|\*(\S(?:[^*]*\S)?)\*")
 
 
@@ -213,9 +215,10 @@ def _date(moment: datetime) -> str:
 
 
 def _time(moment: datetime, text: str) -> SafeString:
+    """Return a time element. Nothing is escaped: `text` must be made of numbers and our own words."""
     exact = moment.astimezone(UTC)
-    title = f"{_date(exact)} {exact:%H:%M:%S} UTC"
-    return format_html('<time datetime="{}" title="{}">{}</time>', f"{exact:%Y-%m-%dT%H:%M:%SZ}", title, text)
+    date, time = exact.isoformat(timespec="seconds")[:19].split("T")
+    return SafeString(f'<time datetime="{date}T{time}Z" title="{_date(exact)} {time} UTC">{text}</time>')
 
 
 @register.simple_tag
@@ -303,6 +306,20 @@ def _waiting(key: str, number: int, words: str) -> SafeString:
 
 
 @register.simple_tag
+def row_url(name: str, key: UUID) -> str:
+    """Return the URL with this name for the id of a row. As `{% url %}`, which takes ten times as long.
+
+    For lists, whose rows have many links.
+    """
+    return _url_of_row(name).replace(str(_SOME_ID), str(key))
+
+
+@cache
+def _url_of_row(name: str) -> str:
+    return reverse(name, args=[_SOME_ID])
+
+
+@register.simple_tag
 def opens(
     url: str,
     text: str,
@@ -320,20 +337,18 @@ def opens(
 
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
-    hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items())
-    said = format_html(' data-kind="{}"', kind) if kind else SafeString("")
+    text, of, said = conditional_escape(text), conditional_escape(of), f' data-kind="{kind}"' if kind else ""
+    hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items()) if fields else ""
+    symbol = _silent(icon) if icon else ""
     if alone:
         whole = f"{text}: {of}" if of else text
-        face = format_html(
-            '<button class="icon-button"{} aria-label="{}" data-tip="{}">{}', said, whole, text, _silent(icon)
-        )
+        face = f'<button class="icon-button"{said} aria-label="{whole}" data-tip="{text}">{symbol}'
     else:
-        size = SafeString(' data-size="small"' if small else "")
-        which = format_html('<span class="visually-hidden"> {}</span>', of) if of else ""
-        symbol = _silent(icon) if icon else ""
-        face = format_html('<button class="button"{}{}>{}{}{}', said, size, symbol, text, which)
+        size = ' data-size="small"' if small else ""
+        which = f'<span class="visually-hidden"> {of}</span>' if of else ""
+        face = f'<button class="button"{said}{size}>{symbol}{text}{which}'
     # The line break is the space before the next element.
-    return format_html('<form class="opens" action="{}">{}{}</button></form>\n', url, hidden, face)
+    return SafeString(f'<form class="opens" action="{conditional_escape(url)}">{hidden}{face}</button></form>\n')
 
 
 @register.inclusion_tag("ui/switch.html", takes_context=True)
@@ -356,11 +371,12 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
     row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
     """
+    url = reverse(urls.format("disable" if row.enabled else "enable"), args=[key]) if may else ""
     return {
         "on": row.enabled,
         "may": may,
-        "enable_url": reverse(urls.format("enable"), args=[key]),
-        "disable_url": reverse(urls.format("disable"), args=[key]) + ("?on=page" if target.startswith("#") else ""),
+        "enable_url": url,
+        "disable_url": f"{url}?on=page" if target.startswith("#") else url,
         "name": name,
         "target": target,
         "words": words,
