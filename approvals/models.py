@@ -334,6 +334,8 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
     def give(self, hold: Hold, period: AllowFor, names: list[str], *, by: User) -> Allowance:
         """Allow more calls like `hold` until the period ends. Raises BadAllowance."""
         arguments = hold.arguments or {}
+        if names and hold.arguments is None:
+            raise BadAllowance("The arguments of this call cannot be decrypted. Allow it without naming arguments.")
         if any(name not in arguments for name in names):
             raise BadAllowance(BadAllowance.__doc__)
         names = sorted(set(names))

@@ -39,7 +39,7 @@ from ui.viewset import MOST_PICKED
 
 USED_IN = timedelta(days=30)
 REPLAYED = timedelta(days=90)
-MOST_READ = 20_000  # Only this many of the agent's newest calls are read.
+MOST_READ = 10_000  # Only this many of the agent's newest calls are read.
 MOST_REFUSED = 1_000  # At most this many of the calls that would have been refused are read.
 SHOWN = 10
 MOST_TOOLS = 50

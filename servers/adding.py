@@ -187,7 +187,9 @@ class ServerTrial:
     @property
     def kind(self) -> str:
         """The severity of the outcome: `good`, `warn` or `bad`. A server that asks for a credential is not `bad`."""
-        return "good" if self.found else "warn" if isinstance(self.outcome, DiscoveryRefused) else "bad"
+        if isinstance(self.outcome, DiscoveryFailed):
+            return "warn" if self.outcome.wants_credential else "bad"
+        return "good"
 
     @property
     def wants(self) -> str:

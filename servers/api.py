@@ -27,7 +27,7 @@ from servers.bring import (
     offers_of,
 )
 from servers.client_files import MOST_BYTES, Unreadable, read_entries
-from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
+from servers.discovery import DiscoveryFailed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, server_or_404
@@ -333,7 +333,7 @@ class ServerResource(Resource):
         try:
             discovered = probe(server, by=self.me)
         except DiscoveryFailed as failure:
-            wants = isinstance(failure, DiscoveryRefused)
+            wants = failure.wants_credential
             return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})
         tools = [tool.get("name") for tool in discovered.tools]
         protocol = {"era": discovered.era, "version": discovered.version, "took_ms": discovered.took_ms}

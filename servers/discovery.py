@@ -36,6 +36,7 @@ __all__ = [
     "DiscoveryFailed",
     "DiscoveryRefused",
     "NoEndpoint",
+    "NotAsked",
     "contact",
     "discover_features",
     "identity_for",
@@ -54,7 +55,10 @@ class DiscoveryFailed(Exception):
     """The server gave no usable answer. The message continues a sentence that begins with "The server".
 
     The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
+    `wants_credential` is True if the server works, and asks for a credential or refused the one it got.
     """
+
+    wants_credential = False
 
     def __init__(self, sentence: str, reason: str = "unreachable") -> None:
         super().__init__(storable(sentence)[:MAX_SENTENCE])
@@ -62,7 +66,15 @@ class DiscoveryFailed(Exception):
 
 
 class DiscoveryRefused(DiscoveryFailed):
-    """The server refused access, or was not asked because of its URL or its stored credential."""
+    """The server refused access."""
+
+    wants_credential = True
+
+
+class NotAsked(DiscoveryRefused):
+    """The gateway sent nothing, because the URL is its own or the credential cannot be decrypted or sent."""
+
+    wants_credential = False
 
 
 class NoEndpoint(DiscoveryFailed):
@@ -159,13 +171,16 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
             server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
+        case NotAsked():
+            pass  # Nothing is known about the server.
         case DiscoveryRefused():  # A server that asks for a credential is working.
             server.note_health(Health.OK)
         case DiscoveryFailed():
             server.note_health(Health.DOWN, str(outcome))
     if identity:
+        used = {} if isinstance(outcome, NotAsked) else {"last_used_at": timezone.now()}
         error = str(outcome)[:300] if isinstance(outcome, DiscoveryRefused) else ""
-        Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
+        Identity.objects.filter(pk=identity.pk).update(last_error=error, **used)
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
@@ -210,7 +225,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
         return _asked(_target(server, None), transport, kinds, seconds)
     own_guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if own_guard.own.has(server.url):
-        raise DiscoveryRefused("was not asked: its URL is this gateway's own", "loop")
+        raise NotAsked("was not asked: its URL is this gateway's own", "loop")
     try:
         own_guard.check_url(server.url)
     except UrlRefused as refusal:
@@ -248,9 +263,9 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Undecryptable:
         reason = f"was not asked: no encryption key decrypts the credential “{identity.label}”"
-        raise DiscoveryRefused(reason, "identity_unreadable") from None
+        raise NotAsked(reason, "identity_unreadable") from None
     try:
         return header_of(server.auth_type, server.header_name, secret)
     except Unsendable as error:
         reason = f"was not asked: the credential “{identity.label}” cannot be sent, {error}"
-        raise DiscoveryRefused(reason, "identity_unreadable") from None
+        raise NotAsked(reason, "identity_unreadable") from None

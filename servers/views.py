@@ -22,7 +22,7 @@ from capabilities import Capability, meets, requires
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers import programs
-from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
+from servers.discovery import DiscoveryFailed, discover_features, identity_for, probe
 from servers.forms import TAKEN, ServerFilter, ServerForm, is_taken, suggest
 from servers.models import ADMIN_URL, AnotherPlace, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
@@ -278,7 +278,7 @@ def _test_result(values: dict[str, Any], identity: Identity | None = None) -> di
 
 def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
     """Return a failure as a sentence, and its severity: lower if the server only asks for a credential."""
-    return f"The server {failure}.", "warn" if isinstance(failure, DiscoveryRefused) else "bad"
+    return f"The server {failure}.", "warn" if failure.wants_credential else "bad"
 
 
 @require_POST

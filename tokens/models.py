@@ -142,7 +142,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
     def overlapping(self) -> "TokenQuerySet":
         """Return the unrevoked tokens whose previous secret still works."""
-        return self.live().filter(previous_ends_at__gt=timezone.now())
+        return self.lasting().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
         return self.filter(sought(words, of_many=of_many))

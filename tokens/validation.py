@@ -71,7 +71,7 @@ def expiry(days: int | None) -> datetime | None:
     """Return the end of a lifetime of 7, 30 or 90 days; None only if the workspace allows it. Raises BadLifetime."""
     if days is None:
         if not WorkspaceSettings.load().allow_non_expiring_tokens:
-            raise BadLifetime(BadLifetime.__doc__)
+            raise BadLifetime("Must be 7, 30 or 90 days: this workspace does not allow tokens without expiry.")
         return None
     if days not in LIFETIMES:
         raise BadLifetime(BadLifetime.__doc__)

@@ -364,13 +364,15 @@ def _is_public(address: Address) -> bool:
 def _parts(url: str) -> Any:
     try:
         parts = urlsplit(url)
-        port_is_number = parts.port is None or parts.port > 0
+        port = parts.port
     except ValueError:
         raise UrlRefused("This is not a URL. One looks like https://mcp.example.com/mcp.") from None
     if parts.scheme not in ("https", "http"):
         raise UrlRefused(WITHOUT_TLS)
-    if not parts.hostname or not port_is_number:
+    if not parts.hostname:
         raise UrlRefused("The URL has no host.")
+    if port == 0:
+        raise UrlRefused("The URL's port must be at least 1.")
     if parts.username is not None or parts.password is not None:
         raise UrlRefused("Leave credentials out of the URL; add them under Identities.")
     return parts

@@ -126,7 +126,7 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
     report = AccessReport(asked[ReviewScope(scope)])
     things = things_in(report) if report.count() <= MOST_REPORTED else None
     if things is None or len(things) > MOST_LINES:
-        raise BadScope(f"This is more than {MOST_LINES:,} lines. Review only some gateways, teams or people.")
+        raise BadScope(f"A review has at most {MOST_LINES:,} lines. Review only some gateways, teams or people.")
     if not things:
         raise BadScope("Nobody has this access, so there is nothing to review.")
     return things

@@ -49,7 +49,7 @@ def text(response: Any) -> str:
 def test_all_settings_are_saved_after_the_password_recorded_as_from_and_to_and_act(
     keeper: User, sign_in: SignIn
 ) -> None:
-    with pytest.raises(BadLifetime):
+    with pytest.raises(BadLifetime, match="does not allow tokens without expiry"):
         expiry(None)
     client = sign_in(keeper)
     asked = client.post(PATH, FORM | {"public_base_url": "https://evil.example", "id": "2"})

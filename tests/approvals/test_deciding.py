@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from accounts.models import Team, User
-from approvals.models import Allowance, AllowFor, Hold, HoldState, NotYourDecision
+from approvals.models import Allowance, AllowFor, BadAllowance, Hold, HoldState, NotYourDecision
 from attention import telling
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -246,7 +246,11 @@ def test_what_is_allowed_for_a_while_is_listed_and_ended(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:
     browser, hold = sign_in(ben), make.hold(link, docs, arguments={"to": "Ana", "amount": 1})
+    lost = make.hold(link, docs, arguments={"to": "Max"})
+    Hold.objects.filter(pk=lost.pk).update(sealed_arguments=b"sealed with a lost key")
 
+    with pytest.raises(BadAllowance, match="cannot be decrypted"):
+        Hold.objects.get(pk=lost.pk).approve(by=ben, allow=AllowFor.TODAY, names=["to"])
     form = {"act": "approve", "allow": AllowFor.TODAY, "names": ["to"]}
     browser.post(f"/approvals/{hold.pk}/decide/", form)
 

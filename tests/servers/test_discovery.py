@@ -9,7 +9,15 @@ from pytest_django import Settings
 
 from accounts.models import User
 from gatewayadmin.serving import quickstart
-from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
+from servers.discovery import (
+    DiscoveryFailed,
+    DiscoveryRefused,
+    NotAsked,
+    contact,
+    discover_features,
+    identity_for,
+    probe,
+)
 from servers.models import BUILT_IN_URL, AuthType, Era, Health, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
@@ -217,8 +225,14 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
     Identity.objects.filter(pk=identity.pk).update(secret_ciphertext=b"sealed under a lost key")
     identity.refresh_from_db()
 
-    with pytest.raises(DiscoveryRefused, match="no encryption key decrypts the credential “my key”"):
-        discover_features(server, identity)
+    with pytest.raises(NotAsked, match="no encryption key decrypts the credential “my key”") as refused:
+        contact(server, identity)
+
+    for row in (server, identity):
+        row.refresh_from_db()
+    assert not refused.value.wants_credential
+    assert (server.health, identity.last_used_at) == (Health.UNKNOWN, None)
+    assert "no encryption key decrypts" in identity.last_error
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:

@@ -135,6 +135,8 @@ def test_urls_that_can_be_refused_at_sight_are() -> None:
     ):
         with pytest.raises(UrlRefused):
             Guard().check_url(url)
+    with pytest.raises(UrlRefused, match="port must be at least 1"):
+        Guard().check_url("https://example.com:0/")
 
 
 def test_a_name_is_judged_by_its_address() -> None:
