@@ -82,9 +82,16 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
     times, chore = re.split(r"  +", block(DEPLOY, "0 3 * * *  cd"), maxsplit=1)
     assert times == "0 3 * * *"
     host.run(chore.replace("cd /srv/gateway-admin", f"cd {host.folder}"))
-    (dump,) = re.findall(r"`(docker compose exec database\s+pg_dump[^`]*)`", BACK_UP)
-    host.run(dump.replace("\n", " ").replace("exec database", "exec --no-TTY database"))
-    assert (host.folder / "gateway.dump").read_bytes().startswith(b"PGDMP")
+    host.run(block(BACK_UP, "umask 077\ndocker compose exec"))
+    assert (host.folder / "gateway.dump").stat().st_mode & 0o077 == 0
+    psql(host, "UPDATE accounts_user SET is_active = false")
+    loaded = host.run(block(BACK_UP, "docker compose stop nginx gateway"))
+    assert "newest, in use" in loaded
+    host.run("docker compose up --detach")
+    eventually(lambda: host.healthy("gateway") == 2)
+    assert eventually(site.is_ready), host.logs()
+    with site.client() as owner:
+        assert site.admits(owner, "admin@localhost", password), "as before the dump"
 
     (more,) = re.findall(r"`(docker compose up --detach --scale gateway=3)`", DEPLOY)
     host.run(more)
@@ -149,9 +156,13 @@ def calls_of(host: Machine, site: Site) -> Calls:
 
 def logged(host: Machine) -> int:
     """Return the number of these agents' calls in the log."""
-    query = "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"
-    psql = f'psql --username gateway --dbname gateway --no-align --tuples-only --command "{query}"'
-    return int(host.run(f"docker compose exec --no-TTY database {psql}"))
+    return int(psql(host, "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"))
+
+
+def psql(host: Machine, statement: str) -> str:
+    """Run a statement as the owner of the tables, and return its output."""
+    options = f'--username gateway --dbname gateway --no-align --tuples-only --command "{statement}"'
+    return host.run(f"docker compose exec --no-TTY database psql {options}")
 
 
 def release(host: Machine, version: str) -> None:

@@ -45,6 +45,16 @@ RUN_BY = (
             *("PERSON=", "for thing in"),
         )
     ),
+    (
+        "docs/how-to/back-up.md",
+        "umask 077\ndocker compose exec",
+        "deploy/test_containers.py::test_compose_starts_serves_and_is_upgraded_as_printed",
+    ),
+    (
+        "docs/how-to/back-up.md",
+        "docker compose stop nginx gateway",
+        "deploy/test_containers.py::test_compose_starts_serves_and_is_upgraded_as_printed",
+    ),
     ("docs/how-to/back-up.md", "tar -C", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
     ("docs/how-to/back-up.md", "mkdir -p", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
     *(
@@ -53,7 +63,7 @@ RUN_BY = (
             begin,
             "running/test_restore.py::test_a_backup_made_under_load_is_restored_elsewhere",
         )
-        for begin in ("umask 077", "pg_restore --exit", ".venv/bin/python manage.py verify_log")
+        for begin in ("umask 077\npg_dump", "pg_restore --exit", ".venv/bin/python manage.py verify_log")
     ),
     *(
         ("docs/how-to/back-up.md", begin, "running/test_key_rotation.py::test_the_keys_are_rotated_under_load")
