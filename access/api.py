@@ -26,10 +26,10 @@ NEEDS = frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ})
 
 
 class AccessSourceSerializer(serializers.Serializer[Any]):
-    """A reason for the access: a team, a role, a grant, or a gateway that is open to everyone."""
+    """A reason for the access: a team, role or grant, being a superuser, or a gateway that is open to everyone."""
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
-    name = serializers.CharField(help_text="Name of the team, role, gateway or person, depending on `kind`.")
+    name = serializers.CharField(help_text="Name of the team, role or gateway, or address of the person.")
     since = UtcDateTimeField(allow_null=True, help_text="When this source began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When this source ends; null if no end is set.")
 
@@ -47,7 +47,7 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
         allow_null=True,
         help_text="Exposed name of the tool; null without the filter `tool`.",
     )
-    sources = AccessSourceSerializer(many=True, help_text="What opens the gateway to the person.")
+    sources = AccessSourceSerializer(many=True, help_text="Reasons why the person may use the gateway.")
     tool_sets = serializers.ListField(
         child=serializers.CharField(),
         source="sets",
@@ -68,7 +68,8 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = serializers.SerializerMethodField(
-        help_text="The person's last call on the gateway; null if there is none, or if you may not see connections."
+        help_text="The person's last call on the gateway; null if there is none, for a past day, or if you may not see "
+        "connections."
     )
 
     def _sees(self, *capabilities: Capability) -> bool:
@@ -127,7 +128,7 @@ class AccessResource(Resource):
     def list(self, request: Request) -> Response:
         """List who may use which gateways and tools.
 
-        Filters by `host` and `unused`, and sorting by `used`, also require `api-keys:read`. More than 1,000 lines are
+        The filters `host` and `unused`, and sorting by `used`, also require `api-keys:read`. More than 1,000 lines are
         always sorted by person.
         """
         asked = self.query_data

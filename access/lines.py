@@ -26,7 +26,7 @@ __all__ = ["AccessLine", "AccessSource", "Key", "LineLoader"]
 
 type Key = tuple[UUID, UUID, UUID | None]  # Person and gateway; in a report about tools, also the tool.
 
-# Counts the callable tools in each combination of sets.
+# Counts the tools in each combination of tool sets.
 _IN_SETS = """
 SELECT c.n, count(DISTINCT f.id)
 FROM unnest(%s::int[], %s::uuid[]) c (n, tool_set_id)
@@ -81,7 +81,7 @@ class AccessLine:
 
     @property
     def sets(self) -> list[str]:
-        """The tool sets that the person has, each with the team, person or everybody that it was given to."""
+        """The tool sets that the person has, each with its recipient: a team, the person or everybody."""
         return [f"{source.row.tool_set.name} ({source.row.subject})" for source in self.given]
 
     @cached_property

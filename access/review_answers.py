@@ -32,8 +32,8 @@ NOUNS = {
 class AnswerForm:
     """The answers chosen in the form. `shown` are the lines that the filters show.
 
-    The field `act` gives one answer for many open lines: `person:<id>:<answer>` for the lines shown of one person, and
-    `all:<answer>` for all lines shown. Without `act`, each field `line-<id>` is the answer for one line.
+    The field `act` gives one answer for many open lines: `person:<id>:<answer>` for the shown lines of one person, and
+    `all:<answer>` for all shown lines. Without `act`, each field `line-<id>` is the answer for one line.
     """
 
     def __init__(self, data: QueryDict, review: Review, shown: ReviewLineQuerySet, by: User) -> None:
@@ -52,7 +52,7 @@ class AnswerForm:
 
     @cached_property
     def chosen(self) -> dict[str, list[ReviewLine]]:
-        """The lines that change, by their new answer. Lines that the person may not answer are left out."""
+        """The lines that change, by their new answer. Lines that the person `by` may not answer are left out."""
         found: dict[str, list[ReviewLine]] = {}
         for line, answer in self._chosen():
             if answer != line.answer:

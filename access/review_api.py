@@ -67,22 +67,24 @@ class ReviewSerializer(serializers.Serializer[Any]):
         Unanswered.choices, help_text="`list`: access in open lines stays; `end`: it ends a day after the due date."
     )
     self_review = serializers.BooleanField(help_text="Whether people may answer lines about themselves.")
-    started_by = serializers.EmailField(source="started_by.email", help_text="Address of the person who started it.")
-    started_at = UtcDateTimeField(help_text="When its lines were collected.")
-    closed_at = UtcDateTimeField(allow_null=True, help_text="When it was closed; null while it is open.")
-    checksum = serializers.CharField(
-        help_text="SHA-256 of its lines and answers, as in its closing event; empty while it is open."
+    started_by = serializers.EmailField(
+        source="started_by.email", help_text="Address of the person who started the review."
     )
-    lines_count = serializers.IntegerField(source="line_count", help_text="Number of its lines.")
-    open_count = serializers.IntegerField(help_text="Number of its lines without an answer.")
-    ended_count = serializers.IntegerField(help_text="Number of its ended lines.")
+    started_at = UtcDateTimeField(help_text="When the lines of the review were collected.")
+    closed_at = UtcDateTimeField(allow_null=True, help_text="When the review was closed; null while it is open.")
+    checksum = serializers.CharField(
+        help_text="SHA-256 of all lines and answers, as in the event `review.closed`; empty while the review is open."
+    )
+    lines_count = serializers.IntegerField(source="line_count", help_text="Number of all lines.")
+    open_count = serializers.IntegerField(help_text="Number of lines without an answer.")
+    ended_count = serializers.IntegerField(help_text="Number of lines whose access was ended.")
 
     def get_reviewers(self, review: Review) -> list[str]:
         return sorted(person.email for person in review.reviewers.all())
 
 
 class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
-    """One thing of one person in a review."""
+    """One line of a review: something that a person has, such as a grant or a token, and the answer."""
 
     id = Id()
     user_id = serializers.UUIDField(source="person_id", help_text="Id of the person.")
@@ -95,8 +97,8 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
     )
     access = serializers.CharField(source="what", help_text="The access in words.")
     gateways = serializers.CharField(help_text="Names of the gateways that the access concerns.")
-    since = UtcDateTimeField(allow_null=True, help_text="When it began; null if that is not known.")
-    until = UtcDateTimeField(allow_null=True, help_text="When it ends; null if no end is set.")
+    since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
+    until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = UtcDateTimeField(
         allow_null=True, help_text="The last call before the review started; null if there was none."
     )
@@ -110,7 +112,7 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
     answered_by = serializers.CharField(
         source="answered_email", help_text="Address of the person who answered; may be empty."
     )
-    answered_at = UtcDateTimeField(allow_null=True, help_text="When it was answered; null while it is open.")
+    answered_at = UtcDateTimeField(allow_null=True, help_text="When the line was answered; null while it is open.")
     note = serializers.CharField(help_text="Note of the answer; may be empty.")
 
     def get_answer(self, line: ReviewLine) -> str:
@@ -121,7 +123,7 @@ class RefusedLineSerializer(serializers.Serializer[Any]):
     """A line that was not changed."""
 
     id = Id()
-    reason = serializers.CharField(help_text="Why.")
+    reason = serializers.CharField(help_text="Why the line was not changed.")
 
 
 class AnswersSerializer(serializers.Serializer[Any]):
@@ -153,7 +155,7 @@ class ReviewLineQuery(ListQuery):
         "is true or false; `answered`; or an answer.",
     )
     kind = serializers.ChoiceField(ThingKind.choices, required=False, help_text="Only lines of this kind.")
-    user = by_person(help_text="Only lines of this person, by id, address or name.")
+    user = by_person(help_text="Only lines of the person with this id, address or name.")
 
 
 class ReviewBody(RequestBody):
@@ -276,7 +278,7 @@ class ReviewResource(Resource):
     def reassign(self, request: Request, pk: UUID) -> Response:
         """Give open lines to another reviewer.
 
-        You can give away your own lines. If you may start reviews, you can give away all lines.
+        You can give away the lines assigned to you. If you may start reviews, you can give away all lines.
         """
         body, review = self.body(), self._get(pk)
         to = _found(User.objects.all(), [body["reviewer_id"]], "reviewer_id")[0]
@@ -296,7 +298,7 @@ class ReviewResource(Resource):
     def close(self, request: Request, pk: UUID) -> Response:
         """Close an access review for good. Open lines stay unanswered.
 
-        People who may start reviews can close any review. Its reviewers can close it once no line is open.
+        People who may start reviews can close any review. A reviewer can close the review once no line is open.
         """
         review = self._get(pk)
         return self.changed(review, review.close)
@@ -309,7 +311,7 @@ class ReviewLines(Resource):
 
     @operation(needs=READS, query=ReviewLineQuery, orderings=("number",))
     def list(self, request: Request, pk: UUID) -> Response:
-        """List the lines of an access review, by person.
+        """List the lines of an access review, sorted by person.
 
         If you lack `identities:read` and are not a reviewer, lines about credentials are left out.
         """

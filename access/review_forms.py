@@ -136,8 +136,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
     ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
-    Unanswered.LIST: "The access in them stays. The result lists the lines.",
-    Unanswered.END: "The access in them ends a day after the due date. Access you may not end then is only listed.",
+    Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
+    Unanswered.END: "The access in these lines ends a day after the due date, except access that you cannot end.",
 }
 
 
@@ -190,7 +190,7 @@ class StartForm(forms.Form):
         words = [line.strip() for line in values.get("subjects", "").splitlines() if line.strip()]
         scope = str(values.get("scope"))
         if scope == ReviewScope.EVERYTHING and words:
-            self.add_error("subjects", "Leave this empty to review everything, or choose gateways, teams or people.")
+            self.add_error("subjects", "To review everything, leave this empty. Otherwise choose what to review.")
         elif scope in SUBJECTS and not words:
             self.add_error("subjects", "Enter at least one gateway, team or person.")
         elif scope in SUBJECTS:

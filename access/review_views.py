@@ -65,7 +65,7 @@ REVIEWS = Table(
     ),
     order="-started",
 )
-# The fields that the checksum covers (CHECKED_FIELDS) have these labels in exports.
+# Exports name their fields after these labels. The checksum covers some of these fields (CHECKED_FIELDS).
 LINES = Table(
     "access-review",
     "Lines of the review",
@@ -309,7 +309,7 @@ def _undo(request: AppRequest, found: list[tuple[str, Answers]]) -> Undo | None:
 @require_http_methods(["GET", "POST"])
 @reads
 def reassign(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Give the open lines that the filters show to another reviewer. With `?line=`, give only this line."""
+    """Assign another reviewer to the open lines that the filters show. With `?line=`, change only that line."""
     review, data = review_or_404(pk), request.GET
     filters = _line_filter(review, request.user, data)
     lines = filters.narrow(_lines(review, request.user)).open()

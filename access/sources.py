@@ -1,4 +1,4 @@
-"""The reasons why people may use gateways, now or on a past day: open to everyone, a team, a role or a grant."""
+"""The reasons why people may use gateways, now or on a past day, such as a team, a role or a grant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/users, /api/me and /api/capabilities: people, and the capabilities of the caller."""
+"""/api/users, /api/me and /api/capabilities: people, the caller, and all capabilities."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class UserResource(Resource):
         needs=Capability.PEOPLE_MANAGE, answer=InvitedSerializer, reauth=True, api_keys=False, if_match=True, makes=True
     )
     def invite(self, request: Request, pk: UUID) -> Response:
-        """Invite a person again, by a new link.
+        """Invite a person again, with a new link.
 
         The previous link stops working.
         """
@@ -292,8 +292,8 @@ class CapabilitySerializer(serializers.Serializer[Capability]):
     constant = serializers.CharField(source="name", help_text="Name in the documentation.")
     slug = serializers.CharField(help_text="Name in this API and in API keys.")
     label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF removes `label` from the class
-    allows = serializers.CharField(help_text="What it allows, in words.")
-    includes = serializers.SerializerMethodField(help_text="Slugs of the capabilities it includes.")
+    allows = serializers.CharField(help_text="What the capability allows, in words.")
+    includes = serializers.SerializerMethodField(help_text="Slugs of the capabilities that this one includes.")
 
     def get_includes(self, capability: Capability) -> list[str]:
         return [included.slug for included in capability.includes]
@@ -366,7 +366,8 @@ class Confirm(Resource):
         try_as(self.me, "password again")  # The page that confirms a password shares this limit.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
-            raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
+            why = "You cannot confirm a password: you have none, or you use an API key."
+            raise ApiError(HTTPStatus.CONFLICT, "no_password", why)
         checked(ConfirmPasswordForm(typed, user=self.me))
         reauthenticate_by_password(request)
         return Response(status=HTTPStatus.NO_CONTENT)

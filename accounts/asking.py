@@ -37,7 +37,7 @@ def requests(of: Any = None) -> QuerySet[Event]:
 
 
 def asked_lately(events: Iterable[Event]) -> set[str]:
-    """Return the slugs of the capabilities that one person requested in the last day, even if they were declined.
+    """Return the slugs of the capabilities that one person requested in the last day, even if a request was declined.
 
     `events` are the person's `requests`.
     """

@@ -28,7 +28,7 @@ class RoleBackend(BaseBackend):
             return None
         user = User.objects.filter(email=email.strip().lower()).first()
         if user is None:
-            # Hashing takes as long as a real check, so that response times do not reveal which accounts exist.
+            # Hash the password here too, so that the response time does not reveal whether the account exists.
             User().set_password(password)
             return None
         return user if user.check_password(password) and user.is_active else None

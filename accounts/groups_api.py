@@ -211,7 +211,7 @@ class TeamResource(Resource):
 
 
 class WorkspaceChanges(RequestBody):
-    """The settings that may be changed here."""
+    """The settings that this API can change."""
 
     name = serializers.CharField(max_length=80, help_text="Name of the installation.")
     allow_non_expiring_tokens = serializers.BooleanField(help_text="Whether tokens without an expiry may be created.")
@@ -223,7 +223,7 @@ class WorkspaceChanges(RequestBody):
     payload_limit_bytes = serializers.IntegerField(
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        help_text="Maximum recorded bytes of arguments, and of a result.",
+        help_text="Maximum recorded bytes of a call's arguments, and of its result.",
     )
     oauth_access_token_seconds = serializers.IntegerField(
         min_value=60, max_value=3600, help_text="Lifetime of an app's access token, in seconds."
@@ -271,7 +271,9 @@ class MailOutcomeSerializer(serializers.Serializer[MailTestResult]):
 
     sent = serializers.BooleanField(help_text="Whether a mail server accepted the mail.")
     to = serializers.EmailField(help_text="Recipient of the mail.")
-    detail = serializers.CharField(help_text="Answer of the mail server, in words.")
+    detail = serializers.CharField(
+        help_text="The result in words, with the mail server's reply if it refused the mail."
+    )
 
 
 class Workspace(Resource):

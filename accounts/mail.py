@@ -103,7 +103,7 @@ AT_MOST, WITHIN_S = 5, 600
 
 BODY = """This is a test mail of {name} at {url}.
 
-{by} asked for it on the workspace settings page. If you received it, invitations and password resets will arrive too.
+{by} requested this test. If you can read this mail, invitations and password resets will arrive too.
 """
 
 
@@ -151,7 +151,7 @@ def _count(by: User) -> None:
         raise TooManyTestMails(TooManyTestMails.__doc__)
 
 
-# The reason why a mail was refused, by exception; the first matching class is used.
+# The reason why a mail could not be sent, by exception; the first matching class is used.
 REASONS: dict[type[OSError], str] = {
     smtplib.SMTPAuthenticationError: "{server} refused the user name or the password: {said}",
     smtplib.SMTPSenderRefused: "{server} refuses the sender {sender} (GATEWAY_EMAIL_FROM): {said}",
@@ -170,7 +170,7 @@ SCHEMES = "Use smtps:// for TLS from the start, smtp+tls:// for STARTTLS, smtp:/
 
 
 def reason(error: OSError) -> str:
-    """Return the reason why a mail was refused, as a sentence that includes the mail server's reply."""
+    """Return the reason why a mail could not be sent, with the mail server's reply if it refused the mail."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
     reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
     return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)

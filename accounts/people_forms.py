@@ -29,7 +29,7 @@ from ui.forms import IDLE_DAYS, ListFilter, holds, unused_for
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
-# Early releases of Python 3.12 have no `strict` argument.
+# In early releases of Python 3.12, getaddresses() has no argument `strict`.
 NOT_STRICT = {"strict": False} if hasattr(utils, "supports_strict_parsing") else {}
 
 STATUSES = ("active", "invited", "expired", "revoked", "deactivated", "provisioned")
@@ -245,7 +245,7 @@ class RoleForm(ChecksCapabilities):
     only_looks = forms.BooleanField(
         label="People with this role only look",
         required=False,
-        help_text="They use no gateway: every call of their agents and apps is refused.",
+        help_text="These people use no gateway: every call of their agents and apps is refused.",
     )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:

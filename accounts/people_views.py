@@ -198,6 +198,7 @@ def _invited(request: AppRequest, *invited: User) -> HttpResponse:
     context = {
         "invitations": invitations,
         "mailed": all(invitation.mailed for invitation in invitations),
+        "not_mailed": [invitation.person.email for invitation in invitations if not invitation.mailed],
         "has_mail": bool(settings.MAIL_SERVER),
     }
     return show(request, "accounts/invited.html", context)
@@ -220,7 +221,8 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
     if request.method == "GET":
         return show(request, "accounts/invite_again.html", context)
     if not form.is_valid() or form.cleaned_data["epoch"] != invited.session_epoch:
-        return leave(request, page_url(invited), "This link is no longer shown. Send a new invitation if you need one.")
+        outdated = "This form was already used, or is out of date. Send a new invitation if you need another link."
+        return leave(request, page_url(invited), outdated)
     try:
         invited.renew_invitation(by=request.user)
     except PeopleError as error:
@@ -388,7 +390,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
         lambda: leave(request, page_url(person), _reset_sent(request, person)),
         title="Send password reset",
         text=f"Send {person.email} a link to set a new password?",
-        more="It works once, for one hour. Using it revokes all their API tokens, API keys and app connections.",
+        more="The link works once, for one hour. Using it revokes all their API tokens, API keys and app connections.",
         icon="mail",
         kind="primary",
     )
@@ -443,8 +445,8 @@ def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Remove second factor",
         text=f"Let {person.email} sign in with the password alone?",
         more=(
-            "For people who have lost their phone or security key, and their recovery codes too. Make sure that the "
-            "request really comes from them."
+            "This helps people who have lost both their recovery codes and their phone or security key. Make sure that "
+            "the request really comes from them."
         ),
         icon="shield",
     )

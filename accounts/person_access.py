@@ -1,6 +1,6 @@
 """The access of a person, for their page: gateways, tool sets, connections with agents, tokens, identities and calls.
 
-Each part is shown only to viewers who may open its list.
+Each part is shown only to viewers who may see its rows.
 """
 
 from __future__ import annotations

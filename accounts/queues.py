@@ -2,8 +2,8 @@
 
 Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth of the processor to a
 signed-in person's page. One hash takes 100 MiB and as much CPU time as several pages. So each process serves one
-sign-in page at a time, and hashes run one at a time at low priority. While a request waits for a
-hash or for another machine, it releases its turn and its database connection.
+sign-in page at a time, and hashes run one at a time at low priority. While a request waits for a hash or for another
+machine, it releases its turn and its database connection.
 """
 
 from __future__ import annotations

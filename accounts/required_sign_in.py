@@ -1,6 +1,6 @@
 """The sign-in that a role or the workspace requires: a second factor, or sign-in by the organisation.
 
-People must set up the required sign-in before they can do anything else. Pages redirect to the view `required`, and
+People must sign in as required before they can do anything else. Until then, pages redirect to the view `required`, and
 REST requests with a session get 403. Tokens, connections and API keys work without the required sign-in. When a person
 sets up a second factor for the first time, their other sessions end, because these began with the password alone.
 """
@@ -29,9 +29,9 @@ from ui.pages import AppRequest, own_path, show
 
 ONWARD = "after_required_sign_in"  # Session key: the page to open once the second factor is set up.
 
+PAGE = "accounts:required"
 # For each required sign-in, the pages that people can open although they lack this sign-in. Besides these, they can
 # open the pages that need no sign-in.
-PAGE = "accounts:required"
 SETS_UP = {
     RequiredSignIn.SECOND_FACTOR: {
         PAGE,

@@ -95,7 +95,7 @@ class LastManager(PeopleError):
 
 
 class NotBreakGlass(PeopleError):
-    """A break-glass owner is an active Super admin with a password and a second factor."""
+    """A break-glass owner must be an active Super admin with a password and a second factor."""
 
 
 class LastBreakGlass(PeopleError):
@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """A provisioning key, or sign-in by the organisation, gives this role. Remove it there first."""
+    """A provisioning key, or sign-in by the organisation, gives this role. Choose another role there first."""
 
 
 class NoOrganisation(PeopleError):
@@ -123,7 +123,7 @@ class NoOrganisation(PeopleError):
 
 
 class RequiredSignIn(models.TextChoices):
-    """The sign-in that a role, or the workspace, requires besides the password."""
+    """The sign-in that a role or the workspace requires, if a password is not enough."""
 
     NONE = "none", "Nothing more"
     SECOND_FACTOR = "second_factor", "A second factor"
@@ -148,8 +148,8 @@ def one_at_a_time() -> None:
 def acting_now(by: Grantor | None) -> Any:
     """Return the actor as currently stored, restricted by the API key of the request, if any.
 
-    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has none. None means
-    the system, and is returned as None.
+    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has no capabilities.
+    If `by` is None, which means the system, return None.
     """
     if by is None:
         return None
@@ -190,7 +190,7 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
     if uses_gateways and not getattr(by, "uses_gateways", True):
-        return "With your role you can only look, not use a gateway."
+        return "With your role you can only look: you cannot use a gateway."
     return ""
 
 
@@ -211,7 +211,7 @@ def must_keep_an_owner() -> None:
 
 
 def must_not_be_last_owner(person: Any) -> None:
-    """Raise NotByDirectory unless there is another owner."""
+    """Raise NotByDirectory unless there is an owner other than `person`."""
     if not _owners().exclude(pk=person.pk).exists():
         raise NotByDirectory(NotByDirectory.__doc__)
 
@@ -251,9 +251,9 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if sign-in by the organisation is `required` but not possible for everybody.
+    """Raise NoOrganisation if `required` is sign-in by the organisation but this cannot be required yet.
 
-    It is possible if the organisation's provider is enabled, and if there is a break-glass owner.
+    It can be required if the organisation's provider is enabled, and if there is a break-glass owner.
     """
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)

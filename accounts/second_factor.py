@@ -65,7 +65,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
         return relying_party(WorkspaceSettings.load().name)
 
     def build_totp_svg(self, url: str) -> str:
-        """Return the QR code as inline SVG, because the CSP forbids data: images."""
+        """Return the QR code as inline SVG, because the CSP forbids images with `data:` URLs."""
         code = qrcode.QRCode(border=4)
         code.add_data(url)
         rows = code.get_matrix()
@@ -128,7 +128,7 @@ class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
 
 
 class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
-    """Confirm a sensitive change with a code."""
+    """The form for the code that confirms a sensitive change."""
 
     def count(self) -> Tries:
         return try_as(self.user, "code again")
@@ -143,8 +143,8 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    This weakens the protection of the account. Raises Outranked as `User.changed_by` does with `gives_access=True`, and
-    LastBreakGlass if no break-glass owner with a second factor would remain.
+    Raises Outranked as `User.changed_by` does with `gives_access=True`, because the account is then less protected.
+    Raises LastBreakGlass if no break-glass owner with a second factor would remain.
     """
     with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()
@@ -180,20 +180,20 @@ def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
 
 
 def second_factor_key_uses() -> Counter[str]:
-    """Return the number of second-factor secrets encrypted with each key, by key id."""
+    """Return the number of second-factor secrets encrypted with each encryption key, by the key's id."""
     rows = Authenticator.objects.values_list("data", flat=True)
     return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
 
 
 def reseal_second_factors() -> Resealed:
-    """Re-encrypt secrets that use older encryption keys with the newest key, one authenticator at a time."""
+    """Re-encrypt with the newest encryption key all secrets that use older keys, one authenticator at a time."""
     pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
     results = [result for pk in pks for result in _moved(pk)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt this authenticator's older secrets with the newest key.
+    """Re-encrypt with the newest encryption key this authenticator's secrets that use older keys.
 
     Return a value for each of these secrets: True if it was re-encrypted, False if it could not be decrypted.
     """
@@ -218,8 +218,8 @@ def _moved(pk: int) -> list[bool]:
 
 # --- Security keys and passkeys (WebAuthn) ----------------------------------------------------------------------------
 #
-# allauth stores the rows and requests signatures from browsers. The responses are verified here: only the exact
-# origin of the public URL is accepted, and a copied key is detected by its signature count (WebAuthn section 6.1.1).
+# allauth stores the rows, and asks browsers for signatures. The responses are verified here: only the exact origin of
+# the public URL is accepted, and a copied key is detected by its signature count (WebAuthn section 6.1.1).
 
 MOST_KEYS = 10  # Per person.
 LONGEST_CREDENTIAL = 16 * 1024
@@ -228,7 +228,7 @@ REFUSED = "The security key could not be verified. It may be unknown, or the req
 
 
 def is_offered() -> bool:
-    """True if browsers support WebAuthn at the public URL: it needs https and a host name, or localhost."""
+    """True if browsers support WebAuthn at the public URL: with https and a host name, or at localhost."""
     url = urlsplit(settings.PUBLIC_URL)
     host = url.hostname or ""
     return (url.scheme == "https" and not is_address(host)) or host == "localhost"
@@ -326,7 +326,7 @@ def _takes(key: Any, count: int) -> bool:
 
 
 class CredentialField(forms.CharField):
-    """Hidden field with the browser's WebAuthn response as JSON, which a script fills in."""
+    """Hidden field that a script fills with the browser's WebAuthn response as JSON."""
 
     widget = forms.HiddenInput
 
@@ -350,7 +350,7 @@ class KeyNameForm(forms.Form):
 
 
 class AddKeyForm(KeyNameForm):
-    """The form for the name of a new key, and the browser's WebAuthn response."""
+    """The form for a new key: its name, and the browser's WebAuthn response."""
 
     credential = CredentialField()
 
@@ -379,7 +379,7 @@ class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
 
 
 class KeyAgainForm(SecurityKeyForm):
-    """Confirm a sensitive change with a security key."""
+    """The form for the security key that confirms a sensitive change."""
 
     reauthenticated = True
 

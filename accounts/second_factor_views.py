@@ -249,15 +249,15 @@ class SendsAgain:
 
 
 class PasswordAgain(SendsAgain, ReauthenticateByPassword):  # type: ignore[misc]
-    """Confirm a sensitive change with the password."""
+    """Confirms a sensitive change with the password."""
 
 
 class CodeAgain(SendsAgain, ReauthenticateByCode):  # type: ignore[misc]
-    """Confirm a sensitive change with a code."""
+    """Confirms a sensitive change with a code."""
 
 
 class KeyAgain(SendsAgain, ReauthenticateWebAuthnView):  # type: ignore[misc]
-    """Confirm a sensitive change with a security key."""
+    """Confirms a sensitive change with a security key."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         form = kwargs.get("form") or self.get_form()

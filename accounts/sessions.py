@@ -22,7 +22,8 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 
-# The first match is used: Edge and Opera also contain Chrome, Chrome contains Safari, Android contains Linux.
+# The first match is used: the user agents of Edge and Opera also contain Chrome, those of Chrome also contain Safari,
+# and those of Android also contain Linux.
 BROWSERS = {
     "Edg": "Edge",
     "OPR": "Opera",
@@ -56,7 +57,7 @@ class WebSession:
 
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
-    """Return the person's open sessions, last used first; `this` is the key of the current session."""
+    """Return the person's open sessions, the most recently used first; `this` is the key of the current session."""
     rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
     good = _good_keys(person, [session.session_key for session in rows])
     return [
@@ -110,8 +111,8 @@ BEGAN, SEEN = "began_at", "seen_at"
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Middleware that ends an expired session, and otherwise stores when the session was last used.
 
-    If the session is deleted during its request, sign the request out, because saving the session would raise an error.
-    Place this middleware between AuthenticationMiddleware and SignInFirst.
+    If the session is deleted during a request, the middleware signs the person out, because saving the session would
+    raise an error. The middleware must stand between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -92,7 +92,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
         """Return the person with this e-mail and password, or None.
 
-        Raises TooManyTries, HashingBusy, or ValidationError if the person must sign in at the organisation.
+        Raises TooManyTries or HashingBusy. Raises ValidationError if the person must sign in at the organisation.
         """
         email = str(credentials.get("email", ""))
         tries = _try(request, email)
@@ -162,7 +162,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 
 def _note_burst(request: HttpRequest, email: str) -> None:
-    """Record an event about refused passwords, at most once a minute per client address."""
+    """Record that attempts to sign in were refused, at most once a minute per client address."""
     if is_first_this_minute(request, "sign-in refused"):
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}
@@ -218,7 +218,7 @@ class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
 
 
 class ConfirmPasswordForm(ReauthenticateForm):  # type: ignore[misc]
-    """Confirm a sensitive change with the password."""
+    """The form for the password that confirms a sensitive change."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -230,7 +230,7 @@ class OtherPasswordForm(HashedInTime, ChangePasswordForm):  # type: ignore[misc]
     revoke = BooleanField(
         label="Also revoke my API tokens and connections",
         required=False,
-        help_text="Your API keys are revoked too.",
+        help_text="This also revokes your API keys.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -251,7 +251,8 @@ def ask_again(view: View) -> View:
 def ask_first(view: View) -> View:
     """Require confirmation before a form is shown; for long forms on pages that show no data.
 
-    If the confirmation expires while the person fills in the form, `ask_again` applies and no entered data is lost.
+    If the confirmation expires while the person fills in the form, the submitted form is stored as with `ask_again`,
+    so no entered data is lost.
     """
     return _asking(view, free=())
 

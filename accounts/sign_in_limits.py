@@ -125,7 +125,7 @@ def try_as(person: User, action: str) -> Tries:
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
     """Count an attempt of the kind `what`; return True if it is the first from this address in this minute.
 
-    This serves to limit the recording of events that anybody can cause.
+    Callers use the result to limit how often they record an event that anybody can cause.
     """
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
@@ -175,7 +175,7 @@ def _device(request: HttpRequest, person: User) -> str:
 
 
 def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
-    """Set the cookie that marks the browser as known to `person`. The cookie gives no access.
+    """Set the cookie that says that `person` signed in with this browser. The cookie gives no access.
 
     Attempts in a known browser are counted separately.
     """

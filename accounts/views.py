@@ -70,7 +70,7 @@ def profile(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
-    """Ask for a capability, from a page that reports it missing."""
+    """Ask the people who manage the workspace for a capability that a page reports as missing."""
     request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
     return leave(request, own_path(request.POST.get("next", "")), "Asked the people who manage this workspace")
 
@@ -100,7 +100,7 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
             request,
             title="Sign out everywhere",
             text="Sign out everywhere? All your sessions end, including this one.",
-            more="Agents and apps that act as you will keep working.",
+            more="Agents and apps that act for you keep working.",
             icon="sign-out",
             back=reverse("accounts:sessions"),
         )
@@ -115,8 +115,8 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 class SignInFirst(LoginRequiredMiddleware):
     """LoginRequiredMiddleware for forms that are submitted after the session ended.
 
-    After signing in, the person returns to the page with the form. Django would open the URL that the form was sent to,
-    and this URL often accepts only POST.
+    After signing in, the person returns to the page with the form. LoginRequiredMiddleware itself would open the URL
+    that the form was sent to, and this URL often accepts only POST.
     """
 
     def handle_no_permission(

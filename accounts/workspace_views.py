@@ -54,7 +54,7 @@ class WorkspaceForm(forms.Form):
     setup_steps = forms.BooleanField(
         label="Show the first steps",
         required=False,
-        help_text="Administrators see them on the dashboard until all steps are done.",
+        help_text="Administrators see the steps on the dashboard until all are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",

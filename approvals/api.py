@@ -76,9 +76,9 @@ class HoldSerializer(serializers.Serializer[Hold]):
         source="decided_by.email",
         default=None,
         allow_null=True,
-        help_text="Address of the person who decided; null before the decision.",
+        help_text="Address of the person who decided; null if nobody has decided.",
     )
-    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
+    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null if nobody has decided.")
     sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
     used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
     asking_call = serializers.UUIDField(help_text="Log id of the held call.")
@@ -155,7 +155,7 @@ class HoldResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OWN, body=ApproveHoldBody, conflicts=True)
     def approve(self, request: Request, pk: UUID) -> Response:
-        """Approve a held call: it can run once, until the returned `ends_at`."""
+        """Approve a held call, so that it can run once before the returned `ends_at`."""
         hold_or_404(self.me, pk).approve(**self.body(), by=self.me)
         return self.answer(hold_or_404(self.me, pk))
 

@@ -95,9 +95,9 @@ def _first(value: Any) -> list[tuple[str, Any]]:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield path and value of each member of an object and of its inner objects, such as `metadata.ticket`.
+    """Yield each value of an object with its path. A value of an inner object has a path such as `metadata.ticket`.
 
-    Lists and empty objects count as values.
+    A list or an empty object counts as one value.
     """
     pending = _members(value) if isinstance(value, dict) else []
     while pending:

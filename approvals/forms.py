@@ -13,7 +13,7 @@ from ui.forms import ListFilter
 
 
 class HoldFilter(ListFilter):
-    """Filter held calls by state and words, and by whether they wait for the viewer or are of the viewer's agents."""
+    """Filter held calls by state, words, and whether they wait for the viewer or come from the viewer's agents."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("own", "Your agents"))

@@ -118,14 +118,15 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
         """Return the holds on which the rule lets `person` decide first.
 
-        The rule either names a team of which `person` is a member, or lets the agent's owner decide, who is `person`.
+        Either the rule names a team of which `person` is a member, or `person` is the agent's owner and the rule lets
+        the owner decide.
         `person` may be an OuterRef, for use in `Exists`.
         """
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
     def matching(self, words: str) -> HoldQuerySet:
-        """Return the holds with `words` in the name of the tool, agent, person or rule; all if `words` is empty."""
+        """Return the holds with `words` in the person's address or a name (tool, agent, rule). Without `words`, all."""
         if not words:
             return self
         call = contains("tool", words) | contains("connection__host__name", words)
@@ -147,8 +148,8 @@ class Hold(models.Model):
     `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, and `definition` the
     digest of the tool's approved definition. Approvers and period are copied from the rule when the call is held.
 
-    A decision is valid until `ends_at`: an approved call can run once until then, and a denied call is refused without
-    asking.
+    A decision is valid until `ends_at`. Until then, an approved call can run once, and a denied call is refused without
+    asking anybody again.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -219,7 +220,7 @@ class Hold(models.Model):
 
     @property
     def current_state(self) -> str:
-        """The state. A hold whose time passed without a decision counts as expired, even if it is not marked yet."""
+        """The state. A hold whose time passed without a decision counts as EXPIRED, even while `state` is WAITING."""
         is_over = self.state == HoldState.WAITING and self.ends_at <= timezone.now()
         return HoldState.EXPIRED if is_over else self.state
 
@@ -233,7 +234,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The newest hold of an identical call (same tool and arguments) that ran before this call was held."""
+        """The last hold of the same call (connection, tool, arguments) that ran before this call was held; or None."""
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()
@@ -255,7 +256,7 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments, on the same conditions as recorded payloads."""
+        """True if `viewer` may read the values of the arguments; the conditions are those for recorded payloads."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
@@ -265,7 +266,7 @@ class Hold(models.Model):
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
-        """Let the call run once. The approval is valid for the hold's whole period, counted from now (`ends_at`).
+        """Let the call run once. The approval is valid for `seconds` from now, and `ends_at` is set to its end.
 
         If `allow` is a period, the agent may repeat the call in this period without asking, as long as the arguments
         `names` have the same values. Raises HoldRefused.
@@ -332,7 +333,7 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()
 
     def give(self, hold: Hold, period: AllowFor, names: list[str], *, by: User) -> Allowance:
-        """Allow more calls like `hold` until the period ends. Raises BadAllowance."""
+        """Allow more calls like the held one until the period ends. Raises BadAllowance."""
         arguments = hold.arguments or {}
         if names and hold.arguments is None:
             raise BadAllowance("The arguments of this call cannot be decrypted. Allow it without naming arguments.")

@@ -65,7 +65,7 @@ class Matter:
     """A kind of things that need attention.
 
     Each capability in `may` allows acting on them; if `may` is empty, people see and act on their own things only.
-    `also` returns people who may act on some of the things without a capability.
+    `also` returns people who need no capability to act on some of the things.
 
     `find(None)` returns the things of everyone. `find(person)` differs only if the matter has `also`, or if `may` is
     empty: it then returns the things that wait for this person. If `may` is empty, a person is required.
@@ -121,7 +121,7 @@ def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatt
     return OpenMatter(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
 
 
-# Querysets that do not depend on the viewer; the rail counts their rows too.
+# Querysets whose rows the rail counts too.
 
 
 def apps_to_approve() -> QuerySet[Host]:

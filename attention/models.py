@@ -156,7 +156,7 @@ class Channel(Versioned, models.Model):
     def must_be_open_to(self, by: User, needs: Capability = Capability.WORKSPACE_MANAGE) -> None:
         """Raise CapabilityRequired if this is a channel of the workspace, and the person `by` lacks `needs`.
 
-        Raise DoesNotExist if it is another person's channel.
+        Raise DoesNotExist if the channel belongs to another person.
         """
         if self.owner_id is None and not by.has_perm(needs):
             raise CapabilityRequired(needs)
@@ -270,7 +270,7 @@ def _plain(value: Any) -> Any:
 class Notification(models.Model):
     """A message to one channel, queued until it is sent or given up.
 
-    The newest message of a matter has the ids of all things that were reported to the channel.
+    In a channel's newest message about a matter, `things` has the ids of all unresolved things reported to the channel.
     """
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")

@@ -1,8 +1,8 @@
 """Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
 Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
-about a matter only if something in the matter is new to that channel. Messages about incidents and approvals are sent
-at once, all others at most once a day.
+about a matter only if something in the matter is new to that channel. Incidents, approvals and answers to requests
+are reported at once, all other things at most once a day.
 """
 
 from __future__ import annotations
@@ -318,7 +318,8 @@ def _sign_ins() -> models.QuerySet[Identity]:
 def _ending(rows: models.QuerySet[Any], owner: str, end: str = "expires_at") -> list[tuple[UUID, datetime, str]]:
     """Return owner, end and name of the rows that end in exactly 14, 3 or 1 days from today (STAGES).
 
-    A row is left out if its whole lifetime is shorter than that: a token for 7 days is not announced 14 days ahead.
+    A row with a lifetime shorter than this number of days is left out: a token for 20 hours is not announced 1 day
+    ahead.
     """
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:

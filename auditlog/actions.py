@@ -486,8 +486,8 @@ class Action(StrEnum):
         "{actor} changed the tool set {target}.",
     )
 
-    # Older events contain the actions "tool.disabled" and "tool.enabled", which became feature.disabled and
-    # feature.enabled when prompts could be disabled too.
+    # Older events contain the actions "tool.disabled" and "tool.enabled", which were renamed to feature.disabled
+    # and feature.enabled when it became possible to disable prompts too.
 
     UNKNOWN_TOKENS_REFUSED = (
         "proxy.unknown_tokens_refused",

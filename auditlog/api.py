@@ -1,4 +1,4 @@
-"""/api/logs and /api/admin-events: the two logs, read-only."""
+"""/api/logs, /api/me/calls and /api/admin-events: the two logs, read-only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CALL_HELP = {
     "correlation_id": "Id of the request, as in the header `X-Request-Id` of the answer.",
     "method": "MCP method.",
     "feature_type": "Kind of feature that was used, such as a tool.",
-    "feature_name": "Tool, prompt or resource that was used, by its name for clients.",
+    "feature_name": "Name of the tool, prompt or resource, as clients see it.",
     "outcome": "How the call ended.",
     "deny_reason": "Why the call was refused, as an error code; empty if it was not.",
     "http_status": "HTTP status of the answer.",
@@ -77,16 +77,16 @@ CALL_HELP = {
     "upstream_ms": "Milliseconds that the server took; null if no request was sent to it.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
-    "client_ip": "Address the call came from.",
+    "client_ip": "Address that the call came from.",
     "user_agent": "Header `User-Agent` of the request.",
-    "client_name": "Name the app gives itself.",
-    "client_version": "Version the app gives itself.",
+    "client_name": "Name that the app gives itself.",
+    "client_version": "Version of the app, as the app states it.",
     "protocol_version": "Protocol version of the call.",
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
-    "rule_id": "Id of the rule that refused or held the call, otherwise of the first rule whose condition had no "
-    "result; null if none.",
+    "rule_id": "Id of the rule that refused or held the call. If no rule did, the id of the first rule whose condition "
+    "had no result; null if there is none.",
     "hold_id": "Id of the hold that stopped the call, or whose approval let it run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
@@ -94,9 +94,9 @@ CALL_HELP = {
 }
 EVENT_HELP = {
     "actor_id": "Id of the person who acted; null for the system and for tokens.",
-    "actor_email": "E-mail address of the person at the time; for a token its name.",
+    "actor_email": "E-mail address of the person at the time; for a token, its name; for the system, `system`.",
     "via": "Interface that was used, such as a page or the API.",
-    "ip": "Address the request came from.",
+    "ip": "Address that the request came from.",
     "action": "What was done.",
     "target_type": "Kind of the changed object.",
     "target_id": "Id of the object.",
@@ -131,7 +131,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
 
 class CallDetail(CallSerializer):
-    """An MCP message and its outcome in words. With `logs:payloads`, also its payload if it was recorded."""
+    """An MCP message and its outcome in words. Readers with `logs:payloads` also get the payload, if recorded."""
 
     reason = serializers.SerializerMethodField(
         help_text="Why the call was refused or failed, in words; null if it succeeded."
@@ -164,7 +164,7 @@ class TimeRangeQuery(Query):
 
 
 def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field[Any, Any, Any, Any]:
-    means = "Tool, by its name for clients." if field.name == "tool" else CALL_HELP[field.column]
+    means = "Name of the tool, as clients see it." if field.name == "tool" else CALL_HELP[field.column]
     options: dict[str, Any] = {"required": False, "help_text": means}
     match field.comparison:
         case Comparison.ENUM:
@@ -182,10 +182,10 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
 
 
 class CallFilters(TimeRangeQuery):
-    """Query parameters that filter the log: `q`, and those that auditlog.fields declares."""
+    """Query parameters that filter the log: the time range, `q`, and those that auditlog.fields declares."""
 
     q = serializers.CharField(
-        required=False, max_length=MAX_LENGTH, help_text="A search, as on the page Logs: conditions joined by `and`."
+        required=False, max_length=MAX_LENGTH, help_text="A filter expression as on the page Logs, such as `error`."
     )
 
     def validate_q(self, text: str) -> list[Condition | Either]:
@@ -242,8 +242,8 @@ class GroupQuery(CallFilters):
 class CallGroupSerializer(serializers.Serializer[Any]):
     """The calls of one host, person, gateway, server, tool or reason."""
 
-    value = serializers.CharField(help_text="Id that the calls have in common; for tools and reasons the name.")
-    name = serializers.CharField(help_text="Name that belongs to `value` in the newest call.")
+    value = serializers.CharField(help_text="Id of the object; for a tool its name, for a reason its error code.")
+    name = serializers.CharField(help_text="Name in the newest call; equal to `value` for a tool or reason.")
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
     denied = serializers.IntegerField(help_text="Number of refused calls.")
@@ -288,7 +288,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
 
 
 class StopSerializer(serializers.Serializer[Any]):
-    """An obstacle: what stops a call, who caused it, and who can remove it."""
+    """An obstacle that stops a call, who caused the obstacle, and who can remove it."""
 
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
@@ -335,7 +335,7 @@ class TrailSerializer(serializers.Serializer[Trail]):
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(
-        child=serializers.CharField(), help_text="Names of the checks not made, because a check before them failed."
+        child=serializers.CharField(), help_text="Names of the checks that were not made because an earlier one failed."
     )
     near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
     notes = serializers.ListField(
@@ -360,7 +360,7 @@ def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
 
 
 class Log(Resource):
-    """Base class of both log resources. Pages begin at a cursor, because page numbers would shift when rows arrive."""
+    """Base class of the log resources. Pages begin at a cursor, because page numbers would shift when rows arrive."""
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
@@ -406,7 +406,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise NotFound("The app, the person or the gateway of this call no longer exists.")
+            raise NotFound("The app or agent, the person or the gateway of this call is unknown or no longer exists.")
         return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")
@@ -502,7 +502,7 @@ class EventSerializer(serializers.ModelSerializer[Event]):
 
 
 class EventResource(Log):
-    """Changes made by administrators, people and the system."""
+    """Changes made by people, by tokens and by the system."""
 
     serializer_class = EventSerializer
 

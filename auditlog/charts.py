@@ -169,7 +169,7 @@ class Histogram:
 
 
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
-    """Return the histogram of a search, from the roll-ups if it has too many calls to count one by one.
+    """Return the histogram of a search, from the roll-ups if the search has too many calls to count each.
 
     If the roll-ups cannot answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
     """
@@ -201,7 +201,8 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 def _end_of_last(search: Search, until: datetime) -> datetime:
     """Return the end of the last bar.
 
-    If the search has no end, this is the end of the current minute, so that the bar's link includes new calls.
+    If the search does not end before now, this is the end of the current minute, so that the bar's link includes new
+    calls.
     """
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
@@ -309,11 +310,11 @@ class PlotBar(NamedTuple):
 class CallPlots:
     """The calls of one object, or all calls, over a range.
 
-    A CallPlots is falsy if there are no calls in the range or the period before it, or if the roll-ups cannot answer.
+    A CallPlots is falsy if neither the range nor the period before it has calls, or if the roll-ups cannot answer.
 
     `where` limits the calls by columns of the log. `filters` are the equivalent filters of the Logs page. `tops` names
-    the fields for which the groups with the most calls are listed. `named` replaces the labels of plots, by key; the
-    range is added to a replaced label.
+    the fields for which the groups with the most calls are listed. `named` has other labels for some plots, by the key
+    of the plot; the range is added to such a label.
     """
 
     def __init__(
@@ -457,7 +458,7 @@ def _line(name: str, values: Sequence[float], highest: float) -> PlotLine:
     return PlotLine(name, line, f"M 0,{PLOT_HEIGHT:g}{steps} L{points[-1][0]:g},{PLOT_HEIGHT:g} Z")
 
 
-# Panels of the busiest tools, people and apps. The dashboard loads these panels after the page.
+# Panels of the busiest tools, people, apps and agents. The dashboard loads these panels after the page.
 
 TOPS = ("tool", "user", "host")
 
@@ -481,7 +482,7 @@ class Top:
     def read(
         cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
     ) -> Self | None:
-        """Read the groups of calls between two times; None if the roll-ups cannot answer."""
+        """Read the groups with the most calls between two times. Returns None if the function `top` does."""
         found = top(opened, where, BY[by], since, until, LISTED)
         if found is None:
             return None

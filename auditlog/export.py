@@ -75,7 +75,7 @@ class LogExport(Export):
 
     @contextmanager
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a connection for reading: a new one, or the current one inside a transaction.
+        """Yield a connection for reading: a new one or, inside a transaction, the current one.
 
         The new connection leads to the replica if the export began on the replica.
         """

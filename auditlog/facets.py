@@ -1,6 +1,6 @@
 """The values of the filters beside the list, with the number of calls of each value.
 
-Only `facet_values` counts calls.
+Calls are counted only by the function `facet_values`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def facets(
     """Return the filters beside the list, with values for filters that are set, opened, or in `first`.
 
     `any_call=False` means that the search is known to have no results. Then calls are counted only for filters that are
-    set, because their values are counted as if the filter were not set.
+    set, because the values of such a filter are counted as if the filter were not set.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

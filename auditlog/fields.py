@@ -42,7 +42,7 @@ BYTES = Unit({"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0}, "2 kB")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter of `GET /api/logs`; `condition` is an additional condition while the parameter is used."""
+    """A query parameter of `GET /api/logs`; if the parameter is used, `condition` must be met too."""
 
     name: str
     max_length: int | None = None
@@ -206,7 +206,7 @@ FREE_TEXT = tuple(field for field in _ROWS if field.is_free_text)
 PAYLOADS = ("request_payload", "response_payload")
 # Columns left out of lists and files: the payloads, and the time when the row was inserted.
 UNLISTED = ("recorded_at", *PAYLOADS)
-# The column of each field of an export. The names are those of the API.
+# The column of each field of an export. The fields have the same names as in the API.
 EXPORT_COLUMNS = {"id": "uid"} | {
     field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNLISTED)
 }

@@ -40,7 +40,7 @@ ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
 _WALL = "%Y-%m-%dT%H:%M"
-# Filters that take several values and can also exclude values, in the order in which they are beside the list.
+# Filters that take several values and can also exclude values, in the order in which the page lists them.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES: dict[str, tuple[str, timedelta | None]] = {
     **{name: (TIME_RANGES[name].words, TIME_RANGES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
@@ -256,7 +256,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_between(self) -> bool:
-        """True if two times were given instead of a range."""
+        """True if a start or an end time was given instead of a range."""
         return bool(self.values["from"] or self.values["to"])
 
     @property

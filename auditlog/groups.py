@@ -38,7 +38,7 @@ FROM ({rows}) c WHERE {column}::text <> '' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %
 
 @dataclass(frozen=True)
 class CallGroup:
-    """The calls with one value of a column. Durations are in milliseconds; `value` is the value of the Logs filter."""
+    """The calls with one value of a column. Durations are in milliseconds. The page Logs can filter by `value`."""
 
     value: str
     name: str
@@ -164,7 +164,7 @@ KEPT_FROM = timedelta(days=2)  # Answers about periods this long or longer are c
 
 
 class CachedAnswer[T](NamedTuple):
-    """An answer, and the time it was read if it is cached."""
+    """An answer; if it is cached, also the time at which it was read."""
 
     answer: T
     read_at: datetime | None = None
@@ -197,7 +197,7 @@ SELECT k.id, (SELECT count(*) FROM (
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
     """Return the number of calls in the last seven days by value of a column, for people who may read the whole log.
 
-    If the roll-ups have the column, the numbers come from the roll-ups. Otherwise calls are counted in the log, up to
+    If the roll-ups can answer, the numbers come from the roll-ups. Otherwise calls are counted in the log, up to
     MOST_OF_WEEK for each value.
     """
     now = timezone.now()

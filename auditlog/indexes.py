@@ -1,4 +1,4 @@
-"""Create indexes on tables in use, without locks that calls would wait for.
+"""Create indexes on tables in use. Calls wait for a lock for ATTACH_TIMEOUT at most.
 
 A migration declares an index of the log with `DeclareIndex`; new partitions have the index from the start. Existing
 partitions get it later, one at a time. If a run is interrupted, the next run continues its work
@@ -130,9 +130,9 @@ def missing_indexes(partitions: Partitions) -> int:
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
     """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    No index is started after `seconds`. Calls are not blocked. Does nothing if another process is creating indexes, or
-    if the database role does not own the table. An index that cannot be attached because its partition is constantly
-    read is left for the next run.
+    No index is started after `seconds`. Calls wait at most ATTACH_TIMEOUT. Does nothing if another process is creating
+    indexes, or if the database role does not own the table. An index that cannot be attached because its partition is
+    constantly read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0

@@ -62,7 +62,7 @@ class FeatureType(models.TextChoices):
 
 class CallManager(models.Manager["Call"]):
     def find(self, uid: UUID) -> "Call":
-        """Return the call with this uid; its time (UUIDv7) selects the partition. Raises Call.DoesNotExist."""
+        """Return the call with this uid; the time in the UUIDv7 selects the partition. Raises Call.DoesNotExist."""
         return self.get(uid=uid, created_at__range=span_of_uid(uid))
 
     def oldest(self) -> datetime | None:
@@ -140,9 +140,9 @@ class Call(models.Model):
 
     # Labels of the rules on tool calls, joined by ", "; a label has no comma.
     labels = models.CharField(max_length=600, blank=True, default="", db_default="")
-    # The rule that refused or held the call, otherwise the first rule whose condition had no result.
+    # The rule that refused or held the call. If no rule did, the first rule whose condition had no result.
     rule_id = models.UUIDField(null=True)
-    # The hold that stopped the call, or the approval by which it ran.
+    # The hold that stopped the call, or the hold whose approval let the call run.
     hold_id = models.UUIDField(null=True)
 
     request_payload = models.JSONField(null=True)
@@ -504,7 +504,7 @@ class Switchable(models.Model):
 
     @classmethod
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
-        """Enable or disable `rows` in one statement, and record an event for each. Return the rows whose state changed.
+        """Enable or disable `rows` in one statement. Record an event for each row that changed, and return these rows.
 
         Raises DoesNotExist if a row was deleted meanwhile.
         """

@@ -30,7 +30,7 @@ from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # A page polls for this time; then the person must confirm that they still wait.
 LOOKED_AT = timedelta(hours=1)  # A call that is older than this does not end a wait.
-# Texts for calls refused by the policy of an assignment or by a disabled feature.
+# Texts for calls that were refused because of the policy of an assignment or because of a disabled feature.
 OF_POLICY = "The policy of this gateway blocks this server."
 SWITCHED_OFF = {
     "tool_disabled": "This tool is disabled on this gateway.",
@@ -100,7 +100,7 @@ class OwnCall:
     def identity_url(self) -> str:
         """Return the URL of My identities with the connection of the call.
 
-        Return an empty string if the call was not refused because of a missing or unusable credential.
+        The URL is empty unless the call was refused because of a missing or unusable credential.
         """
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
@@ -207,7 +207,7 @@ class Wait:
 
     @property
     def is_asleep(self) -> bool:
-        """True if the page has stopped polling until the person resumes it."""
+        """True if the page polls no more, and the person has to confirm that they still wait."""
         return not self.is_over and timezone.now() >= self.until
 
     @property

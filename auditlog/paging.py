@@ -45,7 +45,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """Return the cursor in a query string, or None (for the newest page) if it has no valid cursor."""
+        """Parse the cursor in a URL. Returns None, for the newest page, if the cursor is missing or invalid."""
         try:
             return cls.read(text)
         except BadLogCursor:
@@ -67,7 +67,7 @@ def is_newer(cursor: Cursor | None) -> bool:
 
 
 def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
-    """Return the rows beyond the cursor in its direction, nearest first; without a cursor all rows, newest first."""
+    """Return the rows beyond the cursor in its direction, nearest first; without a cursor, all rows, newest first."""
     if cursor is None:
         return rows.order_by("-created_at", "-pk")
     # The separate condition on `created_at` lets PostgreSQL use the index and skip partitions.

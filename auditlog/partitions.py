@@ -73,7 +73,7 @@ class PartitionDays:
 
     @classmethod
     def named(cls, name: str) -> "PartitionDays | None":
-        """Return the days in a partition's name, or None if `name` is of another table."""
+        """Return the days of the partition with this name, or None if `name` is not the name of a partition."""
         match = _NAME.search(name)
         if match is None:
             return None
@@ -218,7 +218,7 @@ class Partitions:
             return bool(cursor.fetchone()[0])
 
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
-        """Detach a partition and drop it; return False if it stayed in use.
+        """Detach a partition and drop it; return False if it could not be dropped.
 
         If an earlier process was killed and left the partition half detached, or detached but not dropped, this method
         finishes its work. With `keep_rows`, a partition that received a row at the last moment is attached again.

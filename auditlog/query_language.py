@@ -182,7 +182,7 @@ class _Reader:
                 f"“{first.text}” is not a field. Fields are {fields}. Words that need no field are {', '.join(WORDS)}.",
             )
         if first.word == "not" and _begins(self._peek()):
-            raise SearchSyntaxError(first.position, "Write “not” after “is”, as in: outcome is not ok.")
+            raise SearchSyntaxError(first.position, "Write “not” after “is”, as in “outcome is not ok”.")
         text = self._text(first)
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))

@@ -1,4 +1,4 @@
-"""The cause of a refusal, the number of calls refused since, and the one action that resolves it."""
+"""The cause of a refusal, the number of calls refused since then, and the one action that resolves the refusal."""
 
 from __future__ import annotations
 
@@ -301,7 +301,8 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
     """Resolve an obstacle by calling the remedy's method (`verb`) on the object, and return the object.
 
-    Raises KeyError or Model.DoesNotExist for an unknown obstacle or object, CapabilityRequired, or CannotMend.
+    Raises KeyError if no method resolves this obstacle, and Model.DoesNotExist if the object is unknown, archived,
+    removed or revoked. Raises CapabilityRequired and CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:
@@ -394,7 +395,8 @@ def who_can(needs: Capability, reader: User) -> str:
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
     """Return fields of a Cause: the event that caused the refusals, and the number of calls refused since then.
 
-    The fields name the person who caused the event only if `reader` may read events. Empty if no event is known.
+    The fields name the person who caused the event only if `reader` may read events. There are no fields if no event
+    is known.
     """
     events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None

@@ -267,7 +267,10 @@ def _is_of_the_replica(error: BaseException) -> bool:
 
 
 def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Decorate a view that does not write, so that it reads from the replica. Apply below the capability check."""
+    """Decorator for a view that does not write: the view reads from the replica.
+
+    The decorator must be below the one that checks the capability.
+    """
 
     @wraps(view)
     def reading(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -277,7 +280,7 @@ def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware that makes a browser read the primary after a change, until the replica certainly has it."""
+    """Middleware: after a change, the browser's requests read the primary until the replica surely has the change."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -24,13 +24,13 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.pages import AppRequest, leave, with_query
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-MOST_LISTED = 50  # Number of views shown above the list.
+MOST_LISTED = 50  # Maximum number of views above the list of calls.
 LONGEST_NAME = 80
 LONGEST_QUERY = 2000
 
 
 class ListedView(NamedTuple):
-    """A saved view above the list, whether the person owns it, and whether the person may remove it."""
+    """A saved view as the Logs page lists it, with its URL, and whether the viewer owns it and may remove it."""
 
     view: SavedView
     link: str
@@ -39,7 +39,7 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views that this person may open; an empty list on the log tab of another page."""
+    """Return the saved views that `user` may open. The log tab of a host, gateway or server lists none."""
     if call_filter.scope:
         return []
     return [
@@ -90,7 +90,7 @@ def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, reverse("auditlog:calls"), f"{name} {said}" if said else "")
 
 
-# Only the owner can change a view.
+# Over REST, only the owner can change or delete a view; with an API key, the owner also needs LOGS_READ.
 OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
 
 

@@ -47,8 +47,8 @@ POSITION = ("created_at", "id")
 class Criterion:
     """A condition on a row.
 
-    With `values`, only rows that have one of these values in one of these columns can meet the condition, so that an
-    index may find them.
+    `values`, if given, maps columns to values: only rows in which at least one of these columns has one of its values
+    can meet the condition. Indexes can then find the rows.
     """
 
     test: Q
@@ -149,9 +149,10 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Return a criterion that matches calls of the objects that have this name now.
+    """Return a criterion that matches calls of the objects that are named `text` now.
 
-    If no object has the name, or too many have it, the criterion matches calls that were recorded with this name.
+    With `part`, the name only has to contain `text`. If `text` is an id, the criterion matches calls of the object with
+    this id. If no object or too many objects have the name, calls that were recorded with the name match.
     """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
@@ -175,9 +176,9 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Convert an API parameter to criteria that match exactly its value or, if it is a list, one of its values.
+    """Convert the value of an API parameter to criteria that match calls with exactly this value.
 
-    The value for an object is the object's id.
+    If the value is a list, calls with any value in the list match. Objects are given as a list of their ids.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
@@ -289,8 +290,7 @@ class Search:
     def count(self) -> RowCount:
         """Return the number of calls, cached. Numbers above SEARCH_LIMIT are exact only if the roll-ups can answer.
 
-        Small numbers are counted in the log itself, because long calls reach the roll-ups up to a quarter of an hour
-        later.
+        Small numbers are counted in the log itself, because the roll-ups add long calls only every quarter of an hour.
         """
         return self._count
 
@@ -326,15 +326,15 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def _between(self) -> QuerySet[Call]:
-        # If the time has any limit, PostgreSQL uses an index; without a limit, it would read whole partitions.
+        # With any lower limit of the time, PostgreSQL uses an index; without one, it would read whole partitions.
         rows = Call.objects.defer(*PAYLOADS).filter(created_at__gte=self.since or EPOCH)
         return rows.filter(created_at__lt=self.until) if self.until else rows
 
     def _nearest(self, rows: QuerySet[Call], size: int) -> Sequence[Call]:
         """Return the first `size` rows.
 
-        For several values in an index, this reads the first rows of each value, because PostgreSQL would read all rows
-        to sort them.
+        If an index has to find several values, the first rows of each value are read separately. In a plain query,
+        PostgreSQL would read and sort all rows with these values.
         """
         indexed = [dict(each.values or {}) for each in self._indexed]
         if not indexed or any(sum(map(len, values.values())) == 1 for values in indexed):

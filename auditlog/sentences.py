@@ -68,7 +68,7 @@ UNKNOWN = ("{actor} acted on {target} in a way that this version does not know."
 
 
 class SentencePart(NamedTuple):
-    """A part of a sentence: our text, or a name chosen by a user; `of` is the kind of object with this name."""
+    """A part of a sentence: our own text, or a name that a user chose; `of` is the role of the name in the sentence."""
 
     text: str
     of: str = ""  # "actor", "target", "name", "person", or "" for our own text.
@@ -77,8 +77,8 @@ class SentencePart(NamedTuple):
 def sentence(event: Event) -> str:
     """Return the event as a sentence of plain text. Names are quoted, except plain e-mail addresses of people.
 
-    A name must not be able to end its own quotation. So it is written “…” unless it contains “ or ”, then «…» unless it
-    contains « or », and then as a JSON string. A name with unprintable characters is always a JSON string.
+    A name must not be able to end its own quotation. So it is written as “…”, or as «…» if it contains “ or ”, or as a
+    JSON string if it also contains « or ». A name with unprintable characters is always written as a JSON string.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
@@ -196,7 +196,7 @@ def _plain(value: Any) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    """Return the first names and the number of other names, as a phrase."""
+    """Return a phrase with the first MOST_NAMED of these names, and the number of the others."""
     named, more = list(names[:MOST_NAMED]), len(names) - MOST_NAMED
     named += [f"{more} more"] if more > 0 else []
     return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))

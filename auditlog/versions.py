@@ -1,8 +1,8 @@
-"""Optimistic locking of editable rows: a save based on an outdated version is refused, with the changes since then.
+"""Optimistic locking of editable rows: a save based on an outdated version fails, and the error lists the changes.
 
-A version is a digest of each editable value, in the order of `editable()`. Forms submit the version they were opened
-with, and the API returns the version as the ETag of a resource (RFC 9110, section 8.8.3). The model method that writes
-compares the version while it has the row locked.
+A version consists of a digest of each editable value, in the order of `editable()`. Forms submit the version they were
+opened with, and the API returns the version as the ETag of a resource (RFC 9110, section 8.8.3). The model method that
+writes compares the version while it has the row locked.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def calls(request: AppRequest) -> HttpResponse:
 
 
 def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
-    """Return the filters in the request; `scope` is the filter of the log tab of another page."""
+    """Return the filters in the request; `scope` is the fixed filter of the log tab of a host, gateway or server."""
     return CallFilter(request.GET, scope, ListOptions.of(request.user.log_look))
 
 
@@ -65,7 +65,7 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
     """Return the call found by searching for the pasted id `uid`; None if no call or more than one is found."""
     search = call_filter.search()
-    # Usually `uid` is the id of a call, found by the time in the id. For any other id, all matches must be counted.
+    # Usually `uid` is the id of a call: the time in the id finds the call. For any other id, all matches are counted.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
         return None
     rows = search.page(None, 2).page.rows
@@ -171,7 +171,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 @replica.from_replica
 def facet(request: AppRequest, name: str) -> HttpResponse:
-    """Render the values of one filter, with the numbers of calls that match all other filters."""
+    """Render the values of one filter, each with its number of calls among those that match all other filters."""
     tab = request.GET.get("tab", "")
     scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
     call_filter = _filter(request, scope)
@@ -287,7 +287,7 @@ def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
     """Return template context that explains a call to `reader`.
 
     For a denied call, the context contains the cause. With `asks`, the context also contains the decision that would be
-    made if the call was made now.
+    made if the call were made now.
     """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
@@ -319,7 +319,7 @@ def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
 
 
 def _same_request(row: Call) -> int:
-    """Return the number of calls with the same correlation id as `row`, which started within a day of `row`."""
+    """Return the number of calls that have the correlation id of `row` and started within a day of `row`."""
     time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
     return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()
 
@@ -408,8 +408,8 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
     """Return the query string that shows the calls of one group.
 
-    Empty if the group is a reason and the search text contains `or`, because such a text cannot be extended by a
-    condition.
+    The string is empty if the group is a reason and the search text contains `or`, because no condition can be added
+    to such a text.
     """
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})

@@ -327,7 +327,7 @@ def _named(trail: Trail | None) -> dict[str, str]:
 
 
 def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
-    """Return the suggestions for each field: the first names of objects that the reader may see."""
+    """Return the suggestions for each field: at most MOST_OFFERED names of objects that the reader may see."""
     offers = {
         name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, SubjectField)
     }

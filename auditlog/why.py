@@ -1,4 +1,4 @@
-"""The reason why a logged call ended as it did, and whether it would be allowed now, without calling anything."""
+"""Explain why a logged call ended as it did, and decide, without calling anything, if it would be allowed now."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of a timing bar; `start` and `width` are in per cent, in a waterfall from 0 to waterfall.WIDTH."""
+    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, parts of waterfall.WIDTH."""
 
     name: str
     label: str
@@ -72,7 +72,7 @@ class DecisionLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Detail:
-    """One call, with the reason for its outcome, its timing and the checks it passed."""
+    """One call, with the reason for its outcome, its timing and its checks."""
 
     call: Call
 
@@ -86,7 +86,7 @@ class Detail:
 
     @property
     def kind(self) -> str:
-        """Return the notice's style: good, warn or bad."""
+        """Return the style of the notice about the outcome: good, warn or bad."""
         if self.call.outcome == Outcome.OK:
             return "good"
         mild = (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED, Outcome.NOT_OFFERED)
@@ -107,7 +107,7 @@ class Detail:
 
     @property
     def record_ms(self) -> float | None:
-        """Return the ms that the row waited to be written; None if unknown or if the two clocks differ too much."""
+        """Return the ms that the row waited to be written; None if unknown, or if worker and database clocks differ."""
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
@@ -408,7 +408,7 @@ def question_of(call: Call) -> Question | None:
 
 
 def feature_of(call: Call) -> Named | None:
-    """Return the feature of a call, or None if its name may be truncated."""
+    """Return the feature of a call; None if the call has none, or if the feature's name may be truncated."""
     if call.feature_type not in (TOOL, PROMPT, RESOURCE) or not 0 < len(call.feature_name) < CUT_NAME:
         return None
     return Named(call.feature_type, call.feature_name)

@@ -87,7 +87,7 @@ class Balanced(Agents):
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
         """Send a call, and return the error, or "" if there was none.
 
-        If the connection was closed, the call is sent once more, to another gateway.
+        If the connection fails or is closed, the call is sent once more, to another gateway.
         """
         port = None
         for is_last in (False, True):

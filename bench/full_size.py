@@ -160,7 +160,7 @@ def furnish() -> None:
 
 
 def _offers() -> Iterator[tuple[str, list[Any]]]:
-    """Yield statements that insert each gateway's further servers, all tools and people's credentials for servers."""
+    """Yield statements that add servers and tools to gateways, connect all people, and give connections credentials."""
     from connections.models import Connection  # noqa: PLC0415
     from gateways.models import Assignment, Feature, FeatureVersion  # noqa: PLC0415
 

@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def serving(server: int, port: int) -> int:
-    """Return the process id of the worker of this server."""
+    """Return the process id of the gateway's worker: the child process of `server` that listens on `port`."""
     children = psutil.Process(server).children()
     return int(
         next(each.pid for each in children if any(one.laddr.port == port for one in each.net_connections("tcp")))
@@ -117,7 +117,7 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
 def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
     """Print the duration of large answers while servers trickle other answers.
 
-    Return True if all large answers arrived in time.
+    Return True if all large answers arrived in time, and the gateway ended at least one of the other answers.
     """
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES

@@ -1,14 +1,14 @@
 """Follow live pages under load: `python -m bench.live --rates 1 20 200 --minutes 10`.
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
-dashboard. Every half second the rows on each page are read. A line for each rate and page says how many calls were
-recorded, how many of them the page left out, and how many of these without a notice such as "80 new calls arrived
-together: the newest 50 are shown".
-The line also has the smallest numbers of nodes and listeners and the least memory of the page in each third of the
-time. The smallest values count, because a page that replaces its rows has old and new ones for a moment.
+dashboard. Every half second the rows on each page are read. A line for each rate says how many calls were recorded. A
+line for each page says how many of these calls it left out, and how many of those were left out without a notice such
+as "80 new calls arrived together: the newest 50 are shown". The line of a page also has its smallest numbers of nodes
+and listeners and its least memory in each third of the time. The smallest values count, because a page that replaces
+its rows has old and new ones for a moment.
 
-Half-way the pointer rests on the log for twenty seconds: its rows must not move, and the log must say that it is
-paused.
+Half-way through each rate, the pointer rests on the log for twenty seconds: the rows of the log must not move, and the
+log must say that it is paused.
 
 Fails if a call failed or was not recorded, if a call was left out without a notice, if a page grew, or if the browser
 console has messages. The browser runs at a lower priority, so that calls keep their rate on a small machine.
@@ -78,7 +78,7 @@ class Followed:
             self.said_so.append(time.time())
 
     def measure(self) -> None:
-        """Note the size of the page after a garbage collection."""
+        """Store the size of the page after a garbage collection in `sizes`."""
         self.cdp.send("HeapProfiler.collectGarbage")
         metrics = {one["name"]: one["value"] for one in self.cdp.send("Performance.getMetrics")["metrics"]}
         self.sizes.append({name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})

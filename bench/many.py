@@ -1,6 +1,6 @@
 """Create a workspace with thousands of hosts, connections and tokens by SQL.
 
-Call `grow` again with larger numbers to add the missing rows.
+A further call of `grow`, with larger numbers, adds only the missing rows.
 """
 
 from dataclasses import dataclass
@@ -172,9 +172,9 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
 
 
 def series(model: "type[Model]", first: int, end: int, **told: str) -> tuple[str, list[Any]]:
-    """Return the SQL that inserts rows `first` to `end` of a model.
+    """Return the SQL that inserts rows `first` to `end` - 1 of a model, and its parameters.
 
-    `n` is the row's number; other fields get their default.
+    `told` has SQL expressions by column, in which `n` is the row's number. Other columns get a key or their default.
     """
     columns, values, parameters = list[str](), list[str](), list[Any]()
     for one in model._meta.concrete_fields:

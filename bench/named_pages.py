@@ -27,7 +27,7 @@ def named_pages() -> Iterator[str]:
 
 
 def busy_objects() -> dict[str, Any]:
-    """Return an id or slug for each kind in `PLACES` that the workspace has, if possible of a much used object."""
+    """Return, by kind (a value of `PLACES`), the id or slug of an object, if possible of a much used one."""
     from accounts.models import ApiKey, Role, SavedView  # noqa: PLC0415
     from auditlog.models import Call, Event  # noqa: PLC0415
     from gateways.models import Feature  # noqa: PLC0415

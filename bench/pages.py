@@ -1,18 +1,18 @@
 """Measure every page with a full workspace: `python -m bench.pages --keep FOLDER`.
 
-The workspace was made by `python -m bench.full_size` in that folder. This process sends requests as an owner and as a
+FOLDER must have a workspace made by `python -m bench.full_size`. This process sends requests as an owner and as a
 member: for every page that links lead to, for the log with its filters, groups, searches and ranges, for exports up to
 their first byte, for the palette, and for the lists of the API. With `--named`, it sends requests only as the owner:
 for the lists, and for all pages and dialogs with a URL name.
 
-Work is measured, not elapsed time: the processor time of this process and of its database sessions. Other load on the
-machine lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the
-times are scaled to the fastest twentieth of all runs of the loop; the slowdown has its own column. The loop measures
-one processor only, so the database must run on the same processor (`taskset`).
+The times are processor time of this process and of its database sessions, not elapsed time. Other load on the machine
+lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the times
+are scaled to the fastest twentieth of all runs of the loop; the slowdown has its own column. The loop measures one
+processor only, so the database must run on the same processor (`taskset`).
 
 An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked addresses are
-measured again at the end. The command fails if an address is marked every time. The roll-ups and their table
-statistics are updated first.
+measured again at the end. The command fails if an address is marked every time. Before the first measurement, the
+command updates the roll-ups and their table statistics.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
 
 
 def crawled(client: "Client") -> Iterator[str]:
-    """Yield every page that links lead to, one of each kind."""
+    """Yield the pages that links lead to, only one of each kind."""
     waiting, kinds = [f"{SITE}/"], set[str]()
     while waiting:
         url = waiting.pop()
@@ -316,7 +316,7 @@ def logs() -> Iterator[str]:
 
 
 def words() -> Iterator[str]:
-    """Yield searches of the palette and of lists, sort orders, and pages of lists of the API."""
+    """Yield addresses: searches in the palette; lists with a search, filter or order; lists of the API."""
     from gateways.catalogue import SORTS  # noqa: PLC0415
 
     typed = ("h", "host 1", "gateway", "server 1", "tool_4", "person", "token", "disable host", "nothing+like+it")

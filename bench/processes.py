@@ -60,7 +60,7 @@ def rows(code: Path, environment: dict[str, str], verb: str, **given: Any) -> An
 
 
 def asked(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -> Mapping[str, str]:
-    """Post a message, and return the response headers in lower case. Exits if a request has no result."""
+    """Post a message, and return the response headers, with names in lower case. Exits if a request gets no result."""
     spelled = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream", **headers}
     request = urllib.request.Request(url, json.dumps(message).encode(), spelled)
     with urllib.request.urlopen(request, timeout=30) as answer:

@@ -1,6 +1,6 @@
-"""Create the rows that calls need in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
+"""In the database of a running gateway, create the rows that calls need, or count calls: `rows.py VERB '{...}'`.
 
-Run by the Python of the checkout whose models are used; prints JSON.
+This script is run by the Python of the checkout whose models it uses, and prints JSON.
 """
 
 import json
@@ -61,7 +61,7 @@ def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
 
 
 def two_people(slow: str) -> list[str]:
-    """Return the session keys of two people with all capabilities, who sign in at the issuer of server `slow`."""
+    """Create an OAuth server at the URL `slow`. Return the session keys of two people with all capabilities."""
     owner = User.objects.earliest("date_joined")
     server = Server.objects.add(name="Slow", slug="slow", url=slow, auth_type=AuthType.OAUTH, by=owner)
     gateway = Gateway.objects.add(name="Slow", slug="slow", by=owner)

@@ -1,8 +1,8 @@
 """Measure the size of the log on disk: `python -m bench.sizes`.
 
 A database on the embedded PostgreSQL gets calls of thirty days, by 200 people, 40 hosts and 60 tools, generated like
-the calls of `bench.log_pages`. The command prints the bytes per call with indexes, in the write-ahead log, in roll-ups,
-in a dump and in the archive. These are sizes, not times, so other load on the machine does not matter.
+the calls of `bench.log_pages`. The command prints the bytes per call in the table, in its indexes, in the write-ahead
+log, in a dump, in the roll-ups and in the archive. Other load on the machine does not change these sizes.
 """
 
 import argparse

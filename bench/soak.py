@@ -6,14 +6,14 @@ unanswered and never end a session. With `--real`, the clients of the compatibil
 client after the other: everything that worked in a client's first round must work in each later round.
 
 Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
-server and the median of a call.
+upstream servers and the median duration of a call.
 
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
 after the first third of the time.
 
 Clients act faster on an idle machine, which creates more rows. So the number of rows is compared with the number of
 client actions in the last five minutes: unused rows are deleted after that time. Memory and files are compared by their
-maximum in each sixth of the time. So a run needs at least fifteen minutes.
+maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third covers these five.
 """
 
 import argparse
@@ -77,7 +77,7 @@ type Json = dict[str, Any]
 
 @dataclass
 class Counted:
-    """The activity since the last line: milliseconds of plain calls, and failures."""
+    """Failures, actions and the milliseconds of plain calls since the last line, and totals since the start."""
 
     taken: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -183,7 +183,7 @@ async def session_life(client: Client) -> None:
 
 
 async def modern_life(client: Client) -> None:
-    """Act as one client of 2026-07-28."""
+    """Act as one client of protocol 2026-07-28."""
 
     def told(body: Json) -> tuple[Json, dict[str, str]]:
         params = {**body.get("params", {})}
@@ -441,7 +441,7 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the echo tool, at random without protocol headers or as a client of 2026-07-28."""
+    """Call the echo tool, at random without protocol headers or as a client of protocol 2026-07-28."""
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return

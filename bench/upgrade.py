@@ -7,8 +7,8 @@ way. If there is no tag, or the newest tag already has all migrations of this ch
 release, and a copy of it with one more migration is the new release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
-calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took `--longest`
-seconds. bench/balanced.py is the load balancer.
+calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took longer than
+`--longest` seconds. bench/balanced.py is the load balancer.
 """
 
 import argparse
@@ -291,7 +291,7 @@ class Upgrade:
             parts.extend(timed(self._new, self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
-        """Replace a process like an orchestrator: start the new process, and end the old process when it is ready."""
+        """Replace a process like an orchestrator: start a new process, and when that is ready, end the old process."""
         load.ports.append(self._start(code))
         until = time.monotonic() + 30
         while load.ports[-1] not in load.ready:

@@ -1,6 +1,6 @@
-"""Minimal MCP servers as a raw ASGI app, one per path.
+"""Minimal MCP servers, each at its own path of one raw ASGI app.
 
-`/mcp` is stateless and speaks the protocol versions with and without sessions; `/sessions` has a session for each
+`/mcp` has no sessions and speaks both protocol eras (2025-11-25 and 2026-07-28); `/sessions` has a session for each
 client; `/many` lists fifty tools. The tool `large` answers with `count` resource links, highly compressed; `trickle`
 announces a large answer, sends a part, then continues slowly.
 """
@@ -153,13 +153,13 @@ async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds
 
 
 def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
-    """Return a part of a deflate stream that can be decoded from its first byte."""
+    """Compress `text` to a part of a deflate stream that does not depend on the parts before it."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(text) + packer.flush(end)
 
 
 async def ask(receive: Receive, send: Send) -> None:
-    """Send an elicitation request, and wait until the client answers or disconnects."""
+    """Send an elicitation request, and wait at most ASKED_SECONDS until the client answers or disconnects."""
     uid, waiting = uuid4().hex, asyncio.Event()
     _waiting[uid] = waiting
     await say(send, {"id": uid, "method": "elicitation/create", "params": FORM})

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 
 class Capability(StrEnum):
-    """A capability of roles. The value is the Django permission that grants it.
+    """A capability that roles can have. The value is the Django permission that grants it.
 
     `slug` is its name in REST answers, `label` its name on pages, `allows` its text in the capabilities reference.
     """
@@ -138,7 +138,7 @@ class Capability(StrEnum):
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls. Approve and deny a held call, unless its rule names other people who decide.",
+        "See all held calls. Approve and deny them; if a rule names other people, those decide first.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",

@@ -1,4 +1,4 @@
-"""/api/config: export the configuration as a file, plan the changes of files, and apply them."""
+"""/api/config: export the configuration as a file, and plan and apply configuration files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class ConfigFiles(RequestBody):
         "look them up itself.",
     )
     prune = serializers.BooleanField(
-        default=False, help_text="Whether to disable objects of the same `source` that are not in the files."
+        default=False,
+        help_text="Whether to disable objects of the files' `source` that are missing from lists in the files.",
     )
 
 
@@ -61,7 +62,8 @@ class ConfigApply(ConfigFiles):
     digest = serializers.CharField(
         required=False,
         max_length=64,
-        help_text="Digest of the plan; a plan with another digest is refused. Without a digest, any plan is applied.",
+        help_text="Digest of the plan that you reviewed; if the plan has changed since, it is refused. Without a "
+        "digest, any plan is applied.",
     )
     commit = serializers.CharField(
         required=False, max_length=100, help_text="Version of the files, for the admin events."
@@ -100,7 +102,7 @@ class MissingSerializer(serializers.Serializer[Any]):
 
 
 class PlanSerializer(serializers.Serializer[Any]):
-    """The changes of configuration files."""
+    """The changes that applying configuration files makes."""
 
     files = serializers.ListField(child=serializers.CharField(), help_text="Names of the files.")
     digest = serializers.CharField(help_text="Digest of the changes, for `apply`.")
@@ -110,7 +112,8 @@ class PlanSerializer(serializers.Serializer[Any]):
         help_text="Objects of the workspace that are missing from lists in the files. Only `prune` changes them.",
     )
     claimed = serializers.ListField(
-        child=serializers.CharField(), help_text="Unchanged objects that the files' `source` manages once applied."
+        child=serializers.CharField(),
+        help_text="Unchanged objects that the files' `source` will manage once the files are applied.",
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
@@ -132,7 +135,7 @@ class ConfigurationResource(Resource):
     def export(self, request: Request) -> HttpResponse:
         """Export the configuration.
 
-        It has only what you may see, and no people, tokens or secrets.
+        The file has only what you may see, and no people, tokens or secrets.
         """
         return HttpResponse(export(self.me), content_type=f"{YAML}; charset=utf-8")
 

@@ -48,7 +48,7 @@ class ApplyRefused(Exception):
 
 
 class AnotherPlan(ApplyRefused):
-    """The workspace has changed since the plan, so applying would do something else. Make a new plan."""
+    """The workspace or the file has changed since the plan, so applying would do something else. Make a new plan."""
 
 
 class StillDiffers(ApplyRefused):
@@ -138,7 +138,7 @@ def _lock_agents(made: Plan) -> None:
 
 @contextmanager
 def _deadlock_is_refused() -> Iterator[None]:
-    """Raise AnotherPlan if the database ended the transaction by a deadlock: somebody changed the same objects."""
+    """Raise AnotherPlan if the database ended the transaction after a deadlock: somebody changed the same objects."""
     try:
         yield
     except OperationalError as error:
@@ -151,8 +151,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, changes need no confirmation as changes by hand: the plan would have been refused if
-    the document had objects of another source.
+    If the document has a source, `configuration.by_hand` does not ask for confirmation of its changes, because a plan
+    is refused if the document has objects of another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

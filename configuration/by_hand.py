@@ -53,7 +53,10 @@ class ManagedByFile(Exception):
 def ask_before_hand_changes(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Ask for confirmation before the first change of an object that a file governs. Place it before `hold_forms`."""
+    """Middleware that asks for confirmation before the first change of an object that a file governs.
+
+    In the list of middleware, it must come before `hold_forms`.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         context = current_context()

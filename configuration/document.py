@@ -119,7 +119,7 @@ class ConfigDocument:
 def read(files: Mapping[str, str]) -> ConfigDocument:
     """Return the document in `files`, which maps the name of each file to its text. Raises ConfigurationError."""
     if not files:
-        raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Name a file that ends in .yaml.")])
+        raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Name a folder with .yaml files.")])
     mistakes: list[Mistake] = []
     documents = [_parsed(name, text, mistakes) for name, text in files.items()]
     whole = documents[0]
@@ -248,7 +248,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-# StrEnum values of choices are written as strings, too.
+# Write StrEnum values, such as those of choices, as plain strings.
 _Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 
 

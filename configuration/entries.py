@@ -92,12 +92,12 @@ class _EntryReader:
     def _check_references(self, entry: Entry) -> None:
         for one in entry.kind.fields:
             if one.refers_to and (value := entry.given.get(one.name)):
-                for index, name in enumerate(value if isinstance(value, list) else [value]):
+                for name in value if isinstance(value, list) else [value]:
                     if not self._is_known(one.refers_to, name):
-                        where = self._path_of(entry, one.name, name, index)
+                        where = self._path_of(entry, one.name, name)
                         self._mistake(where, _unknown(self._world, one.refers_to, name))
 
-    def _path_of(self, entry: Entry, field: str, name: str, index: int) -> Path:
+    def _path_of(self, entry: Entry, field: str, name: str) -> Path:
         """Return the path of `name` in the document.
 
         If the field is a list, its order in the document may differ from its order in the entry. So the index of `name`

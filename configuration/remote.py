@@ -13,7 +13,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class RemoteRefused(Exception):
-    """The installation refused the request or did not answer; the message says why."""
+    """The request was refused, not answered, or not even sent; the message says why."""
 
 
 class Remote:
@@ -51,7 +51,7 @@ class Remote:
 
 
 def _reason(answer: httpx.Response) -> str:
-    """Return why the installation refused the request: its list of mistakes, or the detail."""
+    """Return why the installation refused the request: the mistakes in its answer, or the answer's `detail`."""
     try:
         told: dict[str, Any] = answer.json()
         mistakes = told.get("errors", {}).get("files") or []

@@ -34,7 +34,7 @@ MOVED = {
     "properties": {name: {"type": "string", "maxLength": 120} for name in ("from", "to")},
     "required": ["from", "to"],
     "additionalProperties": False,
-    "description": "The object's name before and now. A rename keeps all that belongs to it.",
+    "description": "The object's old and new name. A rename keeps everything that belongs to the object.",
     "x-instead": "Write “moved: {from: old name, to: new name}”.",
 }
 
@@ -69,7 +69,7 @@ def _object(properties: Mapping[str, Any], required: list[str]) -> dict[str, Any
 
 def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
     """Yield the mistakes that the schema finds in a document."""
-    # Imported here: this is slow, and rarely needed.
+    # Imported here, because importing jsonschema is slow and rarely needed.
     from jsonschema import Draft202012Validator, ValidationError, validators  # type: ignore[import-untyped]  # noqa: PLC0415
 
     def unique(_: Any, required: bool, items: Any, __: Any) -> Iterator[Any]:
@@ -94,7 +94,7 @@ def _mistakes(document: ConfigDocument, error: Any) -> Iterator[Mistake]:
             yield Mistake(document.at_key((*path, name)), _unknown(name, known, path))
         return
     if error.validator == "required":
-        # There is an error for each missing name. The first is reported, with all names.
+        # There is an error for each missing name. Only the first is reported, with all names.
         names = [name for name in rule["required"] if name not in error.instance]
         if error.message.startswith(repr(names[0])):
             yield Mistake(document.at(path), f"{_missing(names)} Add “{names[0]}: …”.")
@@ -134,15 +134,15 @@ def _last(path: Path) -> str:
 def _instead(path: Path) -> str:
     """Return a sentence that tells the person what to write at this path; empty for the top of the document.
 
-    It is the `x-instead` of the schema at this path. For a value without `x-instead`, it is that of the list or object
-    around the value; for an object without `x-instead`, it is a general sentence.
+    The sentence is the `x-instead` of the schema at this path. A value without `x-instead` gets the `x-instead` of the
+    list or object around the value; an object without `x-instead` gets a general sentence.
     """
     node: Any = schema()
     said = ""
     for part in path:
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         said = node.get("x-instead", "" if node.get("type") == "object" else said)
-    return said or ("Write the fields of the object, each on a line “name: value”." if path else "")
+    return said or ("Write the fields of the object, each on its own line as “name: value”." if path else "")
 
 
 def _kinds(types: str | list[str]) -> str:

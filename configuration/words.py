@@ -24,7 +24,7 @@ def as_text(plan: Plan) -> str:
 
 
 def counted(plan: Plan) -> str:
-    """Return the numbers of changes in words: `2 added, 1 changed`."""
+    """Return the numbers of changes in words, such as `2 added, 1 changed`."""
     numbers = Counter(change.act for change in plan.changes)
     return ", ".join(f"{numbers[act]:,} {word}" for act, word in DONE.items() if numbers[act]) or "no changes"
 

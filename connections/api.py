@@ -80,7 +80,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     )
     blocked_reason = CauseField(
         source="connection.blocked_reason",
-        help_text="Why it is blocked, as a code of the log; null if nothing blocks it, even if it is disabled itself.",
+        help_text="Why it is blocked, as an error code of the log; null if it is not blocked, even if it is disabled.",
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
@@ -137,7 +137,7 @@ class Connections(Resource):
     versioned = True
 
     def get_queryset(self) -> ConnectionQuerySet:
-        """Return the connections the caller may see or act on: their own, or all if they have a capability."""
+        """Return all connections if the caller has a capability to see or change them, otherwise the caller's own."""
         opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
@@ -260,7 +260,10 @@ class HostAtGatewayBody(RequestBody):
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that are listed, blocked or limited on a gateway. Its `hosts_allowed` decides on others."""
+    """The apps and agents that are listed, blocked or limited on a gateway.
+
+    The gateway's `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
+    """
 
     serializer_class = HostAtGatewaySerializer
     versioned = True
@@ -397,7 +400,7 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
         ["active", "missing", "attention", "disabled", "blocked"],
         help_text="Whether calls to the server work with the credential, and if not, why.",
     )
-    reason = serializers.CharField(source="why", help_text="What is wrong and how to fix it; empty if nothing is.")
+    reason = serializers.CharField(source="why", help_text="The problem and how to fix it; empty if there is none.")
 
 
 class CarriedAnswer(serializers.Serializer[Any]):

@@ -154,7 +154,7 @@ class CarriedRow:
 
 @dataclass(frozen=True)
 class OwnConnection(ConnectionRow):
-    """One of a person's own connections with its identities; needs `with_carried`."""
+    """One of a person's own connections with its identities; the connection must be loaded `with_carried`."""
 
     @property
     def carried(self) -> list[CarriedRow]:
@@ -326,9 +326,9 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Return the number of the person's other connections for which a new identity could be used too.
+    """Return the number of the person's other connections that could also use an identity chosen for `row`.
 
-    These have no identity for this server, or the same identity as `row`.
+    They have no identity for the server, or the same identity as `row`.
     """
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))

@@ -78,7 +78,7 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences for a confirmation: the impact of disabling `target`, and how many calls it would have refused.
+    """Return sentences for a confirmation: the impact of disabling `target` and how many calls would have been refused.
 
     Calls of the last seven days are counted. The owner of `target` gets all sentences. Other viewers get the impact if
     they may see all connections, and the number of calls if they may read the log. Raises NothingGoesThrough.
@@ -187,7 +187,7 @@ def ended_together(which: Q) -> str:
 def _reached(target: models.Model) -> tuple[Q, Where]:
     """Return a pair: the conditions for connections and for calls that depend on `target`.
 
-    The condition for calls is a list of values by column.
+    The condition for calls maps columns to lists of values.
     """
     if type(target) not in REACHED:
         raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")

@@ -49,7 +49,7 @@ class ConnectionAlreadyRevoked(ConnectionFault):
 
 
 class StillEnabled(ConnectionFault):
-    """It is still enabled. Disable it first, then archive it."""
+    """This app, agent or gateway is still enabled. Disable it first, then archive it."""
 
 
 class RevokeReason(models.TextChoices):
@@ -78,8 +78,8 @@ def _through_team() -> models.QuerySet[Team]:
 
 
 def _through_grant() -> models.QuerySet[Any]:
-    # The query is built only once (`_with_details`), so it must not contain the time of building: the database
-    # evaluates Now() each time the query runs.
+    # The query is built only once (`_with_details`), so it must not contain the time of building. It contains Now(),
+    # which the database evaluates each time the query runs.
     unended = Q(ends_at=None) | Q(ends_at__gt=Now())
     grants = GatewayGrant.objects.filter(unended, ended_at=None, gateway=OuterRef("gateway"), user=OuterRef("user"))
     return grants.order_by()
@@ -311,9 +311,9 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     than the missing access.
     """
     if not user.uses_gateways:
-        return "With your role you can only look, not use a gateway."
+        return "With your role you can only look: you cannot use a gateway."
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
-        return "Your teams do not include this gateway."
+        return "This gateway is not open to you or your teams."
     if gateway.archived_at or not gateway.enabled:
         return "An administrator has disabled this gateway."
     return (
@@ -466,7 +466,7 @@ class Connection(Versioned, Switchable):
         return before != seconds
 
     def allow_host(self, *, by: User) -> bool:
-        """List the connection's host on the gateway, and unblock the host for everyone.
+        """Put the connection's host on the gateway's list of allowed hosts, and unblock the host for everyone.
 
         Returns False if the host was listed already.
         """
@@ -629,8 +629,8 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
     ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, add hosts in use to the list.
 
-        Returns the time at which this call listed hosts, or None if it listed none. To undo the call, pass this time as
-        `unlist`: the hosts listed at that time are then removed from the list. Raises ChangedMeanwhile.
+        Returns the time at which this call added hosts, or None if it added none. To undo the call, pass this time as
+        `unlist`: the hosts added at that time are then removed from the list. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.
@@ -702,7 +702,7 @@ class HostAtGateway(Versioned, models.Model):
         return self._decide(Action.HOST_BLOCKED_AT_GATEWAY, allowed=False, by=by)
 
     def allow(self, *, by: User) -> bool:
-        """List the host, and unblock it. Returns False if it was listed already."""
+        """Put the host on the list of allowed hosts, and unblock it. Returns False if it was listed already."""
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:

@@ -1,4 +1,4 @@
-"""The Grants page: the tool sets given to everybody, teams and people on all gateways, and when they were used."""
+"""The Grants page: tool sets given to everybody, teams and people on all gateways, with the recipients' last call."""
 
 from __future__ import annotations
 
@@ -112,5 +112,8 @@ def end_selected(request: AppRequest) -> HttpResponse:
         ("End", "ended"),
         lambda grant: grant.end(by=request.user),
         GatewayError,
-        lambda grants: "Their tools are refused from the next request on, unless another set gives them.",
+        lambda grants: (
+            "Their tools are refused from the next request on, unless another set gives them or the gateway allows all "
+            "its tools."
+        ),
     )

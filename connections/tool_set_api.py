@@ -172,7 +172,7 @@ class ToolGrantBody(RequestBody):
     team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")
     user_id = serializers.UUIDField(required=False, allow_null=True, help_text="The person.")
     ends_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="When it ends by itself; null: only when somebody ends it."
+        required=False, allow_null=True, help_text="When it ends by itself; null if it lasts until somebody ends it."
     )
 
 

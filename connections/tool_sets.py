@@ -71,7 +71,7 @@ TABLE = Table(
             "Limits",
             10,
             priority=3,
-            hint="Apps and agents that cannot use other tools here.",
+            hint="Apps and agents that can use only the tools of this set.",
             value=lambda row: [limit.host.name for limit in row.tool_set.live_limits],
         ),
         Column("acts", "Actions", 5, kind="acts", said=False),
@@ -153,7 +153,7 @@ class ToolSetForm(forms.Form):
         return patterns
 
     def clean_members(self) -> list[Feature]:
-        """Return the features with these names. Raises ValidationError with the first unknown name."""
+        """Return the features with these names. Raises ValidationError for unknown or too many names."""
         return features_named(self.gateway, lines(self.cleaned_data["members"]), self.tool_set)
 
     @property
@@ -178,7 +178,7 @@ class GiveForm(forms.Form):
         label="Until",
         required=False,
         widget=forms.DateInput(attrs={"type": "date"}),
-        help_text="The last day, in UTC. Empty: until somebody ends it.",
+        help_text="The last day, in UTC. If empty, the grant lasts until somebody ends it.",
     )
 
     def clean(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def features_at(gateway: Gateway) -> FeatureQuerySet:
 
 
 def features_named(gateway: Gateway, names: Collection[str], tool_set: ToolSet | None = None) -> list[Feature]:
-    """Return the features with these exposed names, even members of `tool_set` that servers no longer offer.
+    """Return the features with these exposed names, including members of `tool_set` that servers no longer offer.
 
     Raises ValidationError for too many names, and for an unknown name.
     """
@@ -270,7 +270,7 @@ def with_holders(rows: ToolSetQuerySet) -> Any:
 
 
 class ToolSetRow:
-    """A set in the list; needs `with_holders`."""
+    """A set in the list; the set must be loaded `with_holders`."""
 
     def __init__(self, tool_set: Any) -> None:
         self.tool_set = tool_set
@@ -445,6 +445,10 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     rows = ToolGrant.objects.select_related("tool_set__gateway", "gateway", "team", "user")
     grant = get_object_or_404(rows, gateway__in=Gateway.objects.visible_to(request.user), pk=pk)
     back, gateway = set_url(grant.tool_set), grant.gateway
+    gives_all = gateway.tools_given == ToolsGiven.ALL
+    then = "No call is refused while everybody can use all tools of the gateway."
+    if not gives_all:
+        then = "Its tools are refused from the next request on, unless another set gives them."
 
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}
@@ -461,13 +465,8 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
         act,
         back=back,
         title="End grant",
-        text=f"Take {grant.tool_set.name} from {grant.subject}? Its tools are refused from the next request on, unless "
-        "another set gives them.",
-        more=lambda: (
-            "No call is refused while everybody can use all tools of the gateway."
-            if gateway.tools_given == ToolsGiven.ALL
-            else refused_by(gateway, request.user, without_grant(grant))
-        ),
+        text=f"Take {grant.tool_set.name} from {grant.subject}? {then}",
+        more=lambda: "" if gives_all else refused_by(gateway, request.user, without_grant(grant)),
         kind="primary",
     )
 

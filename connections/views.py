@@ -53,7 +53,7 @@ from ui.states import status_text
 from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
-LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
+LAST_TOKEN = "Apps: when the access token was last refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
 STATUS = Column("status", "Status", 9, on_phone=True, value=lambda row: status_text(row.status_text, row.blocked))
 CONNECTED = Column(
@@ -303,7 +303,7 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """Render a row to send with another fragment, in a template element: browsers drop a bare table row."""
+    """Render a row to send with another fragment. It needs a template element: browsers drop a bare table row."""
     row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
     return f"<template>{row}</template>"
 
@@ -327,7 +327,7 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class EnrolmentRow(ConnectionRow):
-    """A person's connection; needs `_detailed`."""
+    """A person's connection; the connection must be loaded with `_detailed`."""
 
     @cached_property
     def carried(self) -> list[Carried]:

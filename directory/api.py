@@ -24,7 +24,7 @@ from gateways.models import Gateway, GatewayQuerySet
 from ui.operations import ListQuery, Query, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField
 
-# People may read their own gateways. An API key needs the capability GATEWAYS_READ, as for the catalogue.
+# People may list the gateways that they may use. An API key also needs GATEWAYS_READ, as for the catalogue.
 READ = Own(Capability.GATEWAYS_READ)
 
 
@@ -71,7 +71,7 @@ class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
     slug = serializers.CharField(help_text="Name of the file in the API; never changes.")
     client = serializers.CharField(help_text="Client that reads the file.")
     name = serializers.CharField(help_text="File name.")
-    place = serializers.CharField(help_text="Where it is installed.")
+    place = serializers.CharField(help_text="Where to install the file.")
     effect = serializers.CharField(help_text="What the client does with the file.")
     media_type = serializers.CharField(help_text="Media type of the text.")
     text = serializers.CharField(trim_whitespace=False, help_text="Content of the file.")

@@ -1,4 +1,4 @@
-"""Addresses at which clients read the gateways of everyone or of a team, without signing in."""
+"""Addresses at which clients list the gateways open to everyone or to a team, without signing in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKEN_BYTES = 24
 
 
 class DirectoryError(Exception):
-    """The change of a directory address is refused; the message says why."""
+    """The change of a directory address was refused; the message says why."""
 
 
 class AddressExists(DirectoryError):
@@ -33,7 +33,7 @@ class AddressExists(DirectoryError):
 
 
 def new_token() -> str:
-    """Return a new unguessable part of an address."""
+    """Return a new token: the unguessable part of an address."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 

@@ -52,7 +52,8 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Claude Code",
             "managed-settings.json",
             CLAUDE_CODE,
-            "People add the gateways they need; Claude Code loads no server at another URL, and no local program.",
+            "People add the gateways they need. Claude Code loads no other servers: none at other URLs, and no local "
+            "programs.",
             "application/json",
             _json(
                 {

@@ -1,4 +1,4 @@
-"""The MCP registry API, version v0.1, read-only: lists of gateways as remote servers, served without sign-in.
+"""The MCP registry API, version v0.1, read-only: gateways listed as remote servers.
 
 https://github.com/modelcontextprotocol/registry, docs/reference/api.
 """
@@ -102,7 +102,7 @@ def _description(gateway: Gateway) -> str:
 def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
     """Return a page of gateways as a ServerList, in the order of their slugs. Raises BadQuery.
 
-    A cursor contains the search too, because VS Code does not send the search again with further pages.
+    A cursor contains the search too, because VS Code does not send the search again when it requests further pages.
     """
     after, search = _position(text_of(query, "cursor"))
     search = text_of(query, "search").strip() or search
@@ -173,7 +173,7 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Return a view, open without sign-in, that answers with `answer(gateways, request, ...)`; None gives 404."""
+    """Return a view without sign-in that answers with `answer(gateways, request, ...)`, or with 404 if that is None."""
 
     @login_not_required
     @wraps(answer)
@@ -194,7 +194,7 @@ def _answered(request: HttpRequest, token: str, answer: Answer, names: dict[str,
         refused["Allow"] = "GET, HEAD, OPTIONS"
         return refused
     if not allows(request, "directory"):
-        return limit_exceeded("Too many requests from your address.")
+        return limit_exceeded("Too many requests from your IP address.")
     address = DirectoryAddress.objects.find(token.replace("\0", ""))
     if address is None:
         return _error(HTTPStatus.NOT_FOUND, "There is no directory at this address")

@@ -518,7 +518,7 @@ def _door(path: str) -> Via:
 
 
 def note_person(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Report the person of the request to `FairShares`. Place this after the authentication middleware."""
+    """Report the person of the request to `FairShares`. The authentication middleware must come before this one."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -530,7 +530,7 @@ def note_person(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 
 def note_refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Record attempts to change something without the required capability. Place this middleware after note_origin."""
+    """Record attempts to change something without the required capability. `note_origin` must come before this one."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

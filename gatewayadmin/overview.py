@@ -89,7 +89,7 @@ def _kinds(reader: User) -> Iterator[str]:
 
 
 # Every page has these counts, and Django takes ten times as long to build the statement as PostgreSQL to answer it.
-# The statement depends on the active person and their `rights`, not on the time: it uses the database's clock.
+# The cached statement depends on the reader and their `rights`, not on the time: it uses the database's clock.
 @lru_cache(maxsize=500)
 def _statement(reader: User, rights: tuple[Any, ...], *kinds: str) -> tuple[str, tuple[Any, ...]]:
     """Return the statement that counts these kinds of objects, and its parameters."""
@@ -117,7 +117,7 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 
 
 class Traffic:
-    """The calls of the last day. Parts are read on access; the cost does not depend on the number of calls.
+    """The calls of the last day. Each part is read on first access, in a time independent of the number of calls.
 
     If `new` is given, `recent` and `refusals` are read from the primary, which has the newest calls.
     """
@@ -175,7 +175,7 @@ class ServerTraffic:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """SVG paths by state. Dashes of quiet hours come first and are covered by the bars of other hours."""
+        """SVG paths by state. The first path has a dash for each hour; bars cover the dashes of hours with calls."""
         paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
             if hour.called or hour.failed:
@@ -309,20 +309,21 @@ def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
 
 
 def _refused(user: User) -> list[Identity]:
-    """Return identities that their servers refused. Users who may not see all connections get only their own."""
+    """Return identities refused by their servers; only the user's own if the user may not see all connections."""
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
 
 
 def _enrolling(user: User) -> list[Host]:
-    """Return the agents for which users can create tokens without any capability."""
+    """Return the agents for which users need no capability to create tokens."""
     return list(Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)[:SHOWN])
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
     """Return the gateway that the user should try first, or None if the user can use no gateway.
 
-    A gateway with a server is preferred, then an older gateway. The demo is chosen only if there is no other.
+    Gateways with servers other than built-in ones come first, then other gateways with servers, then gateways without
+    servers; within each group, the oldest comes first.
     """
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
@@ -330,7 +331,7 @@ def _gateway_to_try(user: User) -> Gateway | None:
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:
-    """Return the numbers that the user's capabilities allow, except those of `_stock`."""
+    """Return the lists and numbers that the user's capabilities allow, except those of `_stock`."""
     user = request.user
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):
@@ -378,6 +379,6 @@ def _no_server() -> str:
 
 
 def _servers() -> list[Server]:
-    """Return the enabled servers, those that are down first."""
+    """Return the first enabled servers, starting with those that are down."""
     trouble = Case(When(health=Health.DOWN, then=Value(0)), default=Value(1))
     return list(Server.objects.live().filter(enabled=True).order_by(trouble, Lower("name"))[:SERVERS])

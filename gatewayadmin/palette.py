@@ -1,7 +1,7 @@
 """The command palette: pages, lists, actions and help by name, within the user's capabilities.
 
-Each search queries the database for what the user may see. Actions that need confirmation open the confirmation page;
-other actions are executed at once.
+Each search queries the database for what the user may see. Actions that need a form or a confirmation
+open a page with it; other actions are executed at once.
 
 Things of several kinds may have the same name, so each action shows the kind. An app that chose its own name cannot be
 enabled in the palette, where the name might deceive: the entry opens the app's page instead.
@@ -44,8 +44,8 @@ LONGEST = 100
 class PaletteEntry:
     """A page or an action; if `posts` is True, the action is executed at once.
 
-    `tile` is the name from which a letter icon is made. `note` distinguishes entries of the same text; for actions it
-    begins with the kind of the thing.
+    `tile` is the name from which a letter icon is made. `note` distinguishes entries with the same text; for an action
+    on a thing, it begins with the kind of the thing.
     """
 
     text: str
@@ -67,7 +67,7 @@ class PaletteGroup:
 @require_GET
 @own_resource("each entry is the user's own or checks its capability")
 def palette(request: AppRequest) -> HttpResponse:
-    # Without NUL, which the database refuses.
+    # `text_of` removes NUL characters, which the database refuses.
     words = " ".join(text_of(request.GET, "q").split())[:LONGEST]
     context = {"groups": [group for group in matching_entries(request.user, words) if group.entries], "words": words}
     return show(request, "ui/found.html#results", context)

@@ -69,7 +69,7 @@ ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 API_KEY = secret("GATEWAY_API_KEY")  # For the commands with --url, which use another installation.
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
-# A clone with this file has a runner, which `serve` starts, unless GATEWAY_RUNNER_URL names another.
+# If a repository clone has this file, `serve` starts a runner with it, unless GATEWAY_RUNNER_URL names another runner.
 RUNNER_FILE = BASE_DIR / "runner.yaml"
 RUNNER = runner.of_environment()
 STARTS_RUNNER = RUNNER is None and not IS_INSTALLED and RUNNER_FILE.is_file()
@@ -264,7 +264,7 @@ AUTH_PASSWORD_VALIDATORS = [
     },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-# The lifetime of an invitation link, the longest of all links; accounts.password_links limits resets to one hour.
+# The lifetime of invitation links. Reset links have less: accounts.password_links limits them to one hour.
 PASSWORD_RESET_TIMEOUT = int(timedelta(hours=72).total_seconds())
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "overview"

@@ -28,7 +28,7 @@ MOST_DAYS = 3650
 
 
 class CatalogueAccessFilter(ListFilter):
-    """Filter the catalogue by name, and by whether the person may use the gateway."""
+    """Filter the catalogue by words, and by whether the person may use the gateway."""
 
     radios: ClassVar[tuple[str, ...]] = ("access",)
     access = forms.ChoiceField(
@@ -159,7 +159,7 @@ class TakesRequestsForm(forms.Form):
 def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses.
 
-    Raises ValidationError for an unknown address, or for too many addresses; the error calls the people `noun`.
+    Raises ValidationError for an unknown address, and for too many addresses; the latter error uses the word `noun`.
     """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

@@ -54,7 +54,7 @@ WITHIN_REACH = Own(Capability.GATEWAYS_READ)
 
 
 TAKES_REQUESTS = "Whether everybody sees it in the catalogue and may request access."
-APPROVERS = "E-mail addresses of the people who decide on requests; without any, people with `gateways:manage` decide."
+APPROVERS = "E-mail addresses of the people who decide on requests; if empty, people with `gateways:manage` decide."
 REQUEST_FIELDS = ("takes_requests", "request_days", "most_request_days", "approvers")
 
 
@@ -93,7 +93,9 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     )
     servers_count = serializers.IntegerField(source="server_count", help_text="Number of its servers.")
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
-    connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
+    connections_count = serializers.IntegerField(
+        source="connection_count", help_text="Number of its live connections that you may see."
+    )
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
     updated_at = UtcDateTimeField(help_text="When it was last changed.")

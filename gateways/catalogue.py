@@ -62,8 +62,8 @@ SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
 JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
 """
-# PostgreSQL underestimates how many rows the calls and the word search give. Without these settings it would choose a
-# nested loop, or sort all tools to group them.
+# PostgreSQL underestimates how many rows the join with calls and the word search return. Without these settings, it
+# would choose a nested loop, or sort all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 HASHED_ALL = f"{HASHED}; SET LOCAL enable_nestloop = off"
 # Selects the number of calls and the last call of each tool on each gateway. float8 represents every realistic count
@@ -160,7 +160,7 @@ class CatalogueEntry:
 
 
 def is_new(feature: Feature) -> bool:
-    """True if the feature was first seen within NEW_FOR, and not with the first list of its server."""
+    """True if the feature was first seen in the last NEW_FOR, but not in the first list of its server."""
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 
@@ -177,8 +177,8 @@ class Catalogue:
     Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
     sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
 
-    `page` is the number, from 1 and as text, of the page that the caller will probably read; any other text means the
-    first page. The statement that counts the entries also reads this page.
+    `page` is the number of the page that the caller will probably read, as text. None, or text that is no such number,
+    means page 1. The statement that counts the entries also reads this page.
     """
 
     ordered = True

@@ -135,7 +135,7 @@ def whole(text: str) -> list[DiffLine]:
 
 
 def pages(lines: Sequence[DiffLine]) -> list[list[DiffLine]]:
-    """Split `lines` into pages of ROWS lines; at least one page."""
+    """Split `lines` into pages of ROWS lines. If there are no lines, return one empty page."""
     return [list(lines[at : at + ROWS]) for at in range(0, len(lines), ROWS)] or [[]]
 
 
@@ -163,7 +163,7 @@ def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[D
 
 
 def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[DiffLine]:
-    """Yield the old lines, then the new lines. If both have the same number of lines, mark the changed words."""
+    """Yield the old lines, then the new lines. With `marked` and equally many lines, mark the changed words."""
     if not marked or len(old) != len(new):
         yield from (DiffLine.of("old", line) for line in old)
         yield from (DiffLine.of("new", line) for line in new)

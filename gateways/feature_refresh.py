@@ -63,9 +63,9 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether to record the request to the server, and its failure. A received list is always stored.
+    """Return whether to record that the server is asked, or that it failed. A received list is always stored.
 
-    False only if each person needs an identity of their own, and `identity` is None.
+    The result is False only if each person needs an identity of their own, and `identity` is None.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -146,7 +146,7 @@ HELD = {
         "Clients still see the approved definition. Calls whose arguments do not fit the changed definition are "
         "refused."
     ),
-    OnChange.WARN: "Clients still see the approved definition, and every call goes through.",
+    OnChange.WARN: "Clients still see the approved definition. No call is refused because of the change.",
     OnChange.ACCEPT: "Clients still see the approved definition.",
 }
 
@@ -204,7 +204,7 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the context with the gateways that have the same tool and, if the viewer may read the log, with its use.
+    """Return the context: the gateways that have the same tool and, if the viewer may read the log, the tool's use.
 
     Return {} if the feature is not a tool, or is not offered now.
     """
@@ -281,12 +281,12 @@ def _why(feature: Feature) -> str:
             because = "it contains hidden characters" if hidden and arrives else "nobody has accepted it yet"
             return f"Clients do not see it, and calls to it are refused: {because}."
         case FeatureState.QUARANTINED:
-            return "Quarantined: hidden from clients, and its calls are refused until somebody accepts it."
+            return "It is quarantined: hidden from clients, and calls to it are refused until somebody accepts it."
     return "Its server offers another definition now." if feature.offered else ""
 
 
 def _obstacles(feature: Feature, viewer: User) -> list[str]:
-    """Return the reasons, other than the feature's state, why clients cannot see the feature.
+    """Return the reasons, other than the feature's state, why clients might not see the feature.
 
     Some reasons apply to all clients, others only to the viewer's clients.
     """
@@ -326,7 +326,7 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
     """Return the values of `column` in the newest calls of the last week, the most frequent first.
 
-    `calls` must not be filtered by an empty list.
+    `calls` must not be filtered by an empty list, because Django makes no SQL for such a query.
     """
     lately = calls.filter(created_at__gte=timezone.now() - LATELY).order_by("-created_at")
     newest, parameters = lately.values(column, "created_at")[:LAST_CALLS].query.sql_with_params()
@@ -392,7 +392,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _back(request: AppRequest, feature: Feature) -> str:
-    """Return the URL of the page with the decision: the list of waiting definitions, or the feature's page."""
+    """Return the URL to go back to: the page that the request names, or the feature's page."""
     asked = request.POST.get("back") or request.GET.get("back", "")
     return own_path(asked, page_url(feature))
 
@@ -410,7 +410,7 @@ def _used(feature: Feature, viewer: User) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def effect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """State the effect of a tool, which replaces the server's claim."""
+    """State the effect of a tool, in place of the effect that the server claims."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

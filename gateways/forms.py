@@ -173,7 +173,7 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """Return the alias to save. Raises ValidationError if the alias is taken, or is required and missing."""
+        """Return the alias to save. Raises ValidationError if it is taken, missing but needed, or given with `bare`."""
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
         if bare and alias:
@@ -278,7 +278,7 @@ class FeatureFilter(ListFilter):
 
 
 class CatalogueFilter(ListFilter):
-    """The filters of the catalogue of tools; `servers` are the choices, as (slug, name)."""
+    """The filters of the catalogue of tools; `servers` are the choices of the server filter, as (slug, name)."""
 
     SHOWS = (("new", "New"), ("changed", "Changed"), ("unused", "Unused"))
     radios = ("show",)

@@ -73,7 +73,7 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """Return the people with these addresses. Raises ValidationError if an address is unknown."""
+        """Return the people with these addresses. Raises ValidationError for an unknown address, none, or too many."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Enter at least one e-mail.")
@@ -184,7 +184,7 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Add a person to a team from the person's page, where each team without this person has a button."""
+    """Show a button for each team that a person is not in. The button adds the person to the team."""
     person = get_object_or_404(User, pk=pk)
     back = reverse("accounts:person", args=[pk])
     if request.method == "GET":

@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/features and /tools: what servers offer, switches and definitions; /api/tools: all tools."""
+"""/api/gateways/{slug}/features and /tools: a gateway's features; /api/tools: the tools of all gateways."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class FeatureSerializer(ToolSerializer):
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
     state = serializers.ChoiceField(
-        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+        FeatureState.choices, help_text="Review state, which decides whether clients see the feature."
     )
     approved = serializers.CharField(help_text="The JSON text of the approved definition; empty if none is approved.")
     offered = serializers.CharField(
@@ -101,7 +101,9 @@ class RefreshedSerializer(serializers.Serializer[Any]):
     alias = serializers.CharField(allow_blank=True, help_text="Prefix of the server's tool names.")
     server = ServerReference()
     ok = serializers.BooleanField(help_text="Whether the server answered.")
-    tools = serializers.IntegerField(allow_null=True, help_text="Number of its tools; null if it did not answer.")
+    tools = serializers.IntegerField(
+        allow_null=True, help_text="Number of its tools; null if the server did not answer."
+    )
     detail = serializers.CharField(help_text="Result in words.")
 
 
@@ -133,11 +135,11 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """The switch of a tool or another feature; effect, title and description of a tool."""
+    """Changes of a feature: the switch and, for a tool, the effect, title and description."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
-        SAID_EFFECTS, required=False, help_text="Effect to state for a tool; if empty, the server's applies."
+        SAID_EFFECTS, required=False, help_text="Effect to state for a tool; if empty, the server's claim applies."
     )
     said_title = serializers.CharField(
         required=False,
@@ -229,7 +231,7 @@ class FeatureResource(Resource):
     def accept(self, request: Request, slug: str, pk: UUID) -> Response:
         """Accept the current definition of a feature.
 
-        Clients see what the server offers now. This ends a quarantine, too.
+        Clients get the definition that the server offers now. A quarantine of the feature ends.
         """
         feature = self._find(slug, pk)
         return self.changed(feature, feature.accept)
@@ -295,7 +297,7 @@ class PlaceSerializer(serializers.Serializer[Place]):
     gateway = GatewayReference()
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
     state = serializers.ChoiceField(
-        FeatureState.choices, help_text="Review state, which decides whether clients see it."
+        FeatureState.choices, help_text="Review state, which decides whether clients see the feature."
     )
     offered = serializers.BooleanField(source="is_offered", help_text="Whether clients can call it on this gateway.")
 
@@ -377,7 +379,7 @@ class CatalogueResource(Resource):
         values = {name: value for name, value in values.items() if value}
         values["server_ids"] = self.query_data.get("server")
         self.catalogue = Catalogue(self.me, values, self.ordering)
-        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # It needs only a sequence.
+        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # A sequence is enough.
         return self.get_paginated_response(self.serialize(page, many=True))
 
     @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)

@@ -138,8 +138,8 @@ def moved(request: AppRequest, pk: UUID) -> HttpResponse:
 # The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, to enable and disable.
 
 MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
-# An attempt to ask a server is recorded twice: as the health of the server and as a failure. Records that are further
-# apart than this belong to different attempts.
+# A failed attempt to get a server's list is recorded twice: in the server's health and in a `Listing`. Records that are
+# further apart than this belong to different attempts.
 SAME_ATTEMPT = timedelta(seconds=10)
 NAMES = {
     "tool": "Tool (exposed name)",
@@ -197,7 +197,10 @@ class Tab(NamedTuple):
 
 
 class RefreshSummary(NamedTuple):
-    """The outcome of the last requests for a server's features; `people` is the number of identities used."""
+    """The outcome of the last requests for a server's features.
+
+    `people` is the number of identities that were used; `failing` is the number of those that got no answer.
+    """
 
     asked_at: datetime
     learnt_at: datetime | None
@@ -223,9 +226,10 @@ class RefreshSummary(NamedTuple):
         failed = [one for one in listings if one.error]
         told = max(failed, key=lambda one: one.asked_at, default=None)
         answered = [one.learnt_at for one in listings if one.learnt_at]
-        people = sum(one.identity_id is not None for one in listings)
+        people = {one.identity_id for one in listings if one.identity_id}
+        failing = {one.identity_id for one in failed}
         why = cause or (_why(told, server) if told else "")
-        return cls(latest.asked_at, max(answered, default=None), people, len(failed), why)
+        return cls(latest.asked_at, max(answered, default=None), len(people), len(failing), why)
 
 
 def _why(told: Listing, server: Server) -> str:
@@ -370,7 +374,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
         toast = f"{assignment.server.name}: {ToolPolicy(name).label}"
     except ChangedMeanwhile as clash:
         current = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
-        toast = f"Nothing was changed: somebody else chose {current}. Choose again to change it."
+        toast = f"Nothing was changed: the policy is now {current}. Choose again to change it."
     gateway = gateway_or_404(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
     return answer(request, "gateways/tools.html#tools", context, to=_tools_url(gateway), toast=toast)

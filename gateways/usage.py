@@ -168,7 +168,7 @@ def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
 
 
 def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
-    """Return the tools of these assignments with their last calls that were not denied, as rows of LAST_USES."""
+    """Return the tools of these assignments, each with its last call that was not denied, as rows of LAST_USES."""
     (since, until), denied = month(), list(ENDINGS["denied"])
     where: dict[str, list[Any]] = {
         **TOOL_CALLS,
@@ -210,7 +210,7 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """The number of different tools called with a token in the last SPAN, and the number that its servers offer."""
+    """The number of tools called with a token in the last SPAN, and the number that the token's servers offer."""
 
     used: int
     offered: int
@@ -352,7 +352,7 @@ def _without_dearest(assignment: Assignment) -> list[str]:
 
 
 def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
-    """Return the texts of the confirmation, which name the tools to disable, and the hidden form fields."""
+    """Return keyword arguments for the confirmation: texts that name the tools to disable, and hidden form fields."""
     (use,) = uses([assignment])
     gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
     off = use.dearest_unused if is_dearest else use.to_switch_off
@@ -366,10 +366,10 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
         live = Connection.objects.live().filter(gateway=gateway).count()
         text = (
             f"Keep only the {len(use.used)} of {len(use.tools)} tools that were used in {days} days? "
-            f"{_tools(len(off))} disabled for {number_of(live, 'connection')} to {gateway.name}."
+            f"This disables {number_of(len(off), 'tool')} for {number_of(live, 'connection')} to {gateway.name}."
         )
     more = sentences(
-        f"Disabled: {first_names([tool.name for tool in off])}." if off else "",
+        f"To be disabled: {first_names([tool.name for tool in off])}." if off else "",
         "Tools that the server adds later are disabled at first.",
         f"The server has been on this gateway only since {begun:%Y-%m-%d}." if begun > month()[0] else "",
         "You can undo this on this page.",

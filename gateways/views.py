@@ -238,7 +238,7 @@ def reach(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _reach_refused(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show the recent calls that the reach selected in the form would have refused."""
+    """Show how many recent calls the reach selected in the form would have refused."""
     form, refused = ReachForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["reach"] == Reach.TEAMS:
         refused = narrowed_to(gateway, form.cleaned_data["teams"], request.user)
@@ -270,7 +270,7 @@ def _present(gateway: Gateway, form: type[Form]) -> dict[str, Any]:
 def _edit(
     request: AppRequest, gateway: Gateway, form: Form, heading: str, done: str, submit: str = "Save"
 ) -> HttpResponse:
-    """Show the form for one group of settings, then save it."""
+    """Show the form for one group of settings, then save these settings."""
     context = {"gateway": gateway, "heading": heading, "submit": submit, "version": gateway.version}
     back = page_url(gateway)
 
@@ -436,7 +436,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return the end of a sentence with the number of live connections that now need an identity; empty if none."""
+    """Return a text to append: the number of live connections that now need an identity; empty if none do."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
@@ -535,7 +535,7 @@ def identity_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     form = IdentityGatewaysForm(posted(request), identity=identity)
     back = reverse("servers:identities", args=[identity.server.slug])
     context: dict[str, Any] = {
-        "heading": f"Gateways “{identity.label}” is for",
+        "heading": f"Gateways that may use “{identity.label}”",
         "version": IdentityGateways(identity).version,
     }
 

@@ -117,7 +117,7 @@ class HostResource(Resource):
         changes = self.body()
         allow = changes.pop("allow_enrolment", None)
         if allow and not host.is_agent:
-            raise ValidationError({"allow_enrolment": ["Only agents with tokens can allow enrolment."]})
+            raise ValidationError({"allow_enrolment": ["Only agents can allow enrolment; this is an app."]})
         with transaction.atomic():
             host.lock().must_be(self.seen)
             if changes:

@@ -32,12 +32,12 @@ class NewAgentForm(AgentForm):
     allow_enrolment = forms.BooleanField(
         required=False,
         label="Allow enrolment",
-        help_text="Anyone who can use a gateway can create their own token for this agent, by a link.",
+        help_text="With a link, anyone who can use a gateway can create their own token for this agent.",
     )
 
 
 class NameAgentForm(forms.Form):
-    """Form for a new token-based host with only a name, before its first token is created."""
+    """Form that asks only for the name of a new token-based host. The host's first token is created next."""
 
     name = forms.CharField(label="Name your agent", max_length=120, help_text="Shown in logs and on every connection.")
 

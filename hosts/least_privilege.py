@@ -2,8 +2,8 @@
 
 The tab shows the tools that are given to the people who use the host, within the limits of the host. Other tools are
 only counted. One button disables the host's unused connections. Above it, the tab shows which earlier calls would
-have been refused without these connections. A tool can only be disabled for everybody on a gateway, so the tab suggests
-only tools that nobody used.
+have been refused without these connections. Hiding a tool hides it from everybody on the gateway, so the tab suggests
+this only for tools that nobody used.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class LeastPrivilege:
         unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]
         page = cls(host, used=connections.filter(in_use).count(), unused=list(unused))
         pks = [one.pk for one in page.unused]
-        # Sorted in Python: with ORDER BY, PostgreSQL would read the log backwards from its newest call. Unused
-        # connections have no calls after `span`.
+        # Sorted in Python: with ORDER BY, PostgreSQL would read the log backwards from its newest call.
+        # `span` ends 30 days ago, because unused connections have no later calls.
         span = (now - REPLAYED, now - USED_IN)
         calls = Call.objects.filter(connection_id__in=pks, created_at__range=span).order_by()
         calls = calls.exclude(outcome__in=ENDINGS["denied"]).only(*COLUMNS)

@@ -44,7 +44,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return self.filter(holds("name", words)) if words else self
 
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
-        """Create the token-based host of an agent, shared by all its connections.
+        """Create a token-based host for an agent. All connections of the agent share this host.
 
         With `allow_enrolment` every person may create their own token for the agent, on each gateway they may use.
         Raises AgentNameTaken, or CapabilityRequired if the person `by` may not open the agent to others.

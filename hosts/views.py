@@ -239,7 +239,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        lambda hosts: f"Archiving removes them from the list permanently. {ended_together(Q(host__in=hosts))}",
+        lambda hosts: f"Archived hosts are removed from the list permanently. {ended_together(Q(host__in=hosts))}",
         icon="archive",
     )
 

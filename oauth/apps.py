@@ -1,4 +1,4 @@
-"""Configuration of the app, with its verbose name."""
+"""Configuration of the Django app, with its verbose name."""
 
 from django.apps import AppConfig
 

@@ -66,9 +66,8 @@ def authorize(request: AppRequest) -> HttpResponse:
 def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpResponse:
     """Redirect to the flow's first page, or answer with an error. The redirect URI was already verified."""
     if parameters["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(parameters["code_challenge"] or ""):
-        return _answer(
-            request, parameters, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."}
-        )
+        described = "PKCE with S256 and a valid code_challenge is needed."
+        return _answer(request, parameters, {"error": "invalid_request", "error_description": described})
     try:
         gateway = gateway_of(request.GET.getlist("resource"))
     except UnknownResource as unknown:
@@ -83,7 +82,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Answer with `_answer`. If the client_id or the redirect URI is wrong, show the error on a page (400) instead."""
+    """Show the error on a page (400) if the client_id or redirect URI is wrong; otherwise report it by `_answer`."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):

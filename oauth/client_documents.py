@@ -144,7 +144,7 @@ def _refuse_others(answer: HttpAnswer) -> None:
 def _fresh_for(cache_control: str) -> timedelta:
     """Return how long the document may be cached (RFC 9111): at least FRESH_AT_LEAST, at most FRESH_AT_MOST.
 
-    If the header states no lifetime, return FRESH_AT_MOST.
+    If the header neither states a lifetime nor forbids caching, return FRESH_AT_MOST.
     """
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
@@ -163,9 +163,9 @@ type Fetch = Callable[[str], Document]
 
 
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
-    """True if this app is unknown, so that the user must sign in before its document is fetched.
+    """True if the client_id is the URL of an unknown app's document, and nobody is signed in.
 
-    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that must not be fetched.
+    Such a document is fetched only for a signed-in person. Raises UnreadableDocument if its URL must not be fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
@@ -176,8 +176,8 @@ def needs_sign_in(request: AppRequest, client_id: str) -> bool:
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_document) -> None:
     """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument.
 
-    The document is cached as long as its headers allow, a day at most. If it cannot be fetched again, the stored
-    application is used for another week, because the publisher may be down temporarily.
+    The document is cached as long as its headers allow, but at least five minutes and at most a day. If it cannot be
+    fetched again, the stored application is used for another week, because the publisher may be down temporarily.
     """
     if not is_address(client_id):
         return
@@ -225,7 +225,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     """Check the document by the rules for registering an app that has no secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
-        raise UnreadableDocument("The app's metadata document names another client_id than its own address.")
+        raise UnreadableDocument("The client_id in the app's metadata document must be the document's own address.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
         raise UnreadableDocument("The app's metadata document asks for client authentication, which is not supported.")
     try:

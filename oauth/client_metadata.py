@@ -44,7 +44,7 @@ def check_redirect_uri(uri: str) -> None:
 
 def _split(uri: str) -> SplitResult:
     if len(uri) > LONGEST or any(character.isspace() or not character.isprintable() for character in uri):
-        raise BadRedirect("A redirect URI must have at most 2,000 characters, all of them printable and no spaces.")
+        raise BadRedirect("A redirect URI must have at most 2,000 printable characters, and no spaces.")
     try:
         parts = urlsplit(uri)
         _ = parts.port
@@ -54,9 +54,10 @@ def _split(uri: str) -> SplitResult:
 
 
 def origin(uri: str) -> str:
-    """Return scheme, host and port of a redirect URI; without the port for loopback, where the port changes each time.
+    """Return scheme, host and port of a redirect URI, for display.
 
-    For display only: redirect URIs are compared as strings (RFC 6749 section 3.1.2.3).
+    Of a loopback URI, the port is left out, because it changes each time. Of a URI with a scheme of APP_SCHEMES, only
+    the scheme is returned. Redirect URIs must be compared as whole strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:
@@ -92,7 +93,7 @@ class ClientSecretHasher(PBKDF2PasswordHasher):
 
 
 class UnknownResource(Exception):
-    """The resource is not the address of a gateway of this installation."""
+    """The request may name only one resource: the address of a gateway of this installation."""
 
 
 def same_resource(first: str, second: str) -> bool:
@@ -154,7 +155,7 @@ def parse_client_metadata(body: bytes, *, biggest: int) -> dict[str, Any]:
 def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the metadata, and return the part that Django OAuth Toolkit uses.
 
-    Only code and refresh grants are allowed. Raises BadClientMetadata.
+    The grant type authorization_code is required; other grant types are dropped. Raises BadClientMetadata.
     """
     uris = metadata.get("redirect_uris")
     if not isinstance(uris, list) or not 0 < len(uris) <= MOST or not all(isinstance(u, str) for u in uris):
@@ -187,7 +188,7 @@ def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
 
 
 def details(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fields stored with a registration in addition to its name."""
+    """Return the fields stored with a registration in addition to the app's name."""
     return {
         "client_uri": words(metadata, "client_uri", 500),
         "software_id": words(metadata, "software_id", 120),

@@ -60,7 +60,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """Open the connection that the person has allowed, and create its key. The caller must open a transaction."""
+    """Open the connection that the person has allowed, with a key. The caller must open a transaction."""
     assert flow.application
     assert flow.gateway
     flow.host = host_of_app(flow.application, by=request.user)
@@ -78,7 +78,7 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
     """Return a page that forwards to the app at `url`; our CSP would block a redirect after a form.
 
-    If `url` is None, the flow is over: return the page for this (410).
+    If `url` is None, the flow is already over: return a page that says so (410).
     """
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)

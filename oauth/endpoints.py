@@ -35,7 +35,7 @@ def _public(document: dict[str, object]) -> HttpResponse:
 @login_not_required
 @require_safe
 def authorization_server(request: HttpRequest) -> HttpResponse:
-    """Serve authorization server metadata; the issuer is the public URL without a path."""
+    """Serve authorization server metadata; the issuer is the public URL, which has no path."""
     issuer = settings.PUBLIC_URL
     return _public(
         {

@@ -1,6 +1,6 @@
 """Authorize flows, and what the gateway stores about the rows of Django OAuth Toolkit.
 
-For an application it stores the host, for a token the connection.
+For an application it stores the host; for a grant or a token, the connection.
 """
 
 from datetime import timedelta
@@ -22,7 +22,7 @@ from wire import token_text
 
 
 class Registration(models.Model):
-    """A registration of an app (an application of Django OAuth Toolkit), and the host the app belongs to."""
+    """A registration of an app: details of its Django OAuth Toolkit application, and the host the app belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     application = models.OneToOneField(
@@ -152,7 +152,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def app_name(self) -> str:
-        """The name shown on the page: the agent's name, or the name that the app registered."""
+        """The name shown on the page: the host's name, or the name in the registration if there is no host yet."""
         if self.host:
             return self.host.name
         return (self.application.name if self.application else "") or "MCP Client"

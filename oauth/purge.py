@@ -1,6 +1,7 @@
-"""Delete expired codes, ended tokens, and unused registrations.
+"""Delete expired codes, ended tokens, unused registrations, and old counters of rate limits.
 
-Each function is one housekeeping chore: it deletes a limited number of rows and returns how many it deleted.
+Each function is one housekeeping chore and returns how many rows it deleted. All except `attempts` delete MAX_ROWS
+rows at most.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def access_tokens(now: datetime) -> int:
 def registrations(now: datetime) -> int:
     """Delete registrations that were not connected within a day, or whose tokens ended long ago.
 
-    The app of a registration that was once connected may return. So the registration is deleted only after it was not
-    used for the lifetime of a refresh token.
+    An app that has connected once may return. So its registration is deleted only if it has not been used for the
+    lifetime of a refresh token.
     """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))

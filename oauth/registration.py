@@ -73,7 +73,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
 
 
 def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the toolkit's response, with more fields that RFC 7591 section 3.2.1 and existing clients expect."""
+    """Return the toolkit's response, completed by the fields that RFC 7591 section 3.2.1 and clients expect."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {
         key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata
@@ -116,8 +116,8 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 def app_fingerprint(application: Application) -> str:
     """Return a digest that is equal for all registrations of one app.
 
-    The digest is made from the name and redirect origins; for an app with a document, from the document's URL; for an
-    app registered by an operator, from the client ID.
+    The digest is made from the name and redirect origins; for an app with a client ID metadata document, from the
+    document's URL; for an app registered by an operator, from the client ID.
     """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
@@ -143,7 +143,7 @@ def registration_of(application: Application) -> Registration:
 def is_approved(application: Application) -> bool:
     """True if this app and its redirect URIs are approved.
 
-    That is the case if an operator registered the app, or if this registration is linked to a host that is not refused.
+    That is the case if an operator registered the app, or if its registration has a host that accepts connections.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True

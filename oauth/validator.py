@@ -143,7 +143,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         """Return whether this refresh token may be used now.
 
         A used token still works for 60 s, because several processes of a client may share it. Using it after the 60 s
-        revokes the whole family. A token that was not used for too long has expired.
+        revokes the whole family. A token that is older than the workspace allows has expired.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):
@@ -180,7 +180,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         _note_use(request.client)
 
     def _check_and_set_request_resource(self, request: Request) -> None:
-        """Limit the token to the gateway of its connection, named by the gateway's current public URL (RFC 8707)."""
+        """Limit the token to the URL of its connection's gateway; refuse a request for another resource (RFC 8707)."""
         url = request.binding.connection.gateway.url
         resources = [value for name, value in request.decoded_body or () if name == "resource" and value]
         if not all(same_resource(resource, url) for resource in resources):
@@ -200,7 +200,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
 
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Mark the refresh token of the request as used, or delete its code. Raises InvalidGrantError.
+    """Mark the request's refresh token as used, or delete the request's code. Raises InvalidGrantError.
 
     Return a pair: the refresh token and None, or None and the code's digest.
     """

@@ -335,7 +335,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
 
 
 def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
-    """Return the instructions for the chosen client, by a method that the client supports."""
+    """Return the instructions for the chosen client. If it does not support the method `how`, use another method."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
@@ -376,7 +376,7 @@ class RegistrationRow:
 
     @property
     def published_by(self) -> str:
-        """The host name of the app's document; empty if the app has no document."""
+        """The host name of the app's client ID metadata document; empty if the app has no such document."""
         if self.application.registration_source != Application.RegistrationSource.CIMD:
             return ""
         return urlsplit(self.application.client_id).hostname or ""

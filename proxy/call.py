@@ -336,7 +336,7 @@ class Endpoint:
             presented=headers.presents_bearer,
             credential=request.header(b"authorization"),
         )
-        # A person has opened the URL in a browser: MCP clients never accept HTML.
+        # A GET that accepts HTML is from a person's browser: MCP clients never accept HTML.
         is_person = headers.http_method == "GET" and not headers.presents_bearer
         if is_person and "text/html" in request.header(b"accept"):
             return response.for_browser(self._public_url, challenge)
@@ -601,7 +601,7 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Return a pair: the grant that allows this request, and the request's server and feature.
 
-        Checks 13 to 16 of the decision order. A call that a rule holds waits here for approval; when somebody has
+        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval; when somebody has
         decided, these checks are made again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
@@ -631,7 +631,7 @@ class Endpoint:
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
         """Find the server and feature of this request, and refresh the credential for the server if needed.
 
-        Return a pair: the grant, and the server with the feature. Makes the checks 13 to 15 of the decision order.
+        Return a pair: the grant, and the server with the feature. Makes checks 13 to 15 of the decision order.
         Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
@@ -679,7 +679,7 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Request the server's list, which stores the new features of the server, and resolve `feature` again.
 
-        Return a pair: the grant read after that, with the new features and their rules, and the resolved feature.
+        Return a pair: the grant, re-read so that it has the new features and their rules; and the resolved feature.
         """
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
@@ -721,8 +721,8 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused.
 
-        An OAuth token is renewed and tested for later calls; the call itself is not sent again. Raises Refusal when a
-        person has to sign in again. Raises CancelledError if access was lost meanwhile; then the token is not tested.
+        An OAuth token is renewed and tested for later calls; the call is not sent again. Returns or raises a Refusal if
+        a person has to sign in again. Raises CancelledError if access was lost meanwhile; the token is not tested then.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:

@@ -32,7 +32,7 @@ class Config:
     after `session_hours` without use.
 
     Large answers in this process take at most `answers_limit` bytes. The answers for one person take at most an eighth
-    of this limit, and answers that are being read from one server at most half of it; a single answer may take more.
+    of this limit, and answers that are being read from one server at most half. A single answer may exceed the limits.
 
     `log_connections` database connections write the log. At most `max_waiting` requests may wait for the access query,
     as many for the rate limits, and as many for the log.

@@ -1,17 +1,18 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
 A hold is a row for one connection, tool and arguments. Before the call is sent, the database function
-`approvals_ask` uses an approval, or finds a waiting hold, or makes a new hold, all in one transaction. So an approval
-is used only once, however many workers and repeated calls there are. While a hold waits, the request stays open for a
-while, without a database connection. If the client disconnects or cancels, the hold does not change.
+`approvals_ask` uses an approval, or finds a waiting, denied or withdrawn hold, or makes a new hold, all in one
+transaction. So an approval is used only once, however many workers and repeated calls there are. While a hold waits,
+the request stays open for some time, without a database connection. If the client disconnects or cancels, the hold does
+not change.
 
 A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
 answer to this has no effect: its call waits like all others.
 
 The server of an approved call may ask for input (2026-07-28). Then the gateway encrypts two ids in the `requestState`
 of the answer: that of the hold, and that of the request which got the answer. The row of the hold has the id of the
-latest request (`run_call`), and the client's next request replaces this id by its own. So a call continues only once
-from each answer, with the same connection, tool, arguments, rule and definition. Any other retry is refused (BadState).
+latest request (`run_call`), and the client's next request puts its own id there. So a call continues only once from
+each answer, with the same connection, tool, arguments, rule and definition. Any other retry is refused (BadState).
 """
 
 import asyncio
@@ -390,7 +391,7 @@ class Holds:
 
     @contextmanager
     def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
-        """Note when the client disconnects. A call of 2026-07-28 is cancelled then, by `proxy.call`."""
+        """Note when the client disconnects. Does nothing for a call of 2026-07-28: `proxy.call` cancels such a call."""
         if call.request.modern:
             yield
             return

@@ -125,7 +125,7 @@ class Position(NamedTuple):
 class NoServerAnswered(UpstreamError):
     """Several servers were asked, all of them failed, and no list is stored."""
 
-    sentence = "No server of this gateway answered: {server}."
+    sentence = "No server of this gateway answered ({server})."
 
 
 class ListKey(NamedTuple):
@@ -161,8 +161,8 @@ class Lists:
         self._seconds = seconds
         self._asking: dict[ListKey, asyncio.Task[list[Definition]]] = {}
         self._again: set[ListKey] = set()
-        # `_introducing`: time and task of the last request for a server's introduction, by server and identity.
         self._background = Background(UpstreamError, DatabaseUnavailable)
+        # Time and task of the last request for a server's introduction, by server and identity.
         self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerDescription] | None]]] = {}
 
     async def stop(self) -> None:

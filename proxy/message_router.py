@@ -4,7 +4,7 @@ During a call, a server of the session era may send a request to the client. It 
 standing stream instead of the call's own stream. SDKs use the standing stream if the author of a tool names no related
 request. So the gateway begins to read the standing stream before the first call in a session, and stops IDLE_SECONDS
 after the last call. One worker reads the stream. This worker passes each message, in an encrypted row, to the worker
-that runs the call or has the client's standing stream. The bus carries ids only.
+that runs the call or has the client's standing stream. The bus carries only ids, names, flags and digests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PROGRESS = "notifications/progress"
 
 @dataclass(eq=False, slots=True)
 class SessionCall:
-    """A running call; `row` is the id of the session at the server in which the call was sent."""
+    """A running call in a session at a server; `row` is the id of the session's row in the database."""
 
     calls: SessionCalls
     grant: AccessRow
@@ -156,7 +156,7 @@ class SessionCalls:
         self._interested.setdefault(row, {})[worker] = time.monotonic()
 
     def others(self, row: str) -> set[str]:
-        """Return the workers that recently noted interest in this session."""
+        """Return the other workers that recently announced interest in this session."""
         since = time.monotonic() - INTERESTED_SECONDS
         return {worker for worker, at in self._interested.get(row, {}).items() if at > since}
 

@@ -153,7 +153,7 @@ _took: defaultdict[tuple[str, str, tuple[str, str]], tuple[list[float], list[flo
 _authorise: list[float] = []
 _record: list[float] = []
 
-# Numbers of open streams and connections, counted where they are opened and closed.
+# The number of open streams to clients, under `streams`, counted where streams are opened and closed.
 open_counts = Counts[str]()
 
 

@@ -32,7 +32,7 @@ class RateCounter(models.Model):
 
 
 class Cancellation(models.Model):
-    """A call that its client cancelled at another worker; `key` is a digest of the call's owner and id."""
+    """The cancellation of a call, for the worker that runs the call; `key` is a digest of the call's owner and id."""
 
     key = models.CharField(max_length=64, primary_key=True)
     at = models.DateTimeField(db_index=True)
@@ -152,7 +152,7 @@ class PendingRequest(models.Model):
 
 
 class SuspendedCall(models.Model):
-    """A call whose server waits while the client collects the answers; `outcome` is sealed.
+    """A call whose server waits for input while the client collects the input; `outcome` is sealed.
 
     `turn` counts how often the client was asked for input; each requestState is valid for one turn. The worker that
     runs the call updates `beat_at` until the call is over.

@@ -21,7 +21,7 @@ FOR_CONNECTIONS = 0.9
 RETRY_AFTER = (b"retry-after", b"10")
 LOG_SECONDS = 10.0
 
-# ASGI scope extension: this connection must not become a standing stream.
+# ASGI scope extension, present if a request must not open a standing stream on this connection.
 NO_STREAM = "gateway.no_stream"
 
 refusals = Counter[str]()  # By kind (stream, connection); exported by proxy.metrics.
@@ -57,7 +57,7 @@ def used() -> int:
 
 
 def count_refused(what: str) -> None:
-    """Count a refused `stream` or `connection`, and log it at most every 10 seconds."""
+    """Count a refusal, and log at most one in 10 seconds. `what` is "stream" or "connection"."""
     global _logged_at  # noqa: PLW0603
     refusals[what] += 1
     if time.monotonic() - _logged_at >= LOG_SECONDS:

@@ -17,7 +17,7 @@ SIGN_IN = "/accounts/login/"
 GENERIC = {"server": "this server", "tool": "this tool", "prompt": "this prompt", "resource": "this resource"}
 
 
-# Page where a person adds the identity that a call lacks: the table row of the call's connection and server.
+# Page where a person can add or renew the identity for a call: the table row of the call's connection and server.
 IDENTITY_ROW = IDENTITIES + "?connection={connection}#carried-{connection}-{assignment}"
 AT_IDENTITY_ROW = frozenset(
     {
@@ -83,7 +83,7 @@ class Reason(NamedTuple):
 
 
 REASONS = {
-    "unknown": Reason(Step.TOKEN, "The token is not known here.", page=TOKENS, status=401, published="Unauthorized"),
+    "unknown": Reason(Step.TOKEN, "The token is unknown.", page=TOKENS, status=401, published="Unauthorized"),
     "revoked": Reason(Step.TOKEN, "The token has been revoked.", page=TOKENS, status=401, published="Unauthorized"),
     "connection_revoked": Reason(
         Step.TOKEN, "The connection has been revoked.", page=CONNECT, status=401, published="Unauthorized"
@@ -109,7 +109,7 @@ REASONS = {
     ),
     "ip": Reason(
         Step.ADDRESS,
-        "The address is not on the token's IP allow-list.",
+        "The client's address is not on the token's IP allow-list.",
         page=TOKENS,
         status=403,
         published="IP Not Allowed",
@@ -143,7 +143,9 @@ REASONS = {
     "out_of_scope": Reason(
         Step.SERVER, "The token does not reach {server}.", page=TOKENS, status=403, published="Forbidden"
     ),
-    "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
+    "unknown_tool": Reason(
+        Step.TOOL, "No server of this gateway, or more than one, has a tool, prompt or resource of this name."
+    ),
     "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
     "server_disabled": Reason(Step.SERVER, "An administrator disabled {server}.", "server disabled"),
     "assignment_disabled": Reason(
@@ -179,9 +181,11 @@ REASONS = {
         Step.IDENTITY, "The sign-in at {server} granted fewer scopes than the server requires now.", page=IDENTITIES
     ),
     "identity_unavailable": Reason(
-        Step.IDENTITY, "The issuer of the credential could not be asked for a new token.", page=IDENTITIES
+        Step.IDENTITY, "The gateway could not get a new token for the credential from its issuer.", page=IDENTITIES
     ),
-    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key decrypts the stored credential.", page=IDENTITIES),
+    "identity_unreadable": Reason(
+        Step.IDENTITY, "No encryption key decrypts the stored credential, or no header can carry it.", page=IDENTITIES
+    ),
     "rule_refused": Reason(Step.RULES, "A rule refuses this call of {tool}.", "refused by a rule"),
     "held": Reason(
         Step.RULES, "A rule holds this call of {tool} until somebody approves it.", "held by a rule", page=APPROVALS
@@ -191,7 +195,7 @@ REASONS = {
         Step.RULES, "Nobody decided on this call of {tool} in time.", "not decided in time", page=APPROVALS
     ),
     "unclear_arguments": Reason(
-        Step.RULES, "This call of {tool} needs approval, but an object in its arguments has a name twice."
+        Step.RULES, "This call of {tool} needs approval, but a JSON object in the request has the same name twice."
     ),
     "too_many_holds": Reason(
         Step.RULES,
@@ -207,12 +211,18 @@ REASONS = {
     "timeout": Reason(Step.UPSTREAM, "The server did not answer in time."),
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with an error or with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway allows."),
-    "request_state": Reason(Step.UPSTREAM, "The requestState belongs to another call, is too old, or was used before."),
+    "request_state": Reason(
+        Step.UPSTREAM,
+        "The requestState was not issued for this call, is too old or was used before, or the call cannot continue.",
+    ),
     "session_lost": Reason(
         Step.UPSTREAM,
         "A server lost its session, so the client's session ended too; the client has to initialize again.",
     ),
-    "call_lost": Reason(Step.UPSTREAM, "The worker that kept the call open for the client's answer has ended."),
+    "call_lost": Reason(
+        Step.UPSTREAM,
+        "The call was lost while it waited for input: its worker ended, or the input could not be sent to the server.",
+    ),
     "input_refused": Reason(Step.UPSTREAM, "The client did not give the input the server asked for."),
     "loop": Reason(Step.UPSTREAM, "A server's address leads back to this gateway."),
     "internal_error": Reason(
@@ -221,8 +231,8 @@ REASONS = {
     "open_files": Reason(Step.REQUEST, "The gateway had too many open files to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
-        "Too many calls were running with the token or at the server, or the client had not read earlier large "
-        "answers. The call was not executed.",
+        "Too many calls were running with the token or at the server, or the person's clients had not read earlier "
+        "large answers. The call was not executed.",
     ),
 }
 

@@ -188,7 +188,7 @@ def _in_order(request: TokenRequest) -> tuple[str, Mapping[str, str], bytes]:
     return request.url, request.headers, request.body
 
 
-# Renew the access token of an identity, once for all processes: the steps, without network or database access.
+# The steps that renew the access token of an identity, once for all processes. They do no I/O themselves.
 #
 # `renewal` is a generator whose driver does the work. When it yields a Statement of refresh.sql, the driver sends back
 # the rows. When it yields a TokenRequest, the driver sends back the status and body of the answer, or None if there was
@@ -218,8 +218,8 @@ type Renewal = Generator[Step, Any, str]
 class NotRenewed(Exception):
     """The token was not renewed. `reason` says why calls are refused; `identity_unavailable` may be temporary.
 
-    `revocations` are requests to send to the issuer. They revoke new tokens of an identity that was disabled or revoked
-    during the renewal.
+    `revocations` are requests to send to the issuer. They revoke new tokens that were not stored, because the identity
+    was revoked during the renewal.
     """
 
     def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:

@@ -1,4 +1,4 @@
-"""One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
+"""One HTTP request at /mcp/<slug>: its headers (parsed once), its body, its message, and its row in the log."""
 
 import asyncio
 import time
@@ -377,9 +377,9 @@ class McpRequest:
             row.method = jsonrpc.method_in(self.body)
 
     def rename(self, feature: Named, grant: AccessRow) -> None:
-        """Continue as a request for `feature` under `grant`; the log and later re-checks of access use both.
+        """Continue as a request for `feature` under `grant`. The log and later re-checks of access use the new feature.
 
-        The credentials of the grant's servers are redacted from recorded payloads.
+        The credentials of the new grant's servers are redacted from recorded payloads.
         """
         self.feature, self.grant = feature, grant
         self.row.feature_type, self.row.feature_name = feature

@@ -105,10 +105,10 @@ def _advice(credential: str) -> str:
     if not is_of_an_app and not token_text.well_formed(text, MCP_TOKEN_KINDS):
         return "This is not a complete token of this gateway. Copy it again, without spaces, or create another."
     what = "Sign in again in the app" if is_of_an_app else "Create or regenerate one: Settings, API Tokens"
-    return f"The token is unknown here, expired or revoked. {what}."
+    return f"The gateway does not accept this token. It may be unknown, expired or revoked. {what}."
 
 
-# Bodies for people who open the URL of a gateway in a browser, for wrong paths, and for wrong host names.
+# Response bodies: for browsers that open the URL of a gateway, for wrong paths, and for wrong host names.
 FOR_BROWSERS = (
     "This is the address of an MCP gateway. It is for apps and agents, not for browsers.\n\n"
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
@@ -125,7 +125,7 @@ def for_browser(public_url: str, *headers: Pair) -> "Response":
 
 
 def cors_headers(origin: str | None) -> tuple[Pair, ...]:
-    """Return the CORS headers for an allowed origin; empty without an origin. Credentials are never allowed."""
+    """Return the CORS headers for an allowed origin; empty without an origin. Cookies are never allowed."""
     if origin is None:
         return ()
     return (
@@ -226,7 +226,7 @@ class Stream:
         await self._write(b"", ping=True)
 
     async def notify(self, message: jsonrpc.Object) -> None:
-        """Send a notification."""
+        """Send a message before the response: a notification, or a request of a server."""
         await self._write(jsonrpc.dumps(message))
 
     async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
@@ -241,7 +241,7 @@ class Stream:
         await self._write(body, last=True)
 
     def close(self) -> None:
-        """Ignore further notifications: the response is sent as JSON, while the call may still be running."""
+        """Ignore further messages: the response is sent as JSON, while the call may still be running."""
         self._ended = True
 
     def forget(self) -> None:

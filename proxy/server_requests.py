@@ -171,7 +171,7 @@ class ServerRequests:
     ) -> Object:
         """Call `send`, wait for the answer of `owner`, log the request, and return the answer.
 
-        Returns an error if the client cannot be asked, does not answer in time, or the row cannot be written.
+        Returns an error if the client cannot be asked or does not answer in time, or if the log row cannot be written.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -398,7 +398,7 @@ END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
 
 
 class BadState(UpstreamError):
-    """The requestState was not issued to this connection for this request, was already used, or is too old."""
+    """The requestState is not for this request of this connection, is too old or used, or its call cannot continue."""
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
@@ -555,7 +555,7 @@ class SuspendedCalls:
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
         """Send a request of a server to the client as `input_required`.
 
-        The client's next request has the answer, which is then sent to the server.
+        The client's retry has the answer, which is then sent to the server.
         """
         asking = call.asking
 
@@ -600,7 +600,7 @@ class SuspendedCalls:
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
 
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
-        """Store the outcome of a suspended call. The client's next request collects it."""
+        """Store the outcome of a suspended call. The client's retry collects the outcome."""
         try:
             outcome = _sealable(task)
             if outcome is None:

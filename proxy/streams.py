@@ -2,7 +2,7 @@
 
 The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the checks that
 admitted it. One statement checks up to 100 calls and streams, and the statements are spread over the 10 seconds. A call
-or stream that lost access ends with an error, and its request to a server is cancelled.
+or stream that lost access is ended, and the call's request to a server is cancelled.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return the owners marked, and the grants of standing streams re-read, since `news` was last called."""
+        """Return what is new since the last call: the marked owners, and the re-read grants of standing streams."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}

@@ -36,7 +36,7 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """The gateway gave this connection no task with this id in this era, or another server now has the task's tool.
+    """This connection got no task with this id in this era, or the tool's server or that server's era has changed.
 
     The error is the same in all cases, so that clients cannot find out which ids exist.
     """

@@ -64,7 +64,7 @@ def span(  # noqa: PLR0913  (what a span is)
     is_error: bool = False,
     links: Sequence[Context] = (),
 ) -> bytes:
-    """Encode a `Span` as a field of `ScopeSpans`; times in nanoseconds since 1970, `parent` a span id or empty."""
+    """Encode a `Span` as a field of `ScopeSpans`; times are nanoseconds since 1970, `parent` is a span id or empty."""
     message = b"".join(
         (
             b"\x0a\x10%b\x12\x08%b" % context,
@@ -174,7 +174,7 @@ class Tracer:
     """Starts spans for a share of the calls, and posts them. Must be created after the process has forked.
 
     The tracer decides at random which calls are sampled. A caller's trace is continued, but the caller's sampled flag
-    counts only if callers are trusted: otherwise anyone could have every call traced.
+    counts only if callers are trusted. If the flag always counted, anyone could have every call traced.
     """
 
     def __init__(self, config: Traces) -> None:
@@ -256,7 +256,7 @@ class CallSpan:
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """Add the span of writing the row.
+        """Add the span of writing the call's row in the log.
 
         `began` is in seconds after the request's arrival, and `outcome` is the outcome of the call.
         """
@@ -292,7 +292,7 @@ class CallSpan:
         self.put(span(self._context, parent, name, SERVER, began, ended, attributes, is_error=is_error, links=links))
 
     def note_hop(self, hop: Hop, *, is_error: bool) -> None:
-        """Queue the span of a request to a server for posting."""
+        """End the span of a request to a server, and queue it for posting."""
         ended, parent = self.at(time.perf_counter()), self._context.span_id
         attributes = hop.attributes
         self.put(span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
@@ -367,7 +367,7 @@ class _ThroughProxy(HTTPAdapter):
 
 
 def _resource() -> Resource:
-    """Return the resource of the spans: from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, or the product's name."""
+    """Return the resource of the spans, as the OTEL_ variables set it; the default service name is the product's."""
     told = Resource.create()
     own: dict[str, str] = {"service.version": versions.VERSION}
     if str(told.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):

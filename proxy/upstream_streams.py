@@ -131,7 +131,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After access was revoked, treat each session that calls use as unused until the next call in the session."""
+        """After a revocation, treat every session of calls as unused until the next call in the session."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -417,7 +417,7 @@ class ServerStreams:
                 if row in self._held and self._held[row].since < now:
                     self._held.pop(row).task.cancel()
             await self._courier.tell_interest(elsewhere)
-        # While waiting for the database, sessions may have been closed and others opened.
+        # While this worker waited for the database, sessions may have been closed and others opened.
         own = [row for row, is_own in leased.items() if is_own]
         more = [row for row in own if row not in self._held and self.calls.uses.get(row) is uses[row]]
         listened = {*more[: max(self._room(), 0)], *self._held}
@@ -579,7 +579,7 @@ def _for_calls(use: SessionUse) -> Source:
     return Source(Audience([], call.grant), call.assigned, call.target)
 
 
-# Subscribers of this worker and the servers each may receive notifications from, re-read from the database.
+# The subscribers of this worker, each with the servers whose notifications it may get, as re-read from the database.
 
 # The kinds of features in each list.
 KINDS = {"tools": (TOOL,), "prompts": (PROMPT,), "resources": (RESOURCE, TEMPLATE)}

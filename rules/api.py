@@ -83,7 +83,7 @@ class RuleSerializer(serializers.Serializer[Rule]):
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
     position = serializers.IntegerField(help_text="Place in the order of rules.")
     revision = serializers.IntegerField(
-        help_text="Increases with each change, except of `name`, `text`, `mode`, `enabled`, `note` and `position`."
+        help_text="Increases if any field but `name`, `text`, `mode`, `enabled`, `note` and `position` changes."
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -154,7 +154,7 @@ class RulePlace(RequestBody):
 
 
 class RuleResource(Resource):
-    """Rules on tool calls, in the order in which they apply. Enabled rules apply to the next call."""
+    """Rules on tool calls, in the order in which they apply. Changes apply from the next call on."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadCondition: Problem(HTTPStatus.BAD_REQUEST, "invalid", "when"),
@@ -229,7 +229,7 @@ class RuleResource(Resource):
 
 
 def _found(body: dict[str, Any]) -> dict[str, Any]:
-    """Replace slugs by gateway and servers. Raises ValidationError."""
+    """Replace the slugs in `body` by the gateway and servers with these slugs. Raises ValidationError."""
     if body.get("gateway"):
         body["gateway"] = _gateway(body["gateway"])
     if "servers" in body:

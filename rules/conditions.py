@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch
 
 
 class BadChoice(Exception):
-    """The choice makes no condition; `field` is the field of the form that is wrong."""
+    """The form's values do not make a condition; `field` is the form field with the wrong value."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(problem)
@@ -55,7 +55,7 @@ class BadChoice(Exception):
 
 
 def expression_of(choice: str, values: dict[str, Any]) -> str:
-    """Return the condition in CEL that was chosen in the form with these values. Raises BadChoice."""
+    """Return the condition of the kind `choice` in CEL, made from the form's `values`. Raises BadChoice."""
     match choice:
         case "argument":
             return _compared(values)
@@ -81,7 +81,7 @@ def _argument(values: dict[str, Any]) -> str:
 
 
 def path_of(argument: str) -> str:
-    """Return the CEL expression for an argument of a call: `args.name`, or `args["name"]` for other names."""
+    """Return the CEL for an argument of a call: `args.name`, or `args["name"]` if `name` is no identifier."""
     return f"args.{argument}" if is_identifier(argument) else f"args[{literal(argument)}]"
 
 

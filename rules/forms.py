@@ -216,7 +216,7 @@ class CallRuleForm(forms.Form):
         row = self.unsaved()
         try:
             row.tidy()
-            if len(self.selected) == len(self._targets):  # Otherwise an error would reveal other tools' arguments.
+            if len(self.selected) == len(self._targets):  # Otherwise an error would reveal hidden tools' arguments.
                 check_arguments(row.when, self.selected)
         except BadCondition as bad:
             if self.cleaned_data["condition"] == EXPRESSION:

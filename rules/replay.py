@@ -70,7 +70,7 @@ class Replay:
 
 
 def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, seconds: float = SECONDS) -> Replay:
-    """Return the calls of the last `days` that the rule would have touched, newest first, in about `seconds`."""
+    """Return the calls of the last `days` days that the rule would have touched. Stop after about `seconds` seconds."""
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
     for batch in _batches(_calls(gateway, days, with_arguments=reads)):
@@ -156,7 +156,7 @@ def arguments_of(call: Call) -> dict[str, Any] | None:
 
 
 class CallFacts:
-    """Looks up the data of logged calls that conditions use; each object is read once."""
+    """Looks up, for logged calls, the data that conditions use. Each object is read only once."""
 
     def __init__(self) -> None:
         self._zone = WorkspaceSettings.load().zone

@@ -75,7 +75,7 @@ def claims_of(tool: Feature | TargetTool) -> ToolClaims:
 
 
 def arguments_of_tools(tools: Iterable[TargetTool]) -> dict[str, str]:
-    """Return the arguments in the schemas of these tools, each with its type; empty for an unknown type."""
+    """Return the arguments in the schemas of these tools, each with its type, or with "" if the type is unknown."""
     known: dict[str, str] = {}
     for tool in tools:
         properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
@@ -89,7 +89,7 @@ def check_arguments(when: str, tools: Collection[TargetTool]) -> None:
     """Raise BadCondition if the condition names an argument that none of these tools has.
 
     Any argument is accepted if `tools` is empty. The same applies if a tool's schema lists no properties, or describes
-    further ones by a pattern or a schema.
+    further properties by a pattern or a schema.
     """
     names = compiled(when).arguments if when else None
     if not names or not tools or any(_is_open(tool.input_schema) for tool in tools):

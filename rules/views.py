@@ -127,7 +127,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
     """Return the names that a condition can use, for the gateway, servers and tools in the URL.
 
-    The URL has the fields of the form, which may be incomplete. Without fields in the URL, use those of the saved rule.
+    The URL has the fields of the form, which may be incomplete. If it has none, those of the saved rule are used.
     """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)
@@ -244,7 +244,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         back=reverse("rules:edit", args=[pk]),
         to=reverse("rules:list"),
         title="Remove rule",
-        text=f'Remove "{rule.name}"? This cannot be undone; the log keeps its name.',
+        text=f'Remove "{rule.name}"? This cannot be undone. The log keeps the name of the rule.',
     )
 
 

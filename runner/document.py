@@ -71,7 +71,7 @@ SERVER = _object(
             "The program's environment variables. `env:NAME` takes the value from the runner's environment, "
             "`file:PATH` from a file; give secrets in one of these forms. `${HOME}` is the program's home folder."
         ),
-        "folder": _text("Absolute path of the working folder. If missing, the program's home.", pattern="^/"),
+        "folder": _text("Absolute path of the working folder. By default, it is the program's home.", pattern="^/"),
         "mode": {
             "enum": ["shared", "session"],
             "default": "shared",
@@ -145,7 +145,7 @@ class FileMistakes(Exception):
 
 @dataclass(frozen=True)
 class RunnerEntry:
-    """An entry of the file, a program or an OpenAPI description, with its values resolved.
+    """An entry of the file: a program or an OpenAPI description. The values of the entry are resolved.
 
     `error` says why the entry cannot be served, for example a missing reference.
     """

@@ -28,7 +28,7 @@ async def _remove_mcp_headers(request: httpx2.Request) -> None:
 
 
 class DescriptionUnusable(Exception):
-    """The OpenAPI description cannot be read, or lacks an operation that runner.yaml names."""
+    """The OpenAPI description is too long, has no paths, or lacks an operation that runner.yaml names."""
 
 
 class OpenApiEndpoint:

@@ -22,7 +22,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "ins
 
 
 class InstallFailed(Exception):
-    """npm, pip or venv failed, or is not on this machine; the message says which, and has its output."""
+    """npm, pip or venv failed, or is not on this machine. The message has the command, and its output if any."""
 
 
 def install(file: RunnerFile) -> list[str]:
@@ -50,7 +50,7 @@ def install(file: RunnerFile) -> list[str]:
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
     """Return the entry's command with the program's full path, and the folder of the package's programs (or "").
 
-    Raises LookupError if the package is not installed, or the program does not exist or cannot be run by its user.
+    Raises LookupError if the package is not installed, if the program is missing, or if its user cannot run it.
     """
     program, *arguments = entry.fields["command"]
     name = entry.fields.get("package")

@@ -35,7 +35,7 @@ def now() -> str:
 
 
 def lacking_capabilities() -> list[str]:
-    """Return the capabilities that this process lacks for running each program as its own user."""
+    """Return the capabilities that this process lacks to run each program as a separate user."""
     if os.geteuid() == 0 and not Path("/proc/self/status").exists():
         return []
     effective = int(_status(os.getpid()).get("CapEff", "0"), 16)
@@ -51,7 +51,7 @@ def _status(pid: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """A process of this machine."""
+    """A process of this machine, and the memory that it uses."""
 
     pid: int
     parent: int
@@ -167,7 +167,7 @@ class Accounts:
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
     """Remove files and folders, also those that are nested too deep for shutil.
 
-    `matching` are conditions of find(1): the paths that it finds are removed, by default `paths` themselves.
+    `matching` are conditions of find(1). Matching paths are removed; by default, these are `paths` themselves.
     """
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
@@ -278,7 +278,7 @@ class ProgramProcess:
         return cls(entry, account, errors, process)
 
     async def _await_exit(self) -> None:
-        """Wait until the program exits, by polling: Process.wait() also waits for pipes that a child may hold open."""
+        """Poll until the program exits, because Process.wait() also waits for pipes that a child may hold open."""
         while self.process.returncode is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         code = self.process.returncode
@@ -302,7 +302,7 @@ class ProgramProcess:
             await asyncio.sleep(0.05)
 
     async def stop(self, reason: str) -> None:
-        """Close standard input, then ask the program to end, then kill it with its children."""
+        """Close standard input. If the program does not end, send SIGTERM to it and its children, then SIGKILL."""
         self.reason, self.is_stopped = self.reason or reason, True
         self.stdin.close()
         if not await self._exits_within(CLOSE_SECONDS):
@@ -332,7 +332,7 @@ class ProgramProcess:
         return self.exited.is_set()
 
     def check_limits(self, processes: Iterable[ProcessUsage]) -> None:
-        """Kill the program if it and its children use more than the entry allows."""
+        """Kill the program if it and its children use more memory or processes than the entry allows."""
         mine = self._mine(processes)
         self.memory_bytes = sum(each.memory_bytes for each in mine)
         most = self.entry.limit("memory_mb")

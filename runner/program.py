@@ -116,9 +116,9 @@ class RunningProgram:
             self.process.kill("closed its standard output")
 
     async def _next_line(self, stdout: asyncio.StreamReader) -> bytes:
-        """Return the next line that is not blank; empty at the end of the stream.
+        """Return the next line that is not blank, or b"" at the end of the stream.
 
-        If a line is too long, kill the program and return an empty line.
+        If a line is too long, kill the program and return b"".
         """
         try:
             while line := await stdout.readuntil(b"\n"):

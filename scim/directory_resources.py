@@ -163,7 +163,7 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with this address if the directory has deleted them; otherwise None.
+        """Return the person with the address in `said` if the directory has deleted them; otherwise None.
 
         When the directory creates such a person again, they are restored, but without their earlier password, teams,
         connections and credentials. Raises UniquenessException if the directory now sends another externalId.
@@ -288,7 +288,7 @@ class Teams:
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
         one_at_a_time()  # Lock before looking up members, as in `create`.
-        # A directory does not list people it has deleted. They stay if an administrator has added them to the team.
+        # Keep members whom the directory has deleted and an administrator has added: the directory cannot list them.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

@@ -1,7 +1,7 @@
 """/scim/v2/: the endpoint where directories provision people and teams (RFC 7644).
 
 Mounted by `scim.views.endpoint`. This module imports the optional SCIM package, so `scim.views` imports this module
-only when a provisioning key exists.
+only when an active provisioning key exists.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def answer(request: HttpRequest) -> HttpResponse:
     try:
         key = _key_of(request)
         if key is None:
-            raise UnauthorizedException(detail="This provisioning key is missing, unknown or revoked.")
+            raise UnauthorizedException(detail="The provisioning key is missing, unknown or revoked.")
     except Exception as error:
         if not isinstance(error, SCIMException):
             logger.exception("a provisioning key could not be looked up")
@@ -107,7 +107,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body with only the first line of an error's text: further lines describe internals of a library."""
+    """Return the body. From an error's text, remove the link to Pydantic's documentation and all that follows it."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

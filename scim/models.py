@@ -5,9 +5,9 @@ Needs no SCIM package; the protocol is in `scim.endpoint` and the modules it imp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from django.conf import settings
@@ -318,10 +318,10 @@ class DirectoryPerson(models.Model):
     """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
-    is the address that the directory sent last: while it sends the same, an administrator's correction stays. If
-    `removed_at` is set, the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
-    `deactivated_epoch` is the person's session epoch just after the directory deactivated them. If the person now has
-    another session epoch, an administrator has changed something since.
+    is the address that the directory sent last: while the directory sends this address, an administrator's correction
+    of the person's address stays. If `removed_at` is set, the directory has deleted the person, who is then deactivated
+    and no longer a SCIM resource. `deactivated_epoch` is the person's session epoch just after the directory
+    deactivated them. If the person now has another session epoch, an administrator has changed something since.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
@@ -349,10 +349,8 @@ class DirectoryPerson(models.Model):
     def __str__(self) -> str:
         return self.external_id or str(self.user_id)
 
-    DESCRIBED: ClassVar[Sequence[str]] = ("external_id", "user_name", "name", "emails")
-
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Store the attributes that a directory sent (those listed in DESCRIBED), and record the changes.
+        """Store the attributes that a directory sent (external id, user name, name, emails), and record the changes.
 
         If the directory had deleted the person, the person is a SCIM resource again.
         """
@@ -392,8 +390,8 @@ class DirectoryPerson(models.Model):
         `People.delete` does. Raises the errors of `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
-        # Must come first: once `end_access` has removed the password, the status is `revoked`, as if the person's
-        # invitation had been revoked, and `_keep` would not mark the person as provisioned.
+        # Call `_keep` before `end_access`, which removes the password. After that, the status of a person without
+        # `provisioned_at` is `revoked`, and `_keep` would not mark the person as provisioned.
         self._keep()
         self.user.end_access(by=by)
         if is_theirs:

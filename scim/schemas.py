@@ -1,4 +1,4 @@
-"""The SCIM schemas of this service, and the deviations it accepts from directories (RFC 7643).
+"""The SCIM schemas of this service (RFC 7643), and the deviations from the RFC that it accepts.
 
 This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
@@ -45,7 +45,7 @@ _KEPT = {
 _ALWAYS_THERE = {"active", "emails"}
 _LEFT_OUT = {"display"}  # Omit `display` from members and emails, where it would only repeat names.
 
-# Deviations of Microsoft Entra ID and Okta from the RFC.
+# Accept the deviations of Microsoft Entra ID and Okta from the RFC.
 FORGIVING = ScimPolicy(
     unknown=ScimPolicy.Unknown.ignore,
     remove_value_as_filter=ScimPolicy.RemoveValue.apply,

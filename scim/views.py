@@ -100,7 +100,7 @@ IS_INSTALLED = find_spec("scim2_server") is not None  # True if the extra `scim`
 @csrf_exempt
 @login_not_required
 def endpoint(request: HttpRequest) -> HttpResponse:
-    """Serve SCIM if its package is installed and a provisioning key exists; otherwise 404."""
+    """Serve SCIM if its package is installed and an active provisioning key exists; otherwise 404."""
     if not IS_INSTALLED or not ProvisioningKey.objects.live().exists():
         raise Http404
     from scim.endpoint import answer  # noqa: PLC0415  (the optional package)
@@ -209,7 +209,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke provisioning key",
-            text=f"Revoke {key}? The directory that uses it is refused at once. This cannot be undone.",
+            text=f"Revoke {key}? Its directory will be refused at once. This cannot be undone.",
             more="People and teams that the directory created stay. The directory can no longer deactivate anybody.",
             icon="revoke",
             back=page_url(key),

@@ -199,7 +199,7 @@ class ServerTrial:
                 return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "The gateway cannot see how people sign in before the server answers."
+            return "Before the server answers, the gateway cannot see how people sign in."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (
@@ -215,7 +215,7 @@ class ServerTrial:
 
     @property
     def causes(self) -> list[dict[str, str]]:
-        """The three most likely causes of a failure; empty if the test did not fail.
+        """The three most likely causes of a failure; empty if `kind` is not `bad`.
 
         Each cause has a remedy: `try` is the URL to test next, or `at` is the id of the part of the form to change.
         """
@@ -280,7 +280,7 @@ def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (Feat
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
     `kinds` are the kinds of features to list. If there is no MCP endpoint at the root of a host, the usual paths are
-    tried too; `ServerTrial.url` is the URL that worked, or the original URL if none worked.
+    tried too; `ServerTrial.url` is the first URL with an MCP endpoint, or the original URL if none has one.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -541,14 +541,14 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context to show the last test again; {} if that test was not of the URL in the form."""
+    """Return the context that shows the last test again; {} if the form now has another URL."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """Return the outcome of the last test; None if there was no test of the URL in `values`."""
+    """Return the outcome of the last test if it tested the URL in `values`; otherwise None."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 

@@ -40,7 +40,7 @@ NAME_TAKEN = "A server with this name or slug already exists."
 class ServerReference(Reference):
     """A server, by id, name and slug."""
 
-    slug = serializers.CharField(help_text="Name in addresses and default alias at gateways; never changes.")
+    slug = serializers.CharField(help_text="Name in addresses, and default alias at gateways; never changes.")
 
 
 class ServerSerializer(serializers.Serializer[Server]):
@@ -48,7 +48,7 @@ class ServerSerializer(serializers.Serializer[Server]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    slug = serializers.CharField(help_text="Name in addresses and default alias at gateways; never changes.")
+    slug = serializers.CharField(help_text="Name in addresses, and default alias at gateways; never changes.")
     url = serializers.CharField(help_text="Address of its MCP endpoint.")
     auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
     header_name = serializers.CharField(help_text="Header of the credential, for `auth_type` `header`.")
@@ -102,9 +102,9 @@ class ProbeSerializer(serializers.Serializer[Any]):
     wants_credential = serializers.BooleanField(
         help_text="Whether access was refused, usually because a credential is missing or not accepted."
     )
-    tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of its tools.")
-    era = serializers.CharField(required=False, help_text="Eras of MCP it speaks.")
-    version = serializers.CharField(required=False, allow_null=True, help_text="Protocol version of its answer.")
+    tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of the tools.")
+    era = serializers.CharField(required=False, help_text="Eras of MCP that the server speaks.")
+    version = serializers.CharField(required=False, allow_null=True, help_text="Newest MCP version the server speaks.")
     took_ms = serializers.FloatField(required=False, help_text="Duration in milliseconds.")
 
 
@@ -140,7 +140,7 @@ class ServerChanges(RequestBody):
     assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
     end_sign_ins = serializers.BooleanField(
-        help_text="Confirms that the change may end sign-ins; without it, such a change is refused."
+        help_text="Confirms that the change may end sign-ins; without this confirmation, such a change is refused."
     )
 
 
@@ -176,7 +176,7 @@ class ClientFile(RequestBody):
         help_text="Names of the entries to add as servers. Without names, nothing is changed.",
     )
     use_credentials = serializers.BooleanField(
-        default=False, help_text="Whether to store the credentials in the file. They are stored encrypted."
+        default=False, help_text="Whether to store the credentials that the file contains. They are encrypted."
     )
     shared = serializers.BooleanField(
         default=False, help_text="Whether the credentials are shared by everybody; otherwise they are yours."
@@ -188,7 +188,7 @@ class ClientFile(RequestBody):
         default="", allow_blank=True, max_length=80, help_text="Name of a new gateway to assign the servers to."
     )
     tools = serializers.ChoiceField(
-        ["all", "read_only", "none"], default="all", help_text="Tools allowed on that gateway."
+        ["all", "read_only", "none"], default="all", help_text="Which tools of the servers are allowed on the gateway."
     )
 
 
@@ -199,13 +199,13 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     becomes = serializers.CharField(help_text="`server`, `program` (of the runner), `here` (exists) or `unusable`.")
     url = serializers.CharField(help_text="Address of its MCP endpoint; empty for programs.")
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
-    has_credential = serializers.BooleanField(help_text="Whether the file has the value of its credential.")
+    has_credential = serializers.BooleanField(help_text="Whether the file contains the entry's credential.")
     suggested_name = serializers.CharField(
         help_text="Name that the server gets: its name in the file, with a number if that name is taken."
     )
-    runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if it is not a program.")
+    runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
-    detail = serializers.CharField(help_text="Why it is not usable, or the result of adding it; otherwise empty.")
+    detail = serializers.CharField(help_text="Why the entry is unusable, or the result of adding it; otherwise empty.")
     server = ServerReference(allow_null=True, help_text="The added or existing server; otherwise null.")
 
 

@@ -157,7 +157,7 @@ def _bare(program: str) -> str:
 def _package(program: str, words: Sequence[str]) -> tuple[ClientPackage | None, str, list[str]]:
     """Return the package that npx, uvx or a similar program starts, the package's program, and the arguments.
 
-    For any other program, the package is None and the name of its program is empty.
+    For any other program, return None, an empty name, and the arguments.
     """
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}

@@ -104,7 +104,7 @@ class _Json:
         return value
 
     def _next(self) -> str:
-        """Return the next character after spaces and comments; empty at the end."""
+        """Skip spaces and comments, and return the next character, or "" at the end."""
         self._at = self._gap(self._text, self._at).end()  # type: ignore[union-attr]  # It always matches.
         return self._text[self._at : self._at + 1]
 
@@ -172,7 +172,7 @@ class _Json:
 def _servers(data: Any) -> dict[str, Any]:
     """Return the servers by name, from the places where clients write them."""
     if not isinstance(data, dict):
-        raise Unreadable(1, 1, f"The file is a list. {WHICH}")
+        raise Unreadable(1, 1, f"The file is not an object. {WHICH}")
     nested = data.get("mcp")  # In the settings of VS Code.
     for place in (data, nested if isinstance(nested, dict) else {}):
         for key in KEYS:
@@ -247,7 +247,7 @@ def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str,
 
 
 def _with_credential(entry: ClientEntry, headers: Mapping[str, str], about: Mapping[str, str]) -> ClientEntry:
-    """Choose the header with the credential: Authorization, otherwise the first header that looks like a secret."""
+    """Return `entry` with the credential from Authorization, or from the first header that looks like a secret."""
     secrets = [one for one in headers if names_a_secret(one) or "key" in one.lower() or _variable.search(headers[one])]
     secrets.sort(key=lambda one: one.lower() != "authorization")
     notes = [f"The header {one} is left out: a server has one header, for its credential." for one in headers]

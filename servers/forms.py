@@ -185,7 +185,7 @@ class ServerForm(SignInSettings, SlugForm):
     lists_live = forms.BooleanField(
         label="Ask live",
         required=False,
-        help_text="For lists that differ by session: each list is fetched from the server, within 3 seconds.",
+        help_text="For lists that differ by session: the gateway fetches them when a client asks (3 seconds at most).",
     )
     key_help = forms.CharField(
         label="Where to get a key",
@@ -229,8 +229,8 @@ class ServerForm(SignInSettings, SlugForm):
     )
     authorization_endpoint = address(
         "Authorization endpoint",
-        "Address of the sign-in page, only for issuers without metadata. If you enter it, no metadata are read, and "
-        "you must enter the client on the server's page.",
+        "Address of the sign-in page, only for issuers without metadata. If you enter it, the issuer's metadata are "
+        "not read, and you must enter the client on the server's page.",
     )
     token_endpoint = address(
         "Token endpoint",
@@ -252,9 +252,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "The server's name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the "
-            "URL; "
-            "tick it if the server moved there later."
+            "The URL's host name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the "
+            "URL; tick it if the server moved there later."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
@@ -369,7 +368,7 @@ def _callable(url: str) -> tuple[str, bool]:
     if _is_command(url):
         raise ValidationError(NO_COMMAND)
     if re.search(r"[\x00-\x20\x7f\\]", url):
-        raise ValidationError("This is not a URL. One looks like https://mcp.example.com/mcp.")
+        raise ValidationError("This is not a URL. A URL looks like https://mcp.example.com/mcp.")
     try:
         inside = upstream_guard().check_now(url)
     except UrlRefused as refusal:

@@ -44,7 +44,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     id = Id()
     label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF removes the attribute
     server = ServerReference()
-    shared = serializers.BooleanField(source="is_shared", help_text="Whether everyone uses it, instead of one person.")
+    shared = serializers.BooleanField(source="is_shared", help_text="Whether the identity is shared by all people.")
     owner_email = serializers.EmailField(
         source="owner.email", default=None, allow_null=True, help_text="E-mail address of its owner; null if shared."
     )
@@ -52,7 +52,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     status = serializers.CharField(
         help_text="`active`, `refused` (by its server), `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`."
     )
-    enabled = serializers.BooleanField(help_text="Whether calls may use it.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled; `status` shows whether calls can use it.")
     secret_hint = serializers.CharField(help_text="Last four characters of the secret, if it is long enough.")
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
     issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
@@ -60,13 +60,15 @@ class IdentitySerializer(serializers.Serializer[Identity]):
         allow_null=True,
         help_text="When its token expires; null if unknown. With a refresh token, it is renewed in time.",
     )
-    sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
+    sign_in_needed = serializers.CharField(
+        source="sign_in_words", help_text="Why a new sign-in is needed; otherwise empty."
+    )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
         help_text="When the server's path or header was changed, if nobody has confirmed this yet; otherwise null.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
-    last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
+    last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")
     created_at = UtcDateTimeField(help_text="When it was created.")
     revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 
@@ -95,12 +97,12 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use it on your connections that have no credential for the server, or that use `instead_of`. "
+            "Whether to use the credential on your connections that have none for the server, or use `instead_of`. "
             "Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Your credential that it replaces on your connections; null if none."
+        required=False, allow_null=True, help_text="Your credential to replace on your connections; null if none."
     )
 
     def validate_server_id(self, pk: UUID) -> Server:
@@ -128,7 +130,7 @@ class Secret(RequestBody):
 
 
 class IdentityResource(Resource):
-    """Your own identities; with a capability also shared identities and those of other people."""
+    """Your own identities. With a capability, also shared identities and those of other people."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         IdentityAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
@@ -260,7 +262,7 @@ class IdentityResource(Resource):
     def _replaceable(self, pk: UUID) -> Identity:
         """Return the identity. Raise an error if it is revoked, or if the person may not replace its secret.
 
-        People may do this for their own identities; for shared identities they need a capability.
+        People may replace their own secrets; for secrets of shared identities they need a capability.
         """
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:

@@ -323,7 +323,7 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Return a sentence with the number of gateways (if shared) or connections that use it; empty if none do."""
+    """Return how many gateways (if `identity` is shared) or connections use it, as a sentence; empty if none."""
     if identity.is_shared:
         count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
     else:

@@ -18,9 +18,9 @@ from ui.rest import Resource, UtcDateTimeField
 class LastExitSerializer(serializers.Serializer[programs.LastExit]):
     """The most recent exit of one of the program's processes."""
 
-    at = UtcDateTimeField(allow_null=True, help_text="When it ended; null if not known.")
-    code = serializers.IntegerField(allow_null=True, help_text="Exit code; null if a signal ended it.")
-    signal = serializers.CharField(help_text="Signal that ended it; empty if none did.")
+    at = UtcDateTimeField(allow_null=True, help_text="When the process ended; null if not known.")
+    code = serializers.IntegerField(allow_null=True, help_text="Exit code; null if a signal ended the process.")
+    signal = serializers.CharField(help_text="Signal that ended the process; empty if none did.")
     reason = serializers.CharField(help_text="Reason in words.")
 
 
@@ -64,7 +64,7 @@ class ErrorLineSerializer(serializers.Serializer[Any]):
     """A line of standard error."""
 
     at = UtcDateTimeField(allow_null=True, help_text="When it was written; null if not known.")
-    pid = serializers.IntegerField(allow_null=True, help_text="Process that wrote it; null for the runner.")
+    pid = serializers.IntegerField(allow_null=True, help_text="ID of the process that wrote it; null if not known.")
     text = serializers.CharField(help_text="The line.")
 
 

@@ -80,7 +80,7 @@ class RunnerProgram:
 
     @property
     def badge(self) -> str:
-        """The colour of the state."""
+        """The kind of the badge that shows the state."""
         return {"running": "active", "starting": "pending", "failing": "down"}.get(self.state, "unknown")
 
 
@@ -135,7 +135,7 @@ def list_programs() -> RunnerListing:
 
 
 def title_of(url: str) -> str:
-    """Return the title of the program at this URL; empty if it is no program of the runner, or the runner is down."""
+    """Return the title of the runner's program at this URL; empty if there is none, or if the runner is down."""
     name = upstream_guard().program_at(url)
     try:
         return list_programs().find(name).title if name else ""

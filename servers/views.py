@@ -147,7 +147,7 @@ def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
-    """Suggest a slug, and check the name, while it is typed."""
+    """Suggest a slug, and check the name, while a person types the name."""
     name = text_of(request.GET, "name")
     suggestion = request.GET.get("slug") or suggest(name, Server.objects.all(), 16)
     return render(request, "servers/form.html#slug", {"made": suggestion, "is_taken": is_taken(name)})

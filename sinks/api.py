@@ -44,7 +44,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
         help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` if never served.",
     )
     lag_seconds = serializers.SerializerMethodField(
-        help_text="Age of the oldest undelivered row; null if none or paused."
+        help_text="Age of the oldest undelivered row; null if there is none or the sink is paused."
     )
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
     refused = serializers.IntegerField(
@@ -57,7 +57,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(
-        allow_null=True, help_text="Calls before this time were deleted by retention before they were delivered."
+        allow_null=True, help_text="Retention deleted undelivered calls from before this time; null if none."
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -114,7 +114,7 @@ class DeliverySerializer(serializers.Serializer[SinkTestResult]):
 
 
 class SinkResource(Resource):
-    """Receivers of the logs: webhooks, buckets, collectors, syslog. You can send only what you may see."""
+    """Receivers of the logs: webhooks, buckets, collectors, syslog, stdout. You can send only what you may see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadSinkAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),
@@ -192,5 +192,5 @@ class SinkResource(Resource):
         return Response(DeliverySerializer(send_test_line(sink, by=self.me)).data)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """Return the current sink."""
+        """Return the current state of the sink as an answer."""
         return self.answer(get_object_or_404(Sink, pk=pk), status)

@@ -95,7 +95,7 @@ def archive_enabled() -> bool:
 
 
 def open_archive() -> Objects:
-    """Return the archive from the settings."""
+    """Return the archive that the settings name."""
     place: str = settings.ARCHIVE
     if place.startswith("/"):
         return Folder(Path(place))

@@ -43,7 +43,7 @@ CONTENT = {
 
 
 class SinkError(Exception):
-    """The settings of a sink are refused; the message says why. `field` is the form field, if any."""
+    """The settings of a sink were refused; the message says why. `field` is the form field, if any."""
 
     field = ""
 
@@ -304,7 +304,7 @@ class Sink(Versioned, Switchable):
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         elif kind.shows_secret and moved:
             raise BadSinkSecret(
-                "Enter the secret again: it belongs to the old address and must not be sent to the new one."
+                "Enter the secret again: the saved one belongs to the old address and must not be sent to the new one."
             )
 
     def _must_be_an_address(self) -> None:
@@ -328,8 +328,8 @@ class Sink(Versioned, Switchable):
         """Change name, address or content, and record what changed.
 
         If a log is newly selected, only its new rows are sent. If the receiver will get fewer logs or none, the
-        receiver at the current address is notified. If `address` equals `place`, the shortened address that people see,
-        the address is not changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        receiver at the current address is notified. If `address` is the shortened address that people see (`place`),
+        the address stays as it is. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
         """
         if fields.get("address") == self.place:
             del fields["address"]

@@ -65,7 +65,7 @@ def of_lines(lines: Sequence[LogLine], resource: Attributes) -> bytes:
 
 
 def record(line: LogLine) -> bytes:
-    """Return a `LogRecord` as a field of `ScopeLogs`. Fields become attributes, except nulls and a valid trace id."""
+    """Encode a `LogRecord` for `ScopeLogs`. The line's fields become attributes, except nulls and a valid trace id."""
     told = dict(fields_of(line.text))
     trace_id = str(told.pop("trace_id", None) or "")
     number, text = SEVERITIES[line.severity]

@@ -33,7 +33,7 @@ def _type_of(field: Field[Any, Any]) -> pa.DataType:
 
 
 FIELDS = {str(field.column): field for field in Call._meta.concrete_fields}
-# Columns of lines that are numbers, times or booleans. All others are text, with nested values as JSON.
+# The types of columns with numbers, times or booleans. All other columns are text, with nested values as JSON.
 LINE_TYPES = {name: _type_of(field) for name, field in FIELDS.items() if name not in ("id", *AS_TEXT)}
 LINE_TYPES |= {"time": MOMENT, "number": pa.int64()}
 

@@ -1,4 +1,4 @@
-"""Reads the logs for a sink: each committed row once, in batches, and stores the acknowledged position.
+"""Read the logs for a sink, each committed row once and in batches, and store the acknowledged position.
 
 A round consists of the rows with ids between the sink's position and an id up to which the log is complete
 (auditlog.replica), so no row can be added to the round later. Rows are sent in the order of the log's primary key, and
@@ -96,7 +96,7 @@ class SinkReader:
         return found
 
     def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
-        """Store the new position and return True, or return False if the sink or its lease has changed."""
+        """Store the new position and return True; return False if the old position or the lease has changed."""
         sets = sql.SQL(", ").join(
             sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"to_{name}")) for name in (*to, *noted)
         )

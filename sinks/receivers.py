@@ -89,7 +89,7 @@ class Undelivered(Exception):
 
 
 class Receiver:
-    """Delivers lines to one sink while open. The class attributes describe its kind for forms and checks."""
+    """Delivers lines to one sink until `close`. The class attributes describe its kind for forms and checks."""
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -103,7 +103,7 @@ class Receiver:
     package: ClassVar[str] = ""  # The optional package that this kind needs.
 
     def __init__(self, sink: Sink) -> None:
-        """Raise Undelivered if the secret of the sink cannot be read."""
+        """Prepare the delivery to `sink`. Raises Undelivered if the secret of the sink cannot be read."""
 
     def __enter__(self) -> Self:
         return self
@@ -242,7 +242,7 @@ class _Posts(Receiver):
     def post(self, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
         """Send a POST, and return the acknowledgement. Raises Undelivered."""
         with _in_words():
-            # The body is not needed: the status alone shows whether the lines were acknowledged.
+            # The status shows whether the lines were acknowledged, so a body that cannot be read is no error.
             told = {"Content-Encoding": "gzip", **headers}
             answer = self._client.ask("POST", self._url, told, body, needs_body=False)
         _judge(answer)
@@ -251,7 +251,7 @@ class _Posts(Receiver):
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Convert errors of unreachable receivers in this block to Undelivered, with a message for people."""
+    """Convert NoAnswer errors in this block to Undelivered, with a message for people."""
     try:
         with raising_no_answer():
             yield
@@ -305,7 +305,7 @@ class Collector(_Posts):
     label = "OpenTelemetry"
     example = "https://collector.example.com:4318"
     address_help = (
-        "The https:// URL of an OTLP/HTTP receiver; without a path, /v1/logs is added. Inside "
+        "The https:// URL of an OTLP/HTTP receiver; without a path, /v1/logs is added. In a network of "
         "GATEWAY_PRIVATE_UPSTREAMS it may be http://."
     )
     key_label = "Headers"

@@ -79,7 +79,8 @@ def _serve_logged(pk: UUID) -> None:
 def send_undelivered(pk: UUID, seconds: float = PASS_S) -> int:
     """Send undelivered rows of this sink for about `seconds`, and return how many were acknowledged.
 
-    Does nothing if another process serves the sink. Failures are stored on the sink and retried later.
+    Does nothing if another process serves the sink. After a failure, the error is stored on the sink, and the rows are
+    sent again later.
     """
     service = _Service(pk, time.monotonic() + seconds)
     try:
@@ -209,7 +210,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
     """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal.
 
-    Return False if the sink or its lease has changed, otherwise True.
+    Return False if the position or the lease of the sink has changed meanwhile, otherwise True.
     """
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
@@ -255,7 +256,7 @@ def _loaded(pk: UUID) -> Sink | None:
 def drop_before(limit: date) -> int:
     """Record for each sink which undelivered calls are lost when partitions before `limit` are dropped.
 
-    Return the number of lost calls. Call this before dropping. Sinks continue after the lost rows.
+    The partitions must still exist. Return the number of lost calls. Sinks continue after these calls.
     """
     begin = Call.partitions.kept_from(limit)
     lost = 0

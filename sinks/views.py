@@ -74,13 +74,13 @@ class SinkForm(forms.Form):
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
     sends_payloads = forms.BooleanField(
-        label="Payloads with the calls", required=False, help_text="If the workspace records them."
+        label="Payloads with the calls", required=False, help_text="Sent only if the workspace records payloads."
     )
     sends_events = forms.BooleanField(label="Admin events", required=False, initial=True)
     from_beginning = forms.BooleanField(
         label="Send the existing log first",
         required=False,
-        help_text="Otherwise only new rows are sent.",
+        help_text="If not selected, only new rows are sent.",
     )
 
     def __init__(self, data: Any, *, kind: str, sink: Sink | None = None, viewer: User | None = None) -> None:

@@ -1,6 +1,6 @@
 """Admit people who signed in at the organisation's identity provider, and give them a role and teams by group rules.
 
-The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
+See docs/decisions/0034-sign-in-by-the-organisation.md.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ class Admission(models.Model):
     def _named(self, who: Claims, invited: User | None) -> User | None:
         """Return the existing person with the e-mail address in `who`; None if a new person may be created.
 
-        An e-mail address alone proves nothing. To take over an existing person, the workspace must allow linking by
-        e-mail and the address must be verified; or the person must have opened the invitation mailed to the address.
-        Raises NoEntry.
+        An e-mail address alone proves nothing. An existing person is returned only if the workspace allows linking by
+        e-mail and the address is verified, or if this browser has opened the invitation mailed to the address. Raises
+        NoEntry.
         """
         email = who.email.strip().lower()
         try:
@@ -271,7 +271,7 @@ class RuleRow(models.Model):
 
 
 class Account(models.Model):
-    """The person's account at the organisation, identified by issuer and subject, never by e-mail."""
+    """A person's account at the organisation, identified by issuer and subject, never by e-mail."""
 
     user = models.ForeignKey(User, models.PROTECT, related_name="organisation_accounts")
     issuer = models.CharField(max_length=500)
@@ -312,5 +312,5 @@ def checked_rules(rules: Sequence[GroupRule]) -> list[GroupRule]:
         if not rule.group or len(rule.group) > LONGEST_GROUP or not (rule.role or rule.team):
             raise BadRules(BadRules.__doc__)
     if len(tidy) > MOST_RULES:
-        raise BadRules(f"{MOST_RULES} group rules at most.")
+        raise BadRules(f"There can be at most {MOST_RULES} group rules.")
     return tidy

@@ -130,7 +130,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
 class ProviderTestSerializer(serializers.Serializer[ProviderTestResult]):
     """The result of a test of the provider."""
 
-    works = serializers.BooleanField(help_text="Whether people could sign in at the provider.")
+    works = serializers.BooleanField(help_text="Whether the test found no error.")
     detail = serializers.CharField(help_text="Result in words.")
 
 

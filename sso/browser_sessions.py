@@ -31,8 +31,8 @@ def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
     """End a person's password sessions if sign-in by the organisation is now enforced for the person.
 
-    Call this after the person's e-mail address or break-glass right was changed. `accounts.models` imports this module.
-    So this module cannot import `sso.models`, and looks up Provider by name (docs/explanation/architecture.md).
+    `accounts.models` calls this function after changes of the person's e-mail address or break-glass right, and so
+    imports this module. To avoid a circular import, Provider is looked up by name (docs/explanation/architecture.md).
     """
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()

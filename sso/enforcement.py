@@ -33,7 +33,7 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the person's identity-provider account in the browser session. Must run before the person is signed in."""
+    """Store the person's account at the provider in the browser session. The caller must then sign the person in."""
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 class ProviderError(Exception):
-    """The settings of the organisation's sign-in are refused; the message says why. `field` is the form field."""
+    """A setting or a link to an account is refused, or the identity provider fails; the message says why.
+
+    `field` is the form field, if there is one.
+    """
 
     field = ""
 
@@ -46,7 +49,7 @@ class NoBreakGlass(ProviderError):
 
 
 class BadRules(ProviderError):
-    """Each group rule needs a group, and a role or a team."""
+    """Each group rule needs a group of at most 200 characters, and a role or a team."""
 
     field = "rules"
 
@@ -95,7 +98,7 @@ class ProviderDown(ProviderError):
 
 
 class Advice(NamedTuple):
-    """Advice for a person whose sign-in failed. It reveals nothing about accounts."""
+    """Advice for a person whose sign-in failed. It reveals nothing about other people's accounts."""
 
     text: str
     is_for_administrators: bool = False
@@ -114,7 +117,8 @@ FAILED = Advice(
     "of this workspace."
 )
 AGAIN = Advice(
-    "The sign-in took too long, was started in another browser, or was already used. Go back and sign in again."
+    "The sign-in took too long, was started in another browser or was already used, or the settings changed meanwhile. "
+    "Go back and sign in again."
 )
 HERE_FIRST = Advice(
     "Start signing in here, not on the page of your organisation. Go back and press the sign-in button."
@@ -135,8 +139,8 @@ OTHER_ACCOUNT = Advice(
 )
 CONFIRM_HERE = Advice("Go back, and confirm with your password or second factor of this workspace.")
 NOT_ASKED = Advice(
-    "Your organisation did not ask you to sign in again, so nothing was confirmed. Try again. If it fails again, ask "
-    "an administrator of this workspace to check the settings of single sign-on."
+    "Nothing proves that your organisation asked you to sign in again, so nothing was confirmed. Try again. If it "
+    "fails again, ask an administrator of this workspace to check the settings of single sign-on."
 )
 CHANGED = "The settings of the provider changed during the sign-in."
 SET_UP_REASONS = (
@@ -170,7 +174,7 @@ ENTRY_ADVICE = {
         "administrator of this workspace for a role, or your organisation's IT administrator for such a group."
     ),
     "too_many_groups": Advice(
-        "You are in so many groups that your organisation did not send them, so you have no role here. Ask an "
+        "You are in so many groups that your organisation did not send them, so your role here is not known. Ask an "
         "administrator of this workspace to arrange that your organisation sends only the groups of this application."
     ),
     "no_email": Advice("Your organisation sent no e-mail address for you. Ask its IT administrator to add one."),

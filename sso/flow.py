@@ -1,4 +1,4 @@
-"""Code for OpenID Connect and SAML: store the sign-ins that a browser has started, and parse the values of claims."""
+"""Functions for OpenID Connect and SAML: they store sign-ins that a browser has started, and parse claim values."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ class ProviderForm(forms.Form):
         max_length=MOST_BYTES,
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocomplete": "off"}),
-        help_text="XML, if the provider has no URL for it or this gateway cannot reach it.",
+        help_text="XML. Paste it if the metadata have no URL, or one that this gateway cannot reach.",
     )
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",
         required=False,
-        help_text="The current key can still decrypt. It is deleted when you create yet another key later.",
+        help_text="The current key remains able to decrypt until you create yet another key.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

@@ -72,8 +72,8 @@ SAML_SETTINGS = (
 SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
 SEES_SETTINGS = frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ})
-# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. By changing them,
-# a person who owns a provider or group could sign in as anybody, so a change needs every capability.
+# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. Somebody who
+# controls a provider, or a group there, could change them to sign in as anybody. So a change needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {*SAML_TERMS, "certificates"}
 METADATA_AGE = timedelta(hours=1)  # When people sign in, older metadata are read again.
@@ -202,7 +202,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the protocol
         or issuer may remove the current secret (see `ends_secret`). When sign-in becomes enforced, affected sessions
         that began with a password end. Raises ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody
-        without every capability changes TERMS, has metadata fetched or replaces the decryption key.
+        without every capability changes TERMS or the source of the metadata, or replaces the decryption key.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
@@ -261,7 +261,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return {"decryption_key_made": True} if pair else {}
 
     def must_still_be(self, known: Self) -> None:
-        """Raise ChangedThere if the metadata were read for another provider."""
+        """Raise ChangedThere if the protocol or the issuer has changed since `known` was loaded."""
         if (self.protocol, self.issuer) != (known.protocol, known.issuer):
             raise ChangedThere(ChangedThere.__doc__)
 
@@ -287,7 +287,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
 
     def must_be_sound(self) -> None:
-        """Raise ProviderError if people could not sign in with these settings."""
+        """Raise ProviderError if these settings are invalid, incomplete, or could lock everybody out."""
         if "openid" not in self.scopes.split() or not all(map(_scope, self.scopes.split())):
             raise BadScopes(BadScopes.__doc__)
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
@@ -318,7 +318,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 return
             if row.issuer != said["issuer"]:
                 raise BadSamlMetadata(
-                    f"{row.metadata_url} now has metadata of another provider. Enter its metadata again."
+                    f"{row.metadata_url} now has metadata of another provider. To use that one, enter its metadata."
                 )
             before = row.editable()
             row.take(said, "")

@@ -154,7 +154,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
     def usable(name: str, *, needed: bool = True) -> str:
         """Return the member `name` if it is a URL that may be used.
 
-        If it is not, raise ProviderDown if the URL is `needed`, otherwise return "".
+        For any other value, raise ProviderDown if the URL is `needed`, and return "" if it is not.
         """
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):

@@ -94,7 +94,7 @@ def header_of(token: str) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise TokenInvalid("This is not a signed token.")
     if header.get("alg") not in ALGORITHMS:
-        raise TokenInvalid("The token is not signed with a public key.")
+        raise TokenInvalid("The token has no public-key signature of a supported kind.")
     return header
 
 

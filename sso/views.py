@@ -138,8 +138,8 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 def saml_answered(request: HttpRequest) -> HttpResponse:
     """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
 
-    People who started at the provider first get a page that asks whether to sign in as this person. Without this
-    page, a link could replace their session.
+    If the sign-in started at the provider, a page first asks whether to sign in as this person. Without this page, a
+    link could replace the browser's session.
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
@@ -266,7 +266,7 @@ def sign_in_refused(
 def _without_referrer(
     request: HttpRequest, template: str, context: dict[str, Any], status: HTTPStatus = HTTPStatus.OK
 ) -> HttpResponse:
-    """Render a page whose URL came from the provider, without sending that URL to other sites."""
+    """Render a page. Its URL, which may have values from the provider, is not sent to other sites."""
     response = render(request, template, context, status=status)
     response["Referrer-Policy"] = "no-referrer"
     return response
@@ -276,7 +276,7 @@ def _without_referrer(
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN_ACCOUNT)
 def confirm(request: AppRequest) -> HttpResponse:
-    """Ask a person without password or code to sign in at the organisation, to confirm a sensitive change."""
+    """Ask a person without password or second factor to sign in at the organisation, to confirm a sensitive change."""
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")
@@ -320,7 +320,7 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
     """Handle a logout token of the provider (OpenID Connect Back-Channel Logout 1.0)."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
-        return _not_a_logout("There is no sign-in by an organisation here.")
+        return _not_a_logout("This workspace has no sign-in with OpenID Connect.")
     token = request.POST.get("logout_token", "")
     try:
         header_of(token)  # Check the format first, so that garbage does not make us fetch keys.
@@ -373,7 +373,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
 @requires(Capability.WORKSPACE_MANAGE)
 @requires(Capability.PEOPLE_MANAGE)
 def test_provider(request: AppRequest) -> HttpResponse:
-    """Test the provider, and show what is wrong."""
+    """Test the provider, and show the result."""
     provider = Provider.load()
     outcome = provider_test.test_provider(provider, by=request.user)
     context = _context(request, provider, ProviderForm(None, provider=provider)) | {"outcome": outcome}

@@ -174,10 +174,10 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Only the token's owner can do this, or a request with the token itself as Bearer. The previous secret works for
-        another `overlap_hours`: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is first used.
-        Without a body, the previous secret stops at once. Nothing else in the token changes. A previous secret cannot
-        rotate the token.
+        Only the token's owner can do this, or a request with the token itself as Bearer. The previous secret stays
+        valid for `overlap_hours` hours: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is
+        first used. Without a body, the previous secret ends at once. Nothing else in the token changes. A previous
+        secret cannot rotate the token.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -190,8 +190,8 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """End a token's secrets and ask its owner to collect a new one.
 
-        The present secret works for another `overlap_hours`. With `until_used` it ends earlier, when the new secret is
-        first used. Without a body, the present secret stops at once. Only the owner can collect the new secret. If a
+        The present secret stays valid for `overlap_hours` hours. With `until_used` it ends earlier, when the new secret
+        is first used. Without a body, the present secret ends at once. Only the owner can collect the new secret. If a
         new secret was already requested, asking again changes nothing, except that `overlap_hours` 0 ends a remaining
         overlap.
         """
@@ -205,7 +205,7 @@ class TokenResource(Resource):
     def collect(self, request: Request, pk: UUID) -> Response:
         """Collect the new secret of a token.
 
-        It is shown once, to the token's owner.
+        The secret is shown once, to the token's owner.
         """
         token = self._find(pk)
         token.must_be_active()
@@ -224,8 +224,8 @@ class TokenResource(Resource):
     def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
         """Rotate the token that authenticated this request.
 
-        Raises ApiError if it is another token than `pk`, or may not be used now or from this address. Raises
-        AuthenticationFailed if its secret has just ended.
+        Raises ApiError if this token is not the token `pk`, or may not be used now or from this address. Raises
+        AuthenticationFailed if the token's secret has just ended.
         """
         token = presented.token
         if token.pk != pk:
@@ -389,10 +389,10 @@ class ApiKeyResource(Resource):
 
 
 class Regenerate(Connections):
-    """A new secret for a connection. The previous secret stops at once.
+    """A new secret for a connection. The previous secret stops working at once.
 
-    If the agent is your own, the answer has the new secret. If it is another person's, this person is asked to collect
-    the new secret, and the answer is the connection.
+    For your own agent, the answer has the new secret. Otherwise the answer is the connection: the owner of another
+    person's agent is asked to collect the new secret, and the new key of an app is never shown.
     """
 
     versioned = False  # The response may be a token instead of the connection.
@@ -414,14 +414,14 @@ class Regenerate(Connections):
     def _key(self, connection: Connection) -> Response:
         """Regenerate an app's key, which is never shown.
 
-        The capability is required even for the person's own connection.
+        MCP_CONNECTIONS_REVOKE is required even for the person's own connection.
         """
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """Rotate the only active token of an agent, and return its secret.
+        """Rotate the only active token of an agent, and return the new secret.
 
         For another person's agent the owner is asked to collect the secret, and the answer is the connection.
         """
@@ -437,7 +437,7 @@ class Regenerate(Connections):
             raise ApiError(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
         if len(active) > 1:
             raise ApiError(
-                HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
+                HTTPStatus.CONFLICT, "choose_token", "This connection has several active tokens. Rotate one by its id."
             )
         if not is_own:
             return self.changed(connection, active[0].ask_for_new)
@@ -447,7 +447,7 @@ class Regenerate(Connections):
 
 
 def _must_regenerate(connection: Connection) -> None:
-    """Raise ConnectionAlreadyRevoked, or ApiError if the connection is disabled."""
+    """Raise ConnectionAlreadyRevoked if the connection is revoked; otherwise raise ApiError as `must_be_on` does."""
     if not connection.is_live:
         raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
     must_be_on(connection)

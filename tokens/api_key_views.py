@@ -101,10 +101,10 @@ def listing(request: AppRequest) -> HttpResponse:
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@own_resource("an API key of one's own, with no more than one may do oneself")
+@own_resource("an API key of one's own, with at most one's own capabilities")
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
-    """Create a key; its secret is shown only in the response to this POST."""
+    """Show the form, or create a key. The key's secret is shown only in the response to the POST that creates it."""
     form = ApiKeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         existing = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()

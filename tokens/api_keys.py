@@ -53,7 +53,7 @@ class IssuedApiKey(NamedTuple):
 def issue(
     *, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None
 ) -> IssuedApiKey:
-    """Create an API key that acts as the person `by` with at most `capabilities`, for `days` from now.
+    """Create an API key that acts as the person `by` with at most `capabilities`, for `days` days from now.
 
     Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours if the person `by` lacks one of
     the capabilities.

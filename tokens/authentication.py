@@ -25,7 +25,7 @@ class Presented:
 
     @property
     def credential(self) -> str:
-        """A name of the credential that stays the same when its secret is rotated."""
+        """A name for the credential; the name does not change when the secret is rotated."""
         return f"token {self.token.pk}"
 
 
@@ -45,7 +45,8 @@ class BearerAuthentication(BaseAuthentication):
     """Authenticates requests that have a Bearer credential. The session cookie of such requests is ignored.
 
     Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An unknown, expired or revoked
-    credential gets 401. For other requests, `authenticate` returns None.
+    credential gets 401, and so does a credential whose owner is inactive. For other requests, `authenticate` returns
+    None.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:
@@ -61,7 +62,9 @@ class BearerAuthentication(BaseAuthentication):
         if token is None and secret.lower().startswith("bearer"):
             raise AuthenticationFailed("Write the word Bearer once, then the API key.", code="unauthorized")
         if token is None:
-            raise AuthenticationFailed("This token is missing, unknown, expired or revoked.", code="unauthorized")
+            raise AuthenticationFailed(
+                "This token is missing, unknown, expired or revoked, or its owner is inactive.", code="unauthorized"
+            )
         return token.connection.user, Presented(token, secret)
 
     def authenticate_header(self, request: Request) -> str:

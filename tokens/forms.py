@@ -178,7 +178,7 @@ UNTIL_USED = "used"
 
 
 class TokenOverlapForm(OverlapForm):
-    """Form for how long the old secret of `token` stays valid; 24 hours are preselected.
+    """Form for how long the old secret of `token` stays valid. Usually, 24 hours are preselected.
 
     If all recent calls of the token came from one address, another option is preselected: the old secret ends when the
     new secret is first used, but after MOST_UNTIL_USED hours at the latest.

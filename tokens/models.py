@@ -377,7 +377,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def rotate(
         self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0, until_used: bool = False
     ) -> Issued:
-        """Replace this token's secret. Only the owner may do this, because the secret acts as the owner.
+        """Replace this token's secret. Only its owner or the token itself may do this: the secret acts as the owner.
 
         The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used` it
         ends earlier, when the new secret is first used. A secret that was replaced earlier ends at once. `presented` is
@@ -506,7 +506,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
         Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime, BadAllowlistEntry or ChangedMeanwhile, and
-        CapabilityRequired if an owner without `api-tokens:manage` loosens the limit.
+        CapabilityRequired if the person `by` loosens the limit, but lacks `api-tokens:manage`.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
@@ -614,7 +614,7 @@ def _plain(value: Any) -> Any:
 
 
 class TokenScope(models.Model):
-    """One server that a token limited to certain servers may reach; fixed when the token is created."""
+    """One of the servers to which a token is limited; fixed when the token is created."""
 
     token = models.ForeignKey(Token, models.CASCADE, related_name="scopes")
     assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="+")

@@ -35,7 +35,7 @@ ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 SEES = (
     Capability.API_TOKENS_READ,
     Capability.MCP_CONNECTIONS_READ,
-)  # A person who reads connections may see tokens: the row of a connection shows their names and prefixes.
+)  # A person who reads connections may see tokens: the row of a connection shows its tokens' names and prefixes.
 
 NOTICES = 3  # Waiting tokens that the template shows before "more".
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
@@ -48,7 +48,10 @@ def tokens_visible_to(viewer: User) -> TokenQuerySet:
 
 
 def hosts_for(viewer: User) -> HostQuerySet:
-    """Return the enabled agents `viewer` may create a token for: all, or those that allow enrolment."""
+    """Return the enabled agents `viewer` may create a token for.
+
+    With API_TOKENS_CREATE these are all enabled agents, otherwise only those that allow enrolment.
+    """
     agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
     return agents if viewer.has_perm(Capability.API_TOKENS_CREATE) else agents.filter(allow_enrolment=True)
 
@@ -178,7 +181,7 @@ IDLE = timedelta(days=90)
 
 
 class SecretUse(NamedTuple):
-    """The previous or present secret of a token, and its use since the present one was made or requested."""
+    """The previous or present secret of a token, and its use since the last rotation or request for a new secret."""
 
     name: str
     prefix: str
@@ -252,7 +255,7 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The previous and the present secret, with their use since the change; empty if no secret was replaced.
+        """The previous and the present secret, with their use since the replacement; empty if there was none.
 
         While a new secret waits to be collected, the result contains only the previous secret.
         """
@@ -319,7 +322,7 @@ def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
 
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
-    """Return the tokens of `owner_of_listed`. Raises CapabilityRequired."""
+    """Return the viewer's own tokens, or everyone's with `?owner=all`. Raises CapabilityRequired."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if owner := owner_of_listed(viewer, query):
         return tokens.filter(connection__user=owner)

@@ -36,7 +36,9 @@ class PreviousSecret(serializers.Serializer[Token]):
 
     prefix = serializers.CharField(source="previous_prefix", help_text="First characters of the previous secret.")
     ends_at = UtcDateTimeField(source="previous_works_until", help_text="When the previous secret stops working.")
-    last_used_at = UtcDateTimeField(source="previous_last_used_at", allow_null=True, help_text="When it was last used.")
+    last_used_at = UtcDateTimeField(
+        source="previous_last_used_at", allow_null=True, help_text="When it was last used; null if never."
+    )
 
 
 class TokenSerializer(serializers.Serializer[Token]):

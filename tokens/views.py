@@ -519,7 +519,7 @@ def regenerate_key(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _key(request: AppRequest, connection: Connection) -> HttpResponse:
-    """Regenerate an app's key, which is never shown. Needs the capability even for one's own connection."""
+    """Regenerate an app's key, which is never shown. Needs MCP_CONNECTIONS_REVOKE even for one's own connection."""
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:

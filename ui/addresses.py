@@ -78,7 +78,7 @@ def _unclear(uri: str) -> Address:
 
 
 def _ascii(text: str) -> str:
-    """Percent-encode as browsers do, which also removes invisible and direction-changing characters."""
+    """Percent-encode as browsers do, which also makes invisible and direction-changing characters visible."""
     return quote(text, safe=PRINTABLE)
 
 

@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class OneClick:
-    """A link that adds a gateway to a client, or opens the page where it is added.
+    """A link that adds a gateway to a client, or opens the client's page for adding it.
 
     `href` may contain `{url}`, `{name}`, `{config}` (JSON with the URL, in base64) and `{server}` (JSON of VS Code).
     """

@@ -77,7 +77,7 @@ def give_back() -> None:
 def released(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Give the connection back to the pool before the response is sent, since clients may be slow.
 
-    Place this middleware before all middleware that uses the database.
+    This middleware must come before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

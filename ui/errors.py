@@ -16,7 +16,7 @@ from wire import jsonrpc
 
 
 class TryLater(Exception):
-    """The request is refused for now, and nothing was done. Retry after `seconds`; the message is for people."""
+    """The request is refused for now; nothing was done. `seconds` is the Retry-After; the message is for people."""
 
     def __init__(self, sentence: str, seconds: int) -> None:
         super().__init__(sentence)
@@ -69,7 +69,7 @@ def _without_last_slash(request: HttpRequest) -> str:
 def _is_mcp_client(request: HttpRequest) -> bool:
     """Return whether the request comes from an MCP client, for example one with a wrong URL.
 
-    Its headers show this: browsers never send forms as JSON.
+    The headers show this: browsers never send forms as JSON.
     """
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 

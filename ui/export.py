@@ -46,7 +46,7 @@ MAX_EXPORTS = 2  # Per person and process.
 READERS = 4  # Exports in one process that may query the database at once, each over a separate connection.
 
 _FORMULA = frozenset("=+-@")
-# Matches a separator inside a cell that is followed by a formula sign: some spreadsheets begin a new cell there.
+# Matches a separator followed by a formula sign, inside a cell: some spreadsheets begin a new cell at the separator.
 _NEW_CELL = re.compile(r"([;\t\r\n][\s\"']*)(?=[=+\-@])")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
@@ -73,8 +73,8 @@ class Export:
     """A file with rows for one person, written a few rows at a time; `columns` are the names of the fields.
 
     A subclass yields the rows from `chunks`. It must not hold a database connection between two chunks, because clients
-    may be slow. `close` may be called at any time, from any thread. Creating an Export raises TooManyExports; iterating
-    raises IncompleteExport.
+    may be slow. `close` may be called at any time, from any thread. Creating an Export may raise TooManyExports;
+    iterating may raise IncompleteExport.
     """
 
     def __init__(self, kind: str, columns: Sequence[str], *, by: Any) -> None:

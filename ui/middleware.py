@@ -1,4 +1,4 @@
-"""Middleware: compression, htmx redirects, and pages for 429 and 405."""
+"""Middleware: compression, htmx redirects, 404 for missing static files, and pages for 429 and 405."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Compression(GZipMiddleware):
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Turn redirects into HX-Redirect: htmx would follow a redirect and insert the new page into the old one.
 
-    Place this middleware after HtmxMiddleware and before SignInFirst, so that it also turns the redirects to sign-in.
+    This middleware must come after HtmxMiddleware and before SignInFirst, so that it also sees redirects to sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -61,7 +61,7 @@ def _destination(request: HttpRequest, location: str) -> str:
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Answer 404 below STATIC_URL: a request that arrives here asks for a file that does not exist.
 
-    Place this middleware after the one that serves static files, and before all middleware that uses the database.
+    This middleware must come after the one that serves static files, and before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -75,8 +75,8 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Show a page to browsers that open a URL for POST only, for example from a copied link or by going back.
 
-    CSRF-exempt views, which are for programs, are not changed. Place this middleware last, so that the page has
-    messages and headers like any other page.
+    CSRF-exempt views, which are for programs, are not changed. This middleware must come last, so that the page
+    has messages and headers like any other page.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -91,7 +91,7 @@ def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 429 if the view of a page raises TryLater. Place this middleware after HtmxMiddleware."""
+    """Answer 429 if the view of a page raises TryLater. This middleware must come after HtmxMiddleware."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         return get_response(request)

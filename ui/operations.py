@@ -60,7 +60,7 @@ class ListQuery(Query):
 
     page = serializers.IntegerField(min_value=1, required=False, help_text="Number of the page, from 1.")
     page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
-    ordering = serializers.CharField(required=False, help_text="Field to sort by; with `-` in descending order.")
+    ordering = serializers.CharField(required=False, help_text="Field to sort by; a leading `-` means descending.")
 
 
 class File(NamedTuple):
@@ -165,7 +165,7 @@ def operation_of(view: Any, action: str | None) -> Operation | None:
     return getattr(getattr(view, action or "", None), DECLARED, None)
 
 
-# Requests with an Idempotency-Key. A request that is repeated within an hour gets the same answer and creates nothing.
+# Requests with an Idempotency-Key. A request repeated within an hour gets the same answer and creates nothing again.
 #
 # The header and its errors follow draft-ietf-httpapi-idempotency-key-header-07. The created object and the answer
 # are committed in one transaction, so that neither exists without the other, even after a crash. The gateway contacts
@@ -198,7 +198,7 @@ class AnswerLost(APIException):
     """The encryption key of the stored answer is missing."""
 
     status_code = HTTPStatus.CONFLICT
-    default_detail = "The answer to the first request can no longer be read. Look up what it created."
+    default_detail = "The answer to the first request can no longer be read. Look up what that request created."
     default_code = "idempotency_answer_lost"
 
 
@@ -269,7 +269,7 @@ def _alone(key: str) -> None:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
         if not cursor.fetchone()[0]:
             raise InProgress
-        # Locked and unlocked in one statement, which runs in one session even through a pooler.
+        # Test the later lock: lock and unlock it in one statement, which runs in one session even through a pooler.
         cursor.execute(
             "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN pg_advisory_unlock(%s) ELSE false END",
             [_later_lock(key)] * 2,

@@ -51,7 +51,7 @@ def is_for(request: AppRequest, target: str) -> bool:
 def may_follow(request: AppRequest) -> bool:
     """Return whether a slow part of the page may come with a second request, which the page then makes.
 
-    False for this second request, without scripts after "Count now", and for a file.
+    False for this second request, for the link "Count now" (in browsers without scripts), and for a file.
     """
     return not (wants_fragment(request) or "now" in request.GET or "format" in request.GET)
 
@@ -100,7 +100,7 @@ def seen_version(request: HttpRequest) -> FormSeen | None:
 
 
 def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
-    """Return the context of a form after an edit conflict. Submitting it again overwrites the other change."""
+    """Return the context of a form after an edit conflict. Submitting the form again overwrites the other change."""
     return {"clash": clash, "version": clash.version}
 
 
@@ -250,7 +250,7 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
         at = parse_datetime(values.get(name, ""))
     except ValueError:
         return None
-    # In UTC: Python knows offsets that the database does not.
+    # Convert to UTC, because Python accepts offsets that the database refuses.
     return at.astimezone(UTC) if at and at.tzinfo and at.year in YEARS else None
 
 
@@ -268,7 +268,7 @@ def uuid_param(values: QueryDict, name: str) -> UUID | None:
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:
-    """Return the selector a switch updates: the head of the object's page, or its row in a list."""
+    """Return the selector of the element that a switch updates: the head of the object's page, or its row in a list."""
     return f"#{kind}-head" if request.GET.get("on") == "page" else f"#{kind}-{key}"
 
 
@@ -310,9 +310,9 @@ def page_of[M: Model](
     """Return the page requested by `?page=`, or the nearest one.
 
     With `detail`, the keys of the page are queried first, so that the joins and counts of `detail` run only for the
-    rows of the page. `count` is the number of rows, if known. With
-    `at_once`, one query returns all keys, instead of one for their number and one for those of the page. This is for
-    conditions that take long to check.
+    rows of the page. `count` is the number of rows, if known. With `at_once`, one query returns the keys of all pages,
+    instead of one query for their number and another for the keys of the page. This is for conditions that take long
+    to check.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     paginator: Paginator[Any] = Paginator(list(keys) if at_once else keys, size)

@@ -84,7 +84,7 @@ class CreatedBy(serializers.EmailField):
     """The e-mail address of the creator; null for the system."""
 
     def __init__(self) -> None:
-        told = "E-mail address of its creator; null for the system."
+        told = "E-mail address of the creator; null for the system."
         super().__init__(source="created_by.email", default=None, allow_null=True, help_text=told)
 
 

@@ -67,7 +67,7 @@ class SessionCookie(SessionAuthentication):
 
     def enforce_csrf(self, request: Any) -> None:
         try:
-            # DRF's request would parse the body, and refuse a form for its content type.
+            # DRF's request would parse the body, and refuse a form because of its content type.
             super().enforce_csrf(request._request)  # noqa: SLF001  (Django's check takes Django's request)
         except exceptions.PermissionDenied as denied:
             raise exceptions.PermissionDenied(str(denied.detail), code="csrf_failed") from None

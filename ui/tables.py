@@ -47,8 +47,8 @@ class Column:
     screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
 
     `value` is the cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If it is
-    empty, the attribute called `name` is exported, or nothing for a column of controls ("acts", "pick", "switch"). If
-    it is None, nothing is exported.
+    empty, the attribute with the column's name is exported; for a column of controls ("acts", "pick", "switch"),
+    nothing is exported. If it is None, nothing is exported either.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Shared pages of most models: a list, a form, a confirmed action, a switch, archiving, and actions on selected rows.
 
-A view declares its capability, finds its row and passes both to one of these functions, which answer GET and POST.
+A view declares its capability, finds its rows, and calls one of these functions, which answer GET and POST.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def form_page(
     """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
 
     `errors` maps exceptions to the field that shows their message (None: the whole form), or to a field and another
-    message. After ChangedMeanwhile, the form shows the changes of the other person. For this, pass the row's `version`.
+    message. After ChangedMeanwhile, the form shows the changes of the other person. This requires the row's `version`
+    in `context`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -223,12 +224,11 @@ class Picked:
         return leave(self.request, self.back, toast, undo)
 
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
-        """Call `act` for each row, and redirect to the list.
-
-        To offer an Undo, pass as `undo` the value of the form field `act` that reverses the action.
+        """Call `act` for each row, and redirect to the list with a toast.
 
         The toast names the rows for which `act` raises one of `faults`. If `act` returns False, the row was in the
-        wanted state already, and is not counted.
+        wanted state already, and is not counted. If `undo` is given, the toast offers an Undo, which posts the value
+        of `undo` as the form field "act".
         """
         changed = []
         for row in self.open:
@@ -248,7 +248,7 @@ class Picked:
 def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
     """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`.
 
-    Rows that already have the state get no event.
+    Rows that are in the wanted state already get no event.
     """
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"

@@ -1,6 +1,6 @@
 """The canonical text of a JSON value (RFC 8785): equal values have equal texts, and so equal digests.
 
-Numbers beyond 2^53, which RFC 8785 leaves out, are written exactly, so that different numbers have different texts.
+Numbers beyond 2^53, which RFC 8785 does not cover, are written exactly, so that different numbers have different texts.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import orjson
 
 
 class Ambiguous(ValueError):
-    """An object of this JSON text has a name twice, or the text is nested too deeply to check."""
+    """An object in this JSON text has a duplicate key, or the text is nested too deeply to check."""
 
 
 def digest(value: Any) -> bytes:
@@ -101,7 +101,7 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 def check_unambiguous(text: bytes) -> None:
-    """Raise Ambiguous if an object in this JSON text has a name twice: parsers differ in which value they take."""
+    """Raise Ambiguous if an object in this JSON text has a duplicate key: parsers differ in which value they take."""
     try:
         json.loads(text, object_pairs_hook=_refuse_twice)
     except RecursionError:

@@ -11,7 +11,7 @@ class Undecryptable(ValueError):
 
 
 class Cipher:
-    """Encrypts and decrypts credentials. The first key encrypts, every key decrypts."""
+    """Encrypts and decrypts credentials. The first key is the newest and encrypts; every key decrypts."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         if not keys:
@@ -39,5 +39,5 @@ class Cipher:
 
 
 def encryption_key_id(key: bytes) -> str:
-    """Return the short public id of an encryption key, stored with each ciphertext."""
+    """Return the short public id of an encryption key; the id is stored with each ciphertext."""
     return hashlib.sha256(b"gateway-admin encryption key id:" + key).hexdigest()[:8]

@@ -72,7 +72,8 @@ class Listed(NamedTuple):
 class Spoken(NamedTuple):
     """The eras a server speaks, its ServerDescription in each, and the evidence as text.
 
-    `is_certain` is False if the server may speak the other era too, because it was overloaded or silent when asked.
+    `is_certain` is False if the probe of the other era failed in a way that proves nothing, such as a timeout: the
+    server may speak that era too.
     """
 
     eras: str
@@ -94,7 +95,7 @@ class Beside(Protocol):
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Handle the start of the request, before it is sent. Pass messages from other streams to the callbacks."""
+        """Prepare for the request, which is sent next. Messages from other streams go to the callbacks until `end`."""
 
     def end(self) -> None:
         """Handle the end of the request. Called even if `begin` was not called."""
@@ -197,7 +198,7 @@ class McpClient:
         server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
         While the server waits for an answer from `on_request`, other calls may use the slot of this call. `person` is
         used for fair sharing of the server, and `schema` is that of the called tool. `seconds` shortens the server's
-        time limits, and includes the time in the queue. `beside` is informed of the session, if any.
+        time limits, and includes the time in the queue. `beside` gets the session, if the request uses one.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -438,7 +439,7 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Return whether this error of a probe proves that the server does not speak the era.
+    """Return whether this error of a probe proves that the server does not speak the probed era.
 
     Other errors, such as a timeout, prove nothing.
     """

@@ -1,7 +1,7 @@
 """Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
-A definition is stored as the JSON text its server sent, so that clients get exact values: the spelling of numbers and
-duplicate keys are preserved. The proxy and the pages use this module.
+A definition is stored as the JSON text its server sent, so that clients get exact values: numbers keep their spelling,
+and duplicate keys are preserved. The proxy and the pages use this module.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from wire.mcp import PROMPT, RESOURCE, TEMPLATE, TOOL
 
 
 class ListMethod(NamedTuple):
-    """The list method of a kind of feature, the member of its result, and the key that names one feature."""
+    """The list method for a kind of feature, the result's member with the list, and the key that names a feature."""
 
     method: str
     member: str
@@ -55,8 +55,8 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Other definitions are left out, because nobody could disable or call them. `annotated` is False if the caller knows
-    that no tool has header annotations.
+    Other definitions are left out, because nobody could disable or call them. Without `annotated`, header annotations
+    are not checked: the caller knows that there are none, or that they are valid.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -143,7 +143,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def hidden_places(text: str) -> Iterator[int]:
-    """Yield the positions of hidden characters. Joiners between two non-ASCII characters (emoji) are not hidden."""
+    """Yield the positions of hidden characters. Joiners between non-ASCII characters, as in emoji, are not hidden."""
     for match in _hidden.finditer(text):
         at = match.start()
         around = text[max(at - 1, 0) : at], text[at + 1 : at + 2]
@@ -284,7 +284,7 @@ type Rule = Callable[[Any, Any, Any, Any], Any]
 
 
 class _CannotTell(Exception):
-    """The schema takes too many steps, or uses a keyword that is never evaluated, because evaluating it is unsafe."""
+    """The validation takes too many steps, or needs a keyword that is unsafe to evaluate for these arguments."""
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:
@@ -304,7 +304,7 @@ def still_accepts(approved: str, offered: str, arguments: object) -> bool:
 
 
 def _validator(schema: Any) -> Any:
-    # Imported here: this takes 60 ms, and is rarely needed.
+    # Imported here, because the import takes 60 ms and is rarely needed.
     from jsonschema import Draft202012Validator, validators  # type: ignore[import-untyped]  # noqa: PLC0415
     from referencing import Registry  # noqa: PLC0415
 

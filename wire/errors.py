@@ -92,7 +92,7 @@ class TlsFailed(NotConnected):
 
 
 class CertificateRefused(TlsFailed):
-    """This machine does not trust the server's certificate for its name; `detail` says why."""
+    """This machine does not trust the server's TLS certificate; `detail` says why."""
 
     sentence = 'The TLS certificate of server "{server}" is not trusted.'
     cause = "has a TLS certificate that this gateway does not trust: {0.detail}"
@@ -122,7 +122,7 @@ class TimedOut(UpstreamError):
 
     @property
     def data(self) -> jsonrpc.Object:
-        """`limit` is the time limit that was exceeded (idle or total), `seconds` its length."""
+        """The `data` member, where `limit` is the exceeded time limit (idle or total) and `seconds` its length."""
         limit = "total" if self.in_all else "idle"
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
@@ -223,9 +223,9 @@ class TooLarge(UpstreamError):
 
 
 class Flooded(TooLarge):
-    """The event stream had more events than the limit for one call."""
+    """The event stream exceeded its limit of events, in total or per second."""
 
-    sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
+    sentence = 'Server "{server}" sent more events than the gateway allows.'
     cause = "sent {0.detail} instead of an answer"
 
 
@@ -252,7 +252,7 @@ class AddressBlocked(UpstreamError):
 
 
 class AddressInside(AddressBlocked):
-    """The host name of a server that is not registered as private resolves to a private address."""
+    """The server is not registered as private, but its host name resolves to a private address."""
 
     cause = (
         "has a host name that now resolves to a private address, but is registered as a public server; if this is "
@@ -291,7 +291,7 @@ class SecretRefused(UpstreamError):
     """The runner of this program refused the gateway's secret (401), so the program got nothing."""
 
     sentence = (
-        'The runner of server "{server}" refused the gateway. An administrator of the gateway can correct the secret.'
+        'The runner of server "{server}" refused the gateway\'s secret. An administrator of the gateway can correct it.'
     )
     cause = (
         "was not reached: its runner refused GATEWAY_RUNNER_SECRET; "

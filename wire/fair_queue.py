@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-# Limits the memory a worker uses for large answers: in total, per person, and per server.
+# Limit the memory that a worker uses for large answers: in total, per person, and per server.
 
 SHARES = 8  # The answers for one person may use 1/SHARES of the memory budget.
 SERVER_SHARES = 2  # The answers that are being read from one server may use 1/SERVER_SHARES of the budget.
@@ -123,7 +123,7 @@ class ByteBudget:
                 self._loop.call_soon_threadsafe(self.change, counted, {})
 
     def _full(self, claim: Claim) -> Account | None:
-        """Return the first account of the claim whose share has no room for it; None if all have room."""
+        """Return the first of the claim's accounts that has no room for the claim; None if all accounts have room."""
         for account, size in claim.counted.items():
             share = self._shares[account[0]]
             if self._held.get(account, 0) + min(size, share) > share:
@@ -166,8 +166,8 @@ class ByteBudget:
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
 
 REST_SECONDS = 0.001  # Pause between two slices of large answers.
-# The pause after work that cannot be sliced, as a multiple of the work's duration. In this pause, other calls get the
-# several turns of the event loop that they need.
+# The pause after work that cannot be sliced, as a multiple of the work's duration. In this pause other calls run, each
+# of which needs several turns of the event loop.
 REST_SHARE = 4
 
 MOST_WAITING = 1024  # Calls that wait in one queue.
@@ -273,7 +273,7 @@ class FairQueue:
         """Give a slot to the next waiting call that may have one. Return whether there was such a call."""
         for person, connections in self._waiting.items():
             for connection, turns in connections.items():
-                # A call cancelled in this round of the loop is still in the queue.
+                # A call that was cancelled in this round of the event loop is still in the queue.
                 turn = next((turn for turn in turns if not turn.done()), None)
                 if turn is not None and self._may_start(person, connection):
                     turns.remove(turn)
@@ -339,7 +339,7 @@ class Slices:
     async def alone(self) -> AsyncIterator[None]:
         """Context for work that cannot be sliced. Only one such piece of work runs at a time.
 
-        After each piece follows a pause, REST_SHARE times as long as the work.
+        After each piece there is a pause, REST_SHARE times as long as the work.
         """
         await self._whole.acquire()
         loop = asyncio.get_running_loop()

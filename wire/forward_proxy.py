@@ -156,7 +156,7 @@ class OutboundProxy:
 
 
 def connect_failure_text(error: Exception) -> str:
-    """Return why a connection failed, by the first known cause of `error`.
+    """Return why a connection failed, from the first known exception among `error` and its causes.
 
     The text continues a sentence that begins with "it".
     """

@@ -1,8 +1,8 @@
 """Decides which addresses the gateway may connect to (SSRF protection), and checks them at connect time.
 
-A name is checked after it was resolved, for the exact address the socket connects to; literal addresses are checked
-too. The MCP proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which calls
-the guard. Needs no Django.
+A host name is resolved first, and then the exact address that the socket connects to is checked. Literal addresses are
+checked too. The MCP proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which
+calls the guard. Needs no Django.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Guard:
     """Decides which addresses may be called.
 
     `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoint URLs of
-    `runner` are allowed at any address. This does not allow the runner's address for other requests.
+    `runner` are allowed at any address; other requests to that address are checked as usual.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -228,7 +228,7 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer. The proxy resolves only hosts listed by exact name.
+        """Return a guard for hosts named by a server or an issuer: its proxy resolves only hosts listed by exact name.
 
         Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
         would resolve the host unchecked.
@@ -272,8 +272,9 @@ class Guard:
         """Check a URL and the addresses of its host. Return whether the server is private.
 
         A server is private if it is a program of the runner, or if all its addresses are in the allowed ranges. A host
-        whose name the outbound proxy resolves is not private; its addresses are not checked. Raises UrlRefused if the
-        host has no address, if none of the addresses may be called, or if one of them is the gateway's own.
+        whose name the outbound proxy resolves is not private; its addresses are not checked. Raises UrlRefused as
+        `check_url` does, and if the host has no address, if none of its addresses may be called, or if one of them is
+        the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):
@@ -293,7 +294,7 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """Return the setting with which the operator can allow this private address; empty if it cannot be allowed.
+        """Return a sentence on how the operator can allow this private address; empty if it cannot be allowed.
 
         Call this only with an address that is in the URL itself. The internal address of a host name must not be
         disclosed.
@@ -366,7 +367,7 @@ def _parts(url: str) -> Any:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise UrlRefused("This is not a URL. One looks like https://mcp.example.com/mcp.") from None
+        raise UrlRefused("This is not a URL. A URL looks like https://mcp.example.com/mcp.") from None
     if parts.scheme not in ("https", "http"):
         raise UrlRefused(WITHOUT_TLS)
     if not parts.hostname:

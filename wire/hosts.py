@@ -21,8 +21,8 @@ _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", r
 def canonical_host(host: str) -> str:
     """Return the canonical spelling of a host without port.
 
-    That is lower case and ASCII, without percent-encoding and final dot, IPv4 as four decimal numbers, IPv6 in
-    brackets. Invalid names are only lower-cased.
+    It is in lower case and ASCII, without percent-encoding or final dot. An IPv4 address has four decimal numbers, an
+    IPv6 address has brackets. An invalid name is not converted to ASCII.
     """
     name = unquote(host).strip("[]").lower()
     try:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 to upstream servers: guarded connections parsed by llhttp, kept open between calls.
+"""HTTP/1.1 to upstream servers: guarded connections, kept open between calls; llhttp parses the answers.
 
 This is a small client of our own. A general HTTP client takes four times the processor time per call and has features
 that a gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection
@@ -130,9 +130,10 @@ class BodyReader:
         self.size = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the decoded data, compressed data in pieces of at most PIECE bytes. Raises BodyTooLarge or BodyBroken.
+        """Yield the decoded data; if it was compressed, yield it in pieces of at most PIECE bytes.
 
-        Never decompresses more than one piece beyond the limit, even for decompression bombs.
+        Never decompresses more than one piece beyond the limit, even for decompression bombs. Raises BodyTooLarge or
+        BodyBroken.
         """
         if not data:
             return
@@ -486,7 +487,8 @@ class HttpConnection(asyncio.Protocol):
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
         """Return a header cache for the next answers of this connection; None if this answer is not suitable.
 
-        A suitable answer is small, arrived in one piece, and leaves the connection open.
+        A suitable answer has status 200, is small and not compressed, arrived in one piece, and leaves the connection
+        open.
         """
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None
@@ -699,9 +701,9 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Resize this answer's memory reservation to `size`, the number of bytes read, and return it.
+        """Set this answer's memory reservation to `size`, the number of bytes read, and return the reservation.
 
-        None if the answer is not large and so has no reservation.
+        Return None if the answer is not large and so has no reservation.
         """
         if (held := self._connection.held) is not None:
             held.resize(size)

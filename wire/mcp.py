@@ -110,7 +110,7 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class SessionHandle(NamedTuple):
-    """A session at a server. `id` is empty if the server is stateless; `row` is its key in the store.
+    """A session at a server. `id` is empty if the server is stateless; `row` is the session's key in the store.
 
     `log_level` is the level set by `logging/setLevel`; empty when none was set.
     """
@@ -578,7 +578,7 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or the error that shows that the server does not speak 2026-07-28.
+    """Return the server's ServerDescription, or a BadAnswer if it did not answer as a server of 2026-07-28 does.
 
     Raises UnknownVersion when the server speaks no version we know, and another UpstreamError, such as Unreachable,
     when the versions of the server remain unknown.

@@ -231,7 +231,7 @@ def pkce() -> tuple[str, str]:
 
 
 def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
-    """Return the authorization URL. Empty parameters are left out; parameters in the endpoint's URL are kept."""
+    """Return the authorization URL: `endpoint` with the non-empty parameters. Its other parameters are kept."""
     parts = urlsplit(endpoint)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in parameters]
     query += [(name, value) for name, value in parameters.items() if value]

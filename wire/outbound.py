@@ -24,7 +24,7 @@ from wire.versions import NAME
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """An answer with its decompressed body. `address` is the checked address that the answer came from."""
+    """A decompressed answer. `address` is the server's IP address, or its host name if the proxy resolves the name."""
 
     url: str
     status: int

@@ -1,7 +1,7 @@
 """Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
 
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
-of the scheme `ui`, by which hosts recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
+of the scheme `ui`, by which clients recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
 In a template (RFC 6570), expressions must not be encoded: they are put in parentheses, and text in parentheses is not
 decoded when a client sends the URI. So values that a client has percent-encoded stay encoded.
 """
@@ -56,7 +56,7 @@ def alias_and_uri(exposed: str) -> tuple[str, str]:
     return (mapped[1], _decoded(mapped[2])) if mapped else ("", exposed)
 
 
-# Members of results, prompts and notifications in which to look for URIs, and members of `_meta` that are URIs.
+# Members of results, prompts and notifications in which to look for URIs, and members of `_meta` that have URIs.
 _CONTAINERS = ("content", "contents", "messages", "resource")
 _UI, _UI_FLAT = "ui", "ui/resourceUri"
 
@@ -270,7 +270,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a server's result or params with the client's id of `task` in `_meta`; other tasks are removed."""
+    """Return a server's result or params with the client's id of `task` in `_meta`, and no reference to other tasks."""
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -305,7 +305,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Changes(NamedTuple):
-    """Changes to a result: members to `drop` and to `add`, and ids and URIs. An empty alias leaves URIs unchanged.
+    """Changes to a result: members to `drop` and to `add`, and ids and URIs to map. Without `alias` no URI is mapped.
 
     `own_uri` is the server's URI of the resource that was read, `asked_uri` the client's URI for it.
     """

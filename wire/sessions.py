@@ -62,7 +62,7 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a short text for the client capabilities that are passed to servers, whatever the order in `capabilities`.
+    """Return a short text, in a fixed order, for those of the client's `capabilities` that are passed to servers.
 
     The text names each capability and member. Extensions are included as a digest if `with_extensions`.
     """
@@ -236,7 +236,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, check by a ping in the background if the session is lost: not all servers conform."""
+        """After a 400 or 404, ping in the background to check if the session is lost: the status alone is no proof."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
@@ -330,7 +330,7 @@ class SessionWire:
     ) -> tuple[SessionHandle, ServerDescription]:
         """Open a session in the version `proposed`.
 
-        If the server does not speak this version, the newest version in the server's list that we speak is used.
+        If the server does not speak this version, the newest version that both sides speak is used.
         """
         request_id = next_request_id()
         params = {

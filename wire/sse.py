@@ -6,8 +6,8 @@ from dataclasses import dataclass
 PING = b": ping\r\n\r\n"
 
 
-# Limits of one stream: a burst of events, then a rate per second, and a total. An event has at most three lines besides
-# its data (name, id, blank line), so the number of lines is limited to a multiple of the events.
+# Limits of one stream: a burst of events, then a rate per second, and a total. An event usually has at most three lines
+# besides its data (name, id, blank line), so the number of lines is limited to a multiple of the events.
 BURST = 5_000
 PER_SECOND = 1_000
 MOST_EVENTS = 100_000
@@ -80,7 +80,7 @@ class EventParser:
 
     @property
     def event_id(self) -> str:
-        """The last event id, including events without data; empty if no event had an id."""
+        """The id of the last event that had one, even if that event had no data; empty if no event had an id."""
         return self._event_id
 
     @property
@@ -116,7 +116,7 @@ class EventParser:
         return events
 
     def _count(self, events: int, others: int) -> None:
-        """Count events and other lines. Raises TooManyEvents if there are too many in a second or in total."""
+        """Count events and lines without data. Raises TooManyEvents if there are too many in a second or in total."""
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)
         self._counted_at = now

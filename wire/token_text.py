@@ -61,12 +61,12 @@ def prefix_of(secret: str) -> str:
 
 
 def token_key_id(key: bytes) -> str:
-    """Return the short public id of a token key, stored with each digest."""
+    """Return the short public id of a token key; the id is stored with each digest."""
     return hashlib.sha256(b"gateway-admin key id:" + key).hexdigest()[:8]
 
 
 def digest(secret: str, key: bytes) -> bytes:
-    """Return the HMAC-SHA-256 of a credential, which is stored and looked up."""
+    """Return the HMAC-SHA-256 of a credential: the digest that is stored and looked up."""
     keyed = _keyed(key).copy()
     keyed.update(secret.encode())
     return keyed.digest()

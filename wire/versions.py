@@ -17,7 +17,7 @@ SERVER_INFO_KEY = "io.modelcontextprotocol/serverInfo"
 
 
 def negotiated(proposed: object) -> str:
-    """Return the version to answer `initialize` with: the proposed version if supported, otherwise the newest."""
+    """Return the session version to answer `initialize` with: the proposed one if supported, otherwise the newest."""
     return proposed if isinstance(proposed, str) and proposed in SESSION_VERSIONS else NEWEST_SESSION
 
 

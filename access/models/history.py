@@ -1,6 +1,6 @@
-"""The history of everything that gives access to gateways: teams, roles, and whom a gateway is open to.
+"""The history of facts that decide who may use gateways: teams, roles, and whom a gateway is open to.
 
-Triggers write the history (migrations/0001_history.py), so that it has every change of these rows, even a change made
+Triggers write the history (migrations/0001_history.py), so that it has every change of these facts, even a change made
 by an older release that does not know the history. Grants are not in the history, because each grant stores its own
 dates (gateways/models/grants.py).
 """
@@ -46,8 +46,8 @@ class FactQuerySet(models.QuerySet["Fact"]):
 class Fact(models.Model):
     """Something that was true from `began_at` until `ended_at`. If `ended_at` is None, it is still true.
 
-    Rows are never deleted. The ids have no foreign keys, so that a fact remains when its team or role is deleted.
-    `label` is the name that the object had when the fact began.
+    Rows are never deleted. `subject` and `object` are ids without a foreign key, so that a fact remains when its team
+    or role is deleted. `label` is the name that the object had when the fact began.
     """
 
     kind = models.CharField(max_length=12, choices=FactKind)

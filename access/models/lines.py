@@ -1,4 +1,4 @@
-"""The lines of a review, and their digest, which is recorded in the event that closes the review."""
+"""The lines of a review, and their digest, which an admin event records when the review is closed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
         return self.filter(answer=Answer.OPEN)
 
     def visible_to(self, viewer: User) -> ReviewLineQuerySet:
-        """Return the lines that `viewer`, who may read reviews, may see.
+        """Return the lines that `viewer` may see. The caller must check that `viewer` may read reviews.
 
-        Lines about credentials are returned if the viewer has IDENTITIES_READ, or is a reviewer of the review.
+        Lines about credentials are returned only if the viewer has IDENTITIES_READ, or is a reviewer of the review.
         """
         if viewer.has_perm(Capability.IDENTITIES_READ):
             return self

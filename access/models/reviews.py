@@ -41,7 +41,7 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """A result: `done` are the changed lines, `refused` the lines that were not changed, each with the reason."""
+    """The result of a change: `done` are the changed lines, `refused` the other lines, each with the reason."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -188,7 +188,7 @@ class Review(Versioned, models.Model):
     def reassign(self, lines: ReviewLineQuerySet, to: User, *, by: User) -> Answers:
         """Give open lines to another reviewer.
 
-        Reviewers can give away their own lines. People who may start reviews can give away all lines.
+        Reviewers can give away the lines assigned to them. People who may start reviews can give away all lines.
 
         Raises AlreadyClosed, NotAReviewer, BadReviewer or CapabilityRequired.
         """

@@ -35,7 +35,7 @@ class ReviewError(Exception):
 
 
 class BadScope(ReviewError):
-    """The scope has no access to review, or too much."""
+    """The scope does not fit the subjects, or a review of it would have no lines, or too many."""
 
 
 class NobodyReviews(ReviewError):

@@ -78,9 +78,9 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         fallback: User | None = None,
         by: User,
     ) -> Review:
-        """Start a review of the present access of `subjects`. All lines of a person go to the same reviewer.
+        """Start a review of all present access, or of the access that concerns these gateways, teams or people.
 
-        Raises CapabilityRequired or ReviewError.
+        All lines of a person go to the same reviewer. Raises CapabilityRequired or ReviewError.
         """
         must_hold_all(by, STARTS if unanswered == Unanswered.LIST else (*STARTS, *ENDS))
         must_be_reviewers([*reviewers, *([fallback] if fallback else [])])
@@ -107,7 +107,7 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         return review
 
     def close_due(self) -> int:
-        """Close the open reviews that are due (`Review.close_when_due`), and return their number."""
+        """Close open reviews after their due date (`Review.close_when_due`), and return how many were closed."""
         due = self.open().filter(due_on__lt=timezone.now().date()).order_by("due_on", "pk")
         return sum(review.close_when_due() for review in due)
 

@@ -141,7 +141,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """Return the log's error code if the key is active and its owner is deactivated, otherwise an empty string."""
+        """Return `user_inactive` if the key is active and its owner is deactivated, otherwise an empty string."""
         return "user_inactive" if self.status == "active" and not self.user.is_active else ""
 
     @property

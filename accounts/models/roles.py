@@ -81,7 +81,7 @@ class RoleManager(models.Manager["Role"]):
 
 
 class Role(Versioned, models.Model):
-    """A named bundle of capabilities; each user has one role."""
+    """A named bundle of capabilities; a user has at most one role."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)

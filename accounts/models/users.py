@@ -67,7 +67,7 @@ class UserManager(BaseUserManager["User"]):
     def invite(
         self, *, email: str, role: Role, by: Grantor | None, display_name: str = "", teams: Iterable["Team"] = ()
     ) -> "User":
-        """Create a person without a password, in these teams; the invitation link lets them set one.
+        """Create a person in these teams, without a password. The person sets a password with the invitation link.
 
         Raises EmailTaken or AlreadyInvited. Raises BeyondYours if the actor `by` cannot give the role. Raises
         InvitesOthers if the actor uses an API key, and people with the role could invite others.
@@ -187,7 +187,7 @@ class User(Versioned, AbstractBaseUser):
     is_superuser = models.BooleanField(default=False)
     # True if the person is linked to an account at the organisation's provider, and so needs no password here.
     by_organisation = models.BooleanField(default=False, db_default=False)
-    # An owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
+    # True for an owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
     role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="users")
     password_changed_at = models.DateTimeField(null=True, blank=True)
@@ -567,7 +567,7 @@ class User(Versioned, AbstractBaseUser):
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Change name and e-mail. Ends password sessions if people with the new address must sign in at the provider.
+        """Change name and e-mail. Ends password sessions if people of the new domain must sign in at the provider.
 
         Raises EmailTaken or ChangedMeanwhile, and Outranked as `changed_by` describes. A new e-mail counts as a change
         with `gives_access`, because the owner of the new mailbox can reset the password.

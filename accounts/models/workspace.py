@@ -20,7 +20,7 @@ RETENTION_NOTICE = timedelta(days=1)  # Time until a shorter retention takes eff
 
 
 def check_zone(name: str) -> None:
-    """Raise ValidationError unless this is the name of a time zone."""
+    """Raise ValidationError if there is no time zone with this name."""
     if name not in available_timezones():
         raise ValidationError("There is no such time zone. Write it like Europe/Berlin.")
 
@@ -28,8 +28,8 @@ def check_zone(name: str) -> None:
 class Dropping(NamedTuple):
     """A pending shorter retention of `days` days.
 
-    The retention takes effect at the time `at`. Then the calls from before the day `before` are dropped, about `calls`
-    in number.
+    The retention takes effect at the time `at`. Then the calls from before the day `before` are dropped; `calls` is
+    their estimated number.
     """
 
     days: int
@@ -120,7 +120,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @property
     def dropping(self) -> Dropping | None:
-        """Return the pending shorter retention with the calls it will drop, or None if none is pending."""
+        """Return the pending shorter retention and about how many calls it will drop; None if none is pending."""
         if self.shorter_retention_days is None or self.shorter_retention_at is None:
             return None
         days, at = self.shorter_retention_days, self.shorter_retention_at

@@ -1,4 +1,4 @@
-"""Read a sink's copy of the logs (checkpoints and row digests), to compare it with the database."""
+"""Read the checkpoints and rows that a sink received, to compare them with the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log: the kinds of checkpoints that advance its position, and the field with the position, an id.
+# For each log: the kinds of checkpoints that advance its position, an id, and the field that contains the position.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
@@ -79,9 +79,9 @@ class Received:
         return first_required_ids
 
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
-        """Remove the received copy of `row`. Return True if the copy equals `row`, otherwise False.
+        """Return whether the received copy of `row` equals `row`, or None if the sink did not receive the row.
 
-        Returns None if the sink did not receive the row.
+        The copy is removed from `rows`.
         """
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))

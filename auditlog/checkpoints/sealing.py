@@ -3,8 +3,8 @@
 There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were older than NEAR when
 they arrived (as in roll-ups and sinks), and `events`. A checkpoint covers the rows of its kind from the end of the
 previous checkpoint to an id up to which the log is complete (auditlog.replica). A checkpoint of kind `dropped` covers
-no rows; it names the partitions that retention drops. Each checkpoint contains the digest of the previous checkpoint,
-so a removed or inserted checkpoint is noticed.
+no rows; it names the partitions that retention is about to drop. Each checkpoint contains the digest of the previous
+checkpoint, so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text.
 
-    Used for `kept_from` in the first checkpoint, and if earlier releases made all checkpoints without this field.
+    The time is `kept_from` of the first checkpoint. It is also used if no checkpoint has `kept_from`, because earlier
+    releases made them all.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()

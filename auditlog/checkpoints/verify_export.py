@@ -378,7 +378,7 @@ def moment(text: str) -> datetime:
 
 
 def fingerprint(key: bytes) -> str:
-    """Return the first half of the SHA-256 of a public key, as the page shows it."""
+    """Return the first half of the SHA-256 of a public key, as the page *Prove the log* shows it."""
     digits = sha256(key).hexdigest()[:32]
     return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
 

@@ -42,7 +42,7 @@ class LogPeriod(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A difference from the checkpoints, and the period that it leaves unproved; `uid` is set if one row differs."""
+    """A difference, and the period that it leaves unproved. `uid` is set if the difference is in a single row."""
 
     what: str
     uid: UUID | None
@@ -55,8 +55,8 @@ class Report:
     """Result of a comparison.
 
     `calls` and `events` count the rows that match their checkpoints. `uncovered` counts the rows without a checkpoint
-    or without a digest to compare, and `dropped` the rows removed with partitions from before `kept_from`. `unsealed`
-    has the periods of rows without a checkpoint, by log, and `late` the periods in which rows waited long for one.
+    or without a digest to compare, and `dropped` the rows that retention removed (older than `kept_from`). `unsealed`
+    has the periods of rows without a checkpoint, by log; `late` the periods in which rows waited long for a checkpoint.
     """
 
     checkpoints: int = 0
@@ -184,8 +184,8 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the row's checkpoint. If the row has no checkpoint, return True if that is allowed, otherwise False.
 
-        A row may have no checkpoint if the row is older than the first checkpoint, or if the checkpoint that covers the
-        row is missing or not made yet.
+        A row may have no checkpoint if the row is older than the first checkpoint, or if the checkpoint that should
+        cover the row is missing or not made yet.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -263,7 +263,7 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: LogPeriod, received
 
 
 def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoint]:
-    """Return the checkpoints with a valid signature, in order, and report the faults of the other checkpoints."""
+    """Return the checkpoints with a valid signature, in order, and report every fault in the chain of checkpoints."""
     sealed: list[SignedCheckpoint] = []
     broken: list[str] = []
     previous, expected, after = "", 1, BEGINNING

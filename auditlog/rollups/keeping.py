@@ -36,7 +36,7 @@ from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
 OLD_STEP = 60_000  # Rows per transaction for rows from before counting began; more, so that a day takes fewer steps.
-# Rows up to NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
+# Rows that are at most NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
 WRITERS_S = 1.0  # Seconds that a step waits for writers.

@@ -2,8 +2,8 @@
 
 The numbers equal those of the log, except that a call longer than an hour may be missing for 15 minutes after it ends.
 
-A period is cut into whole days, hours and minutes for which roll-ups exist. The remaining time at both ends, and the
-calls recorded since the last count, are counted from the log. A period that ends now is extended to the end of
+A period is cut into whole weeks, days, hours and minutes for which roll-ups exist. The remaining time at both ends,
+and the calls recorded since the last count, are counted from the log. A period that ends now is extended to the end of
 the current day, because no call is later.
 
 Everything is read in one database snapshot.
@@ -34,8 +34,8 @@ from auditlog.rollups.schema import (
     quantile,
 )
 
-# The most rows, and the longest period, that may be counted from the log for an answer. If an answer needs more, `read`
-# returns None.
+# The most rows that may be counted from the log for an answer, and the longest period that may be counted without an
+# index. If an answer needs more, `read` returns None.
 MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # Enough for both ends of a period with roll-ups by day only.
 A_MOMENT = timedelta(seconds=1)  # A caller's "now" is at most this old.
@@ -189,10 +189,10 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the counts of calls between two times, for the `most` values of the column `by` with the most calls.
+        """Return the counts of calls between two times, for the values of the column `by` with the most calls.
 
-        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
-        `read`.
+        At most `most` values are returned. The empty value is left out; `named` also leaves out calls of unknown tools.
+        Returns None in the same cases as `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -217,8 +217,8 @@ class Book:
     ) -> SQL | None:
         """Return a query for the number of calls, by the columns `by` and by outcome (`ended`).
 
-        The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. Several rows may
-        have the same values of `by` and `ended`: add their calls. Returns None in the same cases as `read`.
+        The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. If several rows
+        have the same values of `by` and `ended`, their `calls` must be added. Returns None in the same cases as `read`.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -270,7 +270,7 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
-        # Use a grain only if its smallest combination that has the dimensions is also that of days. Without dimensions,
+        # Use a grain only if its smallest combination with the dimensions is the same as in DAYS. Without dimensions,
         # seven days are a few rows, but a week is thousands, because weeks are counted only by host, person and tool.
         dimensions = columns & {*DIMENSIONS}
         smallest = DAYS.cube(dimensions)
@@ -305,7 +305,7 @@ class Book:
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
-        """Return SQL conditions that select the rows to read from the log, one for each piece that needs any.
+        """Return SQL conditions that select the rows to read from the log, one for each piece that needs such rows.
 
         For a piece without roll-ups, these are all rows. For a piece with roll-ups, these are the rows not counted yet.
         """

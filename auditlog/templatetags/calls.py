@@ -23,7 +23,7 @@ register = template.Library()
 
 @register.simple_tag
 def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """Format a time of day with milliseconds, and with the date unless it is today; `full` adds year and zone."""
+    """Format a time with milliseconds, and with the date unless it is today; `full` always adds date, year and zone."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
@@ -41,7 +41,7 @@ def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """Link to the calls of a host, gateway, server or connection in the last seven days. The text is their number.
+    """Link to the calls of a host, gateway, server or connection in the last seven days, with their number as the text.
 
     All rows of a list are counted together, once per request. Use only in lists for people who may read logs.
     """

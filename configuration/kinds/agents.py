@@ -67,7 +67,7 @@ class AgentGatewayKind(Kind):
     fields = (
         text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
         ALLOWED,
-        text("tool_set", "Only tool set that the agent can use on the gateway. If empty, there is no limit.", 80, ""),
+        text("tool_set", "The only tool set for the agent on the gateway. If empty, there is no limit.", 80, ""),
     )
 
     def title(self, key: Key) -> str:
@@ -85,7 +85,8 @@ class AgentGatewayKind(Kind):
         if allowed is None and not tool_set:
             yield "gateway", "Write “allowed” or “tool_set”, or remove this gateway from the list."
         if tool_set and not world.planned("gateways.tool_sets", change.values["gateway"], tool_set):
-            yield "tool_set", "The gateway has no such tool set. Add it to its tool_sets, or correct the name."
+            message = "The gateway has no such tool set. Add it to the gateway's tool_sets, or correct the name."
+            yield "tool_set", message
 
     def add(self, change: Change, world: World, by: User) -> Any:
         host, gateway = world.row("agents", change.key[0]), world.row("gateways", change.key[1])

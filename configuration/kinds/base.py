@@ -1,7 +1,7 @@
 """Kinds of objects in configuration files, and the objects of the workspace as the files write them.
 
-To add a kind, write a class with its fields, how it is read, and which methods of its model change it; then list it in
-`configuration.kinds.KINDS`, after the kinds that it refers to.
+To add a kind, write a class that names its fields, reads its objects, and changes them by the methods of their model.
+Then add the class to `configuration.kinds.KINDS`, after the kinds that it refers to.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Change:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The object's values after the change without `enabled`, which `apply` switches for all kinds."""
+        """The object's values after the change, except `enabled`, which `apply` switches for all kinds."""
         return {name: value for name, value in self.values.items() if name != "enabled"}
 
     @property
@@ -255,5 +255,5 @@ class World:
 
 
 def reference_for(*words: str) -> str:
-    """Return the reference that an export writes instead of a secret: `env:SINK_SIEM_SECRET`."""
+    """Return the reference that an export writes instead of a secret, such as `env:SINK_SIEM_SECRET`."""
     return "env:" + re.sub(r"[^A-Z0-9]+", "_", "_".join(words).upper()).strip("_")

@@ -125,8 +125,8 @@ class AssignmentKind(Kind):
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
             "identity_scheme",
-            "Kind of credential that calls use. If missing: `shared` if there is a `shared_identity`, otherwise "
-            "`per_user`, or `none` if the server needs no credential.",
+            "Kind of credential that calls use. If missing: `shared` if there is a `shared_identity`; otherwise "
+            "`none` if the server needs no credential, and `per_user` if it needs one.",
             IdentityScheme,
             None,
         ),
@@ -206,7 +206,7 @@ class AssignmentKind(Kind):
         if needed and scheme == IdentityScheme.NONE:
             yield "identity_scheme", "This server needs a credential. Write per_user or shared."
         elif not needed and scheme != IdentityScheme.NONE:
-            yield "identity_scheme", "This server takes no credential. Write none, or remove the field."
+            yield "identity_scheme", "This server takes no credential. Write “none”, or remove the field."
         elif (scheme == IdentityScheme.SHARED) != bool(label):
             yield "shared_identity", "Write a shared_identity if, and only if, identity_scheme is shared."
         elif label and _shared(world.row("servers", values["server"]), label) is None:

@@ -31,7 +31,8 @@ RULE = {
 }
 RULES = Field(
     "rules",
-    "Roles and teams by group: `group`, `role`, `team`. The first match sets the role, all matches add teams.",
+    "Each rule gives people of a `group` a `role`, a `team` or both. The first match sets the role, all matches add "
+    "teams.",
     {"type": "array", "items": RULE, "maxItems": 300},
     "Write a list such as [{group: engineers, role: Developer, team: Engineering}].",
     [],
@@ -41,8 +42,8 @@ RULES = Field(
 class OrganisationKind(Kind):
     name, noun, key = "organisation", "sign-in by the organisation", ""
     about = (
-        "Sign-in by the organisation through OpenID Connect. SAML can be set up only on the page, not in a file. API "
-        "keys cannot change these settings."
+        "Sign-in by the organisation through OpenID Connect. SAML can be set up only on the settings page, not in "
+        "a file. API keys cannot change these settings."
     )
     sees = SEES_SETTINGS
     manages = Capability.WORKSPACE_MANAGE

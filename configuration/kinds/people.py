@@ -38,7 +38,7 @@ class WorkspaceKind(Kind):
         flag("record_payloads", "Whether arguments and results of calls are recorded.", False),
         number(
             "payload_limit_bytes",
-            "Maximum recorded bytes of arguments, and of a result.",
+            "Maximum recorded bytes of a call's arguments, and of its result.",
             LEAST_PAYLOAD,
             MOST_PAYLOAD,
             16384,

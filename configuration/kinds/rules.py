@@ -37,7 +37,7 @@ HOLDING = dict.fromkeys(("approvers", "somebody_else", "hold_minutes"), "effect:
 FOR_HOLD = "for `effect` `hold`"
 WHEN = Field(
     "when",
-    "Condition in CEL. If empty, the rule applies to every call.",
+    "Condition in CEL. If empty, there is no condition.",
     {"type": "string", "maxLength": MOST_CHARACTERS, "pattern": r"^[^\x00]*$"},
     f"Write a condition of at most {MOST_CHARACTERS:,} characters, such as 'args.amount > 500'.",
     "",
@@ -94,8 +94,8 @@ class RuleKind(Kind):
         if change.row and not world.of(self.id)[change.was or change.key].values:
             yield (
                 "name",
-                "Another rule has this name. It is not in files, because its gateway or all its servers are archived. "
-                "Choose another name.",
+                "Another rule has this name. That rule is not in files, because its gateway or all its servers are "
+                "archived. Choose another name.",
             )
             return
         team = change.values["approver_team"]

@@ -32,7 +32,7 @@ class ServerKind(Kind):
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
     fields = (
-        slug("slug", "Name in addresses and default alias at gateways; never changes.", 16),
+        slug("slug", "Name in addresses, and default alias at gateways; never changes.", 16),
         text("name", "Name on the pages.", 80),
         text("url", "Address of its MCP endpoint.", 500),
         flag("enabled", "Whether it is enabled.", True),
@@ -42,7 +42,10 @@ class ServerKind(Kind):
         number("total_seconds", "Maximum seconds of a call.", 1, 3600, 600),
         number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
         flag(
-            "lists_live", "Whether its lists differ by session. If so, they are fetched whenever a client asks.", False
+            "lists_live",
+            "Whether its lists, such as the list of tools, differ by session. If so, they are fetched whenever a "
+            "client asks.",
+            False,
         ),
         text("key_help", "How people get a credential, in your words.", 300, ""),
         text("key_url", "Page where people get a credential.", 500, ""),

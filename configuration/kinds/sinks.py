@@ -63,7 +63,7 @@ class SinkKind(Kind):
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         values, receiver = change.values, RECEIVERS[change.values["kind"]]
         if not any(values[name] for name in CONTENT) or (values["sends_payloads"] and not values["sends_calls"]):
-            yield "sends_calls", "Write true for sends_calls, sends_events or both. Payloads are sent with calls."
+            yield "sends_calls", "Write true for sends_calls, sends_events or both. Payloads are sent only with calls."
         if receiver.example and not change.secrets.get("address") and change.act is Act.ADD:
             yield "address", f"This kind of sink needs an address, such as {receiver.example}."
         lacks_secret = change.act is Act.ADD and not values.get("secret")
@@ -88,5 +88,5 @@ class SinkKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         less = [name.removeprefix("sends_") for name in CONTENT if change.after().get(name) is False]
         if change.disables:
-            return "Nothing will be sent until it is enabled again."
+            return "Nothing will be sent until the sink is enabled again."
         return f"No longer sends: {', '.join(less)}." if less else ""

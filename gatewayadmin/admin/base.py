@@ -119,9 +119,9 @@ def any_of(*capabilities: Capability) -> Rule:
 class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
-    The function `does` is called with row and user; if it is None, the row's method called `name` is used. `label` is
-    the label for a single row, and `more` explains the action on the confirmation page, which is shown only if `asks`
-    is True. A `grave` action requires that the user has re-authenticated recently.
+    The function `does` is called with row and user; if it is None, the row's method called `name` is used. The label
+    for a single row is `label` without the word "selected". `more` explains the action on the confirmation page, which
+    is shown only if `asks` is True. A `grave` action requires that the user has re-authenticated recently.
     """
 
     name: str

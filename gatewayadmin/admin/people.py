@@ -79,7 +79,7 @@ class UserPages(CapabilityAdmin):
             "make_break_glass",
             PEOPLE,
             Q(break_glass=False),
-            "Their password works although the organisation's sign-in is enforced.",
+            "Their password works even if the organisation's sign-in is enforced.",
             label="Make selected break-glass owners",
             does=lambda user, by: user.set_break_glass(True, by=by),
             grave=True,

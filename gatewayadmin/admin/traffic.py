@@ -169,7 +169,7 @@ class HostAtGatewayPages(CapabilityAdmin):
             "reset",
             any_of(Capability.GATEWAYS_MANAGE),
             OF_LIVE,
-            "The app or agent is then neither listed nor blocked: the gateway's rule for all of them applies.",
+            "The app or agent is then neither listed nor blocked: the gateway's general setting applies.",
         ),
     )
     list_display = words("host gateway allowed tool_set set_by set_at")

@@ -45,7 +45,7 @@ type Run = Callable[[Caller, Object], tuple[str, Object]]
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool. `run` returns one sentence and the structured content.
+    """A tool. `run` returns a summary in words and the structured content.
 
     If `reads_log_only` is True, the tool may read from a replica of the database.
     """

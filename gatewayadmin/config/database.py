@@ -295,7 +295,7 @@ def _needs_direct(name: str) -> str:
 
 
 def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
-    """Detect the pooler of a connection, which must be in autocommit mode."""
+    """Return the kind of pooler in front of a connection. The connection must be in autocommit mode."""
     before = _session(first)
     if before == first.info.backend_pid:
         return Pooling.NONE
@@ -317,8 +317,8 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
     """Return whether both connections are to the same database.
 
-    To find out, take a lock over one connection, and try to take it over the other. Restored or replicated copies of
-    a database have the same name and identifier, but separate locks.
+    The function takes a lock over one connection, and tries to take the lock over the other. Restored or replicated
+    copies of a database have the same name and identifier, but separate locks.
     """
     key = secrets.randbits(63)
     direct.execute("SELECT pg_advisory_lock(%s)", [key])

@@ -38,7 +38,7 @@ def text(name: str, default: str = "") -> str:
 
 
 def secret(name: str) -> str:
-    """Return the variable's value, or the content of the file in `<name>_FILE`, stripped; empty if both are unset.
+    """Return a variable's value or the content of the file that `<name>_FILE` names, stripped; empty if both are unset.
 
     Messages do not show the path: a user who confuses the two variables may have put the secret there.
     """

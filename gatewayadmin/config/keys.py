@@ -38,8 +38,8 @@ def from_environment() -> Keys:
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
     """Read each key from the environment, or from its file in `folder` if the variable is unset.
 
-    The first start generates these files. Raises Refused for a file with wrong permissions or content. If the
-    installation has `begun`, also raises Refused for a missing file: new keys could not decrypt the existing data.
+    The first start generates these files. Raises Refused for a file with wrong owner, permissions or content.
+    If the installation has `begun`, also raises Refused for a missing file: new keys could not decrypt existing data.
     """
     try:
         if not begun:

@@ -21,9 +21,9 @@ _PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 
 
 def mailers(url: str) -> dict[str, dict[str, Any]]:
-    """Return Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
+    """Return Django's MAILERS for a URL such as smtps://user:password@host:port.
 
-    Without `url`, mails are discarded.
+    The scheme is smtp, smtp+tls (STARTTLS) or smtps. If `url` is empty, mails are discarded.
     """
     if not url:
         return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}

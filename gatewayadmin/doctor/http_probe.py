@@ -139,7 +139,7 @@ UNAVAILABLE = {502, 503, 504}
 
 
 def belongs(url: str, base: str, source: str) -> str:
-    """Return `url` if it is under `base`, the URL clients use. Otherwise raise StepFailed about the field `source`."""
+    """Return `url` if it is under `base`, the URL clients use. Raises StepFailed otherwise, naming the `source`."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
     raise StepFailed(f"{source} leads to {url}, but clients use {base}.", _public_url_advice(url, base))
@@ -181,14 +181,13 @@ def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
     if answer.status == 404:
         return StepFailed(
             f"404: {path} does not arrive at the gateway.",
-            "Pass /mcp/, /oauth/, /.well-known/oauth-* and the pages on with their paths unchanged, at the root of "
-            "the "
-            "host name. Certificate tools often answer /.well-known/ themselves.",
+            "Let the proxy forward /mcp/, /oauth/, /.well-known/oauth-* and the pages with their paths unchanged, at "
+            "the root of the host name. Certificate tools often answer /.well-known/ themselves.",
         )
     if answer.status in UNAVAILABLE:
         return StepFailed(
             f"{answer.status}: the proxy in front could not reach the gateway, or timed out.",
-            "Is the gateway running, and does the proxy know its port? Then check the proxy's error log.",
+            "Check that the gateway runs and that the proxy forwards to its port. Then read the proxy's error log.",
         )
     if answer.status == 429:
         return StepFailed("429: too many requests from this address.", "Wait a minute, then run the doctor again.")

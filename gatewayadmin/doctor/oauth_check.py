@@ -56,7 +56,7 @@ def newest_registration() -> int:
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application `client_id` if it registered itself under `name` and its key is above `after`, or None."""
+    """Return the application `client_id`; None unless it registered itself under `name` with a key above `after`."""
     if "\x00" in client_id:
         return None
     source = Application.RegistrationSource.DCR
@@ -119,14 +119,15 @@ ELSEWHERE = (
     "Another installation answers here, or a proxy in front invents answers. Check which machine the host name "
     "leads to."
 )
-FILTERED = "A proxy in front changes or filters this. Let it pass unchanged in both directions."
+FILTERED = "A proxy in front changes or filters this answer. Let it forward requests and answers unchanged."
 
 
 class OAuthCheck:
     """Runs the OAuth flow of a client for one gateway and person, over the URL clients use.
 
-    `run` returns all steps. Each step may take `seconds`, and steps after the first failure are not run. In the end,
-    everything that the check created is removed. No valid secret is sent to a machine outside this installation.
+    `run` returns all steps. Each step may take `seconds`, and steps after the first failure are not run. At the end,
+    the check revokes its connection and deletes its registration. No valid secret is sent to a machine outside this
+    installation.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:
@@ -225,7 +226,7 @@ class OAuthCheck:
         """Register as an app (RFC 7591).
 
         The check continues only if the app was registered just now and at this installation, because the app later gets
-        a code of this installation, and `tidy` deletes it.
+        a code of this installation, and `tidy` deletes the app.
         """
         self._must_be_here()
         payload = {

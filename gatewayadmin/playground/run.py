@@ -34,7 +34,7 @@ _lock = threading.Lock()  # Pages begin runs in threads.
 
 
 def serve_by(endpoint: App | None) -> None:
-    """Set the endpoint of this process; None when it no longer serves."""
+    """Set the MCP endpoint of this process, or None when the process stops serving."""
     global _endpoint  # noqa: PLW0603  (a process has one endpoint)
     _endpoint = endpoint
 
@@ -68,7 +68,7 @@ class AgentRequest(NamedTuple):
 class AgentResponse(NamedTuple):
     """The answer an agent would get. `message` is None if the body is not JSON-RPC or too large to store.
 
-    `left` is True if the run was ended before an answer began, by the person or after RUN_SECONDS.
+    `left` is True if the person or the time limit (RUN_SECONDS) ended the run before an answer began.
     """
 
     status: int
@@ -133,7 +133,7 @@ class Run:
             self._leave()
 
     def close(self) -> None:
-        """End the run, because its page was left or the request could not be sent."""
+        """End the run if it is in progress, for example because its page was left."""
         if self._task is None:
             self._give_back()
         elif not self._task.done():

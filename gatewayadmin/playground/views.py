@@ -78,8 +78,9 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 def connect(user: User, gateway: Gateway) -> Connection:
     """Return the user's playground connection to this gateway, opening one if needed.
 
-    A new connection gets the user's newest usable identity for each server with personal identities. An existing
-    connection may be blocked, which is checked at each call. Raises ConnectionRefused if the user cannot connect apps.
+    A new connection gets the user's newest usable identity (preferably an active one) for each server with personal
+    identities. An existing connection may be blocked, which is checked at each call. Raises ConnectionRefused if no
+    connection can be opened.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
@@ -116,7 +117,7 @@ def _others(user: User, gateway: Gateway | None) -> list[Connection]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The selection in the URL: a reachable gateway, a kind, and a feature name, each optional."""
+    """The selection in the URL or form: a reachable gateway, a kind, and a feature name, each optional."""
 
     user: User
     gateway: Gateway | None
@@ -179,7 +180,7 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """The selected feature; None if its name is not stored. Such a name can be called, too."""
+        """The selected feature; None if its name is not stored. Users can call names that are not stored."""
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
@@ -280,12 +281,12 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
         return form
     turned = form_of(chosen.schema, form.arguments, as_json=to == "json")
     if to == "form" and turned.as_json:
-        turned.add_error("arguments", "The form does not have fields for all arguments, so they stay JSON.")
+        turned.add_error("arguments", "These arguments do not fit exactly into separate fields, so they stay JSON.")
     return turned
 
 
 def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """Return the form with the arguments of an earlier run, or None if the user cannot see them in the log."""
+    """Return the form with the arguments of an earlier run, or None if the log does not show them to the user."""
     call = _row(uid)
     if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
         return None

@@ -83,7 +83,7 @@ def _command(method: str, path: str, body: dict[str, Any] | None) -> str:
 
 
 def _placeholder(schema: dict[str, Any]) -> Any:
-    """Return an example value, which the reader replaces: the first choice, or the name of the format or type."""
+    """Return an example value: 1 for an integer; for a string, the first choice or the format, as in `<uuid>`."""
     kind = schema.get("type", "...")
     samples = {"integer": 1, "number": 1.0, "boolean": True, "object": {}, "array": []}
     first = schema.get("enum", [f"<{schema.get('format', kind)}>"])[0]

@@ -35,7 +35,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     """A refusal: its reason in words, and as a code that does not change."""
 
     detail = serializers.CharField(help_text="What went wrong, in words; the wording may change.")
-    code = serializers.CharField(help_text="What went wrong, for programs; it does not change.")
+    code = serializers.CharField(help_text="What went wrong, as a code for programs; codes do not change.")
 
 
 class InvalidSerializer(ProblemSerializer):
@@ -54,11 +54,11 @@ class RefusalSerializer(ProblemSerializer):
 
 
 class ChangeSerializer(serializers.Serializer[Any]):
-    """A changed field: its current value, and who changed it when, if known."""
+    """A changed field: its current value, and the author and time of the change, if known."""
 
     field = serializers.CharField(help_text="Name of the field.")
     value = serializers.JSONField(allow_null=True, help_text="Current value of the field.")
-    by = serializers.CharField(allow_null=True, help_text="E-mail address of the person who changed it.")
+    by = serializers.CharField(allow_null=True, help_text="E-mail address of the person who changed the field.")
     at = UtcDateTimeField(allow_null=True, help_text="When it was changed.")
 
 
@@ -71,10 +71,10 @@ class ChangedSerializer(ProblemSerializer):
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     400: (InvalidSerializer, "The input is invalid; see `errors`."),
     401: (ProblemSerializer, "No credential, or one that is unknown, expired or revoked."),
-    403: (RefusalSerializer, "A capability is missing, or this credential is not accepted here."),
+    403: (RefusalSerializer, "Refused, for example because a capability is missing; see `code`."),
     404: (ProblemSerializer, "The object does not exist, or you may not see it."),
     406: (ProblemSerializer, "Only JSON is available."),
-    409: (ProblemSerializer, "The current state of the object does not allow this."),
+    409: (ProblemSerializer, "A conflict, for example with the object's state or a name in use; see `code`."),
     412: (ChangedSerializer, "The object was changed after the version in `If-Match`; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
@@ -107,7 +107,7 @@ PATH = {
 # Headers of requests.
 HEADERS: dict[str, dict[str, Any]] = {
     "If-Match": {"description": "The `ETag` that the object must still have."},
-    "If-None-Match": {"description": "The `ETag` of an answer you have; 304 if it is still current."},
+    "If-None-Match": {"description": "The `ETag` of an earlier answer. If it is still current, the answer is 304."},
     HEADER: {
         "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
         "description": "A new text, such as a UUID, for each object to create. For an hour, the same request with the "
@@ -216,7 +216,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the ETag header of 412, and of responses whose body is the object."""
+        """Return the ETag header of 304, of 412, and of responses whose body is the object."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}

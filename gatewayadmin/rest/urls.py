@@ -74,7 +74,7 @@ router.register("users", UserResource, "user")
 
 
 def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
-    """Route methods to `actions` of `view`, at a path that the router does not generate."""
+    """Route HTTP methods to `actions` of `view`, at a path that the router does not generate."""
     return path(route, view.as_view(actions), name=name)
 
 

@@ -26,11 +26,11 @@ class ToolFailed(Exception):
 
 
 class NotFound(Exception):
-    """The request names an unknown tool, prompt or resource."""
+    """The params are invalid, for example because they name an unknown tool, prompt or resource."""
 
 
 def app(secret: str, respond: Respond) -> ASGIApp:
-    """Return an ASGI app that answers requests by `respond`. Requests without `secret` get 404."""
+    """Return an ASGI app that calls `respond` to answer requests. Requests without `secret` get 404."""
 
     async def server(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -63,8 +63,8 @@ def introduction(capabilities: Object, instructions: str) -> dict[str, Object]:
 async def answer(message: Message, info: Object, fixed: Mapping[str, Object], handlers: Mapping[str, Handler]) -> bytes:
     """Return the JSON-RPC response of the server `info`.
 
-    Both mappings are by method. `fixed` has the results that do not depend on the request, including the results of
-    `introduction`. The functions in `handlers` get the params, and return a result or raise NotFound.
+    The keys of both mappings are method names. `fixed` has the results that do not depend on the request, including the
+    results of `introduction`. The functions in `handlers` get the params, and return a result or raise NotFound.
     """
     try:
         if message.method == "initialize":

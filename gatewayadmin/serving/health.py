@@ -71,11 +71,11 @@ class Readiness:
         self._is_draining = False
 
     def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
-        """Set the function that returns the faults that keep this process from serving, by component."""
+        """Set the function that returns, by component, the faults that keep this process from serving."""
         self._faults = faults
 
     def drain(self) -> None:
-        """Report not ready: this process is about to stop."""
+        """Report not ready from now on, because this process is about to stop."""
         self._is_draining = True
 
     def problem(self) -> str:
@@ -136,8 +136,8 @@ def _sample_replica() -> None:
 class _Counters(MultiProcessCollector):
     """Collects the counters of all workers, skipping empty files.
 
-    The Prometheus client creates a file before it sets its size, and cannot read an empty file. A worker killed
-    in between leaves such a file until the next start.
+    The Prometheus client creates each file empty and then sets its size, but cannot read an empty file. A worker
+    killed in between leaves an empty file until the next start.
     """
 
     def collect(self) -> Iterable[Metric]:
@@ -173,7 +173,7 @@ class _OfReplica:
 async def metrics(request: Request) -> Response:
     """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
-        return PlainTextResponse("Use the loopback address without a proxy, or GATEWAY_METRICS_TOKEN as bearer.\n", 403)
+        return PlainTextResponse("Use loopback without a proxy, or send GATEWAY_METRICS_TOKEN as bearer token.\n", 403)
     registry = CollectorRegistry()
     _Counters(registry)  # type: ignore[no-untyped-call]
     registry.register(await stored())
@@ -183,7 +183,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Return whether a local program sent the request. Host must be ours, to prevent DNS rebinding."""
+    """Return whether a local program sent the request. The Host header must be ours, to prevent DNS rebinding."""
     named = request.headers.getlist("host")
     if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False
@@ -200,7 +200,7 @@ def _has_token(request: Request) -> bool:
 
 # Metrics read from the database on each scrape: sinks, unsealed calls, missing indexes, held calls and the clock.
 #
-# A process cannot count the rows of a sink itself: the process that serves a sink changes, and a sink can be removed.
+# A process cannot count the rows of a sink itself: another process may serve the sink later, and sinks can be removed.
 
 logger = logging.getLogger(__name__)
 

@@ -147,7 +147,7 @@ def _tell() -> None:
 
 
 def _end_grants() -> None:
-    """Record the end of grants whose end date has come. Open sessions and running calls then notice the end, too."""
+    """Record the end of grants whose end date has come, so that open sessions and running calls notice the end."""
     with databases.direct():
         if _clocks_agree():
             ToolGrant.objects.all().end_due()
@@ -155,7 +155,7 @@ def _end_grants() -> None:
 
 
 def _end_holds() -> None:
-    """Mark held calls that nobody decided in time as expired."""
+    """Mark held calls as expired if nobody decided them in time."""
     with databases.direct():
         Hold.objects.expire_due()
 
@@ -176,7 +176,7 @@ STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
 
 
 def _chores(now: datetime) -> dict[str, int]:
-    """Run each chore. Failures are logged and counted, and do not stop the others.
+    """Run each chore. A chore that fails is logged and counted, and does not stop the others.
 
     `now` is the database's time. If our clock differs, nothing is deleted.
     """
@@ -211,7 +211,7 @@ def _kept_since(now: datetime) -> datetime:
 
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
-    """Return the day before which partitions may be dropped in this run.
+    """Return the limit of this run: partitions with only earlier days may be dropped.
 
     Partitions must be archived first if archiving is on. Partitions with rows inserted within the retention
     period are kept, whatever the dates of the rows. At most MOST_DROPPED partitions are dropped per run.

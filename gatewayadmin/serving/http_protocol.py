@@ -140,7 +140,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer, but give a client that is still sending time to read the answer (RFC 9112, 9.6).
+        """Close after an answer. If the client is still sending, close only after LINGER_SECONDS (RFC 9112, 9.6).
 
         If we closed at once, the client's system would discard the answer when the client writes next.
         """
@@ -160,7 +160,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._may_stream = number < limit * open_files.FOR_STREAMS
         if number >= limit * open_files.FOR_CONNECTIONS:
             open_files.count_refused("connection")
-            # Do not wait for a request: silent connections would use up the remaining file numbers.
+            # Do not wait for a request: silent connections would use up the remaining file descriptors.
             transport.write(TOO_MANY)
             transport.close()
             return
@@ -227,7 +227,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._discard_input = True
 
     def _start_request(self, *, is_call: bool) -> None:
-        """Hand the request to the application; a call is a POST to `/mcp/<slug>` in its usual spelling."""
+        """Hand the request to the application. `is_call` is True for a POST to `/mcp/<slug>` in its usual spelling."""
         if not self._may_stream:
             self.scope["extensions"] = {open_files.NO_STREAM: {}}
         super().on_headers_complete()
@@ -317,7 +317,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _bytes_untaken(self) -> int:
-        """Return the bytes the client has not received: in our buffer and, on Linux, in the socket."""
+        """Return the number of bytes the client has not received: in our buffer and, on Linux, in the socket."""
         size = self.transport.get_write_buffer_size()
         sock = self.transport.get_extra_info("socket")
         if sock is None or not sys.platform.startswith("linux"):
@@ -334,7 +334,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class AnswerTransport:
-    """Transport for uvicorn's request cycle: closes properly, and notes that a call was accepted."""
+    """Transport for uvicorn's request cycle: closes connections properly, and notes when a call is accepted."""
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 
@@ -416,7 +416,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache with headers, scope and index of Content-Length of this call; None if it cannot be reused."""
+        """Return a cache of this call's headers, scope and index of Content-Length; None if they cannot be reused."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

@@ -1,4 +1,4 @@
-"""The runner of a clone: `serve` starts it when runner.yaml is beside manage.py, and it ends with `serve`."""
+"""The runner of a repository clone. `serve` starts it if runner.yaml is beside manage.py. It ends when `serve` ends."""
 
 import re
 import subprocess

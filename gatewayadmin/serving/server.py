@@ -33,20 +33,20 @@ from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProto
 from proxy import open_files
 from wire.background import Background
 
-# Reserves the port before the server can serve.
+# The port is reserved before the gateway can serve.
 
 FREE_PORT = " Stop the other program, or choose another port: PORT=8010 make run, or serve --port 8010."
 
 
 class PortTaken(Exception):
-    """The address is in use by another program or not permitted; the message is one line."""
+    """The address cannot be used, for example because another program uses it; the message is one line."""
 
 
 def reserve(host: str, port: int) -> socket.socket:
     """Return a socket bound to this address. Raises PortTaken.
 
     The socket does not listen yet: connections are refused until we can serve, so that clients try another process.
-    Otherwise clients would wait for the whole start, or be reset if the start fails.
+    If it listened, clients would wait for the whole start, and lose their connections if the start failed.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -87,7 +87,7 @@ def return_large_buffers() -> None:
 # A filter of the kernel (classic BPF) for a listening socket. It drops attempts to connect (SYN). Their senders try
 # again a second later, and are refused when nobody listens any more. Without this filter, closing the socket would
 # reset connections that no worker has accepted yet. A proxy could then not know whether its call was made, and would
-# answer 502 instead of trying another server.
+# answer 502 instead of trying another process.
 SO_ATTACH_FILTER = 26
 DROP_SYN = (
     (0x30, 0, 0, 13),  # Load the flags of the TCP header.
@@ -98,7 +98,7 @@ DROP_SYN = (
 
 
 def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
-    """Make the kernel drop attempts to connect to these sockets, in all processes. Linux only."""
+    """Make the kernel drop attempts to connect to these sockets, in all processes that share them. Linux only."""
     code = array("B", b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN))
     program = struct.pack("HP", len(DROP_SYN), code.buffer_info()[0])
     for each in sockets:
@@ -109,8 +109,8 @@ def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
 
 LOOK_S = 0.05
 HEARD_S = 2.0  # After a proxy has connected, this is enough time for it to send its call.
-# Maximum number of connections that wait to be accepted. The limit is lower if a tenth of the files that a worker may
-# open is less, because a worker accepts all waiting connections before it serves any of them.
+# Maximum number of connections that wait to be accepted. If a tenth of the files that a worker may open is less, that
+# is the maximum, because a worker accepts all waiting connections before it serves any of them.
 BACKLOG = 2048
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.
@@ -118,7 +118,7 @@ CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can 
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that, after SIGTERM, serves for DRAIN_SECONDS more but is not ready, so load balancers stop using it."""
+    """Serves for DRAIN_SECONDS after SIGTERM, but reports not ready, so that load balancers stop using this process."""
 
     _is_asked = False
 
@@ -173,8 +173,9 @@ class DrainingServer(uvicorn.Server):
 class Worker(UvicornWorker):  # type: ignore[misc]
     """A process that serves requests, or the one process that does the chores instead.
 
-    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process that locks the file
-    chores.lock does the chores. When it ends, gunicorn starts another process, which takes the lock.
+    In a process that serves, chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process
+    that locks the file chores.lock does the chores. When it ends, gunicorn starts another process, which takes the
+    lock.
     """
 
     does_chores = False
@@ -327,7 +328,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         return application
 
     def run(self) -> None:
-        """Serve until stopped; exits the process."""
+        """Serve until stopped, then exit the process."""
         return_large_buffers()  # For the workers too, which are forks.
         _close_database()  # Connections and their pool's threads do not survive a fork.
         OrderlyArbiter(self).run()

@@ -91,8 +91,8 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def to_decide(self, viewer: User | None) -> "AccessRequestQuerySet":
         """Return the open requests that wait for a decision by `viewer`; if `viewer` is None, all open requests.
 
-        These are other people's requests on gateways that name the viewer as approver. A viewer with GATEWAYS_MANAGE
-        also gets requests on which no named approver can decide, and requests that are older than FALLBACK_AFTER.
+        A viewer gets other people's requests on gateways that name the viewer as approver. A viewer with
+        GATEWAYS_MANAGE also gets requests on which no named approver can decide, or that are older than FALLBACK_AFTER.
         """
         if viewer is None:
             return self.open()
@@ -105,7 +105,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def ask(
         self, gateway: Gateway, *, tool_set: ToolSet | None = None, reason: str, days: int, by: User
     ) -> "AccessRequest":
-        """Request to use a gateway, or one of its tool sets, for `days`. The period begins with the approval.
+        """Request to use a gateway, or one of its tool sets, for `days` days. The period begins with the approval.
 
         Raises RequestRefused or AlreadyGiven.
         """
@@ -137,13 +137,13 @@ def _refuse_unless_well_formed(gateway: Gateway, reason: str, days: int) -> None
 
 def _refuse_too_long(gateway: Gateway, days: int) -> None:
     if not 1 <= days <= gateway.most_request_days:
-        raise TooLong(f"Choose at most {gateway.most_request_days} days.")
+        raise TooLong(f"Choose 1 to {gateway.most_request_days} days.")
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the gateway has no such tool set, or gives all its tools without tool sets.
+    """Raise RequestRefused if `tool_set` is archived, of another gateway, or not needed to use the gateway's tools.
 
-    Raise AlreadyGiven if the person `by` already has the access without an end date.
+    Raise AlreadyGiven if the person `by` already has the requested access, without an end date.
     """
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None
@@ -222,7 +222,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """The time from which people with GATEWAYS_MANAGE are notified too."""
+        """The time from which people with GATEWAYS_MANAGE are notified, not only the approvers."""
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:
@@ -255,9 +255,10 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Create the missing grants for the gateway and the tool set of the request.
+        """Create the grants that the person needs for the gateway and the tool set of the request.
 
-        A grant is missing if the person does not have this access at least until `ends_at`.
+        The person needs no grant for the gateway if they may use it at least until `ends_at` already, and no grant for
+        the tool set if a grant of this set to the person lasts that long.
         """
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
@@ -274,7 +275,7 @@ class AccessRequest(Versioned, models.Model):
             self._close(self._locked_for(by), RequestState.DECLINED, Action.ACCESS_REQUEST_DECLINED, answer, by)
 
     def withdraw(self, *, by: User) -> None:
-        """Withdraw the person's own request. Raises RequestRefused."""
+        """Withdraw the request. Raises RequestRefused, for example if somebody else made the request."""
         with transaction.atomic():
             row = self._locked_open()
             if by.pk != row.user_id:
@@ -302,7 +303,7 @@ class AccessRequest(Versioned, models.Model):
         self.refresh_from_db()
 
     def end_access(self, *, by: User) -> int:
-        """End the grants that this request gave, and return their number. Raises NotYoursToDecide."""
+        """End the grants made for this request, and return their number. Raises NotYoursToDecide."""
         if not self.may_be_decided_by(by) and by.pk != self.user_id:
             raise NotYoursToDecide(NotYoursToDecide.__doc__)
         with transaction.atomic():
@@ -310,5 +311,5 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def live_grants(self) -> list[Any]:
-        """The grants of this request that are in force."""
+        """The grants made for this request that have not ended yet."""
         return [*GatewayGrant.objects.live().filter(request=self), *ToolGrant.objects.live().filter(request=self)]

@@ -24,7 +24,7 @@ alias_validator = RegexValidator(
 
 
 class ServerStillEnabled(GatewayError):
-    """It is still enabled. Disable it first, then archive it."""
+    """The server is still enabled. Disable it first, then archive it."""
 
 
 class WrongIdentity(GatewayError):
@@ -140,19 +140,19 @@ class Assignment(Versioned, Switchable):
     def check_alias(self) -> None:
         """Raise AliasRequired unless the assignment has an alias or is the only server of its gateway.
 
-        Without aliases a server could list a tool under another server's name and receive its calls.
+        Without aliases, a server could list a tool with the name of another server's tool, and receive its calls.
         """
         if not self.alias and self.gateway.assignments.live().exclude(pk=self.pk).exists():
             raise AliasRequired(AliasRequired.__doc__)
 
     def check_identity(self) -> None:
-        """Raise WrongIdentity unless the shared identity is a service account of this server."""
+        """Raise WrongIdentity if there is a shared identity, and it is not a service account of this server."""
         identity = self.shared_identity
         if identity and (identity.server_id != self.server_id or not identity.is_shared):
             raise WrongIdentity(WrongIdentity.__doc__)
 
     def check_allowed(self) -> None:
-        """Raise WrongIdentity unless the shared identity is allowed on this gateway."""
+        """Raise WrongIdentity if there is a shared identity, and it may not be used on this gateway."""
         identity = self.shared_identity
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(
@@ -166,7 +166,7 @@ class Assignment(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"shared_identity": shared}
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change the alias, identity scheme or tool policy, and record what changed.
+        """Change the alias, identity scheme, shared identity or tool policy, and record what changed.
 
         Raises AliasRequired or WrongIdentity. Raises ChangedMeanwhile if the row differs from the version `seen`.
         """

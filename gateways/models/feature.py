@@ -1,7 +1,7 @@
 """Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
 Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
-approved definition, the changed one is approved too, or is held back while clients continue to see the approved one.
+approved definition, the changed one is approved too, or is held back while clients continue to see the earlier one.
 Settings of the gateway decide whether first and changed definitions are approved (docs/concepts.md). The proxy and the
 pages store a server's list with the database function `gateways_learn`.
 """
@@ -162,7 +162,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         kind: str = FeatureKind.TOOL,
         identity: Identity | None = None,
     ) -> None:
-        """Store the complete list a server returned for `identity`: new, changed and missing features.
+        """Store the complete list that a server returned for `identity`, and note new, changed and missing features.
 
         Under the policy `selected` new features start disabled. Unusable definitions are not stored.
         """
@@ -190,7 +190,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         self._learn(assignment, kind, identity, said=None, fault=fault)
 
     def note_asking(self, assignment: Assignment, kind: str, identity: Identity | None = None) -> None:
-        """Record that a server is being asked for its list. Until it answers there is neither an error nor a list."""
+        """Record that a server is being asked for its list. Clears the last error; an earlier list is unchanged."""
         self._learn(assignment, kind, identity, said=None, fault="")
 
     def _learn(
@@ -263,7 +263,7 @@ class Feature(Versioned, Switchable):
                 name="feature_needing_attention",
                 condition=Q(missing_since=None, offered__isnull=False) & ~Q(state="quarantined"),
             ),
-            # Rows are as long as their definitions. Lists and counts of tools read this index instead.
+            # Rows are long, because they contain definitions. Lists and counts of tools read only this index.
             models.Index(
                 fields=("assignment", "name"),
                 include=("enabled", "state", "exposed_name", "effect"),
@@ -330,7 +330,7 @@ class Feature(Versioned, Switchable):
     def accept(self, *, by: User | None) -> None:
         """Approve the definition the server offers now, and lift a quarantine.
 
-        Raises NothingToAccept if there is nothing to approve.
+        Raises NothingToAccept if this definition is already approved and the feature is not quarantined.
         """
         with transaction.atomic():
             row = self.lock()
@@ -352,7 +352,7 @@ class Feature(Versioned, Switchable):
         self.refresh_from_db()
 
     def say_effect(self, effect: str, *, by: User) -> bool:
-        """State the effect of a tool, which replaces the server's claim; an empty `effect` restores the claim.
+        """State the effect of a tool in place of the server's claim; an empty `effect` restores the claim.
 
         Returns False if unchanged.
         """
@@ -437,7 +437,7 @@ class FeatureVersion(models.Model):
     definition = models.TextField()
     first_seen_at = models.DateTimeField(default=timezone.now)
     approved_at = models.DateTimeField(null=True, blank=True)
-    # NULL if the gateway's settings approved the definition automatically.
+    # NULL if no person approved the definition: the gateway's settings did, or it was never approved.
     approved_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
 
     class Meta:

@@ -20,7 +20,7 @@ from ui.forms import holds
 
 
 class GatewayError(Exception):
-    """The change of a gateway or assignment is refused; the message says why."""
+    """A change of a gateway, or of something on a gateway, is refused; the message says why."""
 
 
 class Reach(models.TextChoices):
@@ -137,7 +137,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
 
 def _open_to(teams: Iterable[Team]) -> Q:
     """Match gateways that are open to everyone or to one of the teams."""
-    # A subquery, because a join needs DISTINCT, which would compute the annotations of every row first.
+    # A subquery, because a join needs DISTINCT: PostgreSQL would compute the annotations of every row first.
     return Q(reach=Reach.EVERYONE) | Q(pk__in=Gateway.objects.filter(teams__in=teams).order_by().values("pk"))
 
 

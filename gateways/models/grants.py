@@ -38,7 +38,7 @@ class GrantQuerySet(models.QuerySet[Any]):
         return sum(grant.end(by=None) for grant in due)
 
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
-        """Create a grant that replaces the present one, without a gap. Raises AlreadyGiven or BadEnd.
+        """Create a grant. It replaces a shorter present grant, without a gap. Raises AlreadyGiven or BadEnd.
 
         `values` name who gets the grant, and the gateway or tool set that is given. The caller must have locked the row
         of this gateway or set.
@@ -205,7 +205,7 @@ class GatewayGrantQuerySet(GrantQuerySet):
 
 
 class GatewayGrant(DatedGrant):
-    """A grant that opens a gateway for teams (`Reach.TEAMS`) to one person, whatever their teams."""
+    """A grant that lets one person use a gateway of reach `teams`, whatever the person's teams."""
 
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="people_given")
     user = models.ForeignKey(User, models.PROTECT, related_name="gateways_given")

@@ -168,7 +168,7 @@ class ToolSet(Versioned, models.Model):
         return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:
-        """Remove the set from all lists. Raises StillInUse."""
+        """Archive the set. Raises StillInUse."""
         with transaction.atomic():
             row = self.lock()
             if row.archived_at:

@@ -109,14 +109,17 @@ class Conditions:
 
     @cached_property
     def _for_all(self) -> tuple[Any, Size] | None:
-        """The values for all conditions. None if they are too large: then each condition gets only its own values."""
+        """The values for all conditions, and the size of the arguments; None if the arguments are too large.
+
+        In this case, each condition gets only its own values.
+        """
         try:
             return self._values(self._names)
         except NotEvaluated:
             return None
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return the values for conditions that name these arguments. Raises NotEvaluated if they are too large."""
+        """Return the values for conditions that name these arguments, and the arguments' size. Raises NotEvaluated."""
         named = self._named(names)
         size = size_of(named)
         return activation({**self._fields, ARGUMENTS: named}), size

@@ -78,7 +78,7 @@ class Introduction(NamedTuple):
 
 
 class ListingState(NamedTuple):
-    """The last list request to a server: its age in seconds, whether the server ever answered, and its last failure."""
+    """The last list request to a server: its age in seconds and its error, and whether the server ever answered."""
 
     age: float
     is_known: bool
@@ -145,7 +145,7 @@ class AssignedServer(NamedTuple):
     sign_in: SignInState | None = None
     # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
-    # Whether only tools that were given may be used: the gateway requires this, or the app or agent has a limit.
+    # Whether only features that were given may be used: the gateway requires this, or the app or agent has a limit.
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
@@ -574,7 +574,7 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
-    """Return the statement's parameters as PostgreSQL array texts, with one element per digest."""
+    """Return the statement's parameters as PostgreSQL array texts, with one element per digest or checksum."""
     rows = [
         (n, query, digest, checksum)
         for n, query in enumerate(queries)

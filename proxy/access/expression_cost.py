@@ -1,8 +1,8 @@
 """The most processor time that a condition can take, estimated from its syntax tree.
 
 Evaluation cannot be interrupted. So a condition that could take too long even for small arguments cannot be saved. A
-saved condition is not evaluated for a call whose arguments are so large that it could take too long. The constants were
-measured with arguments that an attacker would choose.
+saved condition is not evaluated for a call whose arguments are so large that the evaluation could take too long. The
+constants were measured with arguments that an attacker would choose.
 """
 
 import re

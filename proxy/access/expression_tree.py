@@ -15,7 +15,7 @@ class Node(NamedTuple):
     """A part of a condition. `at` is its position in the text, from 0.
 
     `value` is the text of a text constant (None for other constants), or the name of a variable, member or function.
-    The only part of a member, also in `has`, is its object. The parts of a map are its keys and values. A loop is an
+    A member, also one in `has`, has one part: its object. The parts of a map are its keys and values. A loop is an
     expanded macro such as `exists`: `value` is its variable; the parts are range, initial result, condition, step and
     result.
     """
@@ -123,7 +123,7 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 def needed_by(tree: Node) -> frozenset[str]:
     """Return arguments without which a call cannot meet a condition.
 
-    The list may be incomplete, because the condition is not evaluated here.
+    The set may be incomplete, because the condition is not evaluated here.
     """
     if (tree.kind, tree.value) == (CALL, "_&&_"):
         return needed_by(tree.parts[0])  # If the left part has no result, the right part does not matter.

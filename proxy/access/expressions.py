@@ -89,7 +89,7 @@ def _environment() -> Any:
 
 
 def activation(values: Mapping[str, Any]) -> Any:
-    """Return the values of FIELDS and `args`, converted for any number of conditions. Raises NotEvaluated."""
+    """Return the values of FIELDS and `args`, converted once for any number of conditions."""
     return _environment().Activation(values)
 
 
@@ -145,7 +145,7 @@ _REFERENCE = re.compile(r"undeclared reference to '([^']+)'")
 
 
 def _bad(text: str, message: str) -> BadExpression:
-    """Return CEL's compile error in plain words, with the position of the character."""
+    """Return CEL's compile error in plain words, with the position of the first wrong character."""
     found = _PLACE.search(message)
     if found is None:
         return BadExpression(TOO_DEEP if "recursion" in message else "Not a condition.")

@@ -1,8 +1,8 @@
 """Resolve a name or URI to a server and a feature, and check switches, policy and identity.
 
-These are rows 13 to 15 of the decision order. Features are tools, prompts, resources and resource templates. A tool or
-prompt that is not stored cannot be called. Lists apply the same switches and policy, in `access/query.sql`. They also
-leave out features that the server does not currently offer.
+These checks are rows 13 to 15 of the decision order. Features are tools, prompts, resources and resource templates. A
+tool or prompt that is not stored cannot be called. Lists apply the same switches and policy, in `access/query.sql`.
+They also leave out features that the server does not currently offer.
 """
 
 from collections.abc import Sequence
@@ -91,7 +91,7 @@ def lookup_key(feature: Named) -> str:
 
 
 class Refusal(UpstreamError):
-    """A switch, policy, rule or identity forbids this server or feature. Answered with a JSON-RPC error in HTTP 200."""
+    """This server or feature may not be used; `reason` says why. Answered with a JSON-RPC error in HTTP 200."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
@@ -110,9 +110,10 @@ def escaped(text: str) -> str:
 
 
 class UnknownFeature(UpstreamError):
-    """No server behind the gateway has a tool, prompt or resource of this name.
+    """No server behind the gateway has a tool, prompt or resource of this name, or several servers have the resource.
 
-    For a resource, clients of the session era get the code -32002, which MCP 2026-07-28 no longer has.
+    In the second case, `possible` has the URIs to choose from. For a resource, clients of the session era get the code
+    -32002, which MCP 2026-07-28 no longer has.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -132,7 +133,7 @@ class UnknownFeature(UpstreamError):
 
 
 class IdentityUnreadable(UpstreamError):
-    """No configured key decrypts the credential: the operator lost a key."""
+    """The credential cannot be sent: no configured key decrypts it, or no header can carry it."""
 
     reason = "identity_unreadable"
     sentence = 'The credential stored for server "{server}" can no longer be read.'
@@ -192,7 +193,7 @@ HEADER_AUTH_TYPES = frozenset({"bearer", "header", "oauth"})
 
 
 def policy_allows(policy: str, enabled: bool | None) -> bool:
-    """Return whether a tool may be used; `enabled` is its switch, or None if it has no row yet."""
+    """Return whether a feature may be used; `enabled` is its switch, or None if it has no row yet."""
     match policy:
         case "allow_all":
             return enabled is not False
@@ -202,7 +203,7 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
 
 
 def is_usable(assigned: AssignedServer) -> bool:
-    """Return whether this server may be used at this gateway, regardless of the identity."""
+    """Return whether the token may use this server at this gateway, regardless of the identity."""
     return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
 
 

@@ -1,8 +1,8 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
 The rules are read from the database with the grant of each request. The first rule that refuses the call decides. If no
-rule refuses, the first rule that holds the call decides. The labels of all rules are added in any case. In a rule that
-refuses or holds, a condition without a result counts as true.
+rule refuses, the first rule that holds the call decides. The labels of all matching rules are added in any case. In a
+rule that refuses or holds, a condition without a result counts as true.
 """
 
 import re

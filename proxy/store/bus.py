@@ -1,4 +1,4 @@
-"""Messages between workers by LISTEN and NOTIFY of PostgreSQL: ids only.
+"""Short messages between workers, mostly ids, by LISTEN and NOTIFY of PostgreSQL.
 
 An ordinary call publishes nothing. Data that must not be lost is in rows; the bus only announces that there are rows to
 read. When a lost connection is restored, every handler is called with None and has to read its rows.
@@ -28,7 +28,7 @@ BEAT_TIMEOUT = 2.0
 LISTEN = f"LISTEN {CHANNEL}".encode()
 NAME = b"SET application_name = 'gateway bus'"
 
-# A handler gets the published id, or None after a lost connection. An async handler runs as a task of its own.
+# A handler gets the published text, or None after a lost connection. An async handler runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
 
@@ -264,7 +264,7 @@ class PendingRequests:
         )
 
     async def wait(self, uid: str) -> Object:
-        """Wait for the answer to a request that this worker has added, and return it."""
+        """Wait until a request that this worker has added is answered, and return the answer."""
         event = self._bell.listen(uid)
         while True:
             await event.wait()

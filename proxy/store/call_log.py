@@ -118,7 +118,7 @@ class CallRow:
     rule_id: str = ""
     # The hold that stopped the call or, if the call was approved, the hold whose approval it used.
     hold_id: str = ""
-    # The labels of all rules.
+    # The labels that rules gave the call, as one text.
     labels: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
@@ -207,7 +207,7 @@ class CallWriter(GroupCommit[bytes, None]):
     The writer is also the circuit breaker of calls: while `may_begin` is False, nothing may be sent to a server,
     because the row could not be written. The breaker opens when a commit fails, hangs for a second (also in another
     process) or loses its connection. The breaker closes once a test row was written and rolled back, which is tried
-    continuously.
+    continuously. `may_begin` is also False while `max_waiting` rows wait.
     """
 
     def __init__(

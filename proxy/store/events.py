@@ -1,4 +1,4 @@
-"""Stream events that clients may not have received, stored so that streams can be resumed.
+"""Stores the events that clients may not have received on their streams, so that the streams can be resumed.
 
 See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. While a client reads, the last events of a stream are
 only in memory. When the client disconnects, they are written to rows, encrypted. They are also written when the client

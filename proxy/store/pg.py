@@ -138,7 +138,7 @@ class PgConnection:
         await self.copy(statements, b"")
 
     async def copy(self, statement: bytes, data: bytes) -> None:
-        """Run `statement`, a COPY, with `data`; the rows are committed on return.
+        """Run `statement`, a COPY, with `data`. The rows are committed on return, unless a transaction is open.
 
         Raises DatabaseUnavailable if the outcome is unknown, or StatementRejected if the rows are not committed.
         """
@@ -292,12 +292,12 @@ class GroupCommit[Item, Answer]:
     """Passes waiting items to `handlers`, in batches; a handler resolves the future of each item.
 
     If a handler raises, its whole batch fails with the result of `to_error`. Each handler has one of the `connections`,
-    which are opened in advance and reopened when lost. A connection whose batch failed is reopened and checked before
-    it is used again.
+    which are opened in advance and reopened when lost. A connection whose batch failed is checked before it is used
+    again.
 
     `fault` is the reason why no batch can be handled now; empty otherwise. With `rejects_when_full`, items added while
-    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. When a statement begins
-    to hang, all items that wait then, and all running batches, fail too.
+    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. With it, all
+    waiting items and all running batches also fail when a statement begins to hang.
     """
 
     def __init__(
@@ -447,7 +447,7 @@ class GroupCommit[Item, Answer]:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Reopen the worker's connection and check it. Return True if it works again.
+        """Reopen the worker's connection if it is closed, and check it. Return True if it works again.
 
         If this fails and no other connection is healthy, the waiting items fail too.
         """

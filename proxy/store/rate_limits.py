@@ -117,7 +117,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
 
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
-    """Return the number of calls to lease for each subject: enough for the waiting requests, and some in advance.
+    """Return how many calls to lease for each subject: one for each waiting request, but at least 1 % of the limit.
 
     Each subject appears once. If its limit has just changed, the batch may have requests with the old limit and others
     with the new limit. Only one of the two is used; requests with the other limit get a lease in the next batch.

@@ -52,7 +52,7 @@ _URL_CREDENTIALS = re.compile(
 
 _USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
 
-# The start of a value: `key: `, `"key": `, `key=`, `key%3D`, `--key `, `<key>`.
+# A key, up to the start of its value: `key: `, `"key": `, `key=`, `key%3D`, `--key `, `<key>`.
 _KEY_BEFORE_VALUE = re.compile(
     r"(?<![\w\-])(?:--?(?P<option>\w[\w\-]*+)[ \t]++(?![:=])|"
     r"(?P<key>[\w\-]++)(?P<sign>(?:\\*+[\"'`]|%(?:25)*+2[27]|&(?:quot|#3[49]);)?[ \t]*+"
@@ -141,8 +141,8 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
     """Return the start and the end of the value of `key`.
 
-    Both are equal if there is nothing to redact: the value is empty, or it is a number and `key` is a measure (see
-    `is_measure`).
+    Both are equal if there is nothing to redact: the value is empty or a word such as `null`, or it is a number and
+    `key` is a measure (see `is_measure`).
     """
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
@@ -211,7 +211,7 @@ _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
 
 class KnownSecrets:
-    """Redacts values from texts: plain, percent-encoded, in hex, and anywhere inside base64."""
+    """Redacts these values from texts, whether they are plain, percent-encoded, in hex or anywhere inside base64."""
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)

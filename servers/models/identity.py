@@ -69,13 +69,13 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=None)
 
     def not_refused_first(self) -> "IdentityQuerySet":
-        """Sort identities by label, but move those to the end that the server refused at their last use."""
+        """Sort identities by label. Identities that the server refused at their last use come last."""
         return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
 
     def bring(
         self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
     ) -> "Identity":
-        """Store an encrypted credential for `server`; with `owner` None it is shared.
+        """Encrypt and store a credential for `server`; if `owner` is None, the credential is shared.
 
         If the server refused the secret in a test and the secret is stored anyway, `refusal` is the server's answer.
         Raises AnotherPlace if the server got another origin after `server` was read.
@@ -108,7 +108,7 @@ class Identity(Versioned, Switchable):
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     # Set when the path or header of the identity's server changes. Cleared when somebody agrees to send the secret to
-    # the changed address.
+    # the changed address, or replaces the secret.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
     # Set only for identities that came from a sign-in at an issuer. They are renewed by their `grant`.
     issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)

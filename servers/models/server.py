@@ -143,7 +143,7 @@ class Server(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    # The name was derived from the URL. When the server first answers, its own name replaces the derived name.
+    # True if the name was derived from the URL. Then the name in the server's first answer replaces it.
     name_is_made = models.BooleanField(default=False, db_default=False, editable=False)
     slug = models.CharField(max_length=16, unique=True, validators=[slug_validator])
     url = models.CharField("URL", max_length=500)
@@ -167,7 +167,7 @@ class Server(Versioned, Switchable):
     )
     fixed_resource = models.CharField(max_length=500, blank=True, default="", db_default="")
     fixed_scopes = models.CharField(max_length=1000, blank=True, default="", db_default="")
-    # Endpoints of an issuer without metadata. If they are set, metadata are not fetched.
+    # Endpoints of an issuer without metadata. If they are set, the issuer's metadata are not fetched.
     authorization_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
@@ -281,7 +281,7 @@ class Server(Versioned, Switchable):
 
     @property
     def entered(self) -> tuple[str, ...]:
-        """URLs entered by an administrator: of the server and its issuer. All other hosts are checked more strictly."""
+        """URLs that an administrator entered for the server and its issuer. Other hosts are checked more strictly."""
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":

@@ -255,7 +255,7 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
     """Return the needs of a server whose issuer has no metadata and was entered by an administrator.
 
-    The authorization endpoint serves as the issuer's name. The redirect URI is made from this endpoint, so no other
+    The authorization endpoint serves as the issuer's URL. The redirect URI is made from this endpoint, so no other
     issuer has the same redirect URI.
     """
     authorization, token, revocation = endpoints

@@ -82,10 +82,10 @@ class LastingRefused(Exception):
 
 
 def sign_in_browser_digest(request: AppRequest) -> bytes:
-    """Return a digest of a random value in the session. It ties a sign-in to this browser and survives key rotation.
+    """Return a digest of a random value in the session. The digest ties a sign-in to this browser.
 
-    Return ANY_BROWSER for a request with an API key, which has no browser. With an API key, any credential can be
-    stored for the owner of the key anyway.
+    The digest does not depend on an encryption key, so it survives key rotation. Return ANY_BROWSER for a request with
+    an API key, which has no browser. With an API key, any credential can be stored for the owner of the key anyway.
     """
     if getattr(request, "auth", None) is not None:
         return ANY_BROWSER
@@ -469,7 +469,8 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 def _bind(sign_in: SignIn, identity: Identity) -> None:
     """Use the identity on the connection it was made for, and on the person's connections that need an identity.
 
-    Do nothing if the connection or the identity was revoked or disabled meanwhile.
+    Do nothing for a shared identity. Ignore a ConnectionFault, because the connection or the identity may have been
+    revoked meanwhile.
     """
     if identity.is_shared:
         return

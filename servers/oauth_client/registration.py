@@ -252,9 +252,9 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, and the issuer's endpoints.
+    """Store the OAuth client that an administrator entered for this server, with the issuer's endpoints.
 
-    Ends the server's former clients.
+    Also end the registrations that were live for this server.
     """
     with transaction.atomic():
         server.lock()
@@ -315,7 +315,7 @@ def keep_fresh(identity: Identity) -> None:
 def refresh_identity(identity: Identity) -> None:
     """Refresh the identity now. Raises NotRenewed.
 
-    Do not call it in a transaction: other processes have to see the lease.
+    The caller must not be in a transaction, because other processes have to see the lease.
     """
     if identity.secret_ciphertext is None:
         raise NotRenewed("identity_sign_in")

@@ -51,7 +51,7 @@ from ui.rest import Problem, Resource, UtcDateTimeField
 
 
 class StartedSignIn(NamedTuple):
-    """The response that follows the start of a sign-in."""
+    """The content of the response to a request that started a sign-in."""
 
     server: Server
     issuer: str
@@ -129,7 +129,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have no connection or credential with this id."]})
+            raise ValidationError({name: ["You have no such connection, or no such credential for this server."]})
         return found
 
 

@@ -41,7 +41,8 @@ from ui.pages import own_path
 from wire.cipher import Undecryptable
 
 POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
-# The strongest supported ciphers (responses.CIPHERS), then methods of key wrapping, the most widely supported first.
+# Our metadata offer these methods of encryption: two ciphers, of which the first is stronger, and two methods of key
+# wrapping, of which the first is more widely supported. The module `responses` lists all methods that are accepted.
 ENCRYPTED_WITH = (
     "http://www.w3.org/2009/xmlenc11#aes256-gcm",
     "http://www.w3.org/2009/xmlenc11#aes128-gcm",

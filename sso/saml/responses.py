@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
 All values are read from the signed element that the verification of the signature returns. The rest of the document,
-and the position of the element in the document, are not used. Needs the extra `saml`.
+and the position of the element in the document, can only be reasons for a refusal. Needs the extra `saml`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLOCKS_DIFFER_S = 60
 OLDEST_S = 10 * 60  # Older assertions are refused, even if their own conditions allow more time.
 STATUS = "urn:oasis:names:tc:SAML:2.0:status:"
 SUCCESS = f"{STATUS}Success"
-# Status codes of SAML Core 3.2.2.2. The status is not signed, so none of its other texts is used.
+# Status codes of SAML Core 3.2.2.2. The status is not signed, so any other text in it is not shown.
 CODES = (
     *("Success", "Requester", "Responder", "VersionMismatch", "AuthnFailed", "InvalidAttrNameOrValue"),
     *("InvalidNameIDPolicy", "NoAuthnContext", "NoAvailableIDP", "NoPassive", "NoSupportedIDP", "PartialLogout"),
@@ -118,7 +118,10 @@ def _parsed(encoded: str) -> Element:
 
 
 def _must_be_about_us(root: Element, expected: Expected) -> None:
-    """Refuse a response that is not for us. The envelope may be unsigned, so passing this check proves nothing."""
+    """Refuse a response that is not for us or reports a failure.
+
+    The envelope may be unsigned, so passing this check proves nothing.
+    """
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The response comes from another issuer than {expected.issuer}.")
@@ -193,7 +196,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
     if method is None or method.get("Algorithm") not in {each.value for each in SIGNED_WITH}:
         raise ResponseRefused("weak_signature", "The signature is not RSA or ECDSA with SHA-256 or stronger.")
     if not set(used) <= {each.value for each in DIGESTED_WITH}:
-        raise ResponseRefused("weak_signature", "The digest of the signature is weaker than SHA-256.")
+        raise ResponseRefused("weak_signature", "The digest of the signature is not SHA-256, SHA-384 or SHA-512.")
     for certificate in certificates:
         signed = _verified(root, location, certificate)
         if signed is not None:
@@ -229,7 +232,7 @@ def _is_short(prefixes: Element) -> bool:
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:
-    """Return the element at `location` as signed by this certificate's key; None if the signature does not match.
+    """Return the element covered by the signature at `location`, or None if the certificate does not verify it.
 
     The metadata establish trust in the certificate, so its expiry does not matter.
     """
@@ -358,7 +361,7 @@ def _moment(text: str | None, what: str) -> float:
 #
 # Anybody who has our metadata can encrypt for us, so the content is checked as if it had been sent in the clear.
 # Unauthenticated ciphers (CBC) and RSA with PKCS #1 v1.5 are refused, because they allow oracle attacks on captured
-# answers. For this reason, too, all failures look alike and take equal work.
+# answers. For the same reason, all failures look alike and take equal work.
 
 ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
 ENCRYPTION_11 = "http://www.w3.org/2009/xmlenc11#"

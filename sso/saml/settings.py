@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_ATTRIBUTE = 200
 ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
-# SAML settings that decide which person a sign-in belongs to (sso.models.TERMS), in the order of the settings page.
+# The SAML settings that decide which person a sign-in belongs to. They are part of sso.models.TERMS.
 SAML_TERMS = (
     *("protocol", "metadata_url", "sso_url", "name_id_format", "email_attribute", "name_attribute"),
     *("takes_unsolicited", "signs_requests", "takes_encrypted"),

@@ -96,7 +96,7 @@ def test_bad_input_to_start_keeps_everything_typed(work: Gateway, boss: User, gr
         ({"subjects": "work", "reviewers": "nobody@example.com"}, "There is no active person nobody@example.com."),
         ({"subjects": "work", "reviewers": "ann@example.com"}, "ann@example.com cannot review."),
         ({"subjects": "work", "due_on": due(-1).isoformat()}, "The due date must be today or later"),
-        ({"subjects": "work", "scope": "everything"}, "Leave this empty to review everything"),
+        ({"subjects": "work", "scope": "everything"}, "To review everything, leave this empty"),
         ({"subjects": "work", "reviewers": "boss@example.com"}, "boss@example.com would review their own access."),
     ):
         page = client.post("/access/reviews/start/", form | change)

@@ -463,7 +463,7 @@ def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> Non
 
     repeated = client.post(f"/people/{bo.pk}/invite/", {"epoch": str(bo.session_epoch)}, follow=True)
 
-    assert "This link is no longer shown." in text(repeated)
+    assert "This form was already used, or is out of date." in text(repeated)
     assert "Gateways you can use" in text(choose_password(link))
 
 
@@ -474,7 +474,7 @@ def test_a_bad_form_makes_no_link_nor_does_a_person_who_has_joined(chief: User, 
 
     for form in ({}, {"epoch": "nonsense"}, {"epoch": "-1"}):
         refused = client.post(f"/people/{bo.pk}/invite/", form, follow=True)
-        assert "This link is no longer shown." in text(refused)
+        assert "This form was already used, or is out of date." in text(refused)
     refused = client.post(f"/people/{joined.pk}/invite/", {"epoch": "0"}, follow=True)
 
     assert "This person has joined already, so there is no invitation to change." in text(refused)

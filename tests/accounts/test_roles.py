@@ -275,4 +275,4 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
             refused()
     assert make.user().deactivate(by=looker)
     assert not User.objects.filter(role=using).exists()
-    assert 'title="With your role you can only look, not use a gateway."' in text(client.get("/people/invite/"))
+    assert 'title="With your role you can only look: you cannot use a gateway."' in text(client.get("/people/invite/"))

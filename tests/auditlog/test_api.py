@@ -141,7 +141,7 @@ def test_one_call_shows_what_it_carried_to_who_may_see_that(viv: User) -> None:
     told = rest.get(f"/logs/{one.uid}").json()
 
     assert (told["request_payload"], told["created_at"]) == ({"name": "search"}, "2031-11-20T12:00:00.000Z")
-    assert told["reason"] == "The address is not on the token's IP allow-list."
+    assert told["reason"] == "The client's address is not on the token's IP allow-list."
     assert "request_payload" not in results(rest.get("/logs"))[0]
 
 

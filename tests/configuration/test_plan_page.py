@@ -60,7 +60,7 @@ def test_an_old_plan_is_not_applied_and_the_new_one_is_shown(browser: Client, ow
 
     status, shown = apply(browser, FILE, digest)
 
-    assert (status, "The workspace has changed since the plan" in shown) == (422, True)
+    assert (status, "The workspace or the file has changed since the plan" in shown) == (422, True)
     assert "Apply 1 change<" in shown
     assert not Gateway.objects.filter(slug="work").exists()
 

@@ -55,7 +55,7 @@ LIMITS = {
     "hours a session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of these messages together": streams.MOST_PENDING_BYTES >> 20,
-    "standing streams of servers that are read only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
+    "standing streams of servers, each read for calls only, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,

@@ -106,7 +106,7 @@ def test_a_member_asks_and_the_approver_decides_on_pages(
     made = member.post("/access/gateways/work/request/", form | {"days": "60"})
     asked = AccessRequest.objects.get()
 
-    assert (too_long.status_code, "Choose at most 60 days." in text(too_long)) == (422, True)
+    assert (too_long.status_code, "Choose 1 to 60 days." in text(too_long)) == (422, True)
     assert "Read the runbook" in text(too_long)
     assert told() == f"{ann.email} asked for the tool set “Gets” on the gateway “Work”, for 60 days."
     assert "lead@example.com can decide." in text(member.get(made["Location"]))

@@ -399,7 +399,7 @@ def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: 
     feature.refresh_from_db()
     assert "In the last 7 days 1 call of 1 person went through it: unknown (1). It would have been refused." in asked
     assert feature.state == FeatureState.QUARANTINED
-    assert "Quarantined: hidden from clients" in page
+    assert "It is quarantined: hidden from clients" in page
     assert "/quarantine/" not in page
     client.post(f"/features/{feature.pk}/accept/", {"definition": ""})
     feature.refresh_from_db()

@@ -106,7 +106,7 @@ def test_the_page_tells_what_was_used_and_asks_before_it_narrows(docs: Assignmen
     assert "used 1 of 4 tools in 30 d" in page
     assert "CI pipeline" in page
     question = client.get(f"/assignments/{docs.pk}/narrow/").content.decode()
-    assert "3 tools are disabled for 1 connection to work." in question.replace("\n", " ")
+    assert "This disables 3 tools for 1 connection to work." in question.replace("\n", " ")
     client.post(f"/assignments/{docs.pk}/narrow/")
     assert on(docs) == {"find"}
     page = client.get("/gateways/work/usage/").content.decode()

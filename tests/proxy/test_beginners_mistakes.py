@@ -57,7 +57,7 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
         str(token): "Write the word Bearer and a space before the token.",
         f"Bearer {(token or '')[:30]}": "not a complete token of this gateway. Copy it again",
         f"Bearer {token_text.mint(token_text.PERSONAL)}": "an API key for the REST API. Use an API access token",
-        f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown here, expired or revoked. Create or regenerate one",
+        f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown, expired or revoked. Create or regenerate one",
         "Bearer eyJhbGciOiJub25lIn0.e30.": "not a complete token of this gateway",
     }.items():
         answer = asked(world, authorization)
@@ -140,7 +140,7 @@ def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
     for url, words in {
         "npx -y @modelcontextprotocol/server-github": "This is a command that starts a server on one computer (stdio)",
         '{"command": "npx", "args": []}': "This is a command that starts a server on one computer (stdio)",
-        "docs server": "This is not a URL. One looks like https://mcp.example.com/mcp.",
+        "docs server": "This is not a URL. A URL looks like https://mcp.example.com/mcp.",
         "mcp.example.com/mcp": "The URL must start with https://.",
         "https://": "The URL has no host.",
         "https://ann:secret@mcp.example.com/": "Leave credentials out of the URL; add them under Identities.",

@@ -85,7 +85,7 @@ def test_a_runner_that_refuses_the_secret_or_is_down_is_an_error_with_a_row(star
 
     refused = agent.call("notes__add", {"a": 1, "b": 2}).json()["error"]
 
-    assert "refused the gateway. An administrator of the gateway can correct the secret." in refused["message"]
+    assert "refused the gateway's secret. An administrator of the gateway can correct it." in refused["message"]
     assert (proxy.last().outcome, proxy.last().deny_reason) == ("upstream_error", "unreachable")
     port = free_port()
     proxy = start(runner=Runner(f"http://127.0.0.1:{port}", SECRET))

@@ -168,7 +168,7 @@ def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work)
     error = answer.json()["error"]
     assert (error["code"], error["message"]) == (
         -32603,
-        in_words('No server of this gateway answered: "one", "two".'),
+        in_words('No server of this gateway answered ("one", "two").'),
     )
     assert work.proxy.last().outcome == "upstream_error"
 

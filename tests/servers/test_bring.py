@@ -175,7 +175,7 @@ BAD = {
     "twice": ('{"mcpServers": {"a": {},\n "a": {}}}', "Line 2, column 2: This name is in the object twice"),
     "comment": ("{/*" * 20_000, "double quotes"),
     "deep": ('{"mcpServers": ' + "[" * 100_000, "nested too deeply"),
-    "list": ("[]", "The file is a list"),
+    "list": ("[]", "The file is not an object"),
     "no servers": ('{"theme": "dark"}', "The file needs"),
     "half a character": ('{"mcpServers": {"\\ud800": {}}}', "half of a character"),
     "large": ('{"mcpServers": {}}' + " " * MOST_BYTES, "larger than 256 KB"),

@@ -120,7 +120,7 @@ def test_the_page_and_rest_show_state_last_exit_and_standard_error(
 
     assert "It ended 5 times in a minute." in page
     assert "No module named mcp" in page
-    assert "its programs can read each other" in page
+    assert "its programs: they can read each other" in page
     assert "last 200 lines" in page
     assert "line 249 &lt;b&gt;" in page
     assert "line 49 " not in page

@@ -184,7 +184,7 @@ def test_a_person_who_did_not_start_here_is_asked_before_their_session_ends(
 
     assert (asked.response.status_code, asked.person) == (200, owner)
     assert "Sign in as eve@example.com?" in asked.words
-    assert "Your session as owner@example.com ends." in asked.words
+    assert "Signing in ends your session as owner@example.com." in asked.words
     ticket = form_of(asked.words)["ticket"]
     forged: Any = victim.post(ANSWERED, {"ticket": ticket})
     assert (forged.status_code, asked.person) == (403, owner)

@@ -129,7 +129,7 @@ def mid(name: str) -> SafeString:
 @register.filter
 @stringfilter
 def short(name: str, most: int = 48) -> SafeString:
-    """Render `most` characters of a name; if it has more, its title is the whole name."""
+    """Render a name, cut to `most` characters if it is longer. If it is cut, the title is the whole name."""
     if len(name) <= most:
         return visible(name)
     return format_html('<span title="{}">{}…</span>', name, visible(name[: most - 1]))
@@ -307,9 +307,9 @@ def _waiting(key: str, number: int, words: str) -> SafeString:
 
 @register.simple_tag
 def row_url(name: str, key: UUID) -> str:
-    """Return the URL with this name for the id of a row. As `{% url %}`, which takes ten times as long.
+    """Return the URL with this name for the id of a row, ten times as fast as `{% url %}`.
 
-    For lists, whose rows have many links.
+    This is for lists, whose rows have many links.
     """
     return _url_of_row(name).replace(str(_SOME_ID), str(key))
 

@@ -30,7 +30,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, check: bool, **options: Any) -> None:
         if database.is_embedded():
-            raise CommandError("Set DATABASE_URL to the database to move to, and the three keys to those in use.")
+            raise CommandError(
+                "Set DATABASE_URL to the database to move to. Set the three key variables to the keys in use."
+            )
         try:
             database.require(tables=False)
             self._judge(settings.DATA_DIR)

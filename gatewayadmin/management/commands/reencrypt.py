@@ -1,4 +1,4 @@
-"""Encrypts every stored secret with the newest key. Run it after adding a new first key to GATEWAY_ENCRYPTION_KEYS."""
+"""Encrypts every stored secret with the newest key: needed after adding a new first key to GATEWAY_ENCRYPTION_KEYS."""
 
 from typing import Any
 

@@ -64,7 +64,7 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
         Provider.edit(by=None, mode=Mode.OFFERED)
         lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
     elif must_sign_in_there(person):
-        lines.append("People with this address can sign in only at their organisation. --end-enforcement changes that.")
+        lines.append("This person can sign in only at their organisation. --end-enforcement changes that.")
     if options["end_enforcement"] and _end_required():
         lines.append("Neither a role nor the workspace requires sign-in by the organisation any more.")
     if options["staff"] and not person.is_staff:

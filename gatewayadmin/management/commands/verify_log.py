@@ -60,7 +60,7 @@ class Command(WorkspaceCommand):
 
 def _summary(report: Report, received: Received | None) -> Iterator[str]:
     if not report.findings:
-        yield "OK: everything compared matches its checkpoints."
+        yield "OK: everything that was compared matches its checkpoints."
     yield (
         f"{report.checkpoints} checkpoints, {report.calls} calls and {report.events} admin events match, "
         f"{report.uncovered} are in no checkpoint yet, {report.dropped} were dropped by retention."
