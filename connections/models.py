@@ -313,7 +313,7 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     if not user.uses_gateways:
         return "With your role you can only look: you cannot use a gateway."
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
-        return "This gateway is not open to you or your teams."
+        return "Your teams do not include this gateway."
     if gateway.archived_at or not gateway.enabled:
         return "An administrator has disabled this gateway."
     return (
