@@ -63,7 +63,7 @@ def test_objects_disabled_meanwhile_refuse_at_every_step(sign_in: SignIn, subtes
         (lambda: host.disable(by=person), "An administrator has disabled this app."),
         (lambda: gateway.disable(by=person), "An administrator has disabled this gateway."),
         (lambda: connection.disable(by=person), "This connection has been disabled by an administrator."),
-        (lambda: Gateway.objects.update(reach="teams"), "This gateway is not open to you or your teams."),
+        (lambda: Gateway.objects.update(reach="teams"), "Your teams do not include this gateway."),
         (
             lambda: HostAtGateway.objects.at(gateway, host).block(by=person),
             "This gateway does not allow this app or agent.",
