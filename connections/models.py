@@ -653,9 +653,9 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 
 
 class HostAtGateway(Versioned, models.Model):
-    """An app or agent that is listed, blocked or limited on a gateway.
+    """An app or agent that is on a gateway's list of allowed hosts, blocked there, or limited to some tools.
 
-    `allowed` is True if the host is listed, and False if it is blocked. If it is None, or if there is no row,
+    `allowed` is True if the host is on the list, and False if it is blocked. If it is None, or if there is no row,
     `gateway.hosts_allowed` decides. The host can use only the tools in `tool_set`; None is no limit.
     """
 

@@ -182,10 +182,10 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the row's checkpoint. If the row has no checkpoint, return True if that is allowed, otherwise False.
+        """Return the checkpoint that covers the row. If there is none, return whether that has an innocent reason.
 
-        A row may have no checkpoint if the row is older than the first checkpoint, or if the checkpoint that should
-        cover the row is missing or not made yet.
+        Reasons are that the row is older than the first checkpoint, that its checkpoint is not made yet, or that its
+        checkpoint is missing, which is reported by itself.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
