@@ -79,7 +79,7 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
         assert saml_sign_in.signs_in(site.client, owner, "mia@example.com") == httpx.codes.OK
     must_be_confined(host)
 
-    times, chore = re.split(r"  +", block(DEPLOY, "0 3 * * *  cd"), maxsplit=1)
+    times, chore = re.split(r"  +", block(DEPLOY, "0 3 * * *  cd /srv/gateway-admin && docker"), maxsplit=1)
     assert times == "0 3 * * *"
     host.run(chore.replace("cd /srv/gateway-admin", f"cd {host.folder}"))
     host.run(block(BACK_UP, "umask 077\ndocker compose exec"))

@@ -92,7 +92,12 @@ RUN_BY = (
     *(
         ("docs/how-to/deploy.md", begin, "docs/test_deploy.py::test_two_roles_as_printed")
         for begin in (
-            *("CREATE ROLE gateway ", "CREATE ROLE gateway_run", "export DATABASE_URL", "0 3 * * *  DATABASE_URL"),
+            *(
+                "CREATE ROLE gateway ",
+                "CREATE ROLE gateway_run",
+                "export DATABASE_URL",
+                "0 3 * * *  cd /srv/gateway-admin && DATABASE_URL",
+            ),
             "export GATEWAY_SECRET_KEY",
         )
     ),
