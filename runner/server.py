@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -55,7 +56,8 @@ class RunnerApp:
             return
         if changed := [name for name in FIXED if file.value(name) != self.file.value(name)]:
             logger.warning("Restart the runner to change: %s.", ", ".join(changed))
-        await self._apply(file)
+        kept = {name: self.file.value(name) for name in FIXED}
+        await self._apply(replace(file, fields=file.fields | kept))
         logger.info("%s was read again. It has %d entries.", file.path, len(file.entries))
 
     async def _apply(self, file: RunnerFile) -> None:

@@ -325,6 +325,12 @@ async def test_a_reload_keeps_unchanged_programs_and_a_broken_file_changes_nothi
         running.process.send_signal(signal.SIGHUP)
         await until(lambda: "The file has mistakes, so nothing was changed" in running.log())
         again = await called(running, "three", "count")
+        for number, name in enumerate(("four", "five"), 1):
+            running.write(servers=[hostile("one"), hostile(name)], data="elsewhere")
+            running.process.send_signal(signal.SIGHUP)
+            await until(lambda: running.log().count("Restart the runner to change: data.") == number)  # noqa: B023
+        assert (await called(running, "five", "count")).startswith("call 1")
+        assert not (running.folder / "elsewhere").exists()
 
     assert (before[:6], after[:6], again[:6]) == ("call 1", "call 2", "call 1")
 
