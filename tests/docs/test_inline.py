@@ -37,7 +37,8 @@ COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .+")
 # The module that runs each command, and a text of the command in that module.
 RUN_BY = {
     "docker compose up --detach --scale gateway=3": ("deploy/test_containers.py", "docker compose up --detach --scale"),
-    "docker compose exec database pg_dump": ("deploy/test_containers.py", "docker compose exec database"),
+    "docker compose build": ("deploy/test_containers.py", 'block(UPGRADE, "docker compose build")'),
+    "docker compose up --detach": ("deploy/test_containers.py", 'host.run("docker compose up --detach")'),
     "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
     "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
