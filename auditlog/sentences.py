@@ -124,7 +124,10 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the values of an event that sentences may use, by field name; missing values are left out."""
+    """Yield the values of an event that sentences may use, by field name.
+
+    Missing values are left out, except the actor and the target, which get a substitute.
+    """
     target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield (

@@ -718,9 +718,9 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query; None for an unknown token, or if the grant cannot be read.
+        """Return the grant of each query; None for an unknown token, or if its row has a value that cannot be read.
 
-        Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable.
+        Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable if the query fails.
         """
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]

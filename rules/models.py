@@ -298,7 +298,7 @@ class Rule(Versioned, Switchable):
         return changes
 
     def set_mode(self, mode: str, *, by: Actor | None) -> bool:
-        """Switch to `watch` or `on` from the next call on. Return False if the rule had this mode already."""
+        """Set the mode to `watch` or `on`; it applies from the next call. Return False if it was the mode already."""
         with transaction.atomic():
             row: Rule = self.lock()
             changed = row.mode != mode

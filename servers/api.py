@@ -272,8 +272,8 @@ class ServerResource(Resource):
     def bring(self, request: Request) -> Response:
         """Add servers from a client's file.
 
-        Without `make`, nothing is added, and the answer says what each entry would become. If an entry cannot be added,
-        the other entries are still added.
+        Without `make`, nothing is added, and the answer says what each entry would become. If adding an entry of `make`
+        fails, the others are still added. Nothing is added if `make` has an entry that cannot become a server.
         """
         body = self.body()
         try:

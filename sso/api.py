@@ -61,7 +61,9 @@ class CertificateSerializer(serializers.Serializer[Certificate]):
 
     fingerprint = serializers.CharField(help_text="SHA-256 fingerprint, as browsers and openssl print it.")
     subject = serializers.CharField(help_text="Subject of the certificate.")
-    until = serializers.DateTimeField(help_text="When it expires; it is accepted as long as the metadata contain it.")
+    until = serializers.DateTimeField(
+        help_text="When it expires. Even then, it is accepted while the metadata contain it."
+    )
 
 
 class OrganisationSerializer(serializers.ModelSerializer[Provider]):

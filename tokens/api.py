@@ -284,8 +284,8 @@ def must_be_on(connection: Connection) -> None:
         raise ApiError(
             HTTPStatus.FORBIDDEN,
             "disabled",
-            "The app or agent, the gateway or the connection is disabled or not approved, or the gateway does not "
-            "allow the app or agent.",
+            "The app or agent is disabled, not approved or not allowed at the gateway, or the gateway or the "
+            "connection is disabled.",
         )
 
 

@@ -420,7 +420,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
         lasting = overlap(overlap_hours)
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
-                raise TokenError("The key of an app can only be regenerated, not collected.")
+                raise TokenError(
+                    "The key of an app can only be regenerated; its owner cannot be asked to collect a new one."
+                )
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
             if row.digest is None:
                 self._take_previous_of(row)
