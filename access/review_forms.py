@@ -137,7 +137,7 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
-    Unanswered.END: "The access in these lines ends a day after the due date, except access that you cannot end.",
+    Unanswered.END: "The access in these lines ends a day after the due date. What you cannot end then is listed.",
 }
 
 

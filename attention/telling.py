@@ -318,7 +318,7 @@ def _sign_ins() -> models.QuerySet[Identity]:
 def _ending(rows: models.QuerySet[Any], owner: str, end: str = "expires_at") -> list[tuple[UUID, datetime, str]]:
     """Return owner, end and name of the rows that end in exactly 14, 3 or 1 days from today (STAGES).
 
-    A row with a lifetime shorter than this number of days is left out: a token for 20 hours is not announced 1 day
+    A row with a lifetime shorter than this number of days is left out: a sign-in for 20 hours is not announced 1 day
     ahead.
     """
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []

@@ -74,7 +74,7 @@ class ChannelForm(forms.Form):
         required=False,
         label="Quiet until",
         widget=forms.TimeInput(attrs={"type": "time"}),
-        help_text="During quiet hours, only incidents and approvals are reported. Leave empty for no quiet hours.",
+        help_text="In quiet hours, all messages but incidents and approvals wait. Leave empty for no quiet hours.",
     )
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 

@@ -107,7 +107,7 @@ class Detail:
 
     @property
     def record_ms(self) -> float | None:
-        """Return the ms that the row waited to be written; None if unknown, or if worker and database clocks differ."""
+        """Return the ms that the row waited to be written; None if unknown, or if the clocks differ too much."""
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms

@@ -245,7 +245,7 @@ def filtered() -> Iterator[str]:
     connections = ("active", "blocked", "disabled", "expired", "live", "revoked")
     yield from (f"/gateways/gateway-0/connections/?status={status}" for status in connections)
     yield from (f"/gateways/gateway-0/connections/?type={kind}" for kind in ("agent", "app"))
-    for query in ("", "&type=agent", "&type=all"):
+    for query in ("&now=1", "&type=agent&now=1", "&type=all&now=1", ""):
         yield from (f"/settings/mcp-connections?status={status}{query}" for status in connections)
     statuses = ("all", "expired", "revoked", "waiting")
     yield from (f"/settings/api-tokens?owner=all&status={status}" for status in statuses)

@@ -199,7 +199,8 @@ class Tab(NamedTuple):
 class RefreshSummary(NamedTuple):
     """The outcome of the last requests for a server's features.
 
-    `people` is the number of identities that were used; `failing` is the number of those that got no answer.
+    `people` is the number of identities that were used, `failing` the number of those (or 1, if none was used) that got
+    no answer.
     """
 
     asked_at: datetime

@@ -66,7 +66,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpResponse:
     """Redirect to the flow's first page, or answer with an error. The redirect URI was already verified."""
     if parameters["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(parameters["code_challenge"] or ""):
-        described = "PKCE with S256 and a valid code_challenge is needed."
+        described = "PKCE with S256 and a valid code_challenge are needed."
         return _answer(request, parameters, {"error": "invalid_request", "error_description": described})
     try:
         gateway = gateway_of(request.GET.getlist("resource"))

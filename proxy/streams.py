@@ -2,7 +2,7 @@
 
 The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the checks that
 admitted it. One statement checks up to 100 calls and streams, and the statements are spread over the 10 seconds. A call
-or stream that lost access is ended, and the call's request to a server is cancelled.
+or stream that lost access ends with an error, and the call's request to a server is cancelled.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ SCHEMA = {
             "listen": _text("Address and port.", pattern=r"^\S+:\d{1,5}$", default="127.0.0.1:8900"),
             "hosts": _list("Further accepted values of the header `Host`, such as `runner:8900`.", _WORD),
             "data": _text(
-                "Folder for the programs' homes and installed packages, relative to this file.", default="runner-data"
+                "Folder for the programs' homes and installed packages, relative to `runner.yaml`.",
+                default="runner-data",
             ),
             "isolation": {
                 "enum": ["uid", "none"],

@@ -115,7 +115,7 @@ class Storage(ScimStorage):
         candidates = list(rows[: MOST_LOOKED_THROUGH + 1])
         if len(candidates) > MOST_LOOKED_THROUGH:
             raise TooManyException(
-                detail="The filter must be narrower: compare an attribute such as id or externalId with eq."
+                detail="Narrow the filter: compare id, externalId, or for users userName, emails or active, with eq."
             )
         bound = cast(Any, ScimFilter)[model](str(search_request.filter))
         matching = [one.id for one in kind.resources(candidates, model, with_members=True) if bound.match(one)]

@@ -172,7 +172,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
         case NotAsked():
-            pass  # Nothing is known about the server.
+            server.note_health(Health.UNKNOWN, str(outcome))
         case DiscoveryRefused():  # A server that asks for a credential is working.
             server.note_health(Health.OK)
         case DiscoveryFailed():

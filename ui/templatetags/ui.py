@@ -337,7 +337,7 @@ def opens(
 
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
-    text, of, said = conditional_escape(text), conditional_escape(of), f' data-kind="{kind}"' if kind else ""
+    text, of, said = escape(text), escape(of), f' data-kind="{kind}"' if kind else ""
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items()) if fields else ""
     symbol = _silent(icon) if icon else ""
     if alone:
