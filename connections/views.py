@@ -53,6 +53,7 @@ from ui.states import status_text
 from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
+FILTERED_AT_ONCE = 5_000  # With more connections, a list with a filter that takes long is loaded after the page.
 LAST_TOKEN = "Apps: when the access token was last refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
 STATUS = Column("status", "Status", 9, on_phone=True, value=lambda row: status_text(row.status_text, row.blocked))
@@ -163,16 +164,23 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResponse:
     """Render the Connections tab of a host or gateway."""
+    filters, rows = ConnectionFilter(request.GET), connections_visible_to(request.user).filter(**{side: of})
+    counts_later = _comes_later(request, filters, rows)
     return list_page(
         request,
         f"connections/for_{side}.html#connections",
-        connections_visible_to(request.user).filter(**{side: of}).live_first(),
+        rows.none() if counts_later else rows.live_first(),
         table=TABS[side],
-        filters=ConnectionFilter(request.GET),
+        filters=filters,
         detail=ConnectionQuerySet.with_details,
         wrap=lambda connection: ConnectionRow(connection, request.user),
-        **{side: of, "side": side, "tab": "connections", **context},
+        **{side: of, "side": side, "tab": "connections", "counts_later": counts_later, **context},
     )
+
+
+def _comes_later(request: AppRequest, filters: ConnectionFilter, rows: ConnectionQuerySet) -> bool:
+    """Return whether the page loads its list with a second request, because the filter takes long for so many rows."""
+    return filters.takes_long and may_follow(request) and rows.count() > FILTERED_AT_ONCE
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
@@ -361,7 +369,6 @@ def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
 
 # The MCP Connections page: all connections with host, gateway and user, with filters and counts.
 
-FILTERED_AT_ONCE = 10_000  # With more connections, a list with a filter that takes long is loaded after the page.
 GATEWAYS = 40  # Gateways in the filter; more would make the page too heavy. Others are found by the search.
 KINDS = ("app", "agent", "all")
 
@@ -411,7 +418,7 @@ def mcp_counts(request: AppRequest) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_READ)
 def mcp_connections(request: AppRequest) -> HttpResponse:
     filters, rows = McpFilter(request.GET), connections_visible_to(request.user)
-    counts_later = filters.takes_long and may_follow(request) and rows.count() > FILTERED_AT_ONCE
+    counts_later = _comes_later(request, filters, rows)
     return list_page(
         request,
         "connections/mcp.html",

@@ -9,6 +9,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from capabilities import Capability
+from connections import views
 from connections.models import Connection
 from hosts.models import Host, HostKind
 from tests import make
@@ -241,3 +242,27 @@ def test_connections_are_picked_on_the_tab_and_switched_together_and_the_tab_fol
     assert f'<input type="hidden" name="back" value="{tab}">' in shown
     assert done["Location"] == tab
     assert [link.enabled for link in Connection.objects.filter(pk__in=[links[0].pk, links[1].pk])] == [False, False]
+
+
+@pytest.mark.full
+def test_a_tab_of_many_connections_comes_before_a_list_that_takes_long(
+    ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, host = make.gateway(), make.app()
+    works, _ = make.app_connection(ana, gateway, host=host), make.app_connection(make.user(), gateway, host=host)
+    Token.objects.exclude(connection=works).update(expires_at=datetime.now(UTC))
+    client = sign_in(ana)
+    monkeypatch.setattr(views, "FILTERED_AT_ONCE", 1)
+
+    for tab in (f"/gateways/{gateway.slug}/connections/", f"/hosts/{host.pk}/connections/"):
+        page = client.get(f"{tab}?status=active")
+        section = re.findall(r'<section[^>]*id="connections"[^>]*>', text(page))[0]
+        loaded = client.get(f"{tab}?status=active", headers=HTMX | {"HX-Target": "connections"})
+        now = client.get(f"{tab}?status=active&now=1")
+
+        assert 'hx-trigger="load, focus' in section
+        assert ("Searching…" in text(page), "No connection matches" in text(page)) == (True, False)
+        for answer in (loaded, now):
+            assert [row.connection for row in answer.context["rows"]] == [works]
+            assert not re.search('Searching…|hx-trigger="load, focus', text(answer).split("sessions-title")[0])
+        assert len(client.get(f"{tab}?status=live").context["rows"]) == 2
