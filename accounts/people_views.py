@@ -195,10 +195,11 @@ def _invited(request: AppRequest, *invited: User) -> HttpResponse:
         Invitation(person, link, password_links.mail_invitation(person, link, by=request.user))
         for person, link in links
     ]
+    not_mailed = [invitation.person.email for invitation in invitations if not invitation.mailed]
     context = {
         "invitations": invitations,
-        "mailed": all(invitation.mailed for invitation in invitations),
-        "not_mailed": [invitation.person.email for invitation in invitations if not invitation.mailed],
+        "mailed": not not_mailed,
+        "not_mailed": not_mailed,
         "has_mail": bool(settings.MAIL_SERVER),
     }
     return show(request, "accounts/invited.html", context)
