@@ -283,6 +283,10 @@ class Search:
             return SearchPage(replace(page, newer=Cursor(paging.NEWER, reach, LAST)), reach)
         return SearchPage(replace(page, older=Cursor(paging.OLDER, reach, 0)), reach)
 
+    def latest(self, size: int) -> Sequence[Call]:
+        """Return the newest `size` calls, without a limit on the rows read: use it if an index finds all conditions."""
+        return self._nearest(paging.beyond(self.rows(), None), size)
+
     def slowest(self, size: int) -> SearchPage:
         """Return the slowest of the newest calls; there is no further page."""
         return SearchPage(Page(list(self.newest().order_by("-duration_ms", "-pk")[:size]), None, None), self.floor)

@@ -148,7 +148,7 @@ class Traffic:
     def _newest(self, search: Search) -> Sequence[Call]:
         if self._new:
             return newest_page(search, self._new.to, LISTED).page.rows
-        return replica.read_from_replica(self._request, lambda: search.page(None, LISTED).page.rows)
+        return replica.read_from_replica(self._request, lambda: search.latest(LISTED))
 
 
 class Hour(NamedTuple):

@@ -298,8 +298,19 @@ class Token(HoldsPrevious, Versioned, models.Model):
         )
         indexes = (
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
-            models.Index(fields=("expires_at",), name="token_by_expiry"),
             models.Index(fields=("-created_at", "id"), name="token_by_age"),
+            # For the lists of expired tokens, of all tokens and of revoked tokens, and their numbers.
+            models.Index(
+                fields=("expires_at", "id"),
+                include=("revoked_at",),
+                name="access_by_expiry",
+                condition=models.Q(kind=TokenKind.ACCESS),
+            ),
+            models.Index(
+                fields=("-revoked_at", "id"),
+                name="access_by_revocation",
+                condition=models.Q(kind=TokenKind.ACCESS, revoked_at__isnull=False),
+            ),
             # For checking whether a connection has an active token.
             models.Index(
                 fields=("connection", "expires_at"),

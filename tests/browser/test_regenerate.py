@@ -36,7 +36,7 @@ def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, pag
     other = page.context.new_page()
     steps.open_connections(other, live.url, host)
     page.bring_to_front()  # Presses in a background tab would be slow.
-    third = regenerate(page, issued["name"], f"Regenerate token {issued['name']}")
+    third = regenerate(page, issued["name"], f"Regenerate token: {issued['name']}")
     expect(page.locator("#connections")).to_contain_text(third[:12])
     expect(other.locator("#connections")).to_contain_text(third[:12])  # Updated without a reload.
     expect(page.locator("#connections")).not_to_contain_text(second[:12])
