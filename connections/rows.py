@@ -142,7 +142,7 @@ class ConnectionRow:
         """True if tokens are listed below the row: agents may have several, apps have one key."""
         return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 
-    @property
+    @cached_property
     def is_own(self) -> bool:
         return self.connection.user_id == self.viewer.pk
 

@@ -373,7 +373,8 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
     row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
     """
-    url = reverse(urls.format("disable" if row.enabled else "enable"), args=[key]) if may else ""
+    url_name = urls.format("disable" if row.enabled else "enable")
+    url = "" if not may else row_url(url_name, key) if isinstance(key, UUID) else reverse(url_name, args=[key])
     return {
         "on": row.enabled,
         "may": may,
