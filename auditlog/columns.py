@@ -151,7 +151,7 @@ def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *,
 
 
 def are_usual(columns: Sequence[LogColumn]) -> bool:
-    """True if these are the default columns, some of which the style sheet hides by position."""
+    """True if these are the default columns, with or without TOOL. The style sheet hides some of them by position."""
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 
