@@ -217,7 +217,7 @@ def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_
     judge = make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE)
     sent = {"reason": "host_pending", "subject": str(scene.host.pk), "back": "/logs/"}
 
-    assert "Approve" in page(sign_in(judge), scene.call("host_pending"))
+    assert "Allow</button>" in page(sign_in(judge), scene.call("host_pending"))
     assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302
     assert Event.objects.filter(action=Action.HOST_APPROVED, actor_id=judge.pk).exists()
     assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302  # Another person was quicker.
