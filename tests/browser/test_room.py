@@ -12,7 +12,7 @@ from tests.workspace import Serve
 from ui.states import WORDS
 from ui.templatetags.ui import badge
 
-REVOKED = '<span class="muted">Revoked <time title="whenever">Nov 22, 2026</time></span>'
+REVOKED = '<span class="muted"><time title="whenever">Nov 22, 2026</time></span>'
 SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
 
 
