@@ -94,7 +94,7 @@ def _table(key: str, what: Column) -> Table:
     )
 
 
-ACCESS = _table("access-report", Column("tools", "Tools", 5.5, on_phone=True))
+ACCESS = _table("access-report", Column("tools", "Tools", 6.5, on_phone=True))
 TOOLS = _table(
     "access-report-tools", Column("tools", "Tool", 11, on_phone=True, value=lambda line: line.feature.exposed_name)
 )

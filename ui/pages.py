@@ -295,7 +295,7 @@ def first_names(names: list[str], total: int | None = None, *, most: int = NAMED
     If `names` contains only some of the names, pass the number of all names as `total`.
     """
     more = (len(names) if total is None else total) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def page_of[M: Model](
