@@ -153,7 +153,10 @@ def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(
 
     pages = {person: text(sign_in(person).get("/")) for person in (owner, keeper, watcher, make.user())}
 
-    told = [("Your credential “Notes key”" in page, f"of {owner.email}</a>" in page) for page in pages.values()]
+    told = [
+        ("Your credential “Notes key”" in page, f"of {owner.email} does not work at Notes</a>" in page)
+        for page in pages.values()
+    ]
     assert told == [(True, False), (False, False), (False, True), (False, False)]
     failing = ["Log sink Archive is failing</a><small>It answered 500." in page for page in pages.values()]
     assert failing == [False, True, False, False]
