@@ -120,7 +120,9 @@ REMEDIES = {
     "host_disabled": Remedy(
         "host", (Action.HOST_DISABLED, Action.HOST_ARCHIVED), Capability.HOSTS_TOGGLE, "Enable agent", "enable"
     ),
-    "host_pending": Remedy("host", (Action.HOST_APPEARED,), Capability.HOSTS_TOGGLE, "Allow", "approve"),
+    "host_pending": Remedy(
+        "host", (Action.HOST_APPEARED,), Capability.HOSTS_TOGGLE, "Allow", "approve", done="App allowed"
+    ),
     "gateway_disabled": Remedy(
         "gateway", (Action.GATEWAY_DISABLED,), Capability.GATEWAYS_TOGGLE, "Enable gateway", "enable"
     ),

@@ -286,8 +286,8 @@ def approve_picked(request: AppRequest) -> HttpResponse:
     if not request.POST.get("sure"):
         return confirm(
             request,
-            title=f"Approve {apps.number(apps.open)}",
-            text=f"Approve {first_names([host.name for host in apps.open])}? Everybody can connect with them.",
+            title=f"Allow {apps.number(apps.open)}",
+            text=f"Allow {first_names([host.name for host in apps.open])}? Everybody can connect with them.",
             more=apps.left_alone,
             kind="primary",
             icon="allowed",
@@ -299,7 +299,7 @@ def approve_picked(request: AppRequest) -> HttpResponse:
             host.approve(by=request.user)
         except NotPending as reason:
             apps.apart.append((host, str(reason)))
-    return apps.leave(". ".join(filter(None, (f"{apps.number(apps.open)} approved", apps.left_alone))))
+    return apps.leave(". ".join(filter(None, (f"{apps.number(apps.open)} allowed", apps.left_alone))))
 
 
 @require_POST

@@ -102,7 +102,7 @@ class StandingStream:
     The stream sends the messages given to `put`, and pings. `subscription` is the request id that every message of a
     `subscriptions/listen` carries; `lists` and `uris` are the lists and resources whose changes the stream reports.
     With a `history`, events have ids. `feed` is a coroutine function that adds further messages. `repeats` is True if
-    the client only resumes the answer of a call: such a stream gets no notifications.
+    the client only resumes the stream of a call: it then gets the events of that stream and no others.
     """
 
     def __init__(

@@ -298,6 +298,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         )
         indexes = (
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
+            models.Index(fields=("expires_at",), name="token_by_expiry"),
             models.Index(fields=("-created_at", "id"), name="token_by_age"),
             # For the lists of expired tokens, of all tokens and of revoked tokens, and their numbers.
             models.Index(

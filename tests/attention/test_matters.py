@@ -202,7 +202,7 @@ def test_apps_are_approved_at_once_from_the_list(world: Connection, boss: User, 
     asked = client.post("/approve/hosts/", picked)
     done = client.post("/approve/hosts/", picked | {"sure": "1"})
 
-    assert f"Approve {number} apps" in asked.content.decode()
+    assert f"Allow {number} apps" in asked.content.decode()
     assert done["Location"] == link
     assert "apps" not in lines(client)
     assert client.post("/approve/hosts/", picked | {"sure": "1"}).status_code == 302

@@ -1,6 +1,5 @@
 """Index expired and revoked tokens for their lists."""
 
-from django.contrib.postgres.operations import RemoveIndexConcurrently
 from django.db import migrations, models
 
 from auditlog.indexes import AddIndexInUse
@@ -28,5 +27,4 @@ class Migration(migrations.Migration):
                 name="access_by_revocation",
             ),
         ),
-        RemoveIndexConcurrently("token", "token_by_expiry"),
     ]

@@ -338,7 +338,7 @@ def opens(
 
     Written in Python because a template takes several times as long, and rows have several buttons.
     """
-    url = row_url(url, key) if key else conditional_escape(url)
+    url = conditional_escape(url) if key is None else row_url(url, key)
     text, of, said = escape(text), escape(of), f' data-kind="{kind}"' if kind else ""
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items()) if fields else ""
     symbol = _silent(icon) if icon else ""
