@@ -306,8 +306,8 @@ def _waiting(key: str, number: int, words: str) -> SafeString:
 
 
 @register.simple_tag
-def row_url(name: str, key: UUID) -> str:
-    """Return the URL with this name for the id of a row, ten times as fast as `{% url %}`.
+def row_url(name: str, key: UUID | str) -> str:
+    """Return the URL with this name for the id or slug of a row, ten times as fast as `{% url %}`.
 
     This is for lists, whose rows have many links.
     """
@@ -358,7 +358,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     context: RequestContext,
     row: Any,
     urls: str,
-    key: object,
+    key: UUID | str,
     *,
     may: bool,
     name: str = "",
@@ -373,8 +373,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
     row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
     """
-    url_name = urls.format("disable" if row.enabled else "enable")
-    url = "" if not may else row_url(url_name, key) if isinstance(key, UUID) else reverse(url_name, args=[key])
+    url = row_url(urls.format("disable" if row.enabled else "enable"), key) if may else ""
     return {
         "on": row.enabled,
         "may": may,
