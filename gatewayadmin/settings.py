@@ -202,7 +202,7 @@ MIDDLEWARE = [
 
 TEMPLATES = [
     {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "BACKEND": "ui.rendering.Templates",
         "DIRS": [FILES / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {

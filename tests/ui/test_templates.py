@@ -1,6 +1,12 @@
-"""Templates of dialogs."""
+"""Templates: the rendering of pages, and dialogs."""
 
+import gc
 import re
+import weakref
+
+from django.contrib.auth.models import AnonymousUser
+from django.template.loader import render_to_string
+from django.test import RequestFactory
 
 from tests.workspace import ROOT
 
@@ -15,3 +21,22 @@ def test_openers_of_dialogs_keep_the_place_of_dialogs() -> None:
 
     assert openers
     assert not [tag for tag in openers if 'hx-target="#dialog" hx-swap="innerHTML"' not in tag]
+
+
+class Row:
+    def __str__(self) -> str:
+        return "Agent 7 has no tokens."
+
+
+def test_a_rendered_page_does_not_keep_its_rows() -> None:
+    """Rows that wait for the garbage collector lengthen its pauses, which stop the calls of the worker."""
+    row, request = Row(), RequestFactory().get("/")
+    request.user = AnonymousUser()
+    kept = weakref.ref(row)
+    gc.disable()
+    try:
+        assert "Agent 7 has no tokens." in render_to_string("ui/empty.html", {"text": row}, request)
+        del row
+        assert kept() is None
+    finally:
+        gc.enable()
