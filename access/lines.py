@@ -74,12 +74,12 @@ class AccessLine:
         ends = [source.until for source in self.sources]
         return max((end for end in ends if end), default=None) if all(ends) else None
 
-    @property
+    @cached_property
     def through(self) -> list[str]:
         """The sources in words."""
         return [str(source) for source in self.sources]
 
-    @property
+    @cached_property
     def sets(self) -> list[str]:
         """The tool sets that the person has, each with its recipient: a team, the person or everybody."""
         return [f"{source.row.tool_set.name} ({source.row.subject})" for source in self.given]

@@ -26,6 +26,7 @@ from django.utils.safestring import SafeString
 
 from capabilities import Capability
 from ui.addresses import parts
+from ui.forms import FilterMenu
 from ui.pages import Undo
 from ui.states import state_label
 from ui.tables import Column, TableView, table_view
@@ -413,6 +414,18 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
         "blocked": blocked if row.enabled else "",
         "lean": not words and getattr(context.get("table"), "picks", False),
     }
+
+
+@register.simple_tag
+def boxes(menu: FilterMenu) -> SafeString:
+    """Render the options of a filter's menu, which may be hundreds: the names of all gateways."""
+    box = f'<label><input type="{menu.kind}" name="{menu.name}" value="'
+    return SafeString(
+        "".join(
+            f'{box}{escape(value)}"{" checked" if chosen else ""}>{escape(label)}</label>'
+            for value, label, chosen in menu.options
+        )
+    )
 
 
 @register.inclusion_tag("ui/field.html")
