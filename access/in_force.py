@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db.models import Q, QuerySet, StringAgg, TextField, Value
-from django.db.models.functions import Cast, Lower
+from django.contrib.postgres.aggregates import ArrayAgg
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Lower
 
 from access.as_of import deleted_teams, gateway_grants_at, tool_grants_at
 from access.models.history import Fact, FactKind, lasted
@@ -91,14 +92,11 @@ def _teams_of(people: QuerySet[User] | None) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def _combined(rows: Any, person: str, team: str) -> Mapping[UUID, frozenset[UUID]]:
-    """Return the teams of each person. Many people are in the same teams, so each combination is parsed only once."""
-    teams = StringAgg(Cast(team, TextField()), Value(" "), order_by=team)
-    combinations: dict[str, frozenset[UUID]] = {}
-    found = {}
-    for pk, words in rows.order_by().values(person).annotate(teams=teams).values_list(person, "teams"):
-        if words not in combinations:
-            combinations[words] = frozenset(map(UUID, words.split()))
-        found[pk] = combinations[words]
+    """Return the teams of each person. People with the same teams share one set."""
+    found, none = dict[UUID, frozenset[UUID]](), frozenset[UUID]()
+    for pk, people in rows.order_by().values(team).annotate(people=ArrayAgg(person)).values_list(team, "people"):
+        joined = cache(partial(frozenset[UUID].union, frozenset({pk})))
+        found |= {one: joined(found.get(one, none)) for one in people}
     return found
 
 

@@ -148,6 +148,8 @@ class LineLoader:
 
     def _count_tools(self, lines: list[AccessLine]) -> None:
         """Set the number of tools of each line. Lines with the same sets are counted once."""
+        if not lines:
+            return
         combinations = dict.fromkeys(_sets(line) for line in lines)
         numbers = {sets: n for n, sets in enumerate(combinations)}
         pairs = [(n, tool_set) for sets, n in numbers.items() for tool_set in sets]
