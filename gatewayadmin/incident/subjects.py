@@ -189,11 +189,16 @@ class Subject:
     def undo_operation(self) -> str:
         return reverse(self.undone_by_api, args=[self.key])
 
+    @cached_property
+    def _gateways(self) -> list[UUID]:
+        """The enabled gateways of the live connections. Read once, because there may be thousands of connections."""
+        live = self.connections.live().filter(gateway__enabled=True)
+        return [*live.order_by().values_list("gateway", flat=True).distinct()]
+
     @property
     def assignments(self) -> QuerySet[Assignment]:
         """The assignments of the enabled servers that the subject's live connections reach."""
-        gateways = self.connections.live().filter(gateway__enabled=True).order_by().values("gateway")
-        on = Assignment.objects.on().filter(gateway__in=gateways)
+        on = Assignment.objects.on().filter(gateway__in=self._gateways)
         return on.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
 
     @property
@@ -231,6 +236,10 @@ class HostSubject(Subject):
     @property
     def noun(self) -> str:
         return "agent" if self.row.is_agent else "app"
+
+    @cached_property
+    def tokens(self) -> int:
+        return super().tokens if self.row.is_agent else 0  # Apps have keys.
 
     @property
     def url(self) -> str:
