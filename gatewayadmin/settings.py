@@ -176,6 +176,7 @@ MIDDLEWARE = [
     "servestatic.middleware.ServeStaticMiddleware",
     "ui.middleware.Compression",
     "ui.middleware.static_files_only",
+    "ui.middleware.deep_calls",
     "ui.databases.released",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
