@@ -58,10 +58,14 @@ def blocked(connection: Connection) -> str:
 
 @dataclass(frozen=True)
 class ConnectionRow:
-    """One connection as `viewer` sees it; the connection must be loaded `with_details`."""
+    """One connection as `viewer` sees it; the connection must be loaded `with_details`.
+
+    At most `most_tokens` of an agent's tokens are listed below the row; None means all.
+    """
 
     connection: Connection
     viewer: User
+    most_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +90,15 @@ class ConnectionRow:
     def tokens(self) -> list[Any]:
         """The tokens (of an agent) or keys (of an app) that were not revoked, newest first."""
         return [token for token in self._all_tokens if not token.revoked_at]
+
+    @property
+    def listed_tokens(self) -> list[Any]:
+        return self.tokens[: self.most_tokens]
+
+    @property
+    def further_tokens(self) -> int:
+        """The number of tokens that are not listed."""
+        return len(self.tokens) - len(self.listed_tokens)
 
     @property
     def _all_tokens(self) -> Iterable[Any]:

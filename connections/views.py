@@ -53,6 +53,7 @@ from ui.states import status_text
 from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
+MOST_TOKENS = 3  # Tokens of each agent in the list of a gateway; a search and the agent's own list show all.
 FILTERED_AT_ONCE = 5_000  # With more connections, a list with a filter that takes long is loaded after the page.
 LAST_TOKEN = "Apps: when the access token was last refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
@@ -166,6 +167,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
     """Render the Connections tab of a host or gateway."""
     filters, rows = ConnectionFilter(request.GET), connections_visible_to(request.user).filter(**{side: of})
     counts_later = _comes_later(request, filters, rows)
+    most_tokens = None if side == "host" or filters.values.get("q") else MOST_TOKENS
     return list_page(
         request,
         f"connections/for_{side}.html#connections",
@@ -173,7 +175,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
         table=TABS[side],
         filters=filters,
         detail=ConnectionQuerySet.with_details,
-        wrap=lambda connection: ConnectionRow(connection, request.user),
+        wrap=lambda connection: ConnectionRow(connection, request.user, most_tokens),
         **{side: of, "side": side, "tab": "connections", "counts_later": counts_later, **context},
     )
 

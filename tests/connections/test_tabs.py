@@ -108,6 +108,20 @@ def test_an_agents_tab_leads_to_the_flow_in_a_new_tab_unless_it_would_be_refused
     assert "Add a connection" not in of_app
 
 
+def test_a_gateway_lists_three_tokens_of_an_agent_and_leads_to_the_others(ana: User, sign_in: SignIn) -> None:
+    connection, client = a_connection(ana), sign_in(ana)
+    names = [make.token(connection, name=f"key {number}").token.name for number in range(5)][::-1]
+    tab = f"/gateways/{connection.gateway.slug}/connections/"
+
+    def listed(path: str) -> list[str]:
+        return re.findall(r"key \d(?=</a>)", row(client.get(path), connection))
+
+    assert listed(tab) == names[:3]
+    [rest] = re.findall(r'<a href="([^"]+)">2 more</a>', row(client.get(tab), connection))
+    assert listed(tab + rest) == names
+    assert listed(f"/hosts/{connection.host_id}/connections/") == names
+
+
 @pytest.mark.full
 def test_the_query_string_narrows_the_tab(ana: User, sign_in: SignIn, subtests: pytest.Subtests) -> None:
     gateway = make.gateway()
