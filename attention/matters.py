@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.db.models import Exists, F, OuterRef, QuerySet, Value
+from django.db.models import Count, Exists, F, OuterRef, QuerySet, Value, Window
 from django.db.models.functions import Concat
 from django.urls import reverse
 
@@ -115,9 +115,10 @@ def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
 
 def _listed(page: str, rows: QuerySet[Any], name: str, **query: str) -> OpenMatter:
     """Return `rows` as an open matter. The view `page` with the parameters `query` must list the same rows."""
-    first = dict(rows.values_list("pk", name)[: MOST_KEYS + 1])
-    number = len(first) if len(first) <= MOST_KEYS else rows.count()
-    things = {str(pk): str(words) for pk, words in [*first.items()][:MOST_KEYS]}
+    counted = rows.annotate(matching=Window(Count("*")))
+    first = list(counted.values_list("pk", name, "matching")[:MOST_KEYS])
+    number = first[0][-1] if first else 0
+    things = {str(pk): str(words) for pk, words, _ in first}
     return OpenMatter(number, things, f"{reverse(page)}{'?' if query else ''}{urlencode(query)}")
 
 

@@ -28,12 +28,12 @@ ODD = 3  # A number is unusual if it is at least this many times the usual numbe
 FEWEST_ODD = 10
 
 CALLS = """
-SELECT tool, ip, created_at >= %s, denied, count(*), min(created_at), max(created_at), max(client)
+SELECT tool, host(client_ip), created_at >= %s, denied, count(*), min(created_at), max(created_at), trim(max(client))
 FROM (
-    SELECT CASE method WHEN 'tools/call' THEN feature_name ELSE '' END AS tool, host(client_ip) AS ip,
-        outcome = ANY(%s) AS denied, trim(client_name || ' ' || client_version) AS client, created_at
+    SELECT CASE method WHEN 'tools/call' THEN feature_name ELSE '' END AS tool, client_ip,
+        outcome = ANY(%s) AS denied, client_name || ' ' || client_version AS client, created_at
     FROM auditlog_call WHERE {where} AND created_at >= %s AND created_at < %s ORDER BY created_at DESC LIMIT %s
-) c GROUP BY 1, 2, 3, 4
+) c GROUP BY tool, client_ip, 3, denied
 """
 BY_ROLLUP = ("host_id", "user_id", "server_id")
 
