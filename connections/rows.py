@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
+LISTED = ("waiting", "active", "expired")  # The order of a connection's tokens by status.
 LIVE = "live"  # All statuses but `revoked`.
 
 
@@ -60,7 +61,7 @@ def blocked(connection: Connection) -> str:
 class ConnectionRow:
     """One connection as `viewer` sees it; the connection must be loaded `with_details`.
 
-    At most `most_tokens` of an agent's tokens are listed below the row; None means all.
+    At most `most_tokens` tokens are listed below the row; None means all.
     """
 
     connection: Connection
@@ -91,9 +92,10 @@ class ConnectionRow:
         """The tokens (of an agent) or keys (of an app) that were not revoked, newest first."""
         return [token for token in self._all_tokens if not token.revoked_at]
 
-    @property
+    @cached_property
     def listed_tokens(self) -> list[Any]:
-        return self.tokens[: self.most_tokens]
+        """The tokens below the row: first those that wait to be collected, then active ones, then expired ones."""
+        return sorted(self.tokens, key=lambda token: LISTED.index(token.status))[: self.most_tokens]
 
     @property
     def further_tokens(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -53,7 +53,7 @@ from ui.states import status_text
 from ui.tables import CALLS, Column, Table
 from ui.viewset import Picked, confirmed, end_picked, list_page, switch_off, switch_on, switch_picked
 
-MOST_TOKENS = 3  # Tokens of each agent in the list of a gateway; a search and the agent's own list show all.
+MOST_TOKENS = 3  # Tokens of each connection in the list of a gateway, where a search shows all.
 FILTERED_AT_ONCE = 5_000  # With more connections, a list with a filter that takes long is loaded after the page.
 LAST_TOKEN = "Apps: when the access token was last refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
@@ -167,7 +167,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
     """Render the Connections tab of a host or gateway."""
     filters, rows = ConnectionFilter(request.GET), connections_visible_to(request.user).filter(**{side: of})
     counts_later = _comes_later(request, filters, rows)
-    most_tokens = None if side == "host" or filters.values.get("q") else MOST_TOKENS
+    most_tokens = _most_tokens(request.user, side, filters)
     return list_page(
         request,
         f"connections/for_{side}.html#connections",
@@ -178,6 +178,12 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
         wrap=lambda connection: ConnectionRow(connection, request.user, most_tokens),
         **{side: of, "side": side, "tab": "connections", "counts_later": counts_later, **context},
     )
+
+
+def _most_tokens(viewer: User, side: str, filters: ConnectionFilter) -> int | None:
+    """Return the number of tokens to list below a row. None means all, as on the tab that the others link to."""
+    is_short = side == "gateway" and not filters.values.get("q") and viewer.has_perm(Capability.HOSTS_READ)
+    return MOST_TOKENS if is_short else None
 
 
 def _comes_later(request: AppRequest, filters: ConnectionFilter, rows: ConnectionQuerySet) -> bool:
@@ -294,6 +300,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         listed = {"table": MCP.seen(request), **_number(request.user, McpFilter(open_query(request)))}
         return Fragment("connections/mcp.html#row", {"row": row, **listed})
     side = "gateway" if page.startswith("/gateways/") else "host"
+    row = replace(row, most_tokens=_most_tokens(request.user, side, ConnectionFilter(open_query(request))))
     return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
 
 

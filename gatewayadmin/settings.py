@@ -204,6 +204,7 @@ MIDDLEWARE = [
 TEMPLATES = [
     {
         "BACKEND": "ui.rendering.Templates",
+        "NAME": "django",  # Libraries expect this name.
         "DIRS": [FILES / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {

@@ -67,7 +67,7 @@ OF_LOG = """LATERAL (
         AND c.outcome <> ALL(%s)
     ORDER BY c.created_at DESC LIMIT 1
 )"""
-# Grouped by tool first: count(DISTINCT) would sort all calls by their names.
+# Grouped by tool first: count(DISTINCT) would sort all calls by tool name.
 CALLERS = """
 SELECT host_name, user_email, connection_id,
     count(*) FILTER (WHERE is_used), sum(calls)::bigint, max(last_at), sum(sum(calls)) OVER ()

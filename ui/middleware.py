@@ -36,9 +36,10 @@ class Compression(GZipMiddleware):
 def deep_calls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Run the rest of the request on a new, large chunk of Python's stack.
 
-    The stack consists of chunks. In Pythons before March 2026, each call that begins at the end of a chunk maps the
-    next chunk and unmaps it again, which takes 9 microseconds (python/cpython#142183). The small chunks of the usual
-    stack end where templates have their loops, and the calls of a loop are thousands.
+    The stack consists of chunks. In Python 3.12, and in versions 3.13 and 3.14 released before April 2026, each call
+    that begins at the end of a chunk maps the next chunk and unmaps it again, which takes 9 microseconds
+    (python/cpython#142183). The chunks are small: one often ends in the loop of a template, which makes thousands of
+    calls.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

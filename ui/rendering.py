@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Templates(DjangoTemplates):
     """Django's templates, with contexts that are freed when the page is rendered.
 
-    In Django, a context and its values refer to each other. So the rows of a page stay in memory until a garbage
+    In Django, a context and its layers refer to each other. So the rows of a page stay in memory until a garbage
     collection, which stops the calls of this worker for up to 50 ms.
     """
 

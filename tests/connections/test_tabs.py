@@ -108,18 +108,22 @@ def test_an_agents_tab_leads_to_the_flow_in_a_new_tab_unless_it_would_be_refused
     assert "Add a connection" not in of_app
 
 
-def test_a_gateway_lists_three_tokens_of_an_agent_and_leads_to_the_others(ana: User, sign_in: SignIn) -> None:
+def test_a_gateway_lists_three_tokens_of_a_connection_and_leads_to_all(ana: User, sign_in: SignIn) -> None:
     connection, client = a_connection(ana), sign_in(ana)
-    names = [make.token(connection, name=f"key {number}").token.name for number in range(5)][::-1]
+    *others, newest = [make.token(connection, name=f"key {number}").token for number in range(5)]
+    Token.objects.filter(pk=newest.pk).update(expires_at=datetime.now(UTC) - timedelta(days=1))
+    works_first = ["key 3", "key 2", "key 1", "key 0", "key 4"]
     tab = f"/gateways/{connection.gateway.slug}/connections/"
 
-    def listed(path: str) -> list[str]:
-        return re.findall(r"key \d(?=</a>)", row(client.get(path), connection))
+    def listed(response: object) -> list[str]:
+        return re.findall(r"<(?:a|b)[^>]*>(key \d)<", row(response, connection))
 
-    assert listed(tab) == names[:3]
-    [rest] = re.findall(r'<a href="([^"]+)">2 more</a>', row(client.get(tab), connection))
-    assert listed(tab + rest) == names
-    assert listed(f"/hosts/{connection.host_id}/connections/") == names
+    assert listed(client.get(tab)) == works_first[:3]
+    [to_all] = re.findall(r'<a href="(/hosts/[^"]+\?q=[^"]+)"><span[^>]*>2 more<', row(client.get(tab), connection))
+    assert listed(client.get(to_all)) == works_first
+    assert listed(client.get(f"{tab}?q={newest.prefix}")) == works_first
+    open_on_tab = {**HTMX, "HX-Current-URL": f"http://testserver{tab}"}
+    assert listed(client.post(f"/tokens/{others[0].pk}/revoke/", headers=open_on_tab)) == works_first[:3]
 
 
 @pytest.mark.full

@@ -982,6 +982,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "connections.listed": _listed,
     "connections.live": lambda ask: Connection.objects.filter(**LIVE).count(),
     "connection.tokens": lambda ask: _lasting(Token.objects.filter(connection=ask.pk)).count(),
+    "connection.tokens.more": lambda ask: Token.objects.filter(connection=ask.pk, revoked_at=None).count() - 3,
     "hosts.more": lambda ask: Host.objects.filter(kind="token", enabled=True, **STILL).count() - 8,
     "host.connections": lambda ask: ask.said(ask.connections(host=ask.pk).count()),
     "host.connections.live": lambda ask: ask.connections(host=ask.pk, **LIVE).count(),

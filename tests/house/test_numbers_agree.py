@@ -57,6 +57,7 @@ LISTS = {
 }
 # Numbers in or next to a link that do not count the rows of a list.
 APART = {
+    "connection.tokens.more": "tokens that are not shown: the link shows them",
     "facet.more": "values of a filter that are not shown: the link shows them",
     "host.users": "the people of these connections",
     "incident.usual": "an average, or a part of the calls",

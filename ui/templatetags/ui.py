@@ -260,7 +260,7 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 def used(context: RequestContext, moment: datetime | None, query: str, before: str = "", never: str = "Never") -> str:
     """Render the age of the last use after the word `before`; for readers of the log, as a link to the calls.
 
-    `query` is the query string that filters the log by the used object.
+    `query` is the query string that filters the log by the used object. `before` is not escaped: it must be our own.
     """
     if not moment:
         return never
