@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -95,7 +95,7 @@ def _combined(rows: Any, person: str, team: str) -> Mapping[UUID, frozenset[UUID
     """Return the teams of each person. People with the same teams share one set."""
     found, none = dict[UUID, frozenset[UUID]](), frozenset[UUID]()
     for pk, people in rows.order_by().values(team).annotate(people=ArrayAgg(person)).values_list(team, "people"):
-        joined = cache(partial(frozenset[UUID].union, frozenset({pk})))
+        joined = cache(frozenset({pk}).union)
         found |= {one: joined(found.get(one, none)) for one in people}
     return found
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
-LISTED = ("waiting", "active", "expired")  # The order of a connection's tokens by status.
+TOKEN_ORDER = ("waiting", "active", "expired")  # By status, in lists of a connection's tokens.
 LIVE = "live"  # All statuses but `revoked`.
 
 
@@ -95,7 +95,7 @@ class ConnectionRow:
     @cached_property
     def listed_tokens(self) -> list[Any]:
         """The tokens below the row: first those that wait to be collected, then active ones, then expired ones."""
-        return sorted(self.tokens, key=lambda token: LISTED.index(token.status))[: self.most_tokens]
+        return sorted(self.tokens, key=lambda token: TOKEN_ORDER.index(token.status))[: self.most_tokens]
 
     @property
     def further_tokens(self) -> int:

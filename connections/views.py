@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -181,7 +181,10 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 
 
 def _most_tokens(viewer: User, side: str, filters: ConnectionFilter) -> int | None:
-    """Return the number of tokens to list below a row. None means all, as on the tab that the others link to."""
+    """Return the number of tokens to list below a row; None means all.
+
+    A row that leaves out tokens links to the agent's own tab, which lists all and needs HOSTS_READ.
+    """
     is_short = side == "gateway" and not filters.values.get("q") and viewer.has_perm(Capability.HOSTS_READ)
     return MOST_TOKENS if is_short else None
 
@@ -300,7 +303,8 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         listed = {"table": MCP.seen(request), **_number(request.user, McpFilter(open_query(request)))}
         return Fragment("connections/mcp.html#row", {"row": row, **listed})
     side = "gateway" if page.startswith("/gateways/") else "host"
-    row = replace(row, most_tokens=_most_tokens(request.user, side, ConnectionFilter(open_query(request))))
+    most_tokens = _most_tokens(request.user, side, ConnectionFilter(open_query(request)))
+    row = ConnectionRow(row.connection, request.user, most_tokens)
     return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
 
 

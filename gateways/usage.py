@@ -67,21 +67,15 @@ OF_LOG = """LATERAL (
         AND c.outcome <> ALL(%s)
     ORDER BY c.created_at DESC LIMIT 1
 )"""
-# Grouped by tool first: count(DISTINCT) would sort all calls by tool name.
 CALLERS = """
 SELECT host_name, user_email, connection_id,
-    count(*) FILTER (WHERE is_used), sum(calls)::bigint, max(last_at), sum(sum(calls)) OVER ()
+    count(DISTINCT feature_name) FILTER (WHERE is_use), count(*), max(created_at), sum(count(*)) OVER ()
 FROM (
-    SELECT host_name, user_email, connection_id,
-        bool_or(is_use) AS is_used, count(*) AS calls, max(created_at) AS last_at
-    FROM (
-        SELECT host_name, user_email, connection_id, feature_name, created_at, feature_name <> ''
-            AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool' AS is_use
-        FROM auditlog_call
-        WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
-        ORDER BY created_at DESC LIMIT %s
-    ) c GROUP BY host_name, user_email, connection_id, feature_name
-) t GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
+    SELECT host_name, user_email, connection_id, feature_name, created_at, feature_name <> ''
+        AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool' AS is_use FROM auditlog_call
+    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
+    ORDER BY created_at DESC LIMIT %s
+) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
 """
 BY_PERSON_AND_TOOL = """
 SELECT user_id, tool, count(*), min(created_at), sum(count(*)) OVER ()

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from hmac import compare_digest
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 from uuid import uuid4
 
 from django.conf import settings
@@ -352,11 +351,6 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def secret_since(self) -> datetime:
         """The time when the present secret was made."""
         return self.rotated_at or self.created_at
-
-    @property
-    def calls_query(self) -> str:
-        """The query string that filters the log by this token."""
-        return urlencode({"connection": self.connection_id, "q": f"token is {self.pk}"})
 
     @property
     def blocked_reason(self) -> str:

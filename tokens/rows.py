@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, cached_property
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Count, F, Prefetch, Q
@@ -211,6 +212,11 @@ class TokenRow:
             if self.token.scope_all
             else ", ".join(server.name for server in servers_of(self.token)) or "None"
         )
+
+    @property
+    def calls_query(self) -> str:
+        """The query string that filters the log by this token."""
+        return urlencode({"connection": self.token.connection_id, "q": f"token is {self.token.pk}"})
 
     @property
     def soon(self) -> str:

@@ -26,7 +26,6 @@ from django.utils.safestring import SafeString
 
 from capabilities import Capability
 from ui.addresses import parts
-from ui.forms import FilterMenu
 from ui.pages import Undo
 from ui.states import state_label
 from ui.tables import Column, TableView, table_view
@@ -256,29 +255,6 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
     return _time(moment, _date(moment.astimezone(UTC)))
 
 
-@register.simple_tag(takes_context=True)
-def used(context: RequestContext, moment: datetime | None, query: str, before: str = "", never: str = "Never") -> str:
-    """Render the age of the last use after the word `before`; for readers of the log, as a link to the calls.
-
-    `query` is the query string that filters the log by the used object. `before` is not escaped: it must be our own.
-    """
-    if not moment:
-        return never
-    words = before + ago(moment)
-    if not context["can"].logs_read:
-        return SafeString(words)
-    url = f"{_url('auditlog:calls')}?{escape(query)}&amp;range=all"
-    return SafeString(f'<a href="{url}">{words}<span class="visually-hidden">, calls</span></a>')
-
-
-@register.simple_tag
-def expiry(token: Any) -> SafeString:
-    """Render when a token expires or has expired; a warning if it never expires."""
-    if not token.expires_at:
-        return SafeString('<span class="badge" data-kind="warn">No expiry</span>')
-    return SafeString(f"{'expired' if token.status == 'expired' else 'expires'} {day(token.expires_at)}")
-
-
 @register.simple_tag
 def left(moment: datetime) -> SafeString:
     """Render the time left until `moment`, such as "2d"."""
@@ -341,11 +317,6 @@ def row_url(name: str, key: UUID | str) -> str:
 @cache
 def _url_of_row(name: str) -> str:
     return reverse(name, args=[_SOME_ID])
-
-
-@cache
-def _url(name: str) -> str:
-    return reverse(name)
 
 
 @register.simple_tag
@@ -414,18 +385,6 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
         "blocked": blocked if row.enabled else "",
         "lean": not words and getattr(context.get("table"), "picks", False),
     }
-
-
-@register.simple_tag
-def boxes(menu: FilterMenu) -> SafeString:
-    """Render the options of a filter's menu, which may be hundreds: the names of all gateways."""
-    box = f'<label><input type="{menu.kind}" name="{menu.name}" value="'
-    return SafeString(
-        "".join(
-            f'{box}{escape(value)}"{" checked" if chosen else ""}>{escape(label)}</label>'
-            for value, label, chosen in menu.options
-        )
-    )
 
 
 @register.inclusion_tag("ui/field.html")
