@@ -4,8 +4,8 @@
 import sys
 from importlib.util import find_spec
 
-OURS = "`make setup` makes the right one: .venv/bin/python manage.py ..."
-if sys.version_info < (3, 12):  # noqa: UP036  Older ones end here in one line, and not in a syntax error.
+OURS = "Run `make setup`, then `.venv/bin/python manage.py ...`."
+if sys.version_info < (3, 12):  # noqa: UP036  Older versions show this error instead of a syntax error.
     sys.exit(f"Error: Gateway Admin needs Python 3.12 or newer. {OURS}")
 if find_spec("django") is None:
     sys.exit(f"Error: {sys.executable} has none of the packages of Gateway Admin. {OURS}")

@@ -51,7 +51,8 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     tool_sets = serializers.ListField(
         child=serializers.CharField(),
         source="sets",
-        help_text="Tool sets that the person has, each with its recipient; empty if the gateway gives all its tools.",
+        help_text="Tool sets that the person has, each with the recipient of its grant; empty if the gateway gives all "
+        "its tools.",
     )
     tools_count = serializers.IntegerField(
         source="tools", help_text="Number of the gateway's tools that the person may use."
@@ -68,8 +69,8 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = serializers.SerializerMethodField(
-        help_text="The person's last call on the gateway; null if there is none, for a past day, or if you may not see "
-        "connections."
+        help_text="The person's last call on the gateway; null if there is none, if the report is for a past day, or "
+        "if you may not see connections."
     )
 
     def _sees(self, *capabilities: Capability) -> bool:

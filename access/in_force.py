@@ -40,8 +40,9 @@ class GatewayInForce(NamedTuple):
 class InForce:
     """The people and gateways, with the teams, roles and grants between them.
 
-    `people` are the e-mail addresses, in order, of active people whose role uses gateways. `use_all` are people who
-    may use every gateway. `opened` are the pairs of a person and a gateway for which the person has a grant.
+    `people` maps the ids of active people whose role uses gateways to their e-mail addresses, sorted by address.
+    `use_all` are people who may use every gateway. `opened` are the pairs of a person and a gateway for which the
+    person has a grant.
     `tool_grants` are triples of tool set, team and person; in a grant to everybody, team and person are None.
     """
 
@@ -110,8 +111,8 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return `known`, the access in force now, without the access that began after `limit`.
 
-    A grant that extended a grant in force at `limit` is not new. If a gateway was limited to granted tools after
-    `limit`, none of its tools is new, because before that everybody on the gateway could use all its tools.
+    A grant that extended a grant in force at `limit` is not new. If a gateway began to give only granted tools after
+    `limit`, none of its tools is new, because at `limit` everybody on the gateway could use all its tools.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (

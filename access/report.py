@@ -148,7 +148,7 @@ class AccessReport:
         return tools
 
     def _where(self) -> Any:
-        """Return a function from a person to the bits of the units that the filters match for this person."""
+        """Return a function that takes a person's id and returns the bits of the units that the filters match."""
         asked, units = self.asked, self.units
         everywhere = units.at(each.pk for each in self.known.gateways)
         allowed = units.at(asked.gateways) if asked.gateways else everywhere

@@ -98,7 +98,8 @@ class AnswerForm:
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
     """Return sentences that describe the effect of ending these lines.
 
-    They say what ends and for whom, how many lines are unused, and how many calls these people made in the last week.
+    The sentences say what ends and for whom, how many lines are unused, and how many calls the people in the lines
+    made in the last week.
     """
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]

@@ -152,7 +152,7 @@ class ReviewLineQuery(ListQuery):
         [name for name, _ in LineFilter.SHOWS],
         required=False,
         help_text="`mine`: open lines that you may answer; `open`; `unused` or `used`: open lines whose field `unused` "
-        "is true or false; `answered`; or an answer.",
+        "is true or false; `answered`; `keep`, `end` or `flag`: lines with this answer.",
     )
     kind = serializers.ChoiceField(ThingKind.choices, required=False, help_text="Only lines of this kind.")
     user = by_person(help_text="Only lines of the person with this id, address or name.")
@@ -204,7 +204,7 @@ class AnswerBody(LinesBody):
         help_text="`keep`: keep the access; `end`: end it at once, permanently; `flag`: somebody else should change "
         "it; `open`: take the answer back.",
     )
-    note = serializers.CharField(max_length=200, required=False, allow_blank=True, help_text="Note for the result.")
+    note = serializers.CharField(max_length=200, required=False, allow_blank=True, help_text="Stored with the answer.")
 
 
 class ReassignBody(LinesBody):

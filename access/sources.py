@@ -142,7 +142,7 @@ class Sources:
         return found
 
     def _start(self, grant: GatewayGrant) -> datetime:
-        """Return the start of the grant, or of the earliest of the grants that it extends without a gap."""
+        """Return when the grant started. If it extends earlier grants without a gap, return when the first started."""
         since = grant.given_at
         for before in self._ended_grants.get((grant.user_id, grant.gateway_id), []):
             if before.given_at < since and before.ended_at and since - before.ended_at < EXTENDED:

@@ -314,7 +314,7 @@ class MeSerializer(UserSerializer):
     """You, and what you may do."""
 
     capabilities = serializers.SerializerMethodField(
-        help_text="Slugs of your capabilities; with an API key, only of those that the key has too."
+        help_text="Slugs of your capabilities; with an API key, only slugs of capabilities that the key has too."
     )
 
     def get_capabilities(self, person: User) -> list[str]:

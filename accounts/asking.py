@@ -39,7 +39,7 @@ def requests(of: Any = None) -> QuerySet[Event]:
 def asked_lately(events: Iterable[Event]) -> set[str]:
     """Return the slugs of the capabilities that one person requested in the last day, even if a request was declined.
 
-    `events` are the person's `requests`.
+    `events` is the result of `requests(of=person)`.
     """
     since = timezone.now() - ASK_AGAIN
     asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
@@ -49,7 +49,7 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
     """Return whether the person asked for `capability` in the last day, and the time when the request was declined.
 
-    The time is None if the newest request was not declined. `events` are the person's `requests`.
+    The time is None if the newest request was not declined. `events` is the result of `requests(of=person)`.
     """
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
@@ -68,10 +68,9 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return one open request for each person, at most `most`: the person, the capability, and the time of the request.
+    """Return the newest open request of each active person, as (person, capability, time); for `most` people at most.
 
-    A request is open for a week, if it was not declined and the person still lacks the capability. If a person has
-    several open requests, the newest is returned.
+    A request is open for a week, if it was not declined and the person still lacks the capability.
     """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)

@@ -37,7 +37,9 @@ class RoleBackend(BaseBackend):
         return _active_people().filter(pk=user_id).first()
 
 
-@cache  # Building it takes Django longer than PostgreSQL takes to answer. Filter it: evaluated, it would keep its rows.
+# Cached, because building this queryset takes longer than its query. Callers must filter it: once evaluated, the cached
+# queryset would keep its rows.
+@cache
 def _active_people() -> QuerySet[User]:
     """Return the people who may sign in, with the values that accounts.required_sign_in and the menu need."""
     return (

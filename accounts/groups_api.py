@@ -50,7 +50,7 @@ class RoleSerializer(serializers.Serializer[Role]):
 
 
 class NamedCapabilities(RequestBody):
-    """A name, and capabilities that the person who sends them must hold."""
+    """A name and capabilities. The person who sends this body must hold each of the capabilities."""
 
     name = serializers.CharField(max_length=80)
     capabilities = serializers.ListField(

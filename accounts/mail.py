@@ -88,7 +88,7 @@ class _TunnelledSmtp(smtplib.SMTP):
         line: socket.socket = stream.get_extra_info("socket")
         if isinstance(line, ssl.SSLSocket):  # Python cannot start TLS inside TLS on a socket.
             stream.close()
-            raise OSError("mail works only with an outbound proxy at http://")
+            raise OSError("mail cannot use an https:// outbound proxy, only an http:// proxy")
         line.settimeout(timeout)
         return line
 

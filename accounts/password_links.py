@@ -75,7 +75,8 @@ def link_at(key: str, base: str = "") -> str:
 def password_link(person: User, base: str = "") -> str:
     """Return a person's single-use link for setting a password.
 
-    The link works for 72 hours if the person has not joined yet (an invitation), otherwise for one hour.
+    If the person has not joined yet, this is an invitation, and the link works until the invitation expires. Otherwise
+    it works for one hour.
     """
     if not person.has_joined:
         return invitation_link(person, base)

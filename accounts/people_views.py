@@ -130,8 +130,8 @@ def deactivate_picked(request: AppRequest) -> HttpResponse:
         lambda person: person.deactivate(by=request.user),
         PeopleError,
         lambda _: (
-            "All their sessions end, and every connection that acts as one of them stops at its next request. Nothing "
-            "is revoked: after reactivation, everything works as before."
+            "All sessions of these people end, and every connection that acts as one of these people stops at its next "
+            "request. Nothing is revoked: after reactivation, everything works as before."
         ),
         icon="pause",
         undo=REACTIVATE,

@@ -57,7 +57,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def add(request: AppRequest) -> HttpResponse:
-    """Add a role; `?from=` copies another role's capabilities, limited to those the editor has."""
+    """Add a role. `?from=` is the id of a role to copy, without the capabilities that the user does not have."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)
     form = RoleForm(posted(request), initial=initial)
 
@@ -135,7 +135,7 @@ def _held_by(count: int) -> str:
 @require_GET
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
-    """List every capability with its names, a description, and the first roles that have it."""
+    """List every capability with its names, a description, and the roles that have it (a few names and a number)."""
     roles = [(role.name, role.granted) for role in Role.objects.with_capabilities()]
     areas = {
         area: [

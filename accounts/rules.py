@@ -115,11 +115,11 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """A provisioning key, or sign-in by the organisation, gives this role. Choose another role there first."""
+    """Provisioning keys or sign-in by the organisation give this role. First choose another role in their settings."""
 
 
 class NoOrganisation(PeopleError):
-    """Set up sign-in by the organisation and a break-glass owner first: otherwise nobody could sign in."""
+    """First set up sign-in by the organisation, and appoint a break-glass owner. Otherwise nobody could sign in."""
 
 
 class RequiredSignIn(models.TextChoices):

@@ -193,7 +193,7 @@ def reseal_second_factors() -> Resealed:
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt with the newest encryption key this authenticator's secrets that use older keys.
+    """Re-encrypt this authenticator's secrets that use older encryption keys, so that they use the newest key.
 
     Return a value for each of these secrets: True if it was re-encrypted, False if it could not be decrypted.
     """

@@ -81,9 +81,9 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. Calls are deleted in whole days; if kept for more than 100 days, in whole weeks; if "
-            "kept for more than 730, in whole months. Admin events are kept for ever. A shorter time takes effect "
-            "after a day."
+            "Days, from 1 to 3650. Calls are deleted one whole day at a time. If you keep them for more than 100 days, "
+            "they are deleted one week at a time; for more than 730 days, one month at a time. Admin events are kept "
+            "for ever. A shorter time takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(

@@ -53,7 +53,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     rule_id = serializers.UUIDField(help_text="Rule that holds the call.")
     rule = serializers.CharField(source="rule_name", help_text="Name of the rule when it held the call.")
     rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
-    state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="Its state.")
+    state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="State of the held call.")
     arguments: Any = serializers.SerializerMethodField(
         help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads, or if they "
         "cannot be decrypted."

@@ -43,7 +43,7 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """Form to set how long held calls of a connection keep their requests open while they wait."""
+    """Form to set how many seconds the request of a held call stays open. It applies to all calls of a connection."""
 
     seconds = forms.IntegerField(
         required=False,

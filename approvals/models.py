@@ -266,7 +266,7 @@ class Hold(models.Model):
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
-        """Let the call run once. The approval is valid for `seconds` from now, and `ends_at` is set to its end.
+        """Let the call run once, within the hold's `seconds` from now; `ends_at` is set to the end of this time.
 
         If `allow` is a period, the agent may repeat the call in this period without asking, as long as the arguments
         `names` have the same values. Raises HoldRefused.
@@ -327,7 +327,10 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
 
     def visible_to(self, viewer: User) -> AllowanceQuerySet:
-        """Return the permissions `viewer` may see: all with APPROVALS_DECIDE, otherwise those of their own agents."""
+        """Return the permissions of the viewer's agents, or all if `viewer` has APPROVALS_DECIDE.
+
+        An API key without APPROVALS_DECIDE sees none.
+        """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
         return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()

@@ -48,7 +48,10 @@ class BadChannelSecret(ChannelError):
 
 
 def checked(channel: Channel, address: str, secret: str) -> bool:
-    """Return whether this address is private. Raises ChannelError unless address and secret are allowed."""
+    """Return whether the receiver is private (see `Guard.check_now`); False for mail.
+
+    Raises ChannelError unless address and secret are allowed.
+    """
     if channel.kind == "mail":
         try:
             validate_email(address)
@@ -56,7 +59,7 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
             raise BadChannelAddress("Enter an e-mail address.") from None
         return False
     try:
-        # Only channels of the workspace may have private addresses, because only workspace managers may allow these.
+        # Only channels of the workspace may have private addresses, because only workspace managers may set them up.
         guard = upstream_guard() if channel.owner_id is None else _guard_for_people()
         is_private = guard.check_now(address)
     except UrlRefused as refusal:
@@ -170,7 +173,7 @@ def _escaped(text: str) -> str:
 
 
 def _teams(parcel: Parcel) -> dict[str, Any]:
-    """Return an adaptive card. Names cannot become links: text runs are not Markdown, and see `without_links`."""
+    """Return an adaptive card. Names cannot become links: text runs are not Markdown, and `without_links` is used."""
     runs = [("Bolder", without_links(parcel.subject)), ("Default", without_links(parcel.text))]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",

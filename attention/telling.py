@@ -179,7 +179,7 @@ def tell_outcomes() -> int:
     answers |= {Action.ACCESS_REQUEST_APPROVED: _access_decided, Action.ACCESS_REQUEST_DECLINED: _access_decided}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
-    # Thousands of roles may change, but only people who asked for a capability are notified.
+    # Thousands of people may get another role at once, but only those who asked for a capability are notified.
     asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
     is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
     events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since).order_by("id")

@@ -125,7 +125,7 @@ class Action(StrEnum):
     )
     CONNECTION_IDENTITY_CHANGED = (
         "connection.identity_changed",
-        "{actor} chose the credential for {first} that {host} uses on the gateway {gateway} as {user}.",
+        "{actor} chose the credential that {host} uses for {first} on the gateway {gateway} as {user}.",
         "{actor} chose another credential for the connection {target}.",
     )
     CONNECTION_OPENED = (
@@ -176,8 +176,8 @@ class Action(StrEnum):
     FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
     FEATURE_TEXTS_SAID = (
         "feature.texts_said",
-        "{actor} stated the {fields} of {target} for clients.",
-        "{actor} stated the texts of {target} for clients.",
+        "{actor} changed the {fields} that clients see for {target}.",
+        "{actor} changed the texts that clients see for {target}.",
     )
 
     GATEWAY_ARCHIVED = "gateway.archived", "{actor} archived the gateway {target}."
@@ -598,7 +598,7 @@ class Action(StrEnum):
     )
     RETENTION_ASKED = (
         "workspace.shorter_retention_asked",
-        "{actor} shortened the retention of calls, which deletes about {calls} calls a day later.",
+        "{actor} shortened the retention of calls, so that about {calls} calls are deleted one day later.",
         "{actor} shortened the retention of calls, effective a day later.",
     )
     RETENTION_REVOKED = (

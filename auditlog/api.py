@@ -37,7 +37,7 @@ from ui.export import TYPES, file_response
 from ui.operations import File, Query, operation
 from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
-# The fields of a call that name an object.
+# For each query parameter that names an object of a call, the function that makes its serializer field.
 SUBJECTS = {
     "host": subjects.by_host,
     "gateway": subjects.by_gateway,
@@ -316,7 +316,7 @@ class LineSerializer(serializers.Serializer[Any]):
     check = serializers.CharField(source="name", help_text="Name of the check.")
     result = serializers.ChoiceField(
         [("pass", "pass"), ("stop", "stop"), ("open", "open")],
-        help_text="`pass`, `stop`, or `open` if only the server knows.",
+        help_text="`pass`, `stop`, or `open`. `open` means that only the server knows the result.",
     )
     text = serializers.CharField(help_text="Finding of the check.")
 
@@ -337,7 +337,9 @@ class TrailSerializer(serializers.Serializer[Trail]):
     not_reached = serializers.ListField(
         child=serializers.CharField(), help_text="Names of the checks that were not made because an earlier one failed."
     )
-    near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
+    near = serializers.ListField(
+        child=serializers.CharField(), help_text="Tools that you may see and whose name is similar."
+    )
     notes = serializers.ListField(
         child=serializers.CharField(), help_text="Remarks on the decision, such as the labels that rules would give."
     )

@@ -29,10 +29,10 @@ from ui.pages import AppRequest, show, wants_fragment
 
 # The histogram above a list: calls by outcome, and their latencies; each bar links to its time span.
 
-BARS = 31  # Maximum number of bars; the last bar starts before the end of the search.
+BARS = 31  # Maximum number of bars; with roll-ups, one more is possible, for an incomplete last period.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # The least number of bars that shows a trend.
-MARKS = 5  # Number of times on the axis, besides the end.
+MARKS = 5  # Number of labels on the time axis, besides the label of the end.
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
@@ -376,7 +376,7 @@ class CallPlots:
 
     @property
     def plots(self) -> list[Plot]:
-        """Return the four plots shown on every page."""
+        """Return the four plots. They are the same on every page that has plots."""
         total, before = self.total, self._before
         calls = [each.numbers.calls for each in self.moments]
         p50, p95 = ([each.numbers.quantile(part) or 0.0 for each in self.moments] for part in (0.5, 0.95))

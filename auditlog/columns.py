@@ -49,14 +49,16 @@ def _server(call: Call, _: str) -> SafeString | str:
     if call.server_name:
         return mid(call.server_name)
     if call.deny_reason:
-        return mark_safe('<span class="muted" title="Refused before any server">—</span>')
+        return mark_safe('<span class="muted" title="Refused before a server was known">—</span>')
     return mark_safe('<span class="muted">gateway</span>')
 
 
 def _tool(call: Call, arguments: str) -> SafeString | str:
     if not call.feature_name:
         if call.deny_reason:
-            return format_html('<span class="muted" title="Refused before any tool">{}</span>', call.method or "—")
+            return format_html(
+                '<span class="muted" title="Refused before a tool was known">{}</span>', call.method or "—"
+            )
         return format_html('<span class="muted">{}</span>', call.method) if call.method else NOTHING
     name = call.feature_name[:64]
     return format_html("<code><b>{}</b>{}</code>", name, _in_words(arguments) if arguments else "")

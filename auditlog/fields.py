@@ -1,8 +1,8 @@
 """The searchable fields of a call: one row per field.
 
-The search language, the filters and facets of the Logs page, the parameters of the REST API and the columns of an
-export are read from this table. A field added here is searchable; a field with a `label` is a filter of the page, and a
-field with a `parameter` is a parameter of the API.
+The search language, the filters and facets of the Logs page and the parameters of the REST API are read from this
+table. A field added here is searchable; a field with a `label` is a filter of the page, and a field with a `parameter`
+is a parameter of the API. The columns of exports are also listed in this module.
 """
 
 from __future__ import annotations

@@ -161,10 +161,10 @@ def zone_of(name: str) -> tzinfo | None:
 class CallFilter(forms.Form):
     """The filters and display options of the Logs page. Unknown values are ignored.
 
-    A search with a syntax error finds nothing. Several values of one filter are alternatives; values of filters such as
-    `not_host` are excluded. Host, gateway, server and user are names or ids; an id also finds calls from before a
-    rename. `scope` is the filter of a tab, which is not in the query string. Display options equal to the user's saved
-    options, `usual`, are not in the query string either.
+    If the search text has a syntax error, `error` describes it, and pages show no calls. Several values of one filter
+    are alternatives; values of filters such as `not_host` are excluded. Host, gateway, server and user are names or
+    ids; an id also finds calls from before a rename. `scope` is the filter of a tab, which is not in the query string.
+    Display options equal to the user's saved options, `usual`, are not in the query string either.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -338,7 +338,7 @@ class CallFilter(forms.Form):
             yield none_of(_criteria(field, self.values[NOT + name]))
 
     def chips(self) -> list[Chip]:
-        """Return all active filters except the search text, with ids shown by their newest names."""
+        """Return all active filters except the search text. An id is shown as the newest name of its object."""
         chips = []
         if self.is_between:
             chips.append(Chip("time", "Time", "", self.span, self.link(**{"from": "", "to": ""})))

@@ -77,8 +77,8 @@ class LiveList(NamedTuple):
     """A live list on a page, for auditlog/new_calls.html.
 
     The list polls `url` with the query string `followed`, and replaces the element `place`. `link` is the URL of the
-    page. The page is scrolled to the element `above` when a paused reader asks for the new calls. The line with the
-    number of new calls is inside `place` unless `is_apart` is True.
+    page. If the list is paused, a click on the number of new calls loads these and scrolls to the element `above`. The
+    line with the number of new calls is inside `place` unless `is_apart` is True.
     """
 
     url: str
@@ -100,7 +100,7 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 
 
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
-    """Return the first page of a live list: first the calls that were recorded last, then other calls by their start.
+    """Return the first page of a live list: the most recently recorded calls, then other calls, newest start first.
 
     The next page begins with the newest call that is not on this page.
     """

@@ -29,7 +29,7 @@ ATTEMPTS = 5
 # Errors of PostgreSQL if retention has detached or dropped the partition in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
-# Partitions that have no index attached to one of the table's indexes, newest first by their bounds.
+# For each index of the table, the partitions that have no index attached to it, newest partition first.
 _MISSING = """
 SELECT top.relname, part.relname, substr(pg_get_indexdef(top.oid), strpos(pg_get_indexdef(top.oid), ' USING '))
 FROM pg_index i

@@ -163,8 +163,8 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
-            # The order is ascending, so that a new row is appended after the rows with the same value and index pages
-            # are full. PostgreSQL can scan such an index backwards.
+            # The order is ascending. A new row is then appended after the rows with the same value, so that index pages
+            # become full. PostgreSQL can scan such an index backwards.
             *(
                 models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
@@ -201,8 +201,8 @@ class Call(models.Model):
 class Rollup(models.Model):
     """Calls with the same dimensions that began in one period: number, total duration, and number by duration class.
 
-    `cube` is a number for the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL. `last_at`
-    is the start of the newest call.
+    `cube` is the bit mask of the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL.
+    `last_at` is the start of the newest call.
     """
 
     seconds = models.IntegerField()

@@ -67,7 +67,7 @@ def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list
 
 
 def exposed_names(name: str) -> list[str]:
-    """Return the exposed names, such as `docs__echo`, of the tools, prompts and resources with the name `echo`."""
+    """Return the exposed names of the tools, prompts and resources with this name, such as `docs__echo` for `echo`."""
     rows = Feature.objects.filter(name__iexact=name).exclude(exposed_name=name)
     return sorted(set(rows.values_list("exposed_name", flat=True)[:MAX_EXPOSED]))
 

@@ -101,8 +101,9 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Return the number of calls by caller. Counts at most MOST_READ + 1 calls.
 
-    The callers of an app or agent are people. The callers of a person are apps and agents. For other objects, an
-    agent's calls are counted for the agent, and an app's calls for the person who uses the app.
+    If `where` selects an app or agent, the callers are people. If `where` selects a person, the callers are apps and
+    agents. For other objects, an agent's calls are counted for the agent, and an app's calls for the person who uses
+    the app.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])

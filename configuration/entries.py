@@ -22,8 +22,8 @@ def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries,
 class ListedEntries:
     """The entries of a document by kind.
 
-    `lists` maps each kind in the document to the keys of the parents that have a list of this kind there. The parent of
-    a top-level list has the key ().
+    `lists` says where the document has lists of a kind: the keys of the objects that contain them, or () for a list at
+    the top level.
     """
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)

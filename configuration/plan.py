@@ -1,4 +1,4 @@
-"""Compare a document with the workspace: the changes that apply would make, in order, and what each cuts off."""
+"""Compare a document with the workspace: the changes that applying it would make, in order, and what each cuts off."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def plan(
 ) -> Plan:
     """Return the changes that applying `document` as `viewer` would make.
 
-    `secrets` are the resolved secrets by reference. With `prune`, objects of the document's source that are missing
-    from its lists are disabled. With `cuts`, each change says what it cuts off. Raises ConfigurationError with all
-    mistakes that the first failing check finds.
+    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects of the
+    document's source that are missing from the document's lists. With `cuts`, each change says what it cuts off. Raises
+    ConfigurationError with all mistakes that the first failing check finds.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})

@@ -1,4 +1,4 @@
-"""The reference page of configuration files, made from their kinds (docs/reference/configuration.md)."""
+"""The reference page of configuration files (docs/reference/configuration.md), made from KINDS."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of configuration files, made from their kinds; and the check of documents against it."""
+"""The JSON Schema of configuration files, made from KINDS, and the check of documents against the schema."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def _change(change: Change) -> str:
 
 
 def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
-    """Return a line such as `timeout_s: 60, was 30` for each changed field, except empty fields of new objects.
+    """Return a line such as `timeout_seconds: 60, was 30` for each changed field, except empty fields of new objects.
 
-    Values with more than `longest` characters are cut.
+    Texts with more than `longest` characters are shortened; lists are not.
     """
     lines = [f"renamed, was {change.was[-1]}"] if change.was else []
     is_new = change.act is Act.ADD
@@ -80,7 +80,7 @@ def _claimed(plan: Plan) -> str:
 def _not_in_file(plan: Plan) -> str:
     if not plan.not_in_file:
         return ""
-    return f"Not in the file (only pruning changes these): {', '.join(plan.not_in_file)}.\n"
+    return f"Not in the file, so not changed without pruning: {', '.join(plan.not_in_file)}.\n"
 
 
 def _missing(plan: Plan) -> str:

@@ -165,7 +165,7 @@ class ConnectionResource(Connections):
 
     @operation(needs=Own(Capability.CONNECTIONS_TOGGLE), body=ConnectionChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
-        """Change for how long held calls of a connection wait."""
+        """Change for how long held calls of a connection keep their requests open."""
         connection = self._live(pk)
         self.must_own(connection.user_id)
         seconds = self.body().get("hold_wait", connection.hold_wait)
@@ -212,7 +212,7 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """Connections to one gateway. Listing other people's connections needs a capability that shows connections."""
+    """Connections to one gateway. Callers without the capability to see all connections get only their own."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
@@ -375,7 +375,7 @@ def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> Co
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")
 
 
-# /api/connections/{id}/identities: the identities that connections use for servers that need each person's credential.
+# /api/connections/{id}/identities: the identities that connections use at servers where each person needs their own.
 
 OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 
@@ -418,7 +418,7 @@ class IdentityToCarry(RequestBody):
 class ConnectionIdentities(Resource):
     """Identities that a connection uses at servers where each person has their own.
 
-    Changing them needs no capability and creates no new token.
+    Changing them creates no new token, and needs no capability except with an API key.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

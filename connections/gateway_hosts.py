@@ -81,9 +81,9 @@ class HostRow:
 
 
 class GatewayHostFilter(ListFilter):
-    """Filter by name, and list the apps and agents that are used, listed, blocked or limited on the gateway.
+    """Filter by name, and keep only the apps and agents that are used, listed, blocked or limited on the gateway.
 
-    With `show=others`, list all others instead.
+    With `show=others`, keep only the others instead.
     """
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])

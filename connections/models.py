@@ -156,7 +156,10 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return rows.filter(pk__in=self.order_by().values("pk")) if self.query.where else rows.all()
 
     def live_first(self) -> "ConnectionQuerySet":
-        """Order live connections first, newest first, then revoked ones, last revoked first."""
+        """Order live connections before revoked ones: live ones by `connected_at`, revoked ones by `revoked_at`.
+
+        In both groups, the newest comes first.
+        """
         return self.order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
 
     def open(
@@ -259,7 +262,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: Grantor) -> int:
-        """Deactivate a person, and revoke their API keys, sign-ins at issuers and connections.
+        """Deactivate a person, and revoke their connections, API keys and sign-ins at issuers.
 
         Returns the number of connections. Raises Outranked, LastOwner or LastManager.
         """
@@ -307,8 +310,8 @@ def host_refusal(host: Host) -> str:
 def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     """Return the reason why `user` may not connect `host` to this gateway; empty if the user may.
 
-    A `host` of None is an app that never connected. A user without access to the gateway gets no other reason
-    than the missing access.
+    A `host` of None is an app that never connected. If the user has no access to the gateway, the reason says only
+    this, unless the gateway is archived.
     """
     if not user.uses_gateways:
         return "With your role you can only look: you cannot use a gateway."

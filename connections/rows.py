@@ -47,7 +47,7 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 
 def counted_for(viewer: User) -> Q:
-    """Match the related connections that `viewer` may see, as the filter of a Count."""
+    """Return a filter for `Count("connections")`, so that it counts only connections that `viewer` may see."""
     sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
     return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
@@ -188,9 +188,9 @@ class ConnectionRow:
 
     @property
     def offers_asking(self) -> bool:
-        """True if the row has the button to ask the owner for new token secrets.
+        """True if the row has the button that asks the owner to collect a new token.
 
-        If False, only the lines of the tokens may have such buttons.
+        If False, the lines of the tokens may still have such buttons.
         """
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
@@ -260,7 +260,10 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with a token or key that meets the condition `credentials`; an empty condition matches all."""
+    """Match connections with a token or key that meets the condition `credentials`.
+
+    If the condition is empty, return an empty Q, which has no effect in `a | b`.
+    """
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 

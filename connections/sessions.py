@@ -1,4 +1,4 @@
-"""The open MCP sessions of an app or agent, with their streams at servers, and the action that ends them."""
+"""The open MCP sessions of an app or agent, with their streams at servers, and the action that ends sessions."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ def _known(
     """Return a function that takes the API view and returns the objects that a filter may name.
 
     These are the objects of `listed` and, if the caller may read the log, the objects of logged calls. `column` is the
-    column of calls with the object's id. `shared` are columns that both calls and objects have: the query compares
-    these too, so that PostgreSQL can use an index.
+    column of `Call` that contains the object's id. `shared` are columns that both calls and objects have: the query
+    compares these too, so that PostgreSQL can use an index.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

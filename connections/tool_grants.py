@@ -113,7 +113,7 @@ def end_selected(request: AppRequest) -> HttpResponse:
         lambda grant: grant.end(by=request.user),
         GatewayError,
         lambda grants: (
-            "Their tools are refused from the next request on, unless another set gives them or the gateway allows all "
-            "its tools."
+            "The tools of these grants are refused from the next request on, unless another grant gives them or the "
+            "gateway allows all its tools."
         ),
     )

@@ -448,7 +448,7 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     gives_all = gateway.tools_given == ToolsGiven.ALL
     then = "No call is refused while everybody can use all tools of the gateway."
     if not gives_all:
-        then = "Its tools are refused from the next request on, unless another set gives them."
+        then = "Its tools are refused from the next request on, unless another grant gives them."
 
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}

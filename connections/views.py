@@ -412,7 +412,10 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and a URL for their numbers by status, which take longer to count."""
+    """Return the number of listed connections, and a URL that tells how many are active and how many blocked.
+
+    These two numbers have a URL of their own because they take longer to count.
+    """
     rows = filters.narrow(connections_visible_to(viewer)).count()
     counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"
     return {"count": rows, "number": number_of(rows, "connection"), "counts_url": counts_url}

@@ -29,7 +29,7 @@ class DirectoryError(Exception):
 
 
 class AddressExists(DirectoryError):
-    """There is already an address for this team, or for everyone. Enable or regenerate that address."""
+    """The chosen audience (a team, or everyone) already has an address. Enable or regenerate that address."""
 
 
 def new_token() -> str:
@@ -54,7 +54,10 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
         return self.filter(token=token, enabled=True).select_related("team").first()
 
     def matching(self, words: str) -> DirectoryAddressQuerySet:
-        """Return addresses with `words` in the name of their team, or in EVERYONE; all if `words` is empty."""
+        """Return the addresses whose team name contains `words`; all addresses if `words` is empty.
+
+        The address for everyone counts as named EVERYONE.
+        """
         if not words:
             return self
         return self.filter(holds("team__name", words) | (Q(team=None) if words.lower() in EVERYONE.lower() else Q()))

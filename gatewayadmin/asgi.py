@@ -174,7 +174,7 @@ def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
 
     The proxy itself checks the Host header, determines the client address and logs each call.
 
-    Middleware and router would repeat this work, and make a call cost half as much again.
+    Middleware and router would repeat this work, so that a call would cost about 1.5 times as much.
     """
     mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
     return (_mcp if mcp else edge)(scope, receive, send)

@@ -61,7 +61,7 @@ def apply(role: str) -> None:
 
 
 def renew_grants() -> None:
-    """Extend grants made earlier to the tables that were created since then."""
+    """Repeat the earlier grants, so that they include the tables that were created since then."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         roles = [name for (name,) in cursor.fetchall()]

@@ -128,7 +128,7 @@ async def _everybody(_headers: Headers, _sender: str) -> bool:
 
 
 def largest_anonymous_body(path: str) -> int:
-    """Return the body limit at `path` in bytes for requests without session and token."""
+    """Return the largest body, in bytes, that a request to `path` may have without a session or token."""
     return next((most for start, most in SMALLER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
 
 
@@ -331,7 +331,7 @@ def _announced(headers: Headers) -> int:
 LOOKUPS_AT_ONCE = 2
 LOOKUP = "look-up"
 _lookups = FairQueue(LOOKUPS_AT_ONCE)
-_background = Background(DatabaseError)  # No traceback in the log: the waiting request gets the error, too.
+_background = Background(DatabaseError)  # Only logged at debug level: the waiting request gets the error.
 
 
 async def is_known(headers: Headers, sender: str) -> bool:

@@ -72,7 +72,7 @@ def _counts(reader: Any) -> dict[str, int]:
     if not kinds:
         return {}
     with connection.cursor() as cursor:
-        person = copy(reader)  # `request.user` is a lazy object, which keeps its request.
+        person = copy(reader)  # A copy: `_statement` caches its arguments, and `request.user` keeps the request.
         rights = (person.narrowed_to, person.is_superuser or person.permissions)
         cursor.execute(*_statement(person, rights, *kinds))
         return {kind: number for kind, number in cursor.fetchall() if number}
@@ -184,7 +184,7 @@ class ServerTraffic:
 
 
 def health(servers: Sequence[Server]) -> list[ServerTraffic]:
-    """Return the servers with the last 24 hours of each."""
+    """Return the servers, each with its results of the last 24 hours."""
     since = (timezone.now() - timedelta(hours=HOURS - 1)).replace(minute=0, second=0, microsecond=0)
     hours = _hours([server.pk for server in servers], since) if servers else {}
     return [ServerTraffic(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]

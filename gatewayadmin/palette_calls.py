@@ -68,7 +68,7 @@ _FILLERS = {"calls", "in", "the", "of", "from", "logs", "log", "and"}
 
 
 def calls_described(words: str, zone: str) -> CallsDescribed | None:
-    """Return the calls that the words describe by an outcome, a time or both, and perhaps by a name.
+    """Return the entry for the calls that the words describe: by an outcome, a time or both, and perhaps a name.
 
     Days begin at midnight in `zone`. Return None if the words name neither an outcome nor a time.
     """

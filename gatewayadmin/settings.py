@@ -24,7 +24,7 @@ from wire import hosts
 
 PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
-IS_INSTALLED = (PACKAGE / "templates").is_dir()  # True in a wheel, whose package contains these folders.
+IS_INSTALLED = (PACKAGE / "templates").is_dir()  # True in a wheel: its package contains templates, docs and static.
 FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 DOCS = FILES / "docs"
 
@@ -369,7 +369,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
-    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # This check would generate the description at every start; a test does.
+    "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would generate the API description at every start. A test does so.
     "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
 }
 

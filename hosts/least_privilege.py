@@ -78,7 +78,7 @@ class LeastPrivilege:
 
     host: Host
     tools: list[ToolOfAgent] = field(default_factory=list)
-    not_given: Counter[Gateway] = field(default_factory=Counter)  # Tools that nobody may use through the host.
+    not_given: Counter[Gateway] = field(default_factory=Counter)  # Number of tools nobody may use through the host.
     used: int = 0  # Connections in use.
     unused: list[Connection] = field(default_factory=list)  # At most MOST_PICKED.
     refused: list[Call] = field(default_factory=list)

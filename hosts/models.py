@@ -47,7 +47,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         """Create a token-based host for an agent. All connections of the agent share this host.
 
         With `allow_enrolment` every person may create their own token for the agent, on each gateway they may use.
-        Raises AgentNameTaken, or CapabilityRequired if the person `by` may not open the agent to others.
+        Raises AgentNameTaken, or CapabilityRequired if the person `by` may not allow enrolment.
         """
         if allow_enrolment and not by.has_perm(Capability.API_TOKENS_MANAGE):
             raise CapabilityRequired(Capability.API_TOKENS_MANAGE)

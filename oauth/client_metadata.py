@@ -39,7 +39,8 @@ def check_redirect_uri(uri: str) -> None:
         raise BadRedirect(f"{uri}: a redirect URI must have a valid host.")
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
-    raise BadRedirect(f"{uri}: use https, http on the loopback address, or one of {', '.join(sorted(APP_SCHEMES))}.")
+    schemes = ", ".join(sorted(APP_SCHEMES))
+    raise BadRedirect(f"{uri}: use https, or http on a loopback address, or one of the schemes {schemes}.")
 
 
 def _split(uri: str) -> SplitResult:

@@ -18,7 +18,7 @@ from oauth.models import AuthorizeRequest
 
 MAX_ROWS = 5_000
 UNUSED = timedelta(days=1)  # Registrations that were never connected are deleted after this time.
-KEPT_AFTER_END = timedelta(days=1)  # Ended tokens stay this long, so that the log can name the reason.
+KEPT_AFTER_END = timedelta(days=1)  # Ended tokens stay this long, so that the log can say why they are refused.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
 
@@ -31,7 +31,7 @@ def codes(now: datetime) -> int:
 def refresh_tokens(now: datetime) -> int:
     """Delete refresh tokens that are older than the workspace allows, or whose family or connection has ended.
 
-    Used tokens of live families are not deleted, because reusing a used token must end its family.
+    A used token of a live family is kept until it is that old, because using it again must end the family.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
     is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)

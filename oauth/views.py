@@ -277,7 +277,8 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     return response
 
 
-# Instructions to connect a client: the dialog, and the page of all clients. Both wait for the first call.
+# Instructions for connecting a client: a dialog (`how_to_connect`) and a page (`client`). Both say whether the first
+# call has arrived.
 
 WAYS = ("browser", "token")
 

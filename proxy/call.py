@@ -158,7 +158,7 @@ NOT_OF_THE_SERVER = (
 # Errors raised before the request is sent, unless `may_have_run` is set.
 NEVER_SENT = (Busy, NotRecordable, DatabaseUnavailable)
 
-# Servers of 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
+# Servers of MCP 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
 # `subscriptions/listen` to such a server.
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
@@ -434,7 +434,7 @@ class Endpoint:
         return answer._replace(status=200, body=ending.denied.error(self._public_url, request_id))
 
     async def _take(self, request: McpRequest, grant: AccessRow) -> Response:
-        """Handle messages without a JSON-RPC response: client responses, notifications, and DELETE."""
+        """Handle a client's answer to a request, a notification or a DELETE: none of them gets a JSON-RPC response."""
         message = request.message
         if request.parsed_headers.http_method == "DELETE":
             try:
@@ -766,7 +766,7 @@ class Endpoint:
     ) -> RpcResponse:
         """Return the server's answer, after forwarding any requests of the server to the client.
 
-        For resources/subscribe and resources/unsubscribe at a server of 2026-07-28, return a success without asking
+        For resources/subscribe and resources/unsubscribe at a server of MCP 2026-07-28, return a success without asking
         the server. Raises an UpstreamError.
         """
         target = await self._target(request, grant, resolved, message, stream)
@@ -776,7 +776,7 @@ class Endpoint:
             raise BadState("its server has changed")
         sent = _Sent(self._parts, request, grant, resolved, message, stream, target)
         if request.modern and "requestState" in message.params:
-            # A suspended call is resumed, even if its server has changed to 2026-07-28 since.
+            # A suspended call is resumed, even if its server has meanwhile changed to MCP 2026-07-28.
             if target.era == SESSION or self._parts.suspended.has_given(message):
                 request.may_have_run = True
                 return await self._parts.suspended.resume(sent.asking, message)
@@ -792,8 +792,8 @@ class Endpoint:
     async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
         """Handle an answer that asks for input.
 
-        A client of 2026-07-28 gets this answer. A client with a session is asked for the input. The gateway sends the
-        input to the server, and the client gets the server's next answer.
+        A client of MCP 2026-07-28 gets this answer. A client with a session is asked for the input; then the gateway
+        sends the input to the server, and the client gets the server's next answer.
         """
         if sent.request.modern:
             return self._parts.holds.wrapped(sent.request, answer)
@@ -867,7 +867,10 @@ class Endpoint:
             await self._parts.recorder.record(request, answer, request.grant.recorded)
 
     async def _send(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
-        """Send the answer as JSON, unless the call's stream is open, or a 200 goes to a client that refuses JSON."""
+        """Send the answer as JSON or on the call's stream.
+
+        The stream is used if it is open already, or if the status is 200 and the client refuses JSON.
+        """
         # A large answer counts against the memory limit for answers until the client has read it.
         if len(answer.body) > response.PIECE:
             if request.held is not None:
@@ -1079,7 +1082,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
     if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
         text = "Invalid params: a name and an object of arguments are required"
         if message.method not in {"tools/call", "prompts/get"}:
-            text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
+            text = f"Invalid params: a {METHODS[message.method].named_by} is required"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
     if request.query is not None and request.query.wanted is NOTHING:  # The database cannot store the name.
         what = "uri" if feature.kind == RESOURCE else "name"
@@ -1173,7 +1176,7 @@ def _unavailable(request: McpRequest, text: str, data: Object | None = None, *, 
 
 
 async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:
-    """Await `answering`, and cancel it when the client closes the connection, as 2026-07-28 requires."""
+    """Await `answering`, and cancel it when the client closes the connection, as MCP 2026-07-28 requires."""
     task = asyncio.current_task()
     left = False
 
@@ -1237,7 +1240,7 @@ class _Sent:
             request, self.message, self.resolved.name, self.progress_token, in_modern_era=in_modern_era
         )
         if "task" in self.params and request.modern != in_modern_era:
-            del self.params["task"]  # In the server's era, params have no `task`.
+            del self.params["task"]  # Params have a `task` only in the session era, and tasks are not translated.
         if request.span is not None:
             self.params = _with_trace(self.params, self.target.trace, in_modern_era=in_modern_era)
 
@@ -1350,7 +1353,7 @@ def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
 
 # The answer of the server, for the client
 
-# Members of a 2026-07-28 result that the session era does not define.
+# Members of a result in MCP 2026-07-28 that the session era does not define.
 MODERN_MEMBERS = frozenset({"resultType", "ttlMs", "cacheScope"})
 COMPLETE: Object = {"resultType": "complete"}
 
@@ -1360,8 +1363,8 @@ LINKLESS = ("2024-11-05", "2025-03-26")
 # The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# A server's error with one of these codes is sent to clients of 2026-07-28 with the HTTP status in MODERN_STATUS. Other
-# errors are sent with 200, because they may be about the request as the gateway sent it.
+# A server's error with one of these codes is sent to clients of MCP 2026-07-28 with the HTTP status in MODERN_STATUS.
+# Other errors are sent with 200, because they may be about the request as the gateway sent it.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 # The code for a missing resource: under True for receivers that speak 2026-07-28, under False for others.
@@ -1409,7 +1412,7 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
     """Return a server's error, with the code and HTTP status of the client's era.
 
     Two errors become results. If the server does not have `completion/complete`, return an empty completion. For a
-    client of 2026-07-28, translate a required URL elicitation (see `_input_required`).
+    client of MCP 2026-07-28, translate a required URL elicitation (see `_input_required`).
     """
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
@@ -1438,7 +1441,7 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 
 
 def _input_required(message: Message, error: Object) -> Response:
-    """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28.
+    """Translate the session era's -32042 (URL elicitation required) to `input_required` of MCP 2026-07-28.
 
     Return the error "missing capability" with HTTP 400 if the client does not open URLs, or if the
     error names no elicitation.

@@ -1,7 +1,7 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
-Used by pages and REST. A dry run uses the SQL statement that decides real requests, and the functions that check them:
-`decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
+Used by pages and REST. A dry run uses the same SQL statement as a real request, and the same functions: `decide`,
+`resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
 """
 
 import time

@@ -32,7 +32,7 @@ DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers c
 REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
 # `find` tries several times: it may join a background probe, which finds nothing while another worker probes.
 ATTEMPTS = 3
-MOST_TIMES = 1_000  # Old entries are removed when a table of times has this many.
+MOST_TIMES = 1_000  # Old entries of `Eras._doubted` and of `Eras._refreshed` are removed when there are this many.
 LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
 READ = "SELECT protocol_era FROM servers_server WHERE id = %(server)s AND url = %(url)s"
@@ -176,7 +176,8 @@ class Handshake:
         version = versions.negotiated(message.params.get("protocolVersion"))
         request.row.protocol_version = version
         session_id = await self._keeper.open(
-            request.uid,  # The session's id is that of this call, so that the log links all calls of a session to it.
+            # The id of the session's row is the id of this call, so that the log links a session's calls to this call.
+            request.uid,
             grant.connection_id,
             version,
             _kept(message.params.get("capabilities")),
@@ -188,7 +189,7 @@ class Handshake:
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))
 
     def discover(self, grant: AccessRow) -> Object:
-        """Return the result of `server/discover`, without the members common to all results of 2026-07-28."""
+        """Return the result of `server/discover`, without the members common to all results in MCP 2026-07-28."""
         return {
             "supportedVersions": list(versions.SUPPORTED),
             **_said(grant, modern=True),

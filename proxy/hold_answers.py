@@ -10,7 +10,7 @@ from wire.jsonrpc import Object
 
 HELD = (
     "This call waits for approval by {approvers}. Nothing was executed. Call the tool again with the same arguments"
-    " after the approval; the request ends at {ends}. {url}"
+    " after the approval; the request for approval ends at {ends}. {url}"
 )
 DENIED = "A person denied this call. Nothing was executed. {sentence}"
 WITHDRAWN = "The request to approve this call was withdrawn. Nothing was executed. {sentence}"
@@ -88,7 +88,7 @@ def _time(at: float | None) -> str:
     return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# The key of the request to open the page, in `inputRequests` and `inputResponses` of 2026-07-28.
+# The key of the request to open the page, in `inputRequests` and `inputResponses` of MCP 2026-07-28.
 PAGE = "gateway-approval"
 
 
@@ -100,7 +100,7 @@ def page_request(found: FoundHold, url: str) -> Object:
 
 
 class PageOffered(NotApproved):
-    """The call was not sent: its client (2026-07-28) is asked to open the page of the hold.
+    """The call was not sent: its client, which speaks MCP 2026-07-28, is asked to open the page of the hold.
 
     The client's next request waits for the decision.
     """

@@ -9,10 +9,11 @@ not change.
 A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
 answer to this has no effect: its call waits like all others.
 
-The server of an approved call may ask for input (2026-07-28). Then the gateway encrypts two ids in the `requestState`
-of the answer: that of the hold, and that of the request which got the answer. The row of the hold has the id of the
-latest request (`run_call`), and the client's next request puts its own id there. So a call continues only once from
-each answer, with the same connection, tool, arguments, rule and definition. Any other retry is refused (BadState).
+The server of an approved call may ask for input (MCP 2026-07-28). Then the gateway encrypts two ids in the
+`requestState` of the answer: the id of the hold, and the id of the client's request that gets the answer. The hold's
+row has the id of the latest request in `run_call`; the client's next request replaces this id by its own. So a call
+continues only once from each answer, with the same connection, tool, arguments, rule and definition. Any other retry is
+refused (BadState).
 """
 
 import asyncio
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 TOPIC = "hold"
 KIND = "approved call"
 NOT_CONTINUED = "this requestState continues no approved call; call again without it"
-MORE = ("requestState", "inputResponses")  # Members of params in a 2026-07-28 request that continues an earlier one.
+# Members of params in a request of MCP 2026-07-28 that continues an earlier request.
+MORE = ("requestState", "inputResponses")
 
 # Seconds for which a request stays open. Some clients give up after 5 s. Most clients that ask for progress give up
 # after 60 s.
@@ -53,7 +55,7 @@ WITHOUT_PROGRESS, WITH_PROGRESS, PATIENT = 4, 50, 240
 PATIENCE_SHOWN = 65.0  # A client that takes an answer after this many seconds does not give up after 60 s.
 PROGRESS_SECONDS = 10.0
 LOOK_SECONDS = 10.0  # Poll interval, because the bus may miss a decision.
-INLINE_BYTES = 1 << 16  # Larger arguments are digested in a thread.
+INLINE_BYTES = 1 << 16  # The arguments of a larger request body are digested in a thread.
 
 ASK = """
 SELECT verdict, hold::text, ends, sentence, approvers, patience
@@ -71,8 +73,8 @@ GIVE_BACK = """
 UPDATE approvals_hold SET state = 'approved', used_at = NULL, run_call = NULL
 WHERE id = %s AND state = 'used' AND run_call = %s
 """
-# Lets the request `call` continue an approved call, once. The server asked for input in its answer to `before`, an
-# earlier request of the approved call.
+# Lets the request with the id `call` continue an approved call, once. `before` is the id of the client's earlier
+# request whose answer asked for input.
 CONTINUE = """
 UPDATE approvals_hold SET run_call = %(call)s
 WHERE id = %(hold)s AND state = 'used' AND run_call = %(before)s AND used_at > clock_timestamp() - interval '1 hour'
@@ -140,7 +142,7 @@ class HeldCall:
         return asyncio.get_running_loop().time() - self.began
 
     async def report(self, text: str) -> None:
-        """Send a progress notification. Its numbers are small, because the server's later numbers must be larger."""
+        """Send a progress notification. Its `progress` is small: the server's later values of it must be larger."""
         if self.stream is None or self.progress_token is None:
             return
         self.reported += 1
@@ -254,8 +256,9 @@ class Holds:
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
         """Return a call with the `requestState` and `inputResponses` that its server gets.
 
-        The `requestState` is the server's own; if it came inside one of ours, `request.continues` is set. If the client
-        has answered the request to open our page, this answer is left out.
+        The `requestState` is the server's own. If the client sent it inside a `requestState` made by `wrapped`,
+        `request.continues` is set. If the client has answered the request to open the hold's page, this answer is left
+        out.
         """
         params = message.params
         if message.method != "tools/call":
@@ -272,7 +275,7 @@ class Holds:
         return replace(message, params=given | {name: value for name, value in members.items() if value is not None})
 
     def wrapped(self, request: McpRequest, answer: RpcResponse) -> RpcResponse:
-        """Return an answer that asks for input.
+        """Return the server's `answer`, which asks for input, in the form that the client gets.
 
         For an approved call, the returned `requestState` also names the hold and this request, so that the client's
         next request can continue the call.
@@ -391,7 +394,7 @@ class Holds:
 
     @contextmanager
     def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
-        """Note when the client disconnects. Does nothing for a call of 2026-07-28: `proxy.call` cancels such a call."""
+        """Note when the client disconnects. Does nothing in MCP 2026-07-28: then `proxy.call` cancels the call."""
         if call.request.modern:
             yield
             return
@@ -452,7 +455,7 @@ class Holds:
 
 
 def _capabilities(request: McpRequest, message: Message) -> Object:
-    """Return the capabilities that the client declared: with this call (2026-07-28), or in its session."""
+    """Return the capabilities that the client declared: in this call (in MCP 2026-07-28), or for its session."""
     session = request.grant.session if request.grant is not None else None
     declared = message.meta.get(versions.CAPABILITIES_KEY) if request.modern else session and session.capabilities
     return declared if isinstance(declared, dict) else {}

@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 
 # The `_meta` key under which a list response names the servers whose current list is not available, and the reasons.
 UNAVAILABLE = "gateway-admin/unavailable"
-# The `_meta` key that is True if the list is incomplete: for one of the servers named under UNAVAILABLE no list is
-# stored, although the connection has a usable identity there.
+# The `_meta` key that is True if the list is incomplete: no list is stored for a server named under UNAVAILABLE,
+# although the connection has a usable identity for that server.
 PARTIAL = "gateway-admin/partial"
 
 FRESH_SECONDS = 60.0  # A stored list is not requested again for this long.
@@ -62,7 +62,7 @@ KEEP_TTL = """
 UPDATE gateways_listing SET ttl_ms = %s
 WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
 """
-MOST_TTL_MS = 60_000  # Clients may not cache lists for longer, because the gateway's switches may change them any time.
+MOST_TTL_MS = 60_000  # Clients must not cache lists for longer: an administrator can switch features off at any time.
 
 type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
@@ -70,7 +70,7 @@ type Lookup = Callable[[], Awaitable[AccessRow | None]]
 class Unavailable(NamedTuple):
     """A server whose current list is not available, and why.
 
-    Its stored features are listed nevertheless, unless the reason is that the connection has no usable identity there.
+    If the connection has a usable identity for the server, the stored features of the server are listed nevertheless.
     """
 
     assigned: AssignedServer

@@ -382,7 +382,7 @@ def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, messag
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
     """Return the levels of log messages to send to this client.
 
-    If no level is set, a client of 2026-07-28 gets none, and any other client gets all.
+    If no level is set, a client of MCP 2026-07-28 gets no log messages, and any other client gets all.
     """
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
@@ -407,7 +407,7 @@ MOST_WAITING = 256  # Messages of one session that wait for the bids of other wo
 MOST_WAITING_BYTES = 1 << 20  # Total size of these messages.
 # Attempts to read waiting messages while the database is unavailable, and the pause between two attempts.
 LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0
-MOST_HANDED_OVER = 8  # Concurrent server requests in one session that another worker received.
+MOST_HANDED_OVER = 8  # Concurrent server requests of one session that this worker forwards after bids of the workers.
 
 LOGGED = "notifications/message"
 COMPLETED = "notifications/elicitation/complete"
@@ -448,7 +448,7 @@ class Carrier:
         self._run = run
         self.courier = Courier(name, self._bus, pending, calls, self._own, self._deliver)
         self.refused: dict[str, frozenset[str]] = {}  # Subscribed URIs that the client may not read, by owner.
-        self._handed_over: dict[str, int] = {}  # Running requests that other workers received, by session.
+        self._handed_over: dict[str, int] = {}  # Requests being forwarded after bids, by session.
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
@@ -562,8 +562,8 @@ class Carrier:
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Send messages of a server to the client, on the streams of this worker.
 
-        With `to_call`, messages other than updates of resources go to the call that this worker runs in the session.
-        Updates of resources, and without `to_call` all messages, go to the newest standing stream.
+        With `to_call`, messages go to the call that this worker runs in the session; only updates of resources go to
+        the newest standing stream. Without `to_call`, all messages go to the newest standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:

@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from proxy import open_files
 from proxy.store.call_log import CallRow
 
-# Caps the number of distinct values of each metric label. All workers of one `serve` share the values.
+# The labels `gateway` and `server` have a limited number of distinct values, which all workers of one `serve` share.
 
 OTHER = "other"
 
@@ -27,9 +27,9 @@ OTHER = "other"
 class Names:
     """The names of one kind (gateways or servers) that have label values of their own; others count as `other`.
 
-    At the start, the most used names are admitted (see `admit`). Later, a name is admitted when it is first called, as
-    long as there is room. No name is removed before `serve` restarts, because counters never decrease. Workers share
-    the names in a file in `folder`; a process without a folder does not share them.
+    At the start, the most used names are admitted (see `admit`). Later, a name is admitted at the first call to its
+    gateway or server, as long as there is room. No name is removed before `serve` restarts, because counters never
+    decrease. Workers share the names in a file in `folder`; a process without a folder does not share them.
     """
 
     def __init__(self, kind: str) -> None:
@@ -101,7 +101,7 @@ COMMIT_ROWS = Histogram("gateway_commit_rows", "Rows of calls that shared one co
 WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
 LANE_DOWN = Gauge(
     "gateway_lane_down",
-    "Workers that cannot run statements in the database; with the lane `record`, they execute no calls",
+    "Workers that cannot run statements of this lane; a worker whose `record` lane is down executes no calls",
     ("lane",),
     multiprocess_mode="livesum",
 )
@@ -230,7 +230,8 @@ def _flush_gauges() -> None:
 
 
 def _flush_calls() -> None:
-    by_length = sorted(_took.items(), key=lambda entry: -len(entry[1][0]))  # Names called most come first.
+    # The gateways and servers with the most calls are the first to get labels.
+    by_length = sorted(_took.items(), key=lambda entry: -len(entry[1][0]))
     _took.clear()
     for (gateway, server, ended), (took, at_server) in by_length:
         CALLS.labels(*ended).inc(len(took))

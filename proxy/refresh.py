@@ -310,9 +310,10 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed.
 
-    A refusal that may be temporary is only counted, until it counts as final (see `_count_refusal`). Nothing is stored
-    if another process has changed the token meanwhile. If the other process has replaced the token, return the new
-    ciphertext. If the other process is still renewing the token, raise NotRenewed.
+    If the refusal may be temporary, this happens only after UNCLEAR_REFUSALS refusals in succession; before that,
+    NotRenewed is raised (see `_count_refusal`). If another process has replaced the token meanwhile, nothing is stored,
+    and the new ciphertext is returned. If another process is renewing the token, nothing is stored, and NotRenewed has
+    the reason `identity_unavailable`.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

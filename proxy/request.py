@@ -32,7 +32,7 @@ MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
 
 SESSION_ID = b"mcp-session-id"
 
-# ASGI scope extension: a dict shared by all requests of a connection that have the same header block.
+# ASGI scope extension: a dict shared by successive requests on an HTTP connection with the same header block.
 SAME_HEAD = "gateway.same_head"
 
 TRACED_BY = frozenset({trace_context.PARENT.encode(), trace_context.HOPS_KEY})
@@ -75,7 +75,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """Parse the headers; reuse the previous result if the connection's last request had the same header block."""
+        """Return the parsed headers: those in SAME_HEAD, if an earlier request has stored them there."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)
@@ -286,7 +286,7 @@ class McpRequest:
 
     @property
     def extensions(self) -> Object:
-        """The extensions in the client capabilities of a 2026-07-28 request."""
+        """The extensions in the client capabilities of a request in MCP 2026-07-28; empty for any other request."""
         if not self.modern or self.message is None:
             return {}
         return extensions_in(self.message.meta.get(versions.CAPABILITIES_KEY))

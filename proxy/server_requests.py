@@ -1,9 +1,9 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
 In the session era a server's request is sent to the client on the call's stream, with an id chosen by the gateway, and
-the client posts the answer to any worker. A server of 2026-07-28 asks in the result of the call instead. A client of
-the session era is then asked on its stream, and the call is sent to the server again with the answers. SuspendedCalls
-below is for clients of 2026-07-28 and servers of the session era.
+the client posts the answer to any worker. A server of MCP 2026-07-28 asks in the result of the call instead. A client
+of the session era is then asked on its stream, and the call is sent to the server again with the answers.
+SuspendedCalls below is for calls from clients of MCP 2026-07-28 to servers of the session era.
 """
 
 import asyncio
@@ -351,7 +351,7 @@ def _row(asking: InteractiveCall, asked: Object) -> CallRow:
     )
 
 
-# Calls of 2026-07-28 clients during which a server of the session era asks something. The client gets the result
+# Calls by clients of MCP 2026-07-28 during which a server of the session era asks something. The client gets the result
 # `input_required`, and retries the call with the answers.
 #
 # The worker keeps the call to the server open while the client collects the answers. The client returns a

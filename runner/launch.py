@@ -58,7 +58,8 @@ def become(uid: int, prctl: Any, real: int) -> None:
         prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
-    os.setresuid(real, uid, real)  # A program can signal only processes whose real or saved user is its own.
+    # With another real and saved user than `uid`, the killing process can signal the program, but not the reverse.
+    os.setresuid(real, uid, real)
     # The kernel removes capabilities by itself only if this process was root.
     if ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()):
         sys.exit("runner: capabilities cannot be given up")

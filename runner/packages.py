@@ -48,7 +48,9 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return the entry's command with the program's full path, and the folder of the package's programs (or "").
+    """Return the entry's command with the program's full path, and the folder of the package's programs.
+
+    The folder is "" if the entry has no package.
 
     Raises LookupError if the package is not installed, if the program is missing, or if its user cannot run it.
     """

@@ -111,7 +111,7 @@ class RunnerApp:
         await endpoint(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Refuse requests for an unknown host, requests from browsers (DNS rebinding), and requests without the secret.
+        """Refuse requests for an unknown host, from a browser (against DNS rebinding) or without the secret.
 
         Return None if the request is allowed. A request for `/healthz` is answered here, without these checks.
         """

@@ -34,7 +34,8 @@ from tokens.serializers import PreviousSecret, Rotation
 from ui.operations import ListQuery, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, secret_answer
 
-# Both capabilities are needed to create a key, because a person who has the secret can do everything the key may do.
+# Both capabilities are needed to create a key or to replace its secret, because a person who has the secret can do
+# everything that the key may do.
 ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
 
 

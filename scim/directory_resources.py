@@ -288,7 +288,8 @@ class Teams:
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
         one_at_a_time()  # Lock before looking up members, as in `create`.
-        # Keep members whom the directory has deleted and an administrator has added: the directory cannot list them.
+        # Keep people whom an administrator added to the team after the directory had deleted them: the directory cannot
+        # list them.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

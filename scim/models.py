@@ -81,7 +81,7 @@ class DeactivatedByOthers(Exception):
 class Directory:
     """The actor of changes that a directory makes with a provisioning key.
 
-    It is not a person, but has capabilities (accounts.rules.Grantor).
+    It is not a person, but has capabilities and `as_stored`, so it can be an accounts.rules.Grantor.
     """
 
     is_directory = True

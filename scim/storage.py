@@ -115,7 +115,7 @@ class Storage(ScimStorage):
         candidates = list(rows[: MOST_LOOKED_THROUGH + 1])
         if len(candidates) > MOST_LOOKED_THROUGH:
             raise TooManyException(
-                detail="Narrow the filter: compare id, externalId, or for users userName, emails or active, with eq."
+                detail="Narrow the filter: use eq with id or externalId, or for users with userName, emails or active."
             )
         bound = cast(Any, ScimFilter)[model](str(search_request.filter))
         matching = [one.id for one in kind.resources(candidates, model, with_members=True) if bound.match(one)]
@@ -161,8 +161,8 @@ def _asks_for_members(parameters: ResponseParameters[Any]) -> bool:
 
 # The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-# Limit of operations in a PATCH, because each operation searches the whole resource. One operation may add thousands of
-# members.
+# Limit of operations in a PATCH, because each operation searches the whole resource. The members are not limited by
+# this: one operation may add thousands.
 MOST_OPERATIONS = 100
 LONGEST_FILTER = 10_000
 

@@ -123,8 +123,8 @@ class NewServerForm(Trial, ServerForm):
             who = "Only a person with Identity management can choose the gateways of a shared credential"
             self.add_error("gateways", f"{who}. Add the server without a gateway, and ask such a person.")
         elif values.get("auth_type") == AuthType.OAUTH:
-            how = "Add the server without a gateway, sign in as the shared account on its page"
-            self.add_error("gateways", f"{how}, and assign it then.")
+            how = "Add the server without a gateway, sign in as the shared account on the page of the server"
+            self.add_error("gateways", f"{how}, and then assign the server.")
         elif not values.get("secret") and "secret" not in self.errors:
             self.add_error("secret", "Paste the credential shared by everybody on these gateways.")
 
@@ -321,10 +321,10 @@ def add_server(
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
-    A server with gateways or a credential is asked for its tools immediately, so that gateways show the tools and the
-    credential is tested. If `outcome` is given, the server is not asked again: `outcome` is the result of listing the
-    features of all kinds with the same credential. A server without gateways and credential is not asked; its health is
-    set from `tested`, the `ServerTrial.health` of an earlier test.
+    A server with gateways or a credential is asked for its features immediately: this tests the credential, and the
+    gateways can show the features. If `outcome` is given, the server is not asked again: `outcome` is the result of
+    listing the features of all kinds with the same credential. A server with neither gateways nor a credential is not
+    asked; its health is set from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())

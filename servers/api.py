@@ -85,7 +85,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
     health_error = serializers.CharField(help_text="Why it is down, in words; otherwise empty.")
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
-    protocol_era = serializers.CharField(help_text="`session`, `modern` (2026-07-28), `both`, or empty if unknown.")
+    protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
     protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
     protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
     gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
@@ -196,7 +196,9 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     """An entry of a client's file."""
 
     name = serializers.CharField(help_text="Name in the file.")
-    becomes = serializers.CharField(help_text="`server`, `program` (of the runner), `here` (exists) or `unusable`.")
+    becomes = serializers.CharField(
+        help_text="`server`, `program` (of the runner), `here` (a server has this URL already) or `unusable`."
+    )
     url = serializers.CharField(help_text="Address of its MCP endpoint; empty for programs.")
     auth_type = serializers.CharField(help_text="`none`, `bearer` or `header`: kind of its credential in the file.")
     has_credential = serializers.BooleanField(help_text="Whether the file contains the entry's credential.")

@@ -29,7 +29,10 @@ EXPIRED = "The file can no longer be read. Paste it again."
 
 @dataclass
 class FileDraft:
-    """The pasted file between two steps, and the credentials typed so far, by the entry's number in the file."""
+    """The pasted file between two steps.
+
+    `entered` maps the number of an entry in the file to the credential that the person typed for this entry.
+    """
 
     text: str
     entered: dict[str, str]
@@ -40,7 +43,7 @@ class FileDraft:
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
-        """Return the draft; None if it was encrypted for another person, or its key was removed."""
+        """Return the draft; None if it was encrypted for another person, or the encryption key was removed."""
         try:
             person, text, entered = open_value(KIND, sealed)
         except ValueError:

@@ -12,7 +12,7 @@ from django.utils.text import slugify
 from configuration import document
 from proxy.store.redaction import REDACTED, names_a_secret, without_secrets
 
-# Options of npx, uvx and similar programs that take a value.
+# Options that take a value, of npx, uvx and similar programs.
 _WITH_VALUE = frozenset({"-p", "--package", "--from", "--with", "--python", "--index", "--index-url", "-c", "--call"})
 _PACKAGE_OF = frozenset({"-p", "--package", "--from"})
 _exact = re.compile(r"v?\d+(?:\.\d+)+[\w.+-]*").fullmatch

@@ -185,7 +185,10 @@ class ServerForm(SignInSettings, SlugForm):
     lists_live = forms.BooleanField(
         label="Ask live",
         required=False,
-        help_text="For lists that differ by session: the gateway fetches them when a client asks (3 seconds at most).",
+        help_text=(
+            "For lists that differ by session: the gateway fetches them when a client asks, and the client waits 3 "
+            "seconds at most."
+        ),
     )
     key_help = forms.CharField(
         label="Where to get a key",
@@ -253,7 +256,7 @@ class ServerForm(SignInSettings, SlugForm):
         required=False,
         help_text=(
             "The URL's host name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the "
-            "URL; tick it if the server moved there later."
+            "URL; tick it if the server later moved to such a network."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
@@ -347,7 +350,8 @@ NO_COMMAND = (
     "command to the runner.yaml of a runner, or enter a URL such as https://mcp.example.com/mcp."
 )
 NO_CREDENTIAL = (
-    "You cannot enter a credential for a program of the runner. Its runner.yaml says where its secrets come from."
+    "You cannot enter a credential for a program of the runner. The runner.yaml file says where the program's secrets "
+    "come from."
 )
 PROGRAMS = frozenset(
     "npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split()  # noqa: SIM905

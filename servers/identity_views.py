@@ -142,7 +142,10 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """Return the identities of `user` by server, live ones first, each with the live connections that use it."""
+    """Return the identities of `user`, each with the live connections that use it in `used_by`.
+
+    Live identities come first, sorted by server and label. Revoked ones follow, the last revoked first.
+    """
     live = ConnectionIdentity.objects.filter(connection__revoked_at=None).select_related(
         "connection__host", "connection__gateway"
     )

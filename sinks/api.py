@@ -31,8 +31,8 @@ class SinkSerializer(serializers.Serializer[Sink]):
     kind = serializers.ChoiceField(KIND_CHOICES, help_text="Kind of receiver.")
     address = serializers.CharField(
         source="place",
-        help_text="Address without its path, which may contain a token, such as `https://logs.example.com/...`; empty "
-        "for standard output.",
+        help_text="Address, such as `https://logs.example.com/...`; without its path, because the path may contain a "
+        "token. Empty for standard output.",
     )
     has_secret = serializers.BooleanField(help_text="Whether a signing secret, access key or headers are stored.")
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")

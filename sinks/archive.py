@@ -291,9 +291,9 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
 
 
 def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield, day by day, the archived calls from `since` to before `until` whose columns have the values of `equal`.
+    """Yield the archived calls from `since` until before `until`, day by day.
 
-    Raises UnreadableArchive.
+    `equal` maps names of columns to the values that the calls must have. Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
         raise UnreadableArchive(NEEDS_EXTRA)

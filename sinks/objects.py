@@ -25,7 +25,7 @@ from wire.outbound import HttpAnswer, NoAnswer, OutboundClient
 
 AMAZON = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?$")
 ANY_REGION = "us-east-1"  # Expected by stores without regions.
-LARGEST = 1 << 30  # Bytes read of an object at most.
+LARGEST = 1 << 30  # Maximum number of bytes read of an object.
 
 
 class Objects(Protocol):

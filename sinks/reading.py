@@ -42,7 +42,7 @@ WRITERS_S = 1.0  # Timeout for waiting for open transactions of writers.
 SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
 SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
 
-# Columns are written with the table's alias, because in a line `id` means the uid of the row.
+# The statements name the table (`c.id`, `e.id`): `id` alone could mean the output column `id`, which is the uid.
 _CALLS = sql.SQL("""
 SELECT c.id AS row_id, {columns} FROM auditlog_call c
 WHERE (c.created_at, c.id) > (%(at)s, %(after)s) AND c.created_at >= %(since)s AND c.created_at < %(before)s
@@ -71,7 +71,7 @@ POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "chec
 
 
 class Batch(NamedTuple):
-    """Lines to deliver, and the position after their acknowledgement."""
+    """Lines to deliver, and the sink's position to store once they are acknowledged."""
 
     lines: list[LogLine]
     then: dict[str, Any]

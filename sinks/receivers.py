@@ -51,7 +51,7 @@ SECONDS = 10.0  # Timeout of a delivery.
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
-MOST_READ = 64 * 1024  # Bytes of a response that are read; the content does not matter.
+MOST_READ = 64 * 1024  # Maximum number of bytes read of a response. Only Collector uses the content.
 FOR_NOW = {401, 403, 408, 429}  # Statuses that refuse a delivery for reasons other than its content.
 # RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
@@ -75,8 +75,8 @@ class LogLine(NamedTuple):
 class Undelivered(Exception):
     """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
 
-    The message is a sentence without its subject, the sink, such as "answered 500." `for_good` is True if a retry would
-    fail too, `too_large` if fewer lines may be accepted.
+    The message is a sentence without its subject (the sink), for example "answered 500.". `for_good` is True if a retry
+    would fail too. `too_large` is True if a delivery of fewer lines might succeed.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ def weakness(secret: str) -> str:
         size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
         least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
         is_repeated = secret in (secret + secret)[1:-1]
-        too_short = f"a secret of these characters needs {least} of them" if len(secret) < least else ""
+        too_short = f"a secret of these characters needs a length of {least}" if len(secret) < least else ""
     is_regular = different < LEAST_DIFFERENT or is_repeated
     return "this one repeats itself" if is_regular and not too_short else too_short
 
@@ -468,7 +468,8 @@ class Syslog(Receiver):
         except UrlRefused as refusal:
             if parts.scheme == "tls":
                 raise
-            raise ValueError(f"{refusal} Use tls:// outside of it.".replace("http://", "tcp://")) from None
+            advice = "Outside GATEWAY_PRIVATE_UPSTREAMS, use tls://."
+            raise ValueError(f"{refusal} {advice}".replace("http://", "tcp://")) from None
 
     def __init__(self, sink: Sink) -> None:
         parts = urlsplit(sink.address)

@@ -1,8 +1,8 @@
 """Sends the logs: the chores process checks every few seconds which sinks are due.
 
-One process at a time serves a sink, each sink in its own thread; the proxy is not involved. With MOST_THREADS threads,
-a slow sink delays few others, for a delivery's timeout at most. A thread that waits for a receiver holds no database
-connection and only one delivery in memory; undelivered rows stay in the log.
+One process at a time serves a sink, each sink in its own thread; the proxy is not involved. There are MOST_THREADS
+threads. A slow sink occupies one of them until PASS_S have passed and the current delivery has ended. A thread that
+waits for a receiver holds no database connection and only one delivery in memory; undelivered rows stay in the log.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Call `_named`, but do not reveal to people who would get no role whether an address has an account.
+        """Call `_named`, but hide from people who would get no role whether an address has an account.
 
         For such people, an error that would reveal an account is replaced by NoEntry("no_role").
         """
@@ -211,8 +211,8 @@ class Admission(models.Model):
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
         Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
-        If the provider sends no groups, an existing person gets the new role only if it permits nothing that the
-        present role does not permit.
+        If the provider sends no groups, an existing person gets the new role only if the present role already permits
+        everything that the new role permits.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

@@ -22,7 +22,7 @@ from ui.operations import RequestBody, operation
 from ui.rest import Problem, Reference, Resource
 from wire.oauth_client import MOST_BYTES
 
-RULES = "The first match sets the role, each match adds its team."
+RULES = "The first match with a role sets the role; each match adds its team."
 
 
 def _existing(model: type[Role | Team], source: str) -> serializers.PrimaryKeyRelatedField[Any]:

@@ -18,7 +18,7 @@ BROWSER = "organisation"  # Key of the account at the organisation, in the sessi
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
     """End the sessions matching `of` that began with a password, and return how many were ended.
 
-    The caller must run this in the transaction of the change that is the reason for ending them.
+    The caller must run this in the same transaction as the change that makes the sessions end.
     """
     sessions = list(UserSession.objects.select_related("user").filter(of).exclude(data__has_key=BROWSER))
     for session in sessions:

@@ -78,7 +78,10 @@ def note_sign_in(request: HttpRequest, person: User) -> None:
 
 
 def end_sessions(issuer: str, claims: dict[str, Any]) -> int:
-    """End the browser sessions named by a logout token; return how many. Tokens and connections are not changed."""
+    """End the browser sessions that these claims of a logout token name; return how many.
+
+    Connections and API tokens are not changed.
+    """
     spoken_of = {"issuer": issuer} | {name: claims[name] for name in ("sub", "sid") if claims.get(name)}
     ended = 0
     with transaction.atomic():

@@ -159,10 +159,10 @@ RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
     "refused_there": ASK_THERE,
 }
 _EMAIL = Advice(
-    "Your e-mail address cannot be used here yet. Your organisation does not confirm that it is yours, or somebody "
-    "else here has it. If you were invited, open the link in the mail and sign in from there. If you have a "
-    "password here, sign in with it, and link your account on your profile. Otherwise ask an administrator of this "
-    "workspace."
+    "Your e-mail address cannot be used here yet. Your organisation does not confirm that the address is yours, or "
+    "somebody else here has this address. If you were invited, open the link in the mail and sign in from there. If "
+    "you have a password here, sign in with it, and link your account on your profile. Otherwise ask an administrator "
+    "of this workspace."
 )
 # The last two texts are identical, so that nobody can find out which addresses have an account.
 ENTRY_ADVICE = {
@@ -171,7 +171,7 @@ ENTRY_ADVICE = {
     ),
     "no_role": Advice(
         "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
-        "administrator of this workspace for a role, or your organisation's IT administrator for such a group."
+        "administrator of this workspace for a role, or your organisation's IT administrator for a group with a role."
     ),
     "too_many_groups": Advice(
         "You are in so many groups that your organisation did not send them, so your role here is not known. Ask an "

@@ -161,7 +161,10 @@ DECLARED = "operation"
 
 
 def operation_of(view: Any, action: str | None) -> Operation | None:
-    """Return the declaration of the method `action` of a resource or of its class; None if it is not an operation."""
+    """Return the declaration of the method `action` of a resource; None if it is not an operation.
+
+    `view` is the resource or its class.
+    """
     return getattr(getattr(view, action or "", None), DECLARED, None)
 
 

@@ -283,11 +283,11 @@ def end_picked(
     icon: str = "revoke",
     undo: str = "",
 ) -> HttpResponse:
-    """End the selected rows for good after their number was typed; `verb` is a pair such as ("Revoke", "revoked").
+    """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. For an action that can
-    be reversed, pass as `undo` the value of the form field `act` that reverses it. Then the number need not be typed,
-    and the toast offers to undo the action.
+    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. To confirm, the user
+    types how many rows are selected. If the action can be reversed, pass as `undo` the value of the form field `act`
+    that reverses it: then one click confirms, and the toast offers to undo the action.
     """
     act, done = verb
     ending = picked.open

@@ -289,9 +289,9 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """Replace the id `known` of the related task in `meta` by `shown`, the id that the other side knows.
+    """If the related task in `meta` has the id `known`, put `shown` in its place, the receiver's id of the task.
 
-    Any other related task is removed.
+    A reference to any other task is removed.
     """
     related = meta[RELATED]
     rest = {key: inner for key, inner in meta.items() if key != RELATED}

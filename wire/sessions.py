@@ -62,9 +62,9 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a short text, in a fixed order, for those of the client's `capabilities` that are passed to servers.
+    """Return the names of the client's capabilities that are passed to servers, with commas and in a fixed order.
 
-    The text names each capability and member. Extensions are included as a digest if `with_extensions`.
+    A member is named as `capability.member`. If `with_extensions`, a digest of the extensions is appended.
     """
     if not isinstance(capabilities, dict):
         return ""

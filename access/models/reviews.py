@@ -264,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        If access in unanswered lines should end with the review, a review with open lines is closed a day (GRACE) after
-        the due date. Just before that, the access in its open lines is ended, if a review can end this access.
+        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. This call then first ends
+        the access in those open lines that a review can end.
         """
         with transaction.atomic():
             review: Review = self.lock()

@@ -12,9 +12,9 @@ from accounts.rules import acting_now
 from capabilities import Capability, CapabilityRequired
 from ui.pages import first_names
 
-# All are needed to read reviews and to be a reviewer, because lines show people, gateways and their last use.
+# All are needed to read reviews and to be a reviewer, because lines show people, gateways and the last use of access.
 SEES = (Capability.GATEWAYS_READ, Capability.PEOPLE_READ, Capability.MCP_CONNECTIONS_READ)
-STARTS = (Capability.PEOPLE_MANAGE, *SEES)  # All are needed to start and to close reviews.
+STARTS = (Capability.PEOPLE_MANAGE, *SEES)  # All are needed to start reviews, and to close reviews with open lines.
 # All are needed to start a review with Unanswered.END, because ending the access in unanswered lines requires them.
 ENDS = (
     Capability.PEOPLE_MANAGE,

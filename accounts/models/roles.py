@@ -39,7 +39,7 @@ def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permis
 
 class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
-        """Create missing built-in roles, and restore the capabilities of locked roles to those of their definition."""
+        """Create missing built-in roles, and reset the capabilities of locked roles to the definitions in BUILT_IN."""
         for built_in in BUILT_IN:
             # Names are compared without case. A workspace may have its own role "auditor", which must not change.
             found = self.filter(name__iexact=built_in.name).first()
@@ -129,7 +129,7 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Return the current row, locked until the transaction ends, after taking the lock of `one_at_a_time`."""
+        """Take the lock of `one_at_a_time`, then return the current row, locked until the transaction ends."""
         one_at_a_time()
         return Role.objects.select_for_update().get(pk=self.pk)
 

@@ -1,4 +1,4 @@
-"""The version of the gateway that created the current database tables."""
+"""The version of the gateway that last migrated the database tables."""
 
 from django.db import models
 from django.db.models import Q

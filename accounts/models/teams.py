@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 
-MOST_TOLD = 100  # For larger teams, events list only the members who changed.
+MOST_TOLD = 100  # For larger teams, events of changes list only the people who joined or left.
 
 
 class TeamManager(models.Manager["Team"]):

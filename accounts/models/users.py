@@ -377,8 +377,7 @@ class User(Versioned, AbstractBaseUser):
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
         Anybody with the new link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`,
-        AlreadyJoined if the person has joined, and NotActive if a directory manages the person and has deactivated
-        them.
+        AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed by a directory.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -443,7 +442,7 @@ class User(Versioned, AbstractBaseUser):
         return 1 if joined else 72
 
     def deactivate(self, *, by: Grantor | None) -> bool:
-        """Deactivate this person: sessions end, agents and apps get 401. Return False if they were inactive already.
+        """Deactivate this person: sessions end, agents and apps get 401. Return False if the person was inactive.
 
         Tokens and connections are not revoked. Raises the errors of `changed_by`.
         """
@@ -589,7 +588,7 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """Return the current row, locked until the transaction ends, after taking the lock of `one_at_a_time`."""
+        """Take the lock of `one_at_a_time`, then return the current row, locked until the transaction ends."""
         one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 

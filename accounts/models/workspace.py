@@ -14,7 +14,7 @@ from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
 from ui import databases
 
-LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # The least and the most bytes per message that can be chosen.
+LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # The smallest and the largest `payload_limit_bytes`.
 
 RETENTION_NOTICE = timedelta(days=1)  # Time until a shorter retention takes effect.
 
@@ -28,8 +28,8 @@ def check_zone(name: str) -> None:
 class Dropping(NamedTuple):
     """A pending shorter retention of `days` days.
 
-    The retention takes effect at the time `at`. Then the calls from before the day `before` are dropped; `calls` is
-    their estimated number.
+    The retention takes effect at the time `at`. Calls made earlier than the day `before` are then deleted; `calls` is
+    the estimated number of these calls.
     """
 
     days: int
@@ -61,7 +61,7 @@ class WorkspaceSettings(Versioned, models.Model):
     oauth_refresh_idle_days = models.PositiveIntegerField(default=30)
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     token_calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
-    # The time zone of rules on tool calls ("outside office hours").
+    # The time zone of rules on tool calls such as "outside office hours".
     zone = models.CharField(max_length=64, default="UTC", db_default="UTC", validators=[check_zone])
     setup_steps = models.BooleanField(default=True, db_default=True)
     # The sign-in that everybody needs for pages and REST sessions. The role may require another sign-in in addition

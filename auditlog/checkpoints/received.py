@@ -19,7 +19,8 @@ from ui.rest import stamp
 # For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_EXPORT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# For each log: the kinds of checkpoints that advance its position, an id, and the field that contains the position.
+# For each log, a pair: the kinds of checkpoints that advance the position in the log, and the field of a checkpoint
+# that contains this position. A position is the id of a row.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
@@ -40,7 +41,8 @@ class Received:
     """The lines that a sink received.
 
     `checkpoints` maps each checkpoint, a pair of number and body, to its time. Checkpoints made after `until` are left
-    out. `rows` are the rows that were not compared yet, by log and uid.
+    out. `sends` maps the number of a checkpoint to the logs whose rows the sink gets. `rows` are the rows that were not
+    compared yet, by log and uid.
     """
 
     until: datetime | None = None

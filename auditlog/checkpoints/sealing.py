@@ -1,10 +1,10 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were older than NEAR when
-they arrived (as in roll-ups and sinks), and `events`. A checkpoint covers the rows of its kind from the end of the
-previous checkpoint to an id up to which the log is complete (auditlog.replica). A checkpoint of kind `dropped` covers
-no rows; it names the partitions that retention is about to drop. Each checkpoint contains the digest of the previous
-checkpoint, so a removed or inserted checkpoint is noticed.
+There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were recorded more
+than NEAR after they began (roll-ups and sinks read these calls separately, too), and `events`. A checkpoint covers the
+rows of its kind from the end of the previous checkpoint to an id up to which the log is complete (auditlog.replica). A
+checkpoint of kind `dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint
+contains the digest of the previous checkpoint, so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -238,8 +238,8 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text.
 
-    The time is `kept_from` of the first checkpoint. It is also used if no checkpoint has `kept_from`, because earlier
-    releases made them all.
+    The first checkpoint stores this time as `kept_from`, or the time LATEST ago if that is earlier. The time also
+    replaces a missing `kept_from` if all checkpoints were made by earlier releases, which did not store it.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()

@@ -46,7 +46,7 @@ class NothingSealed(Exception):
 
 
 class SignedExport(Export):
-    """The checkpoints made in the period `since` to `until`, and their rows of these `logs` ("call", "event").
+    """The checkpoints made in the period `since` to `until`, and the rows of `logs` ("call", "event") that they cover.
 
     Raises NothingSealed or TooManyExports.
     """
@@ -124,9 +124,10 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
-    """Return whether the row belongs to the checkpoint, or was later added between the checkpoint's rows.
+    """Return True if the checkpoint covers the row, or if the row was added later between the checkpoint's rows.
 
-    Near and late calls can have ids in the same range, so their dates are compared, as in `verify_log`.
+    Near and late calls can have ids in the same range. So an added call must also be dated in the checkpoint's period,
+    as in `verify_log`.
     """
     if UUID(row["uid"]) in covered or body["kind"] == "events":
         return True

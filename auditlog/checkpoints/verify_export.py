@@ -149,7 +149,7 @@ class NotAnExport(Exception):
 
 
 class CheckpointLine:
-    """A checkpoint, and the digests of its rows that are still to come in the file."""
+    """A checkpoint. `open` has the digests of its rows that were not read from the file yet, by uid."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         self.text = str(line["body"])
@@ -229,7 +229,7 @@ class Verification:
                 self.found(f"Line {number + 1} does not belong to an export.")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if not number:
-                raise NotAnExport(f"The first line is not that of a signed export. It lacks {error}.") from None
+                raise NotAnExport(f"The first line is not that of a signed export. It has a fault: {error}.") from None
             self.found(f"Line {number + 1} was changed: it cannot be read.")
 
     def begin(self, told: dict[str, Any]) -> None:
@@ -396,7 +396,12 @@ def public_key(path: str) -> bytes:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Verify a signed export of the log, offline.")
     parser.add_argument("export", help="the downloaded file")
-    parser.add_argument("--public-key", dest="keys", action="append", help="a PEM file; other keys are not accepted")
+    parser.add_argument(
+        "--public-key",
+        dest="keys",
+        action="append",
+        help="a PEM file; only signatures of this key are trusted (may be repeated)",
+    )
     parser.add_argument("--rows", help="write the rows to this file, as JSON lines")
     parser.add_argument("--review", help="an exported access review (JSON lines), to compare with the log")
     asked = parser.parse_args()

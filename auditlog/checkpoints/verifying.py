@@ -182,10 +182,10 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the checkpoint that covers the row. If there is none, return whether that has an innocent reason.
+        """Return the checkpoint that covers the row. If there is none, return whether that is legitimate.
 
-        Reasons are that the row is older than the first checkpoint, that its checkpoint is not made yet, or that its
-        checkpoint is missing, which is reported by itself.
+        It is legitimate if the row is older than the first checkpoint, if the row's checkpoint is not made yet, or
+        if that checkpoint is missing, which is reported separately.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)

@@ -24,15 +24,15 @@ RULE = {
             "maxLength": LONGEST_GROUP,
             "description": "Group at the provider.",
         },
-        **{name: {"type": "string", "maxLength": 80, "description": f"Its {name}, if any."} for name in NAMED},
+        **{name: {"type": "string", "maxLength": 80, "description": f"The {name} to give."} for name in NAMED},
     },
     "required": ["group"],
     "additionalProperties": False,
 }
 RULES = Field(
     "rules",
-    "Each rule gives people of a `group` a `role`, a `team` or both. The first match sets the role, all matches add "
-    "teams.",
+    "Each rule gives people of a `group` a `role`, a `team` or both. The first match with a role sets the role, all "
+    "matches add teams.",
     {"type": "array", "items": RULE, "maxItems": 300},
     "Write a list such as [{group: engineers, role: Developer, team: Engineering}].",
     [],
@@ -114,7 +114,7 @@ class OrganisationKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.after().get("mode") != Mode.ENFORCED:
             return ""
-        return "Signs out everyone in these domains who used a password, except break-glass owners."
+        return "Signs out everyone in the organisation's domains who used a password, except break-glass owners."
 
 
 def _written(rule: GroupRule) -> dict[str, str]:

@@ -91,7 +91,7 @@ class ToolSetKind(Kind):
             return ""
         grants, wanted = _grants(change.row), change.values.get("teams") or ()
         if change.values.get("everyone") is False and any(grant.everyone for grant in grants):
-            return "These tools are no longer given to everybody."
+            return "The tools of this set are no longer given to everybody."
         lost = [grant.team for grant in grants if grant.team and grant.team.name not in wanted]
         people = User.objects.filter(teams__in=lost).distinct().count()
         teams, them = number_of(len(lost), "team"), number_of(people, "person", "people")
@@ -122,8 +122,8 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
     """Give the set to the teams in `values`, and to everybody if `values` says so.
 
-    The set's other grants to teams and everybody are ended. Grants to people, and grants with an end date, are not
-    changed.
+    If a recipient's present grant has an end date, it is replaced by a grant without one. Other grants to teams and
+    everybody are ended, unless they have an end date. Grants to people are not changed.
     """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())

@@ -55,7 +55,7 @@ else:
 
 
 class StaffSite(AdminSite):
-    """The gateway's Django admin. It is not the default site, because other packages register secrets there."""
+    """The gateway's Django admin. It is not the default site, where other packages register models with secrets."""
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
@@ -119,9 +119,10 @@ def any_of(*capabilities: Capability) -> Rule:
 class CapabilityAction:
     """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
 
-    The function `does` is called with row and user; if it is None, the row's method called `name` is used. The label
-    for a single row is `label` without the word "selected". `more` explains the action on the confirmation page, which
-    is shown only if `asks` is True. A `grave` action requires that the user has re-authenticated recently.
+    For each row, the function `does` is called with the row and the user. If `does` is None, the row's method with the
+    name in `name` is called instead. The label for a single row is `label` without the word "selected". `more` explains
+    the action on the confirmation page, which is shown only if `asks` is True. A `grave` action requires that the user
+    has re-authenticated recently.
     """
 
     name: str

@@ -220,7 +220,8 @@ class ProviderPages(CapabilityAdmin):
             "switch_off",
             EVERYTHING,
             ~Q(mode="off"),
-            "People without a password here cannot sign in until this is enabled again. Open sessions continue.",
+            "People without a password in this workspace cannot sign in until the organisation's sign-in is enabled "
+            "again. Open sessions continue.",
             label="Disable selected",
             does=lambda row, by: Provider.edit(by=by, mode="off"),
             grave=True,

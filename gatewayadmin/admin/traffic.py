@@ -510,7 +510,7 @@ class ClientRegistrationPages(CapabilityAdmin):
             "end",
             any_of(Capability.SERVERS_MANAGE),
             Q(ended_at=None),
-            "New sign-ins no longer use an ended registration; the next one registers this gateway again. Existing"
+            "New sign-ins no longer use an ended registration: the next sign-in registers this gateway again. Existing"
             " sign-ins are still renewed with the old registration.",
         ),
     )
@@ -619,7 +619,7 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Prefetch the connections, with what `status` must know: whether user and host may use the gateway."""
+        """Prefetch the connections, annotated with whether user and host may use the gateway: `status` needs this."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 

@@ -1,4 +1,4 @@
-"""The tools of Gateway Admin. Each uses a REST operation or, if there is no such operation, the function of a page."""
+"""The tools of Gateway Admin. Each uses a REST operation, or the function behind a page if REST has none."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
     shown = f"{len(use.used_tools)} of {number_of(len(use.tools), 'tool')} used {days}"
     summary = f"Status: {row['status']}. {shown}, {number_of(len(use.unused), 'connection')} unused."
     if not caller.person.has_perm(Capability.MCP_CONNECTIONS_READ):
-        summary += f" Only connections of {caller.person.email} are counted; with api-keys:read, all are."
+        summary += f" Only connections of {caller.person.email} are counted; the capability api-keys:read shows all."
     return summary, content
 
 
@@ -218,8 +218,8 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 def _plan_link(text: str) -> str:
     """Return the URL of the page that plans and applies this file.
 
-    The URL contains the text of the file, unless the file is long or contains an address, whose path may be a secret.
-    Without this text, the field of the page is empty.
+    The URL contains the text of the file, unless the text is long or contains another URL, whose path may be a secret.
+    Without the text, the field Configuration on the page is empty.
     """
     query = urlencode({"text": text})
     fits = len(query) <= LONGEST_QUERY and "://" not in text

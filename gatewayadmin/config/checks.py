@@ -63,7 +63,10 @@ def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
 def the_database_urls_lead_where_they_should(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Report the database connections in use and their problems (`manage.py check --database default`)."""
+    """Report how the database URLs are used, and problems with them.
+
+    Does nothing unless `databases` are named, as by `manage.py check --database default`.
+    """
     if not databases:
         return []
     try:

@@ -218,7 +218,7 @@ def require(*, tables: bool = True) -> None:
 
 
 def encoding_fault(probe: psycopg.Connection[Any]) -> str:
-    """Return why names cannot be stored in this database; empty if they can."""
+    """Return an error text if the encoding of this database cannot store all characters, otherwise an empty string."""
     encoding = probe.info.parameter_status("server_encoding")
     return "" if encoding == "UTF8" else f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'."
 
@@ -317,8 +317,9 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
     """Return whether both connections are to the same database.
 
-    The function takes a lock over one connection, and tries to take the lock over the other. Restored or replicated
-    copies of a database have the same name and identifier, but separate locks.
+    The function takes a lock through `direct`, and then tries to take the same lock through `pages`: in the same
+    database, the lock is already held. Restored or replicated copies of a database have the same name and identifier,
+    but separate locks.
     """
     key = secrets.randbits(63)
     direct.execute("SELECT pg_advisory_lock(%s)", [key])

@@ -39,7 +39,7 @@ def fault(probe: psycopg.Connection[Any]) -> str:
     if numbers(oldest) > numbers(VERSION):
         return (
             f"The tables were made by version {made_by} and need version {oldest} or newer, but this is {VERSION}: "
-            f"use version {made_by}, or restore the backup from before its upgrade."
+            f"use version {made_by}, or restore a backup made before the upgrade to {made_by}."
         )
     if numbers(made_by) < numbers(UPGRADES_FROM):
         return (

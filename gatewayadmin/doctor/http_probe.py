@@ -58,7 +58,7 @@ LARGEST = 5 * 1024 * 1024
 AS_CLIENTS = {"User-Agent": f"{versions.NAME}-doctor", "Accept-Encoding": "gzip, deflate"}
 REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
 HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens, and query strings, which may contain a code.
-# Our own public address may be private and without TLS. Cloud metadata services are still refused.
+# The public URL may lead to a private IP address, and may be without TLS. Cloud metadata services are still refused.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
@@ -73,7 +73,8 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
         content_type = answer.headers.get("content-type", "no content type")
         raise StepFailed(
             f"{answer.status} with {content_type} where JSON was expected.",
-            f"A proxy in front answers {answer.url} itself. Let it forward this URL and its answer.",
+            f"A proxy in front answers {answer.url} itself. Let it forward this URL to the gateway, and return "
+            "the gateway's answer.",
         )
     return value
 

@@ -51,12 +51,15 @@ class Allowed:
 
 
 def newest_registration() -> int:
-    """Return the key of the newest application; applications registered later have higher keys."""
+    """Return the primary key of the newest application; 0 if there is none. Later applications have higher keys."""
     return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application `client_id`; None unless it registered itself under `name` with a key above `after`."""
+    """Return the application with this `client_id` if it registered itself with this name and redirect, otherwise None.
+
+    Only applications with a primary key above `after` count (see `newest_registration`).
+    """
     if "\x00" in client_id:
         return None
     source = Application.RegistrationSource.DCR
@@ -95,10 +98,13 @@ def _request(user: User) -> AppRequest:
 
 def _what_to_do(reason: str) -> str:
     if "approval" in reason:
-        return "New apps need approval here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
+        return "New apps need approval. Approve the app “OAuth doctor” in Apps & Agents, then run the doctor again."
     if "app" in reason:
-        return "Enable OAuth doctor in Apps & Agents, then run the doctor again."
-    return "The page would show this to the person. The person running the doctor must be allowed to connect apps."
+        return "Enable the app “OAuth doctor” in Apps & Agents, then run the doctor again."
+    return (
+        "The consent page would show this reason. The person whose consent is simulated must be allowed to connect "
+        "apps."
+    )
 
 
 def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:

@@ -219,7 +219,7 @@ class Cluster:
             "unix_socket_permissions": "0700",
             "max_connections": "300",
             "max_locks_per_transaction": "256",  # The log alone has a thousand tables and indexes to lock.
-            "random_page_cost": "1.1",  # As for any solid-state disk: index look-ups instead of reading whole tables.
+            "random_page_cost": "1.1",  # For solid-state disks: prefer indexes to full table reads.
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")

@@ -69,7 +69,7 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """Move all rows to the database of the settings, which must have the tables, and return the number of rows.
+    """Move all rows to the configured database and return their number. `migrate` must have created the tables there.
 
     `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
     """
@@ -111,8 +111,8 @@ def _compare(old: Connection, new: Connection) -> None:
     """Raise Immovable unless the same migrations were applied to both databases."""
     if odd := set(_names(old, APPLIED)) ^ set(_names(new, APPLIED)):
         raise Immovable(
-            f"The embedded database is of another version ({min(odd)}): "
-            "start the gateway once without DATABASE_URL, or use the version that last ran."
+            f"The embedded database has other migrations than this version ({min(odd)}): start the gateway once "
+            "without DATABASE_URL to migrate the embedded database, or use the version that last ran on it."
         )
 
 

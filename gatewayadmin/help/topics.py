@@ -10,7 +10,7 @@ from django.utils.functional import SimpleLazyObject
 
 from gatewayadmin.help.documents import HelpPage, documents
 
-# The keys are URL names. A key with an app name and a colon is for all other URLs of the app.
+# The keys are URL names. A key that ends with a colon is the name of an app, and is for all other URLs of the app.
 _TOPICS = {
     "overview": "quickstart",
     "setup": "quickstart",

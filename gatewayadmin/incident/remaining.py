@@ -1,4 +1,4 @@
-"""The access that remains in an incident: what a subject can still use, or who can still use a server."""
+"""The access that remains in an incident: what a subject can still use, or which gateways still offer a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, 
 
 
 class Given(NamedTuple):
-    """The name of a grant on which access is based, and the time when the grant ends; None if it has no end."""
+    """A grant on which access is based.
+
+    `name` is "the gateway" or the name of the granted tool set. `until` is None if the grant has no end.
+    """
 
     name: str
     until: datetime | None
@@ -114,7 +117,7 @@ class Grants:
         return given_to(offered, [(connection.gateway_id, connection.user_id)], connection.host_id)
 
     def behind(self, connection: Connection) -> list[Given]:
-        """Return the grants on which this connection's access is based: to its gateway, and to tool sets there."""
+        """Return the grants that give this connection access to its gateway, and to tool sets of this gateway."""
         opened = self.gateways.get((connection.gateway_id, connection.user_id))
         return [
             *([Given("the gateway", opened.ends_at)] if opened else []),

@@ -99,7 +99,7 @@ class Subject:
 
     @property
     def calls(self) -> dict[str, UUID]:
-        """Columns of the log and their values in the subject's calls."""
+        """The log columns, with their values, that select the subject's calls."""
         return {f"{self.kind}_id": self.row.pk}
 
     @property
@@ -211,7 +211,7 @@ class Subject:
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Return the credentials the viewer may see: shared ones and their own, or all with IDENTITIES_READ."""
+        """Return the rows the viewer may see: shared credentials and the viewer's own, or all with IDENTITIES_READ."""
         if self.viewer.has_perm(Capability.IDENTITIES_READ):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))
@@ -299,7 +299,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers. Unless they are revoked, the gateway continues to refresh their tokens."""
+        """The number of sign-ins at issuers. The gateway refreshes the tokens of a sign-in until it is revoked."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

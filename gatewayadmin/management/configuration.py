@@ -1,4 +1,4 @@
-"""Parts of the commands `export`, `plan` and `apply`: the files, their secrets, the installation, and the person."""
+"""Shared parts of `export`, `plan` and `apply`: options, and functions to open files and find the acting person."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FilesCommand(ConfigurationCommand):
         parser.add_argument(
             "--prune",
             action="store_true",
-            help="also disable objects of the file's source that are missing from the file",
+            help="also disable objects that earlier files of the same source listed and this file does not",
         )
 
 

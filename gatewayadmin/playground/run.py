@@ -21,8 +21,8 @@ from wire.jsonrpc import MalformedMessage, Object
 RUN_SECONDS = 120  # Time limit of a run; then the call is cancelled at its server.
 END_SECONDS = 10  # Longest time a run continues after it was cancelled or its page was left.
 RETRY_SECONDS = 5  # Retry-After of a refused run.
-LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are stored; agents get longer answers.
-MOST_STEPS = 200  # Notifications of one run that are shown.
+LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept for the page; agents may get longer answers.
+MOST_STEPS = 200  # Notifications of one run that wait to be shown; further ones are dropped.
 MOST_RUNS = 16  # Concurrent runs in this process: each keeps a response open.
 MOST_RUNS_OF_ONE = 3  # Concurrent runs per person.
 CLIENT = "Gateway Admin playground"

@@ -66,7 +66,7 @@ CUT = "<!-- run -->"  # The page up to this mark is sent at once, the rest after
 UNSERVED = "This process has no MCP endpoint, so nothing can be run here."
 
 
-# The user's own connection of the app Playground, opened by the same model methods as those of other apps.
+# The user's own connection of the app Playground, opened by the same model methods as connections of other apps.
 
 
 def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
@@ -197,7 +197,7 @@ class Chosen:
 
     @property
     def schema(self) -> Any:
-        """The schema of the arguments, in its original order; None if the feature is unknown."""
+        """The schema of the arguments; None if the feature is unknown. An approved schema keeps its members' order."""
         if self.feature is None:
             return None
         approved = definitions.definition_in(self.feature.approved).value if self.feature.approved else {}

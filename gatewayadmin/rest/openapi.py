@@ -83,7 +83,7 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
 }
 
 
-# Ids of operations whose view is not named for the object.
+# Maps generated operation ids to the ids to use, for views that are not named after the object.
 NAMES = {
     "confirm_confirm": "me_confirm",
     "endings_gateway": "gateway_archive",
@@ -189,7 +189,7 @@ class OperationSchema(AutoSchema):
             else ""
         )
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
-            takes, own = f"Only for its owner. {takes} in the owner's API key", ""
+            takes, own = f"Only for the owner of the object. {takes} in the owner's API key", ""
         lines = " ".join(line.strip() for line in doc.strip().splitlines())
         return f"{lines}\n\n{takes}{own}."
 
@@ -315,7 +315,7 @@ class OperationSchema(AutoSchema):
         if direction == "response" and isinstance(schema, dict):
             schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need this.
             if {} in schema.get("oneOf", ()):
-                del schema["oneOf"]  # One choice accepts any value, so null would match two.
+                del schema["oneOf"]  # One choice accepts any value. Null would match two, but `oneOf` allows one.
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""The routes of the REST API under /api/, without trailing slashes."""
+"""The routes under /api/: the REST API, without trailing slashes except `schema/`, and its documentation pages."""
 
 import sys
 from http import HTTPStatus

@@ -207,7 +207,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._withheld > MOST and _size(self.url, self.headers) > MOST:
-            raise ValueError(TOO_LARGE)  # The parser converts it to its own error, which calls send_400_response.
+            raise ValueError(TOO_LARGE)  # The parser raises its own error; uvicorn then calls send_400_response.
         self._withheld = 0
         self._in_head = False
         self._head_clock.stop()

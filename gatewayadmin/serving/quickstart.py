@@ -39,7 +39,7 @@ async def _respond(message: Message, _: Request) -> Response:
 async def _events(message: Message) -> AsyncIterator[bytes]:
     """Yield progress notifications of the tool `slow`, then its result."""
     arguments = message.params.get("arguments")
-    with suppress(ToolFailed):  # `_answer` below raises it again.
+    with suppress(ToolFailed):  # `_answer` below runs the tool again, and returns the failure as the result.
         async for step in _steps(arguments if isinstance(arguments, dict) else {}):
             params = {"progressToken": message.meta["progressToken"], "progress": step, "total": STEPS}
             yield sse.event(jsonrpc.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))

@@ -127,7 +127,7 @@ class DrainingServer(uvicorn.Server):
         self._all_stop = all_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  In the worker, as below.
+        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
 
         readiness.drain()
         if sig == signal.SIGTERM and settings.DRAIN_SECONDS and not self._is_asked:
@@ -143,7 +143,7 @@ class DrainingServer(uvicorn.Server):
 
         Open event streams are ended; their clients reconnect to another process.
         """
-        from proxy import streams  # noqa: PLC0415  In the worker, as below.
+        from proxy import streams  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
 
         streams.end_standing()
         if self._all_stop():  # If only this worker stops, other workers accept new connections.
@@ -220,7 +220,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     async def _do_chores(self) -> None:
         """Do chores until gunicorn stops this process or is gone."""
-        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  In the worker, as below.
+        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
 
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):

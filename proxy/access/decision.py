@@ -67,8 +67,8 @@ class StoredSession(NamedTuple):
 class Introduction(NamedTuple):
     """The server's description of itself: its instructions, and its capabilities in each protocol era.
 
-    `capabilities` are those of session-based versions, `modern_capabilities` those of 2026-07-28. A field is None if
-    the server never sent it; instructions sent to other identities do not count.
+    `capabilities` are those in session-based versions of MCP, `modern_capabilities` those in MCP 2026-07-28. A field is
+    None if the server never sent it; instructions sent to other identities do not count.
     """
 
     capabilities: dict[str, Any] | None
@@ -99,8 +99,8 @@ class SignInState(NamedTuple):
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    With ServersNeeded.ALL, `features` has ListedFeatures in the server's order. With OF_FEATURE and BY_OWN_NAME, it has
-    the FeatureRows of the matching features and, for a resource, of all templates.
+    With ServersNeeded.ALL, `features` has ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, it has
+    FeatureRows: those of the matching features and, if a resource is requested, those of all templates, too.
     """
 
     id: str
@@ -149,7 +149,7 @@ class AssignedServer(NamedTuple):
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return the server's capabilities for clients of 2026-07-28 (`modern`) or of the session era.
+        """Return the server's capabilities for clients of MCP 2026-07-28 (`modern`) or of the session era.
 
         The result is for the era in which the gateway calls the server for these clients. If the capabilities in this
         era are unknown, return those in the other era; None if the server has sent no capabilities.
@@ -166,8 +166,9 @@ NOT_INTRODUCED = Introduction(None, None, None)
 class SessionGrant(NamedTuple):
     """The client's session that a request names.
 
-    `capabilities` are all capabilities of the client, `declared` the subset that is sent to servers. `is_lost` is True
-    if a server has lost its session with the gateway: then the client has to open a new session.
+    `capabilities` are all capabilities of the client. `declared` has the names of those that are sent to servers,
+    comma-separated. `is_lost` is True if a server has lost its session with the gateway: then the client has to open a
+    new session.
     """
 
     id: str
@@ -376,7 +377,7 @@ class ServersNeeded(IntEnum):
     ALL = 1
     OF_FEATURE = 2  # The servers that may have the named feature.
     INTRODUCED = 3  # All servers, with their introductions (capabilities, instructions) instead of their features.
-    BY_OWN_NAME = 4  # All servers, with the feature whose own name at the server was requested.
+    BY_OWN_NAME = 4  # All servers, each with the feature that the server itself calls by the requested name.
 
 
 class Wanted(NamedTuple):
@@ -456,8 +457,8 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
     ) -> AccessRow | None:
         """Return the current grant of this token, or None if it is unknown. Raises DatabaseUnavailable.
 
-        `session` is the digest of the session id in the request. `declared` are the client capabilities to send to
-        servers for a request without a session.
+        `session` is the digest of the session id in the request. For a request without a session, `declared` has the
+        names of the client capabilities to send to servers, comma-separated.
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 
@@ -486,7 +487,9 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
 ) -> list[AccessRow | DatabaseUnavailable | None]:
-    """Return the current grant for each query, read by one statement; `query` runs it over a separate connection.
+    """Return the current grant for each of `queries`, read by one statement.
+
+    The function `query` runs the statement over a separate connection to the database.
 
     An entry of the result is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
     DatabaseUnavailable or StatementRejected if the statement itself fails.
@@ -527,7 +530,8 @@ def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, .
 
 
 _ASSIGNMENTS, _SESSION, _RULES = map(AccessRow._fields.index, ("assignments", "session", "rules"))
-# Getters of the values by name, in the order of the fields. Keyword arguments would take ten times as long.
+# Pick the values of a JSON object's members, in the order of the tuple's fields. Keyword arguments would take ten times
+# as long.
 _members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), itemgetter(*FeatureRow._fields)
 
 

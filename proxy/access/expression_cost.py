@@ -24,8 +24,8 @@ OF_FIELD = 256  # The assumed length of a field of the call, in characters.
 COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "contains"})
 LOGIC = frozenset({"_&&_", "_||_", "!_", "@not_strictly_false"})
 WITHOUT_COPY = frozenset({"_[_]", "_?_:_"})
-# Functions whose last parameter must be small: `contains` takes quadratic time, and for the functions of time CEL
-# keeps the name of every time zone in memory.
+# Functions whose last parameter must be small: `contains` takes quadratic time, and functions such as `getHours` take
+# the name of a time zone, which CEL keeps in memory afterwards.
 _OF_TIME = "FullYear Month Date DayOfMonth DayOfWeek DayOfYear Hours Minutes Seconds Milliseconds"
 NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split())})
 
@@ -154,7 +154,7 @@ class _Estimator:
         if len(pattern.value) > LONGEST_PATTERN:
             raise BadExpression(f"A pattern has at most {LONGEST_PATTERN} characters.", pattern.at)
         if found := _COSTLY_IN_PATTERNS.search(pattern.value):
-            what = "repeat a group a number of times" if found[0].startswith(")") else "use classes of Unicode"
+            what = "repeat a group by a count, as in (ab){3}" if found[0].startswith(")") else "use classes of Unicode"
             raise BadExpression(f"A pattern cannot {what}.", pattern.at)
         cost = _cost_of_pattern(pattern.value)
         cost = Cost(cost.once + cost.text * OF_FIELD, 0, 0, cost.text * size)
@@ -182,9 +182,9 @@ def _collects(loop: Node) -> bool:
 def _cost_of_pattern(pattern: str) -> Cost:
     """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
 
-    RE2 makes one state of its automaton for each set of places in the pattern that a text can have reached. A pattern
-    with few ambiguous parts needs few states. For other patterns, each character of an attacker's text may need a new
-    state.
+    RE2 makes an automaton of the pattern. Each state of it is a set of places in the pattern: those that the text read
+    so far can have reached. A pattern with few ambiguous parts needs few states. For other patterns, each character of
+    an attacker's text may need a new state.
     """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):

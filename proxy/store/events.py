@@ -258,7 +258,7 @@ class StreamEvents:
     # The streams of this worker
 
     def begin(self, session_id: str, name: EventId) -> StreamHistory:
-        """Create the history of a stream. New events get numbers after that of the event id `name`."""
+        """Create the history of a stream. The first new event gets the number after `name.number`."""
         history = self._histories[session_id, name.stream] = StreamHistory(self, session_id, name)
         return history
 

@@ -64,7 +64,7 @@ class WouldEndSignIns(ServerError):
     def __init__(self, count: int) -> None:
         these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"
         super().__init__(
-            f"With this change {these}: calls with those sign-ins are refused until their owners sign in again."
+            f"With this change {these}. Calls that use an ended sign-in are refused until a person signs in again."
         )
         self.count = count
 
@@ -101,7 +101,7 @@ class Health(models.TextChoices):
 
 
 class Era(models.TextChoices):
-    """The eras of MCP a server speaks: sessions opened by `initialize`, 2026-07-28, or both."""
+    """The eras of MCP that a server speaks: `initialize` with sessions, MCP 2026-07-28 without them, or both."""
 
     UNKNOWN = "", "unknown"
     SESSION = "session", "session"
@@ -152,8 +152,8 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
-    # True if the server's lists differ by session. Then each list is requested from the server. Clients see only the
-    # listed features that are also stored here.
+    # True if the server's lists differ by session. Then the gateway requests a list from the server whenever a client
+    # asks for it. Clients see only those listed features that are also stored in the database.
     lists_live = models.BooleanField(default=False, db_default=False)
     # Shown to people who have to add a credential.
     key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")

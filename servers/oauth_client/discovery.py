@@ -48,8 +48,8 @@ class Http:
     The client ignores redirects and cookies, and keeps no database connection while it waits.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
-    public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
-    here, even if the outbound proxy resolves names.
+    public. `entered` are URLs that an administrator entered. All other host names are resolved and checked by this
+    process, except names that are listed exactly, not by domain, for the outbound proxy to resolve.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
@@ -355,8 +355,8 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document.get("issuer") != (expected or issuer):
             said = printable(str(document.get("issuer")))[:200]
             fault = (
-                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If that issuer is "
-                f"right, an administrator can enter it in the settings of the server."
+                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If the issuer in "
+                f"the metadata is right, an administrator can enter it in the settings of the server."
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)

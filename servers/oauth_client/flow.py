@@ -85,7 +85,8 @@ def sign_in_browser_digest(request: AppRequest) -> bytes:
     """Return a digest of a random value in the session. The digest ties a sign-in to this browser.
 
     The digest does not depend on an encryption key, so it survives key rotation. Return ANY_BROWSER for a request with
-    an API key, which has no browser. With an API key, any credential can be stored for the owner of the key anyway.
+    an API key, which has no browser. This loses no protection: with an API key, any credential can be stored for the
+    owner of the key.
     """
     if getattr(request, "auth", None) is not None:
         return ANY_BROWSER
@@ -247,8 +248,8 @@ def _resource(server: Server, needs: Needs) -> str:
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
     """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested.
 
-    If scopes are fixed, return the fixed scopes; otherwise the scopes that the server asks for, together with the
-    scopes that `identity` was granted and those it lacked.
+    If scopes are fixed, return the fixed scopes; otherwise the scopes that the server asks for. If `identity` lacked
+    scopes for a call, add the scopes it lacked and the scopes it was granted.
     """
     grant = Grant.objects.filter(identity=identity).first() if identity else None
     if server.fixed_scopes:

@@ -184,7 +184,7 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return the number of consecutive sign-ins at this server from which the issuer did not return the person.
+    """Return the number of consecutive sign-ins at this server after which nobody came back from the issuer.
 
     Return 0 if fewer than MANY_UNFINISHED were started. Some issuers forget their clients and show the person an error
     instead of redirecting. One unexpired sign-in of each person is not counted, because it may still succeed.
@@ -220,7 +220,7 @@ class GrantManager(models.Manager["Grant"]):
         """Store the tokens of a sign-in in the identity it was started for, or in a new identity.
 
         Former tokens are revoked at their issuer after the transaction, unless that would end the new tokens. Raises
-        AnotherPlace if the server was moved meanwhile, IdentityAlreadyRevoked, and NoSignIn.
+        NoSignIn, IdentityAlreadyRevoked, or AnotherPlace (the URL of the server was changed during the sign-in).
         """
         with transaction.atomic():
             user = sign_in.lock()

@@ -252,7 +252,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, with the issuer's endpoints.
+    """Store the OAuth client that an administrator entered for this server, and a copy of the server's endpoints.
 
     Also end the registrations that were live for this server.
     """

@@ -81,7 +81,7 @@ def test_a_proxy_that_is_spoken_to_over_tls_takes_no_mail_and_that_is_said(
     leads(monkeypatch, NAME, PUBLIC)
     with mail_server(end, from_the_start=True) as server, forward_proxy(server.port, end) as proxy:
         use(settings, f"smtps://{LOGIN}@{NAME}", proxy.port, encrypted=True)
-        with pytest.raises(OSError, match="only with an outbound proxy at http://"):
+        with pytest.raises(OSError, match="cannot use an https:// outbound proxy"):
             send()
 
     assert server.mails == []

@@ -406,7 +406,7 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     assert "Kept" in hidden.content.decode()
     get.refresh_from_db()
     assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
-    assert told() == "boss@example.com stated the title and description of “docs__get” for clients."
+    assert told() == "boss@example.com changed the title and description that clients see for “docs__get”."
     page = text(client.get(f"/features/{get.pk}/"))
     assert "Read a page An administrator wrote this title. The title from the server: Get" in page
     assert "The server's description, not shown to clients Gets it." in page

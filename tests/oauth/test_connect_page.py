@@ -86,7 +86,7 @@ def test_it_says_what_the_role_or_the_connection_lacks(ann: User, sign_in: SignI
     assert "Authenticate via OAuth</i>, which your role lacks" in browser
     assert 'name="capability" value="oauth:connect"' in browser
     assert "Authorize in the browser when prompted" not in browser
-    assert "To create one you need the capability" in token
+    assert "To create one, you need the capability" in token
     assert "needs your credential for Notion" in token
     both_ways = text(sign_in(make.user(Capability.API_TOKENS_MANAGE)).get(PAGE, {"client": "claude-code"}))
     assert 'value="token" checked' in both_ways, "the way that is open to them"

@@ -286,10 +286,10 @@ def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink
 def test_secret_typed_by_hand_has_to_hold_enough_chance_and_is_told_what_it_lacks() -> None:
     repeated = "this one repeats itself"
     reasons = {
-        "correct horse battery": "a secret of these characters needs 30 of them",
+        "correct horse battery": "a secret of these characters needs a length of 30",
         "a" * 64: repeated,
         "0123456789abcdef" * 4: repeated,
-        "9f86d081884c7d659a2feaa0c55ad015": "a secret of these characters needs 48 of them",  # 16 random bytes.
+        "9f86d081884c7d659a2feaa0c55ad015": "a secret of these characters needs a length of 48",  # 16 random bytes.
         "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c": "",
         "whsec_" + "AAEC" * 8: repeated,
         "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD": "",

@@ -1,4 +1,4 @@
-"""Grants the rights that a serving process needs to a database role that owns no tables."""
+"""Grants a database role that owns no tables the rights that a serving process needs."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -30,4 +30,4 @@ class Command(WorkspaceCommand):
             self.stdout.write("".join(f"{statement};\n" for statement in grants.statements(role)), ending="")
         else:
             grants.apply(role)
-            self.stdout.write(f"{role} may serve: run it with `serve --no-migrate`.")
+            self.stdout.write(f"{role} may serve: connect as this role, and run `serve --no-migrate`.")

@@ -106,7 +106,7 @@ class Command(migrate.Command):
             return
         if verbosity:
             self.stdout.write(
-                f"The tables are ready. {todo} partitions of the log lack an index; calls are not blocked:"
+                f"The tables are ready. Creating {todo} missing indexes of log partitions, without blocking calls:"
             )
         try:
             indexes.complete(Call.partitions, told=self._tell if verbosity else str)

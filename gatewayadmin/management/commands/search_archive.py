@@ -33,10 +33,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")
-        parser.add_argument("--to", dest="until", type=moment, help="end of the period; by default a day later")
+        parser.add_argument("--to", dest="until", type=moment, help="end of the period (default: one day after --from)")
         for name, column in COLUMN_OF_OPTION.items():
             parser.add_argument(f"--{name}", help=f"{column.replace('_', ' ')}, exactly")
-        parser.add_argument("--most", type=int, default=1000, help="maximum number (1000)")
+        parser.add_argument("--most", type=int, default=1000, help="maximum number of calls (default: 1000)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not archive.archive_enabled():

@@ -1,4 +1,4 @@
-"""Verifies that both logs match their checkpoints, and reports the rows and periods that do not."""
+"""Verifies that calls and admin events match their checkpoints, and reports the rows and periods that do not."""
 
 import argparse
 from collections.abc import Iterator
@@ -32,7 +32,9 @@ class Command(WorkspaceCommand):
             help="a PEM file; only checkpoints signed with it are accepted",
         )
         parser.add_argument(
-            "--received", type=Path, help="JSON lines that a sink received: its checkpoints and rows must match"
+            "--received",
+            type=Path,
+            help="a file of JSON lines that a sink received; checkpoints and rows in it must match the database",
         )
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
