@@ -123,8 +123,8 @@ class AccessRequestQuery(ListQuery):
     show = serializers.ChoiceField(
         [name for name, _ in RequestFilter.SHOWS],
         required=False,
-        help_text="`decide`: requests that wait for your decision; `open`: requests that wait for anybody's; `own`: "
-        "your requests; `decided`: requests that no longer wait.",
+        help_text="`decide`: requests that wait for your decision; `open`: all requests that wait for a decision; "
+        "`own`: your requests; `decided`: requests that no longer wait.",
     )
 
 
@@ -137,7 +137,9 @@ class AccessRequestBody(RequestBody):
     )
     reason = serializers.CharField(max_length=500, help_text="What you need the access for.")
     days = serializers.IntegerField(
-        required=False, min_value=1, help_text="For how many days from the approval on; by default `request_days`."
+        required=False,
+        min_value=1,
+        help_text="Days of access from the approval on; by default the gateway's `request_days`.",
     )
 
 

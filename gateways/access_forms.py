@@ -159,7 +159,8 @@ class TakesRequestsForm(forms.Form):
 def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses.
 
-    Raises ValidationError for an unknown address, and for too many addresses; the latter error uses the word `noun`.
+    Raises ValidationError for an unknown address, and for more than MOST_APPROVERS addresses. `noun` is the word for
+    the people in the latter error, for example "approvers".
     """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

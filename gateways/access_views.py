@@ -181,7 +181,7 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
-    """Return a pair: whether any of the person's live `grants` gives the set, and when the last of these grants ends.
+    """Return a pair: whether any of the person's live `grants` gives the set, and the date when this access ends.
 
     The date is None if no grant gives the set, or if one of the grants that give it has no end date.
     """

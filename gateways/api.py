@@ -77,7 +77,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     reach = serializers.CharField(help_text="`everyone` or `teams`: who may use it.")
     teams = Reference(many=True, help_text="Teams that may use it.")
     hosts_allowed = serializers.CharField(
-        help_text="`all` (but blocked ones) or `listed`: which apps and agents may use it."
+        help_text="Apps and agents that may use it: `all` except blocked ones, or only `listed` ones."
     )
     tools_given = serializers.CharField(
         help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
@@ -109,7 +109,7 @@ class GatewayQuery(ListQuery):
     reach = serializers.ChoiceField(Reach.choices, required=False, help_text="Only gateways with this reach.")
 
 
-# Fields that the page's form does not have; only the serializer validates them.
+# Fields that the forms used here do not have; only the serializer validates them.
 WITHOUT_FORM = ("hosts_allowed", "tools_given", "calls_per_minute", "new_definitions", "changed_definitions")
 
 
@@ -124,7 +124,8 @@ class GatewayChanges(RequestBody):
     )
     hosts_allowed = serializers.ChoiceField(
         HostsAllowed.choices,
-        help_text="Which apps and agents may use it; with `listed`, only those whose `allowed` is true.",
+        help_text="Apps and agents that may use it; with `listed`, only those whose entry in the gateway's `/hosts` "
+        "has `allowed` true.",
     )
     tools_given = serializers.ChoiceField(
         ToolsGiven.choices, help_text="Whether people can use all its tools, or only those given to them."
@@ -282,12 +283,16 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
     id = Id()
     alias = serializers.CharField(help_text="Prefix of the server's tool names, before `__`; empty if none.")
     server = ServerReference()
-    identity_scheme = serializers.CharField(help_text="`none`, `shared` or `per_user`: whose credential calls use.")
+    identity_scheme = serializers.CharField(
+        help_text="Credential that calls use: `none`, a `shared` one, or each person's own (`per_user`)."
+    )
     shared_identity = SharedIdentity(allow_null=True, help_text="Shared credential that everyone uses; null if none.")
     tool_policy = serializers.CharField(help_text="`allow_all`, `selected` or `block_all`: which tools may be called.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled at this gateway.")
     server_enabled = serializers.BooleanField(source="server.enabled", help_text="Whether the server is enabled.")
-    health = serializers.CharField(source="server.health", help_text="`ok`, `down` or `unknown`, when last contacted.")
+    health = serializers.CharField(
+        source="server.health", help_text="Result of the last contact: `ok`, `down` or `unknown`."
+    )
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
     tools_allowed = serializers.IntegerField(source="callable_count", help_text="Number of its callable tools.")
     created_at = UtcDateTimeField(help_text="When it was assigned.")

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 AROUND = 3  # Unchanged lines shown before and after changed ones.
 LONG = 160  # Characters. Longer texts are split into sentences.
 LONGEST = 1000  # Characters. Longer sentences are split into pieces.
-MOST_COMPARED = 4000  # Lines; longer definitions match only at their common beginning and end, to bound the work.
+MOST_COMPARED = 4000  # Lines. In longer definitions, all between the first and last difference counts as changed.
 MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
 ROWS = 150  # Lines on a page.
 
@@ -31,7 +31,7 @@ class DiffPart(NamedTuple):
 
 
 class DiffLine(NamedTuple):
-    """A line of both versions, of only the old or only the new version, or the number of omitted lines."""
+    """A line that is in both versions, only in the old one or only in the new one; or the number of omitted lines."""
 
     mark: Mark
     parts: Sequence[DiffPart]
@@ -185,7 +185,7 @@ def _compared(old: str, new: str) -> tuple[list[DiffPart], list[DiffPart]]:
 # The arguments named by a tool's input schema.
 
 DEEPEST = 4  # Nesting level; below it only the type is shown.
-MOST_ROWS = 80  # The page of the definition shows the rest.
+MOST_ROWS = 80  # The view of the whole definition shows the rest.
 MOST_VALUES = 12
 LONGEST_TEXT = 400  # Characters of a description.
 LIMITS = (
@@ -283,7 +283,7 @@ def _limits(schema: dict[str, Any]) -> Iterator[str]:
         if isinstance(schema.get(name), str | int | float):
             yield words.format(_plain(schema[name]))
     if "default" in schema:
-        yield f"usually {_plain(schema['default'])}"
+        yield f"by default {_plain(schema['default'])}"
 
 
 def _plain(value: Any) -> str:

@@ -20,7 +20,8 @@ class Refreshed:
 
     assignment: Assignment
     outcome: Discovered | DiscoveryFailed
-    is_noted: bool  # True if the outcome is stored for the Tools tab; False if there was no identity to send.
+    # True if the outcome is stored for the Tools tab. A failure is not stored if a personal identity was missing.
+    is_noted: bool
 
     @property
     def failure(self) -> str:

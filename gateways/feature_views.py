@@ -67,7 +67,8 @@ class EffectForm(forms.Form):
         choices=SAID_EFFECTS,
         required=False,
         widget=forms.RadioSelect,
-        help_text="Tool sets can select tools by effect. A tool without a stated effect counts as destructive.",
+        help_text="Tool sets can select tools by effect. If neither you nor the server states an effect, the tool "
+        "counts as destructive.",
     )
 
 

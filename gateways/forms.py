@@ -204,7 +204,7 @@ class AssignmentForm(forms.Form):
     def _check_scheme(self, server: Server, values: dict[str, Any]) -> None:
         scheme = values["identity_scheme"]
         if server.needs_credential and scheme == IdentityScheme.NONE:
-            self.add_error("identity_scheme", f"{server.name} needs a credential. Choose whose is used.")
+            self.add_error("identity_scheme", f"{server.name} needs a credential. Choose a shared or per-user one.")
         if not server.needs_credential and scheme != IdentityScheme.NONE:
             self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
         elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):

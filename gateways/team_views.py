@@ -73,7 +73,7 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """Return the people with these addresses. Raises ValidationError for an unknown address, none, or too many."""
+        """Return the people with these addresses. Raises ValidationError for no address, too many or an unknown one."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Enter at least one e-mail.")

@@ -58,7 +58,7 @@ from ui.viewset import switch_off, switch_on
 
 # The Tools page: all tools on the gateways the viewer may see, each tool once.
 
-COUNTED_AT_ONCE = 500  # With more servers on gateways than this, the calls are counted after the page was sent.
+COUNTED_AT_ONCE = 500  # If the viewer sees more assigned servers, the calls are counted after the page was sent.
 
 CATALOGUE = Table(
     "catalogue",
@@ -199,8 +199,8 @@ class Tab(NamedTuple):
 class RefreshSummary(NamedTuple):
     """The outcome of the last requests for a server's features.
 
-    `people` is the number of identities that were used, `failing` the number of those (or 1, if none was used) that got
-    no answer.
+    `people` is the number of identities with which the server was asked. `failing` is the number with which it failed,
+    or 1 if it failed without an identity.
     """
 
     asked_at: datetime

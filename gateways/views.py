@@ -444,9 +444,9 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """Return the server to preselect: the requested one; without a request, preferably one not yet on this gateway.
+    """Return the server to preselect: the one named in the form or URL, else preferably one not yet on this gateway.
 
-    None if there is no server with the requested slug, or no server at all.
+    None if there is no server with the named slug, or no server at all.
     """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()

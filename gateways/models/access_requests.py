@@ -216,7 +216,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def approvers(self) -> list[User]:
-        """The named approvers who can decide. If there are none, people with GATEWAYS_MANAGE decide."""
+        """The named approvers who can decide. If there are none, only people with GATEWAYS_MANAGE can decide."""
         named = self.gateway.approvers.filter(is_active=True).exclude(pk=self.user_id)
         return list(named.order_by("email"))
 

@@ -93,7 +93,8 @@ def check_visible(text: str) -> None:
 
 OFFERED = Q(missing_since=None)
 PLACED = Q(assignment__removed_at=None, assignment__server__archived_at=None)
-# The condition of `FeatureQuerySet.callable`, to annotate features in lists that show all of them.
+# The condition of `FeatureQuerySet.callable`, to annotate features in lists that also show features that clients cannot
+# call.
 CALLABLE = (
     OFFERED
     & PLACED
@@ -449,7 +450,7 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """The last request to a server for its list of one kind of features with one identity, and the outcome.
+    """The last request, made with one identity, for a server's list of one kind of features, and the outcome.
 
     `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
     is the error code if that request failed, empty if it succeeded or is not answered yet.

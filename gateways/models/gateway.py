@@ -86,11 +86,11 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.reachable_by(user).filter(enabled=True)
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways whose page `user` may open: those they may use, or all with GATEWAYS_READ."""
+        """Return live gateways whose page `user` may open: with GATEWAYS_READ all, otherwise those `user` may use."""
         return self.live() if user.has_perm(Capability.GATEWAYS_READ) else self.reachable_by(user)
 
     def catalogue_of(self, user: User) -> "GatewayQuerySet":
-        """Return the live gateways that `user` may know of: those whose page they may open, or that take requests."""
+        """Return the live gateways that `user` may know of: those whose page `user` may open, or that take requests."""
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
@@ -121,7 +121,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open the gateways in `wanted` to `team`, and close the others to it. Only those with reach `teams` change.
+        """Open the gateways in `wanted` to `team`, and close the others to it. Only gateways with reach `teams` change.
 
         Each change is recorded. Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
         """

@@ -164,7 +164,7 @@ class ToolSet(Versioned, models.Model):
 
     @property
     def is_in_use(self) -> bool:
-        """True if the set is granted, or limits an app or agent (a connections.HostAtGateway in `limited`)."""
+        """True if the set is granted, or limits an app or agent. `limited` are rows of connections.HostAtGateway."""
         return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:

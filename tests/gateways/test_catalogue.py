@@ -444,7 +444,7 @@ def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
 
     page = tool_page(sign_in(ana), work.features.get())
 
-    for words in ("Finds &lt;pages&gt;.", "What to look for.", "<b>required</b>", "new, old", "usually new"):
+    for words in ("Finds &lt;pages&gt;.", "What to look for.", "<b>required</b>", "new, old", "by default new"):
         assert words in page
     for place in (work, lab):
         assert f'href="/features/{place.features.get().pk}/"' in page
