@@ -367,7 +367,7 @@ def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_wh
     pressed: Any = visit.client.post("/accounts/organisation/confirm/")
     brought = brings(visit.client, signs_in_at(away, "mia"))
 
-    assert "needs a second factor, and you have none here" in page.content.decode()
+    assert "you have neither a password nor a second factor here" in page.content.decode()
     assert (page.status_code, pressed.status_code) == (200, 200)
     assert "SAMLRequest" not in pressed.content.decode()
     assert "Sign in with Example</button>" not in page.content.decode()
