@@ -24,7 +24,7 @@ SUMS = {name: outcomes for name, outcomes in ENDINGS.items() if name != "denied"
 WORDS = {**SUMS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in SUMS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# The fields of a condition that names no field: a text is searched in all names (ANY_NAME), an id in all ids (ANY_ID).
+# Values of `Condition.field` if no field is named: ANY_NAME searches a text in all names, ANY_ID an id in all ids.
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
@@ -51,7 +51,7 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives. Without a field, the text is searched in all of FREE_TEXT."""
+    """One condition; several values are alternatives. With the field ANY_NAME, all of fields.FREE_TEXT are searched."""
 
     field: str
     operator: str

@@ -1,4 +1,4 @@
-"""The cause of a refusal, the number of calls refused since then, and the one action that resolves the refusal."""
+"""The event that caused a refusal, the number of calls refused since then, and the one action that ends the refusal."""
 
 from __future__ import annotations
 
@@ -53,15 +53,16 @@ class CannotMend(Exception):
 class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
-    `began` are the actions that cause the refusal, `needs` is the required capability. `verb` is the model's method
-    that resolves the refusal. If `verb` is empty, or if the object is a feature that is enabled already, `page` returns
-    the URL where a person decides. If both `verb` and `page` are missing, only the owner of the call can act, as the
-    sentence `owner` explains. `own_page` is True if the owner acts on the page My identities.
+    `began` are the actions of the events that cause the refusal. `needs` is the capability required to resolve it.
+    `verb` is the model's method that resolves the refusal. If `verb` is empty, or if the object is a feature that is
+    enabled already, `page` returns the URL where a person decides. If both `verb` and `page` are missing, only the
+    owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the page My
+    identities.
 
     `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
-    caused the refusal, by default all events in `began` on the object. The calls refused since the newest of these
-    events are counted for the object. `narrowed_by` names objects that the object refers to, such as its gateway; then
-    the calls are counted for these objects instead.
+    caused the refusal, by default the events on the object with an action in `began`. The calls refused since the
+    newest of these events are counted for the object. `narrowed_by` names objects that the object refers to, such as
+    its gateway; then the calls are counted for these objects instead.
     """
 
     subject: str = ""

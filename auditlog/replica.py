@@ -31,8 +31,9 @@ from ui import databases
 #
 # Readers that must not miss rows stop at this id (docs/decisions/0029-roll-ups-counted-by-id.md).
 
-# Rows are read by primary key, (created_at, id), but written when their call ends. Calls that took up to NEAR are read
-# at once. Longer calls are read about every LATE_EVERY, if they began within LATEST.
+# Rows are read by primary key, (created_at, id). `created_at` is the time when a call arrives, but the row is written
+# when the call ends. Calls that took up to NEAR are read at once. Longer calls are read about every LATE_EVERY, if they
+# began within LATEST.
 NEAR = timedelta(minutes=10)
 LATE_EVERY = timedelta(minutes=5)
 LATEST = timedelta(days=2)  # No call takes longer than this.
@@ -182,7 +183,7 @@ class Gauging:
         if has_all:
             return "", 0.0
         if replayed_at is None:
-            return "it does not report its position", 0.0
+            return "it has not replayed a transaction since its start", 0.0
         lag = max((now - replayed_at).total_seconds(), 0.0)
         return (f"it is more than {settings.READ_LAG_SECONDS} s behind" if lag > settings.READ_LAG_SECONDS else ""), lag
 

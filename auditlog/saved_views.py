@@ -30,7 +30,7 @@ LONGEST_QUERY = 2000
 
 
 class ListedView(NamedTuple):
-    """A saved view as the Logs page lists it, with its URL, and whether the viewer owns it and may remove it."""
+    """A view as the Logs page lists it: its URL, whether the viewer owns it, and whether the viewer may remove it."""
 
     view: SavedView
     link: str

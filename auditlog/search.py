@@ -284,7 +284,7 @@ class Search:
         return SearchPage(replace(page, older=Cursor(paging.OLDER, reach, 0)), reach)
 
     def latest(self, size: int) -> Sequence[Call]:
-        """Return the newest `size` calls, without a limit on the rows read: use it if an index finds all conditions."""
+        """Return the newest `size` calls. Use only if an index covers all conditions: the rows read are not limited."""
         return self._nearest(paging.beyond(self.rows(), None), size)
 
     def slowest(self, size: int) -> SearchPage:
@@ -360,10 +360,10 @@ class Search:
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
         """Return the time up to which the page may read; None if it may read all of `rows`.
 
-        SEARCH_LIMIT applies to each criterion with an index, and is divided evenly among its values. The end of a
-        criterion is the time, nearest to the cursor, at which one of its values exceeds its share. Return the end that
-        is furthest from the cursor, or None if a criterion has no end. If no criterion has an index, SEARCH_LIMIT
-        applies to all rows.
+        SEARCH_LIMIT divided by the number of a criterion's values is the limit on the rows of each value. A criterion
+        with an index permits reading until the first of its values exceeds this limit. If several criteria have an
+        index, the one that permits reading furthest decides. If no criterion has an index, SEARCH_LIMIT applies to all
+        rows.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

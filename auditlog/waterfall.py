@@ -23,7 +23,7 @@ from proxy.server_requests import CAPABILITIES
 from ui.pages import PAGE_SIZE, AppRequest, show
 
 SKEW = timedelta(minutes=1)  # The clocks of other workers may be behind by this much.
-MOST_WAITS = 1000  # Most server requests that are read for the bars of one page.
+MOST_WAITS = 1000  # Maximum number of server requests to read for the bars of one page.
 WIDTH = 1000.0
 NARROWEST = 8.0  # The narrowest bar that is visible on a phone.
 PARTS = (

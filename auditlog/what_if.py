@@ -122,7 +122,8 @@ def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
     person, gateway = question.user.email, question.gateway.name
     yield Step.TOKEN, _token_text(answer, reader)
     yield Step.USER, f"{person} is active"
-    yield Step.ADDRESS, f"{question.address or 'An address that the token allows'} may use it"
+    allowed = f"{question.address} may use the token" if question.address else "Assumed to be one that the token allows"
+    yield Step.ADDRESS, allowed
     yield Step.HOST, f"{question.host.name} is enabled"
     yield Step.GATEWAY, f"{gateway} and the connection are enabled"
     yield Step.REACH, f"{person} and {question.host.name} may use {gateway}; rate limits are not checked here"

@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, parts of waterfall.WIDTH."""
+    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, from 0 to waterfall.WIDTH."""
 
     name: str
     label: str
@@ -155,7 +155,7 @@ class Detail:
         yield Step.UPSTREAM, self._upstream()
 
     def _stopped(self, reason: Reason) -> str:
-        """Return why a check stopped the call. If a rule stopped it, add the rule's name at that time."""
+        """Return why a check stopped the call. If a rule did, add the call's labels, which name the rule."""
         named = reason.step == Step.RULES and self.call.labels
         return f"{reason.sentence} {_capitalized(self.call.labels)}." if named else reason.sentence
 
@@ -228,7 +228,7 @@ def _params(call: Call, payload: bool) -> Any:
 
 # The gateway's current decision for a host, person, gateway and tool.
 
-MOST_TOKENS = 50  # Tokens to test per connection, last used first.
+MOST_TOKENS = 50  # Limit on the API access tokens to test per connection, and on the OAuth tokens.
 MOST_NAMED = 3
 MOST_COMPARED = 2000  # Number of tool names among which similar names are searched.
 CUT_NAME = 300  # A name of this length may be truncated.

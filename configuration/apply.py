@@ -151,8 +151,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, `configuration.by_hand` does not ask for confirmation of its changes, because a plan
-    is refused if the document has objects of another source.
+    If the document has a source, `configuration.by_hand` does not ask for confirmation of the changes in the block. It
+    need not ask, because `plan` refuses a document that has objects of another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

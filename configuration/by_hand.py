@@ -1,8 +1,8 @@
 """Ask once before a page changes an object that a configuration file governs.
 
-A file does not lock an object. Each change records an event, and the check is made just before the event is recorded.
-If the person must confirm, an exception undoes the change, and the response is a page that asks for confirmation. So
-all pages ask, and they ask only if something really changes. The submitted form is stored until the person confirms
+A file does not lock an object. Each change records an event, and just before that, `_check` tests whether the person
+must confirm the change. If so, an exception undoes the change, and the response is a page that asks for confirmation.
+So all pages ask, and they ask only if something really changes. The submitted form is stored until the person confirms
 (accounts.held_forms). Then the session remembers the object until a file is applied again. REST, the Django admin and
 the pages under /incident/ do not ask.
 """
@@ -93,7 +93,10 @@ def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
 
 
 def _parts(row: Model) -> list[UUID]:
-    """Return the ids of the servers, tools, tool sets and grants (except to people) of a gateway; [] for other rows."""
+    """Return the ids of a gateway's assignments, features, tool sets and tool grants, except grants to one person.
+
+    Returns [] for other rows.
+    """
     if not isinstance(row, Gateway):
         return []
     parts = (

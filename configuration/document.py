@@ -74,7 +74,7 @@ class ConfigDocument:
 
     @property
     def source(self) -> str:
-        """The source that the files name (their owner); empty if they name none."""
+        """The name of the files' owner, from their field `source`; empty if they have no such field."""
         return str(self.data.get("source", ""))
 
     def at(self, path: Path) -> Mark:

@@ -1,9 +1,9 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
 Each step is one transaction that locks the row of RollupState, so that only one process counts, and progress and counts
-are committed together. Rows are counted by id but may become visible in any order. So a step counts only up to an id
-for which every transaction that was writing to the log has ended, and no row is missed or counted twice
-(docs/decisions/0029-roll-ups-counted-by-id.md).
+are committed together. Rows are counted by id but may become visible in any order. So a step reads the newest id, waits
+until every transaction that was writing to the log has ended, and counts only up to this id. No row is missed or
+counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from auditlog.rollups.schema import (
 from ui import databases
 
 STEP = 20_000  # Rows of the log to count per transaction; some transactions count slightly more.
-OLD_STEP = 60_000  # Rows per transaction for rows from before counting began; more, so that a day takes fewer steps.
+OLD_STEP = 60_000  # The same for rows from before counting began. Larger, so that a day of calls takes fewer steps.
 # Rows that are at most NEAR old when they are committed are counted at once, older rows every LATE_EVERY.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)

@@ -3,8 +3,8 @@
 The numbers equal those of the log, except that a call longer than an hour may be missing for 15 minutes after it ends.
 
 A period is cut into whole weeks, days, hours and minutes for which roll-ups exist. The remaining time at both ends,
-and the calls recorded since the last count, are counted from the log. A period that ends now is extended to the end of
-the current day, because no call is later.
+and the calls recorded since the last count, are counted from the log. A period that ends now is read to the end of the
+current day, so that the roll-up of the day can be used: no call is later than now.
 
 Everything is read in one database snapshot.
 """
@@ -189,7 +189,7 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the counts of calls between two times, for the values of the column `by` with the most calls.
+        """Return the counts of calls between two times, for the most frequent values of the column `by`.
 
         At most `most` values are returned. The empty value is left out; `named` also leaves out calls of unknown tools.
         Returns None in the same cases as `read`.
@@ -270,8 +270,9 @@ class Book:
         if until > self._now - A_MOMENT:
             # There are no later calls, so the whole current day can be read.
             until = DAYS.next(self._now + A_MOMENT)
-        # Use a grain only if its smallest combination with the dimensions is the same as in DAYS. Without dimensions,
-        # seven days are a few rows, but a week is thousands, because weeks are counted only by host, person and tool.
+        # Use a grain only if its smallest combination that has these dimensions is also the smallest in DAYS. Example
+        # without dimensions: seven days are a few rows of DAYS, but a week is thousands of rows of WEEKS, because weeks
+        # are counted only by host, person and tool.
         dimensions = columns & {*DIMENSIONS}
         smallest = DAYS.cube(dimensions)
         grains = [

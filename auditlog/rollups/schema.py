@@ -10,7 +10,8 @@ from itertools import accumulate
 from math import ceil, log
 from typing import NamedTuple
 
-# Dimensions besides outcome and reason, which every roll-up has. The names are those of the log's columns.
+# Dimensions that only some roll-ups have. Every roll-up also has outcome and reason (ENDS). The names are those of the
+# log's columns.
 DIMENSIONS = ("host_id", "user_id", "gateway_id", "server_id", "method", "feature_name")
 ENDS = ("outcome", "deny_reason")
 
@@ -72,9 +73,10 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars over the last `length` of time: the shortest whose roll-ups are retained that long.
+    """Return the grain for bars over the last `length` of time.
 
-    If no roll-up has the dimensions, the shortest grain retained that long is returned, and the log is counted.
+    This is the shortest grain that is retained that long and counts by these dimensions. If no grain counts by them,
+    it is the shortest grain retained that long, and the calls are counted in the log.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])

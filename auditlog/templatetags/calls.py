@@ -23,7 +23,7 @@ register = template.Library()
 
 @register.simple_tag
 def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """Format a time with milliseconds, and with the date unless it is today; `full` adds year and zone to the date."""
+    """Format a time with milliseconds, and with the date unless it is today; `full` always adds date, year and zone."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"

@@ -37,7 +37,7 @@ class ToolSetKind(Kind):
         text("name", "Name of the set.", 80),
         Field("patterns", "Tools by name, with `*` and `?`.", PATTERNS, INSTEAD, []),
         several("effects", "Only tools with one of these effects.", [effect for effect, _ in STATED_EFFECTS]),
-        names("tools", "Further tools, by their name for clients.", 1000),
+        names("tools", "Further tools, by the names that clients see.", 1000),
         flag("everyone", "Whether everybody has the set.", False),
         names(
             "teams",
