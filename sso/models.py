@@ -72,8 +72,9 @@ SAML_SETTINGS = (
 SETTINGS = ("name", "protocol", *OIDC_SETTINGS, *SAML_SETTINGS, "mode", "domains", "links_by_email", "groups_claim")
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
 SEES_SETTINGS = frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ})
-# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. Somebody who
-# controls a provider, or a group there, could change them to sign in as anybody. So a change needs every capability.
+# Settings that decide people's accounts, roles and teams, and who has to sign in at the organisation. By changing these
+# settings, somebody who controls a provider, or a group at a provider, could sign in as anybody. So a change needs
+# every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {*SAML_TERMS, "certificates"}
 METADATA_AGE = timedelta(hours=1)  # When people sign in, older metadata are read again.
@@ -199,10 +200,11 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
         """Change the settings, which apply from the next sign-in on, and record the changes.
 
-        `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the protocol
-        or issuer may remove the current secret (see `ends_secret`). When sign-in becomes enforced, affected sessions
-        that began with a password end. Raises ProviderError, ChangedMeanwhile, BeyondYours, or Outranked if somebody
-        without every capability changes TERMS or the source of the metadata, or replaces the decryption key.
+        `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the
+        protocol, the issuer or `signs_requests` may remove the current secret (see `ends_secret`). When sign-in becomes
+        enforced, affected sessions that began with a password end. Raises ProviderError or ChangedMeanwhile. Raises
+        BeyondYours if the actor `by` lacks a capability of SETS_UP. Raises Outranked if somebody without every
+        capability changes TERMS or the source of the metadata, or replaces the decryption key.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.

@@ -63,7 +63,7 @@ def _saml_found(provider: Provider, by: Grantor | None) -> str:
     return (
         f"{provider.issuer} signs people in at {provider.sso_url} "
         f"and signs answers with {_count(provider.signing, 'certificate')}."
-        f"{past} {source} Only a sign-in shows whether it knows this workspace."
+        f"{past} {source} Only a sign-in shows whether the provider knows this workspace."
     )
 
 

@@ -258,7 +258,7 @@ def sign_in_refused(
     advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
-    """Show the page “Not signed in” with advice, also after a refused link or confirmation."""
+    """Show the page “Not signed in” with advice, also if the linking of an account or a confirmation is refused."""
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 

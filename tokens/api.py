@@ -188,7 +188,7 @@ class TokenResource(Resource):
     @action(detail=True, methods=["post"], url_path="ask-for-new")
     @operation(needs=Own(ENDING), body=Rotation, if_match=True)
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
-        """End a token's secrets and ask its owner to collect a new one.
+        """Ask the owner of a token to collect a new secret, which replaces the present secret.
 
         The present secret stays valid for `overlap_hours` hours. With `until_used` it ends earlier, when the new secret
         is first used. Without a body, the present secret ends at once. Only the owner can collect the new secret. If a
@@ -447,7 +447,7 @@ class Regenerate(Connections):
 
 
 def _must_regenerate(connection: Connection) -> None:
-    """Raise ConnectionAlreadyRevoked if the connection is revoked; otherwise raise ApiError as `must_be_on` does."""
+    """Raise ConnectionAlreadyRevoked if the connection is revoked, or ApiError in the cases of `must_be_on`."""
     if not connection.is_live:
         raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
     must_be_on(connection)

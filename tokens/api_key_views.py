@@ -51,7 +51,7 @@ class KeyFilter(ListFilter):
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, rows: ApiKeyQuerySet) -> ApiKeyQuerySet:
-        """Return the matching keys, sorted by expiry, or the last revoked first if revoked keys are listed."""
+        """Return the matching keys, sorted by expiry. With status `revoked`, the latest revocation comes first."""
         keys = rows.of_status(self.values["status"])
         keys = keys.matching(self.values.get("q", ""), of_many="owner" in self.values)
         return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")

@@ -118,8 +118,8 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    If `words` do not start with one of PREFIXES, return an empty Q, because a shorter text would match all tokens of a
-    kind.
+    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`. A shorter text
+    would match all tokens of a kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()

@@ -52,8 +52,9 @@ def notices(user: User) -> list[Notice]:
 def _touched(user: User, since: datetime) -> Q | None:
     """Match the events of the user's tokens and connections after `since`; None if no such object has changed.
 
-    The objects are found first, because events are indexed by object. The previous secret of a token can be ended until
-    LONGEST_OVERLAP after the token was rotated or a new secret was requested.
+    The objects are found first, because events are indexed by object. Tokens that were rotated, or for which a new
+    secret was requested, up to LONGEST_OVERLAP before `since` count as changed: their previous secret may have been
+    ended after `since`.
     """
     replaced = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(asked_at__gt=since - LONGEST_OVERLAP)
     changed = replaced | Q(revoked_at__gt=since)

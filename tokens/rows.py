@@ -255,7 +255,7 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The previous and the present secret, with their use since the replacement; empty if there was none.
+        """The previous and the present secret, with their use since the replacement; empty if none was replaced.
 
         While a new secret waits to be collected, the result contains only the previous secret.
         """
@@ -343,7 +343,7 @@ class TokenFilter(ListFilter):
         return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def narrow(self, rows: TokenQuerySet) -> TokenQuerySet:
-        """Return the matching tokens, sorted by expiry, or the last revoked first if revoked tokens are listed."""
+        """Return the matching tokens, sorted by expiry. With status `revoked`, the latest revocation comes first."""
         chosen = self.values
         state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
         tokens = rows.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))

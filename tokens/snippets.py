@@ -55,7 +55,7 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
 
 
 def _example_order(tool: Feature) -> tuple[bool, bool, int, str]:
-    """Sort key for example tools: an echo first, then read-only tools, then those with the fewest arguments."""
+    """Sort key for example tools: a tool named `echo` first, then read-only tools, then few required arguments."""
     return tool.name != "echo", tool.effect != Effect.READ_ONLY, len(_required(tool.input_schema)), tool.exposed_name
 
 

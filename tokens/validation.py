@@ -68,7 +68,10 @@ class NoPreviousToken(TokenError):
 
 
 def expiry(days: int | None) -> datetime | None:
-    """Return the end of a lifetime of 7, 30 or 90 days; None only if the workspace allows it. Raises BadLifetime."""
+    """Return when a lifetime of 7, 30 or 90 days ends. Raises BadLifetime.
+
+    If `days` is None and the workspace allows tokens without expiry, return None.
+    """
     if days is None:
         if not WorkspaceSettings.load().allow_non_expiring_tokens:
             raise BadLifetime("Must be 7, 30 or 90 days: this workspace does not allow tokens without expiry.")

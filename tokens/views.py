@@ -473,7 +473,10 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return in words how many calls of the last 7 days used these tokens; empty if the viewer may not read them."""
+    """Return in words how many calls of the last 7 days used these tokens.
+
+    Empty if the viewer may not read these calls.
+    """
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
     is_own = all(token.connection.user_id == viewer.pk for token in tokens)
@@ -511,7 +514,7 @@ RENEWED = "API key regenerated. The client picks up a new access token on its ow
 @never_cache
 @require_http_methods(["GET", "POST"])
 @own_resource(
-    "one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=Capability.MCP_CONNECTIONS_REVOKE
+    "one's own agents; apps, even one's own, need MCP_CONNECTIONS_REVOKE", others=Capability.MCP_CONNECTIONS_REVOKE
 )
 def regenerate_key(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = get_object_or_404(visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), pk=pk)
@@ -632,7 +635,7 @@ def extra_token(request: AppRequest, token: Token) -> str:
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
-    """Return the out-of-band element that removes the notice about the uncollected new secret of `token`.
+    """Return the out-of-band element that removes the notice asking the owner to collect a new secret of `token`.
 
     Empty on pages that have no such notice.
     """

@@ -61,7 +61,7 @@ class Migration(migrations.Migration):
                 ('takes_unsolicited', models.BooleanField(db_default=False, default=False, help_text="From a tile on the provider's page. People confirm the sign-in here.", verbose_name='let people start at the provider')),
                 ('signs_requests', models.BooleanField(db_default=False, default=False, help_text='The certificate is in our metadata. People can confirm sensitive changes at the provider only if our requests are signed and it refuses unsigned ones. Disabling and enabling creates a new key.', verbose_name='sign our requests')),
                 ('own_certificate', models.TextField(blank=True, db_default='', default='', editable=False)),
-                ('takes_encrypted', models.BooleanField(db_default=False, default=False, help_text='The metadata contain our certificate. The provider must sign assertions before encrypting them.', verbose_name='take encrypted assertions')),
+                ('takes_encrypted', models.BooleanField(db_default=False, default=False, help_text='Our metadata contain the certificate. The provider must sign assertions before encrypting them.', verbose_name='take encrypted assertions')),
                 ('id', models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
                 ('mode', models.CharField(choices=[('off', 'Off'), ('offered', 'Offered beside the password'), ('enforced', 'Enforced for the e-mail domains below')], default='off', help_text='Whether people may, or have to, sign in at the provider.', max_length=10, verbose_name='sign-in there')),
                 ('private', models.BooleanField(default=False, editable=False)),

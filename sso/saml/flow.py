@@ -75,10 +75,10 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
 
 
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
-    """Return the provider's sign-in URL with this request.
+    """Return the provider's sign-in URL with a request that has the ID `request_id`.
 
     With `anew`, the provider must ask for a credential even if the person has an open session there. Raises
-    wire.cipher.Undecryptable.
+    wire.cipher.Undecryptable, or ValueError or TypeError if the signing key is unusable.
     """
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     request = (
@@ -152,10 +152,11 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """Verify an answer with metadata at most an hour old. Return a pair: the verified content, and the provider.
+    """Verify an answer, and return a pair: the verified content, and the provider.
 
-    Old metadata are re-read here, because `begin_saml`, which re-reads them too, does not run if the person started at
-    the provider.
+    Metadata older than an hour, or than a minute if no certificate fits the signature, are read again. If the
+    certificates have changed, the answer is verified with the new ones. `begin_saml`, which re-reads old metadata too,
+    does not run if the person started at the provider.
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 

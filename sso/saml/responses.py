@@ -120,7 +120,7 @@ def _parsed(encoded: str) -> Element:
 def _must_be_about_us(root: Element, expected: Expected) -> None:
     """Refuse a response that is not for us or reports a failure.
 
-    The envelope may be unsigned, so passing this check proves nothing.
+    Only the assertion in the response has to be signed, so passing this check proves nothing.
     """
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
@@ -370,13 +370,13 @@ CIPHERS = {f"{ENCRYPTION_11}aes{bits}-gcm": bits // 8 for bits in (128, 192, 256
 OAEP_WITH_SHA1 = f"{ENCRYPTION}rsa-oaep-mgf1p"  # SHA-1 in the mask, where collisions do not matter.
 OAEP = f"{ENCRYPTION_11}rsa-oaep"
 DIGESTS: dict[str, hashes.HashAlgorithm] = {
-    f"{SIGNATURE}sha1": hashes.SHA1(),  # noqa: S303  as above
+    f"{SIGNATURE}sha1": hashes.SHA1(),  # noqa: S303  (collisions do not matter in OAEP)
     f"{ENCRYPTION}sha256": hashes.SHA256(),
     f"{ENCRYPTION}sha384": hashes.SHA384(),
     f"{ENCRYPTION}sha512": hashes.SHA512(),
 }
 MASKS: dict[str, hashes.HashAlgorithm] = {
-    f"{ENCRYPTION_11}mgf1sha1": hashes.SHA1(),  # noqa: S303  as above
+    f"{ENCRYPTION_11}mgf1sha1": hashes.SHA1(),  # noqa: S303  (collisions do not matter in OAEP)
     f"{ENCRYPTION_11}mgf1sha256": hashes.SHA256(),
     f"{ENCRYPTION_11}mgf1sha384": hashes.SHA384(),
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
@@ -386,7 +386,7 @@ FAILED = "The assertion cannot be decrypted with our keys. Have the provider rea
 
 
 class EncryptedAssertion(NamedTuple):
-    """An encrypted assertion. `wrapped` is the wrapped key, `length` the length of the key in bytes."""
+    """An encrypted assertion. `wrapped` is its encrypted AES key, `length` the length of the AES key in bytes."""
 
     nonce: bytes
     data: bytes
@@ -457,7 +457,7 @@ def _wrapping(method: Element) -> padding.OAEP:
     digest = _one_of(DIGESTS, method, tag(SIGNATURE, "DigestMethod"), f"{SIGNATURE}sha1")
     mask = _one_of(MASKS, method, tag(ENCRYPTION_11, "MGF"), f"{ENCRYPTION_11}mgf1sha1")
     if algorithm == OAEP_WITH_SHA1:
-        mask = hashes.SHA1()  # noqa: S303  as above
+        mask = hashes.SHA1()  # noqa: S303  (collisions do not matter in OAEP)
     if algorithm not in {OAEP, OAEP_WITH_SHA1} or method.find(tag(ENCRYPTION, "OAEPparams")) is not None:
         raise ResponseRefused("weak_encryption", "The key of the assertion is not encrypted with RSA-OAEP.")
     return padding.OAEP(padding.MGF1(mask), digest, None)

@@ -132,7 +132,7 @@ class SamlSettings(models.Model):
         "take encrypted assertions",
         default=False,
         db_default=False,
-        help_text="The metadata contain our certificate. The provider must sign assertions before encrypting them.",
+        help_text="Our metadata contain the certificate. The provider must sign assertions before encrypting them.",
     )
 
     class Meta:
@@ -157,9 +157,9 @@ class SamlSettings(models.Model):
     def proves_presence(self) -> bool:
         """True if a sign-in can prove that the provider has just asked the person for a credential.
 
-        Always True for OpenID Connect. For SAML it is True only if our requests are signed. From an unsigned request,
-        people can remove the requirement of a credential in their browser. The provider then continues an open session,
-        but may still report the current time as the time of sign-in.
+        Always True for OpenID Connect. For SAML it is True only if our requests are signed. In their browser,
+        people can remove the requirement of a credential from an unsigned request. The provider then continues an open
+        session, but may still report the current time as the time of sign-in.
         """
         return not self.speaks_saml or self.signs_requests
 
