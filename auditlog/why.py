@@ -259,7 +259,7 @@ class Question:
 class CurrentDecision:
     """The current decision for the token that passes the most checks.
 
-    `token` is None if that token is an OAuth access token, or if no token was tested.
+    `token` is None if an OAuth access token passes the most checks, or if no token was tested.
     """
 
     question: Question

@@ -51,6 +51,7 @@ class AnotherPlan(ApplyRefused):
     """The workspace or the file has changed since the plan, so applying would do something else. Make a new plan."""
 
 
+# Raised if the same file, applied again, would still change something.
 class StillDiffers(ApplyRefused):
     """Nothing was changed. If the file renames objects, use the new names everywhere in it; otherwise try again."""
 
@@ -151,8 +152,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, `configuration.by_hand` does not ask for confirmation of the changes in the block. It
-    need not ask, because `plan` refuses a document that has objects of another source.
+    If the document has a source, `configuration.by_hand` does not ask whether to change objects that a file manages,
+    because `plan` has already refused a document with objects that files of another source manage.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

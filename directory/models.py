@@ -1,4 +1,4 @@
-"""Addresses at which clients list the gateways open to everyone or to a team, without signing in."""
+"""Addresses at which clients list gateways without signing in: those open to everyone, or those open to a team."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Tasks: calls that a server answers with a task, whose state and result the client requests later.
 
 MCP 2025-11-25 has tasks in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets a
-server's own task id. The client's id is an encrypted text with the server's task id, the connection, the assignment,
-the tool and the era, so every worker can route a request about the task without a table. Access to such a request is
-decided as for a call of the tool.
+server's own task id. The task id that a client gets is an encrypted text with the server's task id, the connection,
+the assignment, the tool and the era, so every worker can route a request about the task without a table. Access to such
+a request is decided as for a call of the tool.
 
-The client's id is made once, in the answer that creates the task: clients compare ids, and encrypting again would give
-a different id.
+The task id for the client is made once, in the answer that creates the task: clients compare ids, and encrypting again
+would give a different id.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """This connection got no task with this id in this era, or the tool's server or that server's era has changed.
+    """The task id is not valid for this connection and era, or the tool's server or the server's era has changed.
 
     The error is the same in all cases, so that clients cannot find out which ids exist.
     """
@@ -76,7 +76,7 @@ class Task(NamedTuple):
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return `target`, without the tasks extension if a client of the session era calls a server of 2026-07-28.
+    """Return `target`, without the tasks extension if a client of the session era calls a server of MCP 2026-07-28.
 
     Tasks are not translated between eras.
 

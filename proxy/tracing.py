@@ -52,7 +52,7 @@ class Context(NamedTuple):
     span_id: bytes
 
 
-def span(  # noqa: PLR0913  (what a span is)
+def span(  # noqa: PLR0913  (a span has these fields)
     context: Context,
     parent: bytes,
     name: str,

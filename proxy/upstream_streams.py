@@ -1,8 +1,8 @@
 """Subscribe to the notifications of servers for the clients of this worker.
 
 A server of the session era sends notifications on the standing stream (the GET) of a session. The gateway opens this
-stream for clients that have a stream, and for running calls in the session. A server of 2026-07-28 sends notifications
-on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
+stream for clients with a standing stream of their own, and for running calls in the session. A server of MCP 2026-07-28
+sends notifications on the stream of a `subscriptions/listen`. Each server stream is read by one worker, under a lease.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ LEASE_AGAIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 15.0  # An owner's subscriptions are checked at least this often.
 AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened. It is doubled each time.
 MOST_AGAIN_SECONDS = 60.0  # The longest pause before a stream is reopened.
-SESSION_SECONDS = 0.3  # How long to wait for newly opened sessions.
+SESSION_SECONDS = 0.3  # How long a check waits for the sessions that it opens.
 
 READY_SECONDS = 1.0  # How long a call waits in total for the stream of its session at the server.
 OPEN_SECONDS = 0.1  # How long a call waits for the stream to open after the stream was requested.
@@ -282,7 +282,7 @@ class ServerStreams:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """Lease the right to send `subscriptions/listen` to servers of 2026-07-28, so that only one worker sends it.
+        """Lease the right to send `subscriptions/listen` to servers of MCP 2026-07-28. Only one worker sends it.
 
         Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
@@ -365,7 +365,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close the longest idle streams of calls, to make room for `wanted` more. Return False if too few are idle."""
+        """Close idle streams of calls, the longest idle first, until `wanted` more fit. False if too few are idle."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -592,8 +592,8 @@ class Audience:
 
     The audience of a stream that is read only for running calls has no client streams.
 
-    `heard` has the resource subscriptions by assignment; each maps the server's URI to the client's URI. `refused` has
-    the subscribed URIs that the client may not read.
+    `heard` has the resource subscriptions: for each assignment, a mapping from the server's URI of a resource to the
+    client's URI of it. `refused` has the subscribed URIs that the client may not read.
     """
 
     standing: list[StandingStream]
@@ -659,7 +659,7 @@ class OpenServerStream:
 
     @property
     def is_for_calls(self) -> bool:
-        """True if only calls need this stream: no client has an open stream that gets its messages."""
+        """True if only calls need this stream: no client has an open stream for this stream's messages."""
         return not self.source.audience.standing
 
 
@@ -718,7 +718,7 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query; None for an unknown token, or if its row has a value that cannot be read.
+        """Return the grant of each query; None if the token is unknown, or the grant has a value that cannot be read.
 
         Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable if the query fails.
         """
@@ -764,13 +764,13 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has this member of the capability `name`, for clients of 2026-07-28 if `modern`."""
+    """Return whether the server has this member of the capability `name` (if `modern`, in MCP 2026-07-28)."""
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the grant's server that this session is at; None if it is not usable with the session's identity."""
+    """Return the grant's server of this session; None if the server cannot be used with the session's identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (
@@ -786,7 +786,7 @@ def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
 
 
 def wishes(source: Source) -> Object:
-    """Return the notifications that a `subscriptions/listen` requests from a server of 2026-07-28."""
+    """Return the notifications that a `subscriptions/listen` requests from a server of MCP 2026-07-28."""
     audience, assigned, _ = source
     wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if audience.offers(assigned, name, "listChanged")}
     if heard := audience.heard.get(assigned.id):

@@ -41,7 +41,7 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 SOMEBODY_ELSE = "If true, people cannot decide on calls of agents that act for them."
-TOOLS_HELP = "Names of tools for clients, with `*` (any text) and `?` (any character); empty means all."
+TOOLS_HELP = "Names of tools as clients see them, with `*` (any text) and `?` (any character); empty means all."
 
 
 class NamedTeam(serializers.SlugRelatedField[Team]):

@@ -1,4 +1,4 @@
-"""Rules on tool calls: what is refused, held or labelled, by tool and by the arguments of the call.
+"""Rules on tool calls: a rule refuses, holds or labels calls, depending on the tool and the arguments.
 
 The statement that decides a call reads the enabled rules (proxy/access/query.sql); proxy/access/rules.py applies them.
 """
@@ -156,7 +156,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return row
 
     def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
-        """Put these rules into this order. They take the places that they have now; other rules do not move."""
+        """Put these rules into this order. Together, they keep the places they have now; other rules do not move."""
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:

@@ -32,7 +32,7 @@ class TargetTool(NamedTuple):
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule in the form in which the statement that decides calls would return it.
+    """Return the rule as the SQL statement in proxy/access/query.sql, which decides calls, would return it.
 
     The rule counts as enabled, in the mode `on`. If the rule is not saved yet, `servers` are the servers of the rule.
     """
@@ -70,7 +70,7 @@ def _as_call(tool: TargetTool) -> RuledCall:
 
 
 def claims_of(tool: Feature | TargetTool) -> ToolClaims:
-    """Return the claims of a tool in the form in which the statement that decides calls returns them."""
+    """Return the claims of a tool as the SQL statement in proxy/access/query.sql, which decides calls, returns them."""
     return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 

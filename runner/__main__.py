@@ -93,7 +93,7 @@ def _secret() -> str:
     if len(text) < SHORTEST_SECRET:
         raise CannotStart(
             f"Set GATEWAY_RUNNER_SECRET (or GATEWAY_RUNNER_SECRET_FILE) to at least {SHORTEST_SECRET} characters, for "
-            "example from openssl rand -hex 32. The gateway needs the same."
+            "example from openssl rand -hex 32. The gateway needs the same secret."
         )
     return text
 
@@ -139,8 +139,8 @@ def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
 
     if file.value("isolation") == "none":
         logger.warning(
-            "isolation: none. Programs run as this user. They can read each other's memory, files and secrets, and the "
-            "gateway's keys if it runs as this user, too."
+            "isolation: none. Programs run as the runner's user. They can read each other's memory, files and secrets. "
+            "If the gateway runs as the same user, they can also read the gateway's keys."
         )
     elif accounts := [each.pw_name for each in pwd.getpwall() if each.pw_uid in file.uids]:
         raise CannotStart(f"“uids” has the UIDs of {', '.join(accounts)}. Write a range that no account is in.")
@@ -151,7 +151,9 @@ def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
         )
     app = RunnerApp(file, secret)
     if closed := app.accounts.closed_folder():
-        raise CannotStart(f"Programs cannot enter {closed}, above their homes. Write another folder as “data”.")
+        raise CannotStart(
+            f"Programs cannot enter {closed}, which contains their homes. Write another folder as “data”."
+        )
     return app
 
 

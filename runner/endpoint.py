@@ -50,7 +50,7 @@ PERSON_HEADER = "x-gateway-user"
 LONGEST_BACKOFF, SHORTEST_STABLE_RUN, LONGEST_WAIT = 60, 60, 2
 LISTS = ("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read")
 MODERN_METHODS = {*LISTS, "tools/call", "prompts/get", "completion/complete"}
-OLD_NOT_FOUND = -32002  # A missing resource, before 2026-07-28.
+OLD_NOT_FOUND = -32002  # The error code of a missing resource, in MCP versions before 2026-07-28.
 ASKS: Mapping[str, tuple[Any, Any]] = {
     "elicitation/create": (ElicitRequest, ElicitResult),
     "sampling/createMessage": (CreateMessageRequest, CreateMessageResult),
@@ -99,7 +99,7 @@ class SharedClients:
         self.bus = InMemorySubscriptionBus()
 
     async def on_request(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        text = "Programs can send requests to clients only in sessions, with “mode: session”."
+        text = "Programs can send requests to clients only with “mode: session”."
         raise MCPError(METHOD_NOT_FOUND, text, method)
 
     async def on_notification(self, method: str, params: Mapping[str, Any] | None) -> None:
@@ -249,7 +249,7 @@ class ProgramEndpoint:
             uris.add(uri)
         return result
 
-    # Requests without a session (2026-07-28)
+    # Requests without a session (MCP 2026-07-28)
 
     async def _without_session(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         if ctx.method == "server/discover":
@@ -435,7 +435,7 @@ def _progress_of(ctx: Context) -> Any:
 
 
 def _modern(method: str, result: dict[str, Any], program: Any) -> dict[str, Any]:
-    """Return a result in the form of 2026-07-28."""
+    """Return a result in the form of MCP 2026-07-28."""
     introduction = program if isinstance(program, dict) else program.introduction
     meta = {**(result.get("_meta") or {}), SERVER_INFO_META_KEY: introduction["serverInfo"]}
     hints = {"ttlMs": 0, "cacheScope": "private"} if method in LISTS else {}

@@ -23,7 +23,7 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the gateway's URL, which also contains its name.
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL while the name is replaced: the URL contains the name.
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Block:
 class OneClick:
     """A link that adds a gateway to a client, or opens the client's page for adding it.
 
-    `href` may contain `{url}`, `{name}`, `{config}` (JSON with the URL, in base64) and `{server}` (JSON of VS Code).
+    `href` may contain `{url}`, `{name}`, `{config}` (JSON with the URL, in base64) and `{server}` (JSON for VS Code).
     """
 
     label: str
@@ -147,7 +147,7 @@ class CallText(NamedTuple):
 
 
 def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str, Any]) -> list[CallText]:
-    """Return example code for a call of a `kind` (tool, prompt or resource), for each client library.
+    """Return example code for each client library; `kind` is what the code calls: `tool`, `prompt` or `resource`.
 
     Name and arguments are untrusted and written as literals of the language.
     """

@@ -233,7 +233,7 @@ class ListExport(Export):
             yield cells
 
     def _loaded(self, listed: QuerySet[Any], keys: Sequence[Any]) -> list[Any]:
-        """Return the rows of these keys, in their order."""
+        """Return the rows with these keys, in the order of the keys."""
         query = self._detail(listed.model._default_manager.all()) if self._detail else listed
         rows = query.order_by().in_bulk(keys)
         return [rows[key] for key in keys if key in rows]

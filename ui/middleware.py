@@ -1,4 +1,4 @@
-"""Middleware: compression, stack, htmx redirects, 404 for missing static files, and pages for 429 and 405."""
+"""Middleware: compression, a larger stack, htmx redirects, 404 for missing static files, and pages for 429 and 405."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def deep_calls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
     The stack consists of chunks. In Python 3.12, and in versions 3.13 and 3.14 released before April 2026, each call
     that begins at the end of a chunk maps the next chunk and unmaps it again, which takes 9 microseconds
-    (python/cpython#142183). The chunks are small: one often ends in the loop of a template, which makes thousands of
-    calls.
+    (python/cpython#142183). Normal chunks are small, so the end of a chunk often falls in a template's loop, and then
+    thousands of calls begin there.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -17,7 +17,7 @@ class KeptAnswerQuerySet(models.QuerySet["KeptAnswer"]):
 class KeptAnswer(models.Model):
     """The answer to a request with an Idempotency-Key, encrypted because it may contain a secret."""
 
-    key = models.CharField(max_length=64, primary_key=True)  # Digest of credential and key.
+    key = models.CharField(max_length=64, primary_key=True)  # Digest of the credential and the Idempotency-Key.
     request = models.CharField(max_length=64)  # Digest of the request.
     sealed = models.BinaryField()
     created_at = models.DateTimeField(db_default=Now(), db_index=True)

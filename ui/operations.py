@@ -124,7 +124,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     Only for the OpenAPI description:
 
     - `answer`: the answer, if it is not the resource's serializer
-    - `conflicts`: whether the operation can answer 409 for more than the resource's `problems`
+    - `conflicts`: whether the operation can answer 409 for reasons that are not in the resource's `problems`
     - `if_match`: whether the operation checks `If-Match` (`Resource.unchanged`, `Resource.seen`) and can answer 412
     """
     declared = Operation(

@@ -49,9 +49,9 @@ def is_for(request: AppRequest, target: str) -> bool:
 
 
 def may_follow(request: AppRequest) -> bool:
-    """Return whether a slow part of the page may come with a second request, which the page then makes.
+    """Return whether the page may leave out a slow part and load it with a second request.
 
-    False for this second request, for the link "Count now" (in browsers without scripts), and for a file.
+    False for this second request, for the link "Count now" (for browsers without scripts), and for an export.
     """
     return not (wants_fragment(request) or "now" in request.GET or "format" in request.GET)
 
@@ -212,7 +212,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
     that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,
-    `was_typed`). If a POST shows the confirmation first, pass `is_asked_first`, so that no error is shown yet.
+    `was_typed`). If the confirmation is opened by a POST, pass `is_asked_first` then, so that it shows no error yet.
     """
     context = {
         "title": title,
@@ -311,8 +311,8 @@ def page_of[M: Model](
 
     With `detail`, the keys of the page are queried first, so that the joins and counts of `detail` run only for the
     rows of the page. `count` is the number of rows, if known. With `at_once`, one query returns the keys of all pages,
-    instead of one query for their number and another for the keys of the page. This is for conditions that take long
-    to check.
+    instead of one query that counts the rows and another for the keys of the page. This is for conditions that take
+    long to check.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     paginator: Paginator[Any] = Paginator(list(keys) if at_once else keys, size)

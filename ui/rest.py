@@ -169,7 +169,10 @@ class RateLimit(SimpleRateThrottle):
     duration: int
 
     def headers(self) -> dict[str, str]:
-        """Return the rate limit headers (requests left, seconds); empty if the limit does not apply."""
+        """Return the headers: the limit, the requests left, and the seconds until the oldest request stops counting.
+
+        Empty if the limit does not apply.
+        """
         if getattr(self, "key", None) is None:
             return {}
         most, window = self.num_requests, self.duration

@@ -16,7 +16,7 @@ MOST_OPENED = 16 << 20  # Bytes of JSON. Longer texts are cut off, so they are n
 
 
 class Resealed(NamedTuple):
-    """Numbers of secrets moved to the newest key, and of secrets that no configured key decrypts (left unchanged)."""
+    """The number of secrets moved to the newest key, and the number left unchanged because no key decrypts them."""
 
     moved: int
     unreadable: int

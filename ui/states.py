@@ -10,7 +10,7 @@ WORDS = {
 
 
 def status_text(status: str, blocked: str) -> str:
-    """Return a status for exports; `blocked` is the reason that prevents the use, if any."""
+    """Return a status for exports; `blocked` is the reason why the object cannot be used, if any."""
     return f"blocked: {blocked}" if blocked else status
 
 

@@ -42,9 +42,9 @@ class Column:
     last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
     by, empty if the list cannot be sorted by this column, for example because a long list has no index for it.
 
-    `on_phone` shows the column in the second line of a row on phones, numbers and moments with their label. An
-    `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`, the label is for
-    screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
+    `on_phone` shows the column in the second line of a row on phones; columns of numbers and moments then also show
+    their label. An `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`,
+    the label is for screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
 
     `value` is the cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If it is
     empty, the attribute with the column's name is exported; for a column of controls ("acts", "pick", "switch"),

@@ -91,9 +91,9 @@ def form_page(
 ) -> HttpResponse:
     """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
 
-    `errors` maps exceptions to the field that shows their message (None: the whole form), or to a field and another
-    message. After ChangedMeanwhile, the form shows the changes of the other person. This requires the row's `version`
-    in `context`.
+    `errors` maps exceptions to the field that shows their message (None: the whole form), or to a pair: this field, and
+    a text to show instead of the message. After ChangedMeanwhile, the form shows the changes of the other person. This
+    requires the row's `version` in `context`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -286,8 +286,8 @@ def end_picked(
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
     `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. To confirm, the user
-    types how many rows are selected. If the action can be reversed, pass as `undo` the value of the form field `act`
-    that reverses it: then one click confirms, and the toast offers to undo the action.
+    types the number and noun of the rows to end, such as "2 hosts". If the action can be reversed, pass as `undo` the
+    value of the form field `act` that reverses it: then one click confirms, and the toast offers to undo the action.
     """
     act, done = verb
     ending = picked.open

@@ -236,4 +236,4 @@ def _count(name: str) -> None:
 
 
 spawn = Background().spawn  # For tasks that end with one request.
-awaited = Background(Exception).spawn  # For tasks whose errors are raised where they are awaited.
+awaited = Background(Exception).spawn  # For tasks that the caller awaits: the caller gets their errors.

@@ -41,7 +41,7 @@ from wire.mcp import (
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 
 SWEEP_SECONDS = 60
-INITIALIZE_SECONDS = 5  # How long a probe waits for a server of 2026-07-28 to answer `initialize`.
+INITIALIZE_SECONDS = 5  # Time limit for `initialize` when a probe finds a server of MCP 2026-07-28.
 RETRY_SECONDS = 2  # Retry-After for callers of a busy server.
 
 # Limits for reading one server's list of one kind of features.
@@ -179,7 +179,7 @@ class McpClient:
         await self._background.stop()
         await self._sessions.close()
 
-    async def ask(  # noqa: PLR0913 - of one request
+    async def ask(  # noqa: PLR0913 - the parts of one request
         self,
         target: Target,
         method: str,
@@ -197,8 +197,8 @@ class McpClient:
         `on_notification` is called with each notification before the answer, `on_request` with each request from the
         server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
         While the server waits for an answer from `on_request`, other calls may use the slot of this call. `person` is
-        used for fair sharing of the server, and `schema` is that of the called tool. `seconds` shortens the server's
-        time limits, and includes the time in the queue. `beside` gets the session, if the request uses one.
+        used for fair sharing of the server, and `schema` is the input schema of the called tool. `seconds` shortens the
+        server's time limits, and includes the time in the queue. `beside` gets the session, if the request uses one.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -301,7 +301,7 @@ class McpClient:
         return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
-        """Run `subscriptions/listen` at a server of 2026-07-28 until the stream ends.
+        """Run `subscriptions/listen` at a server of MCP 2026-07-28 until the stream ends.
 
         Return False if the server refuses the request. The server's acknowledgement is the first notification. Raises
         an UpstreamError.

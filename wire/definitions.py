@@ -112,7 +112,7 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """Return the name clients use for a tool or prompt. URIs are returned unchanged: they are mapped when sent."""
+    """Return the name clients use for a tool or prompt. URIs are returned unchanged: the proxy maps them later."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 
@@ -251,7 +251,7 @@ def exposed_name(alias: str, tool: str) -> str:
     return f"{cleaned[: MAX_NAME - 7]}_{mark}"
 
 
-# Since 2025-11-25 names may have dots (MCP, Tools, Tool Names).
+# Since MCP 2025-11-25, names may have dots (specification, Tools, Tool Names).
 _dotted = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
 
 

@@ -181,7 +181,7 @@ class UnknownVersion(BadAnswer):
 
 
 class OldTransport(BadAnswer):
-    """The server speaks the HTTP+SSE transport of 2024-11-05 and no other."""
+    """The server speaks only the HTTP+SSE transport of MCP 2024-11-05."""
 
     sentence = (
         'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not '
@@ -194,7 +194,7 @@ class OldTransport(BadAnswer):
 
 
 class EraLeft(BadAnswer):
-    """The server refused the versions of `initialize`: it speaks other versions than when it was last probed."""
+    """`initialize` found no common version: the server speaks other versions than when it was last probed."""
 
     sentence = 'Server "{server}" has changed its MCP version; nothing was executed.'
 
@@ -295,7 +295,7 @@ class SecretRefused(UpstreamError):
     )
     cause = (
         "was not reached: its runner refused GATEWAY_RUNNER_SECRET; "
-        "set the same for gateway and runner, and restart both"
+        "set the same value for gateway and runner, and restart both"
     )
 
 
@@ -323,7 +323,7 @@ class AnswersNotTaken(Busy):
 
     def __init__(self, *, seconds: int) -> None:
         super().__init__(
-            "", "unread answers to this person use up their share of the memory for answers", seconds=seconds
+            "", "unread answers to this person use up the person's share of the memory for answers", seconds=seconds
         )
 
     @property

@@ -55,7 +55,7 @@ class Claim(NamedTuple):
 
 
 class ByteBudget:
-    """Memory budget for large answers, from the time they are partly read until their clients have received them.
+    """Memory budget for large answers. An answer counts from when it is partly read until its client has received it.
 
     Each person and each server may have one answer of any size, or several that together fit into their share. A call
     waits at most `seconds` for room before it is sent to its server. While an answer waits for room, its data stays in

@@ -129,7 +129,7 @@ class OutboundProxy:
     def _hint(self, target: str) -> str:
         if _address(target) is None:
             return ""
-        return ". For domains in GATEWAY_PROXY_RESOLVES the proxy gets the name instead"
+        return ". For domains in GATEWAY_PROXY_RESOLVES the proxy gets the name instead of the address"
 
     def failure(self, words: str) -> ProxyFailed:
         """Return ProxyFailed with this text, and log the text at most every LOG_EVERY_S."""

@@ -158,7 +158,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Return whether this path is that of a gateway (`/mcp`), after the changes that reverse proxies make to paths."""
+    """Return whether this path, decoded and normalised as a reverse proxy may do it, is that of a gateway (`/mcp`)."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -176,7 +176,7 @@ class Guard:
     """Decides which addresses may be called.
 
     `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoint URLs of
-    `runner` are allowed at any address; other requests to that address are checked as usual.
+    `runner` are allowed whatever the runner's address is; other URLs at the runner's address are checked as usual.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -306,7 +306,7 @@ class Guard:
 
     def _why_not_found(self) -> str:
         said = "Check the spelling."
-        return said if self.proxy is None else f"{said} If only the proxy knows it, see GATEWAY_PROXY_RESOLVES."
+        return said if self.proxy is None else f"{said} If only the proxy knows the name, see GATEWAY_PROXY_RESOLVES."
 
 
 TO_ALLOW = (

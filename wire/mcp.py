@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "subscriptions/listen": Method(session=False),
     }
 )
-# The member of the params that a request of 2026-07-28 repeats in its Mcp-Name header.
+# By method: the member of the params that a request in MCP 2026-07-28 repeats in its Mcp-Name header.
 NAMED_BY = {
     name: method.named_by for name, method in METHODS.items() if method.modern and method.named_by not in {"", "ref"}
 }
@@ -122,7 +122,10 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return those of `capabilities` that the gateway serves, with the members that are true, and the extensions."""
+    """Return the declared `capabilities` that the gateway serves, and the extensions.
+
+    Each capability has those of its known members, such as `listChanged`, that are true.
+    """
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
         name: {member: True for member in members if declared[name].get(member) is True}
@@ -190,7 +193,7 @@ class ServerDescription(NamedTuple):
 
 
 def _name_in(result: Object) -> str:
-    """Return the server's title or name. In 2026-07-28 both are in `_meta`."""
+    """Return the server's title or name. In MCP 2026-07-28 both are in `_meta`."""
     meta = result.get("_meta")
     info = result.get("serverInfo") or (meta.get(versions.SERVER_INFO_KEY) if isinstance(meta, dict) else None)
     said = [info.get("title"), info.get("name")] if isinstance(info, dict) else []
@@ -506,7 +509,7 @@ def _is_refusal(document: Object, status: int) -> bool:
     return status >= 400 and document.get("id") is None and isinstance(document.get("error"), dict)
 
 
-# MCP client for 2026-07-28: stateless requests that repeat parts of their body in headers.
+# Client for MCP 2026-07-28: stateless requests that repeat parts of their body in headers.
 #
 # See MCP 2026-07-28, Streamable HTTP, Custom Headers.
 
@@ -578,7 +581,7 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or a BadAnswer if it did not answer as a server of 2026-07-28 does.
+    """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
     Raises UnknownVersion when the server speaks no version we know, and another UpstreamError, such as Unreachable,
     when the versions of the server remain unknown.

@@ -231,7 +231,10 @@ def pkce() -> tuple[str, str]:
 
 
 def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
-    """Return the authorization URL: `endpoint` with the non-empty parameters. Its other parameters are kept."""
+    """Return the authorization URL: `endpoint` with the non-empty `parameters` in its query.
+
+    Parameters that the endpoint's query already has are kept, except those that `parameters` names.
+    """
     parts = urlsplit(endpoint)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in parameters]
     query += [(name, value) for name, value in parameters.items() if value]

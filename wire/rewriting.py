@@ -2,8 +2,9 @@
 
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
 of the scheme `ui`, by which clients recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
-In a template (RFC 6570), expressions must not be encoded: they are put in parentheses, and text in parentheses is not
-decoded when a client sends the URI. So values that a client has percent-encoded stay encoded.
+Expressions in a template (RFC 6570) must not be encoded, so the gateway puts them in parentheses. When a client sends a
+URI that it made from the template, the gateway does not decode the text in parentheses: values that the client has
+percent-encoded stay encoded.
 """
 
 import re
@@ -168,7 +169,7 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
     """Return the positions at which a template expression that begins at `start` may end.
 
-    The text `following` comes after the expression in the template. If `is_last`, it also ends the URI.
+    The text `following` comes after the expression in the template. If `is_last`, `following` also ends the URI.
     """
     if is_last:
         end = len(uri) - len(following)
@@ -245,7 +246,7 @@ RELATED = "io.modelcontextprotocol/related-task"
 
 
 class TaskIds(NamedTuple):
-    """A task's id at the server and its id for the client. `is_modern` is True if the task's era is 2026-07-28."""
+    """A task's id at the server and its id for the client. `is_modern` is True for a task of MCP 2026-07-28."""
 
     own_id: str
     client_id: str
@@ -255,7 +256,7 @@ class TaskIds(NamedTuple):
 def result_for_client(method: str, result: Object, task: TaskIds | None, alias: str) -> Object:
     """Return the result with the client's id of `task`, or `result` itself if nothing changes.
 
-    A finished task of 2026-07-28 contains the result of its call, whose URIs are mapped too.
+    In MCP 2026-07-28 a finished task contains the result of its call; the URIs in that result are mapped too.
     """
     shown = for_client(result, task)
     if task is None:
@@ -289,7 +290,7 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """If the related task in `meta` has the id `known`, put `shown` in its place, the receiver's id of the task.
+    """If the related task in `meta` has the id `known`, replace this id by `shown`, the task's id at the receiver.
 
     A reference to any other task is removed.
     """

@@ -99,7 +99,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused for the session.
+    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused due to its session.
 
     In MCP 2025-11-25 (Session Management), 404 means that the request was not processed.
     """
@@ -184,7 +184,7 @@ class SessionWire:
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
-            if not await self._is_lost(session, target):  # The call may have been executed.
+            if not await self._is_lost(session, target):  # Not sent again: the call may have been executed.
                 raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
             await self._store.forget(target, session)
             if target.has_own_session:
@@ -328,9 +328,10 @@ class SessionWire:
     async def _initialize(
         self, target: Target, proposed: str = versions.NEWEST_SESSION
     ) -> tuple[SessionHandle, ServerDescription]:
-        """Open a session in the version `proposed`.
+        """Open a session, proposing the version `proposed`. The server's answer decides the version.
 
-        If the server does not speak this version, the newest version that both sides speak is used.
+        If the server refuses and lists its versions, propose once more: the newest listed session version
+        that the gateway speaks.
         """
         request_id = next_request_id()
         params = {
@@ -546,7 +547,7 @@ def _is_valid_id(request_id: object) -> bool:
 
 
 async def _denies_session(response: HttpResponse) -> bool:
-    """Return whether a GET was refused for its session: 404, or a 400 whose text mentions the session (some SDKs)."""
+    """Return whether a GET was refused due to its session: 404, or (by some SDKs) 400 with `session` in the body."""
     return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
 
 

@@ -7,12 +7,12 @@ PING = b": ping\r\n\r\n"
 
 
 # Limits of one stream: a burst of events, then a rate per second, and a total. An event usually has at most three lines
-# besides its data (name, id, blank line), so the number of lines is limited to a multiple of the events.
+# besides its data (name, id, blank line), so LINES_PER_EVENT times as many such lines as events are allowed.
 BURST = 5_000
 PER_SECOND = 1_000
 MOST_EVENTS = 100_000
 LINES_PER_EVENT = 4
-LONGEST_RETRY = 10  # Digits of a `retry` field.
+LONGEST_RETRY = 10  # A `retry` field with this many digits or more is ignored.
 
 
 class EventTooLarge(Exception):

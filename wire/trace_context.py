@@ -29,7 +29,10 @@ type Trace = Mapping[str, str]
 
 
 class TooManyHops(UpstreamError):
-    """The request has passed too many gateways, so it is in a loop. `server` is the number of gateways."""
+    """The request has passed too many gateways, so it is in a loop.
+
+    The number of gateways passed is in `server`, which holds the server's name in other errors.
+    """
 
     reason = "loop"
     sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."

@@ -6,7 +6,7 @@ SUPPORTED = (MODERN, *SESSION_VERSIONS)
 DOTTED = ("2025-11-25",)  # Session versions that allow dots in tool names.
 NEWEST_SESSION = SESSION_VERSIONS[0]
 
-# Versions in which we can call servers; answers of 2024-11-05 are like those of later session versions.
+# Versions in which we can call servers. Answers in MCP 2024-11-05 are like those in later session versions.
 CALLED = (*SUPPORTED, "2024-11-05")
 
 MODERN_KEY = "io.modelcontextprotocol/protocolVersion"

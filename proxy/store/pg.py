@@ -261,7 +261,7 @@ def _checked(result: PGresult) -> PGresult:
 def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> DatabaseUnavailable | StatementRejected:
     message = " ".join(message.split())
     if sqlstate.startswith(_SERVER_ERRORS):
-        # Connection errors begin with the database server's address, which must not appear in /readyz.
+        # /readyz shows the message of a DatabaseFault, so the database server's address before "FATAL: " is removed.
         return (
             DatabaseUnavailable(message)
             if sqlstate == NO_CONNECTION
@@ -296,8 +296,8 @@ class GroupCommit[Item, Answer]:
     again.
 
     `fault` is the reason why no batch can be handled now; empty otherwise. With `rejects_when_full`, items added while
-    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. With it, all
-    waiting items and all running batches also fail when a statement begins to hang.
+    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. The option also makes
+    all waiting items and all running batches fail when a statement begins to hang.
     """
 
     def __init__(
@@ -457,7 +457,7 @@ class GroupCommit[Item, Answer]:
         try:
             await worker.connection.connect()
             await self._check(worker.connection)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
             worker.connection.close()
             self._mark_broken(worker, error)
             self._log_broken_connection(worker, error)

@@ -177,8 +177,8 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 def _closing_quote(text: str, quote: str, start: int) -> int:
     """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
 
-    A quote with one more backslash before it than before the opening quote is escaped, so the value continues. Text
-    that follows the closing quote without a space, as in a shell, belongs to the value too.
+    If a quote has more backslashes before it than the opening quote has, it is escaped, and the value continues. As in
+    a shell, text that follows the closing quote without a space belongs to the value too.
     """
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":

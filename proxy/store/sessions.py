@@ -1,7 +1,7 @@
-"""Sessions of clients, and their sessions at servers, in PostgreSQL. Any worker can serve any request of a session.
+"""Stores clients' sessions, and the gateway's sessions at servers, in PostgreSQL.
 
-Reading needs no extra statement: `query.sql` returns the client's session and the session at the server. This module
-opens sessions, ends them and marks them as lost.
+Any worker can serve any request of a session. Reading needs no extra statement: `query.sql` returns the client's
+session and the session at the server. This module opens sessions, ends them and marks them as lost.
 """
 
 import asyncio
@@ -53,7 +53,8 @@ SUBSCRIPTIONS = """
 SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::uuid[]) AND subscriptions <> '[]'
 """
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
-# The client's session is lost too. Its standing streams end, so that the client reconnects and gets the 404.
+# Deletes a session at a server, and marks the client's session as lost. The client's standing streams end, so that the
+# client reconnects and gets a 404.
 LOSE = f"""
 WITH gone AS ({FORGET} RETURNING owner_id)
 UPDATE proxy_session s SET lost_at = statement_timestamp() FROM gone WHERE s.id = gone.owner_id AND s.lost_at IS NULL
@@ -169,7 +170,7 @@ TARGET = f"""
 WITH taken AS (SELECT * FROM proxy_upstreamsession WHERE id = %(row)s)
 {TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.key, t.id::text", 1)}
 """  # noqa: S608 - constant SQL
-# Leases for `subscriptions/listen` at servers of 2026-07-28, which have no sessions: rows without a sealed id.
+# Leases `subscriptions/listen` at servers of MCP 2026-07-28. These have no sessions, so the rows have no sealed id.
 LEASE_LISTENS = """
 INSERT INTO proxy_upstreamsession AS u
     (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at, leased_by,

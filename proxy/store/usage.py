@@ -1,5 +1,5 @@
 """Usage noted during calls: when tokens, connections, hosts, credentials and sessions were last used, the health of
-servers and how they describe themselves, and the number of unknown tokens.
+servers and how they describe themselves, and the number of requests with unknown tokens.
 
 Usage is written in the background, once a second, in a separate transaction. Unwritten data is lost if the process is
 killed; usage is not part of the audit log.

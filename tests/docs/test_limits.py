@@ -40,7 +40,9 @@ LIMITS = {
     "of these, MiB arriving from one server; one answer is always allowed": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
     "KiB a second below which a large answer is cut off if another one waits for memory": fair_queue.LEAST_PACE >> 10,
-    "seconds in which a client must read 16 KiB or all of a pending answer": int(LimitedHttpProtocol.untaken_seconds),
+    "seconds in which a client must read 16 KiB of a waiting answer, or its rest if that is less": int(
+        LimitedHttpProtocol.untaken_seconds
+    ),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
     "events on one stream of a server": sse.MOST_EVENTS,
@@ -55,7 +57,7 @@ LIMITS = {
     "hours a session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of these messages together": streams.MOST_PENDING_BYTES >> 20,
-    "standing streams of servers, each read for calls only, in each worker": upstream_streams.MOST_FOR_CALLS,
+    "standing streams of servers read only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
@@ -73,7 +75,7 @@ LIMITS = {
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,
     "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,
-    "days an API access token lives, longest of the choices": max(LIFETIMES),
+    "days an API access token lives, if it expires": max(LIFETIMES),
     "entries of a page of a list": PAGE_SIZE,
     "rows of a page of a list in `/admin/`": CapabilityAdmin.list_per_page,
     "entries of a page of SCIM": schemas.MOST_RESULTS,

@@ -96,7 +96,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "configuration:plan",
             "Configuration",
             "copy",
-            "Export the workspace as a file, plan and apply one",
+            "Export the workspace as a file; plan and apply a file",
             SEES_CONFIGURATION,
         ),
         Setting("sinks:list", "Log sinks", "logs", "Receivers of the log", Capability.SINKS_READ),
