@@ -3,8 +3,8 @@
 The session stores the submitted form, encrypted, for one person and one URL. The parameter `next` of the confirmation
 page is the URL of the page with the form. The fragment of this URL is the key of the stored form, so that two tabs do
 not mix up their forms. After the confirmation the browser submits the key instead of the data, to the same URL as
-before, and all checks are made again. So no secret appears in a page, a URL or a log, and all secrets in the database
-are encrypted. If the stored form has expired, the browser opens the page with the form, or a page that links to it.
+before, and all checks are made again. So no secret appears in a page, a URL or a log, and the stored form is encrypted
+in the database. If the stored form has expired, the browser opens the page with the form, or a page that links to it.
 """
 
 from __future__ import annotations

@@ -376,7 +376,7 @@ class CallPlots:
 
     @property
     def plots(self) -> list[Plot]:
-        """Return the four plots. They are the same on every page that has plots."""
+        """Return the four plots: calls, latency, errors and refusals."""
         total, before = self.total, self._before
         calls = [each.numbers.calls for each in self.moments]
         p50, p95 = ([each.numbers.quantile(part) or 0.0 for each in self.moments] for part in (0.5, 0.95))

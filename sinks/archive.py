@@ -291,7 +291,7 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
 
 
 def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the archived calls from `since` until before `until`, day by day.
+    """Yield the archived calls dated `since` or later and before `until`, day by day.
 
     `equal` maps names of columns to the values that the calls must have. Raises UnreadableArchive.
     """

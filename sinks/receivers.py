@@ -469,7 +469,8 @@ class Syslog(Receiver):
             if parts.scheme == "tls":
                 raise
             advice = "Outside GATEWAY_PRIVATE_UPSTREAMS, use tls://."
-            raise ValueError(f"{refusal} {advice}".replace("http://", "tcp://")) from None
+            words = f"{refusal} {advice}".replace("https://", "tls://").replace("http://", "tcp://")
+            raise ValueError(words) from None
 
     def __init__(self, sink: Sink) -> None:
         parts = urlsplit(sink.address)

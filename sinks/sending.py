@@ -1,8 +1,9 @@
 """Sends the logs: the chores process checks every few seconds which sinks are due.
 
-One process at a time serves a sink, each sink in its own thread; the proxy is not involved. There are MOST_THREADS
-threads. A slow sink occupies one of them until PASS_S have passed and the current delivery has ended. A thread that
-waits for a receiver holds no database connection and only one delivery in memory; undelivered rows stay in the log.
+One process at a time serves a sink, each sink in its own thread; the proxy is not involved. A process has at most
+MOST_THREADS such threads. A slow sink occupies one of them until PASS_S have passed and the current delivery has ended.
+A thread that waits for a receiver holds no database connection and only one delivery in memory; undelivered rows stay
+in the log.
 """
 
 from __future__ import annotations

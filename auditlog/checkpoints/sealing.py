@@ -1,10 +1,10 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
 There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were recorded more
-than NEAR after they began (roll-ups and sinks read these calls separately, too), and `events`. A checkpoint covers the
-rows of its kind from the end of the previous checkpoint to an id up to which the log is complete (auditlog.replica). A
-checkpoint of kind `dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint
-contains the digest of the previous checkpoint, so a removed or inserted checkpoint is noticed.
+than NEAR after they began (sinks read these calls separately, too), and `events`. A checkpoint covers the rows of its
+kind from the end of the previous checkpoint to an id up to which the log is complete (auditlog.replica). A checkpoint
+of kind `dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint contains the
+digest of the previous checkpoint, so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations

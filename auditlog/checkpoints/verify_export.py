@@ -229,7 +229,8 @@ class Verification:
                 self.found(f"Line {number + 1} does not belong to an export.")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if not number:
-                raise NotAnExport(f"The first line is not that of a signed export. It has a fault: {error}.") from None
+                fault = f"A field is missing, or a value is wrong: {error}."
+                raise NotAnExport(f"The first line is not that of a signed export. {fault}") from None
             self.found(f"Line {number + 1} was changed: it cannot be read.")
 
     def begin(self, told: dict[str, Any]) -> None:
@@ -400,7 +401,7 @@ def main() -> int:
         "--public-key",
         dest="keys",
         action="append",
-        help="a PEM file; only signatures of this key are trusted (may be repeated)",
+        help="a PEM file; only signatures made with the given keys are trusted (may be repeated)",
     )
     parser.add_argument("--rows", help="write the rows to this file, as JSON lines")
     parser.add_argument("--review", help="an exported access review (JSON lines), to compare with the log")

@@ -252,7 +252,9 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, and a copy of the server's endpoints.
+    """Store the OAuth client that an administrator entered for this server, with the server's OAuth endpoints.
+
+    The token and revocation endpoints are copied from the server's fields.
 
     Also end the registrations that were live for this server.
     """
