@@ -40,7 +40,7 @@ DEFAULT = "30d"
 LEVELS = 4
 BYTES_PER_TOKEN = 4  # Tokenisers differ by a third; English and JSON take three to five bytes for each token.
 DEAREST = 5
-MOST_READ = 5_000  # Limit on the newest calls that are read to find callers or to count calls by person and tool.
+MOST_READ = 5_000  # Limit on the newest calls that are read to find callers, or to count calls or a token's tools.
 MOST_CALLERS = 20
 # Make PostgreSQL read an index in order. Otherwise it reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"

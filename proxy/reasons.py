@@ -53,9 +53,9 @@ class Reason(NamedTuple):
     """A reason for refusing a call: the failed check, a sentence for people, and the page where the user can act.
 
     `template` is the sentence, with the placeholders of GENERIC. `short` is a shorter text for a blocked object: pages
-    and the Django admin show it after the state `blocked`. `status` is the HTTP status if the whole request is refused;
-    0 for reasons sent as JSON-RPC errors of a call. `published` is the message of the refusal if its exact body is
-    documented.
+    and the Django admin show it after the state `blocked`, switches after "Enabled". `status` is the HTTP status if the
+    whole request is refused; 0 for reasons sent as JSON-RPC errors of a call. `published` is the message of the refusal
+    if its exact body is documented.
     """
 
     step: Step

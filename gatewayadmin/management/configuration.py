@@ -49,7 +49,7 @@ class FilesCommand(ConfigurationCommand):
         parser.add_argument(
             "--prune",
             action="store_true",
-            help="also disable objects that earlier files of the same source listed and this file does not",
+            help="also disable objects of the file's source that are missing from lists in the file",
         )
 
 

@@ -166,9 +166,9 @@ NOT_INTRODUCED = Introduction(None, None, None)
 class SessionGrant(NamedTuple):
     """The client's session that a request names.
 
-    `capabilities` are all capabilities of the client. `declared` has the names of those that are sent to servers,
-    comma-separated. `is_lost` is True if a server has lost its session with the gateway: then the client has to open a
-    new session.
+    `capabilities` are all capabilities of the client. `declared` has the names of those that are sent to servers, and a
+    digest of any extensions, comma-separated. `is_lost` is True if a server has lost its session with the gateway: then
+    the client has to open a new session.
     """
 
     id: str

@@ -106,7 +106,7 @@ class Command(migrate.Command):
             return
         if verbosity:
             self.stdout.write(
-                f"The tables are ready. Creating {todo} missing indexes of log partitions, without blocking calls:"
+                f"The tables are ready. Log partitions without an index: {todo}. Creating an index does not block calls:"
             )
         try:
             indexes.complete(Call.partitions, told=self._tell if verbosity else str)
