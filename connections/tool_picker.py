@@ -116,14 +116,14 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
     if is_for(request, "would-have"):
         asked, told = CopyForm(request.POST, gateways=gateways), ""
         if asked.is_bound and "gateway" not in asked.errors and (there := asked.cleaned_data["gateway"]):
-            told = _not_found(tool_set, there)[1] or "The gateway has all tools that were chosen one by one."
+            told = _members_at(tool_set, there)[1] or "The gateway has all tools that were chosen one by one."
         return render(request, "connections/tool_set_copy.html#would_have", {"would_have": told})
     initial = {"gateway": tool_set.gateway_id, "name": f"{tool_set.name} (copy)"[:80]}
     form = CopyForm(request.POST if request.method == "POST" else None, gateways=gateways, initial=initial)
 
     def save() -> HttpResponse:
         there, name = form.cleaned_data["gateway"], form.cleaned_data["name"]
-        members, missing = _not_found(tool_set, there)
+        members, missing = _members_at(tool_set, there)
         rule: dict[str, Any] = {"patterns": tool_set.patterns, "effects": tool_set.effects}
         made = ToolSet.objects.add(gateway=there, name=name, **rule, members=members, by=request.user)
         return leave(request, set_url(made), sentences(f"{made.name} added to {there.name}.", missing))
@@ -132,10 +132,10 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
     return form_page(request, "connections/tool_set_copy.html", form, save, {NameTaken: "name"}, **context)
 
 
-def _not_found(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return a pair: the features of `gateway` that have the same names as members of the set, and a sentence.
+def _members_at(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
+    """Return the features of `gateway` with the names of the set's members, and a sentence about missing members.
 
-    The sentence names the members that are missing on `gateway`; it is empty if none is missing.
+    The sentence names the members that `gateway` lacks; it is empty if none is missing.
     """
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""

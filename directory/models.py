@@ -56,7 +56,7 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
     def matching(self, words: str) -> DirectoryAddressQuerySet:
         """Return the addresses whose team name contains `words`; all addresses if `words` is empty.
 
-        The address for everyone counts as named EVERYONE.
+        The address for everyone has no team; it is matched as if its team were named EVERYONE.
         """
         if not words:
             return self

@@ -48,7 +48,7 @@ def _oidc_found(provider: Provider) -> str:
 
 
 def _saml_found(provider: Provider, by: Grantor | None) -> str:
-    """Re-read the provider's metadata if they have a URL, and describe the metadata. Raises ProviderError."""
+    """Read the metadata again if the provider has a metadata URL, and describe them. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
         raise BadSamlMetadata("Enter the provider's metadata first.")

@@ -473,7 +473,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return in words how many calls of the last 7 days used these tokens.
+    """Return in words how many calls of the last 7 days used these tokens, so would be refused without them.
 
     Empty if the viewer may not read these calls.
     """

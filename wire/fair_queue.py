@@ -55,11 +55,11 @@ class Claim(NamedTuple):
 
 
 class ByteBudget:
-    """Memory budget for large answers. An answer counts from when it is partly read until its client has received it.
+    """Memory budget for large answers. An answer counts once a part of it is read, until its client has received it.
 
-    Each person and each server may have one answer of any size, or several that together fit into their share. A call
-    waits at most `seconds` for room before it is sent to its server. While an answer waits for room, its data stays in
-    the socket.
+    Each person and each server may have one answer of any size, or several that together fit into their share. There
+    are two waits for room. Before a call is sent to its server, it waits at most `seconds`. Before the rest of a large
+    answer is read, it waits at most HOLD_SECONDS; meanwhile its data stays in the socket.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:

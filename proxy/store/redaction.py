@@ -290,7 +290,10 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """Return base64 parts of `value`, one per alignment: the base64 of any text with `value` contains one of them."""
+    """Return parts of the base64 of `value`, one for each byte alignment.
+
+    If a text contains `value`, the base64 of this text contains one of these parts.
+    """
     cores = set()
     for before, mixed in enumerate((0, 2, 3)):
         encoded = b64encode(b"\0" * before + value).decode()

@@ -105,9 +105,7 @@ class Command(migrate.Command):
         if not (todo := indexes.missing_indexes(Call.partitions)):
             return
         if verbosity:
-            self.stdout.write(
-                f"The tables are ready. Log partitions without an index: {todo}. Creating an index does not block calls:"
-            )
+            self.stdout.write(f"The tables are ready. Log partitions without an index: {todo}. Calls are not blocked:")
         try:
             indexes.complete(Call.partitions, told=self._tell if verbosity else str)
         except DatabaseError as error:
