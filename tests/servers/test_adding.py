@@ -272,7 +272,10 @@ def test_a_server_where_everybody_shares_a_sign_in_is_added_before_it_goes_behin
     refused = client.post(PATH, values | {"gateways": [work.slug]})
     added = client.post(PATH, values)
 
-    told = "sign in as the shared account on the page of the server, and then assign the server."
+    told = (
+        "Add the server without a gateway, sign in as the shared account on the page of the server, "
+        "and then assign the server."
+    )
     assert (refused.status_code, told in text(refused)) == (422, True)
     assert (added.status_code, Server.objects.get().name) == (302, "Docs")
     assert not Assignment.objects.exists()
