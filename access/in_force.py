@@ -111,7 +111,7 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 def without_new(known: InForce, limit: datetime) -> InForce:
     """Return `known`, the access in force now, without the access that began after `limit`.
 
-    A grant that extended a grant in force at `limit` is not new. If a gateway began to give only granted tools after
+    A grant that extended a grant in force at `limit` is not new. If a gateway was restricted to granted tools after
     `limit`, none of its tools is new, because at `limit` everybody on the gateway could use all its tools.
     """
     true = History(Q(began_at__gt=limit, ended_at=None))

@@ -42,7 +42,7 @@ class AccessLine:
 
     `given` are the tool grants that apply to the person; it is empty on a gateway that gives all its tools. `tools` is
     the number of tools that the person may use on the gateway, `all_tools` the number that the gateway offers.
-    `last_used_at` includes the use of ended connections, and is None on a past day.
+    `last_used_at` also counts ended connections; in a report of a past day it is None.
     """
 
     person: User
@@ -147,7 +147,7 @@ class LineLoader:
         return tools_at(self._known.moment).filter(assignment__gateway__in=self._gateways).order_by()
 
     def _count_tools(self, lines: list[AccessLine]) -> None:
-        """Set the number of tools of each line. Lines with the same sets are counted once."""
+        """Set the number of tools of each line. Lines with the same tool sets share one count."""
         if not lines:
             return
         combinations = dict.fromkeys(_sets(line) for line in lines)

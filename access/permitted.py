@@ -35,7 +35,7 @@ class AccessUnit(NamedTuple):
 
 @dataclass
 class GivenUnits:
-    """The units given to everybody, to teams and to people, as bits."""
+    """The access units (AccessUnit) given to everybody, to teams and to people, as bits."""
 
     everyone: int = 0
     teams: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
@@ -65,7 +65,7 @@ class PermittedUnits:
         self._tools = None if features is None else self._given_tools(features)
 
     def of(self, person: UUID) -> int:
-        """Return the bits of the units that this person may use."""
+        """Return the units that this person may use, as bits of an integer."""
         teams = self.known.teams_of.get(person, NO_TEAMS)
         bits = self._gateways.to(person, teams)
         return bits if self._tools is None else bits & self._tools.to(person, teams)
@@ -82,7 +82,7 @@ class PermittedUnits:
         return found
 
     def in_bits(self, bits: int) -> Iterator[AccessUnit]:
-        """Yield the units of these bits, in order."""
+        """Yield the units whose bits are set in `bits`, in order."""
         for number, bit in enumerate(reversed(f"{bits:b}")):
             if bit == "1":
                 yield self.units[number]

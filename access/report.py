@@ -30,7 +30,7 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report. An empty list of ids is no filter, except in `hosts`.
+    """The filters of a report. An empty list of ids does not filter; only an empty `hosts` matches nothing.
 
     `q` is text in a person's name or address, or in a gateway's name. `tool` is text in the exposed name of a tool.
     `feature` selects one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report
@@ -91,7 +91,7 @@ class AccessReport:
 
     @property
     def is_sortable(self) -> bool:
-        """True if there are few enough lines to sort them by start and use."""
+        """True if there are few enough lines to sort them by the start of the access, or by the last use."""
         return self.count() <= MOST_SORTED
 
     @cached_property
@@ -148,7 +148,7 @@ class AccessReport:
         return tools
 
     def _where(self) -> Any:
-        """Return a function that takes a person's id and returns the bits of the units that the filters match."""
+        """Return a function that takes a person's id and returns, as bits, the units that match the filters."""
         asked, units = self.asked, self.units
         everywhere = units.at(each.pk for each in self.known.gateways)
         allowed = units.at(asked.gateways) if asked.gateways else everywhere
@@ -170,9 +170,10 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that selects, from a person's bits, the units not used for `asked.unused` days.
+        """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        A unit that the person never used is selected only if the person has had access to it for that many days.
+        These are the units not used for `asked.unused` days; without this filter, all. A unit that the person never
+        used is returned only if the person has had access to it for that many days.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -52,7 +52,7 @@ class AnswerForm:
 
     @cached_property
     def chosen(self) -> dict[str, list[ReviewLine]]:
-        """The lines that change, by their new answer. Lines that the person `by` may not answer are left out."""
+        """The lines whose answer changes, by new answer. Lines that the user may not answer are left out."""
         found: dict[str, list[ReviewLine]] = {}
         for line, answer in self._chosen():
             if answer != line.answer:

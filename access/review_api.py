@@ -246,7 +246,7 @@ class ReviewResource(Resource):
     def create(self, request: Request) -> Response:
         """Start an access review of the present access.
 
-        If the review is to end unanswered lines, you also need the permissions to end them.
+        If the review is to end the access in unanswered lines, you also need the permissions to end that access.
         """
         body = self.body()
         people = _found(User.objects.all(), body.pop("reviewer_ids"), "reviewer_ids")
@@ -329,7 +329,7 @@ def _detailed(rows: Any) -> Any:
 
 
 def _found(rows: Any, pks: list[UUID], field: str) -> list[Any]:
-    """Return the rows with these ids. Raises ValidationError."""
+    """Return the rows with these ids. Raises ValidationError for `field` if an id does not exist."""
     found = list(rows.filter(pk__in=pks))
     if len(found) < len({*pks}):
         raise ValidationError({field: ["One of these ids does not exist."]})

@@ -110,7 +110,7 @@ def reviewers_named(text: str) -> list[User]:
 
 @dataclass(frozen=True)
 class ScopeRows:
-    """The rows that a review of one scope can be about, and the columns by which people name them in the form."""
+    """The rows that can be chosen for one scope of a review. Names from the form are looked up in `columns`."""
 
     rows: Callable[[], Any]
     columns: Sequence[str]

@@ -188,7 +188,7 @@ class PastDay:
 
     @cached_property
     def first(self) -> date | None:
-        """The day on which the first person was created. Nobody had access before."""
+        """The day on which the first person was created; None if there are no people. Nobody had access earlier."""
         at = User.objects.order_by("date_joined").values_list("date_joined", flat=True).first()
         return at and at.date()
 

@@ -157,7 +157,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Parse the text between two commas: one address, or several addresses separated by blanks."""
+    """Return (name, address) of each entry in the words between two commas: one entry, or an address in each word."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
@@ -200,7 +200,7 @@ class InviteForm(RoleChoice):
             del self.fields["teams"]
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Add an error with each refused address and the reason; the form shows the entered text again."""
+        """Add one error that lists the refused addresses with their reasons; the form shows the entered text again."""
         told = " ".join(f"{email}: {reason}" for email, reason in reasons.items())
         self.add_error("emails", f"Nobody was invited. {told}")
 

@@ -361,7 +361,7 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
-    """Set or clear break-glass: the owner may use a password while sign-in by the organisation is enforced."""
+    """Set or clear break-glass, which lets an owner use a password while sign-in by the organisation is enforced."""
     person = person_or_404(pk)
     return _acted(
         request,

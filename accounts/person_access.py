@@ -1,4 +1,4 @@
-"""The access of a person, for their page: gateways, tool sets, connections with agents, tokens, identities and calls.
+"""The access of a person, for their page: gateways, tool sets, connections, tokens, identities and calls.
 
 Each part is shown only to viewers who may see its rows.
 """

@@ -57,7 +57,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def add(request: AppRequest) -> HttpResponse:
-    """Add a role. `?from=` is the id of a role to copy, without the capabilities that the user does not have."""
+    """Add a role. `?from=` is the id of a role to copy. Capabilities that the user lacks are not copied."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)
     form = RoleForm(posted(request), initial=initial)
 

@@ -211,7 +211,7 @@ def must_keep_an_owner() -> None:
 
 
 def must_not_be_last_owner(person: Any) -> None:
-    """Raise NotByDirectory unless there is an owner other than `person`."""
+    """Raise NotByDirectory if there is no owner other than `person`."""
     if not _owners().exclude(pk=person.pk).exists():
         raise NotByDirectory(NotByDirectory.__doc__)
 
@@ -242,7 +242,7 @@ def has_break_glass_owner() -> bool:
 
 
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass if sign-in by the organisation is enforced or required and no break-glass owner remains."""
+    """Raise LastBreakGlass if some people must sign in by the organisation, but no break-glass owner remains."""
     provider = _offered()
     if provider is None or has_break_glass_owner():
         return

@@ -101,7 +101,7 @@ def _style_code_field(form: forms.Form) -> None:
 
 
 class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
-    """Base of forms that take a code of the app or a recovery code; each code is accepted only once."""
+    """Base of forms that take a code of the authenticator app or a recovery code; each code is accepted only once."""
 
     def count(self) -> Tries:
         """Count this attempt. Raises TooManyTries."""
@@ -143,7 +143,7 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    Raises Outranked as `User.changed_by` does with `gives_access=True`, because the account is then less protected.
+    Raises Outranked like a change that gives access (see `User.changed_by`), because it makes the account less safe.
     Raises LastBreakGlass if no break-glass owner with a second factor would remain.
     """
     with person.changed_by(by, gives_access=True):

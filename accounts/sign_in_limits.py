@@ -59,7 +59,7 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters of one attempt; `take_back` subtracts the attempt again after a success."""
+    """The counters that include one attempt. After a success, `take_back` subtracts the attempt from them."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)

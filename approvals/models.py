@@ -126,7 +126,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
     def matching(self, words: str) -> HoldQuerySet:
-        """Return the holds with `words` in the person's address or a name (tool, agent, rule). Without `words`, all."""
+        """Return the holds with `words` in the person's e-mail or in the name of the tool, agent or rule.
+
+        Without `words`, return all holds.
+        """
         if not words:
             return self
         call = contains("tool", words) | contains("connection__host__name", words)
@@ -226,7 +229,7 @@ class Hold(models.Model):
 
     @property
     def approvers_text(self) -> str:
-        """The people who decide first, as a phrase."""
+        """The people whom the rule lets decide first, in words, such as "the team Support"."""
         if self.approvers == Approvers.PERSON:
             return self.user.email
         is_of_team = self.approvers == Approvers.TEAM and self.team is not None

@@ -178,7 +178,7 @@ class ChannelResource(Resource):
         return Response(TestMessageSerializer({"delivered": not failure, "detail": failure}).data)
 
     def _settings(self, channel: Channel, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the values for the model, validated by the form of the page; omitted fields are not changed."""
+        """Return the values for the model, validated by ChannelForm; omitted fields are not changed."""
         empty = ChannelForm(None, channel=channel, viewer=self.me)
         unused = [name for name in ("address", "secret") if fields.get(name) and name not in empty.fields]
         if unused:

@@ -67,8 +67,8 @@ class Matter:
     Each capability in `may` allows acting on them; if `may` is empty, people see and act on their own things only.
     `also` returns people who need no capability to act on some of the things.
 
-    `find(None)` returns the things of everyone. `find(person)` differs only if the matter has `also`, or if `may` is
-    empty: it then returns the things that wait for this person. If `may` is empty, a person is required.
+    `find(person)` returns the things that wait for this person if `may` is empty or the matter has `also`, otherwise
+    the things of everyone. `find(None)` returns the things of everyone; `may` must not be empty then.
 
     `words` are the sentences for one thing and for several. A channel is notified of new things at most once a day; if
     `at_once` is True, at most every ten minutes (see attention.telling). If `is_urgent` is True, the things end within
@@ -107,7 +107,7 @@ class Matter:
 
 
 def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
-    """Yield the matters that need the attention of `person`, worst first, with their things."""
+    """Yield each matter that needs the attention of `person`, with its open things; worst first."""
     for matter in MATTERS:
         if matter.is_for(person) and (found := matter.find(person)).number:
             yield matter, found

@@ -247,7 +247,8 @@ class Channel(Versioned, models.Model):
         """Queue a message, and return it.
 
         Return None if the channel is disabled or mutes the matter, or if it is a mail channel and there is no mail
-        server. Messages with the same `key` are queued once. If `at_once` is True, the message ignores quiet hours.
+        server. `more` may have `key` (messages with the same key are queued once), `at_once` (the message ignores quiet
+        hours), and fields of the Notification.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):

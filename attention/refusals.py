@@ -34,7 +34,7 @@ class Agent(NamedTuple):
 
 
 class Unusual(NamedTuple):
-    """The agents, most refusals first, and the query string that lists their refused calls in the log."""
+    """The agents with unusually many refusals, highest number first, and the query string of their refused calls."""
 
     agents: Sequence[Agent]
     query: str
@@ -69,8 +69,8 @@ def unusual() -> Unusual:
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
     """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
 
-    Return None if there are too many calls to count. Reads the log, because roll-ups by agent and hour are not retained
-    for four weeks.
+    Return None if there are too many calls to count. Reads the log, because `since` may be weeks ago, and roll-ups by
+    agent and hour are not retained so long.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

@@ -1,4 +1,4 @@
-"""Messages about access reviews, sent when reviewers get lines or reminders, before the due date, and at the end."""
+"""Messages about access reviews: when reviewers get lines, as reminders, before the due date, and at the end."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _tell_channel(channel: Channel, matter: Matter, found: OpenMatter, last: Not
 
 
 def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool:
-    """True if enough time has passed since the `last` message about this matter to send the channel another one."""
+    """True if the channel may get another message about this matter now; `last` is the previous one, if any."""
     if last is None:
         return True
     now = timezone.now()
@@ -174,7 +174,7 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 
 
 def tell_outcomes() -> int:
-    """Queue a message on each request answered in the last hour and not reported yet; return the number of messages."""
+    """Queue messages about requests answered in the last hour and not reported yet; return the number of messages."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.ACCESS_REQUEST_APPROVED: _access_decided, Action.ACCESS_REQUEST_DECLINED: _access_decided}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
@@ -280,7 +280,10 @@ def plain_name(name: str) -> str:
 
 
 def tell_endings() -> int:
-    """Queue a message to each owner of tokens, sign-ins or grants that end in 14, 3 or 1 days, once a day at most."""
+    """Queue messages to people whose tokens, sign-ins or grants end in 14, 3 or 1 days; return how many were queued.
+
+    A person is notified at most once a day.
+    """
     today = timezone.now().date()
     ending: dict[UUID, list[tuple[datetime, str]]] = {}
     found = [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]

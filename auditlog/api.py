@@ -311,7 +311,7 @@ class StopSerializer(serializers.Serializer[Any]):
 
 
 class LineSerializer(serializers.Serializer[Any]):
-    """A check that was made."""
+    """A check that was made for the call, and its result."""
 
     check = serializers.CharField(source="name", help_text="Name of the check.")
     result = serializers.ChoiceField(

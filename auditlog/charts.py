@@ -515,7 +515,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels alone if a script requests them, and a whole page for a browser without JavaScript."""
+    """Render the panels of the busiest tools and callers, alone if a script requests them, otherwise in a page."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

@@ -32,9 +32,9 @@ NOTHING = mark_safe('<span class="muted">none</span>')
 class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
-    On narrow screens the style sheet hides some of the default columns, those with the highest `priority` first. It
-    finds them by their position. In a list with other columns, it hides only columns with the attribute `data-p`, and
-    only on phones.
+    On narrow screens the style sheet hides some of the default columns by their position, those with the highest
+    `priority` first. If a person has chosen other columns, the style sheet hides only columns with the attribute
+    `data-p`, and only on phones.
     """
 
     name: str

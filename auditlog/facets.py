@@ -103,10 +103,10 @@ class Facet(NamedTuple):
 def facets(
     call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
 ) -> list[Facet]:
-    """Return the filters beside the list, with values for filters that are set, opened, or in `first`.
+    """Return the filters beside the list. Filters that are set, opened by the person, or in `first` have values.
 
     `any_call=False` means that the search is known to have no results. Then calls are counted only for filters that are
-    set, because the values of such a filter are counted as if the filter were not set.
+    set: the values of a filter are counted as if this filter were not set, so some may have calls.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

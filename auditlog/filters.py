@@ -163,8 +163,8 @@ class CallFilter(forms.Form):
 
     If the search text has a syntax error, `error` describes it, and pages show no calls. Several values of one filter
     are alternatives; values of filters such as `not_host` are excluded. Host, gateway, server and user are names or
-    ids; an id also finds calls from before a rename. `scope` is the filter of a tab, which is not in the query string.
-    Display options equal to the user's saved options, `usual`, are not in the query string either.
+    ids; an id also finds calls from before a rename. `scope` is a tab's own filter. The query string
+    contains neither `scope` nor display options equal to the user's saved options, `usual`.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -251,7 +251,7 @@ class CallFilter(forms.Form):
 
     @property
     def followed(self) -> str:
-        """Return the query string with which a live list polls for new calls; the page adds the open filters to it."""
+        """Return the query string with which a live list polls for new calls. The page's script adds `open` to it."""
         return self.link(open="")
 
     @property

@@ -1,4 +1,4 @@
-"""Calls grouped by a column, with failures and durations; and the weekly number of calls shown in lists."""
+"""Calls grouped by a column, with failures and durations; and the calls of the last seven days, for lists."""
 
 from __future__ import annotations
 
@@ -195,10 +195,10 @@ SELECT k.id, (SELECT count(*) FROM (
 
 
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
-    """Return the number of calls in the last seven days by value of a column, for people who may read the whole log.
+    """Return the number of calls in the last seven days, by value (`keys`) of a column.
 
-    If the roll-ups can answer, the numbers come from the roll-ups. Otherwise calls are counted in the log, up to
-    MOST_OF_WEEK for each value.
+    Show the numbers only to people who may read the whole log. If the roll-ups can answer, the numbers come from the
+    roll-ups. Otherwise calls are counted in the log, up to MOST_OF_WEEK for each value.
     """
     now = timezone.now()
     since = range_start(now, WEEK)

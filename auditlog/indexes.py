@@ -130,9 +130,9 @@ def missing_indexes(partitions: Partitions) -> int:
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
     """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    No index is started after `seconds`. Calls wait at most ATTACH_TIMEOUT. Does nothing if another process is creating
-    indexes, or if the database role does not own the table. An index that cannot be attached because its partition is
-    constantly read is left for the next run.
+    No index is started after `seconds`. Calls wait for a lock for ATTACH_TIMEOUT at most. Does nothing if another
+    process is creating indexes, or if the database role does not own the table. An index that cannot be attached
+    because its partition is constantly read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0
@@ -159,8 +159,9 @@ def _alone(cursor: Any) -> Iterator[bool]:
     """Yield True if no other process creates indexes, otherwise False.
 
     The lock belongs to the database session that creates the indexes. If the client is killed, PostgreSQL still
-    finishes the running statement, and until then no other process may drop its index as a leftover. Other processes do
-    not wait for the lock: a waiting process would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots.
+    finishes the running statement and keeps the lock until then, so no other process drops the unfinished index. Other
+    processes do not wait for the lock: a waiting process would hold a snapshot, and CREATE INDEX CONCURRENTLY waits
+    for snapshots.
     """
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])

@@ -266,7 +266,7 @@ class RollupState(models.Model):
         return f"from {self.counted_from} to {self.counted_to}"
 
     def floor(self, grain: Grain) -> datetime:
-        """Return the start of the roll-ups of this grain."""
+        """Return the time from which the roll-ups of this grain are complete."""
         moment: datetime = getattr(self, grain.floor)
         return moment
 
@@ -423,7 +423,7 @@ class EventManager(models.Manager["Event"]):
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
 
     def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
-        """Run the context's `check`, which may raise. Call this before an action that cannot be rolled back.
+        """Run `check` of the current EventContext, which may raise. Call this before an action that cannot be undone.
 
         `record` runs the check too.
         """

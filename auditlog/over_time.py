@@ -1,7 +1,7 @@
 """The calls of the last seven days that a stricter policy, or disabling an object, would have refused.
 
-Up to MOST_READ calls are counted in the log, by caller. Beyond that, the number comes from the roll-ups, if they have
-the columns, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.
+Up to MOST_READ calls are counted in the log, by caller. Beyond that, the number comes from the roll-ups, if they can
+select the same calls, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the calls of the last seven days that the function `refused` counts.
+    """Return a sentence about the calls of the last seven days that a change would have refused (see `refused`).
 
     If the viewer may not read the log and the calls are not the viewer's own (`is_own`), return an empty string.
     """

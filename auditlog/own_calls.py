@@ -98,7 +98,7 @@ class OwnCall:
 
     @property
     def identity_url(self) -> str:
-        """Return the URL of My identities with the connection of the call.
+        """Return the URL of the page My identities for the connection of the call.
 
         The URL is empty unless the call was refused because of a missing or unusable credential.
         """

@@ -62,7 +62,7 @@ class PartitionDays:
 
     @classmethod
     def around(cls, day: date, longest: int) -> "PartitionDays":
-        """Return the day, the week from Monday, or the month that contains `day`."""
+        """Return the period that contains `day`. `longest` is DAYS, WEEKS (from Monday) or MONTHS."""
         if longest == DAYS:
             return cls(day, day + DAY)
         if longest == WEEKS:

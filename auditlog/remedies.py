@@ -53,16 +53,16 @@ class CannotMend(Exception):
 class Remedy(NamedTuple):
     """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
 
-    `began` are the actions of the events that cause the refusal. `needs` is the capability required to resolve it.
+    `began` are the types of the events that cause the refusal. `needs` is the capability required to resolve it.
     `verb` is the model's method that resolves the refusal. If `verb` is empty, or if the object is a feature that is
     enabled already, `page` returns the URL where a person decides. If both `verb` and `page` are missing, only the
     owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the page My
     identities.
 
     `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
-    caused the refusal, by default the events on the object with an action in `began`. The calls refused since the
-    newest of these events are counted for the object. `narrowed_by` names objects that the object refers to, such as
-    its gateway; then the calls are counted for these objects instead.
+    caused the refusal, by default the object's events of the types `began`. Pages show how many calls of the object
+    were refused since the newest of these events. `narrowed_by` names fields of the object, such as its gateway; then
+    the calls of these objects are counted instead.
     """
 
     subject: str = ""
@@ -360,7 +360,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return fields of a Cause for requesting access to this object; empty if its gateway takes no access requests."""
+    """Return the label and link to request access, as fields of a Cause; empty if no gateway takes the request."""
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}

@@ -39,7 +39,7 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views that `user` may open. The log tab of a host, gateway or server lists none."""
+    """Return the saved views that `user` may open; none for the log tab of a host, gateway or server."""
     if call_filter.scope:
         return []
     return [

@@ -348,7 +348,7 @@ class Search:
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
 
     def _reach(self, cursor: Cursor | None) -> datetime | None:
-        """Return the time up to which the page at `cursor` may read rows; None if it may read all rows."""
+        """Return the time at which reading for the page at `cursor` must stop; None if all rows may be read."""
         rows = paging.beyond(self._between(), cursor)
         recent = (cursor.at if cursor else timezone.now()) - RECENT
         if not is_newer(cursor) and (self.since is None or self.since < recent):
@@ -360,10 +360,9 @@ class Search:
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
         """Return the time up to which the page may read; None if it may read all of `rows`.
 
-        SEARCH_LIMIT divided by the number of a criterion's values is the limit on the rows of each value. A criterion
-        with an index permits reading until the first of its values exceeds this limit. If several criteria have an
-        index, the one that permits reading furthest decides. If no criterion has an index, SEARCH_LIMIT applies to all
-        rows.
+        For an indexed criterion, SEARCH_LIMIT is shared equally among its values: the page may read until the rows of
+        one value exceed this share. If several criteria are indexed, the one that permits reading furthest decides. If
+        no criterion is indexed, the page may read SEARCH_LIMIT rows.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

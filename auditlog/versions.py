@@ -29,7 +29,8 @@ class Versioned(HasVersion):
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
         """Raise ChangedMeanwhile if this row differs from the version the writer has `seen`. The row must be locked.
 
-        `changed` are the fields that the writer would change. For a form, differences in other fields are ignored.
+        `changed` are the fields that the writer would change. If `seen` is the version of a form, differences in other
+        fields are ignored.
         """
         if seen is None:
             return

@@ -408,8 +408,8 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
     """Return the query string that shows the calls of one group.
 
-    The string is empty if the group is a reason and the search text contains `or`, because no condition can be added
-    to such a text.
+    The string is empty if calls are grouped by reason and the search text contains `or`, because no condition can be
+    added to such a text.
     """
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})

@@ -1,4 +1,4 @@
-"""Would a call be allowed now? A trail lists the checks that decide this, in words for the person who reads it.
+"""Trails: the checks that decide whether a call would be allowed now, in words for people.
 
 Pages and the API show trails.
 """
@@ -315,9 +315,9 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the values of the form after an answer: names instead of ids.
+    """Return the texts that the form shows for the objects of an answered question; empty without an answer.
 
-    A host whose name is not unique is shown by its id.
+    The texts are names, but a host whose name is not unique is shown by its id.
     """
     if trail is None:
         return {}

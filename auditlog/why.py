@@ -387,7 +387,7 @@ def _judge(grant: AccessRow, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """Run the access statement in the page's database connection. Return the grants by number of the query."""
+    """Run the access statement in the page's database connection. Return the grants by index of the query."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None

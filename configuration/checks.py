@@ -24,7 +24,7 @@ def must_be_right(mistakes: Iterable[Mistake]) -> None:
 
 
 def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -> Iterator[Mistake]:
-    """Yield a mistake for each list that the person may not see."""
+    """Yield a mistake for each list of the document that `viewer` may not see."""
     for kind in KINDS:
         if kind.id in listed.lists and (missing := [one for one in kind.sees if not viewer.has_perm(one)]):
             path = next(path for path in document.key_marks if path and path[-1] == kind.name)
@@ -49,9 +49,9 @@ def of_other_sources(
 
 
 def refused(changes: Iterable[Change], document: ConfigDocument, world: World, viewer: User) -> Iterator[Mistake]:
-    """Yield the reasons why changes would be refused.
+    """Yield a mistake for each reason why a change would be refused.
 
-    If the person may not make a change, the check of the object's kind is skipped: it might contact other machines.
+    If the viewer may not make a change, `Kind.check` is not called for it, because it might contact other machines.
     """
     taken = _Names(world)
     for change in changes:

@@ -22,8 +22,7 @@ def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries,
 class ListedEntries:
     """The entries of a document by kind.
 
-    `lists` says where the document has lists of a kind: the keys of the objects that contain them, or () for a list at
-    the top level.
+    `lists` has, by kind, the key of each object that contains a list of this kind; () stands for the top level.
     """
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)

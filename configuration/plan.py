@@ -90,7 +90,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Set `cuts` of each change. After COUNTING_S, set it to NOT_COUNTED."""
+    """Set `cuts` of each change to what it cuts off, or to NOT_COUNTED once COUNTING_S seconds have passed."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:
@@ -184,12 +184,12 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if `viewer` may apply a document that puts objects of this kind under its source."""
+    """True if objects of this kind get the source of a document that `viewer` applies."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 
 def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Yield the titles of unchanged objects that get the document's source."""
+    """Yield the titles of objects whose source becomes that of the document, and that do not change otherwise."""
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):

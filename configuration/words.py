@@ -96,7 +96,7 @@ def lacking_lines(plan: Plan) -> list[str]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan for programs."""
+    """Return the plan as a dictionary that can be written as JSON."""
     return {
         "files": plan.document.files,
         "digest": plan.digest,

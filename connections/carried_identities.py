@@ -138,12 +138,12 @@ class CarriedRow:
 
     @property
     def may_replace(self) -> bool:
-        """True if the problem can be solved by replacing a refused secret."""
+        """True if the server refused the secret, and the person can enter another one."""
         return self.state == "attention" and self.is_refused and self.may_bring
 
     @property
     def may_authenticate(self) -> bool:
-        """True if the person can sign in at the server's issuer now, without enabling an identity first."""
+        """True if the person can sign in at the server's issuer now. A disabled identity must be enabled first."""
         return self.server.auth_type == AuthType.OAUTH and self.state in ("missing", "attention")
 
     @property
@@ -213,7 +213,7 @@ def lacking_identity(user: User) -> ConnectionQuerySet:
 
 
 def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
-    """Return the newest connections of `lacking_identity`, at most `most`."""
+    """Return the newest of the person's connections that lack an identity for a server, at most `most`."""
     return [OwnConnection(connection, user) for connection in with_carried(lacking_identity(user)[:most])]
 
 
@@ -311,7 +311,7 @@ class BringForm(IdentityForm):
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=NOBODY)
 def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
-    """Add an identity to the person's own connection, or choose another. Needs no capability, token or enrolment."""
+    """Add an identity to the person's own connection, or choose another identity. Needs no capability."""
     row = _find(request.user, pk, assignment)
     form = BringForm(posted(request), row=row)
 

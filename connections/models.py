@@ -151,7 +151,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.annotate(reaches=_reaches(), host_allowed=_host_allowed())
 
     def with_details(self) -> "ConnectionQuerySet":
-        """Load everything that a row of a list shows, in the order of `live_first`."""
+        """Return the connections in the order of `live_first`, with everything that a row of a list shows."""
         rows = _with_details()
         return rows.filter(pk__in=self.order_by().values("pk")) if self.query.where else rows.all()
 

@@ -142,7 +142,7 @@ class ConnectionRow:
 
     @property
     def needs_identity(self) -> bool:
-        """True if the connection works, but has no usable identity for a server of the gateway that needs one."""
+        """True if the connection works, but a server of its gateway needs an identity and no usable one is bound."""
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 
@@ -218,7 +218,7 @@ class ConnectionFilter(ListFilter):
 
     @property
     def takes_long(self) -> bool:
-        """True if `narrow` checks the tokens of each connection."""
+        """True if the chosen statuses can be found only by checking the tokens of each connection."""
         return not {"active", "blocked", "expired"}.isdisjoint(self.values.get("status", ()))
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:

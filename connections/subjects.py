@@ -122,7 +122,7 @@ def _known(
 
 
 class FilterViewer(NamedTuple):
-    """Stand-in for the API view, for pages that use its filters: `me` is the viewer."""
+    """Replaces the API view in pages that use filters of the API; `me` is the viewer."""
 
     me: User
 

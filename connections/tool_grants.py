@@ -1,4 +1,4 @@
-"""The Grants page: tool sets given to everybody, teams and people on all gateways, with the recipients' last call."""
+"""The Grants page: the tool grants of all gateways, to everybody, teams and people, with the recipients' last call."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def end_selected(request: AppRequest) -> HttpResponse:
-    """End the selected grants, after the person has typed their number."""
+    """End the selected grants, after a confirmation."""
     return end_picked(
         Picked(request, _visible(request), ("grant", "grants"), back=reverse("connections:grants")),
         ("End", "ended"),

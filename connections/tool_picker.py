@@ -47,7 +47,7 @@ class PickForm(forms.Form):
         self.tool_set = tool_set
 
     def clean_chosen(self) -> list[Feature]:
-        """Return the features with these names. Raises ValidationError for unknown or too many names."""
+        """Return the features with the entered names. Raises ValidationError for unknown or too many names."""
         return features_named(self.tool_set.gateway, lines(self.cleaned_data["chosen"]), self.tool_set)
 
 

@@ -124,7 +124,10 @@ def _detailed(rows: Any) -> Any:
 
 
 def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None) -> list[Any]:
-    """Return the features of these names. Raises ValidationError."""
+    """Return the features with these exposed names, including members of `tool_set` that servers no longer offer.
+
+    Raises ValidationError.
+    """
     try:
         return features_named(gateway, names, tool_set)
     except forms.ValidationError as error:

@@ -153,7 +153,7 @@ class ToolSetForm(forms.Form):
         return patterns
 
     def clean_members(self) -> list[Feature]:
-        """Return the features with these names. Raises ValidationError for unknown or too many names."""
+        """Return the features named in the field `members`. Raises ValidationError for unknown or too many names."""
         return features_named(self.gateway, lines(self.cleaned_data["members"]), self.tool_set)
 
     @property
@@ -213,7 +213,7 @@ class ToolSetField(forms.ModelChoiceField):  # type: ignore[type-arg]  # Not gen
 
 
 class ToolLimitForm(forms.Form):
-    """Form to limit an app or agent to one set of the tools of `gateway`, or to lift the limit."""
+    """Form to limit an app or agent to one tool set of `gateway`, or to lift the limit."""
 
     tool_set = ToolSetField(ToolSet.objects.none(), required=False, label="Only the tools of", empty_label="No limit")
 

@@ -183,7 +183,7 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 def _most_tokens(viewer: User, side: str, filters: ConnectionFilter) -> int | None:
     """Return the number of tokens to list below a row; None means all.
 
-    A row that leaves out tokens links to the agent's own tab, which lists all and needs HOSTS_READ.
+    Tokens are left out only if the viewer has HOSTS_READ: the row then links to the agent's page, which lists all.
     """
     is_short = side == "gateway" and not filters.values.get("q") and viewer.has_perm(Capability.HOSTS_READ)
     return MOST_TOKENS if is_short else None

@@ -126,7 +126,7 @@ def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
 
 
 def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
-    """Return all versions of the server `name` as a ServerList; None if it is not among the gateways."""
+    """Return all versions of the server `name` as a ServerList; None if no gateway in `gateways` has this name."""
     found = server_version(gateways, name, VERSION)
     return None if found is None else {"servers": [found], "metadata": {"count": 1}}
 
@@ -212,17 +212,17 @@ def _error(status: HTTPStatus, sentence: str) -> HttpResponse:
 
 @public
 def servers(gateways: GatewayQuerySet, request: HttpRequest) -> dict[str, Any] | None:
-    """List the gateways of an address."""
+    """List the gateways of a directory address."""
     return server_list(gateways, request.GET)
 
 
 @public
 def versions(gateways: GatewayQuerySet, request: HttpRequest, name: str) -> dict[str, Any] | None:
-    """List the versions of a gateway: there is one."""
+    """List the only version of a gateway; None if there is no such gateway."""
     return versions_of(gateways, name)
 
 
 @public
 def version(gateways: GatewayQuerySet, request: HttpRequest, name: str, version: str) -> dict[str, Any] | None:
-    """Get a version of a gateway."""
+    """Get a version of a gateway; None if there is none."""
     return server_version(gateways, name, version)

@@ -61,7 +61,7 @@ def apply(role: str) -> None:
 
 
 def renew_grants() -> None:
-    """Repeat the earlier grants, so that they include the tables that were created since then."""
+    """Grant the rights again to each serving role that has them, to include the tables created since then."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         roles = [name for (name,) in cursor.fetchall()]

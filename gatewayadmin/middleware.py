@@ -141,8 +141,8 @@ class OuterMiddleware:
 
     A body above LARGEST_BODY gets 413. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at some
     paths one of SMALLER_ANONYMOUS_BODIES. If a request with a session or token exceeds this smaller limit, `is_known`
-    checks the credential: an unknown one gets 401, or 413 if the body has no Content-Length. If `is_known` raises
-    SenderBusy, the answer is 429.
+    checks the credential. For an unknown credential the answer is 401, or 413 if the body has no Content-Length. If
+    `is_known` raises SenderBusy, the answer is 429.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class OuterMiddleware:
 class _LimitedBody:
     """Limits the request body. After `largest` bytes, `receive` reports a disconnect, so that readers drop their data.
 
-    `may_send_more` is called once, for a body above the anonymous limit.
+    If a body exceeds the anonymous limit, `may_send_more` is called once: if it returns True, LARGEST_BODY applies.
     """
 
     def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:

@@ -160,7 +160,7 @@ class Hour(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerTraffic:
-    """A server and its results in the last 24 hours, by hour."""
+    """A server, and for each of the last 24 hours whether it was called and whether calls failed."""
 
     server: Server
     hours: Sequence[Hour]
@@ -253,14 +253,14 @@ def overview(request: AppRequest) -> HttpResponse:
 
 
 def _new_calls(request: AppRequest, new: NewCalls) -> HttpResponse:
-    """Render the live parts of the dashboard, if there are new calls."""
+    """Return the live parts with the new calls, or only their number if the page is paused; 204 if nothing changed."""
     return answer(
         request, _live_list(request), new, lambda: show(request, "overview.html#traffic", _traffic(request, new))
     )
 
 
 def _traffic(request: AppRequest, new: NewCalls | None = None) -> dict[str, Any]:
-    """Return the context of the live parts of the dashboard, which mark the `new` calls."""
+    """Return the context of the live parts of the dashboard. The page marks the calls in `new`."""
     seen = new.to if new else newest_id()
     asked = request.GET.get("range")
     plots = CallPlots({}, {}, asked, named=NAMED) if new else CallPlots.of(request, {}, {}, named=NAMED)
@@ -379,6 +379,6 @@ def _no_server() -> str:
 
 
 def _servers() -> list[Server]:
-    """Return the first enabled servers, starting with those that are down."""
+    """Return at most SERVERS enabled servers: first those that are down, then the others, by name."""
     trouble = Case(When(health=Health.DOWN, then=Value(0)), default=Value(1))
     return list(Server.objects.live().filter(enabled=True).order_by(trouble, Lower("name"))[:SERVERS])

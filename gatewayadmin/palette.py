@@ -123,7 +123,7 @@ def _is_about(offer: Offer, wanted: list[str]) -> bool:
 
 
 def _lists(user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield filtered lists: calls by outcome or time, and lists whose names match."""
+    """Yield entries for filtered lists: the calls that `words` describe, and the lists whose names match."""
     if user.has_perm(Capability.LOGS_READ) and (found := calls_described(words, ListOptions.of(user.log_look).zone)):
         yield PaletteEntry(found.text, with_query(reverse("auditlog:calls"), found.query), "logs")
     yield from _matching(LISTS, user, words)
@@ -161,9 +161,9 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
-    """Return the entry to enable or disable a thing.
+    """Return the entry to disable a thing that is enabled (`on`), or to enable one that is disabled.
 
-    `is_known` is False for an app that chose its own name: then the entry to enable it only opens its page.
+    `is_known` is False for an app that chose its own name. Instead of enabling such an app, the entry opens its page.
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)

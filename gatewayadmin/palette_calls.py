@@ -16,7 +16,7 @@ _DAY = timedelta(days=1)
 
 
 class CallsDescribed(NamedTuple):
-    """The text of an entry, and the query string of the log."""
+    """An entry of the palette: its text, and the query string for the log."""
 
     text: str
     query: str

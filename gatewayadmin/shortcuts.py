@@ -30,7 +30,7 @@ def keys(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("redirects to a page that checks its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
-    """Redirect to the page of a letter; to the list of keys if the letter has no page that the person may open."""
+    """Redirect to the page with this shortcut, or to the list of shortcuts if the person may open no such page."""
     return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))
 
 

@@ -30,7 +30,7 @@ class Refreshed:
 
     @property
     def cause(self) -> str:
-        """The failure alone as a sentence; empty if there was no failure."""
+        """The failure as a sentence, without its consequence; empty if there was no failure."""
         return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, DiscoveryFailed) else ""
 
 
@@ -64,7 +64,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether to record that the server is asked, or that it failed. A received list is always stored.
+    """Return whether requests to the server and their failures are recorded. A received list is always stored.
 
     The result is False only if each person needs an identity of their own, and `identity` is None.
     """

@@ -173,7 +173,10 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """Return the alias to save. Raises ValidationError if it is taken, missing but needed, or given with `bare`."""
+        """Return the alias to save; with `bare` it is empty.
+
+        Raises ValidationError if the alias is taken, needed but missing, or entered although `bare` is ticked.
+        """
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
         if bare and alias:

@@ -130,7 +130,7 @@ def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
 @require_GET
 @own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect old links, which use the former URL of a tool's page. They may contain a version of the definition."""
+    """Redirect links with the former URL of a tool's page. The parameter `version` is kept, as `show`."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
@@ -211,7 +211,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True if the server was asked for the first time and has not answered yet (see also `is_lost`)."""
+        """True if no request for the server's features has been answered or has failed yet (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property

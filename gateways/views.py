@@ -121,7 +121,7 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def count_of(rows: QuerySet[Any], by: str) -> Coalesce:
-    """Return a subquery that counts `rows` for each row of the outer query; `by` is the foreign key to this row."""
+    """Return a subquery that counts the `rows` whose foreign key `by` refers to the row of the outer query."""
     # An index without the primary key can answer COUNT(*), but not COUNT(id).
     counted = rows.filter(**{by: OuterRef("pk")}).order_by().values(by).annotate(number=Count("*"))
     return Coalesce(Subquery(counted.values("number")), 0)
@@ -238,7 +238,7 @@ def reach(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _reach_refused(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show how many recent calls the reach selected in the form would have refused."""
+    """Show how many recent calls would have been refused with the reach selected in the form."""
     form, refused = ReachForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["reach"] == Reach.TEAMS:
         refused = narrowed_to(gateway, form.cleaned_data["teams"], request.user)
@@ -487,7 +487,7 @@ def remove_assignment(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _stopping_tools(assignment: Any) -> str:
-    """Return the start of a sentence with the number of tools that stop working without `assignment`."""
+    """Return the start of a sentence about the tools of `assignment`, such as "Its 3 tools stop"."""
     match assignment.callable_count:
         case 0:
             return "Its tools stop"

@@ -137,7 +137,10 @@ class Host(Versioned, Switchable):
         return self.stop_label_for(self.connection_count)  # type: ignore[attr-defined]
 
     def stop_label_for(self, revoking: int) -> str:
-        """Return `stop_label` for this number of connections."""
+        """Return the label of the button that disables the host and revokes this number of connections.
+
+        Empty if the button would change nothing.
+        """
         if not self.enabled:
             return f"Revoke {revoking:,}" if revoking else ""
         return f"Disable and revoke {revoking:,}" if revoking else "Disable"

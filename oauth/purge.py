@@ -24,7 +24,7 @@ SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes. A code is deleted when used, and its digest is stored with its tokens."""
+    """Delete expired codes that were not used. Used codes are already deleted; only their digests are stored."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 

@@ -76,7 +76,7 @@ GRACE = timedelta(seconds=60)
 class Validator(OAuth2Validator):  # type: ignore[misc]
     """Issues and refreshes tokens only for live connections, and only for the gateway of the connection.
 
-    A grant gets its connection from `request.connection`; later steps find the connection by the grant's binding.
+    The connection of a new code is `request.connection`, and is stored in a Binding. Later steps read it from there.
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:
@@ -87,7 +87,10 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """Return the Basic credentials, or None if they are not ASCII: Django OAuth Toolkit would fail on them."""
+        """Return the Basic credentials; None if there are none, or if they are not ASCII.
+
+        Django OAuth Toolkit would fail on credentials that are not ASCII.
+        """
         credentials: str | None = super()._extract_basic_auth(request)
         return credentials if credentials and credentials.isascii() else None
 
@@ -159,10 +162,10 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return True
 
     def _save_bearer_token(self, token: dict[str, Any], request: Request, *_: Any, **__: Any) -> None:
-        """Store a pair of tokens, bound to the connection and the current generation of its key.
+        """Store an access token and a refresh token, both bound to the connection.
 
-        Locks the connection's row first, like all code that changes tokens, so that revocation and refresh cannot
-        overlap.
+        The access token is also bound to the current generation of the connection's key. Locks the connection's row
+        first, like all code that changes tokens, so that revocation and refresh cannot overlap.
         """
         connection = Connection.objects.select_for_update(of=("self",)).get(pk=request.binding.connection_id)
         key = Token.objects.live_key(connection)

@@ -354,7 +354,10 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return, as text, the servers of this gateway for which the person's connection lacks an identity."""
+    """Return, as text, the servers of this gateway for which the person's connection lacks an identity.
+
+    Without `connection`, use one of the person's connections that lack an identity. Empty if no identity is lacking.
+    """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:
         own = own.filter(pk=connection.pk)

@@ -303,7 +303,7 @@ class Endpoint:
         return grant, refusal
 
     async def _decide(self, request: McpRequest, refusal: Response | None) -> tuple[AccessRow | None, Response | None]:
-        """Look up the token and check access. Return a pair like `_authorize`.
+        """Look up the token and check access. Return a pair: the grant or None, and the refusal or None.
 
         An earlier `refusal` is returned unchanged. Raises DatabaseUnavailable.
         """
@@ -434,7 +434,7 @@ class Endpoint:
         return answer._replace(status=200, body=ending.denied.error(self._public_url, request_id))
 
     async def _take(self, request: McpRequest, grant: AccessRow) -> Response:
-        """Handle a client's answer to a request, a notification or a DELETE: none of them gets a JSON-RPC response."""
+        """Handle a notification, a DELETE, or a client's answer to a server's request: these get no JSON-RPC result."""
         message = request.message
         if request.parsed_headers.http_method == "DELETE":
             try:
@@ -721,8 +721,9 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused.
 
-        An OAuth token is renewed and tested for later calls; the call is not sent again. Returns or raises a Refusal if
-        a person has to sign in again. Raises CancelledError if access was lost meanwhile; the token is not tested then.
+        An OAuth token is renewed and tested for later calls; the call is not sent again. If a person has to sign in
+        again, a Refusal is raised, or returned if the server refuses the renewed token too. Raises CancelledError if
+        access was lost meanwhile; the token is not tested then.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -807,7 +808,7 @@ class Endpoint:
     ) -> Target:
         """Return the server to call for this request. Raises an UpstreamError.
 
-        The server is called in the client's era of MCP if it supports that era, and otherwise in the other era.
+        The server is called in the client's era of MCP if the server supports that era, otherwise in the other era.
         """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
@@ -1281,7 +1282,7 @@ class _Sent:
         await self.parts.requests.carry(self.asking, asked, answer)
 
     async def on_notification(self, notification: Object) -> None:
-        """Forward a notification of the server: list changes to all clients, other notifications to this client."""
+        """Forward a notification of the server: changed lists to all clients, other notifications to this client."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
         elif self.stream is not None:
@@ -1395,7 +1396,7 @@ async def _result_answer(request: McpRequest, resolved: Resolved, message: Messa
 
 
 def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
-    """Return the members of a result to drop for the client's era, and those to add."""
+    """Return the names of members to drop from a result for the client's era, and the members to add."""
     if not request.modern:
         return MODERN_MEMBERS & result.keys() if era == MODERN else NO_MEMBERS, {}
     add = {} if era == MODERN and "resultType" in result else COMPLETE
@@ -1441,7 +1442,7 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 
 
 def _input_required(message: Message, error: Object) -> Response:
-    """Translate the session era's -32042 (URL elicitation required) to `input_required` of MCP 2026-07-28.
+    """Translate error -32042 (URL elicitation required) of MCP 2025-11-25 to `input_required` of MCP 2026-07-28.
 
     Return the error "missing capability" with HTTP 400 if the client does not open URLs, or if the
     error names no elicitation.

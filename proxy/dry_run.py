@@ -87,7 +87,11 @@ NO_TRIAL = CallTrial()
 def verdict(
     grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher, trial: CallTrial = NO_TRIAL
 ) -> Verdict:
-    """Return what the gateway would decide. With `address` None, the token's IP allow-list is not checked."""
+    """Return what the gateway would decide about a request.
+
+    With `feature` None, only the checks that concern no feature are made. With `address` None, the token's IP
+    allow-list is not checked.
+    """
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
     while denied := decide(grant, address or ""):

@@ -1,4 +1,4 @@
-"""`initialize` and `server/discover`: the gateway's introduction, and opening and ending sessions."""
+"""Answers to `initialize` and `server/discover`, the end of sessions, and probes of the eras that servers speak."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ RELEASE = "UPDATE servers_server SET protocol_claimed_at = NULL WHERE id = %(ser
 
 
 class Eras:
-    """Finds out which eras servers speak."""
+    """Finds out the eras of servers: MCP with `initialize` sessions, MCP 2026-07-28, or both."""
 
     def __init__(self, state: StatePool, client: McpClient, usage: UsageTracker) -> None:
         self._state = state
@@ -67,7 +67,7 @@ class Eras:
         self._refreshed: dict[tuple[str, str], float] = {}  # When `refresh` last probed each server and identity.
 
     async def stop(self) -> None:
-        """Stop running probes."""
+        """Stop the probes that are running."""
         await self._background.stop()
 
     async def find(self, target: Target) -> str:
@@ -84,7 +84,10 @@ class Eras:
         return spoken.infos
 
     def doubt(self, target: Target) -> None:
-        """Probe the server in the background, because one of its answers contradicts its row."""
+        """Probe the server in the background, unless it was probed recently.
+
+        Called when an answer suggests that the server no longer speaks the era of `target`.
+        """
         if _is_due(self._doubted, (target.server_id, target.url), DOUBT_SECONDS):
             self._start(target, DOUBT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Answers to calls that a rule holds and that were not sent: a text for the model, or a page for the person."""
+"""Answers to calls that were not sent because a rule holds them: a text for the model, or a page for the person."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -58,7 +58,7 @@ ANSWERS = {
 
 
 class NotApproved(Exception):
-    """The call was not sent: its hold waits, was denied or withdrawn, or has expired, or too many other holds wait."""
+    """The call was not sent: its hold is waiting, denied, withdrawn or expired, or too many other holds are waiting."""
 
     def __init__(self, state: str, found: FoundHold, url: str, sentence: str = "") -> None:
         super().__init__(state)

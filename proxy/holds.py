@@ -9,11 +9,11 @@ not change.
 A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
 answer to this has no effect: its call waits like all others.
 
-The server of an approved call may ask for input (MCP 2026-07-28). Then the gateway encrypts two ids in the
-`requestState` of the answer: the id of the hold, and the id of the client's request that gets the answer. The hold's
-row has the id of the latest request in `run_call`; the client's next request replaces this id by its own. So a call
-continues only once from each answer, with the same connection, tool, arguments, rule and definition. Any other retry is
-refused (BadState).
+The server of an approved call may ask for input (MCP 2026-07-28). Then the `requestState` of the answer has, encrypted,
+the id of the hold and the id of the answered request. The column `run_call` of the hold has the id of the call's latest
+request. The next request is accepted only if `run_call` is still the id in its `requestState`, and if connection, tool,
+arguments, rule and definition are the same; `run_call` then becomes the id of this request. So each answer continues
+the call only once. Any other retry is refused (BadState).
 """
 
 import asyncio
@@ -142,7 +142,7 @@ class HeldCall:
         return asyncio.get_running_loop().time() - self.began
 
     async def report(self, text: str) -> None:
-        """Send a progress notification. Its `progress` is small: the server's later values of it must be larger."""
+        """Send a progress notification. `progress` stays small, because later values from the server must be larger."""
         if self.stream is None or self.progress_token is None:
             return
         self.reported += 1
@@ -169,7 +169,7 @@ class Holds:
         await self._background.stop(patience=1)
 
     def end_waits(self) -> None:
-        """Answer the calls that wait, because this process stops; their holds continue to wait."""
+        """Answer all waiting calls when this process stops. Their holds still wait for a decision."""
         self._is_stopping = True
         self._ring(None)
 
@@ -303,7 +303,7 @@ class Holds:
     async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
         """Continue the approved call that this request names. Return False if that is not possible.
 
-        A call can be continued once from each of its answers that asked for input.
+        A call can be continued once after each answer that asks for input.
         """
         request = call.request
         if request.continues is None:
@@ -413,14 +413,17 @@ class Holds:
     # The page of the hold, for clients that open URLs
 
     async def _offers_page(self, call: HeldCall, found: FoundHold) -> bool:
-        """True if the client opens URLs and this call made the hold, so that each page is offered once."""
+        """True if the client supports opening URLs, and this call created the hold. So each page is offered once."""
         if not can_answer(call.capabilities, page_request(found, "")):
             return False
         return bool(await self._state.fetch(IS_FIRST, (found.id, call.request.uid)))
 
     @asynccontextmanager
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
-        """While the block runs, ask a client with a session to open the page; then notify it that the wait is over."""
+        """Ask the client to open the page of the hold. After the block, notify the client that the wait is over.
+
+        Does nothing without `offers`, or if the client has no session or no stream.
+        """
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:
             yield

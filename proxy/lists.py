@@ -237,7 +237,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read the grant. It then has, for each server, the feature that the server itself calls `feature.name`."""
+        """Re-read the grant with the features whose own name at their server is `feature.name`, and return it."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -254,10 +254,10 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with the servers' introductions. Missing ones are requested, and may arrive too late.
+        """Return the grant with the servers' introductions: capabilities and instructions.
 
-        A client asks for introductions only once, so the answer should be complete. Waits up to WAIT_SECONDS per
-        server. After a timeout, does not wait for the server again within RETRY_SECONDS.
+        Missing introductions are requested from the servers. One that does not arrive within WAIT_SECONDS is left out,
+        and is not waited for again within RETRY_SECONDS. A client asks only once, so the answer should be complete.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -438,7 +438,7 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """Return the texts of all usable features by name.
+    """Return the definitions of all usable features, as JSON texts by name.
 
     If tools or prompts of several servers have the same name, only the one that gets the calls is returned.
     """
@@ -482,7 +482,7 @@ def _mapped(kind: str, alias: str, text: str) -> str:
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
-    """Split the usable servers into those with a usable identity and those without."""
+    """Return the servers with a usable identity, and those without. Servers that are not usable are left out."""
     ready, unavailable = [], []
     for assigned in assignments:
         if not is_usable(assigned):

@@ -93,7 +93,7 @@ class SessionUse:
 
 
 class SessionCalls:
-    """The sessions at servers that calls of this worker use, by row id.
+    """The sessions at servers with running or recent calls of this worker, by row id.
 
     `listen` is called before a call is sent, and returns once the session's stream is open or will not be opened.
     """
@@ -123,7 +123,7 @@ class SessionCalls:
         return use.calls if use is not None else []
 
     def is_beginning(self, row: str) -> bool:
-        """Return whether a call in this session waits for the server's stream to open."""
+        """Return whether a call in the session `row` waits for the session's stream to open."""
         return (use := self.uses.get(row)) is not None and use.beginning
 
     def by_token(self, row: str, message: Object) -> SessionCall | None:
@@ -182,7 +182,7 @@ class Bid(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """The worker that gets a message, for the session's only call (`to_call`) or for a standing stream."""
+    """The worker that gets the messages, and whether they go to the session's only call or to a standing stream."""
 
     worker: str
     to_call: bool
@@ -194,8 +194,8 @@ type Deliver = Callable[[Heard, bool], Awaitable[None]]
 class Courier:
     """Finds the worker that should get the messages that this worker received, and hands them over.
 
-    `own` returns this worker's bid. `deliver` is called with messages that another worker received: it sends them to
-    the session's only call or to a standing stream.
+    `own` returns the `Bid` of this worker. `deliver` is called with messages that another worker received: it sends
+    them to the session's only call or to a standing stream.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Courier:
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
-        """Choose the destination and return it, or None if no worker has a stream.
+        """Choose the destination of these messages and return it; None if no worker has a stream for them.
 
         If another worker is chosen, the messages are handed over to that worker.
         """
@@ -302,7 +302,7 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Choose the session's call, if there is exactly one and it has a stream; otherwise a standing stream.
+    """Return where to deliver messages: to the session's only call if it has a stream, otherwise to a standing stream.
 
     A standing stream of this worker (`own`) is preferred. Return None if there is no stream.
     """
@@ -374,7 +374,7 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
     """Return the log level to send to the server; empty if the client set no level.
 
-    For a client of the session era, the level is also empty if the server cannot log.
+    For a client of a version before MCP 2026-07-28, the level is also empty if the server cannot log.
     """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
@@ -503,7 +503,7 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue a message of a server for other workers, in order.
+        """Queue a message of a server to be offered to all workers, in order.
 
         The result of the returned future is True if a worker, which may be this one, took the message. The result is
         False if no worker has a stream, or if the queue is full (then the future is done at once).

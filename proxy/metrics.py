@@ -39,12 +39,12 @@ class Names:
         self._known: dict[str, None] = {}
 
     def set_up(self, most: int, folder: Path | None) -> None:
-        """Set the maximum number of names and the folder in which workers share them."""
+        """Set the maximum number of names, and the folder in which workers share the names, if they share them."""
         self._most, self._path = most, folder / f"{self._kind}.names" if folder else None
         self._known.clear()
 
     def label(self, name: str) -> str:
-        """Return the label for this name: the name itself, or `other`."""
+        """Return the name itself if it is admitted or there is room for it, otherwise `other`."""
         if name not in self._known and len(self._known) < self._most:
             self.admit([name])
         return name if name in self._known else OTHER

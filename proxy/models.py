@@ -32,7 +32,7 @@ class RateCounter(models.Model):
 
 
 class Cancellation(models.Model):
-    """The cancellation of a call, for the worker that runs the call; `key` is a digest of the call's owner and id."""
+    """A request to the worker that runs a call to cancel it; `key` is a digest of the call's owner and id."""
 
     key = models.CharField(max_length=64, primary_key=True)
     at = models.DateTimeField(db_index=True)
@@ -109,8 +109,8 @@ class ServerInfo(models.Model):
     """A server's last answer to `initialize` or `server/discover`.
 
     Instructions may be meant for one user only, so each identity has a row; `told_to` is the id of the identity, or of
-    the server if it was asked without an identity. `capabilities` are those in the session era, `modern_capabilities`
-    those in MCP 2026-07-28; each is null until the server has sent it.
+    the server if it was asked without an identity. `capabilities` are those in session-based versions of MCP,
+    `modern_capabilities` those in MCP 2026-07-28; both are null until the server has sent them.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -52,10 +52,10 @@ class Step(IntEnum):
 class Reason(NamedTuple):
     """A reason for refusing a call: the failed check, a sentence for people, and the page where the user can act.
 
-    `template` is the sentence, with the placeholders of GENERIC. `short` is a shorter text for a blocked object: pages
-    and the Django admin show it after the state `blocked`, switches after "Enabled". `status` is the HTTP status if the
-    whole request is refused; 0 for reasons sent as JSON-RPC errors of a call. `published` is the message of the refusal
-    if its exact body is documented.
+    `template` is the sentence, with the placeholders of GENERIC. `short` is a shorter text for a blocked object,
+    shown after the state `blocked` on pages and in the Django admin, and after "Enabled" at switches. `status` is the
+    HTTP status if the whole request is refused; 0 for reasons sent as JSON-RPC errors of a call. `published` is the
+    message of the refusal if its exact body is documented.
     """
 
     step: Step
@@ -67,7 +67,7 @@ class Reason(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The sentence, without names of a server or feature."""
+        """The sentence of `template`, with general words such as "this server" in place of names."""
         return self.template.format_map(GENERIC)
 
     @property

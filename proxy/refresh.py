@@ -246,7 +246,7 @@ class RenewalData(NamedTuple):
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
-    """Yield the steps of a renewal, and return the ciphertext of a token newer than `ciphertext`.
+    """Yield the steps of renewing the token in `ciphertext`, and return the ciphertext of the new token.
 
     This process or another one renews the token. Raises NotRenewed.
     """
@@ -308,12 +308,11 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Store that the person has to sign in again, and raise NotRenewed.
+    """Store that the person has to sign in again, and raise NotRenewed; or return another process's new ciphertext.
 
-    If the refusal may be temporary, this happens only after UNCLEAR_REFUSALS refusals in succession; before that,
-    NotRenewed is raised (see `_count_refusal`). If another process has replaced the token meanwhile, nothing is stored,
-    and the new ciphertext is returned. If another process is renewing the token, nothing is stored, and NotRenewed has
-    the reason `identity_unavailable`.
+    If the refusal may be temporary, a new sign-in is required only after UNCLEAR_REFUSALS refusals in succession (see
+    `_count_refusal`). Nothing is stored if another process has replaced the token meanwhile, or is renewing it. In the
+    first case its ciphertext is returned; in the second, NotRenewed has the reason `identity_unavailable`.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

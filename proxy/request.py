@@ -67,7 +67,7 @@ class RequestHeaders(NamedTuple):
 
 
 class HeaderReader:
-    """Parses headers, with the host names, origins and token keys of this runtime."""
+    """Parses request headers, checks host and origin, and replaces the token with its digests."""
 
     def __init__(self, config: Config, access: Access) -> None:
         self._config = config
@@ -75,7 +75,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """Return the parsed headers: those in SAME_HEAD, if an earlier request has stored them there."""
+        """Return the parsed headers. Requests with equal headers share them in SAME_HEAD, if the server offers it."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)

@@ -418,7 +418,7 @@ class CallLost(UpstreamError):
 
 
 class Ended(UpstreamError):
-    """The error with which a suspended call ended in its worker, as stored for the retry."""
+    """The error that ended a suspended call. The worker of the call stores it for the client's retry."""
 
     def __init__(self, server: str, code: int, outcome: str, reason: str, sentence: str, data: Object | None) -> None:
         self.code, self.outcome, self.reason = code, outcome, reason
@@ -640,11 +640,11 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether the requestState was issued for a suspended call. The connection is not checked."""
+        """Return whether `message` has a requestState issued for a suspended call. The connection is not checked."""
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return two facts from a requestState: the id of the suspended call, and the number of the turn.
+        """Return the id of the suspended call, and the number of this requestState among those of the call, from 0.
 
         Raises BadState if the requestState is too old, belongs to another request, or was not issued by this gateway.
         """
@@ -659,7 +659,10 @@ class SuspendedCalls:
         return uid, turn
 
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
-        """Return the facts sealed in a requestState, or None if it is not from `_input_required`."""
+        """Return the content of a requestState: id of the call, turn, connection, digest of the request, and expiry.
+
+        Returns None if `_input_required` did not create it.
+        """
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
@@ -700,7 +703,7 @@ FAILED = b"failed"
 
 
 def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
-    """Return the outcome of a suspended call as text, which can be stored.
+    """Return the outcome of a suspended call as bytes to store.
 
     Returns None for a cancelled call, because no client waits for its outcome.
     """

@@ -322,7 +322,7 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return what is new since the last call: the marked owners, and the re-read grants of standing streams."""
+        """Return the owners marked by `note` and the new grants of standing streams, since the last call."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
@@ -369,7 +369,7 @@ class Streams:
                 self._end(standing.request, CANCELLED)
 
     async def _wait_for_check(self) -> None:
-        """Wait until the next part of the calls and streams is due for a check, or until access was revoked."""
+        """Wait until the next batch of calls and streams is due for a check, or until access was revoked."""
         self._left = self._left or self._parts()
         with suppress(TimeoutError):
             async with asyncio.timeout(RECHECK_SECONDS / self._left[0][1]):
@@ -441,7 +441,10 @@ class Streams:
             raise failures[0]
 
     def _apply(self, request: McpRequest, grant: AccessRow | DatabaseUnavailable | None) -> None:
-        """End this call or stream if it lost access. Otherwise, for a standing stream, note the new grant."""
+        """End this call or stream if it lost access. Otherwise, for a standing stream, note the new grant.
+
+        Does nothing if `grant` is a DatabaseUnavailable.
+        """
         if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
             return
         if (ending := self._verdict(request, grant)) is not None:
@@ -622,7 +625,7 @@ type Repeats = dict[tuple[str, str], StandingStream]
 
 
 class Resumption:
-    """Opens the standing streams of sessions, including resumed ones."""
+    """Opens the standing streams of sessions: new streams, and streams that resume an earlier stream."""
 
     def __init__(self, events: StreamEvents, keeper: SessionKeeper, server_streams: ServerStreams) -> None:
         self.events = events

@@ -71,7 +71,7 @@ class Task(NamedTuple):
 
     @property
     def ids(self) -> TaskIds:
-        """The task's id at the server and for the client, for rewriting messages."""
+        """The task's id at the server and its id for the client, for rewriting messages."""
         return TaskIds(self.own_id, self.client_id, self.is_modern)
 
 

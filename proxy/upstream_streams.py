@@ -114,7 +114,7 @@ class ServerStreams:
         self._background.forever("streams of servers", self._work, self._wait_for_news)
 
     async def stop(self) -> None:
-        """Close all streams and release their leases to other workers."""
+        """Close all streams, and release their leases so that other workers can take them."""
         held, self._held = self._held, {}
         await self._background.stop()
         if held:
@@ -131,7 +131,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After a revocation, treat every session of calls as unused until the next call in the session."""
+        """After a revocation, treat the sessions that calls use as unused until their next call, and check them."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -155,9 +155,9 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the server streams that these owners now need, and close those that they no longer need.
+        """Open the server streams that owners of client streams now need, and close those that they no longer need.
 
-        The owners are those in `changed`, those with a grant in `granted`, and those not checked recently.
+        This checks the owners in `changed`, those with a grant in `granted`, and those not checked recently.
         """
         began = time.monotonic()
         standing = self.streams.standing()
@@ -229,8 +229,9 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        If the client has a session, the client's own requests subscribe at the server. The gateway repeats them only
-        if the server may have lost the subscriptions: at the first check, and in a session that replaced a lost one.
+        `owners` are the owners that are checked now. If the client has a session, its own requests make the
+        subscriptions. The gateway makes them again only if the server may have lost them: when the session is checked
+        for the first time, and in a session that replaced a lost one.
 
         A session that all clients of a connection share is never unsubscribed, because clients at other workers may
         need the subscription. Notifications that no client of this worker wants are dropped.
@@ -329,7 +330,7 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Start to open the server's stream, and wait at most READY_SECONDS until it is open or will not be opened."""
+        """Start to open the server's stream, and wait at most READY_SECONDS for the outcome."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -361,7 +362,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open for running calls alone."""
+        """Return how many more streams this worker may open only because running calls need them."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
@@ -390,10 +391,10 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """Lease the right to read the streams of sessions that running calls use.
+        """Lease sessions of running or recent calls, so that this worker reads their streams.
 
-        Only sessions of `owners` are leased; None leases those of all owners. Returns the leased sources by row id.
-        Raises DatabaseUnavailable.
+        Only sessions of `owners` are leased; None means all owners. Rows in `held_anyway` are left out. Returns the
+        leased sources by row id. Raises DatabaseUnavailable.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
@@ -522,7 +523,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake this audience's client streams if each of its server streams is open or will not be opened."""
+        """Wake the audience's client streams if no server stream for this audience is still being opened."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -574,7 +575,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source of a stream that is read only for running calls, not for a client's stream."""
+    """Return the source of a server's stream that is read only for calls, not for standing streams of clients."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 
@@ -588,12 +589,12 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams that have the same token and the same session, if any, and their current grant.
+    """The client streams of one token and session (if there is a session), and their current grant.
 
-    The audience of a stream that is read only for running calls has no client streams.
+    If a server's stream is read only for calls, its audience has no client streams.
 
     `heard` has the resource subscriptions: for each assignment, a mapping from the server's URI of a resource to the
-    client's URI of it. `refused` has the subscribed URIs that the client may not read.
+    client's URI. `refused` has the subscribed URIs that the client may not read.
     """
 
     standing: list[StandingStream]
@@ -611,7 +612,7 @@ class Audience:
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:
-        """Return the era in which the gateway subscribes to this server for the audience."""
+        """Return the era for this audience's subscription to the server."""
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
@@ -623,7 +624,7 @@ class Audience:
 
 
 class Source(NamedTuple):
-    """A server whose notifications an audience receives."""
+    """A server, and the audience that receives its notifications."""
 
     audience: Audience
     assigned: AssignedServer
@@ -770,7 +771,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the grant's server of this session; None if the server cannot be used with the session's identity."""
+    """Return the server of `upstream` in the grant; None if it cannot be used with the identity of the session."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (
@@ -786,7 +787,7 @@ def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
 
 
 def wishes(source: Source) -> Object:
-    """Return the notifications that a `subscriptions/listen` requests from a server of MCP 2026-07-28."""
+    """Return the notifications to request with `subscriptions/listen` from a server of MCP 2026-07-28."""
     audience, assigned, _ = source
     wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if audience.offers(assigned, name, "listChanged")}
     if heard := audience.heard.get(assigned.id):

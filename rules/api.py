@@ -45,7 +45,7 @@ TOOLS_HELP = "Names of tools as clients see them, with `*` (any text) and `?` (a
 
 
 class NamedTeam(serializers.SlugRelatedField[Team]):
-    """A team, by name. No team has a name with NUL, which PostgreSQL cannot compare."""
+    """A team, by name. A name with NUL is refused, because PostgreSQL cannot compare it."""
 
     def to_internal_value(self, data: Any) -> Team:
         if "\x00" in str(data):

@@ -250,7 +250,7 @@ class Rule(Versioned, Switchable):
             raise NeedsPayloads(NeedsPayloads.__doc__)
 
     def _tidy_approvers(self) -> None:
-        """Reset the fields that the rule's effect does not use. Raises RuleError."""
+        """Reset the approval fields that the rule does not use. Raises NeedsTeam or NobodyDecides."""
         if self.effect != RuleEffect.HOLD:
             self.approvers, self.somebody_else, self.hold_minutes = Approvers.ANYBODY, False, USUAL_HOLD
         if self.approvers != Approvers.TEAM:

@@ -70,7 +70,7 @@ def _as_call(tool: TargetTool) -> RuledCall:
 
 
 def claims_of(tool: Feature | TargetTool) -> ToolClaims:
-    """Return the claims of a tool as the SQL statement in proxy/access/query.sql, which decides calls, returns them."""
+    """Return a tool's claims. They must equal the claims that proxy/access/query.sql returns for calls."""
     return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 

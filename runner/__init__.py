@@ -1,4 +1,4 @@
-"""gateway-admin-runner: serves programs that speak MCP over stdio, and OpenAPI descriptions, over Streamable HTTP.
+"""gateway-admin-runner: makes stdio MCP programs and OpenAPI descriptions available over Streamable HTTP.
 
 A separate program, which imports nothing from the gateway. `document` reads runner.yaml, `packages` installs the
 packages named there, `process` runs programs (`launch` runs in each new process), `program` speaks MCP with a program,

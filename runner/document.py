@@ -148,7 +148,7 @@ class FileMistakes(Exception):
 
 @dataclass(frozen=True)
 class RunnerEntry:
-    """An entry of the file: a program or an OpenAPI description. The values of the entry are resolved.
+    """An entry of the file: a program or an OpenAPI description. The references in `values` are resolved.
 
     `error` says why the entry cannot be served, for example a missing reference.
     """

@@ -1,4 +1,4 @@
-"""Serve the programs of an entry over Streamable HTTP, to clients of both eras.
+"""Serve the programs of an entry of runner.yaml over Streamable HTTP, to clients of both eras.
 
 A program in `mode: shared` cannot say which client a message is for. So all clients get notifications of changed lists,
 subscribed clients get resource updates, and progress goes to the call it belongs to. Log messages, elicitation,
@@ -65,7 +65,7 @@ type Context = ServerRequestContext[Any, Any]
 
 
 class SessionClient:
-    """The client of a session that has a program of its own. Receives what the program sends."""
+    """The client of a session whose program serves only this session. Receives what the program sends."""
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session
@@ -92,7 +92,7 @@ class SessionClient:
 
 
 class SharedClients:
-    """The clients of a shared program. Receives what the program sends."""
+    """The clients of a shared program. Passes its notifications on to them, and refuses its requests."""
 
     def __init__(self) -> None:
         self.subscriptions: dict[ServerSession, set[str]] = {}
@@ -299,7 +299,7 @@ class ProgramEndpoint:
         return {key: each for key, each in program.introduction["capabilities"].items() if key not in unshared}
 
     def _person(self, ctx: Context) -> str:
-        """Return the person of the request. Raises MCPError if the entry needs a person but the request has none."""
+        """Return the person of the request, or "" without one. Raises MCPError if the entry needs a person."""
         person = str(ctx.request.headers.get(PERSON_HEADER, "")) if ctx.request else ""
         if "person" in self.entry.fields and not person:
             raise MCPError(

@@ -66,9 +66,9 @@ def become(uid: int, prctl: Any, real: int) -> None:
 
 
 def kill_all_of(uid: int, guard: int) -> None:
-    """Kill all processes that this process may signal: those of the user `uid`. This process runs as that user.
+    """Kill all processes of the user `uid`. This process must run as `uid`, with `guard` as its real and saved user.
 
-    They cannot escape by forking fast, because one call kills them all, and no process can change its user.
+    The processes cannot escape by forking fast, because one call kills them all, and no process can change its user.
     """
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: this process does not run as the user of a program")

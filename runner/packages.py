@@ -52,7 +52,8 @@ def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
 
     The folder is "" if the entry has no package.
 
-    Raises LookupError if the package is not installed, if the program is missing, or if its user cannot run it.
+    Raises LookupError if the package is not installed, if the program is missing, or, with isolation `uid`, if
+    other users cannot run it.
     """
     program, *arguments = entry.fields["command"]
     name = entry.fields.get("package")

@@ -148,7 +148,7 @@ class Accounts:
         raise LookupError("All user IDs of “uids” are in use. Write a longer range.")
 
     async def give_back(self, account: ProgramAccount) -> None:
-        """Kill the program's remaining processes and remove its files, but not the home of a `lasting` account."""
+        """Kill the remaining processes of this account and remove its files, except the home of a `lasting` account."""
         is_free = not account.uid or await kill_user(account.uid, account.guard)
         try:
             await asyncio.to_thread(self._remove, account)

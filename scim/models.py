@@ -320,8 +320,8 @@ class DirectoryPerson(models.Model):
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
     is the address that the directory sent last: while the directory sends this address, an administrator's correction
     of the person's address stays. If `removed_at` is set, the directory has deleted the person, who is then deactivated
-    and no longer a SCIM resource. `deactivated_epoch` is the person's session epoch just after the directory
-    deactivated them. If the person now has another session epoch, an administrator has changed something since.
+    and no longer a SCIM resource. `deactivated_epoch` is the person's `session_epoch` just after the directory
+    deactivated the person. If `session_epoch` has changed since, an administrator has acted on the person.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")

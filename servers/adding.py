@@ -54,7 +54,7 @@ USUAL_PATHS = ("/mcp", "/sse")
 
 
 class NewServerForm(Trial, ServerForm):
-    """Form for a new server, its identity scheme and credential, its gateways, and their tool policy."""
+    """Form for a new server, its identity scheme and credential, the gateways to add it to, and its tool policy."""
 
     who = forms.ChoiceField(
         label="Identity",

@@ -1,4 +1,4 @@
-"""Decide what each server of a client's configuration file becomes, and add those that a person chooses."""
+"""Servers of a client's configuration file: decide how each can be added, and add those that a person chooses."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class ChosenEntry:
 
 @dataclass(frozen=True, slots=True)
 class AddedEntry:
-    """The result for a chosen entry: a sentence, and the added server or None."""
+    """The result for a chosen entry: `text` is a sentence about it; `server` is None if no server was added."""
 
     name: str
     server: Server | None

@@ -170,7 +170,7 @@ class _Json:
 
 
 def _servers(data: Any) -> dict[str, Any]:
-    """Return the servers by name, from the places where clients write them."""
+    """Return the servers of the file by name, for the formats of all known clients. Raises Unreadable."""
     if not isinstance(data, dict):
         raise Unreadable(1, 1, f"The file is not an object. {WHICH}")
     nested = data.get("mcp")  # In the settings of VS Code.
@@ -220,7 +220,7 @@ def _entry(name: str, values: Any, about: Mapping[str, str]) -> ClientEntry:
 
 
 def _fixed_headers(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers of an entry, with those that LiteLLM and MetaMCP make from other fields."""
+    """Return the headers of an entry, including those that LiteLLM and MetaMCP make from its other fields."""
     given = [values.get(key) for key in ("headers", "static_headers")]
     headers = {str(name): str(value) for one in given if isinstance(one, dict) for name, value in one.items()}
     if values.get("bearerToken"):

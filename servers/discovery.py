@@ -83,7 +83,7 @@ class NoEndpoint(DiscoveryFailed):
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """The eras a server speaks, and its usable definitions by kind, as the server sent them."""
+    """The eras of MCP that a server speaks (see `Era`), and its usable definitions by kind, as the server sent them."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]
@@ -151,7 +151,7 @@ def probe(server: Server, *, by: User) -> Discovered:
 
 
 def contact(server: Server, identity: Identity | None, seconds: float = DISCOVERY_SECONDS) -> Discovered:
-    """Contact `server` with this identity and record the outcome on both. Raises DiscoveryFailed."""
+    """Contact `server`, with `identity` if given, and record the outcome on both. Raises DiscoveryFailed."""
     if identity is not None:
         keep_fresh(identity)
     try:
@@ -239,7 +239,7 @@ def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: 
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Return the target of the request, without an era, so that the eras are determined again."""
+    """Return the server as the target of a request. Its era is empty, so the server's eras are determined again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,

@@ -1,4 +1,4 @@
-"""Forms of the Servers pages, and slugs of servers and gateways, which never change and are never reused."""
+"""Forms of the Servers pages, and slugs of servers and gateways. Slugs never change and are never reused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class SignInSettings:
         return str(self.cleaned_data["resource_sent"] or ResourceSent.SERVER)
 
     def clean_fixed_resource(self) -> str:
-        """Return the `resource`: an http or https URI without a fragment (RFC 8707 section 2)."""
+        """Return the fixed `resource`, a URL without a fragment (RFC 8707 section 2); empty if it is not sent."""
         resource = str(self.cleaned_data["fixed_resource"])
         if self.cleaned_data.get("resource_sent") != ResourceSent.FIXED:
             return ""

@@ -111,7 +111,7 @@ class IdentityRow:
 
     @property
     def may_confirm(self) -> bool:
-        """True if the identity waits for a confirmation of the changed server, and the viewer may confirm."""
+        """True if somebody must still agree to send the secret to the changed server, and the viewer may do so."""
         waits = self.identity.unconfirmed_since is not None and self.identity.revoked_at is None
         return waits and self.identity.may_be_confirmed_by(self.viewer)
 
@@ -142,7 +142,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """Return the identities of `user`, each with the live connections that use it in `used_by`.
+    """Return the identities of `user`. The attribute `used_by` of each lists its uses by live connections.
 
     Live identities come first, sorted by server and label. Revoked ones follow, the last revoked first.
     """

@@ -1,4 +1,4 @@
-"""/api/programs, and the program and standard error of /api/servers/{slug}."""
+"""/api/programs, /api/servers/{slug}/program and /api/servers/{slug}/program/stderr."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def page_url(server: Server) -> str:
 
 
 def _switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the switch: the head of the server's page, or the server's row in the list."""
+    """Render the head of the server's page, or the server's row in the list, with the new state of the switch."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
     return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)
 

@@ -29,7 +29,7 @@ ACCEPT = {"Accept": "application/json"}
 
 
 class BadTiles(Exception):
-    """A file of tiles is invalid; the message says why."""
+    """The file of well-known servers cannot be used; the message says why."""
 
 
 class NoRegistry(Exception):

@@ -187,7 +187,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def status(self) -> str:
-        """`paused`, `failing`, `behind`, `current`, or `waiting` if it was never served."""
+        """`paused`, `failing`, `behind`, `current`, or `waiting` before the first check for rows to send."""
         if not self.enabled:
             return "paused"
         if self.failures:
@@ -292,7 +292,10 @@ class Sink(Versioned, Switchable):
         self._take_secret(secret, moved=shown_origin(address) != shown_origin(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
-        """Encrypt a new secret, or keep the current one. Raises BadSinkSecret."""
+        """Encrypt a new secret, or keep the current one if `secret` is empty.
+
+        Raises BadSinkSecret, also if the address was `moved` and the current secret would be sent to it.
+        """
         kind = self.receiver_kind
         if not kind.key_label or (kind.shows_secret and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""

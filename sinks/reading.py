@@ -181,10 +181,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late calls: those that started before `near_from`, with ids up to `calls_to`.
+        """Return the next batch of late calls: started before the sink's `near_from`, with ids up to its `calls_to`.
 
-        The usual rounds read only calls that started at `near_from` or later. The position after the last batch has a
-        new `near_from`: the time `calls_at` minus NEAR.
+        The usual rounds read only calls that started at `near_from` or later. After the last batch, `near_from` moves
+        to the sink's `calls_at` minus NEAR.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,
@@ -201,9 +201,9 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the lines of the next calls, and the key of the last call.
+        """Return the lines of the next calls, and `created_at` and the row id of the last call.
 
-        The key is None if no calls are left after these.
+        Both are None if no calls are left after these.
         """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)

@@ -224,7 +224,7 @@ def weakness(secret: str) -> str:
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
-    """Return the base64 HMAC-SHA256 of id (`named`), time and body; `body` is compressed, as it is sent."""
+    """Return the base64 HMAC-SHA256 of the message id `named`, the time `moment` and the compressed `body`."""
     signed = f"{named}.{moment}.".encode() + body
     return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 

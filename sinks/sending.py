@@ -244,7 +244,7 @@ def _note_failure(sink: Sink, reader: SinkReader, refusal: Undelivered, since: d
 
 
 def _loaded(pk: UUID) -> Sink | None:
-    """Return the current sink, or None if it is paused or deleted. Gives the connection back to the pool."""
+    """Return the current sink, or None if it is paused or deleted. Gives the database connection back to the pool."""
     try:
         return Sink.objects.filter(pk=pk, enabled=True).first()
     finally:
@@ -269,7 +269,7 @@ def drop_before(limit: date) -> int:
 
 
 def _note_gap(sink: Sink) -> None:
-    """Record that the sink has lost calls, if their partitions were dropped without `drop_before`."""
+    """Record that the sink has lost calls, if their partitions were dropped and `drop_before` was not called first."""
     starts = Call.partitions.starts()
     if sink.sends_calls and starts and sink.near_from < (begin := midnight(starts[0])):
         _skip(sink, begin, None)

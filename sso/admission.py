@@ -164,9 +164,9 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Call `_named`, but hide from people who would get no role whether an address has an account.
+        """Return the result of `_named`. People who would get no role do not learn whether an address has an account.
 
-        For such people, an error that would reveal an account is replaced by NoEntry("no_role").
+        For them, an error that would reveal an account is replaced by NoEntry("no_role").
         """
         try:
             return self._named(who, invited)
@@ -306,7 +306,7 @@ def rules_as_stored(rules: Sequence[GroupRule]) -> list[list[str | None]]:
 
 
 def checked_rules(rules: Sequence[GroupRule]) -> list[GroupRule]:
-    """Strip the groups of the rules and validate them. Raises BadRules."""
+    """Return valid rules, with the blanks around their group names removed. Raises BadRules."""
     tidy = [GroupRule(rule.group.strip(), rule.role, rule.team) for rule in rules]
     for rule in tidy:
         if not rule.group or len(rule.group) > LONGEST_GROUP or not (rule.role or rule.team):

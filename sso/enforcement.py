@@ -69,7 +69,10 @@ def keep(request: HttpRequest) -> bool:
 
 
 def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Call `keep`. If the person used a password that only break-glass permits, record a use of break-glass."""
+    """Store the identity-provider account of this sign-in, if any.
+
+    If the person used a password that only break-glass permits, record a use of break-glass.
+    """
     if keep(request):
         return
     if person.break_glass and sign_in_there(person.email):

@@ -21,9 +21,9 @@ LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return the e-mail address in `value`, or "" if it is too long or has other characters than printable ASCII.
+    """Return the e-mail address in `value`, or "" if it is no text, is too long, or is not printable ASCII.
 
-    Addresses are lower-cased later. For letters outside ASCII, the result could be another person's address.
+    Addresses are lower-cased later, which could turn letters outside ASCII into another person's address.
     """
     email = value.strip() if isinstance(value, str) else ""
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""

@@ -200,11 +200,11 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
         """Change the settings, which apply from the next sign-in on, and record the changes.
 
-        `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of the
-        protocol, the issuer or `signs_requests` may remove the current secret (see `ends_secret`). When sign-in becomes
-        enforced, affected sessions that began with a password end. Raises ProviderError or ChangedMeanwhile. Raises
-        BeyondYours if the actor `by` lacks a capability of SETS_UP. Raises Outranked if somebody without every
-        capability changes TERMS or the source of the metadata, or replaces the decryption key.
+        In `fields`, `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of
+        the protocol, the issuer or `signs_requests` may remove the current secret (see `ends_secret`). When sign-in
+        becomes enforced, affected sessions that began with a password end. Raises ProviderError or ChangedMeanwhile.
+        Raises BeyondYours if the actor `by` lacks a capability of SETS_UP. Raises Outranked if somebody without every
+        capability changes a field of TERMS or the source of the metadata, or replaces the decryption key.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.

@@ -110,9 +110,9 @@ def callback(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @posts_from_one_address(ANSWERED)
 def saml_consumer(request: HttpRequest) -> HttpResponse:
-    """Receive the answer of a provider with SAML, a cross-site POST.
+    """Receive a SAML provider's answer, which the browser sends as a cross-site POST.
 
-    Session and cookies are neither read nor set here; the page `saml_answered`, which follows, does that.
+    Session and cookies are neither read nor set here. The browser is redirected to `saml_answered`, which does that.
     """
     provider = Provider.offered()
     if provider is None or not provider.speaks_saml:
@@ -136,10 +136,10 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @login_not_required
 def saml_answered(request: HttpRequest) -> HttpResponse:
-    """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
+    """Complete the sign-in to which the request's ticket belongs, or show why the provider's answer was refused.
 
-    If the sign-in started at the provider, a page first asks whether to sign in as this person. Without this page, a
-    link could replace the browser's session.
+    If the sign-in started at the provider, a page first asks whether to sign in as the person in the answer. Without
+    this page, a link could replace the browser's session.
     """
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
@@ -258,7 +258,7 @@ def sign_in_refused(
     advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
-    """Show the page “Not signed in” with advice, also if the linking of an account or a confirmation is refused."""
+    """Show the page “Not signed in” with advice. Also used if a confirmation, or linking an account, is refused."""
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 
@@ -276,7 +276,10 @@ def _without_referrer(
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN_ACCOUNT)
 def confirm(request: AppRequest) -> HttpResponse:
-    """Ask a person without password or second factor to sign in at the organisation, to confirm a sensitive change."""
+    """Let a person confirm a sensitive change by signing in at the organisation.
+
+    For people who have neither a password nor a second factor here.
+    """
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")

@@ -243,7 +243,7 @@ class TokenResource(Resource):
                 raise AuthenticationFailed(code="unauthorized") from None
 
     def _by_person(self, pk: UUID, terms: Mapping[str, Any]) -> Issued:
-        """Rotate a token for its owner."""
+        """Rotate a token at the request of a person."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
@@ -447,7 +447,7 @@ class Regenerate(Connections):
 
 
 def _must_regenerate(connection: Connection) -> None:
-    """Raise ConnectionAlreadyRevoked if the connection is revoked, or ApiError in the cases of `must_be_on`."""
+    """Raise ConnectionAlreadyRevoked if the connection is revoked, and ApiError if it is not on (see `must_be_on`)."""
     if not connection.is_live:
         raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
     must_be_on(connection)

@@ -1,4 +1,4 @@
-"""API access tokens of agents, and the keys behind app connections, which are never shown."""
+"""API tokens of agents, and the keys behind the OAuth tokens of apps. These keys are never shown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -422,12 +422,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.previous_until_used = False
 
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
-        """End this token's secrets. The owner gets a new secret by collecting it.
+        """Request a new secret, which the owner has to collect, and end the present one.
 
-        The secrets end now, or the present secret stays valid for `overlap_hours`; with `until_used` it ends earlier,
-        when the new secret is first used. If a new secret was already requested, only a remaining overlap is ended, and
-        only if `overlap_hours` is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key
-        of an app.
+        The present secret ends now, or stays valid for `overlap_hours`; with `until_used` it ends earlier, when the new
+        secret is first used. A secret that was replaced earlier ends at once. If a new secret was already requested,
+        this only ends a remaining overlap if `overlap_hours` is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or
+        Expired, and TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -486,7 +486,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """Lock the connection, then the token, and yield its current row. Raises TokenAlreadyRevoked or Expired."""
+        """Lock the connection, then the token; yield the token's row. Raises TokenAlreadyRevoked or Expired."""
         with transaction.atomic():
             self.connection.lock()  # Before the token, as when a connection is revoked, to avoid a deadlock.
             row = self.lock()

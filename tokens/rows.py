@@ -255,9 +255,9 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The previous and the present secret, with their use since the replacement; empty if none was replaced.
+        """The old and the new secret with their use since the replacement; empty if the secret was never replaced.
 
-        While a new secret waits to be collected, the result contains only the previous secret.
+        While the new secret waits to be collected, the result contains only the old one.
         """
         token, since = self.token, self.token.asked_at or self.token.rotated_at
         old = SecretUse(
@@ -305,7 +305,7 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Return the condition of each card of CARES, for active tokens."""
+    """Return, for each key of CARES, the condition by which its card counts active tokens."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),

@@ -20,7 +20,7 @@ EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boole
 
 
 def new_secret_context(new: Issued) -> dict[str, Any]:
-    """Return the context of tokens/once.html, only for the response to the request that made the secret."""
+    """Return the context of tokens/once.html. Use it only in the response to the request that made the secret."""
     connection = new.token.connection
     gateway = connection.gateway
     return {

@@ -473,7 +473,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return in words how many calls of the last 7 days used these tokens, so would be refused without them.
+    """Return a sentence about calls of the last 7 days that would have been refused without these tokens.
 
     Empty if the viewer may not read these calls.
     """
@@ -625,9 +625,9 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 
 def extra_token(request: AppRequest, token: Token) -> str:
-    """Return the token's fragment, to send along with the dialog that shows a secret.
+    """Return the HTML that updates the token on the page behind the dialog that shows a secret.
 
-    Empty in the gateway's dialog and on the overview, where the token is not shown on the page behind.
+    Empty in the gateway's dialog and on the overview, because the page behind does not show the token.
     """
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""

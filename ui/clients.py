@@ -77,7 +77,7 @@ class Client:
     from_internet: bool = False  # The client can sign in by browser only at gateways on the internet, with https.
 
     def by(self, way: str) -> Block | None:
-        """Return the block for `browser` or `token`, or None."""
+        """Return the block for the sign-in method `way`, `browser` or `token`; None if the client has no such block."""
         return next((block for block in self.blocks if block.way == way), None)
 
     @property

@@ -85,7 +85,7 @@ class ListFilter(forms.Form):
 
     @property
     def takes_long(self) -> bool:
-        """True if the values make `narrow` slow. Then `list_page` queries all keys once, unless it gets a count."""
+        """True if `narrow` is slow with these values. `list_page` without `count` then queries all keys once."""
         return False
 
     @property

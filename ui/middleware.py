@@ -68,7 +68,7 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _destination(request: HttpRequest, location: str) -> str:
-    """Return `location`; for sign-in, with the open page as `next` instead of the fragment that htmx requested."""
+    """Return `location`. In the URL of the sign-in page, replace `next` (what htmx requested) by the open page."""
     to = urlsplit(location)
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
     if to.path != resolve_url(settings.LOGIN_URL) or not htmx.current_url_abs_path:

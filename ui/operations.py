@@ -161,7 +161,7 @@ DECLARED = "operation"
 
 
 def operation_of(view: Any, action: str | None) -> Operation | None:
-    """Return the declaration of the method `action` of a resource; None if it is not an operation.
+    """Return the operation that the method `action` of a resource declares; None if there is none.
 
     `view` is the resource or its class.
     """
@@ -297,7 +297,7 @@ def _lock(key: str) -> int:
 
 
 def _later_lock(key: str) -> int:
-    """Return the id of the lock for `_alone_for_longer`. It differs from `_lock`, which the transaction still holds."""
+    """Return the id of the lock for `_alone_for_longer`. The transaction still holds the lock `_lock(key)`."""
     return int(key[16:32], 16) - 2**63
 
 

@@ -249,7 +249,7 @@ class TableView:
 
     @property
     def choices(self) -> list[Choice]:
-        """The options for columns."""
+        """An option for each column that can be shown or hidden."""
         offered = (column for column in self.columns if not column.chosen_by_nobody)
         return [Choice(column.name, column.label, column.name in self.chosen) for column in offered]
 

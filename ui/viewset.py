@@ -89,11 +89,11 @@ def form_page(
     errors: Mapping[Any, Any] | None = None,
     **context: Any,
 ) -> HttpResponse:
-    """Show `form`; on POST return the response of `save`, which runs with valid data, or the form with its errors.
+    """Show `form`. On POST, return the response of `save`, or the form with its errors.
 
-    `errors` maps exceptions to the field that shows their message (None: the whole form), or to a pair: this field, and
-    a text to show instead of the message. After ChangedMeanwhile, the form shows the changes of the other person. This
-    requires the row's `version` in `context`.
+    `save` runs only with valid data. `errors` maps its exceptions to the field that shows their message (None: the
+    whole form), or to a pair of the field and another text. After ChangedMeanwhile, the form shows the changes of the
+    other person. This requires the row's `version` in `context`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -248,7 +248,7 @@ class Picked:
 def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
     """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`.
 
-    Rows that are in the wanted state already get no event.
+    Rows that are already in the wanted state get no event.
     """
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"

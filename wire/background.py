@@ -153,7 +153,7 @@ class Background:
     def spawn[T](self, name: str, work: Coroutine[Any, Any, T], *, eager: bool = False) -> asyncio.Task[T]:
         """Run `work` once as a task. With `eager`, `work` runs up to its first wait before `spawn` returns.
 
-        `expected` errors are only logged at debug level: they are common in work for a server or a client.
+        Errors that the constructor got as `expected` are only logged at debug level.
         """
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, eager_start=eager)
         self._tasks.add(task)

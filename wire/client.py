@@ -1,4 +1,4 @@
-"""The MCP client: sends requests to servers, in the era each server speaks and within its limits of calls and time."""
+"""The MCP client: sends requests to each server in the era it speaks, within the server's limits of calls and time."""
 
 import asyncio
 import time
@@ -142,9 +142,9 @@ class QueueSlot:
 class McpClient:
     """Calls servers, each request in the era of its target. A request that may have been executed is not sent again.
 
-    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the
-    ServerDescription of each server that opens a session. `contradicted` is called with the target of a request if the
-    answer shows that the server may no longer speak the target's era.
+    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the target and
+    the server's ServerDescription when a session is opened. `contradicted` is called with the target of a request if
+    the answer shows that the server may no longer speak the target's era.
 
     The concurrency limit of a server is divided among `workers` processes; each gets at least one slot. A call waits at
     most `queue_seconds` for a slot. While `may_begin()` is false, `ask` sends nothing, because the call could not be
@@ -196,9 +196,10 @@ class McpClient:
 
         `on_notification` is called with each notification before the answer, `on_request` with each request from the
         server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
-        While the server waits for an answer from `on_request`, other calls may use the slot of this call. `person` is
+        While the server waits for an answer from `on_request`, another call may run in place of this one. `person` is
         used for fair sharing of the server, and `schema` is the input schema of the called tool. `seconds` shortens the
-        server's time limits, and includes the time in the queue. `beside` gets the session, if the request uses one.
+        server's time limits, and includes the time in the queue. `beside` is told when the request begins in a session,
+        and when it ends.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -439,7 +440,7 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Return whether this error of a probe proves that the server does not speak the probed era.
+    """Return whether this error proves that the server does not speak the versions of MCP that were probed.
 
     Other errors, such as a timeout, prove nothing.
     """

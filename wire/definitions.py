@@ -84,7 +84,7 @@ def _is_usable(kind: str, value: Object, *, annotated: bool) -> bool:
 
 
 def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Object]:
-    """Return the argument of the database function `gateways_learn` for a complete list."""
+    """Return the usable definitions of a complete list as rows for the database function `gateways_learn`."""
     return [
         {"name": name_of(kind, each), "position": place, **row(kind, alias, each)}
         for place, each in enumerate(usable(kind, definitions))

@@ -24,7 +24,7 @@ type Account = tuple[str, str]  # PERSON, SERVER or ALL, and the id of the perso
 
 
 class HeldBytes:
-    """Bytes reserved in the budget, by account, until this object is garbage-collected."""
+    """The bytes that each account has reserved in the budget, until this object is garbage-collected."""
 
     __slots__ = ("_budget", "counted")
 
@@ -38,7 +38,7 @@ class HeldBytes:
         return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Change the reservation to `size` bytes. The server's share is released, because the answer has been read."""
+        """Change the reservation to `size` bytes, and end it for the server, because the answer has been read."""
         counted = {account: size for account in self.counted if account[0] != SERVER}
         self._budget.change(self.counted, counted)
         self.counted = counted
@@ -48,7 +48,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """The bytes per account that an answer or a call waits for, and when the wait began. A call claims 0 bytes."""
+    """The bytes that an answer waits for (by person, server and in total; 0 for a call), and when the wait began."""
 
     counted: dict[Account, int]
     began: float
@@ -147,9 +147,9 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to all waiting calls and answers whose accounts have room.
+        """Give room to the waiting calls and answers whose accounts have room, in order of arrival.
 
-        A claim on an account also waits while an earlier claim waits for room in this account.
+        A call or answer also waits while an earlier one waits for room in one of its accounts.
         """
         blocked: set[Account] = set()
         for turn, claim in list(self._waiting.items()):
@@ -426,7 +426,7 @@ class TimeLimit:
             self._task.cancel()
 
     def is_of(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the limit is for this task."""
+        """Return whether this time limit applies to `task`."""
         return self._task is task
 
 

@@ -208,7 +208,7 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for this host and IP address. None means a direct connection, as for allowed ranges."""
+        """Return the proxy for this host and IP address; None if it is called directly, as all allowed ranges are."""
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
@@ -424,7 +424,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise failure
 
     def _through(self, proxy: OutboundProxy, target: str, port: int, timeout: float | None) -> httpcore.NetworkStream:
-        """Open a tunnel through the proxy to a checked address, or a name the proxy resolves. Raises ProxyFailed."""
+        """Open a tunnel to `target`, a checked address or a name that the proxy resolves. Raises ProxyFailed."""
         own = Deadline()
         own.set(self._deadline.left(timeout))
         with proxy.told():
@@ -461,7 +461,7 @@ def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encry
 
 
 def open_for_tls(guard: Guard, host: str, port: int, deadline: Deadline) -> httpcore.NetworkStream:
-    """Connect without TLS for a protocol that starts TLS itself (STARTTLS); the server may greet first."""
+    """Connect for a protocol that starts TLS itself (STARTTLS). The caller reads any greeting of the server."""
     backend = _GuardedBackend(guard, deadline, encrypted=True, is_greeted=True)
     return backend.connect_tcp(host, port, deadline.left(None))
 

@@ -372,7 +372,7 @@ class HttpConnection(asyncio.Protocol):
             await self._advance()
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """Return a context for work that cannot be cut into slices, such as parsing this answer as a whole."""
+        """Return a context for parsing this answer as a whole. Only one such context is active at a time."""
         return self._slices.alone()
 
     async def give_way(self) -> None:
@@ -885,7 +885,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close each origin's oldest idle connections, up to the first that is still usable."""
+        """Close the unusable idle connections of each origin, from the oldest to the first that is still usable."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

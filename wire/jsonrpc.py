@@ -185,16 +185,19 @@ def error(request_id: Id | None, code: int, message: str, data: Any = None) -> b
 
 
 def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
-    """Return `text` with the id replaced by `request_id`.
+    """Return the message `text` with its id replaced by `request_id`. `document` is the parsed message.
 
-    If the digits of the id occur once in `text`, nothing else changes; otherwise `document` is serialised again.
+    If the digits of the old id occur once in `text`, only they change; otherwise `document` is serialised again.
     """
     text_with_id = with_sole_id(text, document.get("id"), request_id)
     return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 
 
 def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | None:
-    """Return `text` with the id replaced, without parsing; None if the digits of the id do not occur exactly once."""
+    """Return `text` with its id `own_id` replaced by `request_id`, without parsing.
+
+    Return None if `own_id` is not a positive integer whose digits occur exactly once in `text`.
+    """
     if type(own_id) is not int or own_id <= 0:
         return None
     digits = b"%d" % own_id
@@ -306,7 +309,7 @@ MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
 
 
 def is_large(text: bytes) -> bool:
-    """Return whether this message is for the reader process (wire/reader_process.py)."""
+    """Return whether this message is so large that the reader process handles it (wire/reader_process.py)."""
     size = len(text)
     return size > LARGE or (size > MEDIUM and may_have_more_values(text, MEDIUM_VALUES))
 

@@ -124,7 +124,7 @@ class SessionHandle(NamedTuple):
 def offered(capabilities: object) -> Object:
     """Return the declared `capabilities` that the gateway serves, and the extensions.
 
-    Each capability has those of its known members, such as `listChanged`, that are true.
+    Of each capability, the result has only known members that are true, such as `listChanged`.
     """
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
@@ -152,7 +152,7 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the `tasks` capability of a server with sessions, with the members we support.
+    """Return the capability `tasks` of a server of the session era, reduced to the members that the gateway supports.
 
     If the server does not run calls as tasks, the result is empty. MCP 2026-07-28 has an extension instead of this
     capability.
@@ -205,8 +205,8 @@ class Target(NamedTuple):
 
     `era` is the era in which to call the server. `capabilities` and `client_info` of the client are sent to the server.
     Sessions are stored by `owner_id` (by default the connection) and `session_key`; `session` is the session that
-    existed when the request arrived. If the client `has_own_session`, the client's session ends when the server loses
-    its session.
+    existed when the request arrived. If the client `has_own_session`, that session ends when the server loses
+    `session`.
     """
 
     server_id: str
@@ -302,7 +302,7 @@ class StreamPlace:
     retry_ms: int | None = None
 
     def note(self, reader: sse.EventParser) -> None:
-        """Update the position from `reader`."""
+        """Store the last event id and the retry delay that `reader` has read, if any."""
         if reader.event_id and fits_a_header(reader.event_id):
             self.last_event_id = reader.event_id
         if reader.retry_ms is not None:

@@ -337,7 +337,7 @@ CLIENT_GONE = frozenset({"invalid_client", "unauthorized_client"})
 
 
 def read_tokens(status: int, body: bytes) -> Tokens:
-    """Parse the answer of a token endpoint. An `error` member counts with any status except 429 and 5xx.
+    """Parse the answer of a token endpoint. An `error` member is a refusal, unless the status is 429 or 5xx.
 
     Raises TokenRefused, or TokenUnavailable when the answer neither grants nor refuses.
     """

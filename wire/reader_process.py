@@ -44,7 +44,7 @@ class UnreadableAnswer(Exception):
 
 
 class ReaderProcess:
-    """The worker's side of the child process. One order runs at a time, and people take turns."""
+    """Runs work in the child process for this worker, one order at a time. People with waiting orders take turns."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")

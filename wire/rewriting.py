@@ -112,7 +112,7 @@ def may_hold_exposed(body: bytes) -> bool:
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """Return a `_meta` with the page URI of a tool (MCP Apps) mapped; `meta` itself if it has no such URI."""
+    """Return a copy with the exposed URI of a tool's page (MCP Apps); `meta` itself without such a URI or an alias."""
     changed: dict[str, Any] = {}
     ui = meta.get(_UI)
     if isinstance(ui, dict) and isinstance(ui.get("resourceUri"), str):
@@ -254,7 +254,7 @@ class TaskIds(NamedTuple):
 
 
 def result_for_client(method: str, result: Object, task: TaskIds | None, alias: str) -> Object:
-    """Return the result with the client's id of `task`, or `result` itself if nothing changes.
+    """Return the result with the task id that the client knows, or `result` itself if nothing changes.
 
     In MCP 2026-07-28 a finished task contains the result of its call; the URIs in that result are mapped too.
     """
@@ -271,7 +271,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a server's result or params with the client's id of `task` in `_meta`, and no reference to other tasks."""
+    """Return a server's result or params. In `_meta`, `task` gets its id for the client; other tasks are removed."""
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -279,13 +279,13 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a client's result or params with `_meta` as `meta_for_server` returns it."""
+    """Return a client's result or params with the server's id of `task` in `_meta`, and no reference to other tasks."""
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return `_meta` with the server's id in a reference to `task`; a reference to another task is removed."""
+    """Return `_meta` with the task's id at the server in a reference to `task`. Other references are removed."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 

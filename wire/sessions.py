@@ -1,4 +1,4 @@
-"""MCP client for versions with sessions (up to 2025-11-25): one session per owner, server and key."""
+"""MCP client for versions with sessions (up to 2025-11-25). `_key` returns the key of a target's session."""
 
 import asyncio
 import hashlib
@@ -79,7 +79,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Parse the capabilities in a text made by `declared`. Its extensions are left out."""
+    """Return the capabilities that a text made by `declared` names, without extensions."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
@@ -364,7 +364,7 @@ class SessionWire:
         return SessionHandle(session_id, version), ServerDescription.of(result, version)
 
     async def close(self) -> None:
-        """End the sessions that must not outlive this process, within CLOSE_SECONDS."""
+        """End, within CLOSE_SECONDS, the sessions that must not outlive this process."""
         for target, session in self._store.take_all():
             self.start_background(self._end(target, session))
         await self._background.stop(CLOSE_SECONDS)

@@ -116,7 +116,10 @@ class EventParser:
         return events
 
     def _count(self, events: int, others: int) -> None:
-        """Count events and lines without data. Raises TooManyEvents if there are too many in a second or in total."""
+        """Count events, and lines other than data lines.
+
+        Raises TooManyEvents if there are too many of either in a second, or too many events in total.
+        """
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)
         self._counted_at = now

@@ -58,7 +58,7 @@ def check_hops(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the header with the number of gateways for requests to servers: one more than in `headers`."""
+    """Return the header HOPS_HEADER for requests to servers. Its number is one more than in `headers`."""
     return {HOPS_HEADER: str(hops_passed(headers) + 1)}
 
 
@@ -86,7 +86,7 @@ def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
 
 
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward, with the trace context from the `_meta` of a message."""
+    """Return the headers to forward: the trace context from the `_meta` of a message, and the hops from `headers`."""
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return forwarded_headers(
         {name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers)

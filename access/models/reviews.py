@@ -81,7 +81,7 @@ class Review(Versioned, models.Model):
         return {"closed_at": self.closed_at.isoformat() if self.closed_at else None}
 
     def described(self, lines: int) -> dict[str, Any]:
-        """Return the `changes` of the event that records the start of the review: its settings and number of lines."""
+        """Return the `changes` to record when the review starts: its settings and number of lines."""
         return {
             "scope": [None, self.scope],
             "subjects": [None, self.subject_names],
@@ -264,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. This call then first ends
-        the access in those open lines that a review can end.
+        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. Before it is
+        closed, the access in its open lines is ended, unless a review cannot end it.
         """
         with transaction.atomic():
             review: Review = self.lock()

@@ -35,7 +35,7 @@ class ReviewError(Exception):
 
 
 class BadScope(ReviewError):
-    """The scope does not fit the subjects, or a review of it would have no lines, or too many."""
+    """The scope does not fit the subjects, or the review would have no lines or too many lines."""
 
 
 class NobodyReviews(ReviewError):

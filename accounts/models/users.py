@@ -225,8 +225,8 @@ class User(Versioned, AbstractBaseUser):
     def status(self) -> str:
         """Return `active` or `deactivated` if the person has joined, otherwise `invited`, `expired` or `revoked`.
 
-        If a directory manages a person who has not joined, the status is `deactivated`, `invited` or `provisioned`:
-        `invited` while an invitation is valid, otherwise `provisioned`.
+        If a directory manages a person who has not joined, the status of an inactive person is `deactivated`. Otherwise
+        it is `invited` while an invitation is valid, and `provisioned` without a valid invitation.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"
@@ -376,8 +376,9 @@ class User(Versioned, AbstractBaseUser):
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
-        Anybody with the new link can act as this person. Raises Outranked as `changed_by` with `gives_access=True`,
-        AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed by a directory.
+        Anybody with the new link can act as this person, so `changed_by` is used with `gives_access=True` and may raise
+        Outranked. Raises AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed
+        by a directory.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -420,7 +421,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
-        """Raise NotActive if this person is not active, or Outranked as `changed_by` with `gives_access=True`."""
+        """Raise NotActive if this person is not active, or Outranked if `changed_by` with `gives_access` raises it."""
         with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
@@ -429,7 +430,8 @@ class User(Versioned, AbstractBaseUser):
         """Record that a password link was created, and return the number of hours for which it is valid.
 
         If the person has not joined, their invitation is valid for these hours too. Anybody with the link can act as
-        this person. Raises Outranked as `changed_by` with `gives_access=True`, and NotActive for a deactivated person.
+        this person. Raises NotActive for a deactivated person, and Outranked if `changed_by(by, gives_access=True)`
+        raises it.
         """
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
@@ -568,8 +570,8 @@ class User(Versioned, AbstractBaseUser):
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail. Ends password sessions if people of the new domain must sign in at the provider.
 
-        Raises EmailTaken or ChangedMeanwhile, and Outranked as `changed_by` describes. A new e-mail counts as a change
-        with `gives_access`, because the owner of the new mailbox can reset the password.
+        Raises EmailTaken or ChangedMeanwhile, and Outranked as `changed_by` describes. A new e-mail address is a change
+        that gives access, because the owner of the new mailbox can reset the password.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {
@@ -588,7 +590,7 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """Take the lock of `one_at_a_time`, then return the current row, locked until the transaction ends."""
+        """Return the current row, locked until the transaction ends. Calls `one_at_a_time` first."""
         one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 

@@ -236,10 +236,10 @@ def _newest() -> Body | None:
 
 
 def _oldest_partition() -> str:
-    """Return the start of the oldest partition, as text.
+    """Return the start of the oldest partition, as text; the current time if there is no partition.
 
-    The first checkpoint stores this time as `kept_from`, or the time LATEST ago if that is earlier. The time also
-    replaces a missing `kept_from` if all checkpoints were made by earlier releases, which did not store it.
+    It is the `kept_from` of the first checkpoint, unless the current time minus LATEST is earlier. It is also used if
+    no checkpoint has `kept_from`, because all were made by earlier releases.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()

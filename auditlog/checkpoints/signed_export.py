@@ -107,7 +107,7 @@ class SignedExport(Export):
 
 
 def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the lines of the rows that the checkpoint covers."""
+    """Yield a line of the export for each row that the checkpoint covers."""
     model, known = (Call, CALL_COLUMNS) if log == "call" else (Event, EVENT_COLUMNS)
     columns = columns_of(body["columns"], sealing.texts(model), known)
     covered = {leaf.uid: leaf.digest for leaf in unpacked(packed)}
@@ -126,8 +126,8 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
     """Return True if the checkpoint covers the row, or if the row was added later between the checkpoint's rows.
 
-    Near and late calls can have ids in the same range. So an added call must also be dated in the checkpoint's period,
-    as in `verify_log`.
+    Checkpoints of the kinds `near` and `late` can cover the same range of ids. So an added call must also be dated in
+    the checkpoint's period, as in `verify_log`.
     """
     if UUID(row["uid"]) in covered or body["kind"] == "events":
         return True

@@ -199,12 +199,12 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Return True if the row with the id `number` may be without a checkpoint.
+        """Return True if the row with the id `number` may be without a checkpoint; always True without checkpoints.
 
         A row up to the last id of the first checkpoint must be older than that checkpoint. A row above the last id of
-        the last checkpoint is left to the next checkpoint: the row must have been recorded after the last checkpoint,
-        and PostgreSQL must have assigned its id. Otherwise somebody added the row later. A row with an id in between
-        has no checkpoint because a checkpoint is missing, which is reported separately.
+        the last checkpoint must be one that the next checkpoint will cover: PostgreSQL has assigned its id, and it was
+        not recorded before the last checkpoint. If the id is in between, the row's checkpoint is missing, which is
+        reported separately.
         """
         if not self._sealed:
             return True
@@ -244,7 +244,7 @@ def verify(
 
 
 def compare(cursor: Any, keys: Sequence[bytes] | None, span: LogPeriod, received: Received | None) -> Report:
-    """Run the comparison of `verify` in the caller's transaction."""
+    """Compare the logs with the checkpoints as `verify` does, in the caller's transaction."""
     report = Report()
     sealed = _chain(report, keys)
     report.sealed_to = sealed[-1].sealed_at if sealed else None
@@ -357,7 +357,7 @@ class _Comparison:
         sealed: Sequence[SignedCheckpoint],
         rows: Iterable[dict[str, Any]],
     ) -> None:
-        """Compare the rows of one log."""
+        """Compare the rows of one log with its checkpoints and with the rows that the sink received."""
         first_required_ids = self._received.first_required_ids(log)
         # Periods of rows without a checkpoint. The key is True for rows after the last checkpoint, False for other
         # rows.

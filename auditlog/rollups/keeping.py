@@ -67,7 +67,7 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 def drop_before(limit: date) -> int:
     """Delete the roll-ups of the calls that retention will drop with this `limit`; return the number of deleted rows.
 
-    Call this before the partitions are dropped; until then these calls are counted from the log.
+    Call this before the partitions are dropped. Until they are dropped, these calls are counted from the log.
     """
     begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
@@ -170,9 +170,10 @@ def _count_new() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_late() -> tuple[int, bool]:
-    """Count the calls that were written more than NEAR after their start, at most once every LATE_EVERY.
+    """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Also advances `near_from`. Returns a pair: the number of counted calls, and False because none are left.
+    Does nothing if the last such count is less than LATE_EVERY ago. Returns a pair: the number of counted calls, and
+    False because none are left.
     """
     with _state() as state:
         now = databases.database_now()

@@ -89,7 +89,7 @@ class Numbers:
 
     @classmethod
     def timed(cls) -> Numbers:
-        """Return counts of zero that include the duration classes."""
+        """Return Numbers with all counts at zero, including a count for each duration class."""
         return cls(classes=[0] * CLASSES)
 
     @property
@@ -131,7 +131,7 @@ class Numbers:
 
 
 class SourcePeriod(NamedTuple):
-    """A period read from one source: the roll-ups of a grain, or the log."""
+    """A period read from one source: the roll-ups of the grain `grain`, or the log if `grain` is None."""
 
     since: datetime
     until: datetime
@@ -167,7 +167,7 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """Return the counts of calls between two times, by the values of the columns `by` and the number of the bar.
+        """Return the counts of calls between two times, by the values of `by` and, with `bars`, by number of the bar.
 
         Returns None if too much of the log would have to be read, if there are too many groups, or if no roll-ups exist
         yet. Without `timed`, durations are left out, which is faster.
@@ -248,7 +248,7 @@ class Book:
         return not long or any(self._number_in_log(rows) <= MOST_FROM_LOG for rows in found)
 
     def _number_in_log(self, rows: Sequence[SQL]) -> int:
-        """Return the number of these rows in the log, but at most MOST_FROM_LOG + 1."""
+        """Return the number of rows in the log that meet one of the conditions `rows`; at most MOST_FROM_LOG + 1."""
         if not rows:
             return 0
         statement, parameters = _union(rows, "")

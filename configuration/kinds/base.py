@@ -139,7 +139,7 @@ class Kind:
         return str(given.get(self.key, ""))
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
-        """Yield the key, row and values of each object of the workspace, in the order of files."""
+        """Yield the key, row and values of each object of this kind, in order if `keeps_order` is set."""
         raise NotImplementedError
 
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return the tools of each assignment: a dictionary from the tool's name at the server to True if enabled."""
+    """Return, by assignment id, a dictionary from each tool's name at the server to True if the tool is enabled."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):

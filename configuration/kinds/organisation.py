@@ -1,4 +1,4 @@
-"""Sign-in by the organisation in configuration files. Files cannot contain SAML, because of its keys and metadata."""
+"""Configuration files: the settings of sign-in by the organisation, except SAML, which has keys and metadata."""
 
 from __future__ import annotations
 

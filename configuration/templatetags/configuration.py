@@ -1,4 +1,4 @@
-"""A line on the page of an object that a configuration file governs."""
+"""The template tag for a line on an object's page: the configuration file that governs the object."""
 
 from typing import Any
 

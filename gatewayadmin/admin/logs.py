@@ -52,7 +52,7 @@ class LogList(ChangeList):
 
 
 class LogPages(CapabilityAdmin):
-    """Base of the log pages, without forms and actions. `where` limits the search to indexed columns."""
+    """Base of the log pages, without forms and actions. Subclasses define the search in `where`, on indexed columns."""
 
     change_list_template = "admin/log.html"
     list_display_links = None

@@ -30,7 +30,7 @@ INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_or
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
-    """Role and password are set only on the person's page, where editors can grant only capabilities they have."""
+    """Role and password are set on the product's page only, where editors can grant only capabilities they have."""
 
     seen_by = (Capability.PEOPLE_READ,)
     page = ("accounts:person", "pk")
@@ -212,7 +212,7 @@ class ProvisioningKeyPages(CapabilityAdmin):
 
 @register(Provider, site=site)
 class ProviderPages(CapabilityAdmin):
-    """The group rules, the secret and pasted metadata are set on the product's page only."""
+    """Settings of the identity provider, without group rules, secret and pasted metadata: see the product's page."""
 
     acts = (
         CapabilityAction("test", all_of(*SETS_UP), Q(), does=lambda row, by: test_provider(row, by=by), asks=False),

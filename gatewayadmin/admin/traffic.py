@@ -351,7 +351,7 @@ class AssignmentPages(CapabilityAdmin):
 
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
-    """Features of every kind. Only the product's page shows the difference between two versions of a definition."""
+    """Features of every kind. Only a feature's page outside this admin compares two versions of its definition."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:feature", "pk")
@@ -411,7 +411,7 @@ class ServerSettings(SignInSettings, VersionedForm):
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """The URL is read-only: the product's page validates it. Sign-in settings can be changed here."""
+    """Admin pages of servers. They change sign-in settings, but not the URL, which only the Servers pages validate."""
 
     form = ServerSettings
     seen_by = (Capability.SERVERS_READ,)

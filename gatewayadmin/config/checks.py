@@ -126,7 +126,7 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """Connections to the primary. Connections of pages count too, unless pages use the pooler."""
+        """The number of connections to the primary, including those of pages unless pages use the pooler."""
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:

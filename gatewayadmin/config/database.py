@@ -138,7 +138,7 @@ def conninfo() -> str:
 
 
 def conninfo_of(settings_dict: dict[str, Any]) -> str:
-    """Convert Django's settings to a libpq connection string, without the time limit of pages."""
+    """Convert Django's database settings to a libpq connection string, without the statement timeout for pages."""
     options = {name: value for name, value in settings_dict["OPTIONS"].items() if name != "pool"}
     if "options" in options:
         options["options"] = options["options"].removesuffix(LIMITED)
@@ -168,7 +168,7 @@ def limit_statements() -> None:
 
 @contextmanager
 def without_time_limit() -> Iterator[None]:
-    """Lift the statement time limit of pages for this thread."""
+    """Lift the time limit of SQL statements for this thread, while the block runs."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
     connection.connection.longest_wait = None  # Only PageConnection reads this.

@@ -40,7 +40,7 @@ def text(name: str, default: str = "") -> str:
 def secret(name: str) -> str:
     """Return a variable's value or the content of the file that `<name>_FILE` names, stripped; empty if both are unset.
 
-    Messages do not show the path: a user who confuses the two variables may have put the secret there.
+    Error messages do not show the path, because a user may have set `<name>_FILE` to the secret by mistake.
     """
     value, path = text(name), text(f"{name}{FROM_FILE}")
     if value and path:

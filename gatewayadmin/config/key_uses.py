@@ -1,4 +1,4 @@
-"""Counts for each key how much stored data is unusable without it."""
+"""Counts the rows of stored data that are unusable without each key."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The three kinds of keys: from the environment, or generated once into the data directory."""
+"""The secret key, token keys and encryption keys: from the environment, or generated once into the data directory."""
 
 import base64
 import os

@@ -129,11 +129,11 @@ FILTERED = "A proxy in front changes or filters this answer. Let it forward requ
 
 
 class OAuthCheck:
-    """Runs the OAuth flow of a client for one gateway and person, over the URL clients use.
+    """Runs the OAuth flow of a client for one gateway and person, at the URL that clients use.
 
-    `run` returns all steps. Each step may take `seconds`, and steps after the first failure are not run. At the end,
-    the check revokes its connection and deletes its registration. No valid secret is sent to a machine outside this
-    installation.
+    `run` returns all steps. Steps after the first failure are not run, and are returned as not reached. Each step may
+    take `seconds`. At the end, the check revokes its connection and deletes its registration. No valid secret is
+    sent to a machine outside this installation.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:

@@ -13,7 +13,7 @@ _cluster = cluster(settings.DATA_DIR)
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's backend; each new connection starts the server if it does not run."""
+    """Django's PostgreSQL backend; each new connection starts the embedded PostgreSQL if it does not run."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         _cluster.ensure()

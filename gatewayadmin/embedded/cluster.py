@@ -141,7 +141,7 @@ class Cluster:
             self._server = psutil.Process(self._server_id())
 
     def leave(self) -> None:
-        """Release this process's lock; stop the server if no other process uses it."""
+        """Release this process's lock; stop the embedded PostgreSQL if no other process uses it."""
         if self._place is None:
             return
         place, self._place, self._server = self._place, None, None

@@ -70,7 +70,7 @@ class Group(NamedTuple):
 
 
 class FoundPage(NamedTuple):
-    """A search result: a page, its best section, and an excerpt (`text`) with the words."""
+    """A search result: a page, its best section, and an excerpt (`text`) with the words of the search."""
 
     document: HelpPage
     title: str

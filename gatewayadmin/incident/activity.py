@@ -72,7 +72,7 @@ class Count:
 
     @property
     def is_odd(self) -> bool:
-        """True if the number is far above the usual number."""
+        """True if `now` is far above the usual number per day."""
         return self.per_day is not None and self.now >= max(FEWEST_ODD, ODD * self.per_day)
 
 
@@ -164,7 +164,7 @@ class Activity:
         self.addresses = _recent(self.addresses)
 
     def _complete(self, columns: dict[str, UUID]) -> None:
-        """Take the totals from the roll-ups, if there are roll-ups by this kind of subject."""
+        """Take the totals from the roll-ups, if the roll-ups have the column of the subject."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
             return
         where = {name: [value] for name, value in columns.items()}

@@ -40,7 +40,7 @@ class Reached(NamedTuple):
 
 
 def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
-    """Return the access that remains, through at most `most` connections; for a server, through each gateway.
+    """Return the remaining access: an item for each connection, at most `most`; for a server, an item for each gateway.
 
     Blocked connections are included, without tools.
     """

@@ -40,7 +40,7 @@ def serve_by(endpoint: App | None) -> None:
 
 
 def is_served() -> bool:
-    """Return whether this process has an endpoint."""
+    """Return whether this process serves an MCP endpoint."""
     return _endpoint is not None
 
 
@@ -84,7 +84,7 @@ class AgentResponse(NamedTuple):
 
 
 def _take_place(person: object) -> object:
-    """Count another run of `person`, and return its key in `_running`. Raises TooManyRuns."""
+    """Count another run of `person`, and return the key of the run in `_running`. Raises TooManyRuns."""
     with _lock:
         if list(_running.values()).count(person) >= MOST_RUNS_OF_ONE:
             raise TooManyRuns(
@@ -120,7 +120,7 @@ class Run:
         self._body, self._size = bytearray(), 0
 
     async def steps(self, secret: str) -> AsyncGenerator[Object]:
-        """Send the request with the token `secret`, and yield the params of each progress notification."""
+        """Send the request with the token `secret`; yield the params of progress notifications, then set `answer`."""
         self._secret = secret
         self._task = spawn("playground call", self._run())
         self._task.add_done_callback(lambda _: self._give_back())

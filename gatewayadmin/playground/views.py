@@ -105,7 +105,7 @@ def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
 
 
 def _others(user: User, gateway: Gateway | None) -> list[Connection]:
-    """Return the user's connections to this gateway through other apps and agents, for checks."""
+    """Return at most 50 of the user's connections to this gateway through other apps and agents."""
     if gateway is None:
         return []
     rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
@@ -154,7 +154,7 @@ class Chosen:
 
     @property
     def is_given(self) -> bool:
-        """True if the selected feature is given to the user, or unknown."""
+        """True if the selected feature is given to the user, or if no known feature is selected."""
         if self.feature is None:
             return True
         return self._given(Feature.objects.filter(pk=self.feature.pk)).exists()
@@ -172,7 +172,7 @@ class Chosen:
 
     @property
     def offers(self) -> dict[str, list[tuple[str, Feature]]]:
-        """The names in the list, by server."""
+        """The features in the list with their names, by name of the server."""
         by_server: dict[str, list[tuple[str, Feature]]] = {}
         for one in self.features[:MOST_OFFERED]:
             by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
@@ -351,7 +351,10 @@ def _again(call: Call, slug: str) -> str:
 
 
 def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
-    """Show the access decision for the playground or another connection of the user. Nothing is sent to a server."""
+    """Show the access decision for the playground's connection, or for another connection that the user chose.
+
+    Nothing is sent to a server.
+    """
     through = request.POST.get("through", "")
     live: Connection | None = next((one for one in _others(request.user, gateway) if str(one.pk) == through), None)
     try:

@@ -175,7 +175,10 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the rest of the method's docstring, or the docstring of its class, and the required capabilities."""
+        """Return the text after the first paragraph of the method's docstring, and the required capabilities.
+
+        If there is no such text, the docstring of the view's class replaces it.
+        """
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         held = self.rule.others if isinstance(self.rule, Own) else self.rule
@@ -319,7 +322,10 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return the help text of the same field in the response, or the docstring of a nested serializer, or None."""
+        """Return the help text of the response field with the name of this request field.
+
+        Otherwise return the docstring of a nested serializer, or None.
+        """
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         if direction == "request" and answer and (same := answer().fields.get(field.field_name)):

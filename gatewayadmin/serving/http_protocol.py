@@ -227,7 +227,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._discard_input = True
 
     def _start_request(self, *, is_call: bool) -> None:
-        """Hand the request to the application. `is_call` is True for a POST to `/mcp/<slug>` in its usual spelling."""
+        """Hand the request to the application. `is_call` is True for a POST to `/mcp/<slug>` or `/mcp/<slug>/`."""
         if not self._may_stream:
             self.scope["extensions"] = {open_files.NO_STREAM: {}}
         super().on_headers_complete()
@@ -416,7 +416,10 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of this call's headers, scope and index of Content-Length; None if they cannot be reused."""
+        """Return a cache of this call's headers, with its scope; None if they cannot be reused.
+
+        The cache also has the index of Content-Length in the list of headers.
+        """
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

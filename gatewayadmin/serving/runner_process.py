@@ -21,7 +21,7 @@ os.execv(sys.executable, [sys.executable, "-m", "runner", *sys.argv[1:]])
 
 
 def start(runner: Runner) -> subprocess.Popen[bytes]:
-    """Start the runner of this clone. It prints its own errors; if it ends, the gateway continues to serve."""
+    """Start the runner. It prints its own errors; if it ends, the gateway continues to serve."""
     environment.set_for_children(RUNNER_URL, runner.url)
     environment.set_for_children(RUNNER_SECRET, runner.secret)
     command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]

@@ -335,7 +335,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def metrics_folder(data_dir: Path) -> Path:
-    """Create an empty folder for the counters of this start, and delete the folders of ended processes."""
+    """Return a new empty folder for the metrics of this process. Deletes the folders of ended processes."""
     parent = data_dir / "metrics"
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in parent.iterdir():

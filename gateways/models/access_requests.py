@@ -60,7 +60,10 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
 
 
 def _approvable_by(viewer: User) -> Q:
-    """Match the requests on gateways that name `viewer` as approver; none for an API key without GATEWAYS_MANAGE."""
+    """Match the requests for gateways with `viewer` as an approver.
+
+    If `viewer` uses an API key without GATEWAYS_MANAGE, match none.
+    """
     if viewer.narrowed_to is None or viewer.has_perm(Capability.GATEWAYS_MANAGE):
         return Q(Exists(_approvers(user=viewer)))
     return Q(pk=None)
@@ -68,7 +71,7 @@ def _approvable_by(viewer: User) -> Q:
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def open(self) -> "AccessRequestQuerySet":
-        """Return the waiting requests of active people for gateways that are not archived."""
+        """Return the waiting requests whose person is active and whose gateway is not archived."""
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def with_details(self) -> "AccessRequestQuerySet":

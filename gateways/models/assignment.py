@@ -247,7 +247,7 @@ class Assignment(Versioned, Switchable):
 
 
 def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
-    """Return, by assignment id, the event of the last `narrow` of each assignment, unless it was undone."""
+    """Return, by assignment id, the event of the last `narrow`, unless `widen` has undone it."""
     told = Event.objects.filter(target_type="assignment", target_id__in=list(map(str, assignments)))
     acts = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED))
     last = {event.target_id: event for event in reversed(acts)}

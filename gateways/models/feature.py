@@ -54,7 +54,7 @@ class FeatureState(models.TextChoices):
 
 
 class Effect(models.TextChoices):
-    """The effect of a tool, as an administrator states it or its annotations claim it; not verified."""
+    """The effect of a tool, as an administrator or the tool's annotations state it; not verified."""
 
     READ_ONLY = "read_only", "Read only"
     WRITES = "writes", "Writes"
@@ -140,7 +140,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
 
     def waiting_for(self, viewer: User) -> "FeatureQuerySet":
-        """Return the features of `needing_attention` on gateways that `viewer` may open, newest change first."""
+        """Return features that need attention, on gateways that `viewer` may open, newest change first."""
         waiting = self.needing_attention().seen_by(viewer)
         return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
 
@@ -416,7 +416,7 @@ class Feature(Versioned, Switchable):
 
     @classmethod
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
-        """Lock the assignments, then the features, as the function `gateways_learn` does; return the current rows."""
+        """Lock the assignments, then the features, in the order of `gateways_learn`; return the current features."""
         rows = list(rows)
         places = Assignment.objects.select_for_update(of=("self",)).order_by("pk")
         by_key = places.in_bulk({row.assignment_id for row in rows})
@@ -450,7 +450,7 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """The last request, made with one identity, for a server's list of one kind of features, and the outcome.
+    """The last request to a server for its features of one kind, with one identity, and the outcome.
 
     `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
     is the error code if that request failed, empty if it succeeded or is not answered yet.

@@ -90,7 +90,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live() if user.has_perm(Capability.GATEWAYS_READ) else self.reachable_by(user)
 
     def catalogue_of(self, user: User) -> "GatewayQuerySet":
-        """Return the live gateways that `user` may know of: those whose page `user` may open, or that take requests."""
+        """Return the live gateways that `user` may know of.
+
+        These are the gateways whose page `user` may open, and those that take access requests.
+        """
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":

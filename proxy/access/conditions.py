@@ -71,7 +71,7 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Evaluate several conditions together. Return all of them if all are false, otherwise no condition."""
+        """Evaluate the conditions with given arguments as one. Return them all if all are false, otherwise none."""
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
             return ()
@@ -82,7 +82,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given. Other conditions may have no result."""
+        """Return the valid conditions whose arguments are all given; others may fail when they are evaluated."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)
@@ -111,7 +111,7 @@ class Conditions:
     def _for_all(self) -> tuple[Any, Size] | None:
         """The values for all conditions, and the size of the arguments; None if the arguments are too large.
 
-        In this case, each condition gets only its own values.
+        If this is None, each condition gets only the values of the arguments that it names.
         """
         try:
             return self._values(self._names)

@@ -100,7 +100,7 @@ class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
     With ServersNeeded.ALL, `features` has ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, it has
-    FeatureRows: those of the matching features and, if a resource is requested, those of all templates, too.
+    the FeatureRows of the matching features and, if a resource is requested, of all templates.
     """
 
     id: str
@@ -151,8 +151,8 @@ class AssignedServer(NamedTuple):
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
         """Return the server's capabilities for clients of MCP 2026-07-28 (`modern`) or of the session era.
 
-        The result is for the era in which the gateway calls the server for these clients. If the capabilities in this
-        era are unknown, return those in the other era; None if the server has sent no capabilities.
+        These are the capabilities in the era in which the gateway calls the server for such clients. If they are
+        unknown, return the capabilities in the other era; None if the server has sent no capabilities.
         """
         in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
@@ -230,7 +230,7 @@ class AccessRow(NamedTuple):
 
     @property
     def limited(self) -> bool:
-        """True if a rate limit applies to this token, its gateway or the workspace."""
+        """True if a rate limit is set for this token, its gateway or the workspace."""
         return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
 
 
@@ -371,7 +371,7 @@ _is_slug = re.compile(SLUG).fullmatch
 
 
 class ServersNeeded(IntEnum):
-    """Selects the servers of the gateway that the statement returns for a request."""
+    """Selects which of the gateway's servers the statement returns for a request."""
 
     NONE = 0
     ALL = 1
@@ -383,7 +383,7 @@ class ServersNeeded(IntEnum):
 class Wanted(NamedTuple):
     """Selects the servers and features that the statement returns for a request.
 
-    `kind` is tool, prompt, resource or template. With the kind `instructions`, the statement also looks up
+    `kind` is tool, prompt, resource, template or instructions. With `instructions`, the statement also looks up
     `Introduction.is_given`. `name` is the feature's name as the client sent it. For a resource, `name` has the possible
     URIs of the resource at its server, one per line.
     """
@@ -400,7 +400,7 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 class TokenDigests(NamedTuple):
     """The values under which a token may be stored: the checksum of an OAuth token, or a digest for each token key.
 
-    Both tuples have the same length. The query looks up all values.
+    `digests` and `checksums` have the same length. The query looks up all values.
     """
 
     digests: tuple[bytes | None, ...]
@@ -578,7 +578,10 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
-    """Return the statement's parameters as PostgreSQL array texts, with one element per digest or checksum."""
+    """Return the parameters of the access statement, as the texts of PostgreSQL arrays.
+
+    Each array has one element for each pair of digest and checksum of each query.
+    """
     rows = [
         (n, query, digest, checksum)
         for n, query in enumerate(queries)

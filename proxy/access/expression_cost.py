@@ -84,10 +84,10 @@ class _Scope(NamedTuple):
         return size
 
     def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
-        """Return the scope of the body of a macro.
+        """Return the scope of the body of a macro, whose variable has this size.
 
-        In a macro over arguments, the variable's size is that of all elements together, and the cost of the body is
-        that of all iterations. So all other names in the body have to be small: comparing each element with all
+        With `over_arguments`, `size` is the size of all elements together, and the cost of the body is the cost of all
+        iterations together. So all other names in the body have to be small: comparing each element with all
         arguments would be quadratic.
         """
         names = frozenset((variable, RESULT))
@@ -182,9 +182,9 @@ def _collects(loop: Node) -> bool:
 def _cost_of_pattern(pattern: str) -> Cost:
     """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
 
-    RE2 makes an automaton of the pattern. Each state of it is a set of places in the pattern: those that the text read
-    so far can have reached. A pattern with few ambiguous parts needs few states. For other patterns, each character of
-    an attacker's text may need a new state.
+    RE2 makes an automaton of the pattern. Each of its states is a set of possible places in the pattern after some
+    text. A pattern with few ambiguous parts needs few states. For other patterns, each character of an attacker's text
+    may need a new state.
     """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):

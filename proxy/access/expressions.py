@@ -89,7 +89,7 @@ def _environment() -> Any:
 
 
 def activation(values: Mapping[str, Any]) -> Any:
-    """Return the values of FIELDS and `args`, converted once for any number of conditions."""
+    """Convert the values of FIELDS and ARGUMENTS, so that any number of conditions can be evaluated with them."""
     return _environment().Activation(values)
 
 
@@ -174,7 +174,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Size(NamedTuple):
-    """The size of arguments: the number of `values` (members, elements and others), and of UTF-8 bytes of `text`."""
+    """The size of arguments: `values` counts the values at all levels, `text` the UTF-8 bytes of names and texts."""
 
     values: int
     text: int

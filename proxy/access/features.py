@@ -241,7 +241,7 @@ def resolve(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
-    """Resolve as `resolve` does, but treat a tool with unsound x-mcp-header annotations as unknown.
+    """Return the result of `resolve`, but treat a tool with unsound x-mcp-header annotations as unknown.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -253,9 +253,10 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
-    """Return the server and the tool or prompt of this name, like `resolve`.
+    """Return the tool or prompt of this name and its server, or only the server if its list must be requested first.
 
-    A tool that is not listed cannot be called: it has no row, so an administrator could not have disabled it.
+    A name that is not stored yet cannot be called, because an administrator could not have disabled it.
+    Raises OutOfScope, Refusal or UnknownFeature.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:

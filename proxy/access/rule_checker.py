@@ -22,7 +22,7 @@ class RuleRefused(Refusal):
 
 
 def sentence_of(decision: RuleDecision) -> str:
-    """Return the sentence of a refusal by a rule; empty if the general sentence applies."""
+    """Return the message of a refusal by a rule; empty if the rule has none, so that the general message is used."""
     rule = decision.rule
     if rule is None:
         return ""

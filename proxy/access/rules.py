@@ -1,8 +1,9 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
 The rules are read from the database with the grant of each request. The first rule that refuses the call decides. If no
-rule refuses, the first rule that holds the call decides. The labels of all matching rules are added in any case. In a
-rule that refuses or holds, a condition without a result counts as true.
+rule refuses, the first rule that holds the call decides. A matching rule that only labels, or that is only watched,
+always adds a label to the call in the log. In a rule that refuses or holds, a condition without a result counts as
+true.
 """
 
 import re
@@ -32,10 +33,10 @@ class ToolClaims(NamedTuple):
 
 
 class DecidingRule(NamedTuple):
-    """An enabled rule as the statement returns it. Empty `servers`, `tools` and `tool_effect` match every tool.
+    """An enabled rule as the access query returns it. Empty `servers`, `tools` and `tool_effect` match every tool.
 
-    `tools` are patterns, with `*` and `?`, for the names of tools as clients see them. `text` is the sentence of the
-    refusal, or the label.
+    `tools` are patterns, with `*` and `?`, for the names of tools as clients see them. `text` is the message of a
+    refusal, or the label that the rule adds.
     """
 
     id: str
@@ -123,8 +124,8 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 def _labels(match: Match) -> bool:
     """Return whether a match adds a label, apart from the label that says which rule refused or held the call.
 
-    A rule with the effect `label` adds its label only if its condition has a result. Other rules add a label only in
-    the mode `watch`.
+    A rule with the effect `label` adds its label unless its condition could not be evaluated. Other rules add a label
+    only in the mode `watch`.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 
@@ -172,7 +173,7 @@ def reads_arguments(when: str) -> bool:
 
 
 def facts_of(claims: ToolClaims | None) -> dict[str, Any]:
-    """Return the fields of a tool. Unset hints have MCP's defaults: destructive, open world, not read-only."""
+    """Return the `tool.` fields. Unset hints have MCP's defaults: destructive, open world, not read-only."""
     title, said, annotations = claims or ToolClaims("", "", None)
     hints = annotations if isinstance(annotations, dict) else {}
     read_only = said == READ_ONLY if said else hints.get("readOnlyHint") is True

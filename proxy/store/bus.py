@@ -201,7 +201,7 @@ class Subscribable(Protocol):
 
 
 class Owner(NamedTuple):
-    """The client that may answer: a session of a connection, or the retry of a suspended call of the connection."""
+    """The client that may answer a request: its connection, and its session or the suspended call that it retries."""
 
     connection_id: str
     session_id: str | None = None

@@ -287,6 +287,8 @@ async def _insert_rows(
 ) -> StatementRejected | None:
     """Insert these rows, all or none. Return the error if a row is invalid, or None if all rows are committed.
 
+    With `singly`, a single row is inserted by a prepared statement instead of COPY.
+
     Raises DatabaseUnavailable, and StatementRejected for an error that no row caused.
     """
     try:
@@ -389,7 +391,10 @@ def _logged(request: McpRequest) -> Iterator[None]:
 
 
 def credential_parts(request_payload: str) -> list[str]:
-    """Return the texts to redact for a credential: with and without its scheme; for Basic, also login and password."""
+    """Return the texts to redact for the credential in `request_payload`: with and without its scheme.
+
+    For Basic, these are also the decoded credential and the password.
+    """
     scheme, _, value = request_payload.rpartition(" ")
     parts = [value, request_payload] if scheme else [value]
     if scheme.lower() != "basic":

@@ -194,7 +194,7 @@ class StreamHistory:
             self._events.drop(self)
 
     def leave(self) -> None:
-        """Write the recent and all further events to rows, because the client has disconnected."""
+        """Write the recent events to rows, and later events when they occur: the client has disconnected."""
         if not self.away:
             self.away = True
             self._pending, self._recent = [*self._recent], deque()
@@ -202,7 +202,7 @@ class StreamHistory:
         self.flush()
 
     def flush(self) -> None:
-        """Write the pending events, and notify workers that wait for events, even if none are pending."""
+        """Write the pending events, if any, and notify the workers that wait for events."""
         if self._writing is None or self._writing.done():
             self._writing = self._events.run(self._write())
 
@@ -319,7 +319,7 @@ class StreamEvents:
         """Write the events of a stream to the database, because its client has reconnected to another worker.
 
         A standing stream then ends here. The stream of a call continues, but its events only go to the database. `told`
-        has the session id and the stream id.
+        has the session id and the stream id; None is ignored.
         """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
@@ -381,7 +381,10 @@ class StreamEvents:
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:
-        """Ask the worker with this stream to write its events; `listen` reports when. Raises DatabaseUnavailable."""
+        """Ask the worker with this stream to write the stream's events. `listen` reports when they are written.
+
+        Raises DatabaseUnavailable.
+        """
         await self._bus.publish("resume", f"{session_id} {name.stream}")
 
     def listen(self, stream: str) -> asyncio.Event:

@@ -400,7 +400,7 @@ class GroupCommit[Item, Answer]:
             self._wake()
 
     async def _wait_for_work(self, seconds: float | None = None) -> None:
-        """Wait until there is something to do."""
+        """Wait until there is something to do, at most `seconds`."""
         if self._stopping:
             return
         wakeup = asyncio.get_running_loop().create_future()

@@ -95,7 +95,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Lease calls for the waiting requests, in one statement.
+        """Take calls from the shared counters for the waiting requests, in one statement.
 
         Each of these requests then wakes up and checks the leases again.
         """
@@ -128,7 +128,7 @@ def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
 
 
 def parameters(wanted: Iterable[tuple[RateLimited, int]], seconds: float) -> list[bytes]:
-    """Return the parameters of the statement, with arrays as PostgreSQL text."""
+    """Return the parameters of the prepared statement `take`, with arrays as PostgreSQL text."""
     columns = zip(*((s.kind, s.id or "NULL", str(s.limit), str(count)) for s, count in wanted), strict=True)
     return [*(("{" + ",".join(column) + "}").encode() for column in columns), str(seconds).encode()]
 

@@ -86,7 +86,7 @@ def names_a_secret(key: str) -> bool:
 
 
 def is_measure(key: str) -> bool:
-    """Return whether a number under this key is a count or a limit (`max_tokens`), although the key names a secret."""
+    """Return whether a number under this key is a count or a limit and so no secret, for example `max_tokens`."""
     words = [word.lower() for word in _words(key[:MAX_KEY])]
     return any(word in _MEASURE_WORDS for word in words)
 
@@ -188,7 +188,7 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the end of a list or object: exact for JSON; otherwise the end of the line with the closing bracket."""
+    """Return the end of the list or object at `start`; if it is not JSON, the end of the line that closes it."""
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):

@@ -201,7 +201,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A row of TOLD: a session at a server, and where to send messages about the session."""
+    """A session at a server, and the target of messages about the session, as TOLD selects them."""
 
     row: str
     sealed_id: bytes
@@ -460,9 +460,10 @@ class SessionKeeper:
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
-        """Lease `subscriptions/listen` streams, given as owner, connection, server and key; return leased rows by key.
+        """Lease `subscriptions/listen` streams, given as owner, connection, server and key.
 
-        See `lease`, which is for sessions. Raises DatabaseUnavailable.
+        Returns the row ids of the leased streams by key. See `lease`, which is for sessions. Raises
+        DatabaseUnavailable.
         """
         owners, connections, servers, keys = (list(column) for column in zip(*wanted, strict=True))
         given: dict[str, Any] = {"owners": owners, "connections": connections, "servers": servers, "keys": keys}

@@ -117,7 +117,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Trigger a write of the exact last use of each session, because the least recently used will be ended."""
+        """Trigger a write of each session's exact last use, because the least recently used session will be ended."""
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now
@@ -292,7 +292,7 @@ def _flush_metrics() -> None:
 
 
 async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUpdates) -> list[str]:
-    """Write the updates. Returns the ids of the rows that must be written again."""
+    """Write the updates. Returns the ids of the rows that must be written again because they were locked."""
     ids = sorted(pending)
     columns = {name: [pending[key][name] for key in ids] for name in pending[ids[0]]}
     cursor = await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})

@@ -49,7 +49,7 @@ class Http:
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
     public. `entered` are URLs that an administrator entered. All other host names are resolved and checked by this
-    process, except names that are listed exactly, not by domain, for the outbound proxy to resolve.
+    process, except the names (not their subdomains) that the operator lists for the outbound proxy to resolve.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
@@ -253,9 +253,9 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 
 
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
-    """Return the needs of a server whose issuer has no metadata and was entered by an administrator.
+    """Return the needs of a server whose issuer has no metadata: an administrator has entered the `endpoints`.
 
-    The authorization endpoint serves as the issuer's URL. The redirect URI is made from this endpoint, so no other
+    The authorization endpoint is used as the issuer's URL. The redirect URI is made from this endpoint, so no other
     issuer has the same redirect URI.
     """
     authorization, token, revocation = endpoints

@@ -85,8 +85,8 @@ def sign_in_browser_digest(request: AppRequest) -> bytes:
     """Return a digest of a random value in the session. The digest ties a sign-in to this browser.
 
     The digest does not depend on an encryption key, so it survives key rotation. Return ANY_BROWSER for a request with
-    an API key, which has no browser. This loses no protection: with an API key, any credential can be stored for the
-    owner of the key.
+    an API key, which has no browser. A check would protect nothing there, because such a request can store any
+    credential for the owner of the key.
     """
     if getattr(request, "auth", None) is not None:
         return ANY_BROWSER
@@ -375,7 +375,7 @@ def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
 
 
 def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
-    """Check again everything that may have changed since the start. Raises SignInRefused or CapabilityRequired."""
+    """Re-check everything that may have changed since the sign-in began. Raises SignInRefused or CapabilityRequired."""
     try:
         with transaction.atomic():
             user = sign_in.lock()

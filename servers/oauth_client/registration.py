@@ -137,7 +137,8 @@ def _addresses(client: ClientRegistration) -> tuple[str, ...]:
 def _usable(metadata: AuthorizationServerMetadata) -> Q:
     """Match registrations usable for a new sign-in.
 
-    The shared redirect URI is usable only for registration by document, and only if the issuer names itself in answers.
+    A registration with the redirect URI that all issuers share is usable only if it was made by document and if the
+    issuer names itself in its answers.
     """
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
@@ -252,11 +253,9 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, with the server's OAuth endpoints.
+    """Store the OAuth client that an administrator entered for this server, and end the server's live registrations.
 
-    The token and revocation endpoints are copied from the server's fields.
-
-    Also end the registrations that were live for this server.
+    The token and revocation endpoints are those of the server's fields, not those of `metadata`.
     """
     with transaction.atomic():
         server.lock()
@@ -290,8 +289,8 @@ def enter(
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
 
-    Pass the server's `issuer` if nobody has completed a sign-in at this issuer yet. Existing grants are still refreshed
-    with the client to which they were granted.
+    With `issuer`, this includes registrations at this issuer that no sign-in to the server has used yet. Existing
+    grants are still refreshed with the client to which they were granted.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())
@@ -317,7 +316,7 @@ def keep_fresh(identity: Identity) -> None:
 def refresh_identity(identity: Identity) -> None:
     """Refresh the identity now. Raises NotRenewed.
 
-    The caller must not be in a transaction, because other processes have to see the lease.
+    The caller must not be in a transaction: other processes must see that this process has leased the identity.
     """
     if identity.secret_ciphertext is None:
         raise NotRenewed("identity_sign_in")

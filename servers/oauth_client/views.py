@@ -166,7 +166,7 @@ def authenticate(request: AppRequest, slug: str) -> HttpResponse:
 @require_POST
 @own_resource("one's own; shared ones need SERVERS_MANAGE", others=NOBODY)
 def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Start a sign-in at the issuer of the identity's server, to replace its tokens."""
+    """Start a sign-in at the issuer of the identity's server, to replace the identity's tokens."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     back = request.POST.get("next") or reverse("connections:mine")
     try:
@@ -220,7 +220,7 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """Show the OAuth client with which this gateway is registered at the server's issuer.
+    """Show the OAuth client that is used at the issuer of this server.
 
     POST saves the client from the form, or ends the current one if `reset` is sent.
     """

@@ -1,4 +1,4 @@
-"""Parse untrusted XML safely, and the metadata of an identity provider. Needs the extra `saml`."""
+"""Parse untrusted XML safely, and read the metadata of an identity provider. Needs the extra `saml`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
 
 
 def _must_be_small(root: Element) -> None:
-    """Raise MalformedXml unless the tree consists of elements only and is within the limits above."""
+    """Raise MalformedXml if the tree has nodes other than elements and text, or exceeds a limit of this module."""
     if root.getroottree().docinfo.doctype:
         raise MalformedXml("The document contains a document type declaration.")
     for count, node in enumerate(root.iter(), 1):

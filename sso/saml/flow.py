@@ -214,7 +214,7 @@ def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[
 
 
 def _claims(provider: Provider, said: Any) -> Claims:
-    """Return the claims made from the attributes that are used. All other attributes are dropped."""
+    """Return the claims of an assertion, without the attributes that are not used. Raises ResponseRefused."""
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     if wanted and said.name_format != wanted:
         raise ResponseRefused("no_name", f"The NameID has another format than {wanted}, which the settings ask for.")

@@ -140,7 +140,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
     """Return the decrypted assertion as a separate document.
 
     Inside the response, the assertion would inherit namespaces and so differ from the signed text. A signature of the
-    response covers the encrypted form.
+    response is checked before decryption, because it covers the encrypted form. Raises ResponseRefused.
     """
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted, which the settings do not allow.")
@@ -153,7 +153,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Refuse a response whose own signature is invalid. That signature is optional, unlike the assertion's."""
+    """Raise ResponseRefused if the response has an invalid signature of its own. It may also have none."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
@@ -181,7 +181,7 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
-    """Return the element as signed with one of these certificates. Raises ResponseRefused."""
+    """Verify the signature with one of these certificates, and return the signed element. Raises ResponseRefused."""
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused(
@@ -442,7 +442,7 @@ def _encryption_method(part: Element) -> Element:
 
 
 def _value(part: Element) -> bytes:
-    """Return the bytes of the element; references to other elements are not followed."""
+    """Return the bytes in the element's CipherValue. A CipherReference is not followed."""
     values = part.findall(f"{tag(ENCRYPTION, 'CipherData')}/{tag(ENCRYPTION, 'CipherValue')}")
     try:
         (value,) = values

@@ -116,7 +116,7 @@ def test_the_page_shows_what_differs_from_the_last_approved_call_and_that_the_sa
 
     page = text(sign_in(ben).get(f"/approvals/{hold.pk}/"))
 
-    assert "2 differ from the last approved call" in page
+    assert "2 changed since the last approved call" in page
     assert "amount number 740 last approved: 49" in page
     assert "gone none last approved: 1" in page
     run = {"state": "used", "used_at": timezone.now(), "run_call": make.call(outcome="ok").uid}

@@ -344,7 +344,7 @@ def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: Sign
 
     page = text(sign_in(ana).get(f"/logs/{call.uid}/?q=ok", headers=DRAWER))
 
-    assert f'href="/logs/?correlation={call.correlation_id}">2 from the same request<' in page
+    assert f'href="/logs/?correlation={call.correlation_id}">2 calls from the same request<' in page
     assert f">https://gateway.example.com/logs/{call.uid}/</code>" in page
     for words in (
         "CI bot",

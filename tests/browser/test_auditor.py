@@ -162,7 +162,7 @@ def who_granted_this(one: Mouse, files: Files) -> None:
     page = one.page
     one.go("People")
     one.press(page.get_by_role("link", name="Ben"))
-    expect(page.get_by_role("listitem").filter(has_text="Readers")).to_contain_text(f"given to them by {OWNER}")
+    expect(page.get_by_role("listitem").filter(has_text="Readers")).to_contain_text(f"given to this person by {OWNER}")
     one.press(page.get_by_role("link", name="Changes to this person"))
     expect(page.get_by_role("row").filter(has_text="the role")).to_contain_text(OWNER)
 

@@ -275,4 +275,4 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
 
     assert (activity.calls.now, activity.calls.before, activity.tools[0].now) == (6, 1, 4)
     assert activity.calls.usual == "1"  # The average counts only the days since the first call, not 28 days.
-    assert "Tools and addresses come only from the newest calls" in text(page)
+    assert "Tools and addresses are counted only in the newest calls" in text(page)

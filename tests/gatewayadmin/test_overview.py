@@ -138,8 +138,8 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
 
     page = text(sign_in(ana).get("/"))
 
-    assert 'aria-label="Docs, last 24 hours: 1 without failures, 2 with failures"' in page
-    assert f'aria-label="{other.name}, last 24 hours: 0 without failures, 0 with failures"' in page
+    assert 'aria-label="Docs, of the last 24 hours: 1 with calls and no failure, 2 with failures"' in page
+    assert f'aria-label="{other.name}, of the last 24 hours: 0 with calls and no failure, 0 with failures"' in page
 
 
 @pytest.mark.full

@@ -66,9 +66,9 @@ MOST_MARKS = 500  # Maximum per text, because a mark is much longer than the cha
 
 
 class TextPiece(NamedTuple):
-    """A piece of a text. `kind` is "" for plain text, otherwise the piece replaces invisible characters.
+    """A piece of a text. `kind` is "" for plain text, and "char" for a mark that replaces one invisible character.
 
-    "char" replaces one character. "more" is the number of further characters, which are removed.
+    At the end, "more" shows the number of further invisible characters, which are removed without a mark.
     """
 
     kind: str
@@ -223,7 +223,7 @@ def _time(moment: datetime, text: str) -> SafeString:
 
 @register.simple_tag
 def day(moment: datetime | None, never: str = "Never") -> str:
-    """Render a date such as "Jan 15, 2026", with the exact time in its title."""
+    """Render a date such as "Jan 15, 2026", with the exact time in its title; `never` if there is no date."""
     return _time(moment, _date(moment.astimezone(UTC))) if moment else never
 
 
