@@ -75,7 +75,7 @@ class PermittedUnits:
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return, by person, the bits of the gateways that the person is paired with."""
+        """Return, for each person in `pairs`, the bits of all units of the gateways in their pairs."""
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:
             found[person] |= self._at.get(gateway, 0)

@@ -112,7 +112,7 @@ class AccessReport:
 
     @cached_property
     def _found(self) -> list[tuple[UUID, int]]:
-        """The people who have lines, in the order of the report, each with the bits of these lines."""
+        """The people who have lines, in the order of the report, each with their lines as bits (access.permitted)."""
         where, used = self._where(), self._unused()
         found = []
         for person in self.known.people:

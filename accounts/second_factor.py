@@ -104,7 +104,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
     """Base of forms that take a code of the authenticator app or a recovery code; each code is accepted only once."""
 
     def count(self) -> Tries:
-        """Count this attempt. Raises TooManyTries."""
+        """Count this attempt, and return its counters. Raises TooManyTries."""
         raise NotImplementedError
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -282,7 +282,7 @@ def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_taken(credential: dict[str, Any]) -> bool:
-    """True if anybody has added this key already."""
+    """True if anybody has added the security key of this credential already."""
     rows = Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN)
     return bool(rows.filter(data__credential__rawId=credential["rawId"]).exists())
 

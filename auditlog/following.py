@@ -101,9 +101,10 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 
 
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
-    """Return the first page of a live list: the most recently recorded calls, then other calls, newest start first.
+    """Return the first page of a live list, without calls whose id is higher than `to`.
 
-    The next page begins with the newest call that is not on this page.
+    The most recently recorded calls come first, then all other calls, sorted by start, newest first. The next page
+    begins with the newest call that is not on this page.
     """
     latest = list(_recent(search, to).order_by("-pk")[:size])
     found = search.page(None, size)

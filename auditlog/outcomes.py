@@ -17,7 +17,7 @@ LAYERS = {
 
 
 def in_short(reason: str) -> str:
-    """Return the short text of the reason that blocks an object, for the object's row; empty if `reason` is empty."""
+    """Return the short text of `reason`, for the row of a blocked object; empty if `reason` is empty."""
     return REASONS[reason].short if reason else ""
 
 

@@ -395,7 +395,10 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """Return the question of a logged call, with address and token; None if host, person or gateway is deleted."""
+    """Return the question whether this logged call would be allowed now, with its client address and token.
+
+    Return None if the call has no host, person or gateway, or if one of them is deleted.
+    """
     if call.host_id is None or call.user_id is None or call.gateway_id is None:
         return None
     host = Host.objects.filter(pk=call.host_id).first()

@@ -65,8 +65,8 @@ def plan(
 ) -> Plan:
     """Return the changes that applying `document` as `viewer` would make.
 
-    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects of the
-    document's source that are missing from the document's lists. With `cuts`, each change says what it cuts off. Raises
+    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that have
+    the document's source but are missing from its lists. With `cuts`, each change says what it cuts off. Raises
     ConfigurationError with all mistakes that the first failing check finds.
     """
     must_be_right(mistakes_of(document))

@@ -85,7 +85,7 @@ class NewAddressForm(forms.Form):
 
     @property
     def is_full(self) -> bool:
-        """True if everyone and each team have an address."""
+        """True if there is an address for everyone, and one for each team."""
         return not self.fields["audiences"].choices  # type: ignore[attr-defined]
 
     @property

@@ -85,7 +85,10 @@ HOSTS = Table(
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
-    """Annotate hosts with the numbers of live connections that `viewer` may see, and of the people who have them."""
+    """Annotate hosts with the numbers of their connections and of the people who have these connections.
+
+    Only live connections that `viewer` may see are counted.
+    """
     visible = Q(connections__revoked_at=None) & counted_for(viewer)
     return hosts.annotate(
         connection_count=Count("connections", filter=visible),

@@ -1432,7 +1432,7 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
 
 
 def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
-    """Return a server's error for resources/read, with the code and the URI that the client knows."""
+    """Return a server's error for resources/read, with the code of the client's era and the URI for clients."""
     if error.get("code") == NOT_FOUND[not request.modern]:
         error = {**error, "code": NOT_FOUND[request.modern]}
     data = error.get("data")

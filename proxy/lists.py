@@ -414,7 +414,10 @@ class Lists:
     async def _look_up(
         self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None
     ) -> AccessRow:
-        """Return the grant re-read from the database; the old grant if the token no longer exists."""
+        """Re-read the grant, with the features `wanted`, by default those of this kind of all servers.
+
+        Return the old grant if the request has no query, or if the token no longer exists.
+        """
         if request.query is None:
             return grant
         again = request.query._replace(wanted=wanted or Wanted(ServersNeeded.ALL, kind))

@@ -119,7 +119,7 @@ CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 
 def for_browser(public_url: str, *headers: Pair) -> "Response":
-    """Return the 401 for browsers, as plain text."""
+    """Return a 401 with a plain text for people who open the URL of a gateway in a browser."""
     body = FOR_BROWSERS.format(public_url=public_url).encode()
     return Response(401, body, "unauthorized", headers=(CONTENT_TYPE_TEXT, *headers))
 

@@ -376,10 +376,7 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check the access of the next part of the calls and streams.
-
-        After a revocation or a failed check, all parts are checked.
-        """
+        """Re-check the access of calls and streams: the next part, or all after a revocation or a failed check."""
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:

@@ -138,7 +138,7 @@ class NewRule(RuleChanges):
 
 
 class RuleQuery(ListQuery):
-    """Filters of the list."""
+    """Filters of the list of rules."""
 
     q = serializers.CharField(required=False, help_text="Text contained in name, condition or note.")
     gateway = by_gateway(

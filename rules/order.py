@@ -5,9 +5,9 @@ from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now` with the items of `chosen` in the order of `chosen`.
+    """Return `now` with the items of `chosen` in the order of `chosen`; all other items keep their places.
 
-    Together these items take the places that they have in `now`. Items that are not in `now` come last.
+    Items of `chosen` that are not in `now` come last.
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

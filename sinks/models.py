@@ -121,7 +121,7 @@ class Sink(Versioned, Switchable):
     It has acknowledged:
 
     - of the calls dated `near_from` or later: those with ids up to `calls_to`. This was the newest id at `calls_at`;
-    - of the earlier calls: those with ids up to `late_calls_to`;
+    - of the late calls, which are dated earlier: those with ids up to `late_calls_to`;
     - while a round of batches is sent (see sinks.reading): also the calls of this round, in the log's order, up to and
       including (`round_at`, `round_id`). `round_to` is the highest id of the round, null in a round of late calls;
     - events: ids up to `events_to`;

@@ -65,7 +65,10 @@ def of_lines(lines: Sequence[LogLine], resource: Attributes) -> bytes:
 
 
 def record(line: LogLine) -> bytes:
-    """Encode a `LogRecord` for `ScopeLogs`. The line's fields become attributes, except nulls and a valid trace id."""
+    """Encode the line as a `LogRecord` for `ScopeLogs`.
+
+    A valid trace id becomes the record's trace id. All other fields that are not null become attributes.
+    """
     told = dict(fields_of(line.text))
     trace_id = str(told.pop("trace_id", None) or "")
     number, text = SEVERITIES[line.severity]

@@ -38,7 +38,7 @@ def remember(request: HttpRequest, who: Claims) -> None:
 
 
 def forget_organisation(request: HttpRequest) -> None:
-    """Remove the account at the identity provider from the browser session, because a password is used."""
+    """Remove what `remember` stored in the browser session, after a sign-in with a password."""
     request.session.pop(BROWSER, None)
 
 

@@ -125,7 +125,7 @@ def client_of(slug: str) -> Client:
 
 
 def client_block(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
-    """Return the block of a client for this gateway; None if the client does not support `way`."""
+    """Return the client's block for this gateway; None if the client has none for the sign-in method `way`."""
     if (block := client.by(way)) is None:
         return None
     code = _escaped(block.for_gateway(url, name, token).strip())

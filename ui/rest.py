@@ -476,7 +476,7 @@ class SubjectField(serializers.CharField):
         return called if columns else Q(pk=None)
 
     def _near(self, things: QuerySet[Any], text: str) -> str:
-        """Return suggestions as a sentence; empty if there are none."""
+        """Return a sentence that suggests names similar to `text`; empty if there are none."""
         rows = things.order_by().values_list(*self.names).distinct()[:MOST_COMPARED] if self.names else ()
         known = {str(name).lower(): str(name) for row in rows for name in row if name}
         word = text.lower()

@@ -82,9 +82,9 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store in place of `known`, the eras stored so far (empty if none).
+        """Return the eras to store. `known` are the eras stored so far, empty if none are stored.
 
-        If the found eras are not certain and differ from the stored ones, return BOTH.
+        If `eras` is not certain and other eras are stored, return BOTH.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 

@@ -228,10 +228,10 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer: its proxy resolves only hosts listed by exact name.
+        """Return a guard for hosts named by a server or an issuer.
 
-        Otherwise a third party could name an internal host below a domain that the operator has listed, and the proxy
-        would resolve the host unchecked.
+        Its proxy resolves listed names, but not their subdomains. Otherwise a third party could name an internal host
+        below a domain that the operator has listed, and the proxy would resolve the host unchecked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 

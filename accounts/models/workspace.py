@@ -96,8 +96,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
 
-        Changes apply from the next request on, but a shorter log retention takes effect a day later. Until then, the
-        shorter retention can be revoked; setting a longer retention revokes it too.
+        Changes apply from the next request on, but a shorter log retention takes effect a day later. Until then,
+        `keep_logs` or setting a longer retention revokes it.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)

@@ -248,7 +248,7 @@ def _oldest_partition() -> str:
 def _first(cursor: Any) -> Body:
     """Return the first checkpoint, which covers no rows.
 
-    No checkpoint covers the calls that already exist. The next checkpoints cover all existing admin events.
+    The next checkpoints cover all admin events, also existing ones, but only calls recorded after this checkpoint.
     """
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}

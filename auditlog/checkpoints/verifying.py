@@ -128,7 +128,7 @@ class SignedCheckpoint:
         return since <= at < (datetime.fromisoformat(before) if before else END)
 
     def open(self, report: Report) -> dict[UUID, bytes] | None:
-        """Return the digests of the covered rows; None if they were deleted or do not match the signature."""
+        """Return the digests of the covered rows; None if the digests were deleted or differ from the signed ones."""
         if not self.is_open:
             self.is_open = True
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
@@ -319,7 +319,7 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
     """Return the time from which calls must still exist, according to the checkpoints.
 
-    If no checkpoint contains this time, as in earlier releases, return the start of the oldest partition.
+    If no checkpoint states this time (those of earlier releases do not), return the start of the oldest partition.
     """
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()

@@ -276,7 +276,10 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
 
 
 def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
-    """Switch between form and JSON; keep the current form if arguments would be lost."""
+    """Return the form with separate fields, or with JSON if `to` is "json" or the fields would lose arguments.
+
+    An invalid form is returned unchanged.
+    """
     if not form.is_valid():
         return form
     turned = form_of(chosen.schema, form.arguments, as_json=to == "json")

@@ -87,5 +87,5 @@ async def answer(message: Message, info: Object, fixed: Mapping[str, Object], ha
 
 
 def text_result(text: str, *, is_error: bool = False) -> Object:
-    """Return the result of a tool with one text."""
+    """Return a tool result that contains one text."""
     return {"content": [{"type": "text", "text": text}], "isError": is_error}

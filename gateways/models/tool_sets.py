@@ -44,7 +44,7 @@ def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
 
 
 def fits(feature: Feature, effect: str) -> Q:
-    """Match the sets whose patterns and effects `feature` would fit if its effect were `effect`."""
+    """Match the sets whose patterns and effects would include `feature` with the effect `effect`."""
     values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
     return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
 

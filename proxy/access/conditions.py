@@ -119,7 +119,10 @@ class Conditions:
             return None
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return the values for conditions that name these arguments, and the arguments' size. Raises NotEvaluated."""
+        """Return the values for conditions, with the arguments `names` (None: all), and the size of these arguments.
+
+        Raises NotEvaluated.
+        """
         named = self._named(names)
         size = size_of(named)
         return activation({**self._fields, ARGUMENTS: named}), size

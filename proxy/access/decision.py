@@ -408,7 +408,7 @@ class TokenDigests(NamedTuple):
 
 
 class AccessQuery(NamedTuple):
-    """The statement's parameters for one request; equal queries of a batch are sent once."""
+    """Parameters of the access statement (query.sql) for one request; equal queries of a batch are sent once."""
 
     token: TokenDigests
     slug: str

@@ -124,7 +124,7 @@ class UsageTracker:
         self._exactly.set()
 
     def introduced(self, target: Target, info: ServerDescription) -> None:
-        """Store, within a second, how the server described itself when this identity opened a session."""
+        """Store, within a second, the description that the server gave when a session was opened for `target`."""
         self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod

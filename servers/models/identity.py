@@ -195,7 +195,7 @@ class Identity(Versioned, Switchable):
     def may_be_enabled_by(self, user: User) -> bool:
         """True if `user` may enable the disabled identity.
 
-        Owners may enable their identity if they disabled it themselves. Other people need the capability `needed`.
+        Owners may if they disabled it themselves. In all other cases, `user` needs the capability `self.needed`.
         """
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)

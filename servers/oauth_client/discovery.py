@@ -197,7 +197,9 @@ def discover_sign_in(
     assume_pkce: bool = False,
     private: bool = True,
 ) -> Needs:
-    """Ask the server at `url` without a credential, and read the metadata named in the answer, within ten seconds.
+    """Return the authentication that the server at `url` requires, within ten seconds.
+
+    The server is asked without a credential, and the metadata named in its answer are read.
 
     `expected_issuer` is the issuer's name for itself, if that differs from the issuer's URL. `fixed_scopes` replace the
     scopes the server asks for. `endpoints` (authorization, token, revocation) replace missing metadata of an issuer.

@@ -166,8 +166,8 @@ class SignIn(models.Model):
 def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
     """Return the live registration for this server: the client entered for it, otherwise a shared client of its issuer.
 
-    Without `issuer`, a shared client is found by the server's grants and current sign-ins. Return None if there is no
-    live registration.
+    A shared client is found by `issuer`, or because an OAuth grant or a current sign-in of the server uses it. Return
+    None if there is no live registration.
     """
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
