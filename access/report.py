@@ -172,8 +172,9 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        These are the units not used for `asked.unused` days; without this filter, all. A unit that the person never
-        used is returned only if the person has had access to it for that many days.
+        These are the units not used for `asked.unused` days. Without this filter, and for a past day, all units are
+        returned. A unit that the person never used is returned only if the person has had access to it for that many
+        days.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

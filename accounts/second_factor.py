@@ -143,8 +143,8 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    Raises Outranked like a change that gives access (see `User.changed_by`), because it makes the account less safe.
-    Raises LastBreakGlass if no break-glass owner with a second factor would remain.
+    Raises Outranked like a change that gives access (see `User.changed_by`), because the account is then less
+    protected. Raises LastBreakGlass if no break-glass owner with a second factor would remain.
     """
     with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()

@@ -266,7 +266,7 @@ class RollupState(models.Model):
         return f"from {self.counted_from} to {self.counted_to}"
 
     def floor(self, grain: Grain) -> datetime:
-        """Return the time from which the roll-ups of this grain are complete."""
+        """Return the time before which roll-ups of this grain are neither counted nor retained."""
         moment: datetime = getattr(self, grain.floor)
         return moment
 

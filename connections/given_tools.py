@@ -181,7 +181,7 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
     """Return the change that gives a tool the effect `effect`.
 
-    The tool then belongs to the sets that name it as a member, and to the sets whose rule fits this effect.
+    The tool then belongs to the sets that name it as a member, and to the sets whose rule fits it with this effect.
     """
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}

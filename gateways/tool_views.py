@@ -211,7 +211,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True if no request for the server's features has been answered or has failed yet (see also `is_lost`)."""
+        """True if the server has never answered, and no last request for its features failed (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property

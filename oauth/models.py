@@ -50,8 +50,8 @@ class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        Like the app's other tokens, the token ends when the connection's key is replaced. Raises NotYourToken if the
-        connection does not belong to the person `by`, or TokenAlreadyRevoked if the connection was revoked.
+        Like the app's other access tokens, the token ends when the connection's key is replaced. Raises NotYourToken
+        if the connection does not belong to the person `by`, or TokenAlreadyRevoked if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)

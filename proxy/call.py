@@ -1282,7 +1282,7 @@ class _Sent:
         await self.parts.requests.carry(self.asking, asked, answer)
 
     async def on_notification(self, notification: Object) -> None:
-        """Forward a notification of the server: changed lists to all clients, other notifications to this client."""
+        """Forward a notification of the server: list changes to all clients of the gateway, others to this client."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
         elif self.stream is not None:

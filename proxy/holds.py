@@ -11,9 +11,9 @@ answer to this has no effect: its call waits like all others.
 
 The server of an approved call may ask for input (MCP 2026-07-28). Then the `requestState` of the answer has, encrypted,
 the id of the hold and the id of the answered request. The column `run_call` of the hold has the id of the call's latest
-request. The next request is accepted only if `run_call` is still the id in its `requestState`, and if connection, tool,
-arguments, rule and definition are the same; `run_call` then becomes the id of this request. So each answer continues
-the call only once. Any other retry is refused (BadState).
+request. The next request is accepted only if `run_call` is still the id of the answered request in its `requestState`,
+and if connection, tool, arguments, rule and definition are the same; `run_call` then becomes the id of this request. So
+each answer continues the call only once. Any other retry is refused (BadState).
 """
 
 import asyncio

@@ -110,7 +110,7 @@ class ServerInfo(models.Model):
 
     Instructions may be meant for one user only, so each identity has a row; `told_to` is the id of the identity, or of
     the server if it was asked without an identity. `capabilities` are those in session-based versions of MCP,
-    `modern_capabilities` those in MCP 2026-07-28; both are null until the server has sent them.
+    `modern_capabilities` those in MCP 2026-07-28; each of the two is null until the server has sent it.
     """
 
     id = models.BigAutoField(primary_key=True)

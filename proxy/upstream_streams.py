@@ -155,9 +155,9 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the server streams that owners of client streams now need, and close those that they no longer need.
+        """Open the server streams that the checked owners now need, and close those that they no longer need.
 
-        This checks the owners in `changed`, those with a grant in `granted`, and those not checked recently.
+        The checked owners are those in `changed`, those with a grant in `granted`, and those not checked recently.
         """
         began = time.monotonic()
         standing = self.streams.standing()

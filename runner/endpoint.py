@@ -299,7 +299,7 @@ class ProgramEndpoint:
         return {key: each for key, each in program.introduction["capabilities"].items() if key not in unshared}
 
     def _person(self, ctx: Context) -> str:
-        """Return the person of the request, or "" without one. Raises MCPError if the entry needs a person."""
+        """Return the request's person, or "". Raises MCPError if the entry needs a person but the request has none."""
         person = str(ctx.request.headers.get(PERSON_HEADER, "")) if ctx.request else ""
         if "person" in self.entry.fields and not person:
             raise MCPError(

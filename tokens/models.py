@@ -426,8 +426,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
         The present secret ends now, or stays valid for `overlap_hours`; with `until_used` it ends earlier, when the new
         secret is first used. A secret that was replaced earlier ends at once. If a new secret was already requested,
-        this only ends a remaining overlap if `overlap_hours` is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or
-        Expired, and TokenError for the key of an app.
+        nothing changes, except that a remaining overlap ends if `overlap_hours` is 0. Raises BadTokenOverlap,
+        TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -486,7 +486,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """Lock the connection, then the token; yield the token's row. Raises TokenAlreadyRevoked or Expired."""
+        """Lock the connection, then the token; yield the token's current row. Raises TokenAlreadyRevoked or Expired."""
         with transaction.atomic():
             self.connection.lock()  # Before the token, as when a connection is revoked, to avoid a deadlock.
             row = self.lock()

@@ -297,7 +297,7 @@ def _lock(key: str) -> int:
 
 
 def _later_lock(key: str) -> int:
-    """Return the id of the lock for `_alone_for_longer`. The transaction still holds the lock `_lock(key)`."""
+    """Return the id of the lock for `_alone_for_longer`; not `_lock(key)`, which the transaction still holds."""
     return int(key[16:32], 16) - 2**63
 
 

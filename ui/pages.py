@@ -212,7 +212,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
     Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
     that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,
-    `was_typed`). If a POST opens the confirmation, set `is_asked_first` in it: a missing name is then no error.
+    `was_typed`). If a POST opens the confirmation, pass `is_asked_first=True`: a missing name is then no error.
     """
     context = {
         "title": title,

@@ -24,7 +24,7 @@ type Account = tuple[str, str]  # PERSON, SERVER or ALL, and the id of the perso
 
 
 class HeldBytes:
-    """The bytes that each account has reserved in the budget, until this object is garbage-collected."""
+    """The bytes reserved for one answer in the budget, by account, until this object is garbage-collected."""
 
     __slots__ = ("_budget", "counted")
 

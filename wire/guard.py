@@ -461,7 +461,7 @@ def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encry
 
 
 def open_for_tls(guard: Guard, host: str, port: int, deadline: Deadline) -> httpcore.NetworkStream:
-    """Connect for a protocol that starts TLS itself (STARTTLS). The caller reads any greeting of the server."""
+    """Connect without TLS, for a protocol that starts TLS itself (STARTTLS). The caller reads any greeting."""
     backend = _GuardedBackend(guard, deadline, encrypted=True, is_greeted=True)
     return backend.connect_tcp(host, port, deadline.left(None))
 

@@ -1,4 +1,4 @@
-"""MCP client for versions with sessions (up to 2025-11-25). `_key` returns the key of a target's session."""
+"""MCP client for versions with sessions (up to 2025-11-25): one session for all targets with the same `_key`."""
 
 import asyncio
 import hashlib

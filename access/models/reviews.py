@@ -264,8 +264,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. Before it is
-        closed, the access in its open lines is ended, unless a review cannot end it.
+        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. Before it is closed, the
+        access in its open lines is ended, unless a review, or the person who started this review, cannot end it.
         """
         with transaction.atomic():
             review: Review = self.lock()

@@ -39,7 +39,7 @@ class Grain:
     """A period length, the combinations of dimensions counted for it (smallest first), and their retention.
 
     If `kept` is None, roll-ups are retained as long as the calls. `floor` is the name of the RollupState field with the
-    time from which the roll-ups are complete.
+    time before which roll-ups are neither counted nor retained.
     """
 
     seconds: int

@@ -411,7 +411,7 @@ class ServerSettings(SignInSettings, VersionedForm):
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """Admin pages of servers. They change sign-in settings, but not the URL, which only the Servers pages validate."""
+    """Admin pages of servers. They change sign-in settings, but not the URL, because they do not validate it."""
 
     form = ServerSettings
     seen_by = (Capability.SERVERS_READ,)

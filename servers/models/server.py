@@ -373,7 +373,7 @@ class Server(Versioned, Switchable):
         self.refresh_from_db(fields=["name", "name_is_made"])
 
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
-        """End the server's OAuth client if these changes give the issuer other endpoints.
+        """End the OAuth client that was entered for this server if these changes give the issuer other endpoints.
 
         The client's secret belongs to the former endpoints. Call this in the transaction of the changes.
         """

@@ -253,7 +253,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, and end the server's live registrations.
+    """Store the OAuth client that an administrator entered for this server, and end the server's earlier registrations.
 
     The token and revocation endpoints are those of the server's fields, not those of `metadata`.
     """
