@@ -136,7 +136,8 @@ def test_a_file_without_changes_claims_its_objects_and_pruning_disables_them(bro
     planned = browser.post(PAGE, {"text": text})
     status, shown = apply(browser, text, planned.context["plan"].digest)
 
-    assert "Once you apply the plan, <b>platform</b> manages these unchanged objects: gateway work." in planned.content.decode()
+    claimed = "Once you apply the plan, <b>platform</b> manages these unchanged objects: gateway work."
+    assert claimed in planned.content.decode()
     assert (status, "Applied: no changes" in shown) == (200, True)
     assert "Managed by <b>pasted.yaml</b> (platform)" in browser.get("/gateways/work/").content.decode()
     emptied = "version: 1\nsource: platform\ngateways: []\n"
