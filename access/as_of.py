@@ -66,7 +66,7 @@ def _given(moment: datetime) -> Q:
 
 
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
-    """Return, by name, the ids of all teams that had members at `moment`; {} if `moment` is None (now).
+    """Return, by name, the ids of all teams, deleted or not, that had members at `moment`; {} for None (now).
 
     The ids are needed for grants whose team was deleted later: such a grant has only the team's name.
     """

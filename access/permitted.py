@@ -27,7 +27,10 @@ SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN 
 
 
 class AccessUnit(NamedTuple):
-    """The subject of a report line: a gateway or, in a report about tools, a tool on a gateway. Each unit has a bit."""
+    """The subject of a report line: a gateway or, in a report about tools, a tool on a gateway.
+
+    Sets of units are integers in which each unit has one bit.
+    """
 
     gateway: UUID
     feature: UUID | None = None
@@ -43,7 +46,7 @@ class GivenUnits:
     _of_teams: dict[frozenset[UUID], int] = field(default_factory=dict)
 
     def to(self, person: UUID, teams: frozenset[UUID]) -> int:
-        """Return, as bits, all units given to the person, to any of `teams`, or to everyone."""
+        """Return, as bits, all access units given to the person, to any of `teams`, or to everyone."""
         if teams not in self._of_teams:
             self._of_teams[teams] = reduce(or_, (self.teams.get(team, 0) for team in teams), self.everyone)
         return self._of_teams[teams] | self.people.get(person, 0)
@@ -65,17 +68,17 @@ class PermittedUnits:
         self._tools = None if features is None else self._given_tools(features)
 
     def of(self, person: UUID) -> int:
-        """Return the units that this person may use, as bits of an integer."""
+        """Return the bits of the access units (AccessUnit) that this person may use."""
         teams = self.known.teams_of.get(person, NO_TEAMS)
         bits = self._gateways.to(person, teams)
         return bits if self._tools is None else bits & self._tools.to(person, teams)
 
     def at(self, gateways: Iterable[UUID]) -> int:
-        """Return the bits of all units of these gateways."""
+        """Return all units of these gateways, as bits of an integer."""
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return, for each person in `pairs`, the bits of all units of the gateways in their pairs."""
+        """Return, by person, all units of the gateways that `pairs` has for this person, as bits of an integer."""
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:
             found[person] |= self._at.get(gateway, 0)

@@ -30,7 +30,7 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report. An empty list of ids does not filter; only an empty `hosts` matches nothing.
+    """The filters of a report. An empty list of ids does not filter, except `hosts`: if it is empty, nothing matches.
 
     `q` is text in a person's name or address, or in a gateway's name. `tool` is text in the exposed name of a tool.
     `feature` selects one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report
@@ -112,7 +112,7 @@ class AccessReport:
 
     @cached_property
     def _found(self) -> list[tuple[UUID, int]]:
-        """The people who have lines, in the order of the report, each with their lines as bits (access.permitted)."""
+        """The people who have lines, in the order of the report, each with an integer that has a bit for each line."""
         where, used = self._where(), self._unused()
         found = []
         for person in self.known.people:
@@ -148,7 +148,7 @@ class AccessReport:
         return tools
 
     def _where(self) -> Any:
-        """Return a function that takes a person's id and returns, as bits, the units that match the filters."""
+        """Return a function that takes a person's id and returns the access units that match the filters, as bits."""
         asked, units = self.asked, self.units
         everywhere = units.at(each.pk for each in self.known.gateways)
         allowed = units.at(asked.gateways) if asked.gateways else everywhere
@@ -172,9 +172,8 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        These are the units not used for `asked.unused` days. Without this filter, and for a past day, all units are
-        returned. A unit that the person never used is returned only if the person has had access to it for that many
-        days.
+        A unit is unused if the person has not used it for `asked.unused` days. If the person never used it, they must
+        have had access for as many days. Without this filter, and for a past day, all units are returned.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -52,7 +52,7 @@ class AccessSource:
 
 
 class Sources:
-    """The sources of the access of these people to these gateways, read in a fixed number of queries."""
+    """Reads the sources of people's access to gateways, in a fixed number of queries."""
 
     def __init__(self, known: InForce, people: Collection[UUID], gateways: Collection[UUID]) -> None:
         self._known, self._people, self._gateways = known, people, gateways
@@ -72,7 +72,7 @@ class Sources:
                 yield AccessSource("grant", gateway.name, grant, self._start(grant), grant.ends_at)
 
     def of_grant(self, person: User, grant: ToolGrant) -> AccessSource:
-        """Return the source for a tool set. The source starts when the grant first applied to this person."""
+        """Return `grant` as a source of access, which starts when the grant first applied to this person."""
         if grant.everyone:
             return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
         if grant.user_id:
@@ -102,7 +102,7 @@ class Sources:
 
     @cached_property
     def _facts(self) -> dict[tuple[str, UUID, UUID | None], Fact]:
-        """The facts about these people and gateways, and the facts that say which roles use all gateways."""
+        """Facts by kind, subject and object: those about the people and gateways, and which roles use all gateways."""
         about = Q(subject__in=[*self._people, *self._gateways]) | Q(kind=FactKind.USES_ALL)
         facts = Fact.objects.at(self._known.moment or timezone.now()).filter(about)
         return {(fact.kind, fact.subject, fact.object): fact for fact in facts}

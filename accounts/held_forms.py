@@ -70,9 +70,9 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
-    """Return a page that resubmits the stored form whose key is the fragment of the URL `onward`.
+    """Return a page that resubmits a stored form; None if there is no such form.
 
-    Return None if there is no such form.
+    The fragment of the URL `onward` is the key of the form.
     """
     page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)
@@ -111,7 +111,7 @@ def _held(request: HttpRequest) -> dict[str, Any]:
 
 
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
-    """True if a signed-in person's POST names a stored form.
+    """True if a signed-in person's POST has the key of a stored form.
 
     False for views without a CSRF check: their callers are programs, not forms on pages.
     """

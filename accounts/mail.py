@@ -53,7 +53,7 @@ class EmailBackend(smtp.EmailBackend):
         return tls()
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Send these mails. Release the database connection while sending, because the mail server may be slow."""
+        """Return the number of mails sent. Release the database connection while sending, which may be slow."""
         with released_while_waiting():
             return super().send_messages(email_messages)
 

@@ -45,7 +45,7 @@ class Part:
 
 
 def access_of(person: User, viewer: User) -> list[Part]:
-    """Return the parts that `viewer` may see; `person` needs `teams` prefetched."""
+    """Return the parts of the person's access that `viewer` may see. The `teams` of `person` must be prefetched."""
     word = urlencode({"q": person.email})
     parts = []
     if viewer.has_perm(Capability.GATEWAYS_READ):

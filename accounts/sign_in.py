@@ -162,7 +162,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 
 def _note_burst(request: HttpRequest, email: str) -> None:
-    """Record that attempts to sign in were refused, at most once a minute per client address."""
+    """Record, at most once a minute per client address, that attempts to sign in were refused."""
     if is_first_this_minute(request, "sign-in refused"):
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}
@@ -249,7 +249,7 @@ def ask_again(view: View) -> View:
 
 
 def ask_first(view: View) -> View:
-    """Require confirmation before a form is shown; for long forms on pages that show no data.
+    """Require confirmation already when a form is opened. Meant for long forms on pages that show no data.
 
     If the confirmation expires while the person fills in the form, the submitted form is stored as with `ask_again`,
     so no entered data is lost.
@@ -282,9 +282,9 @@ def confirm_first(request: Request) -> None:
 
 
 class RecentPassword(BasePermission):
-    """Refuses operations declared with `reauth=True` if the person has not confirmed recently.
+    """Refuses operations declared with `reauth=True` if the person has not re-authenticated recently.
 
-    API keys are exempt: the person who created the key had to confirm then, and chose the key's capabilities.
+    API keys are exempt: the person who created the key had to re-authenticate then, and chose the key's capabilities.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

@@ -59,7 +59,7 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters that include one attempt. After a success, `take_back` subtracts the attempt from them."""
+    """The counters in which one attempt was counted. After a success, `take_back` subtracts the attempt from them."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ def try_password(request: HttpRequest, email: str) -> Tries:
 
 
 def try_code(request: HttpRequest, person: User) -> Tries:
-    """Count an attempt with a code, after a correct password. Raises TooManyTries."""
+    """Count an attempt to enter a code after a correct password; return its counters. Raises TooManyTries."""
     tries = Tries()
     if device := _device(request, person):
         tries.count("code, in a known browser", device)
@@ -116,7 +116,7 @@ def try_code(request: HttpRequest, person: User) -> Tries:
 
 
 def try_as(person: User, action: str) -> Tries:
-    """Count an attempt of the kind `action` by a signed-in user. Raises TooManyTries."""
+    """Count an attempt of the kind `action` by a signed-in person; return its counters. Raises TooManyTries."""
     tries = Tries()
     tries.count(action, str(person.pk))
     return tries

@@ -1,4 +1,4 @@
-"""The arguments of a held call as its page shows them: by path, with the values of the last approved call."""
+"""The arguments of a held call for display: by path, compared with the arguments of the last approved call."""
 
 from __future__ import annotations
 

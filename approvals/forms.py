@@ -43,7 +43,7 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """Form to set how many seconds the request of a held call stays open. It applies to all calls of a connection."""
+    """Form to set how many seconds the requests of a connection's held calls stay open."""
 
     seconds = forms.IntegerField(
         required=False,

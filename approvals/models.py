@@ -73,7 +73,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(state=HoldState.WAITING, ends_at__gt=Now())
 
     def decided(self) -> HoldQuerySet:
-        """Return the holds that no longer wait."""
+        """Return the holds that no longer wait for a decision, including expired and withdrawn ones."""
         return self.exclude(state=HoldState.WAITING, ends_at__gt=Now())
 
     def with_details(self) -> HoldQuerySet:
@@ -116,7 +116,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds on which the rule lets `person` decide first.
+        """Return the holds for which the rule makes `person` an approver.
 
         Either the rule names a team of which `person` is a member, or `person` is the agent's owner and the rule lets
         the owner decide.

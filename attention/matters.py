@@ -107,7 +107,7 @@ class Matter:
 
 
 def waiting_for(person: User) -> Iterator[tuple[Matter, OpenMatter]]:
-    """Yield each matter that needs the attention of `person`, with its open things; worst first."""
+    """Yield the matters that need the attention of `person`, worst first, each with its open things."""
     for matter in MATTERS:
         if matter.is_for(person) and (found := matter.find(person)).number:
             yield matter, found

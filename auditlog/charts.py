@@ -45,7 +45,7 @@ FROM ({{rows}}) r GROUP BY bar
 
 
 class BarPath(NamedTuple):
-    """An SVG path: the part of one bar, or the parts of all bars, for one kind of outcome."""
+    """The SVG path of one kind of outcome, in one bar or in all bars."""
 
     kind: str
     path: str
@@ -199,10 +199,9 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar.
+    """Return the end of the last bar: `until` if the search ends then, otherwise the end of the current minute.
 
-    If the search does not end before now, this is the end of the current minute, so that the bar's link includes new
-    calls.
+    The whole minute lets the bar's link include new calls.
     """
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
@@ -482,7 +481,7 @@ class Top:
     def read(
         cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
     ) -> Self | None:
-        """Read the groups with the most calls between two times. Returns None if the function `top` does."""
+        """Read the groups with the most calls. Returns None if `where` is empty and the roll-ups cannot answer."""
         found = top(opened, where, BY[by], since, until, LISTED)
         if found is None:
             return None

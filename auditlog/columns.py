@@ -123,7 +123,7 @@ def shown_columns(options: ListOptions) -> list[LogColumn]:
 
 
 class LogRow(NamedTuple):
-    """One row of the list."""
+    """One row of the list of calls."""
 
     call: Call
     at: SafeString
@@ -153,7 +153,7 @@ def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *,
 
 
 def are_usual(columns: Sequence[LogColumn]) -> bool:
-    """True if these are the default columns, with or without TOOL. The style sheet hides some of them by position."""
+    """True for the default columns, with or without TOOL. The style sheet hides some of these columns by position."""
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 

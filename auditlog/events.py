@@ -331,7 +331,7 @@ class SentencePiece(NamedTuple):
 
 @dataclass(frozen=True)
 class EventRow:
-    """An event as the viewer sees it; `places` are the pages that the viewer may open."""
+    """An event as the viewer sees it; `places` has the URLs of the pages that the viewer may open."""
 
     event: Event
     places: TargetUrls

@@ -1,7 +1,4 @@
-"""The values of the filters beside the list, with the number of calls of each value.
-
-Calls are counted only by the function `facet_values`.
-"""
+"""The filters beside the list of calls: their values, and the number of calls with each value."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class FacetValues(NamedTuple):
 
 
 def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST) -> dict[str, FacetValues]:
-    """Return the values of several filters among the newest calls of a search, by filter name, in one statement."""
+    """Return each filter's most frequent values, by filter name. One statement counts the newest calls of `search`."""
     if not fields:
         return {}
     columns = {column for field in fields for column in (field.group_column, field.column)}
@@ -105,8 +102,8 @@ def facets(
 ) -> list[Facet]:
     """Return the filters beside the list. Filters that are set, opened by the person, or in `first` have values.
 
-    `any_call=False` means that the search is known to have no results. Then calls are counted only for filters that are
-    set: the values of a filter are counted as if this filter were not set, so some may have calls.
+    The values of a filter that is set are counted as if it were not set. `any_call=False` means that the search is
+    known to have no results; then no calls are counted for the other filters.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

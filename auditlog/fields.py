@@ -54,7 +54,8 @@ class Parameter:
 class LogField:
     """One field: `name` is the field's word in the search language and its URL parameter on the Logs page.
 
-    `column` is the compared column. For a NAME, `column` contains the name at the time of the call, `id_column` the id.
+    `column` is the compared column. With the comparison NAME, `column` has the object's name at the time of the call,
+    and `id_column` has the object's id.
     """
 
     name: str

@@ -162,9 +162,9 @@ class CallFilter(forms.Form):
     """The filters and display options of the Logs page. Unknown values are ignored.
 
     If the search text has a syntax error, `error` describes it, and pages show no calls. Several values of one filter
-    are alternatives; values of filters such as `not_host` are excluded. Host, gateway, server and user are names or
-    ids; an id also finds calls from before a rename. `scope` is a tab's own filter. The query string
-    contains neither `scope` nor display options equal to the user's saved options, `usual`.
+    are alternatives; filters such as `not_host` exclude calls with the given values. Host, gateway, server and user are
+    names or ids; an id also finds calls from before a rename. `scope` is a tab's own filter, and `usual` are the user's
+    saved display options. The query string contains neither `scope` nor display options equal to `usual`.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -370,7 +370,7 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """Return the query string of the tab's scope."""
+        """Return the query string with the tab and its own filter (`scope`); empty without a scope."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:

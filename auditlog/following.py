@@ -39,8 +39,8 @@ def newest_id() -> int:
 class NewCalls(NamedTuple):
     """The calls that an open page does not show yet: the calls with ids above `since`, up to `to`.
 
-    `is_paused` is True if the page wants only the number of these calls. `shown` is the value of `state` that the page
-    displays now.
+    `is_paused` is True if the page wants only the number of these calls. `shown` is the state that the page
+    displays now, in the form of `state`.
     """
 
     since: int

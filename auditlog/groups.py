@@ -1,4 +1,4 @@
-"""Calls grouped by a column, with failures and durations; and the calls of the last seven days, for lists."""
+"""Group calls by a column, with failures and durations; count the calls of the last seven days, for lists."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ SELECT k.id, (SELECT count(*) FROM (
 
 
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
-    """Return the number of calls in the last seven days, by value (`keys`) of a column.
+    """Return the number of calls in the last seven days, by value of `column`, for the values in `keys`.
 
     Show the numbers only to people who may read the whole log. If the roll-ups can answer, the numbers come from the
     roll-ups. Otherwise calls are counted in the log, up to MOST_OF_WEEK for each value.

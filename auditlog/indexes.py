@@ -130,9 +130,9 @@ def missing_indexes(partitions: Partitions) -> int:
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
     """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    No index is started after `seconds`. Calls wait for a lock for ATTACH_TIMEOUT at most. Does nothing if another
-    process is creating indexes, or if the database role does not own the table. An index that cannot be attached
-    because its partition is constantly read is left for the next run.
+    After `seconds`, no further index is started. While an index is attached, calls wait at most ATTACH_TIMEOUT. Does
+    nothing if another process is creating indexes, or if the database role does not own the table. An index that cannot
+    be attached because its partition is constantly read is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0

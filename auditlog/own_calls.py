@@ -244,7 +244,7 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """Render the state of the wait; return 204 if the page shows this state already."""
+    """Render the state of a Wait for the person's first call; return 204 if the page shows this state already."""
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)

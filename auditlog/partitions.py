@@ -99,7 +99,7 @@ class Partitions:
         """Create missing partitions from yesterday to ten days ahead, and return their names.
 
         Without a partition a call cannot be recorded, and an unrecorded call is not answered. Empty future partitions
-        that are too long for a retention of `kept_days` are replaced.
+        with too many days for a retention of `kept_days` are replaced.
         """
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)

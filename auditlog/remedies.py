@@ -61,8 +61,8 @@ class Remedy(NamedTuple):
 
     `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
     caused the refusal, by default the object's events of the types `began`. Pages show how many calls of the object
-    were refused since the newest of these events. `narrowed_by` names fields of the object, such as its gateway; then
-    the calls of these objects are counted instead.
+    were refused since the newest of these events. If `narrowed_by` names fields of the object, such as `gateway` and
+    `host`, the refused calls with the same gateway and host are counted instead.
     """
 
     subject: str = ""
@@ -217,8 +217,8 @@ class Cause:
     """The cause of one obstacle (a reason that stops a call), limited to data that the reader may see.
 
     `event` caused the obstacle. `count` is the number of calls refused since then, and `calls` is a link to them. `act`
-    is the label of the action that resolves the obstacle: either a POST with `subject`, or the page `link`. `who` names
-    the people who can act if the reader cannot.
+    is the label of the action that resolves the obstacle. The action is a POST with `subject` or, if `subject` is
+    empty, the page `link`. `who` names the people who can act if the reader cannot.
     """
 
     reason: str
@@ -360,7 +360,10 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return the label and link to request access, as fields of a Cause; empty if no gateway takes the request."""
+    """Return the label and the link for an access request, as fields of a Cause.
+
+    Empty if `row` belongs to no gateway, or if the gateway takes no access requests.
+    """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}

@@ -236,7 +236,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page. If the search reached its limit, `looked_to` is the time in the log where it stopped, otherwise None."""
+    """A page of calls. `looked_to` is the time in the log where the search stopped at its limit; None if it did not."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -348,7 +348,7 @@ class Search:
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
 
     def _reach(self, cursor: Cursor | None) -> datetime | None:
-        """Return the time at which reading for the page at `cursor` must stop; None if all rows may be read."""
+        """Return the `created_at` up to which the page at `cursor` may read rows; None if it may read all rows."""
         rows = paging.beyond(self._between(), cursor)
         recent = (cursor.at if cursor else timezone.now()) - RECENT
         if not is_newer(cursor) and (self.since is None or self.since < recent):
@@ -358,11 +358,11 @@ class Search:
         return self._end(rows, cursor)
 
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
-        """Return the time up to which the page may read; None if it may read all of `rows`.
+        """Return the time of the row at which the page must stop reading; None if it may read all of `rows`.
 
-        For an indexed criterion, SEARCH_LIMIT is shared equally among its values: the page may read until the rows of
-        one value exceed this share. If several criteria are indexed, the one that permits reading furthest decides. If
-        no criterion is indexed, the page may read SEARCH_LIMIT rows.
+        For an indexed criterion, SEARCH_LIMIT is shared equally among its values; reading stops at the first row that
+        exceeds the share of its value. If several criteria are indexed, the one that stops last decides. If no
+        criterion is indexed, the page may read SEARCH_LIMIT rows.
         """
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)

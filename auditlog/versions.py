@@ -27,10 +27,10 @@ class Versioned(HasVersion):
         return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
-        """Raise ChangedMeanwhile if this row differs from the version the writer has `seen`. The row must be locked.
+        """Raise ChangedMeanwhile if this row differs from `seen`, the version that the writer read (None: no check).
 
-        `changed` are the fields that the writer would change. If `seen` is the version of a form, differences in other
-        fields are ignored.
+        The row must be locked. `changed` are the fields that the writer would change: if `seen` is a FormSeen,
+        differences in other fields are ignored.
         """
         if seen is None:
             return

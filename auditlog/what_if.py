@@ -1,7 +1,4 @@
-"""Trails: the checks that decide whether a call would be allowed now, in words for people.
-
-Pages and the API show trails.
-"""
+"""Trails, which pages and the API show: the checks that decide whether a call would be allowed now, as texts."""
 
 from __future__ import annotations
 
@@ -203,7 +200,7 @@ class WhatIfQuery(Query):
 
 
 class WhatIfBody(RequestBody, WhatIfQuery):
-    """A what-if question with arguments of the tool, for rules."""
+    """A what-if question with arguments of the tool, which rules can check."""
 
     arguments = serializers.JSONField(
         required=False,

@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, from 0 to waterfall.WIDTH."""
+    """A segment of a timing bar. `start` and `width` are percentages, but from 0 to waterfall.WIDTH in a waterfall."""
 
     name: str
     label: str
@@ -259,7 +259,7 @@ class Question:
 class CurrentDecision:
     """The current decision for the token that passes the most checks.
 
-    `token` is None if an OAuth access token passes the most checks, or if no token was tested.
+    `token` is None if this is an OAuth access token, or if no token was tested.
     """
 
     question: Question
@@ -387,7 +387,7 @@ def _judge(grant: AccessRow, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """Run the access statement in the page's database connection. Return the grants by index of the query."""
+    """Run the access statement in the page's database connection, and return the result of `read_grants`."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None
@@ -395,7 +395,7 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """Return the question whether this logged call would be allowed now, with its client address and token.
+    """Return the question whether this call would be allowed now, from the same client address with the same token.
 
     Return None if the call has no host, person or gateway, or if one of them is deleted.
     """

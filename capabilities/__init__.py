@@ -124,5 +124,5 @@ class Can:
 
 
 def can(request: HttpRequest) -> dict[str, Can]:
-    """Context processor: puts `can` into every template."""
+    """Context processor: adds `can`, the viewer's capabilities, to the context of every template."""
     return {"can": Can(request.user)}

@@ -152,8 +152,8 @@ def _deadlock_is_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the names of the files, and the commit, in all events of the block.
 
-    If the document has a source, `configuration.by_hand` does not ask before objects managed by files are changed:
-    `plan` has already refused objects that are managed by files of another source.
+    If the document has a source, no change in the block needs a confirmation (see `configuration.by_hand`): `plan` has
+    already refused objects that are managed by files of another source.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

@@ -105,7 +105,7 @@ class _Names:
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:
-    """Yield the title of each change that requires a capability the person lacks, with this capability."""
+    """Yield the title of a change with each capability that the change requires and `viewer` lacks."""
     for change in changes:
         for capability in sorted(change.kind.needs(change)):
             if not viewer.has_perm(capability):

@@ -113,7 +113,7 @@ def names(
 
 
 def several(name: str, about: str, choices: Iterable[str], default: Any = ()) -> Field:
-    """Return a field for a list of some of `choices`, whose order does not matter."""
+    """Return a field for a list of some of `choices`. The order of the list does not matter."""
     values = [*choices]
     schema = {"type": "array", "items": {"type": "string", "enum": values}, "uniqueItems": True}
     return Field(name, about, schema, f"Write a list of: {', '.join(values)}.", [*default], is_set=True)

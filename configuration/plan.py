@@ -148,7 +148,10 @@ def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -
 
 
 def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) -> dict[str, str]:
-    """Return the secrets that the document changes, by field. References without a secret in `world` are no change."""
+    """Return the secrets that the document changes, by field.
+
+    A field is left out if its reference has no secret in `world`.
+    """
     changed = {}
     for one in kind.fields:
         given = entry.given.get(one.name)
@@ -184,12 +187,12 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if objects of this kind get the source of a document that `viewer` applies."""
+    """True if the document's source governs objects of this kind when `viewer` applies the document."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 
 def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Yield the titles of objects whose source becomes that of the document, and that do not change otherwise."""
+    """Yield the titles of objects that get the document's source, and that do not change otherwise."""
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):

@@ -134,8 +134,8 @@ def _last(path: Path) -> str:
 def _instead(path: Path) -> str:
     """Return a sentence that tells the person what to write at this path; empty for the top of the document.
 
-    The sentence is the `x-instead` of the schema at this path. A value without `x-instead` gets the `x-instead` of the
-    list or object around the value; an object without `x-instead` gets a general sentence.
+    The sentence is the `x-instead` of the schema at this path. If there is none, an object gets a general sentence, and
+    any other value gets the sentence of the list or object around it.
     """
     node: Any = schema()
     said = ""

@@ -111,7 +111,7 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Return why the identity cannot be used; empty if the viewer disabled it."""
+        """Return why this identity, which is not active, cannot be used; empty if the viewer disabled it."""
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""

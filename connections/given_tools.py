@@ -160,7 +160,7 @@ def asking_grants(given: GivenTools) -> GivenTools:
 
 
 def without_grant(grant: ToolGrant) -> Callable[[GivenTools], GivenTools]:
-    """Return a function that removes the tools of this grant, for `refused_by`."""
+    """Return the change that takes away the tools of this grant (see `refused_by`)."""
     lost = {grant.tool_set_id}
 
     def change(given: GivenTools) -> GivenTools:
@@ -194,6 +194,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return the change after which the set contains exactly these features."""
+    """Return a function that makes the set contain exactly these features, for `refused_by`."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

@@ -101,7 +101,7 @@ def _is_own(target: models.Model, viewer: User) -> bool:
 
 
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return the sentences of `cuts` for disabling all `targets`, which are of one model, at the same time.
+    """Return sentences like those of `cuts`, for disabling all `targets` (of one model) together.
 
     A connection or call that depends on several targets is counted once.
     """
@@ -139,10 +139,10 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences about the apps and agents in use that `gateway` refuses once it allows only listed ones.
+    """Return sentences about the apps and agents in use that `gateway` would refuse if it allowed only listed ones.
 
-    With `list_used`, the apps and agents in use are added to the list on saving, so none of them is refused. If the
-    viewer may not see all connections, return an empty string.
+    With `list_used`, saving adds the apps and agents in use to the list, so the sentences say that none is refused. If
+    the viewer may not see all connections, return an empty string.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for the role of a connection's user. It has a row only if the role may not use gateways."""
+    """Return a subquery for the role of a connection's user, empty if this role may use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -236,7 +236,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return len(rows)
 
     def stop_host(self, host: Host, *, by: User) -> int:
-        """Disable an app or agent and revoke its connections. Return the number of connections."""
+        """Disable an app or agent. Revoke its live connections, and return their number."""
         with transaction.atomic():
             host.disable(by=by)
             return self.filter(host=host).revoke_all(by=by)
@@ -292,7 +292,7 @@ def _with_details() -> ConnectionQuerySet:
 
 
 def _lacking() -> models.QuerySet[Assignment]:
-    """Return a subquery of the enabled per-user assignments for which a connection has no usable identity."""
+    """Return, as a subquery, the enabled per-user assignments for which the outer connection has no usable identity."""
     carried = ConnectionIdentity.objects.filter(
         connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
     )

@@ -42,7 +42,10 @@ def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuer
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """Return the connections `viewer` may see, with everything a row shows."""
+    """Return the connections `viewer` may see, with everything a row shows.
+
+    A capability in `opening` lets the viewer see all connections.
+    """
     return connections_visible_to(viewer, *opening).with_details()
 
 

@@ -122,7 +122,7 @@ def _known(
 
 
 class FilterViewer(NamedTuple):
-    """Replaces the API view in pages that use filters of the API; `me` is the viewer."""
+    """The context `view` for filters of the API that a page uses. Like an API view, it has the viewer as `me`."""
 
     me: User
 

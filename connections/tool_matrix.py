@@ -40,7 +40,7 @@ class MatrixColumn:
         return f"{self.kind}:{self.pk}" if self.pk else self.kind
 
     def sets(self, given: GivenTools) -> Sequence[UUID] | None:
-        """Return the sets whose tools the people or the agent of the column may use; None if they may use all tools."""
+        """Return the tool sets that the column's people or agent may use; None if they may use all tools."""
         if self.kind == AGENT:
             limit = given.limits.get(self.pk) if self.pk else None
             return None if limit is None else [limit]
@@ -78,7 +78,7 @@ class MatrixCell:
 
 
 class MatrixFilter(ListFilter):
-    """Filter by name of the tool, and by one person, one team, or one app or agent with a limit."""
+    """Select tools by name, and the columns of a person, a team, and an app or agent that has a limit."""
 
     person = forms.EmailField(required=False)
     team = forms.UUIDField(required=False)

@@ -1,4 +1,4 @@
-"""Choose the tools of a set one by one, by search and page, and copy a set to another gateway.
+"""Choose the tools of a set from a list with search and pages, and copy a set to another gateway.
 
 Nothing is saved before *Save*. Until then, the form carries the chosen names from page to page.
 """
@@ -133,9 +133,9 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _members_at(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return the features of `gateway` with the names of the set's members, and a sentence about missing members.
+    """Return the features of `gateway` that are named like the set's members, and a sentence about missing members.
 
-    The sentence names the members that `gateway` lacks; it is empty if none is missing.
+    The sentence is empty if `gateway` lacks none of them.
     """
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""

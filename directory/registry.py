@@ -154,7 +154,10 @@ def _cursor(slug: str, search: str) -> str:
 
 
 def _position(cursor: str) -> tuple[str, str]:
-    """Return the slug after which the page begins, and the search. Raises BadQuery."""
+    """Return the slug after which the page begins, and the search text; both are empty without a cursor.
+
+    Raises BadQuery.
+    """
     if not cursor:
         return "", ""
     try:

@@ -131,7 +131,7 @@ class Setup:
 
 
 def _facts(viewer: User) -> dict[str, Exists]:
-    """Return annotations for the query of the workspace settings: whether the objects that the steps create exist."""
+    """Return annotations for a query of WorkspaceSettings. Each says whether an object that a step creates exists."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)

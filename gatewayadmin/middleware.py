@@ -201,9 +201,10 @@ class OuterMiddleware:
 
 
 class _LimitedBody:
-    """Limits the request body. After `largest` bytes, `receive` reports a disconnect, so that readers drop their data.
+    """Limits the request body. Above the limit, `receive` reports a disconnect, so that readers drop their data.
 
-    If a body exceeds the anonymous limit, `may_send_more` is called once: if it returns True, LARGEST_BODY applies.
+    `largest` is the limit at first. If the body exceeds it, `may_send_more` is called once; if that returns True, the
+    limit becomes LARGEST_BODY.
     """
 
     def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:

@@ -117,7 +117,7 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 
 
 class Traffic:
-    """The calls of the last day. Each part is read on first access, in a time independent of the number of calls.
+    """The calls of the last day. Each part is read on first access. More calls do not make this slower.
 
     If `new` is given, `recent` and `refusals` are read from the primary, which has the newest calls.
     """
@@ -315,7 +315,7 @@ def _refused(user: User) -> list[Identity]:
 
 
 def _enrolling(user: User) -> list[Host]:
-    """Return the agents for which users need no capability to create tokens."""
+    """Return at most SHOWN enabled agents for which every person may create their own token."""
     return list(Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)[:SHOWN])
 
 

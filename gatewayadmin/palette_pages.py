@@ -14,8 +14,8 @@ from tokens.rows import SEES as SEES_TOKENS
 class Offer(NamedTuple):
     """An entry for people with the needed capabilities.
 
-    `words` are further words that find the entry, `query` is the list's filter, and `key` the letter to type after G
-    to open the page.
+    `words` are further words that find the entry. `query` is the query string of the page's URL, such as a filter of
+    a list. `key` is the letter to type after G to open the page.
     """
 
     text: str

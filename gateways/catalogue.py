@@ -160,7 +160,7 @@ class CatalogueEntry:
 
 
 def is_new(feature: Feature) -> bool:
-    """True if the feature was first seen in the last NEW_FOR, and its server was assigned over FIRST_LIST earlier."""
+    """True if the feature was first seen less than NEW_FOR ago, and over FIRST_LIST after its server was assigned."""
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 
@@ -234,7 +234,7 @@ class Catalogue:
 
     @cached_property
     def _likely(self) -> tuple[list[tuple[UUID, str]], int]:
-        """The page of entries that is probably requested, and the total number of entries; one statement reads both."""
+        """The entries of `page` as (server, name), and the total number of entries; one statement reads both."""
         found = self._read(self._start, PAGE_SIZE)
         if self._start and not found[1]:  # There is no such page. The paginator reads the last one instead.
             return [], self._read(0, 1)[1]

@@ -43,7 +43,7 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
 
 
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
-    """List and store the features of the server of a new assignment, so that its tools are shown immediately.
+    """List and store the server's features for a new assignment, so that the tools are shown immediately.
 
     Until the server answers, the page shows that the server is being asked. Returns None if the server is disabled.
     """
@@ -64,9 +64,9 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return whether requests to the server and their failures are recorded. A received list is always stored.
+    """Return False if each person needs an identity of their own and `identity` is None, otherwise True.
 
-    The result is False only if each person needs an identity of their own, and `identity` is None.
+    If False, neither the request to the server nor its failure is recorded. A received list is always stored.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

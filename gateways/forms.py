@@ -173,7 +173,7 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """Return the alias to save; with `bare` it is empty.
+        """Return the alias to save: by default the slug of the server; empty if `bare` (“Without alias”) is ticked.
 
         Raises ValidationError if the alias is taken, needed but missing, or entered although `bare` is ticked.
         """
@@ -235,7 +235,7 @@ class GatewayFilter(ListFilter):
 
 
 def listed_kind(asked: str) -> FeatureKind | None:
-    """Return the kind of features that a request to a page asks for: tools by default, None for all kinds."""
+    """Return the kind of features to list: None for "all", the kind that `asked` names, otherwise tools."""
     if asked == "all":
         return None
     return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL

@@ -130,7 +130,7 @@ def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
 @require_GET
 @own_resource(WITHIN_REACH, others=Capability.GATEWAYS_READ)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Redirect links with the former URL of a tool's page. The parameter `version` is kept, as `show`."""
+    """Redirect the former URL of a tool's page to the present URL. The parameter `version` is renamed to `show`."""
     page, version = reverse("gateways:feature", args=[pk]), request.GET.get("version")
     return redirect(f"{page}?{urlencode({'show': version})}#definition" if version else page, permanent=True)
 
@@ -199,8 +199,8 @@ class Tab(NamedTuple):
 class RefreshSummary(NamedTuple):
     """The outcome of the last requests for a server's features.
 
-    `people` is the number of identities with which the server was asked. `failing` is the number with which it failed,
-    or 1 if it failed without an identity.
+    `people` is the number of identities used in these requests. `failing` is the number of identities with which
+    requests failed; failed requests without an identity count as one more.
     """
 
     asked_at: datetime

@@ -350,10 +350,10 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 def counted_assignments(
     assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
 ) -> AssignmentQuerySet:
-    """Annotate live assignments with the number of features they offer, and the number that can be called.
+    """Annotate live assignments with the number of features they offer, the number that can be called, and `is_known`.
 
     `kind` is the kind of feature to count, None for all kinds. `is_known` is False if the server has never answered, so
-    that the number is not known yet.
+    that the numbers are not known yet.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)

@@ -147,7 +147,7 @@ class Host(Versioned, Switchable):
 
     @property
     def is_playground(self) -> bool:
-        """True for the app that runs tools from the pages."""
+        """True for the built-in app as which people call tools in the playground."""
         return self.dedupe_key == PLAYGROUND
 
     @property

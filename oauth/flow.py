@@ -38,7 +38,7 @@ def flow_browser_digest(request: AppRequest) -> bytes:
 def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
     """Return an unsaved flow that ends with a token, for the signed-in person.
 
-    `client` is the slug of the client chosen before; an unknown slug is ignored.
+    `client` is the slug of the client whose instructions are shown at the end; an unknown slug is ignored.
     """
     return AuthorizeRequest(
         kind=Ending.TOKEN,

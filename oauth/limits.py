@@ -39,7 +39,7 @@ def _count(name: str) -> int:
 
 
 def limit_exceeded(sentence: str) -> HttpResponse:
-    """Return a 429 response; limits reset at the next full minute."""
+    """Return a 429 response with `sentence`. Its Retry-After ends at the next full minute, when limits reset."""
     body = {"error": "temporarily_unavailable", "error_description": f"{sentence} Wait a minute."}
     wait = str(60 - timezone.now().second)
     return JsonResponse(body, status=429, headers={"Cache-Control": "no-store", "Retry-After": wait})

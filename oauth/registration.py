@@ -143,7 +143,8 @@ def registration_of(application: Application) -> Registration:
 def is_approved(application: Application) -> bool:
     """True if this app and its redirect URIs are approved.
 
-    That is the case if an operator registered the app, or if its registration has a host that accepts connections.
+    That is the case if an operator registered the app, or if the host of its registration is approved, enabled and
+    not archived.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True

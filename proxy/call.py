@@ -169,7 +169,7 @@ type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitab
 
 
 class TokenPlaces:
-    """Limits how many calls (or, in a second instance, streams) each token may have open in this process."""
+    """Limits how many calls each token may have open in this process. A second instance limits streams."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -704,7 +704,10 @@ class Endpoint:
         return await self._recheck(request, fresh), resolved._replace(assigned=fresh)
 
     async def _recheck(self, request: McpRequest, fresh: AssignedServer) -> AccessRow:
-        """Return the current grant of a call that waited for a renewed token. Raises like `_refreshed`."""
+        """Return the current grant of a call that waited for a renewed token.
+
+        Raises IdentityUnavailable or CancelledError, as `_refreshed` does.
+        """
         try:
             grant = await self._parts.streams.recheck(request)
         except DatabaseUnavailable as error:
@@ -719,11 +722,11 @@ class Endpoint:
     async def _after(
         self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
     ) -> UpstreamError:
-        """Return the error of a call whose credential the server refused.
+        """Return the error of a call whose credential the server refused. Raises Refusal if a person must sign in.
 
-        An OAuth token is renewed and tested for later calls; the call is not sent again. If a person has to sign in
-        again, a Refusal is raised, or returned if the server refuses the renewed token too. Raises CancelledError if
-        access was lost meanwhile; the token is not tested then.
+        An OAuth token is renewed and tested for later calls; the call is not sent again. If the server refuses the
+        renewed token too, the returned error is a Refusal. Raises CancelledError if access was lost meanwhile; the
+        token is not tested then.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -1093,7 +1096,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Resolve like `resolve_call`, but return None for an unknown name that may be a server's own (without alias)."""
+    """Return the result of `resolve_call`, or None for an unknown name that may be a server's own (without alias)."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -1341,9 +1344,9 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Return the params with the trace context of the request to the server.
+    """Return the params with the trace context `trace` in `_meta`, in place of the client's.
 
-    For a server of the session era, change the params only if the client's params have a trace context.
+    For a server of the session era, params without a trace context do not change.
     """
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
@@ -1375,7 +1378,7 @@ NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
     """Return the response with a server's result. If nothing has to be rewritten, only the id is replaced.
 
-    Raises BadAnswer if the server asks for input and the client is of the session era.
+    Raises BadAnswer if the server asks for input and the client does not speak MCP 2026-07-28.
     """
     result: Object = answer.document["result"]
     if not request.modern and result.get("resultType", "complete") != "complete":
@@ -1432,7 +1435,7 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
 
 
 def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
-    """Return a server's error for resources/read, with the code of the client's era and the URI for clients."""
+    """Return a server's error for resources/read, with the "not found" code of the client's era and the exposed URI."""
     if error.get("code") == NOT_FOUND[not request.modern]:
         error = {**error, "code": NOT_FOUND[request.modern]}
     data = error.get("data")

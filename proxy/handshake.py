@@ -78,7 +78,10 @@ class Eras:
         raise TimedOut(target.server_name, target.timeout_s)
 
     async def introduce(self, target: Target) -> Sequence[ServerDescription]:
-        """Return the server's current introduction in each era. Raises an UpstreamError or DatabaseUnavailable."""
+        """Probe the server, and return its description in each era.
+
+        Raises an UpstreamError or DatabaseUnavailable.
+        """
         spoken = await self._client.probe(_neutral(target))
         await self._learn(target, spoken)
         return spoken.infos

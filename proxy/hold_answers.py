@@ -41,7 +41,11 @@ class FoundHold(NamedTuple):
 
 
 class HoldAnswer(NamedTuple):
-    """The answer to a call that was not sent: its reason in the log, and the state of its hold."""
+    """The answer to a call that was not sent.
+
+    `reason` is the reason that the log stores, `state` the state of the hold (empty if the call has no hold), and
+    `template` the template of the text.
+    """
 
     reason: str
     state: str

@@ -9,11 +9,11 @@ not change.
 A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
 answer to this has no effect: its call waits like all others.
 
-The server of an approved call may ask for input (MCP 2026-07-28). Then the `requestState` of the answer has, encrypted,
-the id of the hold and the id of the answered request. The column `run_call` of the hold has the id of the call's latest
-request. The next request is accepted only if `run_call` is still the id of the answered request in its `requestState`,
-and if connection, tool, arguments, rule and definition are the same; `run_call` then becomes the id of this request. So
-each answer continues the call only once. Any other retry is refused (BadState).
+The server of an approved call may ask for input (MCP 2026-07-28). Then the `requestState` that the client gets has,
+encrypted, the ids of the hold and of the client's request. The column `run_call` of the hold has the id of the call's
+latest request. The client's next request is accepted only if the request id in its `requestState` is still `run_call`,
+and if connection, tool, arguments, rule and definition are the same; `run_call` then becomes the id of the new request.
+So each `requestState` continues the call only once. Any other retry is refused (BadState).
 """
 
 import asyncio
@@ -142,7 +142,10 @@ class HeldCall:
         return asyncio.get_running_loop().time() - self.began
 
     async def report(self, text: str) -> None:
-        """Send a progress notification. `progress` stays small, because later values from the server must be larger."""
+        """Send a progress notification with `text`, if the client asked for progress.
+
+        The progress value is far below 1, because the values that the server sends later must be larger.
+        """
         if self.stream is None or self.progress_token is None:
             return
         self.reported += 1
@@ -196,7 +199,7 @@ class Holds:
         """Use an approval of the call and return True. Without approval, wait until the hold changes, and return False.
 
         After False, the call has to be decided again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
-        retry that does not continue an approved call, because a retry gives the server data that nobody has approved.
+        retry that does not continue an approved call: nobody has approved the data that the retry adds.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -394,7 +397,7 @@ class Holds:
 
     @contextmanager
     def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
-        """Note when the client disconnects. Does nothing in MCP 2026-07-28: then `proxy.call` cancels the call."""
+        """Set `client_left` when the client disconnects. In MCP 2026-07-28, `proxy.call` cancels the call instead."""
         if call.request.modern:
             yield
             return

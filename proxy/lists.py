@@ -107,7 +107,7 @@ class BadListCursor(Exception):
 
 
 class Position(NamedTuple):
-    """The last definition of a page: its index, and a digest of its key."""
+    """The last definition on a page of a list: its index in the list, and a digest of its key."""
 
     at: int
     digest: str
@@ -237,7 +237,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read the grant with the features whose own name at their server is `feature.name`, and return it."""
+        """Re-read and return the grant, with the features that their servers call `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -485,7 +485,7 @@ def _mapped(kind: str, alias: str, text: str) -> str:
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
-    """Return the servers with a usable identity, and those without. Servers that are not usable are left out."""
+    """Return two lists of usable servers: those that have a usable identity or need none, and the others."""
     ready, unavailable = [], []
     for assigned in assignments:
         if not is_usable(assigned):

@@ -93,7 +93,7 @@ class SessionUse:
 
 
 class SessionCalls:
-    """The sessions at servers with running or recent calls of this worker, by row id.
+    """The server sessions in which calls of this worker run or ran recently, by row id.
 
     `listen` is called before a call is sent, and returns once the session's stream is open or will not be opened.
     """
@@ -302,9 +302,9 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Return where to deliver messages: to the session's only call if it has a stream, otherwise to a standing stream.
+    """Return where to deliver messages: to the session's call, if exactly one is running and it has a stream.
 
-    A standing stream of this worker (`own`) is preferred. Return None if there is no stream.
+    Otherwise return a standing stream, preferably of this worker (`own`), or None if there is none.
     """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
@@ -503,7 +503,7 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue a message of a server to be offered to all workers, in order.
+        """Queue a server's message. Queued messages are offered to all workers, in order.
 
         The result of the returned future is True if a worker, which may be this one, took the message. The result is
         False if no worker has a stream, or if the queue is full (then the future is done at once).
@@ -562,8 +562,8 @@ class Carrier:
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Send messages of a server to the client, on the streams of this worker.
 
-        With `to_call`, messages go to the call that this worker runs in the session; only updates of resources go to
-        the newest standing stream. Without `to_call`, all messages go to the newest standing stream.
+        With `to_call`, messages except updates of resources go to the call that this worker runs in the session. All
+        other messages go to the newest standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:

@@ -39,7 +39,7 @@ class Names:
         self._known: dict[str, None] = {}
 
     def set_up(self, most: int, folder: Path | None) -> None:
-        """Set the maximum number of names, and the folder in which workers share the names, if they share them."""
+        """Set the maximum number of names, and the folder in which workers share names; None if they do not."""
         self._most, self._path = most, folder / f"{self._kind}.names" if folder else None
         self._known.clear()
 

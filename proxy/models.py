@@ -32,7 +32,7 @@ class RateCounter(models.Model):
 
 
 class Cancellation(models.Model):
-    """A request to the worker that runs a call to cancel it; `key` is a digest of the call's owner and id."""
+    """A request to cancel a call, for the worker that runs it; `key` is a digest of the call's owner and id."""
 
     key = models.CharField(max_length=64, primary_key=True)
     at = models.DateTimeField(db_index=True)

@@ -29,7 +29,7 @@ _logged_at = -LOG_SECONDS
 
 
 def raise_limit() -> None:
-    """Raise the soft limit of this process and its children to the hard limit."""
+    """Raise the soft limit on open files to the hard limit, for this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -216,7 +216,7 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """The token was not renewed. `reason` says why calls are refused; `identity_unavailable` may be temporary.
+    """The token was not renewed. `reason` says why calls are refused: `identity_unavailable` if this may be temporary.
 
     `revocations` are requests to send to the issuer. They revoke new tokens that were not stored, because the identity
     was revoked during the renewal.
@@ -308,11 +308,11 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Store that the person has to sign in again, and raise NotRenewed; or return another process's new ciphertext.
+    """Return the new ciphertext if another process has replaced the token meanwhile; otherwise raise NotRenewed.
 
-    If the refusal may be temporary, a new sign-in is required only after UNCLEAR_REFUSALS refusals in succession (see
-    `_count_refusal`). Nothing is stored if another process has replaced the token meanwhile, or is renewing it. In the
-    first case its ciphertext is returned; in the second, NotRenewed has the reason `identity_unavailable`.
+    If another process is renewing the token, the reason is `identity_unavailable`. Otherwise store that the person has
+    to sign in again; if the refusal may be temporary, only after UNCLEAR_REFUSALS refusals in succession (see
+    `_count_refusal`).
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -75,7 +75,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """Return the parsed headers. Requests with equal headers share them in SAME_HEAD, if the server offers it."""
+        """Return the parsed headers. If `scope` has SAME_HEAD, requests with equal headers share them."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)

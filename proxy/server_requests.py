@@ -200,7 +200,7 @@ class ServerRequests:
     ) -> Object:
         """Finish a request of a server: delete it from the database and write its log row.
 
-        Returns the client's answer. If the log row cannot be written, returns an error instead.
+        Returns `answered`, or {} if it is None. If the log row cannot be written, returns an error instead.
         """
         if answered is TIMED_OUT:
             row.outcome = "timeout"
@@ -437,7 +437,7 @@ class SuspendedCallFailed(Exception):
 
 @dataclass(eq=False)
 class _Call:
-    """A call that may be suspended, in the worker that runs it."""
+    """A running call of this worker that may be suspended."""
 
     asking: InteractiveCall
     uid: str = field(default_factory=lambda: str(uuid4()))
@@ -644,7 +644,7 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id of the suspended call, and the number of this requestState among those of the call, from 0.
+        """Return the id of the suspended call, and the turn of the message's requestState: 0 for the call's first one.
 
         Raises BadState if the requestState is too old, belongs to another request, or was not issued by this gateway.
         """

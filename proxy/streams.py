@@ -376,7 +376,7 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check the access of calls and streams: the next part, or all after a revocation or a failed check."""
+        """Re-check access for the next part of the calls and streams; for all after a revocation or a failed check."""
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:
@@ -765,7 +765,7 @@ class _Repeat:
     def _lose(self, standing: StandingStream) -> None:
         """End a stream that cannot be resumed: no worker has it, or it never belonged to this session.
 
-        If the event id has the request id of a call, the client gets the error `call_lost` as the answer to this call.
+        If the client's event id has the request id of a call, the call is answered with the error `call_lost`.
         """
         if self._name.request_id is None:
             standing.end(b"")

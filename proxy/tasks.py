@@ -2,8 +2,8 @@
 
 MCP 2025-11-25 has tasks in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets a
 server's own task id. The task id that a client gets is an encrypted text with the server's task id, the connection,
-the assignment, the tool and the era, so every worker can route a request about the task without a table. Access to such
-a request is decided as for a call of the tool.
+the assignment, the tool and the era, so every worker can route a request about the task without a table. Such a
+request needs the same access as a call of the tool.
 
 The task id for the client is made once, in the answer that creates the task: clients compare ids, and encrypting again
 would give a different id.
@@ -108,7 +108,7 @@ def created(
 ) -> Task | None:
     """Return the task that this result of a call announces; None if it announces no task. Raises BadAnswer.
 
-    In the session era a task is accepted only if the call asked for a task.
+    From a server called in the session era (before MCP 2026-07-28), a task is accepted only if the call asked for one.
     """
     result, era = answer.document["result"], answer.era
     if era == MODERN:

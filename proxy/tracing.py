@@ -46,7 +46,7 @@ type SpanAttributes = Mapping[str, str | int]
 
 
 class Context(NamedTuple):
-    """A span's trace id (16 bytes) and its own id (8 bytes)."""
+    """The trace id (16 bytes) and the span id (8 bytes) of a span."""
 
     trace_id: bytes
     span_id: bytes
@@ -190,7 +190,7 @@ class Tracer:
         self.put = self._sender.put
 
     def stop(self) -> None:
-        """Post the queued spans for at most LAST_S seconds."""
+        """Post the queued spans for at most LAST_S seconds, and drop the rest."""
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:

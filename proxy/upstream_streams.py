@@ -131,7 +131,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After a revocation, treat the sessions that calls use as unused until their next call, and check them."""
+        """After a revocation, check the sessions that calls use. Each counts as unused until its next call."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -229,9 +229,9 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        `owners` are the owners that are checked now. If the client has a session, its own requests make the
-        subscriptions. The gateway makes them again only if the server may have lost them: when the session is checked
-        for the first time, and in a session that replaced a lost one.
+        `owners` are the client sessions and connections that are checked now. If the client has a session, its own
+        requests make the subscriptions. The gateway repeats them only if the server may have lost them: when this
+        worker checks the session for the first time, and in a session that replaced a lost one.
 
         A session that all clients of a connection share is never unsubscribed, because clients at other workers may
         need the subscription. Notifications that no client of this worker wants are dropped.
@@ -362,7 +362,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open only because running calls need them."""
+        """Return how many more streams this worker may open for calls. Streams that clients need too do not count."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
@@ -391,10 +391,10 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """Lease sessions of running or recent calls, so that this worker reads their streams.
+        """Lease sessions of running or recent calls for this worker, which reads the streams of leased sessions.
 
-        Only sessions of `owners` are leased; None means all owners. Rows in `held_anyway` are left out. Returns the
-        leased sources by row id. Raises DatabaseUnavailable.
+        Only sessions of `owners` are leased; None means all owners. Sessions whose row id is in `held_anyway` are left
+        out. Returns the leased sources by row id. Raises DatabaseUnavailable.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
@@ -545,7 +545,7 @@ class ServerStreams:
                 await self._carrier.tell(held, message)
 
     def list_changed(self, assigned: AssignedServer, grant: AccessRow, name: str) -> None:
-        """Refresh this list of the server, and notify the clients of the gateway."""
+        """Refresh the server's list `name`, and notify the clients of the gateway."""
         self._run(self._list_changed(assigned, grant, name))
 
     async def _list_changed(self, assigned: AssignedServer, grant: AccessRow, name: str) -> None:
@@ -591,7 +591,7 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 class Audience:
     """The client streams of one token and session (if there is a session), and their current grant.
 
-    If a server's stream is read only for calls, its audience has no client streams.
+    The audience of a server's stream that only calls need has no client streams.
 
     `heard` has the resource subscriptions: for each assignment, a mapping from the server's URI of a resource to the
     client's URI. `refused` has the subscribed URIs that the client may not read.
@@ -608,11 +608,11 @@ class Audience:
 
     @property
     def modern(self) -> bool:
-        """True for `subscriptions/listen`; False for a session and its calls."""
+        """True if the client opened the streams by `subscriptions/listen`; False for a session and its calls."""
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:
-        """Return the era for this audience's subscription to the server."""
+        """Return the era of MCP in which this audience subscribes to the server; empty if it is unknown."""
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
@@ -665,7 +665,7 @@ class OpenServerStream:
 
 
 class Audiences:
-    """Finds the subscribers of this worker and their grants."""
+    """Finds the audiences of this worker's client streams, with their current grants."""
 
     def __init__(self, access: Access, bus: Bus, keeper: SessionKeeper) -> None:
         self._access = access
@@ -765,13 +765,13 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has this member of the capability `name` (if `modern`, in MCP 2026-07-28)."""
+    """Return whether the server has this member of the capability `name`, for clients of MCP 2026-07-28 if `modern`."""
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the server of `upstream` in the grant; None if it cannot be used with the identity of the session."""
+    """Return the usable server of the grant with the server id and identity of `upstream`; None if there is none."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (

@@ -70,7 +70,7 @@ class Replay:
 
 
 def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, seconds: float = SECONDS) -> Replay:
-    """Return the calls of the last `days` days that the rule would have touched. Stop after about `seconds` seconds."""
+    """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds."""
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
     for batch in _batches(_calls(gateway, days, with_arguments=reads)):

@@ -32,7 +32,7 @@ class TargetTool(NamedTuple):
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule as the SQL statement in proxy/access/query.sql, which decides calls, would return it.
+    """Return the rule in the form that proxy/access/query.sql returns for a call.
 
     The rule counts as enabled, in the mode `on`. If the rule is not saved yet, `servers` are the servers of the rule.
     """

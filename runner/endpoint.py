@@ -1,4 +1,4 @@
-"""Serve the programs of an entry of runner.yaml over Streamable HTTP, to clients of both eras.
+"""Serve the programs of an entry of runner.yaml over Streamable HTTP, to clients of MCP 2026-07-28 and earlier.
 
 A program in `mode: shared` cannot say which client a message is for. So all clients get notifications of changed lists,
 subscribed clients get resource updates, and progress goes to the call it belongs to. Log messages, elicitation,
@@ -92,7 +92,7 @@ class SessionClient:
 
 
 class SharedClients:
-    """The clients of a shared program. Passes its notifications on to them, and refuses its requests."""
+    """The clients of a shared program. They get the program's notifications; the program's requests are refused."""
 
     def __init__(self) -> None:
         self.subscriptions: dict[ServerSession, set[str]] = {}

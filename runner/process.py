@@ -184,7 +184,7 @@ async def kill_user(uid: int, guard: int) -> bool:
 
 
 class Pace:
-    """Limits an amount per second: `spend` sleeps when the amount is used up, which makes the program wait."""
+    """Limits an amount per second: when it is used up, `spend` sleeps until the second ends."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
@@ -210,7 +210,7 @@ class ErrorLines:
         self.lines.append({"at": now(), "pid": pid, "text": shown})
 
     async def read(self, stream: asyncio.StreamReader, pid: int) -> None:
-        """Add all lines of `stream`. The end of a line longer than 64 KiB is dropped."""
+        """Read all of `stream`, and add its lines to `lines`. The end of a line longer than 64 KiB is dropped."""
         pace, rest, dropping = Pace(STDERR_BYTES_PER_SECOND), b"", False
         while chunk := await stream.read(65_536):
             await pace.spend(len(chunk))

@@ -107,7 +107,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body. From an error's text, remove the link to Pydantic's documentation and all that follows it."""
+    """Return the body. The text of an error is cut before Pydantic's link to its documentation."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

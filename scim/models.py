@@ -252,9 +252,8 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
         """Replace the secret. The old secret works for another `overlap_hours`, which must be one of OVERLAP_HOURS.
 
-        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours if the person `by` lacks one of the key's
-        capabilities or may not give the key's role. The reason: this person sees the new secret, and could use it for
-        everything that the key may do.
+        Raises BadKeyOverlap or ProvisioningKeyAlreadyRevoked. Raises BeyondYours if the person `by` lacks one of the
+        key's capabilities or may not give the key's role, because this person sees the new secret and could use it.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadKeyOverlap(BadKeyOverlap.__doc__)
@@ -290,7 +289,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         self.refresh_from_db()
 
     def revoke(self, *, by: User) -> None:
-        """Revoke this key with both secrets. The people it created are not changed.
+        """Revoke this key: its current and previous secrets stop working. The people it created are not changed.
 
         Raises ProvisioningKeyAlreadyRevoked.
         """
@@ -318,10 +317,10 @@ class DirectoryPerson(models.Model):
     """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
 
     `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
-    is the address that the directory sent last: while the directory sends this address, an administrator's correction
-    of the person's address stays. If `removed_at` is set, the directory has deleted the person, who is then deactivated
-    and no longer a SCIM resource. `deactivated_epoch` is the person's `session_epoch` just after the directory
-    deactivated the person. If `session_epoch` has changed since, an administrator has acted on the person.
+    is the address that the directory sent last. If an administrator corrects the person's address, the correction stays
+    until the directory sends another address. If `removed_at` is set, the directory has deleted the person, who is then
+    deactivated and no longer a SCIM resource. `deactivated_epoch` is the person's `session_epoch` just after the
+    directory deactivated the person. If `session_epoch` has changed since, an administrator has acted on the person.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")

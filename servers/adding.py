@@ -554,7 +554,7 @@ def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | Non
 
 
 def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) -> dict[str, Any]:
-    """Return the initial values of the form: entered values first, then values from the server or its tile."""
+    """Return the initial values of the form, from the entered values, the chosen tile and the test of the server."""
     values: dict[str, Any] = {
         "timeout_seconds": 30,
         "total_seconds": 600,

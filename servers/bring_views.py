@@ -57,7 +57,8 @@ class FileDraft:
 def page(request: AppRequest) -> HttpResponse:
     """Show the field for the file.
 
-    A POST with `text` shows what each server would become. A POST with `sealed` and `add` adds the ticked servers.
+    A POST with `text` shows, for each entry of the file, whether it can be added as a server. A POST with `sealed` (the
+    encrypted FileDraft) and `add` adds the ticked servers.
     """
     data = request.POST
     if "sealed" not in data:
@@ -96,8 +97,8 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
     """Return the name of a row of the form, and the state of the row as three booleans.
 
-    The booleans say whether the row is ticked, whether the credential of the file is ticked, and whether the person has
-    entered a credential.
+    The booleans say whether the row is ticked, whether its checkbox for the credential in the file is ticked, and
+    whether the person has entered a credential.
     """
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name

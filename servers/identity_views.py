@@ -86,7 +86,7 @@ class IdentityRow:
 
     @property
     def switch_words(self) -> str:
-        """The state of the switch as text, for viewers who may not change it."""
+        """Text for viewers who may not enable or disable the identity: its present state."""
         if self.identity.enabled:
             return "Enabled"
         return "Disabled by an administrator" if self.is_own else "Disabled"

@@ -32,10 +32,10 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 
 
 def reseal_servers() -> dict[str, Resealed]:
-    """Re-encrypt everything that an older key encrypted, and return the results by the names in SEALED.
+    """Re-encrypt everything that an older key encrypted. Return a result for each name in SEALED.
 
-    Each row has its own transaction, so calls, replacements and revocations continue meanwhile, and an interrupted run
-    can be repeated. Sessions at servers continue, because secrets do not change and session ids are re-encrypted too.
+    Each row has its own transaction, so calls and changes of credentials continue meanwhile, and an interrupted run can
+    be repeated. Sessions at servers continue, because secrets do not change and session ids are re-encrypted too.
     A session id that no key decrypts is deleted; the session is opened again when needed.
     """
     _reseal_sessions()

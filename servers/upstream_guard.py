@@ -23,7 +23,10 @@ def upstream_guard() -> Guard:
 
 
 def guard_for_strangers() -> Guard:
-    """Return the guard for URLs that anybody may supply: public addresses only, each resolved and checked here."""
+    """Return the guard for URLs that anybody may supply.
+
+    It allows only public addresses, and the outbound proxy resolves no host name.
+    """
     proxy = settings.OUTBOUND_PROXY
     return Guard(proxy=replace(proxy, resolved=NO_PLACES) if proxy else None)
 

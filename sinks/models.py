@@ -120,8 +120,8 @@ class Sink(Versioned, Switchable):
 
     It has acknowledged:
 
-    - of the calls dated `near_from` or later: those with ids up to `calls_to`. This was the newest id at `calls_at`;
-    - of the late calls, which are dated earlier: those with ids up to `late_calls_to`;
+    - of the calls dated `near_from` or later: those with ids up to `calls_to`, the newest id at `calls_at`;
+    - of the calls dated before `near_from` (late calls): those with ids up to `late_calls_to`;
     - while a round of batches is sent (see sinks.reading): also the calls of this round, in the log's order, up to and
       including (`round_at`, `round_id`). `round_to` is the highest id of the round, null in a round of late calls;
     - events: ids up to `events_to`;
@@ -247,7 +247,7 @@ class Sink(Versioned, Switchable):
         return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
 
     def place_for(self, person: User) -> str:
-        """Return the full address for people who may edit it, otherwise `place`."""
+        """Return the full address if this person may edit the sink, otherwise `place`."""
         if not person.has_perm(Capability.SINKS_MANAGE):
             return self.place
         try:

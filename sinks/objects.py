@@ -43,7 +43,7 @@ class Objects(Protocol):
 
 
 class NotKept(NoAnswer):
-    """The store answered with an error: status and code. `retry_after` is the value of the header Retry-After."""
+    """The store answered with an error; the message has status and code. `retry_after` is the header Retry-After."""
 
     def __init__(self, answer: HttpAnswer) -> None:
         found = re.search(rb"<Code>(\w{1,60})</Code>", answer.body[:4096])

@@ -201,9 +201,9 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the lines of the next calls, and `created_at` and the row id of the last call.
+        """Return the lines of the next calls, and `created_at` and the row id of the last of these calls.
 
-        Both are None if no calls are left after these.
+        The last two are None if no calls are left after these.
         """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
@@ -216,10 +216,7 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and the row of the last line.
-
-        The row is None if no rows are left after these.
-        """
+        """Return the lines of one delivery, and the row of the last line; None as row if no rows follow."""
         lines: list[LogLine] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:

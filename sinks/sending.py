@@ -184,7 +184,7 @@ class _Service:
         return partial(_note_delivery_failed, batch, refusal)
 
     def _takes_others(self) -> bool:
-        """True if the receiver accepts a test line, which means that only this row is refused."""
+        """Send a test line. Return whether the receiver accepts it; if so, it refuses only the row sent before."""
         assert self._receiver is not None
         try:
             self._receiver.deliver([trial()])

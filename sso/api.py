@@ -26,7 +26,7 @@ RULES = "The first match with a role sets the role; each match adds its team."
 
 
 def _existing(model: type[Role | Team], source: str) -> serializers.PrimaryKeyRelatedField[Any]:
-    """Return a field for the id of a role or team, or null."""
+    """Return a field that accepts the id of an existing role or team, or null."""
     return serializers.PrimaryKeyRelatedField(
         source=source,
         queryset=model._default_manager.all(),

@@ -248,10 +248,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Make `pair` the key for encrypted assertions, or delete all keys if the settings do not allow encryption.
+        """Add `pair`, if given, as the key for encrypted assertions. Return the changes to record in the event.
 
-        If `pair` is None, the current key remains. `replaced` is the fingerprint of the key before this change.
-        Return the changes to record in the event. Raises ChangedThere if another request has changed the key.
+        If the settings do not allow encryption, delete all keys instead. `replaced` is the fingerprint of the key
+        before this change. Raises ChangedThere if another request has changed or deleted the key.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}

@@ -152,9 +152,9 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the member `name` if it is a URL that may be used.
+        """Return the member `name` of the metadata if it is a URL that may be used.
 
-        For any other value, raise ProviderDown if the URL is `needed`, and return "" if it is not.
+        Any other value raises ProviderDown if the URL is `needed`; otherwise the result is "".
         """
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):

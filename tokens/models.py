@@ -1,4 +1,4 @@
-"""API tokens of agents, and the keys behind the OAuth tokens of apps. These keys are never shown."""
+"""API tokens of agents, and connection keys, which are never shown. OAuth tokens of apps belong to such a key."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,8 +118,8 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
 
-    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`. A shorter text
-    would match all tokens of a kind.
+    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`. Otherwise `gw`
+    would match all tokens.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -389,11 +389,11 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def rotate(
         self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0, until_used: bool = False
     ) -> Issued:
-        """Replace this token's secret. Only its owner or the token itself may do this: the secret acts as the owner.
+        """Replace this token's secret. Only the owner or the token itself may do this: the secret acts as the owner.
 
-        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used` it
-        ends earlier, when the new secret is first used. A secret that was replaced earlier ends at once. `presented` is
-        the secret with which a token rotates itself. Of two concurrent rotations one succeeds, the other raises
+        The present secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used`
+        it ends earlier, when the new secret is first used. An older secret ends at once. `presented` is the secret with
+        which a token rotates itself. Of two concurrent rotations one succeeds, the other raises
         Superseded. Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
@@ -520,7 +520,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
         Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime, BadAllowlistEntry or ChangedMeanwhile, and
-        CapabilityRequired if the person `by` loosens the limit, but lacks `api-tokens:manage`.
+        CapabilityRequired if the person `by` raises or removes `calls_per_minute`, but lacks `api-tokens:manage`.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:

@@ -30,7 +30,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """One notice: an action of another person."""
+    """A change that another person made to the user's token or connection."""
 
     who: str
     sentence: str

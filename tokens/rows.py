@@ -181,7 +181,7 @@ IDLE = timedelta(days=90)
 
 
 class SecretUse(NamedTuple):
-    """The previous or present secret of a token, and its use since the last rotation or request for a new secret."""
+    """The old or new secret of a token, its last use, and the addresses that have used it since the replacement."""
 
     name: str
     prefix: str
@@ -305,7 +305,7 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Return, for each key of CARES, the condition by which its card counts active tokens."""
+    """Return the conditions by which the cards count active tokens; the keys are those of CARES."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),

@@ -578,7 +578,7 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """Return the hidden form fields that keep the answer in the gateway's dialog; empty outside this dialog."""
+    """Return the hidden form fields that keep the answer in a gateway's API Tokens dialog; empty outside it."""
     return IN_DIALOG if _in_dialog(request) else {}
 
 

@@ -149,7 +149,7 @@ class Export:
 
 @contextmanager
 def _place_of(person: object) -> Iterator[None]:
-    """Take one of this person's MAX_EXPORTS slots. Raises TooManyExports."""
+    """Hold one of this person's MAX_EXPORTS slots during the block. Raises TooManyExports."""
     key = object()
     with _lock:
         if list(_running.values()).count(person) >= MAX_EXPORTS:

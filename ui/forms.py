@@ -85,7 +85,10 @@ class ListFilter(forms.Form):
 
     @property
     def takes_long(self) -> bool:
-        """True if `narrow` is slow with these values. `list_page` without `count` then queries all keys once."""
+        """True if `narrow` is slow with these values.
+
+        `list_page` then makes one query for the keys of all pages, unless the caller gives it the `count`.
+        """
         return False
 
     @property

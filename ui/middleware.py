@@ -68,7 +68,7 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _destination(request: HttpRequest, location: str) -> str:
-    """Return `location`. In the URL of the sign-in page, replace `next` (what htmx requested) by the open page."""
+    """Return `location`. If it is the sign-in page, set its `next` to the page that is open in the browser."""
     to = urlsplit(location)
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
     if to.path != resolve_url(settings.LOGIN_URL) or not htmx.current_url_abs_path:

@@ -1,4 +1,4 @@
-"""The decorator that declares a REST operation (capabilities, parameters, body, response), and Idempotency-Key."""
+"""Decorator that declares a REST operation: capabilities, parameters, body, response. Handles Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -206,10 +206,10 @@ class AnswerLost(APIException):
 
 
 class Afterwards(Response):
-    """Answer of an operation that contacts another machine, such as a mail server, after its commit.
+    """Answer of an operation that commits first, and then contacts another machine, such as a mail server.
 
-    `done` contacts the machine and returns the final answer. `made` returns the answer that is stored with the commit;
-    repeated requests get that answer if the process ends before `done` returns.
+    `made` returns the answer that is stored with the commit. `done` then contacts the machine and returns the final
+    answer. If the process ends before `done` returns, repeated requests get the stored answer.
     """
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:

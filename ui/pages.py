@@ -38,7 +38,7 @@ class AppRequest(HttpRequest):
 
 
 def wants_fragment(request: HttpRequest) -> bool:
-    """Return whether htmx requested a fragment. Restoring from history needs the whole page."""
+    """Return whether htmx requested a fragment. Boosted links and history restores need the whole page."""
     htmx: HtmxDetails | None = getattr(request, "htmx", None)
     return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 

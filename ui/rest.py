@@ -50,7 +50,7 @@ TAG_DIGITS = 16
 
 
 def stamp(moment: datetime | None) -> str | None:
-    """Format a time for the API: `2026-06-18T12:00:00.000Z`."""
+    """Format a time for the API: `2026-06-18T12:00:00.000Z`. Returns None for None."""
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -369,7 +369,10 @@ NO_CREDENTIAL = (
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """Handle an exception for DRF: every refusal has `detail` and `code`, and `errors` for bad input."""
+    """Handle an exception for DRF: every refusal has `detail` and `code`, and `errors` for bad input.
+
+    Return None for an exception that is not a refusal; DRF raises it again.
+    """
     if isinstance(exc, PermissionDenied):
         return _denied(exc)
     if isinstance(exc, ChangedMeanwhile):
@@ -435,11 +438,11 @@ MOST_NAMED = 3
 
 
 class SubjectField(serializers.CharField):
-    """A filter by an object; its value is the list of ids of the matching objects, including archived objects.
+    """A filter by the id or name of an object. The validated value is the list of ids of all matching objects.
 
-    `things` are the objects that the caller may see; all other objects are treated as if they did not exist. `names`
-    are the columns compared without regard to case, `ids` the columns compared if the value is an id. Only the objects
-    in `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
+    `things` are the objects that the caller may see, including archived ones; all other objects are treated as if they
+    did not exist. An id is compared with the columns `ids`, other text with the columns `names`, without regard to
+    case. Only the objects in `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Lists as tables: columns, widths, sorting, and the user's choice of columns.
 
 A `Table` describes a list. A `TableView` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the
-columns (`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from
+columns (`?columns=type&columns=users`). Only the columns are stored in a cookie. Templates take the head from
 `ui/table_head.html`, and each cell from `{% cell "name" %}`. The menus for order and columns are in `ui/columns.html`,
 inside the form of the filters. Each list can also be exported as a file with all columns (`?format=csv`,
 `?format=jsonl`, see ui.export).
@@ -255,7 +255,7 @@ class TableView:
 
     @property
     def orders(self) -> list[Choice]:
-        """The options for the order. The option of the current order keeps its direction."""
+        """The options for the order. Choosing the current order again does not reverse its direction."""
         found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name

@@ -62,7 +62,7 @@ def _parts(version: str) -> list[str]:
 
 
 class Precondition(NamedTuple):
-    """The versions in an If-Match header, from strong tags; one of them must be current (RFC 9110 13.1.1)."""
+    """The versions in an If-Match header, one of which must be current (RFC 9110 13.1.1). Weak tags are left out."""
 
     tags: frozenset[str]
 

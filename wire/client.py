@@ -82,9 +82,9 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store. `known` are the eras stored so far, empty if none are stored.
+        """Return the eras to store: `eras`, or BOTH if `eras` is not certain and other eras are already stored.
 
-        If `eras` is not certain and other eras are stored, return BOTH.
+        `known` are the eras stored so far, empty if none are stored.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
@@ -95,7 +95,7 @@ class Beside(Protocol):
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Prepare for the request, which is sent next. Messages from other streams go to the callbacks until `end`."""
+        """Pass messages of other streams to the callbacks until `end`. The request is sent after this call."""
 
     def end(self) -> None:
         """Handle the end of the request. Called even if `begin` was not called."""
@@ -196,10 +196,10 @@ class McpClient:
 
         `on_notification` is called with each notification before the answer, `on_request` with each request from the
         server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
-        While the server waits for an answer from `on_request`, another call may run in place of this one. `person` is
-        used for fair sharing of the server, and `schema` is the input schema of the called tool. `seconds` shortens the
-        server's time limits, and includes the time in the queue. `beside` is told when the request begins in a session,
-        and when it ends.
+        While the server waits for an answer from `on_request`, another call may use the slot of this call. `person` is
+        used for fair sharing of the server, and `schema` is the input schema of the called tool. `seconds` limits the
+        whole call, including the time in the queue, in addition to the server's own limits. `beside` is told before the
+        request is sent in a session, and when the request has ended.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id

@@ -38,7 +38,7 @@ class HeldBytes:
         return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Change the reservation to `size` bytes, and end it for the server, because the answer has been read."""
+        """Change the reservation to `size` bytes. They no longer count for the server: the answer has been read."""
         counted = {account: size for account in self.counted if account[0] != SERVER}
         self._budget.change(self.counted, counted)
         self.counted = counted
@@ -55,7 +55,7 @@ class Claim(NamedTuple):
 
 
 class ByteBudget:
-    """Memory budget for large answers. An answer counts once a part of it is read, until its client has received it.
+    """Memory budget for large answers. An answer counts from its first read until its client has received it.
 
     Each person and each server may have one answer of any size, or several that together fit into their share. There
     are two waits for room. Before a call is sent to its server, it waits at most `seconds`. Before the rest of a large
@@ -147,7 +147,7 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to the waiting calls and answers whose accounts have room, in order of arrival.
+        """Give room to the waiting calls and answers that have room in each Account they use, in order of arrival.
 
         A call or answer also waits while an earlier one waits for room in one of its accounts.
         """

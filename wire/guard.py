@@ -47,7 +47,7 @@ _listener: Listener | None = None
 
 
 def listen_at(origin: str, secret: str) -> None:
-    """Set the address this process listens at. Called once, when it starts to serve."""
+    """Set the origin and secret of this process's listener. Called once, when the process starts to serve."""
     global _listener  # noqa: PLW0603  (a process has one listener)
     _listener = Listener(origin, secret) if origin and secret else None
 
@@ -208,7 +208,7 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for this host and IP address; None if it is called directly, as all allowed ranges are."""
+        """Return the proxy for this host and IP address. Return None for a direct call, as for all allowed ranges."""
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 

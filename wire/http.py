@@ -407,7 +407,7 @@ class HttpConnection(asyncio.Protocol):
     def discard(self) -> None:
         """Close the connection and drop all data.
 
-        The parser and the failure refer back to this object, which would delay its garbage collection.
+        Otherwise the parser and the failure, which refer back to this object, would delay its garbage collection.
         """
         self.close()
         self._parser = self._body = self._failure = self.held = None
@@ -885,7 +885,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close the unusable idle connections of each origin, from the oldest to the first that is still usable."""
+        """For each origin, close the unusable idle connections, oldest first, until one is still usable."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

@@ -209,8 +209,8 @@ def with_members(
 ) -> bytes:
     """Replace the id of an answer, and drop and add members of its result. No other value changes.
 
-    The spelling of the other values changes only in a large answer, which is serialised again, because parsing it twice
-    is too slow.
+    The other values also keep their spelling in JSON, except in a large answer: that is serialised again, because
+    parsing it twice is too slow.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:

@@ -42,7 +42,7 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Method(NamedTuple):
-    """A method that clients request: its eras, the capability that announces it, and the features it is about."""
+    """A method that clients request: the eras of MCP that have it, its capability, and its kind of features."""
 
     session: bool = True
     modern: bool = True
@@ -205,8 +205,8 @@ class Target(NamedTuple):
 
     `era` is the era in which to call the server. `capabilities` and `client_info` of the client are sent to the server.
     Sessions are stored by `owner_id` (by default the connection) and `session_key`; `session` is the session that
-    existed when the request arrived. If the client `has_own_session`, that session ends when the server loses
-    `session`.
+    existed when the request arrived. If the client `has_own_session`, the client's session ends when the server
+    loses `session`.
     """
 
     server_id: str
@@ -329,10 +329,10 @@ def next_request_id() -> int:
 
 @cache
 def _ids(process: int) -> Iterator[int]:
-    """Yield the request ids of this process. Workers are forks and share sessions, so each starts at a different id.
+    """Yield request ids for the process with the pid `process`. The first id is random.
 
-    Ids start at random and have ten digits, so that the digits of an id hardly ever occur elsewhere in an answer. Ids
-    stay below 2**31, because some servers read ids as 32 bits.
+    Forked workers share sessions, so each worker needs ids of its own. Ids have ten digits, so that the digits of an id
+    hardly ever occur elsewhere in an answer. Ids stay below 2**31, because some servers read ids as 32 bits.
     """
     return itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
@@ -583,8 +583,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
-    Raises UnknownVersion when the server speaks no version we know, and another UpstreamError, such as Unreachable,
-    when the versions of the server remain unknown.
+    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError, such as Unreachable, if
+    the server cannot be asked.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

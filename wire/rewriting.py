@@ -2,9 +2,9 @@
 
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
 of the scheme `ui`, by which clients recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
-Expressions in a template (RFC 6570) must not be encoded, so the gateway puts them in parentheses. When a client sends a
-URI that it made from the template, the gateway does not decode the text in parentheses: values that the client has
-percent-encoded stay encoded.
+In a template (RFC 6570), the gateway does not encode the expressions, and puts them in parentheses. In a URI that a
+client made from the template, it does not decode the text in parentheses: values that the client has percent-encoded
+stay encoded.
 """
 
 import re
@@ -112,7 +112,10 @@ def may_hold_exposed(body: bytes) -> bool:
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """Return a copy with the exposed URI of a tool's page (MCP Apps); `meta` itself without such a URI or an alias."""
+    """Return a copy with the exposed URI of a tool's page (MCP Apps).
+
+    If `meta` has no such URI, or `alias` is empty, return `meta` itself.
+    """
     changed: dict[str, Any] = {}
     ui = meta.get(_UI)
     if isinstance(ui, dict) and isinstance(ui.get("resourceUri"), str):
@@ -128,7 +131,10 @@ def literal_length(template: str) -> int:
 
 
 class MatchBudget:
-    """Limits the steps for finding the template of a URI (to about 30 ms): a server may list thousands of templates."""
+    """Limits the steps for finding the template of a URI, because a server may list thousands of templates.
+
+    The default number of steps takes about 30 ms.
+    """
 
     def __init__(self, steps: int = 200_000) -> None:
         self._left = steps
@@ -167,9 +173,9 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 
 
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
-    """Return the positions at which a template expression that begins at `start` may end.
+    """Return the positions in `uri` at which the match of a template expression may end, if it begins at `start`.
 
-    The text `following` comes after the expression in the template. If `is_last`, `following` also ends the URI.
+    `following` is the literal text after the expression in the template. If `is_last`, the URI must end with it.
     """
     if is_last:
         end = len(uri) - len(following)
@@ -271,7 +277,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a server's result or params. In `_meta`, `task` gets its id for the client; other tasks are removed."""
+    """Return a server's result or params. In `_meta`, references to `task` get its client id; others are removed."""
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -279,13 +285,13 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a client's result or params with the server's id of `task` in `_meta`, and no reference to other tasks."""
+    """Return a client's result or params. In `_meta`, references to `task` get its server id; others are removed."""
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return `_meta` with the task's id at the server in a reference to `task`. Other references are removed."""
+    """Return `_meta` with the server's id of `task`, and no reference to other tasks."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 
@@ -328,7 +334,7 @@ class Changes(NamedTuple):
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
     """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    If no URI, link or task id in the result changes, the unchanged parts of a small answer keep their exact spelling.
+    In a small answer, unchanged values keep their exact spelling unless a URI, link or task id in the result changes.
     """
     result: Object = document["result"]
     shown = with_exposed_uris(result, changes.alias) if changes.alias else result

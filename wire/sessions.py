@@ -118,7 +118,7 @@ class SessionStore(Protocol):
         """Store the log level that was set in this session."""
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session if it is still the stored one. The client's session, if any, ends with it."""
+        """Delete this session if it is still the stored one. The client's own session, if any, ends too."""
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
         """Remove and return the sessions that end with this process."""
@@ -482,9 +482,10 @@ class IncomingRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Answer a request of the server. Pings succeed. Other requests fail without `on_request`, or if too many run.
+        """Answer a request of the server. Pings succeed; other requests are answered by `on_request`.
 
-        A request gets no answer if its id is invalid, or while too many pings and refusals are being answered.
+        Without `on_request`, or if too many requests run, other requests fail. There is no answer if the request id is
+        invalid, or while too many pings and refusals are being answered.
         """
         if not _is_valid_id(message["id"]):
             return
@@ -510,7 +511,7 @@ class IncomingRequests:
             self._answering -= 1
 
     def end(self) -> None:
-        """Cancel the tasks that are still answering: our request is over."""
+        """Cancel the tasks that still answer the server's requests, because our request is over."""
         for task in self._tasks:
             task.cancel()
 

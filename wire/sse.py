@@ -85,7 +85,7 @@ class EventParser:
 
     @property
     def size(self) -> int:
-        """Bytes in memory of the incomplete event."""
+        """The size of the incomplete event, in bytes."""
         return self._size
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:

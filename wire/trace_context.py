@@ -86,7 +86,7 @@ def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
 
 
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward: the trace context from the `_meta` of a message, and the hops from `headers`."""
+    """Return the headers to forward: trace context in `meta`, and HOPS_HEADER, one more than in `headers`."""
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return forwarded_headers(
         {name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers)

@@ -61,7 +61,7 @@ OTHERS = {
 class ReviewedThing:
     """Something that a person has, such as a grant or a token. `pk` is the id of its row; None if it has no row.
 
-    `gateways` are the names of the gateways it concerns; `since` is its earliest start on any of these gateways.
+    `gateways` are the names of the gateways it concerns. If its start differs between them, `since` is the earliest.
     """
 
     person: User
@@ -147,7 +147,7 @@ def _of_source(source: AccessSource) -> ThingRow:
 
 
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
-    """End a thing of `person`, from the next request on. Return False if it had ended before.
+    """End `person`'s grant, token or other thing, from the next request on. Return False if it had ended before.
 
     Raises CannotEnd, CapabilityRequired or PeopleError, or one of ENDED_MEANWHILE if somebody else ends it at the same
     time.

@@ -129,7 +129,7 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Take the lock of `one_at_a_time`, then return the current row, locked until the transaction ends."""
+        """Lock this row and all changes to people until the transaction ends. Return the row as currently stored."""
         one_at_a_time()
         return Role.objects.select_for_update().get(pk=self.pk)
 
@@ -156,8 +156,8 @@ class Role(Versioned, models.Model):
 
         Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
         NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, or if the
-        role begins to use gateways and the actor's own role can only look. Raises Outranked if the actor lacks a
-        capability that the role has.
+        change lets the role use gateways and the actor's own role does not use them. Raises Outranked if the actor
+        lacks a capability that the role has.
         """
         requested = frozenset(capabilities)
         try:

@@ -105,8 +105,9 @@ def _differences(before: list[str], after: list[str]) -> list[list[str]]:
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
     """Raise Outranked if one of these people has a capability that the actor `by` lacks.
 
-    Takes the lock of `one_at_a_time`, so that the people's roles cannot change until the transaction ends. The caller
-    must lock the team's row first: all code takes these two locks in the same order.
+    A `by` of None is the system, which lacks none. Takes the lock of `one_at_a_time`, so that the people's roles cannot
+    change until the transaction ends. The caller must lock the team's row first: all code takes these two locks in the
+    same order.
     """
     if not pks:
         return

@@ -223,10 +223,11 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def status(self) -> str:
-        """Return `active` or `deactivated` if the person has joined, otherwise `invited`, `expired` or `revoked`.
+        """Return the person's status.
 
-        If a directory manages a person who has not joined, the status of an inactive person is `deactivated`. Otherwise
-        it is `invited` while an invitation is valid, and `provisioned` without a valid invitation.
+        A person who has joined is `active` or `deactivated`. Before that, a person managed by a directory is
+        `deactivated` if inactive, `invited` while an invitation is valid, and otherwise `provisioned`. Other people who
+        have not joined are `revoked` if inactive, otherwise `invited` or `expired`.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"
@@ -274,9 +275,9 @@ class User(Versioned, AbstractBaseUser):
         """Yield this person's current row, locked for a change in the block.
 
         Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
-        actor lacks. So people may change themselves, but not with an API key that lacks one of their capabilities.
-        Callers must set `gives_access` if the change lets somebody act as this person. Then Outranked is also raised if
-        this person uses gateways and the actor's role can only look.
+        actor lacks; None, the system, lacks none. People may change themselves, but not with an API key that lacks one
+        of their capabilities. Callers must set `gives_access` if the change lets somebody act as this person. Then
+        Outranked is also raised if this person uses gateways and the actor's role can only look.
 
         Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
         remains after the block. Raises NotByDirectory if a directory changes the last owner.
@@ -376,9 +377,9 @@ class User(Versioned, AbstractBaseUser):
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
-        Anybody with the new link can act as this person, so `changed_by` is used with `gives_access=True` and may raise
-        Outranked. Raises AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed
-        by a directory.
+        Raises Outranked as `changed_by` does with `gives_access`, because anybody with the new link can act as this
+        person. Raises AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed by
+        a directory.
         """
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
@@ -421,7 +422,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
-        """Raise NotActive if this person is not active, or Outranked if `changed_by` with `gives_access` raises it."""
+        """Raise NotActive if this person is not active, or Outranked if this person has rights that `by` lacks."""
         with self.changed_by(by, gives_access=True) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)

@@ -61,10 +61,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must have all the checkpoint's rows of `log`.
+        """Return an id by checkpoint number: the file must have the checkpoint's rows of `log` with higher ids.
 
-        A file may start, or resume after a gap, in the middle of a checkpoint's rows. Rows before that point are not
-        required.
+        A file may start, or resume after a gap, in the middle of a checkpoint's rows. This checkpoint is left out: none
+        of its rows are required.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

@@ -75,7 +75,7 @@ class Leaf(NamedTuple):
 def columns_of(
     version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = CALL_COLUMNS
 ) -> str:
-    """Return the columns of a version for a SELECT; PostgreSQL casts the columns in `as_text` to text."""
+    """Return the columns that a leaf has in this version, for a SELECT; those in `as_text` are cast to text."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 
@@ -238,8 +238,7 @@ def _newest() -> Body | None:
 def _oldest_partition() -> str:
     """Return the start of the oldest partition, as text; the current time if there is no partition.
 
-    It is the `kept_from` of the first checkpoint, unless the current time minus LATEST is earlier. It is also used if
-    no checkpoint has `kept_from`, because all were made by earlier releases.
+    Needed for `kept_from` if no checkpoint has it: there is no checkpoint yet, or earlier releases made them all.
     """
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()

@@ -124,7 +124,7 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
-    """Return True if the checkpoint covers the row, or if the row was added later between the checkpoint's rows.
+    """Return True if the checkpoint covers the row, or if the row was added later with an id in the same range.
 
     Checkpoints of the kinds `near` and `late` can cover the same range of ids. So an added call must also be dated in
     the checkpoint's period, as in `verify_log`.

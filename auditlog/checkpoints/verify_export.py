@@ -54,10 +54,9 @@ def added(a: Point, b: Point) -> Point:
 
 @lru_cache(8)
 def table(encoded: bytes) -> list[list[Point]] | None:
-    """Return, for each n from 0 to 63, the multiples 0 to 15 of 16^n times the point that `encoded` contains.
+    """Return 64 rows for the encoded point A: row n has the multiples 0 to 15 of the point 16^n * A.
 
-    Returns None if the encoding is invalid. The result is cached, because only a few points are multiplied, again and
-    again.
+    Returns None if the encoding is invalid. The result is cached, because a few points are used again and again.
     """
     point, rows = decoded(encoded), []
     for _ in range(64 if point else 0):

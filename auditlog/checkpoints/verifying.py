@@ -1,4 +1,4 @@
-"""Compare both logs with their checkpoints, and with a sink's copy, and report every difference.
+"""Compare calls and admin events with their checkpoints, and with a sink's copy, and report every difference.
 
 The comparison needs only read access to a database and the public key, not a running gateway.
 """
@@ -199,12 +199,12 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Return True if the row with the id `number` may be without a checkpoint; always True without checkpoints.
+        """Return True if the row with the id `number` may be without a checkpoint, or if there are no checkpoints.
 
         A row up to the last id of the first checkpoint must be older than that checkpoint. A row above the last id of
         the last checkpoint must be one that the next checkpoint will cover: PostgreSQL has assigned its id, and it was
-        not recorded before the last checkpoint. If the id is in between, the row's checkpoint is missing, which is
-        reported separately.
+        not recorded before the last checkpoint. For an id in between, return True: the row's checkpoint is missing,
+        which is reported separately.
         """
         if not self._sealed:
             return True
@@ -327,7 +327,7 @@ def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
 
 
 class _Comparison:
-    """Compares the rows of both logs with checkpoints and a sink's copy."""
+    """Compares the logs of calls and events with checkpoints and with a sink's copy."""
 
     def __init__(self, report: Report, span: LogPeriod, received: Received | None) -> None:
         self._report, self._span = report, span

@@ -137,7 +137,7 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of the roll-ups for each grain that has a retention of its own (`kept`).
+    """Return the start of the roll-ups for each grain that has its own retention (`Grain.kept`).
 
     The keys are the names of the RollupState fields that store these times.
     """
@@ -173,7 +173,7 @@ def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
     Does nothing if the last such count is less than LATE_EVERY ago. Returns a pair: the number of counted calls, and
-    False because none are left.
+    False, because no more calls are left to count.
     """
     with _state() as state:
         now = databases.database_now()
@@ -193,7 +193,7 @@ def _count_late() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Count some rows from before counting began, newest first. Return a pair: their number, and whether more exist."""
+    """Count some calls older than the roll-ups, newest first. Return a pair: their number, and whether more exist."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False

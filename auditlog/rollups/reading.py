@@ -4,7 +4,7 @@ The numbers equal those of the log, except that a call longer than an hour may b
 
 A period is cut into whole weeks, days, hours and minutes for which roll-ups exist. The remaining time at both ends,
 and the calls recorded since the last count, are counted from the log. A period that ends now is read to the end of the
-current day, so that the roll-up of the day can be used: no call is later than now.
+current day, so that the roll-up of the day can be used. This adds no calls, because none is later than now.
 
 Everything is read in one database snapshot.
 """
@@ -167,7 +167,7 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """Return the counts of calls between two times, by the values of `by` and, with `bars`, by number of the bar.
+        """Return the counts of calls between two times, by the values of the columns `by` and, with `bars`, by bar.
 
         Returns None if too much of the log would have to be read, if there are too many groups, or if no roll-ups exist
         yet. Without `timed`, durations are left out, which is faster.
@@ -215,10 +215,11 @@ class Book:
     def query_of(
         self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
     ) -> SQL | None:
-        """Return a query for the number of calls, by the columns `by` and by outcome (`ended`).
+        """Return a query that counts calls by outcome (`ended`) and by the columns named in `by`.
 
-        The rows have the columns `by`, `calls`, `last_at` (start of the newest call) and `ended`. If several rows
-        have the same values of `by` and `ended`, their `calls` must be added. Returns None in the same cases as `read`.
+        The rows have the columns named in `by`, `calls`, `last_at` (start of the newest call) and `ended`. If several
+        rows are equal except for `calls` and `last_at`, their `calls` must be added. Returns None in the same
+        cases as `read`.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -411,7 +412,7 @@ def array(values: Iterable[Any]) -> str:
 
 
 def _union(rows: Sequence[SQL], columns: str) -> SQL:
-    """Return SQL that selects `columns` of the log's rows that meet any of these conditions."""
+    """Return SQL that selects `columns` of the log's rows that meet any of the conditions `rows`."""
     statements = [_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows]
     return " UNION ALL ".join(statements), [value for _, bounds in rows for value in bounds]
 

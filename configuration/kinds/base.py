@@ -76,7 +76,7 @@ class Change:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The object's values after the change, except `enabled`, which `apply` switches for all kinds."""
+        """The object's values after the change, without `enabled`, which is applied separately for all kinds."""
         return {name: value for name, value in self.values.items() if name != "enabled"}
 
     @property
@@ -135,7 +135,7 @@ class Kind:
         return next((one for one in self.fields if one.name == name), None)
 
     def key_of(self, given: Mapping[str, Any]) -> str:
-        """Return the last part of the key of an object with these values."""
+        """Return the last part of an object's key, taken from the object's values `given`."""
         return str(given.get(self.key, ""))
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
@@ -208,7 +208,7 @@ class World:
         self.entries: dict[tuple[str, Key], Entry] = {}
 
     def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
-        """Return the rows to read: all of `rows`, or only those of the top-level object `only`."""
+        """Return all of `rows` or, if this World reads only one top-level object, the rows of that object."""
         return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:
@@ -233,7 +233,7 @@ class World:
         return found.row if found else None
 
     def planned(self, kind: str, *key: str) -> dict[str, Any]:
-        """Return the values of an object after the plan; empty if there is no such object."""
+        """Return the values that an object will have when the plan is applied; empty if there is no such object."""
         found, entry = self.of(kind).get(key), self.entries.get((kind, key))
         return (found.values if found else {}) | (entry.given if entry else {})
 

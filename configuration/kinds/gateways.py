@@ -186,9 +186,9 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Refuse to add a server under a new alias if the document leaves out its present alias.
+        """Yield an error if the server is on the gateway under another alias, which the document leaves out.
 
-        The server would be removed and added, so connections would lose it. The document must rename it instead.
+        The server would be removed and added, so connections would lose it. The document must use `moved` instead.
         """
         if change.act is not Act.ADD:
             return

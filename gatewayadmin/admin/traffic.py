@@ -140,7 +140,7 @@ class GatewayPages(CapabilityAdmin):
 
 @register(DirectoryAddress, site=site)
 class DirectoryAddressPages(CapabilityAdmin):
-    """Addresses are created on the product's page."""
+    """Read-only, except for the actions: addresses are created on the page *Settings, Client directory*."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("directory:address", "pk")
@@ -351,7 +351,7 @@ class AssignmentPages(CapabilityAdmin):
 
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
-    """Features of every kind. Only a feature's page outside this admin compares two versions of its definition."""
+    """Features of every kind. To compare two versions of a definition, open the feature's page outside this admin."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:feature", "pk")

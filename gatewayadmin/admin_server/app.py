@@ -81,7 +81,7 @@ async def _call(person: str, params: Object) -> Object:
 
 
 def _begin(person: str, tool: Tool, arguments: Object) -> Future[tuple[str, Object]]:
-    """Call the tool in a thread. Raises ToolFailed if the person has too many calls."""
+    """Call the tool in a thread; return the future. Raises ToolFailed if too many calls of the person are running."""
     with _lock:
         if _running[person] >= MOST_OF_ONE:
             raise ToolFailed(f"{MOST_OF_ONE} of your calls to this server are running. Wait for one to end.")

@@ -77,9 +77,9 @@ class UnusableDatabase(Exception):
 
 
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
-    """Return Django's settings for the default database, with `web_connections` per process for pages and REST.
+    """Return Django's settings for the default database, with at most `web_connections` connections per process.
 
-    With `direct_url`, return the settings of the direct connection, used by commands and all of `serve` except pages.
+    With `direct_url`, the default database is the direct connection, used by commands and all of `serve` except pages.
     The function starts no server and opens no connection. For the embedded database, it removes the variables of libpq
     (PGPORT, ...) from the environment of this process.
     """
@@ -105,7 +105,7 @@ def require_url(url: str, direct_url: str, read_url: str) -> None:
 
 
 def pages(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Return Django's settings for pages and REST through a pooler, without session features."""
+    """Return Django's settings with which pages and REST use a pooler. Features that need a session are disabled."""
     parameters = _parsed("DATABASE_URL", url)
     pool = {**POOL, "max_size": web_connections}
     return {**SHARED, **_of_server(parameters, pool), "DISABLE_SERVER_SIDE_CURSORS": True}
@@ -224,7 +224,7 @@ def encoding_fault(probe: psycopg.Connection[Any]) -> str:
 
 
 def direct_name() -> str:
-    """Return the name of the variable with the direct URL."""
+    """Return the name of the variable whose URL must lead to PostgreSQL itself, not to a connection pooler."""
     return DIRECT if settings.DIRECT_DATABASE_URL else "DATABASE_URL"
 
 

@@ -80,7 +80,7 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
 
 
 class HttpProbe:
-    """HTTP client of the steps. Each step has `seconds` in total, even if data arrives slowly.
+    """HTTP client of the doctor. Each step may take `seconds` in total, even if data arrives slowly.
 
     `asked` and `answered` describe the last exchange without secrets.
     """

@@ -231,8 +231,8 @@ class OAuthCheck:
     def registration(self) -> str:
         """Register as an app (RFC 7591).
 
-        The check continues only if the app was registered just now and at this installation, because the app later gets
-        a code of this installation, and `tidy` deletes the app.
+        Raises StepFailed unless this installation has just registered the app: later the app gets a code here, and
+        `tidy` deletes it.
         """
         self._must_be_here()
         payload = {
@@ -332,7 +332,7 @@ class OAuthCheck:
         return "An access token and a refresh token for this gateway."
 
     def call(self) -> str:
-        """List the tools of the gateway with the access token."""
+        """Use the access token to list the tools of the gateway. Return their number as text."""
         bearer = {"Authorization": f"Bearer {self.access_token}"}
         telling = "Authorization: Bearer …\ntools/list"
         answer = self.wire.ask("POST", self.url, telling=telling, json=LIST, headers=ACCEPT | bearer)

@@ -22,7 +22,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
 @atexit.register  # Runs before the cluster's exit handler, which was registered earlier.
 def _close() -> None:
-    """Close this process's connections at exit, while the server still runs."""
+    """Close this process's database connections at exit, while the embedded PostgreSQL still runs."""
     connections.close_all()
     wrapper = connections[DEFAULT_DB_ALIAS]
     if isinstance(wrapper, base.DatabaseWrapper):

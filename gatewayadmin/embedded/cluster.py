@@ -208,9 +208,9 @@ class Cluster:
             time.sleep(0.2)
 
     def _try_start(self) -> bool:
-        """Start the server, waiting for crash recovery. Return False if it did not start, but may on a retry.
+        """Start the server, waiting for crash recovery. Return False if it did not start.
 
-        For a moment after a server was killed, its children still hold its shared memory.
+        A retry may succeed: for a moment after a server was killed, its children still hold its shared memory.
         """
         self._drop_stale_status()
         options = {

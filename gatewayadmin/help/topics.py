@@ -83,7 +83,7 @@ _TOPICS = {
 
 
 class Guide(NamedTuple):
-    """The help links of a page: its page of the documentation, if there is one, and where to report a problem."""
+    """The help links of a page: the documentation about it, if there is any, and the URL to report a problem."""
 
     page: HelpPage | None
     report_url: str
@@ -97,7 +97,7 @@ def topic_of(view: str) -> HelpPage | None:
 
 
 def guide(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `guide` is looked up when a template first uses it."""
+    """Context processor: adds `guide`, the help links of the page, looked up when a template first uses them."""
     return {"guide": SimpleLazyObject(lambda: _guide(request))}
 
 

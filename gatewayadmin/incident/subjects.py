@@ -211,7 +211,7 @@ class Subject:
         return seen.select_related("server", "owner").order_by("server__name", "label")
 
     def _seen(self, rows: QuerySet[Identity]) -> QuerySet[Identity]:
-        """Return the rows the viewer may see: shared credentials and the viewer's own, or all with IDENTITIES_READ."""
+        """Return all rows if the viewer has IDENTITIES_READ, otherwise the shared credentials and the viewer's own."""
         if self.viewer.has_perm(Capability.IDENTITIES_READ):
             return rows
         return rows.filter(Q(owner=None) | Q(owner=self.viewer))

@@ -78,9 +78,9 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 def connect(user: User, gateway: Gateway) -> Connection:
     """Return the user's playground connection to this gateway, opening one if needed.
 
-    A new connection gets the user's newest usable identity (preferably an active one) for each server with personal
-    identities. An existing connection may be blocked, which is checked at each call. Raises ConnectionRefused if no
-    connection can be opened.
+    For each server with personal identities, a new connection gets the user's newest active identity or, if none is
+    active, the newest usable one. An existing connection may be blocked, which is checked at each call. Raises
+    ConnectionRefused if no connection can be opened.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
@@ -105,7 +105,7 @@ def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
 
 
 def _others(user: User, gateway: Gateway | None) -> list[Connection]:
-    """Return at most 50 of the user's connections to this gateway through other apps and agents."""
+    """Return at most 50 of the user's live connections to this gateway, without the playground's."""
     if gateway is None:
         return []
     rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
@@ -172,7 +172,7 @@ class Chosen:
 
     @property
     def offers(self) -> dict[str, list[tuple[str, Feature]]]:
-        """The features in the list with their names, by name of the server."""
+        """The features in the list by server name, each as a pair: its name for clients, and the feature."""
         by_server: dict[str, list[tuple[str, Feature]]] = {}
         for one in self.features[:MOST_OFFERED]:
             by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
@@ -418,7 +418,7 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
 
 @dataclass(frozen=True)
 class StreamedPage:
-    """The page with its run: the first part, the progress, and the rest once the run has ended."""
+    """A streamed page: the first part, then the progress of `run`, and the rest when the run has ended."""
 
     run: Run
     secret: str = field(repr=False)
@@ -451,7 +451,7 @@ def _step(params: dict[str, Any]) -> str:
 
 
 def _outcome(user: User, answer: AgentResponse | None) -> dict[str, Any]:
-    """Return the context of a finished run: its result, and its row in the log with the decision."""
+    """Return the template context of a finished run: result and log row, or a refusal if there is no answer."""
     if answer is None:
         return {"refusal": "No answer came."}
     row = _row(answer.uid)

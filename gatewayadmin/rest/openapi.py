@@ -322,9 +322,10 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return the help text of the response field with the name of this request field.
+        """Return a help text for a field that has none.
 
-        Otherwise return the docstring of a nested serializer, or None.
+        A request field gets the text of the response field of the same name. Without such a field, a nested serializer
+        gets its docstring, and any other field None.
         """
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class

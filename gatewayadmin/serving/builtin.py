@@ -64,7 +64,8 @@ async def answer(message: Message, info: Object, fixed: Mapping[str, Object], ha
     """Return the JSON-RPC response to `message`. `info` is the name and version of the server.
 
     The keys of both mappings are method names. `fixed` has the results that do not depend on the request, including the
-    results of `introduction`. The functions in `handlers` get the params, and return a result or raise NotFound.
+    results that `introduction` returns. The functions in `handlers` get the params, and return a result or raise
+    NotFound.
     """
     try:
         if message.method == "initialize":

@@ -101,7 +101,7 @@ async def readyz(request: Request) -> Response:
 
 
 def _details() -> str:
-    """Return the version, failing loops, and the databases of pages and logs if configured separately."""
+    """Return the version, the failing loops, and which databases pages and logs use, if these are set separately."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = [f"version: {versions.with_commit(settings.COMMIT)}\n"]

@@ -259,7 +259,7 @@ def _note_addresses() -> int:
 
 
 def _ask_servers(now: datetime) -> int:
-    """Check the servers without recent results, and store their health."""
+    """Check the enabled servers that were not checked recently, and store their health. Return their number."""
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
     servers = [
         server

@@ -282,7 +282,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def close_in_time(self) -> None:
-        """Close when the client has read the answer, or reads it too slowly."""
+        """Close the connection when the client has read the answer, or reads it too slowly."""
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self._watch_reader()
@@ -416,7 +416,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of this call's headers, with its scope; None if they cannot be reused.
+        """Return a cache of this call's headers and ASGI scope; None if the headers cannot be reused.
 
         The cache also has the index of Content-Length in the list of headers.
         """

@@ -1,4 +1,4 @@
-"""The runner of a repository clone. `serve` starts it if runner.yaml is beside manage.py. It ends when `serve` ends."""
+"""The runner that `serve` starts in a repository clone if runner.yaml is beside manage.py. It ends with `serve`."""
 
 import re
 import subprocess

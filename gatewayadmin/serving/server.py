@@ -162,7 +162,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept_all(self) -> None:
-        """Sleep a few times. After each sleep, the event loop accepts connections and reads data that have arrived."""
+        """Sleep a few times, so that the event loop accepts waiting connections and reads the data that has arrived."""
         for _ in range(4):
             await asyncio.sleep(LOOK_S)
 
@@ -265,7 +265,7 @@ class OrderlyArbiter(Arbiter):  # type: ignore[misc]
 
 
 class PlainLogger(Logger):  # type: ignore[misc]
-    """gunicorn's messages through our own logging; no access log."""
+    """Passes gunicorn's error messages to our own logging, and writes no access log."""
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True

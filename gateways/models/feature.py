@@ -322,7 +322,7 @@ class Feature(Versioned, Switchable):
         return {"enabled": self.enabled, "state": self.state, **said, **hashes}
 
     def expose(self, alias: str) -> None:
-        """Set the exposed name and shown definition for `alias`, without saving."""
+        """Set the exposed name and shown definition for the server's `alias`, without saving."""
         self.exposed_name = definitions.exposed(self.kind, alias, self.name)
         if self.approved:
             shown = definitions.shown_text(self.kind, alias, definitions.definition_in(self.approved))

@@ -36,7 +36,7 @@ class HostsAllowed(models.TextChoices):
 
 
 class ToolsGiven(models.TextChoices):
-    """The tools that people who may use a gateway can use there."""
+    """Setting of a gateway: people who may use it get all its tools, or only granted tools."""
 
     ALL = "all", "All tools"
     GRANTED = "granted", "Only granted tools"

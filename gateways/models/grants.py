@@ -38,7 +38,7 @@ class GrantQuerySet(models.QuerySet[Any]):
         return sum(grant.end(by=None) for grant in due)
 
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
-        """Create a grant. It replaces a shorter present grant, without a gap. Raises AlreadyGiven or BadEnd.
+        """Create a grant. It replaces a live one that ends earlier. Raises AlreadyGiven or BadEnd.
 
         `values` name who gets the grant, and the gateway or tool set that is given. The caller must have locked the row
         of this gateway or set.

@@ -37,7 +37,10 @@ def like(pattern: str) -> str:
 
 
 def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
-    """Match the features that fit these patterns and effects. If both are empty, match no feature."""
+    """Match the features that fit one of the patterns and one of the effects.
+
+    An empty list is no restriction, but if both are empty, no feature matches.
+    """
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))
     return _fits(models.F("kind"), models.F("exposed_name"), models.F("effect"), likes, asked)
@@ -164,7 +167,7 @@ class ToolSet(Versioned, models.Model):
 
     @property
     def is_in_use(self) -> bool:
-        """True if the set is granted, or limits an app or agent. `limited` are rows of connections.HostAtGateway."""
+        """True if the set is granted, or limits an app or agent (connections.HostAtGateway)."""
         return self.grants.live().exists() or self.limited.live().exists()
 
     def archive(self, *, by: User) -> None:

@@ -71,7 +71,10 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Evaluate the conditions with given arguments as one. Return them all if all are false, otherwise none."""
+        """Evaluate all conditions whose arguments are given, combined into one program.
+
+        Return these conditions if all of them are false, otherwise none.
+        """
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
             return ()
@@ -82,7 +85,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose arguments are all given; others may fail when they are evaluated."""
+        """Return the valid conditions that name only arguments of the call; others may fail when they are evaluated."""
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)
@@ -119,9 +122,9 @@ class Conditions:
             return None
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return the values for conditions, with the arguments `names` (None: all), and the size of these arguments.
+        """Return a pair: the values that conditions can read, and the size of the arguments among them.
 
-        Raises NotEvaluated.
+        `names` are the arguments to include; None means all. Raises NotEvaluated.
         """
         named = self._named(names)
         size = size_of(named)

@@ -149,10 +149,10 @@ class AssignedServer(NamedTuple):
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return the server's capabilities for clients of MCP 2026-07-28 (`modern`) or of the session era.
+        """Return the server's capabilities for a client, which speaks MCP 2026-07-28 if `modern`, else the session era.
 
-        These are the capabilities in the era in which the gateway calls the server for such clients. If they are
-        unknown, return the capabilities in the other era; None if the server has sent no capabilities.
+        The capabilities are those in the era in which the gateway calls the server for this client; if these are
+        unknown, those in the other era. Return None if the server has sent no capabilities.
         """
         in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
@@ -398,9 +398,9 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The values under which a token may be stored: the checksum of an OAuth token, or a digest for each token key.
+    """The values by which a token is looked up: the checksum of an OAuth token, or a digest for each token key.
 
-    `digests` and `checksums` have the same length. The query looks up all values.
+    The fields have the same length; at each index, one has the value and the other None.
     """
 
     digests: tuple[bytes | None, ...]
@@ -455,7 +455,7 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         session: bytes | None = None,
         declared: str = "",
     ) -> AccessRow | None:
-        """Return the current grant of this token, or None if it is unknown. Raises DatabaseUnavailable.
+        """Return the current grant of this token, or None for an unknown token. Raises DatabaseUnavailable.
 
         `session` is the digest of the session id in the request. For a request without a session, `declared` has the
         names of the client capabilities to send to servers, comma-separated.
@@ -580,7 +580,7 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement, as the texts of PostgreSQL arrays.
 
-    Each array has one element for each pair of digest and checksum of each query.
+    Each array has one element for each digest of each query's token.
     """
     rows = [
         (n, query, digest, checksum)

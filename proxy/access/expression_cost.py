@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 def cost_of(tree: Node, text: str) -> Cost:
-    """Return the cost of a condition with this text. Raises BadExpression if it is too costly for small arguments."""
+    """Return the cost of a condition with this text. Raises BadExpression if even small arguments take too long."""
     cost = _Estimator(text).visit(tree, _Scope({})).cost
     if _is_slow(cost):
         raise BadExpression("The condition could take too long: use fewer or shorter comparisons.")
@@ -182,9 +182,9 @@ def _collects(loop: Node) -> bool:
 def _cost_of_pattern(pattern: str) -> Cost:
     """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
 
-    RE2 makes an automaton of the pattern. Each of its states is a set of possible places in the pattern after some
-    text. A pattern with few ambiguous parts needs few states. For other patterns, each character of an attacker's text
-    may need a new state.
+    RE2 makes an automaton of the pattern. A state is the set of the places in the pattern that a text may have reached.
+    A pattern with few ambiguous parts needs few states. For other patterns, each character of an attacker's text may
+    need a new state.
     """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):

@@ -15,7 +15,7 @@ class Node(NamedTuple):
     """A part of a condition. `at` is its position in the text, from 0.
 
     `value` is the text of a text constant (None for other constants), or the name of a variable, member or function.
-    A member, also one in `has`, has one part: its object. The parts of a map are its keys and values. A loop is an
+    The only part of a member, or of `has`, is the object. The parts of a map are its keys and values. A loop is an
     expanded macro such as `exists`: `value` is its variable; the parts are range, initial result, condition, step and
     result.
     """

@@ -116,7 +116,7 @@ def compiled(text: str) -> Program:
 
 
 class Together(NamedTuple):
-    """The program of `a || b || ...` for several conditions, and its cost."""
+    """One compiled program for several conditions, joined by `||`, and its cost."""
 
     compiled: Any
     cost: Cost

@@ -79,10 +79,10 @@ def is_nameable(feature: Named) -> bool:
 
 
 def lookup_key(feature: Named) -> str:
-    """Return the key by which the access statement looks up this feature: its name.
+    """Return the key by which the access statement looks up this feature: its name, or the URI of a resource.
 
-    For a resource whose URI has a server alias, return two lines: the server's own URI, and the URI as the client sent
-    it. If the database cannot store the server's own URI, return the client's URI alone.
+    If the URI has a server alias, return two lines: the server's own URI, and the URI as the client sent it. If the
+    database cannot store the server's own URI, return the client's URI alone.
     """
     if feature.kind != RESOURCE:
         return feature.name
@@ -253,7 +253,7 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
-    """Return the tool or prompt of this name and its server, or only the server if its list must be requested first.
+    """Return the tool or prompt `exposed` with its server, or only the server if its list must be requested first.
 
     A name that is not stored yet cannot be called, because an administrator could not have disabled it.
     Raises OutOfScope, Refusal or UnknownFeature.
@@ -345,8 +345,8 @@ def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget)
     """Return the template whose switch applies to a resource that is not listed; None if no template matches.
 
     If several templates match, the most exact one applies. Servers match templates differently, so some matches are
-    uncertain. An uncertain match must not allow anything. So it counts only if the resource would be allowed without a
-    match: the policy is `allow_all`, and the connection may use all features of the server.
+    uncertain. These may only refuse a resource, so they count only if it would be allowed without a match: the policy
+    is `allow_all`, and the connection may use all features of the server.
     """
     is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [
@@ -536,8 +536,8 @@ class AmbiguousName(UnknownFeature):
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
-    Return False if the name has an alias: it then belongs to the server of that alias. Return False if the server
-    without an alias has or had such a feature, or its list cannot be requested: the name then belongs to that server.
+    Return False if the name belongs to one server: to the server whose alias it begins with, or to the server without
+    an alias, if that server has or had such a feature, or if its list cannot be requested.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.

@@ -122,7 +122,7 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label, apart from the label that says which rule refused or held the call.
+    """Return whether a match adds a label, not counting the label with the rule that refused or held the call.
 
     A rule with the effect `label` adds its label unless its condition could not be evaluated. Other rules add a label
     only in the mode `watch`.

@@ -235,7 +235,7 @@ class CallWriter(GroupCommit[bytes, None]):
             bus.on("unwritable", lambda told: None if told is None else self.distrust())
 
     def may_begin(self) -> bool:
-        """Return whether rows can probably be written, so that a call may begin or be sent."""
+        """Return whether rows can probably be written. If not, no call may begin or be sent to a server."""
         return not self.fault and len(self._waiting) < self._max_waiting
 
     def commit(self, row: CallRow) -> asyncio.Future[None]:

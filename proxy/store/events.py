@@ -100,7 +100,7 @@ class EventId(NamedTuple):
         return cls(kind, str(UUID(stream)), int(number), _request_id(spelled) if spelled else None)
 
     def text(self) -> bytes:
-        """Return the event id for clients. A long request id is left out."""
+        """Return the event id as text for clients, without its request id if this is too long."""
         spelled = jsonrpc.dumps(self.request_id) if self.request_id is not None else b""
         named = b"-" + base64.urlsafe_b64encode(spelled) if 0 < len(spelled) <= LONGEST_REQUEST_ID else b""
         return b"%b-%b-%d%b" % (self.kind.encode(), UUID(self.stream).hex.encode(), self.number, named)
@@ -194,7 +194,7 @@ class StreamHistory:
             self._events.drop(self)
 
     def leave(self) -> None:
-        """Write the recent events to rows, and later events when they occur: the client has disconnected."""
+        """After the client has disconnected, write the recent events to rows now, and later events as they occur."""
         if not self.away:
             self.away = True
             self._pending, self._recent = [*self._recent], deque()
@@ -252,7 +252,7 @@ class StreamEvents:
         bus.on("events", self._ring)
 
     async def stop(self) -> None:
-        """Stop, after giving running writes a second."""
+        """Stop. Running writes get one second to end."""
         await self._background.stop(patience=1)
 
     # The streams of this worker
@@ -381,7 +381,7 @@ class StreamEvents:
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:
-        """Ask the worker with this stream to write the stream's events. `listen` reports when they are written.
+        """Ask the worker that has this stream to write the stream's events. `listen` reports when they are written.
 
         Raises DatabaseUnavailable.
         """

@@ -121,7 +121,7 @@ class PgConnection:
         return await self._wait_for_result(waiter)
 
     async def query_with_retry(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Run `query`, and retry once over a new connection unless it timed out.
+        """Call `query`. If it fails, retry once over a new connection, unless the statement timed out.
 
         The retry is needed after a restart of the database, and after a migration that changed a table.
         """
@@ -358,7 +358,7 @@ class GroupCommit[Item, Answer]:
             worker.connection.on_lost = self._connection_lost
 
     async def first_attempt(self) -> None:
-        """Return after the first attempt to connect and check each connection; `fault` has the error, if any."""
+        """Return when each connection has been tried and checked once; `fault` has the error, if any."""
         for worker in self._workers:
             await worker.first_attempt.wait()
 
@@ -494,7 +494,7 @@ class GroupCommit[Item, Answer]:
         self._wake_all()
 
     def distrust(self) -> None:
-        """Check each connection before it handles another batch."""
+        """Mark all connections as unhealthy, so that each is checked before it handles another batch."""
         for worker in self._workers:
             worker.healthy = False
         self._failed = "the database hangs"

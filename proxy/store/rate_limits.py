@@ -1,7 +1,7 @@
 """Rate limits at /mcp, shared by all workers; used only if a limit is set.
 
-A worker leases calls from the shared counter in batches and lets them through without another statement; a request
-waits for the counter only when the lease is used up. No more is leased than the limit allows. Unused calls of a lease
+A worker leases calls from the shared counter in batches. A request waits for the counter only when the lease of its
+worker is used up. No more is leased than the limit allows. Unused calls of a lease
 are lost when the minute ends: in each worker about 1 % of the limit at most.
 """
 
@@ -95,9 +95,9 @@ class Limits(GroupCommit[list[RateLimited], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Take calls from the shared counters for the waiting requests, in one statement.
+        """Lease calls from the shared counters for the waiting requests, in one statement.
 
-        Each of these requests then wakes up and checks the leases again.
+        Then wake up these requests, so that each checks its leases again.
         """
         wanted = calls_to_lease(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))

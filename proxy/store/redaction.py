@@ -188,7 +188,10 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the end of the list or object at `start`; if it is not JSON, the end of the line that closes it."""
+    """Return the end of the list or object at `start`.
+
+    If it is not JSON, return the end of the line with its closing bracket; without such a bracket, the end of the text.
+    """
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -211,7 +214,7 @@ _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
 
 class KnownSecrets:
-    """Redacts these values from texts, whether they are plain, percent-encoded, in hex or anywhere inside base64."""
+    """Redacts given values from texts, whether they are plain, percent-encoded, in hex or anywhere inside base64."""
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)
@@ -375,14 +378,14 @@ def _said(document: Any) -> str:
 
 
 def redact_for_process(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """Run `redact_message` as the work of a ReaderProcess. Return whether it cut the message, and the JSON."""
+    """Run `redact_message` as the work of a ReaderProcess. Return whether parts are missing, as `cut`, and the JSON."""
     redacted = redact_message(message, limit, secrets)
     assert redacted is not None
     return {"cut": redacted.cut}, redacted.json
 
 
 def error_for_process(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """Run `error_text` as the work of a ReaderProcess. Return the text as `text`, and no bytes."""
+    """Run `error_text` as the work of a ReaderProcess. Return its result under the key `text`, and empty bytes."""
     return {"text": error_text(message, secrets)}, b""
 
 

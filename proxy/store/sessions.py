@@ -201,7 +201,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A session at a server, and the target of messages about the session, as TOLD selects them."""
+    """A row of the statement TOLD: a session at a server, and the target of messages about the session."""
 
     row: str
     sealed_id: bytes

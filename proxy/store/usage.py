@@ -117,7 +117,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Trigger a write of each session's exact last use, because the least recently used session will be ended."""
+        """Write the exact last use of each session soon: surplus sessions are ended, the least recently used first."""
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now
@@ -175,7 +175,7 @@ class UsageTracker:
         await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
-        """Prepare the statements at the start, so that SQL which the database does not support is found at once."""
+        """Connect and test the statements, to find unsupported SQL at once. After an error, close the connection."""
         try:
             await self._open()
         except (psycopg.Error, OSError) as error:

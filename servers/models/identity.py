@@ -195,7 +195,7 @@ class Identity(Versioned, Switchable):
     def may_be_enabled_by(self, user: User) -> bool:
         """True if `user` may enable the disabled identity.
 
-        Owners may if they disabled it themselves. In all other cases, `user` needs the capability `self.needed`.
+        The identity's owner may if they disabled it. In all other cases, `user` needs the capability `self.needed`.
         """
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
@@ -256,7 +256,8 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret. Sessions that were opened with the old secret are not used again.
 
-        `refusal` is as in `bring`. Raises IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
+        If the server refused the secret in a test, `refusal` is the server's answer.
+        Raises IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """
         with transaction.atomic():
             now = Server.objects.select_for_update().get(pk=self.server_id)

@@ -281,7 +281,7 @@ class Server(Versioned, Switchable):
 
     @property
     def entered(self) -> tuple[str, ...]:
-        """URLs that an administrator entered for the server and its issuer. Other hosts are checked more strictly."""
+        """URLs entered by an administrator for the server and its issuer. URLs at other hosts get stricter checks."""
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":

@@ -48,7 +48,7 @@ class Http:
     The client ignores redirects and cookies, and keeps no database connection while it waits.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
-    public. `entered` are URLs that an administrator entered. All other host names are resolved and checked by this
+    public. `entered` are URLs that an administrator entered. Host names of other URLs are resolved and checked by this
     process, except the names (not their subdomains) that the operator lists for the outbound proxy to resolve.
     """
 
@@ -197,7 +197,7 @@ def discover_sign_in(
     assume_pkce: bool = False,
     private: bool = True,
 ) -> Needs:
-    """Return the authentication that the server at `url` requires, within ten seconds.
+    """Return, within ten seconds, the authentication that the server at `url` requires.
 
     The server is asked without a credential, and the metadata named in its answer are read.
 
@@ -255,7 +255,7 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 
 
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
-    """Return the needs of a server whose issuer has no metadata: an administrator has entered the `endpoints`.
+    """Return the Needs of a server whose issuer has no metadata, from `endpoints` that an administrator entered.
 
     The authorization endpoint is used as the issuer's URL. The redirect URI is made from this endpoint, so no other
     issuer has the same redirect URI.

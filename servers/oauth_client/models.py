@@ -173,7 +173,10 @@ def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration
 
 
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
-    """Return the live registrations for this server: clients entered for it, and shared clients of its issuer."""
+    """Return the live registrations for this server: clients entered for it, and shared clients.
+
+    The shared clients are those of `issuer`, and those that a grant or sign-in of the server uses.
+    """
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
     known = Q(pk__in=granted) | Q(pk__in=asked) | (Q(issuer=issuer) if issuer else Q(pk=None))
@@ -197,9 +200,9 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise an error if the server has no sign-in, or if a sign-in cannot renew `identity`.
+    """Raise an error if people cannot sign in at the server, or if a sign-in cannot renew `identity`.
 
-    Raises IdentityAlreadyRevoked or NoSignIn.
+    Raises NoSignIn, or IdentityAlreadyRevoked. An `identity` of None is not checked.
     """
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")

@@ -129,7 +129,7 @@ def registration_for(
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Return the redirect URIs with which `client` may be registered: its own, and those of earlier releases."""
+    """Return the redirect URIs that `client` may have: the one for new clients, and those of earlier releases."""
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
@@ -255,7 +255,7 @@ def enter(
 ) -> ClientRegistration:
     """Store the OAuth client that an administrator entered for this server, and end the server's earlier registrations.
 
-    The token and revocation endpoints are those of the server's fields, not those of `metadata`.
+    The token and revocation endpoints are taken from the fields of `server`, not from `metadata`.
     """
     with transaction.atomic():
         server.lock()
@@ -289,8 +289,8 @@ def enter(
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
 
-    With `issuer`, this includes registrations at this issuer that no sign-in to the server has used yet. Existing
-    grants are still refreshed with the client to which they were granted.
+    With `issuer`, also end shared registrations at this issuer that the server has not used yet. Existing grants are
+    still refreshed with their own client.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())

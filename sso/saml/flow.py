@@ -152,11 +152,10 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """Verify an answer, and return a pair: the verified content, and the provider.
+    """Verify an answer. Return a pair: the verified content, and the provider with its current metadata.
 
-    Metadata older than an hour, or than a minute if no certificate fits the signature, are read again. If the
-    certificates have changed, the answer is verified with the new ones. `begin_saml`, which re-reads old metadata too,
-    does not run if the person started at the provider.
+    The metadata are read again if they are older than an hour, or if no certificate fits the signature and they are
+    older than a minute. If the certificates have changed, the answer is verified with the new ones.
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 

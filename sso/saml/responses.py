@@ -153,7 +153,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Raise ResponseRefused if the response has an invalid signature of its own. It may also have none."""
+    """Raise ResponseRefused if the response itself has an invalid signature. An unsigned response passes."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 

@@ -144,7 +144,7 @@ class SamlSettings(models.Model):
 
     @property
     def signing(self) -> list[Certificate]:
-        """The provider's signing certificates, for people to compare."""
+        """The properties of the provider's signing certificates, such as the fingerprints."""
         ders = map(base64.b64decode, self.certificates.split())
         return [certificate_properties(x509.load_der_x509_certificate(der), der) for der in ders]
 

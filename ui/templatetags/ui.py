@@ -244,7 +244,7 @@ def until(moment: datetime) -> SafeString:
 
 @register.simple_tag
 def ago(moment: datetime | None, never: str = "Never") -> str:
-    """Render an age such as "5m ago", or the date once it is a week old."""
+    """Render the age of `moment`, such as "5m ago", or its date if it is a week old; `never` if it is None."""
     if not moment:
         return never
     age = timezone.now() - moment

@@ -1,4 +1,4 @@
-"""Grants a database role that owns no tables the rights that a serving process needs."""
+"""Gives a database role the rights that a serving process needs, if the role owns no tables."""
 
 from argparse import ArgumentParser
 from typing import Any
