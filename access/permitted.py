@@ -124,7 +124,7 @@ class PermittedUnits:
 
 
 def _units(known: InForce, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
-    """Return the gateways, sorted by name, or the tools, sorted by the name of their gateway and their own name."""
+    """Return the gateways, sorted by name; with `features`, return these tools, sorted by gateway and name."""
     if features is None:
         return [AccessUnit(each.pk) for each in known.gateways]
     place = {each.pk: number for number, each in enumerate(known.gateways)}

@@ -129,7 +129,7 @@ def _forget(request: HttpRequest) -> None:
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """Remove the form stored under `key`, and return its data.
 
-    Return None if `_sent` returns None, or if the form was sent to another URL.
+    Return None if the person has no such form that can be decrypted, or if the form was sent to another URL.
     """
     sent = _sent(request, key)
     if key in (held := _held(request)):

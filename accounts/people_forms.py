@@ -157,7 +157,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Return (name, address) of each entry in the words between two commas: one entry, or an address in each word."""
+    """Return (name, address) pairs: one for each word if all words have an @, otherwise one for the whole text."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)

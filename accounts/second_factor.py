@@ -368,7 +368,7 @@ class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
     credential = CredentialField()
 
     def count(self) -> Tries:
-        """Count this attempt. Raises TooManyTries."""
+        """Count this attempt, and return the counters that include it. Raises TooManyTries."""
         return try_code(context.request, self.user)
 
     def clean_credential(self) -> Authenticator:

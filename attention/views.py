@@ -115,8 +115,8 @@ class ChannelForm(forms.Form):
     def settings(self) -> dict[str, Any]:
         """The values for the model: unticked matters are muted.
 
-        Matters that are not offered keep their state. But they are muted if a new address is entered for a channel of
-        the workspace, or with an API key.
+        Matters that are not offered keep their state. But if a new address is entered with an API key, or for a channel
+        of the workspace, they are muted.
         """
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")

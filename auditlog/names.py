@@ -52,7 +52,7 @@ NAMED_MODELS = {
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of the objects with this name. With `part`, it is enough that a name contains `name`.
+    """Return the ids of the objects with this name; with `part`, of the objects whose name contains `name`.
 
     At most MAX_IDS + 1 ids are returned. With `called`, objects that occur in no call are left out, so that they are
     not revealed to readers of the log.

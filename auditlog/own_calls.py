@@ -160,7 +160,7 @@ class Wait:
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """Return the wait that the query string describes.
+        """Return the wait for a first call that the parameters in the query string describe.
 
         Other people's connections, and gateways that the person cannot use, are ignored.
         """

@@ -47,8 +47,8 @@ POSITION = ("created_at", "id")
 class Criterion:
     """A condition on a row.
 
-    `values`, if given, maps columns to values: only rows in which at least one of these columns has one of its values
-    can meet the condition. Indexes can then find the rows.
+    `values`, if given, maps each column to a list of values. A row can meet the condition only if at least one of these
+    columns has a value from its list. Indexes can then find the rows.
     """
 
     test: Q
@@ -292,9 +292,10 @@ class Search:
         return SearchPage(Page(list(self.newest().order_by("-duration_ms", "-pk")[:size]), None, None), self.floor)
 
     def count(self) -> RowCount:
-        """Return the number of calls, cached. Numbers above SEARCH_LIMIT are exact only if the roll-ups can answer.
+        """Return the number of calls, cached. Above SEARCH_LIMIT, it is exact only if the roll-ups can answer.
 
-        Small numbers are counted in the log itself, because the roll-ups add long calls only every quarter of an hour.
+        Up to SEARCH_LIMIT, the calls are counted in the log itself, because long calls are added to the roll-ups only
+        every quarter of an hour.
         """
         return self._count
 

@@ -53,7 +53,7 @@ class ManagedByFile(Exception):
 def ask_before_hand_changes(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware that asks for confirmation before the first change of an object that a file governs.
+    """Middleware that asks for confirmation the first time a session changes an object that a file governs.
 
     In the list of middleware, it must come before `hold_forms`.
     """

@@ -35,7 +35,10 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object of the document that has another source; see `ManagedObjectQuerySet.sources`."""
+    """Yield a mistake for each object in the document whose source in `sources` is not the source of the document.
+
+    `sources` is the result of `ManagedObjectQuerySet.sources`.
+    """
     for (kind, key), entry in world.entries.items() if sources else ():
         found = world.of(kind).get(entry.was or key)
         source = sources.get(target_of(found.row)) if found else None

@@ -122,8 +122,8 @@ def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
 def stopped_above() -> Q:
     """Match blocked connections: those with a `blocked_reason`.
 
-    Few users, hosts and gateways are disabled, so subqueries find these, instead of a join of their tables to every
-    connection.
+    Few users, hosts and gateways are disabled. Subqueries for these are faster than a join of every connection to their
+    tables.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(Q(is_active=False) | Q(role__uses_gateways=False))
@@ -455,7 +455,7 @@ class Connection(Versioned, Switchable):
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
-        """Set how many seconds held calls keep their requests open while they wait; None lets the gateway choose.
+        """Set for how many seconds a held call keeps its request open; None lets the gateway choose.
 
         Returns False if the value did not change.
         """

@@ -27,7 +27,7 @@ from ui.viewset import confirmed
 
 
 class OpenStream(NamedTuple):
-    """A session at a server. `is_open` is True if a worker reads the server's messages."""
+    """The stream of a session at a server. `is_open` is True if a worker reads it."""
 
     server: str
     is_open: bool

@@ -260,7 +260,7 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Load the live grants of each set, the hosts it limits, and the number of its features that servers offer."""
+    """Return the sets, each with its live grants, the hosts that it limits, and the number of its offered features."""
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611

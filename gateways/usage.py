@@ -325,9 +325,10 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Ask for a confirmation, then disable the unused tools; with `dearest`, only those with the longest definitions.
+    """Ask for a confirmation, then disable the unused tools.
 
-    The use of tools is looked up again after the confirmation.
+    With the parameter `dearest`, only the unused tools with the longest definitions are disabled. The use of tools is
+    looked up again after the confirmation.
     """
     assignment = assignment_or_404(request.user, pk)
     back, name = _tab_url(assignment.gateway), assignment.server.name

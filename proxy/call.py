@@ -1022,7 +1022,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of a GET, DELETE or other request without a message; None if the request is valid."""
+    """Return the refusal of a request that is not a POST, such as GET or DELETE; None if the request is valid."""
     headers = request.parsed_headers
     if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
         if headers.session_digest is None:

@@ -259,9 +259,8 @@ class Holds:
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
         """Return a call with the `requestState` and `inputResponses` that its server gets.
 
-        The `requestState` is the server's own. If the client sent it inside a `requestState` made by `wrapped`,
-        `request.continues` is set. If the client has answered the request to open the hold's page, this answer is left
-        out.
+        A `requestState` made by `wrapped` is replaced by the server's own; then `request.continues` is set. An answer
+        to the request to open the hold's page is removed from `inputResponses`.
         """
         params = message.params
         if message.method != "tools/call":
@@ -425,7 +424,7 @@ class Holds:
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
         """Ask the client to open the page of the hold. After the block, notify the client that the wait is over.
 
-        Does nothing without `offers`, or if the client has no session or no stream.
+        Does nothing if `offers` is False, or if the client has no session or no stream.
         """
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:

@@ -414,7 +414,7 @@ class Lists:
     async def _look_up(
         self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None
     ) -> AccessRow:
-        """Re-read the grant, with the features `wanted`, by default those of this kind of all servers.
+        """Re-read the grant, with the features that `wanted` selects; by default, all servers' features of `kind`.
 
         Return the old grant if the request has no query, or if the token no longer exists.
         """

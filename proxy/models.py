@@ -152,7 +152,7 @@ class PendingRequest(models.Model):
 
 
 class SuspendedCall(models.Model):
-    """A call whose server waits for input while the client collects the input; `outcome` is sealed.
+    """A call whose server waits for input that the client collects; `outcome` is encrypted.
 
     `turn` counts how often the client was asked for input; each requestState is valid for one turn. The worker that
     runs the call updates `beat_at` until the call is over.

@@ -248,7 +248,7 @@ class RenewalData(NamedTuple):
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
     """Yield the steps of renewing the token in `ciphertext`, and return the ciphertext of the new token.
 
-    This process or another one renews the token. Raises NotRenewed.
+    If another process is renewing the token, wait, and return the ciphertext that it stores. Raises NotRenewed.
     """
     waited, pause = 0.0, LOOK_SECONDS[0]
     while True:
@@ -385,7 +385,7 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Count a refusal that may be temporary. Raise NotRenewed if fewer than UNCLEAR_REFUSALS came in succession."""
+    """Count a refusal that may be temporary, and raise NotRenewed, except after UNCLEAR_REFUSALS in succession."""
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None

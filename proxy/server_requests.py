@@ -661,7 +661,7 @@ class SuspendedCalls:
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
         """Return the content of a requestState: id of the call, turn, connection, digest of the request, and expiry.
 
-        Returns None if `_input_required` did not create it.
+        Returns None if the message has no requestState, or one that `_input_required` did not create.
         """
         sealed = message.params.get("requestState")
         try:

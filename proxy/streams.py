@@ -287,7 +287,7 @@ class Streams:
         self._background.forever("open streams", self._check, self._wait_for_check, guards_access=True)
 
     async def stop(self) -> None:
-        """Stop the checks."""
+        """Stop checking the access of calls and streams, and cancel delayed notifications about lists."""
         _open.remove(self)
         for timer in self._due.values():
             timer.cancel()

@@ -55,7 +55,7 @@ class UnknownTask(UpstreamError):
 
 
 class Task(NamedTuple):
-    """A task: its id at the server, its id for the client, and the other facts encrypted in the client's id."""
+    """A task. `own_id` is its id at the server. `client_id`, its id for the client, is the other fields encrypted."""
 
     own_id: str
     client_id: str

@@ -575,7 +575,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source of a server's stream that is read only for calls, not for standing streams of clients."""
+    """Return the source for a server's stream that only calls need; its audience has no client streams."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 

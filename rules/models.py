@@ -156,7 +156,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return row
 
     def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
-        """Put these rules into this order. Together, they keep the places they have now; other rules do not move."""
+        """Put these rules into this order, in the places that they occupy now. Other rules do not move."""
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:

@@ -65,7 +65,7 @@ type Context = ServerRequestContext[Any, Any]
 
 
 class SessionClient:
-    """The client of a session whose program serves only this session. Receives what the program sends."""
+    """Forwards what a program sends to its client. The program serves only the session of this client."""
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session

@@ -1,6 +1,7 @@
 """Provisioning: keys of directories, and the data that directories store about people and teams (RFC 7643).
 
-Needs no SCIM package; the protocol is in `scim.endpoint` and the modules it imports (docs/decisions/0035).
+This module needs no SCIM package: the protocol is in `scim.endpoint` and the modules that `scim.endpoint` imports
+(docs/decisions/0035).
 """
 
 from __future__ import annotations

@@ -473,7 +473,7 @@ def _programs() -> dict[str, Any]:
 
 
 def _add_program(request: AppRequest) -> HttpResponse:
-    """Add a program of the runner under its own title, without a gateway, and contact it."""
+    """Add a program of the runner as a server with the program's title, on no gateway, and contact the server."""
     try:
         program = programs.list_programs().find(request.POST["program"])
     except programs.RunnerUnavailable as fault:

@@ -58,7 +58,7 @@ class OfferedEntry:
 
 
 def offers_of(entries: Sequence[ClientEntry]) -> list[OfferedEntry]:
-    """Return what each entry would become. No server is called."""
+    """Return an OfferedEntry for each entry. No server is called."""
     servers = list(Server.objects.live().only("name", "slug", "url"))
     by_url = {_same(server.url): server for server in servers}
     by_name = {server.name.casefold(): server for server in servers}

@@ -105,7 +105,7 @@ class Discovered:
 
     @property
     def versions(self) -> str:
-        """The newest version of each era that the server speaks, as text."""
+        """The newest version that the server speaks in each era of MCP, as text."""
         return " and ".join(info.version for info in reversed(self.spoken.infos))
 
     @property

@@ -325,8 +325,8 @@ class ServerForm(SignInSettings, SlugForm):
     def _private(self, values: dict[str, Any]) -> bool | None:
         """Return whether the server may be at a private address; None if unknown.
 
-        A new URL is judged by the addresses of its host. For an unchanged URL the setting in the form counts; if it
-        is not ticked and was unknown before, the addresses decide.
+        For a new URL, the addresses of its host decide. For an unchanged URL, the form's `private` box decides. But if
+        the box is not ticked and the stored value is None, the addresses decide.
         """
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside

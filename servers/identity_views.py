@@ -142,7 +142,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """Return the identities of `user`. The attribute `used_by` of each lists its uses by live connections.
+    """Return the identities of `user`. Each has an attribute `used_by`: the list of its uses by live connections.
 
     Live identities come first, sorted by server and label. Revoked ones follow, the last revoked first.
     """

@@ -207,7 +207,7 @@ def _ask(path: str) -> Mapping[str, Any]:
 
 
 def _runner() -> Runner:
-    """Return the runner of this gateway. Raises NoRunner."""
+    """Return the runner of this installation. Raises NoRunner."""
     runner: Runner | None = settings.RUNNER
     if runner is None:
         raise NoRunner("No runner is set up: GATEWAY_RUNNER_URL is not set.")

@@ -256,7 +256,7 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
-    """Test a server that is being edited, with its stored identity unless the URL has another origin."""
+    """Test a server with the edited `values`. The stored identity is used only if the URL has the same origin."""
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}
     identity = identity_for(server, user)

@@ -164,9 +164,10 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Return the result of `_named`. People who would get no role do not learn whether an address has an account.
+        """Return the existing person from `_named`; None if a new person may be created. Raises NoEntry.
 
-        For them, an error that would reveal an account is replaced by NoEntry("no_role").
+        People who would get no role do not learn whether an address has an account: an error that would reveal this is
+        replaced by NoEntry("no_role").
         """
         try:
             return self._named(who, invited)

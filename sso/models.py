@@ -202,9 +202,11 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
         In `fields`, `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of
         the protocol, the issuer or `signs_requests` may remove the current secret (see `ends_secret`). When sign-in
-        becomes enforced, affected sessions that began with a password end. Raises ProviderError or ChangedMeanwhile.
-        Raises BeyondYours if the actor `by` lacks a capability of SETS_UP. Raises Outranked if somebody without every
-        capability changes a field of TERMS or the source of the metadata, or replaces the decryption key.
+        becomes enforced, the password sessions of affected people end.
+
+        Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP. To
+        change a field of TERMS or the source of the metadata, or to replace the decryption key, the actor needs every
+        capability; otherwise Outranked is raised.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.

@@ -110,7 +110,7 @@ def direct() -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Use a new direct connection, outside the pool of pages, in the block.
+    """Use a new direct connection in the block, not one from the connection pool.
 
     In a transaction, use the current connection instead.
     """

@@ -252,8 +252,8 @@ class Resource(GenericViewSet[Any]):
     def unchanged(self, row: Any) -> Iterator[None]:
         """Lock `row` for the block. Raises ChangedMeanwhile if `If-Match` does not name the current version of `row`.
 
-        Without `If-Match` nothing is locked here: model methods lock rows themselves. Methods that contact another
-        machine must run after the block, so that no row stays locked meanwhile.
+        Without `If-Match` nothing is locked here: model methods lock rows themselves. Contact other machines only after
+        the block, so that no row stays locked meanwhile.
         """
         if self.seen is None:
             yield

@@ -37,10 +37,11 @@ CONTROLS = ("acts", "pick", "switch")
 class Column:
     """A column of a list.
 
-    `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns are hidden
-    by `priority` in the order 4, 5, 3, 2; columns with 0 are never hidden. `kind` is "number", "moment", "acts" for the
-    last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the fields or expressions to sort
-    by, empty if the list cannot be sorted by this column, for example because a long list has no index for it.
+    `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns with
+    `priority` 4 are hidden first, then those with 5, 3 and 2; columns with 0 are never hidden. `kind` is "number",
+    "moment", "acts" for the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the
+    fields or expressions to sort by, empty if the list cannot be sorted by this column, for example because a long list
+    has no index for it.
 
     `on_phone` shows the column in the second line of a row on phones; columns of numbers and moments then also show
     their label. An `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`,

@@ -48,7 +48,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """The bytes that an answer waits for (by person, server and in total; 0 for a call), and when the wait began."""
+    """A waiting call or answer: the bytes that it needs in each account (0 for a call), and when the wait began."""
 
     counted: dict[Account, int]
     began: float

@@ -230,8 +230,9 @@ class Guard:
     def for_hosts_of_others(self) -> Guard:
         """Return a guard for hosts named by a server or an issuer.
 
-        Its proxy resolves listed names, but not their subdomains. Otherwise a third party could name an internal host
-        below a domain that the operator has listed, and the proxy would resolve the host unchecked.
+        The outbound proxy then resolves only the names that the operator has listed, and not their subdomains.
+        Otherwise a third party could name an internal host below a listed domain, and the proxy would resolve it
+        unchecked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 

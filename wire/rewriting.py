@@ -225,7 +225,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 
 def _decoded(text: str) -> str:
-    """Percent-decode `text`, except template expressions in parentheses. Remove the parentheses."""
+    """Percent-decode `text`, except in parentheses, which enclose template expressions. Remove the parentheses."""
     if "(" not in text:
         return unquote(text, errors="surrogatepass")
     parts, depth, begin = [], 0, 0

@@ -146,7 +146,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def blocked_by(self) -> str:
-        """Return `user` if the deactivation of its owner blocks the key, otherwise an empty string."""
+        """Return `user` if the key is blocked because its owner is deactivated, otherwise an empty string."""
         return LAYERS.get(self.blocked_reason, "")
 
     @property

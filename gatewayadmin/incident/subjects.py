@@ -117,7 +117,7 @@ class Subject:
         return self.log_url(q=f"{words} and refused" if words else "refused")
 
     def live(self, most: int | None = None) -> list[Connection]:
-        """Return the first `most` unrevoked connections through which the subject acts, newest use first."""
+        """Return the unrevoked connections of the subject, newest use first; only the first `most` if it is given."""
         newest = self.connections.live().order_by(F("last_used_at").desc(nulls_last=True), "pk")
         # Select the keys first. Otherwise the database would compute the details of all connections to sort them.
         keys = list(newest.values_list("pk", flat=True)[:most])
@@ -197,7 +197,7 @@ class Subject:
 
     @property
     def assignments(self) -> QuerySet[Assignment]:
-        """The assignments of the enabled servers that the subject's live connections reach."""
+        """The enabled assignments of enabled servers on the enabled gateways of the subject's live connections."""
         on = Assignment.objects.on().filter(gateway__in=self._gateways)
         return on.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
 

@@ -450,7 +450,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
 
 
 class McpCycle(RequestResponseCycle):
-    """A call and its answer, which is either complete, with a Content-Length, or a stream."""
+    """A call and its answer. The answer is sent whole, with a Content-Length, or as a stream."""
 
     _head = b""
 

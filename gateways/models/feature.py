@@ -278,7 +278,7 @@ class Feature(Versioned, Switchable):
 
     @property
     def claim(self) -> str:
-        """The effect that an administrator or the server states, as text; empty if nobody states one."""
+        """The tool's effect as an administrator or the server states it, as text; empty if neither states one."""
         return Effect(self.effect).claim
 
     @property
@@ -416,7 +416,7 @@ class Feature(Versioned, Switchable):
 
     @classmethod
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
-        """Lock the assignments, then the features, in the order of `gateways_learn`; return the current features."""
+        """Lock assignments, then features, as the SQL function `gateways_learn` does; return the current features."""
         rows = list(rows)
         places = Assignment.objects.select_for_update(of=("self",)).order_by("pk")
         by_key = places.in_bulk({row.assignment_id for row in rows})

@@ -99,8 +99,9 @@ class SignInState(NamedTuple):
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    With ServersNeeded.ALL, `features` has ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, it has
-    the FeatureRows of the matching features and, if a resource is requested, of all templates.
+    If the query asked for ServersNeeded.ALL, `features` has ListedFeatures in the server's order. If it asked for
+    OF_FEATURE or BY_OWN_NAME, `features` has FeatureRows: those of the matching features and, if a resource is
+    requested, those of all templates.
     """
 
     id: str
@@ -381,11 +382,11 @@ class ServersNeeded(IntEnum):
 
 
 class Wanted(NamedTuple):
-    """Selects the servers and features that the statement returns for a request.
+    """Selects the servers and features that the access statement (query.sql) returns for a request.
 
-    `kind` is tool, prompt, resource, template or instructions. With `instructions`, the statement also looks up
-    `Introduction.is_given`. `name` is the feature's name as the client sent it. For a resource, `name` has the possible
-    URIs of the resource at its server, one per line.
+    `kind` is tool, prompt, resource, template or instructions. If it is instructions, the statement also looks up
+    `Introduction.is_given`. `name` is the feature's name as the client sent it; for a resource, it is the URIs that
+    servers may use for the resource, one per line.
     """
 
     servers: ServersNeeded

@@ -231,7 +231,7 @@ class Bell:
 
 
 class PendingRequests:
-    """The rows of requests that wait for their answers."""
+    """Servers' requests to clients, stored in the database while they wait for answers."""
 
     def __init__(self, state: Statements, bell: Bell, cipher: Cipher) -> None:
         self._state = state

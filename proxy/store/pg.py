@@ -274,8 +274,8 @@ def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> Datab
 class _Worker[Item, Answer]:
     """A task that handles batches over one connection.
 
-    `ticks` counts the ticks since the running statement began (-1: no statement is running). `first_attempt` is set
-    after the first attempt to connect and check.
+    `ticks` is the time since the running statement began, in units of TICK_SECONDS; -1 if no statement is running.
+    `first_attempt` is set after the first attempt to connect and check.
     """
 
     handle: HandleBatch[Item, Answer]

@@ -420,8 +420,9 @@ class SessionKeeper:
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
         """Lease the sessions that these owners have at servers.
 
-        `known` are the rows whose targets the worker has already: these targets are not read. A session is leased to
-        one worker at a time. A lease ends LEASE_SECONDS after the worker last asked for it. Raises DatabaseUnavailable.
+        `known` has the row ids of sessions whose targets the worker has already; these targets are not read. A session
+        is leased to one worker at a time. A lease ends LEASE_SECONDS after the worker last asked for it. Raises
+        DatabaseUnavailable.
         """
         given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
         rows = await self._state.fetch(LEASE, given)

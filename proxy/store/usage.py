@@ -147,8 +147,8 @@ class UsageTracker:
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
         """Prepare the update of the row that has a token's last use.
 
-        A token may have two valid secrets: the present one and the one that it replaced. If both were used, `prefix` is
-        the prefix of the secret used last, and `other` the prefix of the other secret.
+        A token may have two valid secrets: the present one and the one that it replaced. In the update, `prefix` is the
+        prefix of the secret used last, and `other` the prefix of the other secret; None if that was not used.
         """
         before = self._pending.get("tokens", {}).get(grant.token_id, {})
         uses: dict[Any, Any] = {before.get("other"): before.get("other_at"), before.get("prefix"): before.get("at")}

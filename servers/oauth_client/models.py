@@ -144,7 +144,7 @@ class SignIn(models.Model):
         return bool(self.endpoints.get("private"))
 
     def must_be_as_set(self) -> None:
-        """Raise NoSignIn if the sign-in settings of the server were changed meanwhile."""
+        """Raise NoSignIn if the sign-in settings of the server were changed since this sign-in began."""
         now = self.server.sign_in_settings
         if self.endpoints.get("settings", now) != now:
             raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")

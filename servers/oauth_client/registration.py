@@ -1,6 +1,6 @@
-"""Make this gateway a client of an issuer.
+"""Register this installation as an OAuth client of an issuer.
 
-Either a person enters the client, or the gateway uses its metadata document or dynamic registration.
+Either an administrator enters the client, or the installation uses its metadata document or dynamic registration.
 """
 
 from __future__ import annotations
