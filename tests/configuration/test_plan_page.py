@@ -155,7 +155,7 @@ def test_values_are_shown_whole_and_names_as_they_are(browser: Client, owner: Us
     shown = browser.post(PAGE, {"text": text}).content.decode()
 
     assert f"description: {'x' * 70}new, was {'x' * 70}old" in shown
-    assert "Not in the file: team R&amp;D - EMEA." in shown
+    assert "Not in the file, so not changed: team R&amp;D - EMEA." in shown
 
 
 def test_the_page_opens_with_each_capability_to_see_a_list() -> None:

@@ -430,7 +430,7 @@ def test_what_is_not_given_is_not_offered(work: Gateway, boss: User, ann: User, 
     page = text(sign_in(ann).get("/playground/?gateway=work"))
     assert "docs__get" in page
     assert "docs__drop" not in page
-    assert "1 is not listed: no grant gives it to you, or the Playground cannot use it on this gateway." in page
+    assert "1 tool is not listed: no grant gives it to you, or the Playground cannot use it on this gateway." in page
     typed = text(sign_in(ann).get("/playground/?gateway=work&name=docs__drop"))
     assert "No grant gives you this tool" in typed
     dropping = Feature.objects.get(name="drop")

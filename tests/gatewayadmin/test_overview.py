@@ -138,8 +138,9 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
 
     page = text(sign_in(ana).get("/"))
 
-    assert 'aria-label="Docs, of the last 24 hours: 1 with calls and no failure, 2 with failures"' in page
-    assert f'aria-label="{other.name}, of the last 24 hours: 0 with calls and no failure, 0 with failures"' in page
+    assert 'aria-label="Docs, last 24 hours. Hours with calls and no failure: 1. Hours with failures: 2."' in page
+    none = "Hours with calls and no failure: 0. Hours with failures: 0."
+    assert f'aria-label="{other.name}, last 24 hours. {none}"' in page
 
 
 @pytest.mark.full

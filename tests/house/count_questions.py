@@ -338,7 +338,7 @@ def _tool_tokens(**where: Any) -> int:
 
 def _gateway_tokens(ask: Ask) -> Answer:
     places = {"assignment__removed_at": None, "assignment__server__archived_at": None}
-    return f"about {_tool_tokens(assignment__gateway=ask.pk, **places)} tokens"
+    return f"about {_tool_tokens(assignment__gateway=ask.pk, **places)} LLM tokens"
 
 
 def _used_by_token(ask: Ask) -> tuple[float, ...]:
@@ -1030,7 +1030,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "usage.unused": _tools_unused,
     "usage.tokens": _gateway_tokens,
     "usage.bytes": lambda ask: 4,
-    "usage.server.tokens": lambda ask: f"about {_tool_tokens(assignment=ask.pk)} tokens",
+    "usage.server.tokens": lambda ask: f"about {_tool_tokens(assignment=ask.pk)} LLM tokens",
     "usage.tool.tokens": lambda ask: f"{_tool_tokens(pk=ask.pk)} tokens",
     "token.tools": _used_by_token,
     "usage.caller.calls": _calls_by,

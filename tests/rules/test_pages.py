@@ -191,7 +191,7 @@ def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client
     page = client.post("/rules/replay/", FORM | {"condition": "expression", "when": "args.amount > 5"}).content.decode()
 
     assert "<b>1 call</b> of 1 agent would have been affected" in page
-    assert "1 call of the rule's tools cannot be judged" in page
+    assert "1 call to tools of this rule cannot be judged" in page
     assert "a__pay" in page
     assert not Rule.objects.exists()
 

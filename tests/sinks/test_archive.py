@@ -148,9 +148,9 @@ def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(f
     assert archive.WAITING._value.get() == 1
     assert Call.objects.get().uid == made.uid
     boss = browser_of(session_of(make.user(*Capability)))
-    assert "past retention but not archived" in boss.get("/").content.decode()
+    assert "could not be archived" in boss.get("/").content.decode()
     other = browser_of(session_of(make.user(*(set(Capability) - {Capability.SINKS_MANAGE}))))
-    assert "not archived" not in other.get("/").content.decode()
+    assert "could not be archived" not in other.get("/").content.decode()
 
     (folder / "calls").unlink()
     done = chores()
