@@ -53,7 +53,7 @@ class EmailBackend(smtp.EmailBackend):
         return tls()
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Return the number of mails sent. Release the database connection while sending, which may be slow."""
+        """Send the mails and return their number. Sending may be slow, so release the database connection meanwhile."""
         with released_while_waiting():
             return super().send_messages(email_messages)
 

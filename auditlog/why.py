@@ -395,7 +395,7 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """Return the question whether this call would be allowed now, from the same client address with the same token.
+    """Return the question whether this call would be allowed now, with the client address and the token of the call.
 
     Return None if the call has no host, person or gateway, or if one of them is deleted.
     """
