@@ -440,9 +440,10 @@ MOST_NAMED = 3
 class SubjectField(serializers.CharField):
     """A filter by the id or name of an object. The validated value is the list of ids of all matching objects.
 
-    `things` are the objects that the caller may see, including archived ones; all other objects are treated as if they
-    did not exist. An id is compared with the columns `ids`, other text with the columns `names`, without regard to
-    case. Only the objects in `listed`, whose names the caller sees in lists, are suggested; by default all `things`.
+    `things` are the objects that the caller may see; all other objects are treated as if they did not exist. Archived
+    objects match too if `things` has them. An id is compared with the columns `ids`, other text with the columns
+    `names`, without regard to case. Only the objects in `listed`, whose names the caller sees in lists, are suggested;
+    by default all `things`.
     """
 
     def __init__(

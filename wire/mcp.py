@@ -583,8 +583,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
-    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError, such as Unreachable, if
-    the server cannot be asked.
+    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError, such as Unreachable or
+    AccessRefused, if the versions of the server remain unknown.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

@@ -48,7 +48,7 @@ class Http:
     The client ignores redirects and cookies, and keeps no database connection while it waits.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
-    public. `entered` are URLs that an administrator entered. Host names of other URLs are resolved and checked by this
+    public. `entered` are URLs that an administrator entered. All other host names are resolved and checked by this
     process, except the names (not their subdomains) that the operator lists for the outbound proxy to resolve.
     """
 
