@@ -34,8 +34,8 @@ class Config:
     Large answers in this process take at most `answers_limit` bytes. The answers for one person take at most an eighth
     of this limit, and answers that are being read from one server at most half. A single answer may exceed the limits.
 
-    The log is written over `log_connections` database connections. At most `max_waiting` requests each may wait for
-    the access query, for the rate limits and for the log.
+    The log is written over `log_connections` database connections. At most `max_waiting` requests may wait for the
+    access query, at most as many for the rate limits, and at most as many for the log.
     """
 
     conninfo: str

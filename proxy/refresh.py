@@ -310,9 +310,9 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Return the new ciphertext if another process has replaced the token meanwhile; otherwise raise NotRenewed.
 
-    If another process is renewing the token, the reason is `identity_unavailable`. Otherwise store that the person has
-    to sign in again; if the refusal may be temporary, only after UNCLEAR_REFUSALS refusals in succession (see
-    `_count_refusal`).
+    A refusal that may be temporary is first counted. Until UNCLEAR_REFUSALS in succession, NotRenewed is then raised at
+    once, with the reason `identity_unavailable`. The reason is the same if another process is renewing the token.
+    Otherwise store that the person has to sign in again; the reason is `identity_sign_in`.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -77,7 +77,7 @@ class UnusableDatabase(Exception):
 
 
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
-    """Return Django's settings for the default database, with at most `web_connections` connections per process.
+    """Return Django's settings for the default database, with a pool of at most `web_connections` per process.
 
     With `direct_url`, the default database is the direct connection, used by commands and all of `serve` except pages.
     The function starts no server and opens no connection. For the embedded database, it removes the variables of libpq
@@ -224,7 +224,7 @@ def encoding_fault(probe: psycopg.Connection[Any]) -> str:
 
 
 def direct_name() -> str:
-    """Return the name of the variable whose URL must lead to PostgreSQL itself, not to a connection pooler."""
+    """Return the name of the variable whose URL must not lead to a connection pooler in transaction mode."""
     return DIRECT if settings.DIRECT_DATABASE_URL else "DATABASE_URL"
 
 

@@ -581,7 +581,7 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement, as the texts of PostgreSQL arrays.
 
-    Each array has one element for each digest of each query's token.
+    Each array has one element for each value by which the token of each query is looked up (see TokenDigests).
     """
     rows = [
         (n, query, digest, checksum)

@@ -536,8 +536,9 @@ class AmbiguousName(UnknownFeature):
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
-    Return False if the name belongs to one server: to the server whose alias it begins with, or to the server without
-    an alias, if that server has or had such a feature, or if its list cannot be requested.
+    Return False if the name has an alias: it belongs to the server of that alias, even if this server was removed.
+    Return False if the server without an alias has or had such a feature, or its list cannot be requested: the name
+    then belongs to that server.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.

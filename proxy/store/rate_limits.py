@@ -1,8 +1,8 @@
 """Rate limits at /mcp, shared by all workers; used only if a limit is set.
 
 A worker leases calls from the shared counter in batches. A request waits for the counter only when the lease of its
-worker is used up. No more is leased than the limit allows. Unused calls of a lease
-are lost when the minute ends: in each worker about 1 % of the limit at most.
+worker is used up. No more is leased than the limit allows. Unused calls of a lease are lost when the minute ends: in
+each worker about 1 % of the limit at most.
 """
 
 import time
