@@ -29,8 +29,8 @@ Results of {date} with real clients and unmodified servers behind one gateway; `
 
 **L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
 **E** elicitation, **X** cancel, **M** sampling, **F** roots. A feature whose letter is missing works neither with nor
-without the gateway. ~~Struck~~ features work only without the gateway, *italic* features only with it. Servers of SDKs
-and FastMCP have default settings.
+without the gateway. ~~Struck~~ features work only without the gateway, *italic* features only with it. Servers built
+with an SDK or FastMCP use its default settings.
 
 """
 
