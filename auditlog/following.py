@@ -103,9 +103,8 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
     """Return the first page of a live list, without calls whose id is higher than `to`.
 
-    The calls that began within LONGEST_CALL come first, the last recorded one first. All other calls follow, sorted by
-    start, newest first. The next page begins with the call of this second group that started last and is not on this
-    page.
+    The calls that began within the last LONGEST_CALL come first, the last recorded one first. All other calls follow,
+    sorted by start, newest first. The next page begins with the call that started last among those not on this page.
     """
     latest = list(_recent(search, to).order_by("-pk")[:size])
     found = search.page(None, size)

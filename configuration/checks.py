@@ -35,9 +35,9 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object in the document whose source in `sources` is not the source of the document.
+    """Yield a mistake for each object in the document that has another source in `sources` than the document.
 
-    `sources` is the result of `ManagedObjectQuerySet.sources`.
+    `sources` is the result of `ManagedObjectQuerySet.sources`. An object that is not in it is no mistake.
     """
     for (kind, key), entry in world.entries.items() if sources else ():
         found = world.of(kind).get(entry.was or key)

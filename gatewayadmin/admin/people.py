@@ -212,7 +212,7 @@ class ProvisioningKeyPages(CapabilityAdmin):
 
 @register(Provider, site=site)
 class ProviderPages(CapabilityAdmin):
-    """Settings of the identity provider. Group rules, secret and pasted metadata are only on the product's page."""
+    """Settings of the identity provider. For group rules, secret and pasted metadata, see the product's page."""
 
     acts = (
         CapabilityAction("test", all_of(*SETS_UP), Q(), does=lambda row, by: test_provider(row, by=by), asks=False),
