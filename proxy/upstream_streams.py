@@ -229,9 +229,8 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        `owners` are the client sessions and connections that are checked now. If the client has a session, its own
-        requests make the subscriptions. The gateway repeats them only if the server may have lost them: when this
-        worker checks the session for the first time, and in a session that replaced a lost one.
+        `owners` are the client sessions and connections to check. A client with a session subscribes by itself. This
+        is repeated only at this worker's first check of the session, and in a session that replaced a lost one.
 
         A session that all clients of a connection share is never unsubscribed, because clients at other workers may
         need the subscription. Notifications that no client of this worker wants are dropped.
