@@ -42,14 +42,12 @@ def assignments_at(moment: datetime | None) -> Any:
 
 
 def tools_at(moment: datetime | None) -> FeatureQuerySet:
-    """Return the tools that clients can call. For a past day, return all tools that servers offered on that day.
-
-    The result for a past day includes disabled tools, because no record says which tools were disabled.
-    """
+    """Return the tools that clients can call; for a past day, all tools offered then, even disabled ones."""
     tools = Feature.objects.tools()
     if moment is None:
         return tools.callable()
     placed = ("assignment__removed_at", "assignment__server__archived_at")
+    # Disabled tools are included, because no record says which tools were disabled.
     return tools.filter(lasted(moment, "first_seen_at", "missing_since", *placed), assignment__created_at__lte=moment)
 
 
@@ -66,11 +64,9 @@ def _given(moment: datetime) -> Q:
 
 
 def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
-    """Return, by name, the ids of all teams, deleted or not, that had members at `moment`; {} for None (now).
-
-    The ids are needed for grants whose team was deleted later: such a grant has only the team's name.
-    """
+    """Return, by name, the ids of the teams that had members at `moment`, even deleted teams; {} for None."""
     if moment is None:
         return {}
+    # A grant whose team was deleted has only the team's name.
     members = Fact.objects.at(moment).filter(kind=FactKind.MEMBER).order_by()
     return {label: team for label, team in members.values_list("label", "object").distinct() if team}

@@ -1,7 +1,6 @@
 """The rows that decide who may use which gateways, read once for a report.
 
-The rules are those of the SQL statement that decides calls (proxy/access/query.sql). tests/access compares the results
-of both on random data.
+The rules must match proxy/access/query.sql, which decides calls. tests/access compares both.
 """
 
 from __future__ import annotations
@@ -38,20 +37,16 @@ class GatewayInForce(NamedTuple):
 
 @dataclass(frozen=True)
 class InForce:
-    """The people and gateways, with the teams, roles and grants between them.
+    """The people and gateways, with the teams, roles and grants between them."""
 
-    `people` maps the ids of active people whose role uses gateways to their e-mail addresses, sorted by address.
-    `use_all` are people who may use every gateway. `opened` are the pairs of a person and a gateway for which the
-    person has a grant.
-    `tool_grants` are triples of tool set, team and person; in a grant to everybody, team and person are None.
-    """
-
+    # E-mail addresses of the active people whose role uses gateways, by id, sorted by address.
     people: Mapping[UUID, str]
     gateways: tuple[GatewayInForce, ...]
     open_to: Mapping[UUID, frozenset[UUID]]  # The teams of each gateway that is open to teams only.
     teams_of: Mapping[UUID, frozenset[UUID]]
-    use_all: frozenset[UUID]
-    opened: frozenset[Pair]
+    use_all: frozenset[UUID]  # People who may use every gateway.
+    opened: frozenset[Pair]  # A person, and a gateway for which the person has a grant.
+    # Tool set, team and person. In a grant to everybody, team and person are None.
     tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...]
     moment: datetime | None = None  # The end of a past day, or None for now.
     deleted_teams: Mapping[str, UUID] = field(default_factory=dict)
@@ -109,11 +104,7 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return `known`, the access in force now, without the access that began after `limit`.
-
-    A grant that extended a grant in force at `limit` is not new. If a gateway was restricted to granted tools after
-    `limit`, none of its tools is new, because at `limit` everybody on the gateway could use all its tools.
-    """
+    """Return `known`, the access in force now, without the access that began after `limit`."""
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
         true.pairs(FactKind.OPEN_TO),
@@ -123,8 +114,10 @@ def without_new(known: InForce, limit: datetime) -> InForce:
     added = User.objects.filter(role__in=true.of(FactKind.USES_ALL)).values_list("pk", flat=True)
     joined = {*User.objects.filter(date_joined__gt=limit).values_list("pk", flat=True)}
     grants = gateway_grants_at(None).filter(given_at__gt=limit).order_by().values_list("user_id", "gateway_id")
+    # A grant that extends one of these grants is not new.
     extended = gateway_grants_at(limit).order_by().values_list("user_id", "gateway_id")
     given = {*tool_grants_at(limit).order_by().values_list("tool_set_id", "team_id", "user_id")}
+    # Before a gateway was limited to granted tools, everybody on it could use all its tools. So none of them is new.
     limited = true.of(FactKind.ONLY_GRANTED)
     none = frozenset[UUID]()
     return replace(

@@ -38,24 +38,20 @@ GROUP BY c.n
 
 @dataclass
 class AccessLine:
-    """A person's access to one gateway, or to one tool there.
-
-    `given` are the tool grants that apply to the person; it is empty on a gateway that gives all its tools. `tools` is
-    the number of tools that the person may use on the gateway, `all_tools` the number that the gateway offers.
-    `last_used_at` also counts ended connections; in a report of a past day it is None.
-    """
+    """A person's access to one gateway, or to one tool there."""
 
     person: User
     gateway: Gateway
     feature: Feature | None = None
     sources: list[AccessSource] = field(default_factory=list)
+    # The tool grants that apply to the person; empty on a gateway that gives all its tools.
     given: list[AccessSource] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     identities: list[Identity] = field(default_factory=list)
-    tools: int = 0
-    all_tools: int = 0
-    last_used_at: datetime | None = None
+    tools: int = 0  # Tools on the gateway that the person may use.
+    all_tools: int = 0  # Tools that the gateway offers.
+    last_used_at: datetime | None = None  # Includes ended connections. None in a report of a past day.
 
     @property
     def key(self) -> str:
@@ -91,9 +87,9 @@ class AccessLine:
 
 
 class LineLoader:
-    """Loads the lines with these keys, and all that pages show in these lines, in a fixed number of queries.
+    """Loads the report lines with these keys, in a fixed number of queries.
 
-    Lines are left out if their person, gateway or tool no longer exists.
+    Leaves out lines whose person, gateway or tool no longer exists.
     """
 
     def __init__(self, known: InForce, keys: Sequence[Key]) -> None:

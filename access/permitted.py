@@ -1,7 +1,4 @@
-"""The gateways or tools that each person may use, as bits of an integer.
-
-With bits, the access of thousands of people to hundreds of gateways is counted in milliseconds.
-"""
+"""The gateways or tools that each person may use, as bits of an integer, which are fast to count."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ SELECT s.tool_set_id, s.feature_id FROM gateways_features_of(%s::uuid[]) s JOIN 
 
 
 class AccessUnit(NamedTuple):
-    """The subject of a report line: a gateway or, in a report about tools, a tool on a gateway.
+    """A gateway or, in a report about tools, a tool on a gateway.
 
-    Sets of units are integers in which each unit has one bit.
+    A set of units is an integer with one bit for each unit.
     """
 
     gateway: UUID

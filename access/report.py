@@ -30,33 +30,26 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report. An empty list of ids does not filter, except `hosts`: if it is empty, nothing matches.
+    """The filters of a report. An empty list of ids does not filter, except `hosts`."""
 
-    `q` is text in a person's name or address, or in a gateway's name. `tool` is text in the exposed name of a tool.
-    `feature` selects one tool of a server, on all gateways. `unused` is a number of days. With `on`, the report
-    shows the access at the end of that day (UTC).
-    """
-
-    q: str = ""
+    q: str = ""  # Text in a person's name or address, or in a gateway's name.
     people: Sequence[UUID] = ()
     teams: Sequence[UUID] = ()
     gateways: Sequence[UUID] = ()
     servers: Sequence[UUID] = ()
     hosts: Sequence[UUID] | None = None  # An empty list (no agent has the name) matches nothing.
-    tool: str = ""
-    feature: Feature | None = None
-    unused: int = 0
-    on: date | None = None
+    tool: str = ""  # Text in the exposed name of a tool.
+    feature: Feature | None = None  # This tool of its server, on all gateways.
+    unused: int = 0  # Days.
+    on: date | None = None  # Show the access at the end of this day (UTC).
 
 
 @dataclass
 class AccessReport:
-    """The lines that `asked` matches, as a lazy sequence that supports slices. Sorted by person, gateway and tool.
-
-    `sort` may be `-person`, or one of SORTS with or without `-`; more than MOST_SORTED lines stay sorted by person.
-    """
+    """The lines that `asked` matches, as a lazy sequence with slices; by default sorted by person, gateway and tool."""
 
     asked: Asked = field(default_factory=Asked)
+    # "-person", or one of SORTS with or without "-". More than MOST_SORTED lines stay sorted by person.
     sort: str = ""
     ordered = True
 
@@ -172,10 +165,9 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        A unit is unused if the person has not used it for `asked.unused` days. If the person never used it, they must
-        have had access for as many days. Without this filter, and for a past day, all units are returned.
+        A unit is unused if the person has not used it for `asked.unused` days, but used it or had access before.
         """
-        if not self.asked.unused or self.moment:
+        if not self.asked.unused or self.moment:  # Without this filter, and for a past day, return all units.
             return lambda _, bits: bits
         limit = timezone.now() - timedelta(days=self.asked.unused)
         rows = Connection.objects.order_by().values_list("user_id", "gateway_id")

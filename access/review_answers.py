@@ -30,11 +30,7 @@ NOUNS = {
 
 
 class AnswerForm:
-    """The answers chosen in the form. `shown` are the lines that the filters show.
-
-    The field `act` gives one answer for many open lines: `person:<id>:<answer>` for the shown lines of one person, and
-    `all:<answer>` for all shown lines. Without `act`, each field `line-<id>` is the answer for one line.
-    """
+    """The answers chosen in the form: for single lines, or for all open lines that the filters show (`shown`)."""
 
     def __init__(self, data: QueryDict, review: Review, shown: ReviewLineQuerySet, by: User) -> None:
         self._data, self._review, self._shown, self._by = data, review, shown, by
@@ -60,6 +56,7 @@ class AnswerForm:
         return found
 
     def _chosen(self) -> Iterator[tuple[ReviewLine, str]]:
+        # `act` is one answer for many open lines: `person:<id>:<answer>` or `all:<answer>`.
         scope, _, rest = self._data.get("act", "").partition(":")
         person, _, word = rest.rpartition(":")
         lines = ReviewLine.objects.filter(review=self._review).answerable_by(self._by)
@@ -68,7 +65,7 @@ class AnswerForm:
             asked = lines.open().filter(pk__in=among.order_by().values("pk"))
             yield from ((line, VALUES[word]) for line in asked if word != "end" or line.can_be_ended)
             return
-        given = self._given()
+        given = self._given()  # Without `act`, each field `line-<id>` is the answer for one line.
         yield from ((line, given[line.pk]) for line in lines.filter(pk__in=list(given)))
 
     def _given(self) -> dict[UUID, str]:
@@ -96,11 +93,7 @@ class AnswerForm:
 
 
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
-    """Return sentences that describe the effect of ending these lines.
-
-    The sentences say what ends and for whom, how many lines are unused, and how many calls the people in the lines
-    made in the last week.
-    """
+    """Return sentences on the effect of ending these lines: what ends for whom, and how much it was used."""
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]
     people = {line.person_id: line.person_email for line in lines}

@@ -223,10 +223,7 @@ def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
 
 
 def progress_of(review: Review) -> dict[str, Any]:
-    """Return the progress of the review as numbers of lines and of people, and the reviewers who have open lines.
-
-    A person is counted in `people_done` if none of the person's lines is open.
-    """
+    """Return the numbers of lines by answer, and of people, and the reviewers who have open lines."""
     counts = Counter(dict(review.lines.order_by().values("answer").annotate(n=Count("pk")).values_list("answer", "n")))
     people = review.lines.order_by().aggregate(
         all=Count("person", distinct=True), waiting=Count("person", filter=Q(answer=Answer.OPEN), distinct=True)
@@ -242,7 +239,7 @@ def progress_of(review: Review) -> dict[str, Any]:
         "flagged": flagged,
         "kept_and_ended": kept + ended,
         "people": people["all"],
-        "people_done": people["all"] - people["waiting"],
+        "people_done": people["all"] - people["waiting"],  # People without open lines.
         "waiting": review.waiting() if review.is_open else [],
     }
 

@@ -24,15 +24,12 @@ EXTENDED = timedelta(seconds=5)  # Longest time between the end of a grant and t
 
 @dataclass(frozen=True, slots=True)
 class AccessSource:
-    """A reason why a person may use a gateway, or a tool set there.
+    """A reason why a person may use a gateway, or a tool set there."""
 
-    `kind` is `everyone`, `superuser`, `role`, `team`, `grant` or `tools`. `row` is the object from which the access
-    comes: the gateway, the person, the role, the membership (of `Team.users.through`) or the grant. On a past day, a
-    role or membership is replaced by its Fact. For a tool set, `row` is always the ToolGrant.
-    """
-
-    kind: str
+    kind: str  # `everyone`, `superuser`, `role`, `team`, `grant` or `tools`.
     name: str
+    # The gateway, person, role, membership (of `Team.users.through`) or grant that gives the access. On a past day, a
+    # Fact replaces a role or membership. For a tool set, always the ToolGrant.
     row: Any
     since: datetime | None = None
     until: datetime | None = None

@@ -140,10 +140,7 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool from whose page the report was opened, and to which the report is limited.
-
-    All fields are None if the report was opened from another page.
-    """
+    """The person, gateway or tool from whose page the report was opened, and to which it is limited; or all None."""
 
     person: User | None = None
     gateway: Gateway | None = None
@@ -168,13 +165,10 @@ class Side:
 
 @dataclass(frozen=True)
 class PastDay:
-    """The day that a report shows. `on` is None for the present, and if the entered day is invalid.
+    """The day that a report shows."""
 
-    `wrong` is the error message about an invalid day, otherwise empty.
-    """
-
-    on: date | None
-    wrong: str = ""
+    on: date | None  # None for the present, and if the entered day is invalid.
+    wrong: str = ""  # The error message about an invalid day.
 
     @classmethod
     def of(cls, filters: ReportFilter) -> PastDay:

@@ -47,9 +47,9 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return whether the person asked for `capability` in the last day, and the time when the request was declined.
+    """Return whether `capability` was requested in the last day, and when the newest request was declined, or None.
 
-    The time is None if the newest request was not declined. `events` is the result of `requests(of=person)`.
+    `events` is the result of `requests(of=person)`.
     """
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
@@ -68,9 +68,9 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return the newest open request of each active person, as (person, capability, time); for `most` people at most.
+    """Return each active person's newest open request as (person, capability, time), at most `most`.
 
-    A request is open for a week, if it was not declined and the person still lacks the capability.
+    A request is open for a week, unless it was declined or the person has the capability.
     """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)

@@ -74,10 +74,7 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield each area with the checkboxes of its capabilities, as the person `editor` may set them.
-
-    If `withheld` is not empty, it is the reason why all checkboxes are disabled.
-    """
+    """Yield each area with its checkboxes, as `editor` may set them; with a reason in `withheld`, all are disabled."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,

@@ -1,10 +1,7 @@
 """Store a form that is submitted when a password confirmation is required, and resubmit it after the confirmation.
 
-The session stores the submitted form, encrypted, for one person and one URL. The parameter `next` of the confirmation
-page is the URL of the page with the form. The fragment of this URL is the key of the stored form, so that two tabs do
-not mix up their forms. After the confirmation the browser submits the key instead of the data, to the same URL as
-before, and all checks are made again. So no secret appears in a page, a URL or a log, and the stored form is encrypted
-in the database. If the stored form has expired, the browser opens the page with the form, or a page that links to it.
+The session stores the form, encrypted, for one person and one URL. The browser then submits only the form's key (the
+fragment of `next`), so no secret appears in a page, a URL or a log. All checks are made again.
 """
 
 from __future__ import annotations
@@ -37,8 +34,7 @@ MOST_CHARACTERS = 56 * 1024  # Per form, compressed and encrypted. Every request
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Store the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
 
-    Place this middleware after AccountMiddleware, which would otherwise handle the exception and store the data
-    unencrypted. At this position, `process_view` runs after the checks of CSRF and sign-in.
+    Place this middleware after AccountMiddleware, which would otherwise store the data unencrypted.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -47,11 +43,13 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
             _forget(request)
         return response
 
+    # At this position among the middleware, this runs after the checks of CSRF and sign-in.
     def process_view(request: HttpRequest, view: object, *_: object) -> HttpResponse | None:
         if not _is_sent_again(request, view):
             return None
         sent, page = _taken(request, request.POST[FIELD]), own_path(request.POST.get(PAGE, ""), request.get_full_path())
         if sent is None:
+            # For example expired: the browser opens the page with the form, or a page that links to it.
             return _answer(request, {"page": page}, status=410)
         request.POST = sent  # type: ignore[assignment]  # Immutable, like the data of every request.
         request.held_on = page  # type: ignore[attr-defined]
@@ -86,9 +84,9 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 
 
 def held(request: HttpRequest) -> str:
-    """Store the posted form; return the URL to open after the confirmation, with the form's key as fragment.
+    """Store the posted form, and return the URL to open after the confirmation.
 
-    If no form is stored, because there is none or it is too large, the URL has no fragment.
+    Its fragment is the form's key. Without a form, or if it is too large, the fragment is missing.
     """
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()
@@ -98,7 +96,7 @@ def held(request: HttpRequest) -> str:
     if len(sealed) > MOST_CHARACTERS:
         messages.warning(request, "The form is too large to be saved while you confirm. Fill it in again.")
         return page
-    key = secrets.token_urlsafe(9)
+    key = secrets.token_urlsafe(9)  # One for each form, so that two tabs do not mix up their forms.
     others = list(_held(request).items())[1 - MOST_HELD :]
     request.session[SESSION_KEY] = dict(others) | {key: [time.time(), sealed]}
     return f"{page}#{key}"
@@ -111,10 +109,8 @@ def _held(request: HttpRequest) -> dict[str, Any]:
 
 
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
-    """True if a signed-in person's POST has the key of a stored form.
-
-    False for views without a CSRF check: their callers are programs, not forms on pages.
-    """
+    """True if a signed-in person's POST has the key of a stored form."""
+    # Views without a CSRF check are called by programs, not by forms on pages.
     if request.method != "POST" or getattr(view, "csrf_exempt", False):
         return False
     return request.user.is_authenticated and FIELD in request.POST
@@ -129,7 +125,7 @@ def _forget(request: HttpRequest) -> None:
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """Remove the form stored under `key`, and return its data.
 
-    Return None if the person has no such form that can be decrypted, or if the form was sent to another URL.
+    Return None if this person has no readable form for this URL.
     """
     sent = _sent(request, key)
     if key in (held := _held(request)):

@@ -58,15 +58,15 @@ class EmailBackend(smtp.EmailBackend):
             return super().send_messages(email_messages)
 
     def open(self) -> bool | None:
-        """Open a connection and return True. Return False if this backend has an open connection already.
+        """Open a connection and return True. Return False if one is open already.
 
-        If the connection cannot be set up, close it and raise the error; with `fail_silently`, return None instead.
+        Raises OSError if this fails; with `fail_silently`, returns None instead.
         """
         try:
             return super().open()
         except OSError:
             with suppress(OSError):
-                self.close()
+                self.close()  # Otherwise the next call would return False.
             raise
 
 

@@ -29,8 +29,7 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count second
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for an active person who has joined.
 
-    Deactivating a person, or signing them out everywhere, invalidates their links. These links do not work for a person
-    who must sign in at the organisation.
+    They are invalid after deactivation or signing out everywhere, and for people who must sign in at the organisation.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
@@ -53,8 +52,7 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    A person who must sign in at the organisation joins by signing in there. Then the link only identifies the
-    invitation, and the person sets no password.
+    People who must sign in at the organisation join there; then the link only identifies the invitation.
     """
 
     key_salt = "accounts.password_links.JoinTokens"
@@ -64,7 +62,7 @@ class JoinTokens(LinkTokens):
 
 
 def link_at(key: str, base: str = "") -> str:
-    """Return the URL of the page for setting a new password. The URL begins with `base`, by default the public URL.
+    """Return the URL for setting a new password, under `base` or the public URL.
 
     `key` is the person's id and a token.
     """
@@ -73,10 +71,9 @@ def link_at(key: str, base: str = "") -> str:
 
 
 def password_link(person: User, base: str = "") -> str:
-    """Return a person's single-use link for setting a password.
+    """Return a single-use link for setting a password, valid for one hour.
 
-    If the person has not joined yet, this is an invitation, and the link works until the invitation expires. Otherwise
-    it works for one hour.
+    For a person who has not joined, return the invitation link.
     """
     if not person.has_joined:
         return invitation_link(person, base)

@@ -128,7 +128,7 @@ def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
 class AddressesField(forms.CharField):
     """E-mail addresses, one per line or separated by commas, with optional names: `Bo Berg <bo@example.com>`.
 
-    The value is a list of (e-mail, name). Errors name each invalid entry with the reason.
+    The value is a list of (e-mail, name).
     """
 
     widget = forms.Textarea(attrs={"rows": 3})

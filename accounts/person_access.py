@@ -1,7 +1,4 @@
-"""The access of a person, for their page: gateways, tool sets, connections, tokens, identities and calls.
-
-Each part is shown only to viewers who may see its rows.
-"""
+"""The parts of a person's access for their page, as far as the viewer may see the rows."""
 
 from __future__ import annotations
 
@@ -32,16 +29,13 @@ CALLS_SINCE = timedelta(days=90)
 
 @dataclass(frozen=True)
 class Part:
-    """One card with its first rows. `number` is the number of all rows; 0 for calls, which are not counted.
-
-    `url` is the URL of the whole list, or empty.
-    """
+    """One card with its first rows."""
 
     kind: str
     title: str
     rows: Sequence[Any]
-    number: int
-    url: str = ""
+    number: int  # Of all rows; 0 for calls, which are not counted.
+    url: str = ""  # Of the whole list, or empty.
 
 
 def access_of(person: User, viewer: User) -> list[Part]:

@@ -1,9 +1,7 @@
 """Queues for work that people who are not signed in can cause: sign-in pages and argon2id password hashes.
 
-Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth of the processor to a
-signed-in person's page. One hash takes 100 MiB and as much CPU time as several pages. So each process serves one
-sign-in page at a time, and hashes run one at a time at low priority. While a request waits for a hash or for another
-machine, it releases its turn and its database connection.
+A hash takes 100 MiB and as much processor time as several pages. So that attempts leave time for other pages, each
+process makes one hash, and serves one sign-in page, at a time.
 """
 
 from __future__ import annotations
@@ -96,10 +94,9 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Admits `at_once` callers, and lets a limited number of others wait.
+    """Admits `at_once` callers, and lets `waiting` others wait, among them at most `of_strangers` strangers.
 
-    A part of the queue is reserved for known users. `turn` raises HashingBusy if the queue is full, or if the caller
-    has waited for `seconds`.
+    `turn` raises HashingBusy if the queue is full, or after a wait of `seconds`.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:
@@ -143,21 +140,19 @@ def for_a_stranger() -> Iterator[None]:
 
 
 def apart[R](work: Callable[[], R]) -> R:
-    """Run `work` in the queue at low priority, without holding a database connection, and return its result.
+    """Run `work` in the queue at low priority, and return its result. Raises HashingBusy.
 
-    Inside a transaction the connection is not released, so do not hash passwords in a transaction. Raises HashingBusy.
+    Do not call this in a transaction: it would hold the database connection during the wait.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
 
 
 def _step_back() -> None:
-    """Lower this thread's priority. Only Linux has priorities per thread; on other systems this does nothing.
-
-    Never raises the priority, because only root may do that. Ignores the error of a sandbox that forbids any change.
-    """
+    """Lower this thread's priority on Linux; other systems have no priorities per thread."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
+        # Only root may raise a priority. A sandbox may forbid any change.
         with suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, thread, max(LOWER_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
 

@@ -1,8 +1,7 @@
 """The sign-in that a role or the workspace requires: a second factor, or sign-in by the organisation.
 
-People must sign in as required before they can do anything else. Until then, pages redirect to the view `required`, and
-REST requests with a session get 403. Tokens, connections and API keys work without the required sign-in. When a person
-sets up a second factor for the first time, their other sessions end, because these began with the password alone.
+Until people sign in as required, pages redirect to the view `required`, and REST requests with a session get 403.
+Tokens, connections and API keys work without it.
 """
 
 from __future__ import annotations
@@ -52,17 +51,13 @@ DETAILS = {
 
 
 def missing_sign_in(request: Any) -> RequiredSignIn | None:
-    """Return the sign-in that the role or the workspace requires and this session lacks; None if nothing is missing.
-
-    Break-glass owners never need sign-in by the organisation. While sign-in by the organisation is disabled, nobody
-    needs it.
-    """
+    """Return the sign-in that the role or the workspace requires and this session lacks, or None."""
     person = request.user
     required = {person.role.required_sign_in if person.role else "", _of_workspace(person)}
     if RequiredSignIn.SECOND_FACTOR in required and not has_second_factor(person):
         return RequiredSignIn.SECOND_FACTOR
     if RequiredSignIn.ORGANISATION in required and not person.break_glass:
-        provider = Provider.offered()
+        provider = Provider.offered()  # None while sign-in by the organisation is disabled.
         if provider and not is_signed_in_there(request, provider):
             return RequiredSignIn.ORGANISATION
     return None
@@ -75,10 +70,7 @@ def _of_workspace(person: User) -> str:
 
 
 class RequiredSignInFirst(LoginRequiredMiddleware):
-    """Middleware that redirects people who lack the required sign-in to a page that explains it (view `required`).
-
-    Such people can still open the pages in SETS_UP, where they set up the required sign-in.
-    """
+    """Redirects people who lack the required sign-in to the view `required`, except on the pages in SETS_UP."""
 
     def process_view(
         self, request: HttpRequest, view_func: Callable[..., Any], view_args: Any, view_kwargs: Any
@@ -106,10 +98,7 @@ class RequiredSignInForSessions(BasePermission):
 
 
 def onward(request: Any) -> str:
-    """Return the page that the person wanted to open, and remove it from the session.
-
-    If there is no such page, return the page of the second factor.
-    """
+    """Remove and return the page that the person wanted to open; by default, the page of the second factor."""
     return own_path(request.session.pop(ONWARD, ""), reverse("mfa_index"))
 
 

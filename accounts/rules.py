@@ -1,7 +1,7 @@
 """Rules for every change to people and roles, called by pages, REST and commands.
 
-To change a person or a role, an actor needs at least the capabilities of that person or role, and one active Super
-admin always remains; see docs/explanation/security-model.md.
+An actor needs all capabilities that the changed person or role has. One active Super admin always remains. See
+docs/explanation/security-model.md.
 """
 
 from collections.abc import Iterable
@@ -146,15 +146,12 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Return the actor as currently stored, restricted by the API key of the request, if any.
-
-    The actor may have lost capabilities while the change waited for a lock; a deactivated actor has no capabilities.
-    If `by` is None, which means the system, return None.
-    """
+    """Return the actor as stored now, limited to the API key of the request, if any; None for None (the system)."""
     if by is None:
         return None
     if (as_stored := getattr(by, "as_stored", None)) is not None:
         return as_stored()
+    # While the change waited for a lock, the actor may have lost capabilities, or all of them by deactivation.
     people: Any = get_user_model().objects
     actor = people.select_related("role").get(pk=by.pk)
     actor.narrowed_to = getattr(by, "narrowed_to", None)
@@ -184,8 +181,7 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    One reason is that the actor lacks a capability. The other is that the role uses gateways, while the actor's own
-    role can only look.
+    The actor lacks a capability, or can only look while the role uses gateways.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
@@ -197,7 +193,7 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """Return the labels of the `capabilities` that the actor `by` lacks, in the order of Capability.
 
-    If a missing capability includes another missing one, only the including capability is returned.
+    A capability that another missing one includes is left out.
     """
     missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
     included = {one for capability in missing for one in capability.includes}
@@ -251,10 +247,7 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is sign-in by the organisation but this cannot be required yet.
-
-    It can be required if the organisation's provider is enabled, and if there is a break-glass owner.
-    """
+    """Raise NoOrganisation if `required` is sign-in by the organisation, and this cannot be required yet."""
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
 

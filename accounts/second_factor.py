@@ -143,9 +143,9 @@ def has_second_factor(person: User) -> bool:
 def remove(person: User, *, by: Grantor | None) -> None:
     """Remove the app, security keys and recovery codes of a person who lost their second factor.
 
-    Raises Outranked like a change that gives access (see `User.changed_by`), because the account is then less
-    protected. Raises LastBreakGlass if no break-glass owner with a second factor would remain.
+    Raises Outranked or LastBreakGlass (see `User.changed_by`).
     """
+    # `gives_access`, because the account is less protected afterwards.
     with person.changed_by(by, gives_access=True):
         removed, _ = Authenticator.objects.filter(user=person).delete()
         if removed:
@@ -193,9 +193,9 @@ def reseal_second_factors() -> Resealed:
 
 
 def _moved(pk: int) -> list[bool]:
-    """Re-encrypt this authenticator's secrets that use older encryption keys, so that they use the newest key.
+    """Re-encrypt this authenticator's secrets with the newest encryption key.
 
-    Return a value for each of these secrets: True if it was re-encrypted, False if it could not be decrypted.
+    Return a value for each secret that used an older key: True if re-encrypted, False if it could not be decrypted.
     """
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
@@ -288,10 +288,7 @@ def is_taken(credential: dict[str, Any]) -> bool:
 
 
 def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
-    """Return the person's key that signed the session's challenge. Raises ValidationError.
-
-    A key whose signature count did not grow is refused: it may be a copy that a thief uses.
-    """
+    """Return the person's key that signed the session's challenge. Raises ValidationError."""
     state, own = context.request.session.pop(STATE_SESSION_KEY, None), get_credentials(person)
     try:
         response = AuthenticationResponse.from_dict(credential)
@@ -301,6 +298,7 @@ def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
     with transaction.atomic():
         rows = Authenticator.objects.select_for_update().filter(user=person, type=Authenticator.Type.WEBAUTHN)
         key = rows.filter(data__credential__rawId=websafe_encode(response.raw_id)).first()
+        # A key whose signature count did not grow is refused: it may be a copy that a thief uses.
         is_one = key is not None and _takes(key, response.response.authenticator_data.counter)
         if key and not is_one:
             Event.objects.record(Action.SIGN_IN_REFUSED, person, by=None, changes={"security_key": str(key)})
@@ -310,12 +308,9 @@ def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
 
 
 def _takes(key: Any, count: int) -> bool:
-    """Store the key's new signature count, and return True. Return False if the count did not grow.
-
-    A key without a counter always sends 0, which is accepted.
-    """
+    """Store the key's new signature count, and return True. Return False if the count did not grow."""
     before = key.data.get("sign_count", key.wrap().authenticator_data.counter)
-    if (before or count) and count <= before:
+    if (before or count) and count <= before:  # A key without a counter always sends 0.
         return False
     key.data["sign_count"] = count
     key.save(update_fields=["data"])

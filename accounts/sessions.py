@@ -111,8 +111,7 @@ BEGAN, SEEN = "began_at", "seen_at"
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Middleware that ends an expired session, and otherwise stores when the session was last used.
 
-    If the session is deleted during a request, the middleware signs the person out, because saving the session would
-    raise an error. The middleware must stand between AuthenticationMiddleware and SignInFirst.
+    It must stand between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -121,7 +120,7 @@ def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
         response = get_response(request)
         if SESSION_KEY in request.session:
             _note(request)
-            if _was_ended(request.session):
+            if _was_ended(request.session):  # Saving a deleted session would raise an error.
                 logout(request)
         return response
 

@@ -249,11 +249,8 @@ def ask_again(view: View) -> View:
 
 
 def ask_first(view: View) -> View:
-    """Require confirmation already when a form is opened. Meant for long forms on pages that show no data.
-
-    If the confirmation expires while the person fills in the form, the submitted form is stored as with `ask_again`,
-    so no entered data is lost.
-    """
+    """Require confirmation already when a form is opened; for long forms on pages that show no data."""
+    # A form submitted after the confirmation expired is stored as with `ask_again`.
     return _asking(view, free=())
 
 
@@ -284,7 +281,7 @@ def confirm_first(request: Request) -> None:
 class RecentPassword(BasePermission):
     """Refuses operations declared with `reauth=True` if the person has not re-authenticated recently.
 
-    API keys are exempt: the person who created the key had to re-authenticate then, and chose the key's capabilities.
+    API keys are exempt, because their creators re-authenticated and chose the capabilities.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

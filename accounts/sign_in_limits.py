@@ -1,8 +1,7 @@
 """Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-An attempt to sign in is counted before anything is checked, and subtracted again if it succeeds. Wrong passwords never
-lock an account: an attacker uses up the attempts of their own address only, and a browser in which the user signed in
-before has a separate count.
+An attempt is counted before anything is checked, and subtracted again after a success. Wrong passwords never lock an
+account: attackers use up only the attempts of their own address, and known browsers are counted separately.
 """
 
 from __future__ import annotations
@@ -65,11 +64,9 @@ class Tries:
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count an attempt. Raises TooManyTries if there are now too many.
+        """Count an attempt of the kind `action` (a key of MOST) by the address, account or browser `of`.
 
-        Args:
-            action: the kind of attempt, a key of MOST.
-            of: the address, account or browser whose attempts are counted together.
+        Raises TooManyTries if there are now too many.
         """
         most, window = MOST[action]
         key = _key(action, of)
@@ -123,10 +120,7 @@ def try_as(person: User, action: str) -> Tries:
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """Count an attempt of the kind `what`; return True if it is the first from this address in this minute.
-
-    Callers use the result to limit how often they record an event that anybody can cause.
-    """
+    """Count an attempt of the kind `what`; return True if it is the first from this address in this minute."""
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
 

@@ -113,16 +113,13 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware for forms that are submitted after the session ended.
-
-    After signing in, the person returns to the page with the form. LoginRequiredMiddleware itself would open the URL
-    that the form was sent to, and this URL often accepts only POST.
-    """
+    """LoginRequiredMiddleware that, for a submitted form, leads back to the page with the form after the sign-in."""
 
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]
     ) -> HttpResponseRedirect:
         if request.method != "POST":
             return super().handle_no_permission(request, view_func)
+        # The URL to which the form was sent often accepts only POST.
         told = {self.get_redirect_field_name(view_func): referring_page(request), NOT_DONE: 1}
         return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told, safe='/')}")

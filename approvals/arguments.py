@@ -54,9 +54,9 @@ class ShownArguments(NamedTuple):
 
 
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
-    """Return the arguments of a hold, compared with those of `earlier`.
+    """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
 
-    Recognisable secrets in values are replaced. A viewer who may not read values gets only names, kinds and sizes.
+    A viewer who may not read values gets only names, kinds and sizes.
     """
     arguments = hold.arguments
     if arguments is None:
@@ -95,10 +95,7 @@ def _first(value: Any) -> list[tuple[str, Any]]:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each value of an object with its path. A value of an inner object has a path such as `metadata.ticket`.
-
-    A list or an empty object counts as one value.
-    """
+    """Yield each value with its path, such as `metadata.ticket`. A list or an empty object counts as one value."""
     pending = _members(value) if isinstance(value, dict) else []
     while pending:
         path, each = pending.pop()
@@ -119,10 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _outline(value: Any) -> tuple[str, str]:
-    """Return a pair: the kind of a value, and a text instead of the value.
-
-    The text is the size of a string or list, and "hidden" for other values.
-    """
+    """Return the kind of a value and, instead of the value, the size of a string or list, or "hidden"."""
     if isinstance(value, str | list):
         return KINDS[type(value)], f"{len(value):,} {'characters' if isinstance(value, str) else 'items'}"
     return KINDS.get(type(value), ""), "hidden"

@@ -56,10 +56,7 @@ class WaitForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
-    """The decision on one hold: approve or deny, and a sentence for the agent.
-
-    An approval can also allow the agent to repeat the call for some time.
-    """
+    """The decision on one hold: approve or deny, a sentence for the agent, and whether it may repeat the call."""
 
     act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
     sentence = forms.CharField(

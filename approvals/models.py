@@ -1,6 +1,6 @@
 """Holds: tool calls that wait for a person's decision, and permissions to repeat an approved call for a while.
 
-The proxy creates and uses holds with the database function `approvals_ask` (migration 0002); see proxy/holds.py.
+The proxy creates and uses holds with the database function `approvals_ask` (proxy/holds.py).
 """
 
 from __future__ import annotations
@@ -81,10 +81,9 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that `viewer` may see.
+        """Return the holds that `viewer` may see; all with APPROVALS_DECIDE.
 
-        With APPROVALS_DECIDE, these are all holds. Otherwise they are the holds of the viewer's own agents, and the
-        holds on which one of the viewer's teams decides. An API key without APPROVALS_DECIDE sees none.
+        Without it, people see the holds of their own agents and those that their teams decide, and API keys see none.
         """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
@@ -103,8 +102,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def decidable_by(self, person: User) -> HoldQuerySet:
         """Return the holds, waiting or not, of which `person` is now an approver.
 
-        With APPROVALS_DECIDE, these include holds whose rule names no team or person, and all holds past `fallback_at`.
-        If the rule requires the decision of somebody else, people may not decide on calls of their own agents.
+        With APPROVALS_DECIDE, these include holds whose rule names nobody, and all holds past `fallback_at`. A rule can
+        exclude the person for whom the agent acts.
         """
         if not person.is_active:
             return self.none()
@@ -116,12 +115,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds for which the rule makes `person` an approver.
-
-        Either the rule names a team of which `person` is a member, or `person` is the agent's owner and the rule lets
-        the owner decide.
-        `person` may be an OuterRef, for use in `Exists`.
-        """
+        """Return the holds whose rule makes `person` an approver: as a member of its team or the owner of the agent."""
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
@@ -146,26 +140,24 @@ class HoldQuerySet(models.QuerySet["Hold"]):
 
 
 class Hold(models.Model):
-    """One held tool call: the connection, the tool and its arguments, and the version of the rule that holds the call.
-
-    `tool` is the tool's name for clients. `digest` is the digest of the canonical arguments, and `definition` the
-    digest of the tool's approved definition. Approvers and period are copied from the rule when the call is held.
+    """One held tool call, and the decision on it.
 
     A decision is valid until `ends_at`. Until then, an approved call can run once, and a denied call is refused without
-    asking anybody again.
+    asking again.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection = models.ForeignKey(Connection, models.PROTECT, related_name="holds", db_index=False)
     user = models.ForeignKey(User, models.PROTECT, related_name="+")
     server = models.ForeignKey(Server, models.PROTECT, related_name="+")
-    tool = models.CharField(max_length=300)
-    digest = models.BinaryField(max_length=32)
-    definition = models.CharField(max_length=64, blank=True)
+    tool = models.CharField(max_length=300)  # Its name for clients.
+    digest = models.BinaryField(max_length=32)  # Of the canonical arguments.
+    definition = models.CharField(max_length=64, blank=True)  # Digest of the tool's approved definition.
     # The arguments as JSON, encrypted with the key `key_id`.
     sealed_arguments = models.BinaryField()
     key_id = models.CharField(max_length=8)
 
+    # The version of the rule that holds the call. Approvers and period (`seconds`) are copied from the rule.
     rule_id = models.UUIDField(db_index=True)
     rule_version = models.PositiveIntegerField()
     rule_name = models.CharField(max_length=80)
@@ -269,10 +261,10 @@ class Hold(models.Model):
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
-        """Let the call run once, within the hold's `seconds` from now; `ends_at` is set to the end of this time.
+        """Let the call run once, within the hold's `seconds` from now (until `ends_at`). Raises HoldRefused.
 
-        If `allow` is a period, the agent may repeat the call in this period without asking, as long as the arguments
-        `names` have the same values. Raises HoldRefused.
+        If `allow` is a period, the agent may repeat the call in it without asking, if the arguments `names` keep their
+        values.
         """
         with transaction.atomic():
             row = self._decide(HoldState.APPROVED, Action.HOLD_APPROVED, sentence, by)
@@ -375,9 +367,7 @@ def _end_of(period: AllowFor) -> datetime:
 class Allowance(models.Model):
     """A permission for an agent to repeat an approved call without asking.
 
-    The arguments `names` must have the same values as in the approved call; other arguments may differ.
-
-    The permission no longer applies once the rule or the definition of the tool has changed.
+    It no longer applies once the rule or the definition of the tool has changed.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -388,6 +378,7 @@ class Allowance(models.Model):
     definition = models.CharField(max_length=64, blank=True)
     rule_id = models.UUIDField()
     rule_version = models.PositiveIntegerField()
+    # Arguments that must have the same values as in the approved call.
     names = ArrayField(models.CharField(max_length=200), default=list, blank=True)
     digest = models.BinaryField(max_length=32)
     calls = models.PositiveIntegerField(default=0, db_default=0)

@@ -1,6 +1,6 @@
 """Delivery of messages: a mail, or a guarded POST in the form of a webhook, Slack or Microsoft Teams.
 
-To add a kind of channel, add it to ChannelKind, and add the function for the body of its messages to BODIES.
+A new kind of channel needs a member of ChannelKind, and a function for its messages in BODIES.
 """
 
 from __future__ import annotations

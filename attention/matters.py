@@ -1,6 +1,6 @@
-"""Kinds of things that need attention ("matters"): one table for the page, the rail, mails, webhooks and chats.
+"""Kinds of things that need attention ("matters"), for the page, the rail, mails, webhooks and chats.
 
-To add a matter, add an entry to MATTERS. Its `find` must return the same rows and number as the list at `link`.
+To add a matter, add it to MATTERS. Its `find` must return the rows and number of the list at `link`.
 """
 
 from __future__ import annotations
@@ -39,16 +39,12 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """The things of one matter: their number, names by id, and the URL of the complete list.
-
-    If there are many things, `things` has only the first ones. For unusual refusals, `number` counts the refused calls
-    and `things` are the agents, so `counts_things` is False.
-    """
+    """The things of one matter."""
 
     number: int
-    things: dict[str, str]
-    link: str
-    counts_things: bool = True
+    things: dict[str, str]  # Names by id; only the first ones if there are many.
+    link: str  # The URL of the complete list.
+    counts_things: bool = True  # False for refusals: `number` counts the refused calls, `things` are the agents.
 
     @property
     def names(self) -> list[str]:
@@ -62,31 +58,24 @@ class OpenMatter(NamedTuple):
 
 @dataclass(frozen=True)
 class Matter:
-    """A kind of things that need attention.
-
-    Each capability in `may` allows acting on them; if `may` is empty, people see and act on their own things only.
-    `also` returns people who need no capability to act on some of the things.
-
-    `find(person)` returns the things that wait for this person if `may` is empty or the matter has `also`, otherwise
-    the things of everyone. `find(None)` returns the things of everyone; `may` must not be empty then.
-
-    `words` are the sentences for one thing and for several. A channel is notified of new things at most once a day; if
-    `at_once` is True, at most every ten minutes (see attention.telling). If `is_urgent` is True, the things end within
-    minutes, so the channel may be notified every minute.
-    """
+    """A kind of things that need attention."""
 
     name: str
     title: str
     group: str
     icon: str
-    words: tuple[str, str]
+    words: tuple[str, str]  # The sentences for one thing and for several.
+    # `find(person)` returns the things that wait for this person if `may` is empty or the matter has `also`, otherwise
+    # the things of everyone. `find(None)` returns the things of everyone; `may` must not be empty then.
     find: Callable[[User | None], OpenMatter]
+    # Each of these capabilities allows acting on the things. If empty, people see and act on their own things only.
     may: tuple[Capability, ...] = ()
     act: str = "Review"
-    at_once: bool = False
-    is_urgent: bool = False
+    at_once: bool = False  # Notify a channel of new things every ten minutes at most, not once a day at most.
+    is_urgent: bool = False  # The things end within minutes: notify a channel every minute at most.
     # People with this capability do not see this matter: they see another matter, which has everyone's things.
     unless: Capability | None = None
+    # Returns people who need no capability to act on some of the things.
     also: Callable[[], QuerySet[User]] | None = None
 
     @property
@@ -153,10 +142,7 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people who may decide a waiting hold because its rule names them.
-
-    These are the members of the rule's team, or the person for whom the agent acts.
-    """
+    """Return the active people whom the rule of a waiting hold makes approvers (`HoldQuerySet.asking`)."""
     return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 

@@ -86,16 +86,13 @@ class ChannelManager(models.Manager["Channel"]):
 
 
 class Channel(Versioned, models.Model):
-    """A notification channel of a person, or of the workspace if `owner` is None.
-
-    The address of a webhook is a credential, so it is encrypted; `origin` is the part that may be shown.
-    """
+    """A notification channel of a person, or of the workspace if `owner` is None."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner = models.ForeignKey(User, models.PROTECT, null=True, related_name="channels")
     kind = models.CharField(max_length=10, choices=ChannelKind)
-    origin = models.CharField(max_length=255, blank=True, default="")
-    # Address and secret as encrypted JSON; None for a person's own mail.
+    origin = models.CharField(max_length=255, blank=True, default="")  # The part of the address that may be shown.
+    # Address and secret as JSON, encrypted: the address of a webhook is a credential. None for a person's own mail.
     sealed = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, default="", editable=False)
     # True if the host had a private address when the channel was set up; otherwise the guard refuses private addresses.
@@ -168,12 +165,10 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns to save for this address and secret. Raises ChannelError.
+        """Return the columns to save for this address and secret; {} if none changes. Raises ChannelError.
 
-        If the address or the secret is empty, the current one is used. Returns {} if no column changes: for a person's
-        own mail, or if both are empty and the channel already has an address.
-
-        Resolves the host of the address, which may take seconds, so do not call it in a transaction.
+        An empty address or secret means the current one. Do not call this in a transaction: resolving the host may take
+        seconds.
         """
         if self.is_own_mail or not (address or secret or self.sealed is None):
             return {}
@@ -246,9 +241,9 @@ class Channel(Versioned, models.Model):
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
         """Queue a message, and return it.
 
-        Return None if the channel is disabled or mutes the matter, or if it is a mail channel and there is no mail
-        server. `more` may have `key` (messages with the same key are queued once), `at_once` (the message ignores quiet
-        hours), and fields of the Notification.
+        Return None if the channel is disabled or mutes the matter, and for mail without a mail server. `more` may have
+        `key` (messages with the same key are queued once), `at_once` (ignore quiet hours), and fields of the
+        Notification.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):
@@ -269,15 +264,13 @@ def _plain(value: Any) -> Any:
 
 
 class Notification(models.Model):
-    """A message to one channel, queued until it is sent or given up.
-
-    In a channel's newest message about a matter, `things` has the ids of all unresolved things reported to the channel.
-    """
+    """A message to one channel, queued until it is sent or given up."""
 
     channel = models.ForeignKey(Channel, models.CASCADE, related_name="messages")
     matter = models.CharField(max_length=40)
     key = models.CharField(max_length=80, null=True)  # noqa: DJ001  (unique unless NULL)
-    things = ArrayField(models.CharField(max_length=64), default=list)  # Ids of the things reported.
+    # Ids of the things reported. The newest message about a matter has all unresolved things reported to the channel.
+    things = ArrayField(models.CharField(max_length=64), default=list)
     subject = models.CharField(max_length=200)
     text = models.TextField()
     link = models.CharField(max_length=1000)

@@ -22,15 +22,12 @@ TIMES = 3  # A number of refusals is unusual if it is more than this many times 
 
 
 class Agent(NamedTuple):
-    """An agent with unusually many refusals (`refused`) in the last hour.
-
-    `usual` is the agent's highest number of refusals in the same hour of the week, in the last four weeks.
-    """
+    """An agent with unusually many refusals."""
 
     host: UUID
     name: str
-    refused: int
-    usual: int
+    refused: int  # Refusals in the last hour.
+    usual: int  # The highest number of refusals in the same hour of the week, in the last four weeks.
 
 
 class Unusual(NamedTuple):
@@ -69,11 +66,11 @@ def unusual() -> Unusual:
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
     """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
 
-    Return None if there are too many calls to count. Reads the log, because `since` may be weeks ago, and roll-ups by
-    agent and hour are not retained so long.
+    Return None if there are too many calls to count.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}
+    # Reads the log, because roll-ups by agent and hour are not retained for weeks.
     found = opened.read(where, begin, begin + 2 * HOUR, by=("host_id",), bars=Bars(begin, HOUR), timed=False)
     if found is None:
         return None

@@ -20,10 +20,7 @@ _TOLD = (Action.REVIEW_STARTED, Action.REVIEW_REASSIGNED, Action.REVIEW_REMINDED
 
 
 def tell_reviewers() -> int:
-    """Queue messages about access reviews, and return the number of messages.
-
-    They are about reviews that were started, reassigned or closed in the last hour, or whose reviewers were reminded.
-    """
+    """Queue messages about access reviews started, reassigned, reminded of or closed lately; return how many."""
     events = Event.objects.filter(action__in=_TOLD, created_at__gte=timezone.now() - RECENT).order_by("id")
     by_key = {f"event:{event.uid}": event for event in events}
     told = set(Notification.objects.filter(key__in=by_key).values_list("key", flat=True))
@@ -33,7 +30,7 @@ def tell_reviewers() -> int:
 def tell_due() -> int:
     """Queue reminders to reviewers with open lines, 3 days and 1 day before the due date; return how many.
 
-    The reminder 1 day before the due date also goes to the fallback reviewer.
+    The last reminder also goes to the fallback reviewer.
     """
     number = 0
     for review in Review.objects.open().select_related("fallback"):

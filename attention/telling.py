@@ -1,8 +1,7 @@
 """Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
-Messages are queued as rows, and delivered by the chores process, which retries failures. A channel gets a message
-about a matter only if something in the matter is new to that channel. Incidents, approvals and answers to requests
-are reported at once, all other things at most once a day.
+A channel gets a message about a matter only if something in the matter is new to the channel. Incidents, approvals and
+answers to requests are reported at once, all other things at most once a day.
 """
 
 from __future__ import annotations
@@ -76,10 +75,7 @@ def tell_at_once() -> int:
 
 
 def tell_daily() -> int:
-    """Queue messages on matters that are reported daily, and on tokens, sign-ins and grants that end soon.
-
-    Matters that concern only a person's own things are not reported. Returns the number of messages.
-    """
+    """Queue messages on daily matters, and on tokens, sign-ins and grants that end soon; return how many."""
     return _tell(matter for matter in MATTERS if not matter.at_once and not matter.is_own) + tell_endings()
 
 
@@ -209,10 +205,7 @@ def _app_approved(event: Event) -> Answer:
 
 
 def _app_refused(event: Event) -> Answer:
-    """Return the message to the person who asked for an app that was archived before anybody approved it.
-
-    Return None if somebody had approved the app, or if the person is inactive or archived the app themselves.
-    """
+    """Return the message to the person whose app was archived before anybody approved it, or None."""
     if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
         return None
     name = _name(event)
@@ -226,10 +219,7 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the message to a person whose new role has a capability that they requested in the last week.
-
-    Return None if the role has no such capability, or if the person is inactive or changed the role themselves.
-    """
+    """Return the message to a person whose new role has a capability requested in the last week, or None."""
     person = _other_than_actor(event, event.target_id)
     if person is None:
         return None
@@ -319,15 +309,12 @@ def _sign_ins() -> models.QuerySet[Identity]:
 
 
 def _ending(rows: models.QuerySet[Any], owner: str, end: str = "expires_at") -> list[tuple[UUID, datetime, str]]:
-    """Return owner, end and name of the rows that end in exactly 14, 3 or 1 days from today (STAGES).
-
-    A row with a lifetime shorter than this number of days is left out: a sign-in for 20 hours is not announced 1 day
-    ahead.
-    """
+    """Return owner, end and name of the rows that end in exactly 14, 3 or 1 days from today (STAGES)."""
     today, found = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0), []
     for days in STAGES:
         since = today + timedelta(days=days)
         on = rows.filter(**{f"{end}__gte": since, f"{end}__lt": since + A_DAY})
+        # A sign-in for 20 hours is not announced 1 day ahead.
         early = on.filter(begun__lte=F(end) - timedelta(days=days))
         found += list(early.values_list(owner, end, "named"))
     return found
@@ -413,10 +400,8 @@ class TooManyTests(ChannelError):
 
 
 def send_test(channel: Channel, *, by: User) -> str:
-    """Send a test message now. Return the reason if it was not delivered, otherwise "". Raises TooManyTests.
-
-    The limit is per person, because channels can be removed and added again.
-    """
+    """Send a test message now. Return the reason if it was not delivered, otherwise "". Raises TooManyTests."""
+    # The limit is per person, because channels can be removed and added again.
     if Attempt.objects.note(f"channel-test:{by.pk}", window=HOUR) > MOST_TESTS:
         raise TooManyTests(TooManyTests.__doc__)
     message = Notification(

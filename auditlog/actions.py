@@ -7,10 +7,8 @@ from typing import Self
 class Action(StrEnum):
     """The action of an Event, with the sentences that describe it.
 
-    A sentence names its values in braces, such as `{actor}`. The first sentence whose values are all known is used. The
-    value `self` is the target if the target is also the actor, and `fields` are the changed fields. Other values come
-    from auditlog.sentences. Old events contain actions that are no longer used: a comment below names them, and
-    auditlog.sentences.RETIRED has their sentences.
+    The first sentence whose values (in braces) are all known is used. `self` is a target that is also the actor, and
+    `fields` are the changed fields; see auditlog.sentences, whose RETIRED has the sentences of actions no longer used.
     """
 
     sentences: tuple[str, ...]

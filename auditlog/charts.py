@@ -77,15 +77,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars over periods of length `each`. The first bar may cover less time, the last bar less or more.
-
-    If `is_partial` is True, only the newest calls are counted.
-    """
+    """Bars over periods of length `each`. The first bar may cover less time, the last bar less or more."""
 
     bars: list[Bar]
     each: timedelta
     until: datetime
-    is_partial: bool = False
+    is_partial: bool = False  # Only the newest calls are counted.
 
     @property
     def label_format(self) -> str:
@@ -169,7 +166,7 @@ class Histogram:
 
 
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
-    """Return the histogram of a search, from the roll-ups if the search has too many calls to count each.
+    """Return the histogram of a search; from the roll-ups, if it has too many calls to count each.
 
     If the roll-ups cannot answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
     """
@@ -199,10 +196,8 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar: `until` if the search ends then, otherwise the end of the current minute.
-
-    The whole minute lets the bar's link include new calls.
-    """
+    """Return the end of the last bar: `until` if the search ends then, otherwise the end of the current minute."""
+    # The whole minute lets the bar's link include new calls.
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
 
@@ -216,17 +211,13 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
-    """Return the histogram, read from the roll-ups.
-
-    Returns None if the period is so short that its calls can be counted, if there would be too few bars, or if the
-    roll-ups cannot answer. If the roll-ups of the period exist only by hour or day, all bars but the first begin at
-    whole hours or days.
-    """
+    """Return the histogram from the roll-ups. None if they cannot answer, the period is short, or bars are too few."""
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
     width, to = bar_width(end - begin, grain.length), _end_of_last(search, until)
     if to - begin < BARS * MINUTE:
         return None  # Calls of such a short period can be counted row by row.
+    # With roll-ups by hour or day, all bars but the first begin at whole hours or days.
     edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
     if len(edges) < FEWEST:
         return None  # Roll-ups of such old calls exist only by day, which gives too few bars.
@@ -309,21 +300,17 @@ class PlotBar(NamedTuple):
 class CallPlots:
     """The calls of one object, or all calls, over a range.
 
-    A CallPlots is falsy if neither the range nor the period before it has calls, or if the roll-ups cannot answer.
-
-    `where` limits the calls by columns of the log. `filters` are the equivalent filters of the Logs page. `tops` names
-    the fields for which the groups with the most calls are listed. `named` has other labels for some plots, by the key
-    of the plot; the range is added to such a label.
+    Falsy if neither the range nor the period before it has calls, or if the roll-ups cannot answer.
     """
 
     def __init__(
         self,
-        where: Where,
-        filters: dict[str, str],
+        where: Where,  # Limits the calls by columns of the log.
+        filters: dict[str, str],  # The equivalent filters of the Logs page.
         asked: str | None,
         *,
-        tops: Sequence[str] = (),
-        named: Mapping[str, str] | None = None,
+        tops: Sequence[str] = (),  # The fields for which the groups with the most calls are listed.
+        named: Mapping[str, str] | None = None,  # Labels by the key of the plot; the range is added to them.
     ) -> None:
         self.chosen = chosen_range(asked)
         self.range = RANGES[self.chosen]
@@ -464,18 +451,15 @@ TOPS = ("tool", "user", "host")
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls, each with its query string and its calls in per cent of the first group's calls.
-
-    `is_read` is False if the groups were not read yet. `chosen` is the range; `counted_from` is set if only calls from
-    this time on were counted.
-    """
+    """The groups with the most calls."""
 
     by: str
-    chosen: str
+    chosen: str  # The range.
     link: str
+    # Each group with its query string, and its calls in per cent of the first group's calls.
     rows: Sequence[tuple[CallGroup, str, float]] = ()
     is_read: bool = False
-    counted_from: datetime | None = None
+    counted_from: datetime | None = None  # Set if only calls from this time on were counted.
 
     @classmethod
     def read(

@@ -30,17 +30,12 @@ NOTHING = mark_safe('<span class="muted">none</span>')
 
 
 class LogColumn(NamedTuple):
-    """A column: its heading, width (rem) and priority.
-
-    On narrow screens the style sheet hides some of the default columns by their position, those with the highest
-    `priority` first. If a person has chosen other columns, the style sheet hides only columns with the attribute
-    `data-p`, and only on phones.
-    """
+    """A column of the list of calls; the width is in rem."""
 
     name: str
     label: str
     width: str
-    priority: int
+    priority: int  # On narrow screens, columns with the highest number are hidden first.
     cell: Callable[[Call, str], SafeString | str]
     is_number: bool = False
 
@@ -158,7 +153,8 @@ def are_usual(columns: Sequence[LogColumn]) -> bool:
 
 
 def _attributes(column: LogColumn, call: Call, *, usual: bool) -> SafeString:
-    # The attributes are short, because a page has five hundred cells.
+    # The attributes are short, because a page has five hundred cells. The style sheet hides the default columns by
+    # their position, and columns with `data-p` only on phones.
     text = f" data-p={LEAST}" if column.priority == LEAST and not usual else ""
     if column.is_number:
         text += " class=number"

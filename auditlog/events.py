@@ -62,15 +62,12 @@ KINDS = {
 
 
 class TargetKind(NamedTuple):
-    """A kind of object with a page: the rows that have a page, and the page's URL name, argument and capabilities.
+    """A kind of object with a page."""
 
-    One of the capabilities in `needs` is enough to open the page. `needs` is empty if `rows` selects only rows that the
-    viewer may see.
-    """
-
-    rows: Callable[[User], QuerySet[Any]]
-    page: str
-    argument: str = "pk"
+    rows: Callable[[User], QuerySet[Any]]  # Returns the rows that have a page.
+    page: str  # The URL name.
+    argument: str = "pk"  # The field with the argument of the URL.
+    # One of these capabilities is enough to open the page. Empty if `rows` returns only rows that the viewer may see.
     needs: tuple[Capability, ...] = ()
 
 

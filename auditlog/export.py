@@ -32,13 +32,13 @@ class AsItIs(Loader):
 class LogExport(Export):
     """Rows of a log, newest first; `columns` maps fields to column names.
 
-    Each piece is read by one statement over a separate connection, without the time limit of pages. The connection is
-    closed before the piece is sent, so that a slow client holds no database resources.
+    Each piece is read over a separate connection, without the time limit of pages.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:
         self._sources = columns
         self._parts = list(rows.by_time()) if isinstance(rows, Search) else [rows]
+        # Read from the replica if the export began on the replica.
         self._connect = replica.connector() or databases.connect_direct
         self._session: psycopg.Connection[Any] | None = None
         super().__init__(kind, list(columns), by=by)
@@ -65,6 +65,7 @@ class LogExport(Export):
         """Return the first CHUNK rows, each with its position in the log (created_at, pk) appended."""
         columns = (*self._sources.values(), "created_at", "pk")
         statement, parameters = rows.values_list(*columns)[:CHUNK].query.sql_with_params()
+        # The connection is closed before the rows are sent, so that a slow client holds no database resources.
         with reading, self.reader() as session, session.cursor() as cursor:
             cursor.adapters.register_loader("jsonb", JsonbLoader if self._kind == "csv" else AsItIs)
             self._session = session
@@ -75,10 +76,7 @@ class LogExport(Export):
 
     @contextmanager
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a connection for reading: a new one or, inside a transaction, the current one.
-
-        The new connection leads to the replica if the export began on the replica.
-        """
+        """Yield a connection for reading: inside a transaction the current one, otherwise a new one."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

@@ -66,16 +66,13 @@ def _counted(number: int, field: LogField) -> str:
 
 
 class FacetLine(NamedTuple):
-    """One value in a filter beside the list; `share` is from 0 to 20, relative to the most frequent value.
-
-    `calls` is empty for a selected value that does not occur in the counted calls.
-    """
+    """One value in a filter beside the list."""
 
     key: str
     value: str
     label: str
-    calls: str
-    share: int
+    calls: str  # Empty for a selected value that does not occur in the counted calls.
+    share: int  # 0 to 20, relative to the most frequent value.
     is_chosen: bool
     is_left_out: bool
 
@@ -102,8 +99,7 @@ def facets(
 ) -> list[Facet]:
     """Return the filters beside the list. Filters that are set, opened by the person, or in `first` have values.
 
-    The values of a filter that is set are counted as if it were not set. `any_call=False` means that the search is
-    known to have no results; then no calls are counted for the other filters.
+    `any_call=False` means that the search has no results: then only the values of filters that are set are counted.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

@@ -1,8 +1,7 @@
-"""The searchable fields of a call: one row per field.
+"""The searchable fields of a call, one row per field, and the columns of exports.
 
-The search language, the filters and facets of the Logs page and the parameters of the REST API are read from this
-table. A field added here is searchable; a field with a `label` is a filter of the page, and a field with a `parameter`
-is a parameter of the API. The columns of exports are also listed in this module.
+The search language, the Logs page and the REST API read this table. A field with a `label` is a filter of the page, and
+a field with a `parameter` is a parameter of the API.
 """
 
 from __future__ import annotations
@@ -52,16 +51,12 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class LogField:
-    """One field: `name` is the field's word in the search language and its URL parameter on the Logs page.
+    """One searchable field of a call."""
 
-    `column` is the compared column. With the comparison NAME, `column` has the object's name at the time of the call,
-    and `id_column` has the object's id.
-    """
-
-    name: str
+    name: str  # The word in the search language, and the URL parameter on the Logs page.
     comparison: Comparison
-    column: str
-    id_column: str = ""
+    column: str  # The compared column. For NAME, it has the object's name at the time of the call.
+    id_column: str = ""  # For NAME, the column with the object's id.
     also: str = ""  # A second column to compare with the value.
     is_free_text: bool = False  # Included in searches for free text, on the Logs page and by the API's `q`.
     label: str = ""  # Label of the filter on the Logs page; if empty, there is no filter.
@@ -92,10 +87,7 @@ class LogField:
 
 
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
-    """Return a field for a kind of object that calls refer to, such as the host.
-
-    The calls have the id and the name of the object. The id has an index.
-    """
+    """Return a field for a kind of object that calls refer to by id and name, such as the host."""
     return LogField(
         name,
         Comparison.NAME,

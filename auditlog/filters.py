@@ -101,12 +101,7 @@ class Chip(NamedTuple):
 
 
 class TimeField(forms.DateTimeField):
-    """Form field for a time as written by users and chart links. Invalid values are ignored.
-
-    If the text names no time zone, the time is in `zone`.
-
-    Times outside YEARS are ignored too, because near the first and last year adding an hour would overflow.
-    """
+    """Form field for a time, in `zone` unless the text names one. Invalid times and times outside YEARS are ignored."""
 
     zone: tzinfo = UTC
 
@@ -116,6 +111,7 @@ class TimeField(forms.DateTimeField):
                 at = super().to_python(value)
             except forms.ValidationError:
                 return None
+        # Near the first and last year, adding an hour would overflow.
         return at if at and at.year in YEARS else None
 
 
@@ -161,10 +157,9 @@ def zone_of(name: str) -> tzinfo | None:
 class CallFilter(forms.Form):
     """The filters and display options of the Logs page. Unknown values are ignored.
 
-    If the search text has a syntax error, `error` describes it, and pages show no calls. Several values of one filter
-    are alternatives; filters such as `not_host` exclude calls with the given values. Host, gateway, server and user are
-    names or ids; an id also finds calls from before a rename. `scope` is a tab's own filter, and `usual` are the user's
-    saved display options. The query string contains neither `scope` nor display options equal to `usual`.
+    Several values of one filter are alternatives. Filters such as `not_host` exclude calls. Host, gateway, server and
+    user are names or ids; an id also finds calls from before a rename. If the search text has a syntax error, `error`
+    describes it, and pages show no calls.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -192,8 +187,9 @@ class CallFilter(forms.Form):
         self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
         self.values |= {name: list(self.values[name]) for name in (*FACETS, *(NOT + name for name in FACETS), "open")}
         self.values["range"] = self.values["range"] or DEFAULT_RANGE
-        self.usual = usual
-        self.scope = scope or {}
+        # Query strings contain neither `scope` nor display options equal to `usual`.
+        self.usual = usual  # The user's saved display options.
+        self.scope = scope or {}  # A tab's own filter.
         self.error = ""
         try:
             self.conditions = parse_search(self.values["q"])
@@ -419,9 +415,9 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
-    """Return a display text for each value. For an id, this is the object's name in its newest call.
+    """Return a display text for each value.
 
-    If there is no such name, the text is the beginning of the id.
+    For an id, this is the object's name in its newest call, or else the beginning of the id.
     """
     ids = {value: uuid_of(value) for value in values} if field.id_column else {}
     named = newest_names(field, [pk for pk in ids.values() if pk])

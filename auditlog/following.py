@@ -1,7 +1,6 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed. A live
-list starts with the most recently recorded calls, even if these began earlier than others.
+Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed.
 """
 
 from __future__ import annotations
@@ -37,17 +36,13 @@ def newest_id() -> int:
 
 
 class NewCalls(NamedTuple):
-    """The calls that an open page does not show yet: the calls with ids above `since`, up to `to`.
-
-    `is_paused` is True if the page wants only the number of these calls. `shown` is the state that the page
-    displays now, in the form of `state`.
-    """
+    """The calls that an open page does not show yet: the calls with ids above `since`, up to `to`."""
 
     since: int
     to: int
     number: int
-    is_paused: bool
-    shown: str
+    is_paused: bool  # True if the page wants only the number of these calls.
+    shown: str  # The state that the page displays now, in the form of `state`.
 
     @classmethod
     def asked(cls, query: Mapping[str, str], search: Search) -> Self | None:
@@ -75,19 +70,14 @@ class NewCalls(NamedTuple):
 
 
 class LiveList(NamedTuple):
-    """A live list on a page, for auditlog/new_calls.html.
+    """A live list on a page, for auditlog/new_calls.html."""
 
-    The list polls `url` with the query string `followed`, and replaces the element `place`. `link` is the URL of the
-    page. If the list is paused, a click on the number of new calls loads these and scrolls to the element `above`. The
-    line with the number of new calls is inside `place` unless `is_apart` is True.
-    """
-
-    url: str
-    followed: str
-    link: str
-    place: str = "#entries"
-    above: str = "#log"
-    is_apart: bool = False
+    url: str  # The URL to poll.
+    followed: str  # The query string to poll with.
+    link: str  # The URL of the page.
+    place: str = "#entries"  # The element that an answer replaces.
+    above: str = "#log"  # In a paused list, a click on the number of new calls scrolls to this element.
+    is_apart: bool = False  # True if the line with the number of new calls is outside `place`.
 
 
 def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callable[[], HttpResponse]) -> HttpResponse:
@@ -104,7 +94,7 @@ def newest_page(search: Search, to: int, size: int) -> SearchPage:
     """Return the first page of a live list, without calls whose id is higher than `to`.
 
     The calls that began within the last LONGEST_CALL come first, the last recorded one first. All other calls follow,
-    sorted by start, newest first. The next page begins with the call that started last among those not on this page.
+    sorted by start, newest first.
     """
     latest = list(_recent(search, to).order_by("-pk")[:size])
     found = search.page(None, size)
@@ -112,6 +102,7 @@ def newest_page(search: Search, to: int, size: int) -> SearchPage:
     listed = {call.pk for call in latest}
     rows = [*latest, *(call for call in by_time if call.pk not in listed)][:size]
     listed = {call.pk for call in rows}
+    # The next page begins with the call that started last among those not on this page.
     left_out = next((call for call in by_time if call.pk not in listed), None)
     older = Cursor(OLDER, left_out.created_at, left_out.pk + 1) if left_out else found.page.older
     return replace(found, page=Page(rows, older, None))

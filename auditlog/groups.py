@@ -98,12 +98,11 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, counted with the roll-ups.
+    """Return the groups with the most calls, counted with the roll-ups or else among the newest calls.
 
-    If the roll-ups cannot answer, the newest calls that match `where` are grouped instead, or None is returned if
-    `where` is empty. Groups by tool leave out calls of unknown tools, because clients may invent any name.
+    Returns None if the roll-ups cannot answer and `where` is empty. Groups by tool leave out calls of unknown tools.
     """
-    of_tools = by.name == "tool"
+    of_tools = by.name == "tool"  # Clients may invent any name of a tool.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
     if busiest is not None:
         return _groups(by, busiest, more=False)
@@ -171,10 +170,7 @@ class CachedAnswer[T](NamedTuple):
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return the answer of `read` about a period of this `length` (None is all time).
-
-    If the period is long, the answer is cached under `key` for KEPT_SECONDS.
-    """
+    """Return the answer of `read` about a period (None is all time); cached under `key` if the period is long."""
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())
     key = f"calls:{sha256(key.encode()).hexdigest()}"
@@ -197,8 +193,8 @@ SELECT k.id, (SELECT count(*) FROM (
 def calls_of_week(column: str, keys: Sequence[UUID]) -> dict[Any, RowCount]:
     """Return the number of calls in the last seven days, by value of `column`, for the values in `keys`.
 
-    Show the numbers only to people who may read the whole log. If the roll-ups can answer, the numbers come from the
-    roll-ups. Otherwise calls are counted in the log, up to MOST_OF_WEEK for each value.
+    Show the numbers only to people who may read the whole log. If the roll-ups cannot answer, at most MOST_OF_WEEK
+    calls are counted for each value.
     """
     now = timezone.now()
     since = range_start(now, WEEK)

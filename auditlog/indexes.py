@@ -1,8 +1,7 @@
 """Create indexes on tables in use. Calls wait for a lock for ATTACH_TIMEOUT at most.
 
-A migration declares an index of the log with `DeclareIndex`; new partitions have the index from the start. Existing
-partitions get it later, one at a time. If a run is interrupted, the next run continues its work
-(docs/decisions/0038-upgrades-without-an-outage.md).
+A migration declares an index of the log with `DeclareIndex`. New partitions have it from the start, existing ones get
+it later, one at a time (docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
 import logging
@@ -83,7 +82,7 @@ class _Missing:
 class DeclareIndex(AddIndex):
     """Declare an index of a partitioned table instantly: new partitions have the index, existing ones get it later.
 
-    Use this in migrations instead of `AddIndex`, which would block all calls while it reads the whole log.
+    Use it instead of `AddIndex`, which blocks all calls while it reads the whole log.
     """
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -100,7 +99,7 @@ class DeclareIndex(AddIndex):
 class AddIndexInUse(AddIndexConcurrently):
     """Add an index to a table that is not partitioned, without blocking reads and writes. Requires `atomic = False`.
 
-    An incomplete index left by an interrupted run is rebuilt; a complete index is not changed.
+    An incomplete index of an interrupted run is rebuilt.
     """
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
@@ -130,9 +129,8 @@ def missing_indexes(partitions: Partitions) -> int:
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
     """Create missing partition indexes, call `told` for each, and return the number of created indexes.
 
-    After `seconds`, no further index is started. While an index is attached, calls wait at most ATTACH_TIMEOUT. Does
-    nothing if another process is creating indexes, or if the database role does not own the table. An index that cannot
-    be attached because its partition is constantly read is left for the next run.
+    After `seconds`, no further index is started. Does nothing if another process is creating indexes, or if the
+    database role does not own the table. An index that cannot be attached now is left for the next run.
     """
     if not (_missing(partitions) and partitions.is_owner()):
         return 0
@@ -156,13 +154,10 @@ def _missing(partitions: Partitions) -> list[_Missing]:
 
 @contextmanager
 def _alone(cursor: Any) -> Iterator[bool]:
-    """Yield True if no other process creates indexes, otherwise False.
-
-    The lock belongs to the database session that creates the indexes. If the client is killed, PostgreSQL still
-    finishes the running statement and keeps the lock until then, so no other process drops the unfinished index. Other
-    processes do not wait for the lock: a waiting process would hold a snapshot, and CREATE INDEX CONCURRENTLY waits
-    for snapshots.
-    """
+    """Yield True if no other process creates indexes, otherwise False."""
+    # The lock belongs to the session: if the client is killed, PostgreSQL finishes the running statement and keeps the
+    # lock until then, so no other process drops the unfinished index. Others do not wait for the lock: a waiting
+    # process would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots.
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])
     try:

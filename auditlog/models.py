@@ -199,13 +199,10 @@ class Call(models.Model):
 
 
 class Rollup(models.Model):
-    """Calls with the same dimensions that began in one period: number, total duration, and number by duration class.
-
-    `cube` is the bit mask of the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL.
-    `last_at` is the start of the newest call.
-    """
+    """Calls with the same dimensions that began in one period, counted in total and by duration class."""
 
     seconds = models.IntegerField()
+    # Bit mask of the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL.
     cube = models.SmallIntegerField()
     at = models.DateTimeField()
     outcome = models.CharField(max_length=16)
@@ -218,7 +215,7 @@ class Rollup(models.Model):
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
     duration_ms = models.FloatField()
-    last_at = models.DateTimeField()
+    last_at = models.DateTimeField()  # Start of the newest call.
 
     class Meta:
         default_permissions = ()
@@ -240,9 +237,9 @@ class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
     These rows are counted:
-    - rows that existed when counting began (ids up to `began_at_id`), if dated `counted_from` or later;
-    - newer rows dated `near_from` or later, up to the id `counted_to`;
-    - newer rows dated before `near_from`, up to the id `late_counted_to`.
+    - ids up to `began_at_id`, if dated `counted_from` or later;
+    - higher ids up to `counted_to`, if dated `near_from` or later;
+    - higher ids up to `late_counted_to`, if dated before `near_from`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -272,16 +269,13 @@ class RollupState(models.Model):
 
 
 class Checkpoint(models.Model):
-    """A signed list of rows of the logs, with the digest of each row (auditlog.checkpoints).
-
-    Only `body`, canonical JSON, is signed. `leaves` are deleted when retention drops the rows.
-    """
+    """A signed list of rows of the logs, with the digest of each row (auditlog.checkpoints)."""
 
     number = models.BigIntegerField(primary_key=True)
-    body = models.TextField()
+    body = models.TextField()  # Canonical JSON. Only this is signed.
     signature = models.BinaryField()
     public_key = models.BinaryField()
-    leaves = models.BinaryField(null=True)
+    leaves = models.BinaryField(null=True)  # The digests; deleted when retention drops the rows.
     newest_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -324,19 +318,15 @@ class Via(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class EventContext:
-    """The interface (`via`), client address and correlation id of the current request.
-
-    `through` names the API key of the request, if any; `reason` is the reason that the person gave for the changes;
-    `file` names the configuration file that made the changes, with its commit. `check` is called before each event is
-    recorded, and may raise to refuse the change.
-    """
+    """The origin of the changes that the current request makes."""
 
     via: Via = Via.SYSTEM
     ip: str | None = None
     correlation_id: UUID = field(default_factory=uuid4)
-    through: str = ""
-    reason: str = ""
-    file: str = ""
+    through: str = ""  # The name of the request's API key, if any.
+    reason: str = ""  # The reason that the person gave for the changes.
+    file: str = ""  # The configuration file that made the changes, with its commit.
+    # Called before each event is recorded; may raise to refuse the change.
     check: Callable[[Action, Sequence[models.Model], Mapping[str, Any]], None] | None = None
 
 
@@ -408,7 +398,7 @@ class EventManager(models.Manager["Event"]):
         """Record that the person `by` did `action` to `target`. A `by` of None is the system.
 
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
-        SECRET_FIELDS are masked. `actor` is the name of an actor that is not a person, such as a token.
+        SECRET_FIELDS are masked. `actor` names an actor that is not a person, such as a token.
         """
         self.check_allowed(action, [target], changes or {})
         event = self._unsaved(action, target, by, changes or {}, actor)
@@ -489,10 +479,7 @@ class Switchable(models.Model):
         abstract = True
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable the row: requests that depend on the row are refused from now on, until the row is enabled again.
-
-        Returns False if the row was disabled already.
-        """
+        """Disable the row: requests that depend on it are refused. Returns False if the row was disabled already."""
         return self._set_enabled(on=False, by=by)
 
     def enable(self, *, by: Actor | None) -> bool:

@@ -31,14 +31,11 @@ SELECT v.id, c.name FROM unnest(%s::uuid[]) v (id) CROSS JOIN LATERAL (
 
 
 class NamedModel(NamedTuple):
-    """A model, and the column that contains the names of its objects.
-
-    `in_calls` maps columns of a call to the columns of the model that have the same values.
-    """
+    """A model whose objects can be found by name."""
 
     model: type[Model]
-    name: str
-    in_calls: dict[str, str]
+    name: str  # The column with the names.
+    in_calls: dict[str, str]  # Columns of a call, with the columns of the model that have the same values.
 
 
 NAMED_MODELS = {
@@ -52,10 +49,9 @@ NAMED_MODELS = {
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of the objects with this name; with `part`, of the objects whose name contains `name`.
+    """Return the ids of objects with this name; with `part`, of objects whose name contains it. At most MAX_IDS + 1.
 
-    At most MAX_IDS + 1 ids are returned. With `called`, objects that occur in no call are left out, so that they are
-    not revealed to readers of the log.
+    With `called`, objects that occur in no call are left out, so that readers of the log do not learn of them.
     """
     if kind not in NAMED_MODELS:
         return []

@@ -1,7 +1,7 @@
 """The calls of the last seven days that a stricter policy, or disabling an object, would have refused.
 
-Up to MOST_READ calls are counted in the log, by caller. Beyond that, the number comes from the roll-ups, if they can
-select the same calls, and is shown as "about". Each statement has a time limit, so that a confirmation is never slow.
+Up to MOST_READ calls are counted in the log, by caller. A higher number comes from the roll-ups, if they can select the
+same calls, and is shown as "about".
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from ui.pages import number_of
 PERIOD = timedelta(days=7)
 MOST_READ = 10_000
 NAMED = 5
-LOG_MS, ROLLUPS_MS = 80, 35  # Limits per statement; the roll-ups need three statements. In all less than 200 ms.
+# Limits per statement; the roll-ups need three statements. In all less than 200 ms, so that a confirmation is not slow.
+LOG_MS, ROLLUPS_MS = 80, 35
 
 # Force an index scan, because a bitmap or sequential scan would read far more than MOST_READ rows of a busy gateway.
 _BOUND = "SET LOCAL statement_timeout = {}; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off"
@@ -73,9 +74,9 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the calls of the last seven days that a change would have refused (see `refused`).
+    """Return a sentence about the calls that `refused` counts.
 
-    If the viewer may not read the log and the calls are not the viewer's own (`is_own`), return an empty string.
+    Empty if the viewer may not read the log, unless the calls are the viewer's own (`is_own`).
     """
     if not is_own and not viewer.has_perm(Capability.LOGS_READ):
         return ""
@@ -83,10 +84,7 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls that a change would have refused: those of the last seven days that match `where`.
-
-    Calls that were denied anyway, and calls of the people in `not_of`, are not counted.
-    """
+    """Count the calls of the last seven days matching `where`, without denied calls and calls of people in `not_of`."""
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:
@@ -101,9 +99,8 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Return the number of calls by caller. Counts at most MOST_READ + 1 calls.
 
-    If `where` selects an app or agent, the callers are people. If `where` selects a person, the callers are apps and
-    agents. For other objects, an agent's calls are counted for the agent, and an app's calls for the person who uses
-    the app.
+    If `where` selects an app or agent, the callers are people. If `where` selects a person, they are apps and agents.
+    For other objects, they are agents, and the people who use apps.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])

@@ -98,10 +98,7 @@ class OwnCall:
 
     @property
     def identity_url(self) -> str:
-        """Return the URL of the page My identities for the connection of the call.
-
-        The URL is empty unless the call was refused because of a missing or unusable credential.
-        """
+        """Return the URL of My identities for the connection; empty unless the call was refused for a credential."""
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
@@ -113,11 +110,7 @@ class OwnCall:
 
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """Return the calls as shown to the person who made them.
-
-    For a call that the tool policy of an assignment refused, the result includes this policy, unless the assignment was
-    changed after the call.
-    """
+    """Return the calls as shown to the person who made them."""
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
@@ -140,9 +133,9 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
 
 @dataclass(frozen=True)
 class Wait:
-    """A page's wait for the person's first call since a given time, on one gateway, on one connection, or anywhere.
+    """A page's wait for the person's first call since a given time, on a gateway, on a connection, or anywhere.
 
-    The wait ends with a call that was not denied, even if it failed. A denied call is shown while the wait continues.
+    The wait ends with a call that was not denied, even if it failed.
     """
 
     user: User
@@ -176,8 +169,7 @@ class Wait:
     def found(self) -> OwnCall | None:
         """Return the call to show; None if there is none.
 
-        This is the first successful call, otherwise the first failed call, otherwise the last denied call, otherwise
-        the last call with which a client only introduced itself.
+        It is the first successful call, or else the first failed, the last denied, or the last introductory call.
         """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]

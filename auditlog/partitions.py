@@ -1,7 +1,7 @@
 """Time partitions of a log table, created in advance and dropped by retention. Rows are removed in no other way.
 
-Partitions are days if the retention is a hundred days or less, otherwise weeks or months (docs/decisions/0006), because
-each partition adds planning time and locks to every statement over the whole log.
+Partitions are longer for a longer retention (docs/decisions/0006), because each partition adds planning time and locks
+to every statement.
 """
 
 import logging
@@ -20,7 +20,7 @@ from psycopg import sql
 
 logger = logging.getLogger(__name__)
 
-AHEAD = timedelta(days=10)
+AHEAD = timedelta(days=10)  # Without a partition a call cannot be recorded, and an unrecorded call is not answered.
 DAY = timedelta(days=1)
 ATTEMPTS = 3
 MOST_COUNTED = 100_000  # In a partition without statistics, rows are counted up to this number.
@@ -41,7 +41,7 @@ DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 def longest_partition(kept_days: int) -> int:
     """Return the maximum number of days per partition for a retention of `kept_days`.
 
-    A partition is dropped as a whole, so rows may be retained longer by this number of days.
+    Rows may be retained longer by this number, because a partition is dropped as a whole.
     """
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 
@@ -88,18 +88,16 @@ class PartitionDays:
 class Partitions:
     """The partitions of one table: `<table>_2026_11_20` is a day, `<table>_2026_w47` a week, `<table>_2026_11` a month.
 
-    The database function `<app>_make_partition` creates them, also for a role that does not own the table; only the
-    owner can drop them.
+    Only the table's owner can drop them.
     """
 
     table: str
-    maker: str
+    maker: str  # The database function that creates them, also for a role that does not own the table.
 
     def make_ahead(self, today: date | None = None, *, kept_days: int = 90) -> list[str]:
         """Create missing partitions from yesterday to ten days ahead, and return their names.
 
-        Without a partition a call cannot be recorded, and an unrecorded call is not answered. Empty future partitions
-        with too many days for a retention of `kept_days` are replaced.
+        Empty future partitions with too many days for a retention of `kept_days` are replaced.
         """
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)
@@ -123,9 +121,9 @@ class Partitions:
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions in which all rows are older than `limit`, and return their names.
 
-        Calls are not blocked. If a partition is read for too long, that partition and later ones are left for the next
-        run. Does nothing if the database role does not own the table (see `is_owner`). In the transaction that drops a
-        partition, `note` is called with the partition's name, days and number of rows.
+        Calls are not blocked. A partition that is read for too long, and all later ones, are left for the next run.
+        Does nothing if the database role does not own the table. `note` is called with a partition's name, days and
+        number of rows, in the transaction that drops it.
         """
         if not self.is_owner():
             return []
@@ -220,8 +218,8 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it could not be dropped.
 
-        If an earlier process was killed and left the partition half detached, or detached but not dropped, this method
-        finishes its work. With `keep_rows`, a partition that received a row at the last moment is attached again.
+        Also finishes the work of a process that was killed. With `keep_rows`, a partition that has rows is attached
+        again.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):
@@ -234,7 +232,7 @@ class Partitions:
                         cursor.execute(
                             sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {statement}").format(**names)
                         )
-                    if keep_rows and self._holds_rows(name):
+                    if keep_rows and self._holds_rows(name):  # A row arrived at the last moment.
                         span = self._spans([name])[name]
                         self._make(span)
                         return False

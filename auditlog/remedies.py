@@ -51,30 +51,21 @@ class CannotMend(Exception):
 
 
 class Remedy(NamedTuple):
-    """The action that resolves one kind of refusal, and the kind of object to act on (`subject`, empty if none).
+    """The action that resolves one kind of refusal."""
 
-    `began` are the types of the events that cause the refusal. `needs` is the capability required to resolve it.
-    `verb` is the model's method that resolves the refusal. If `verb` is empty, or if the object is a feature that is
-    enabled already, `page` returns the URL where a person decides. If both `verb` and `page` are missing, only the
-    owner of the call can act, as the sentence `owner` explains. `own_page` is True if the owner acts on the page My
-    identities.
-
-    `done` is the toast after the action, by default "<object> enabled". `causes` returns the events that may have
-    caused the refusal, by default the object's events of the types `began`. Pages show how many calls of the object
-    were refused since the newest of these events. If `narrowed_by` names fields of the object, such as `gateway` and
-    `host`, the refused calls with the same gateway and host are counted instead.
-    """
-
-    subject: str = ""
-    began: tuple[Action, ...] = ()
-    needs: Capability | None = None
+    subject: str = ""  # The kind of object to act on.
+    began: tuple[Action, ...] = ()  # The types of the events that cause the refusal.
+    needs: Capability | None = None  # The capability required to resolve the refusal.
     label: str = ""
-    verb: str = ""
+    verb: str = ""  # The model's method that resolves the refusal.
+    # Returns the URL where a person decides, if `verb` is empty, or if the object is a feature that is enabled already.
     page: Callable[[Any], str] | None = None
-    owner: str = ""
-    own_page: bool = False
-    done: str = ""
+    owner: str = ""  # A sentence that explains that only the owner of the call can act.
+    own_page: bool = False  # True if the owner acts on the page My identities.
+    done: str = ""  # The toast after the action, by default "<object> enabled".
+    # Returns the events that may have caused the refusal, by default the object's events of the types `began`.
     causes: Callable[[Any], QuerySet[Event]] | None = None
+    # Fields of the object: refused calls with the same values are counted, by default the refused calls of the object.
     narrowed_by: tuple[str, ...] = ()
 
 
@@ -86,8 +77,8 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     """Return the events that may have caused the gateway's refusal of the connection's host.
 
-    If the gateway's list has the host, these are the events that blocked the host. Otherwise they are the events that
-    limited the gateway to listed hosts.
+    They blocked the host on the gateway's list. If the list does not have the host, they limited the gateway to listed
+    hosts.
     """
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
     if decided:
@@ -214,23 +205,18 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Cause:
-    """The cause of one obstacle (a reason that stops a call), limited to data that the reader may see.
-
-    `event` caused the obstacle. `count` is the number of calls refused since then, and `calls` is a link to them. `act`
-    is the label of the action that resolves the obstacle. The action is a POST with `subject` or, if `subject` is
-    empty, the page `link`. `who` names the people who can act if the reader cannot.
-    """
+    """The cause of one obstacle (a reason that stops a call), limited to data that the reader may see."""
 
     reason: str
-    event: Event | None = None
+    event: Event | None = None  # The event that caused the obstacle.
     words: str = ""
     by: str = ""
-    count: str = ""
-    calls: str = ""
-    act: str = ""
-    subject: str = ""
+    count: str = ""  # The number of calls refused since the event.
+    calls: str = ""  # A link to these calls.
+    act: str = ""  # The label of the action that resolves the obstacle.
+    subject: str = ""  # The object of the action, a POST. If empty, the action is the page `link`.
     link: str = ""
-    who: str = ""
+    who: str = ""  # Names the people who can act, if the reader cannot.
 
     @property
     def since(self) -> datetime | None:
@@ -289,8 +275,7 @@ def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
 def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
     """Return the cause of an obstacle as far as `reader` may see it, and the action that `reader` can take.
 
-    For a logged call, only events until `before` can be the cause. `still` is False if the obstacle no longer exists;
-    then no action is offered.
+    Events after `before` cannot be the cause. `still=False` means that the obstacle is gone, so no action is offered.
     """
     remedy = REMEDIES.get(reason)
     row = subjects.row(remedy.subject) if remedy and remedy.subject else None
@@ -302,10 +287,10 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
 
 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
-    """Resolve an obstacle by calling the remedy's method (`verb`) on the object, and return the object.
+    """Resolve an obstacle by the remedy's method on the object, and return the object.
 
-    Raises KeyError if no method resolves this obstacle, and Model.DoesNotExist if the object is unknown, archived,
-    removed or revoked. Raises CapabilityRequired and CannotMend.
+    Raises KeyError if there is no such method, Model.DoesNotExist if the object is unknown, archived, removed or
+    revoked, CapabilityRequired and CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:
@@ -360,10 +345,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return the label and the link for an access request, as fields of a Cause.
-
-    Empty if `row` belongs to no gateway, or if the gateway takes no access requests.
-    """
+    """Return the fields of a Cause for an access request; empty if `row` has no gateway that takes requests."""
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}
@@ -385,10 +367,7 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
 
 
 def who_can(needs: Capability, reader: User) -> str:
-    """Return a sentence that names the people who have the capability `needs`.
-
-    If the reader may not see people, the sentence names the roles that have the capability.
-    """
+    """Return a sentence that names the people with this capability, or the roles if the reader may not see people."""
     granting = permissions_of(including([needs]))
     if any(map(reader.has_perm, (Capability.PEOPLE_READ, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
@@ -401,8 +380,7 @@ def who_can(needs: Capability, reader: User) -> str:
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
     """Return fields of a Cause: the event that caused the refusals, and the number of calls refused since then.
 
-    The fields name the person who caused the event only if `reader` may read events. There are no fields if no event
-    is known.
+    Empty if no event is known. The event's actor is named only if `reader` may read events.
     """
     events = remedy.causes(row) if remedy.causes else _events(row, Q(action__in=remedy.began))
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None

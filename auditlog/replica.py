@@ -1,8 +1,7 @@
 """Read the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
 
 Only history is read from the replica: lists, exports, numbers. No decision or write depends on it, and a person who has
-just changed something reads the primary. Each process measures the replica's lag once a second: the age of the last
-commit that the replica has replayed, by the primary's clock, or 0 if it has replayed all of the write-ahead log.
+just changed something reads the primary.
 """
 
 from __future__ import annotations
@@ -114,6 +113,7 @@ class Standing(NamedTuple):
     """Status of the replica at the time of a measurement; `fault` is the reason why it may not be read, or empty."""
 
     fault: str
+    # Seconds since the last commit that the replica has replayed, by the primary's clock; 0 if it has replayed all.
     lag: float
     at: float
 
@@ -210,9 +210,9 @@ def connector() -> Callable[[], psycopg.Connection[Any]] | None:
 
 
 def read_from_replica[T](request: Any, work: Callable[[], T]) -> T:
-    """Run `work`, which must not write, and return its result.
+    """Run `work` on the replica if this request may use it, and return its result. `work` must not write.
 
-    `work` reads from the replica if this request may use it. If the replica fails, `work` runs again on the primary.
+    If the replica fails, `work` runs again on the primary.
     """
     if not is_set() or connection.in_atomic_block or connections[DEFAULT_DB_ALIAS].alias == ALIAS:
         return work()
@@ -245,10 +245,7 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """Return True if this person recently changed something that may not have reached the replica yet.
-
-    The change may have been made in this browser or in another.
-    """
+    """Return True if this person recently changed something, in any browser, that the replica may not have yet."""
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):
@@ -258,12 +255,9 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Return True if the replica, not the statement, may be the cause of this error, so that the primary may answer.
-
-    Such errors are connection errors, faults of the database server, conflicts with the replay of the write-ahead log,
-    and attempts to write.
-    """
+    """Return True if the replica, not the statement, may be the cause, so that the primary may answer."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
+    # Connection errors, attempts to write, faults of the server, and conflicts with the replay of the write-ahead log.
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 
 

@@ -1,8 +1,7 @@
 """Search the calls, with a cost that does not grow with the log.
 
-A search is a list of criteria and a time range. A page reads at most the newest SEARCH_LIMIT rows that one index finds:
-`Search.floor` is the time of the oldest of these rows, and all conditions are tested on the rows since that time. A
-page with too few results shows how far back it searched, and the next page continues from that time.
+A page reads at most the newest SEARCH_LIMIT rows that one index finds. A page with too few results shows how far back
+it searched, and the next page continues from that time.
 """
 
 from __future__ import annotations
@@ -45,13 +44,10 @@ POSITION = ("created_at", "id")
 
 @dataclass(frozen=True)
 class Criterion:
-    """A condition on a row.
-
-    `values`, if given, maps each column to a list of values. A row can meet the condition only if at least one of these
-    columns has a value from its list. Indexes can then find the rows.
-    """
+    """A condition on a row."""
 
     test: Q
+    # A row can meet the condition only if one of these columns has one of its values. Indexes can then find the rows.
     values: Mapping[str, Sequence[Any]] | None = None
 
     @property
@@ -74,14 +70,11 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Return a criterion that matches the calls of these sessions.
-
-    The index by connection finds the calls, because the log says which connection opened a session. If the log no
-    longer has the opening call of a session, no index is used.
-    """
+    """Return a criterion that matches the calls of these sessions."""
     listed = list(dict.fromkeys(ids))
     if not listed:
         return Criterion(NOTHING)
+    # The index by connection finds the calls, if the log still has the calls that opened the sessions.
     opening = [Call.objects.filter(uid=pk, created_at__range=span_of_uid(pk)) for pk in listed]
     connections = [pk for rows in opening for pk in rows.values_list("connection_id", flat=True) if pk]
     test = Q(session_id__in=listed)
@@ -149,10 +142,10 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Return a criterion that matches calls of the objects that are named `text` now.
+    """Return a criterion that matches calls of the objects named `text` now, or of the object with the id `text`.
 
-    With `part`, the name only has to contain `text`. If `text` is an id, the criterion matches calls of the object with
-    this id. If no object or too many objects have the name, calls that were recorded with the name match.
+    With `part`, the name only has to contain `text`. If no object or too many objects have the name, calls that were
+    recorded with the name match.
     """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:
@@ -176,9 +169,9 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Convert the value of an API parameter to criteria that match calls with exactly this value.
+    """Return criteria that match calls with exactly this value of an API parameter, or with any value of a list.
 
-    If the value is a list, calls with any value in the list match. Objects are given as a list of their ids.
+    Objects are given as a list of their ids.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
@@ -292,11 +285,7 @@ class Search:
         return SearchPage(Page(list(self.newest().order_by("-duration_ms", "-pk")[:size]), None, None), self.floor)
 
     def count(self) -> RowCount:
-        """Return the number of calls, cached. Above SEARCH_LIMIT, it is exact only if the roll-ups can answer.
-
-        Up to SEARCH_LIMIT, the calls are counted in the log itself, because long calls are added to the roll-ups only
-        every quarter of an hour.
-        """
+        """Return the number of calls, cached. Above SEARCH_LIMIT, it is exact only if the roll-ups can answer."""
         return self._count
 
     @cached_property
@@ -306,6 +295,8 @@ class Search:
                 exact = opened.total(where, self.since or EPOCH, self.until or timezone.now() + AHEAD, timed=False)
             if exact is not None:
                 return RowCount(exact.calls, is_all=True)
+        # Up to SEARCH_LIMIT, the log itself is counted, because long calls are added to the roll-ups only every quarter
+        # of an hour.
         return RowCount(min(self.newest().count(), SEARCH_LIMIT), is_all=self.floor is None)
 
     def equalities(self) -> dict[str, list[Any]] | None:
@@ -336,14 +327,11 @@ class Search:
         return rows.filter(created_at__lt=self.until) if self.until else rows
 
     def _nearest(self, rows: QuerySet[Call], size: int) -> Sequence[Call]:
-        """Return the first `size` rows.
-
-        If an index has to find several values, the first rows of each value are read separately. In a plain query,
-        PostgreSQL would read and sort all rows with these values.
-        """
+        """Return the first `size` rows."""
         indexed = [dict(each.values or {}) for each in self._indexed]
         if not indexed or any(sum(map(len, values.values())) == 1 for values in indexed):
             return list(rows[:size])
+        # Read the first rows of each value separately: a plain query would read and sort all rows with these values.
         statement, parameters = _union(_of_each(rows, *one, slice(size)) for one in indexed[0].items())
         order = ", ".join(f"{name} {'ASC' if rows.query.order_by[0] == 'created_at' else 'DESC'}" for name in POSITION)
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
@@ -359,18 +347,14 @@ class Search:
         return self._end(rows, cursor)
 
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
-        """Return the time of the row at which the page must stop reading; None if it may read all of `rows`.
-
-        For an indexed criterion, SEARCH_LIMIT is shared equally among its values; reading stops at the first row that
-        exceeds the share of its value. If several criteria are indexed, the one that stops last decides. If no
-        criterion is indexed, the page may read SEARCH_LIMIT rows.
-        """
+        """Return the time of the row at which the page must stop reading; None if it may read all of `rows`."""
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)
         if not self._indexed:
             return rows.values_list("created_at", flat=True)[SEARCH_LIMIT : SEARCH_LIMIT + 1].first()
         parts = []
         for n, values in enumerate(each.values or {} for each in self._indexed):
+            # The values share SEARCH_LIMIT equally; reading stops at the first row that exceeds the share of its value.
             limit = SEARCH_LIMIT // sum(map(len, values.values()))
             moments = rows.annotate(criterion=Value(n)).values("criterion", "created_at")
             parts += [_of_each(moments, *one, slice(limit, limit + 1)) for one in values.items()]
@@ -378,14 +362,12 @@ class Search:
             database.execute(*_union(parts))
             ends = database.fetchall()
         nearest = [near(found) for n in range(len(self._indexed)) if (found := [at for of, at in ends if of == n])]
+        # The criterion that stops last decides.
         return far(nearest) if len(nearest) == len(self._indexed) else None
 
 
 def _of_each(rows: QuerySet[Call, Any], column: str, values: Sequence[Any], cut: slice) -> tuple[str, list[Any]]:
-    """Return SQL that selects, for each of `values`, the slice `cut` of the rows with that value in `column`.
-
-    The statement looks up each value in the column's index separately.
-    """
+    """Return SQL that looks up each of `values` in the index of `column`, and selects the slice `cut` of its rows."""
     same = rows.filter(INDEXES[column], **{column: RawSQL("v.value", ())})
     statement, parameters = same[cut].query.sql_with_params()
     kind = Call._meta.get_field(column).db_type(connection) or ""

@@ -1,6 +1,6 @@
 """Admin events as sentences, for all pages and the API.
 
-A sentence uses only values stored in the event, so it stays the same after an object is renamed or removed.
+A sentence uses only values stored in the event, so renaming or removing an object does not change it.
 """
 
 from __future__ import annotations
@@ -75,11 +75,7 @@ class SentencePart(NamedTuple):
 
 
 def sentence(event: Event) -> str:
-    """Return the event as a sentence of plain text. Names are quoted, except plain e-mail addresses of people.
-
-    A name must not be able to end its own quotation. So it is written as “…”, or as «…» if it contains “ or ”, or as a
-    JSON string if it also contains « or ». A name with unprintable characters is always written as a JSON string.
-    """
+    """Return the event as a sentence of plain text. Names are quoted, except plain e-mail addresses of people."""
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
 
@@ -90,6 +86,8 @@ def _is_quoted(part: SentencePart, plain: set[str]) -> bool:
 
 
 def _quoted(name: str) -> str:
+    # A name must not be able to end its own quotation, so marks that it contains are not used. JSON also escapes
+    # unprintable characters.
     for opening, closing in MARKS:
         if name.isprintable() and opening not in name and closing not in name:
             return f"{opening}{name}{closing}"
@@ -124,10 +122,7 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the values of an event that sentences may use, by field name.
-
-    Missing values are left out, except the actor and the target, which get a substitute.
-    """
+    """Yield the values of an event that sentences may use, by field name. Actor and target are never missing."""
     target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield (
@@ -142,15 +137,12 @@ def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield kind and name of each object that is named in the event's label.
-
-    Yields nothing if the label may be cut, or if a name in it contains the text that separates names.
-    """
+    """Yield kind and name of each object named in the event's label; nothing if the label cannot be split safely."""
     if len(event.target_label) >= LONGEST_LABEL:
         return
     joint, kinds = JOINED.get(event.target_type, ("", ()))
     names = event.target_label.split(joint) if joint else []
-    if names and len(names) == len(kinds):
+    if names and len(names) == len(kinds):  # Not equal if a name contains the separator.
         first, *others = zip(kinds, names, strict=True)
         yield first[0], SentencePart(first[1], "target")
         yield from ((kind, SentencePart(name, "person" if kind == "user" else "name")) for kind, name in others)

@@ -1,8 +1,7 @@
 """Optimistic locking of editable rows: a save based on an outdated version fails, and the error lists the changes.
 
-A version consists of a digest of each editable value, in the order of `editable()`. Forms submit the version they were
-opened with, and the API returns the version as the ETag of a resource (RFC 9110, section 8.8.3). The model method that
-writes compares the version while it has the row locked.
+A version has a digest of each value of `editable()`. Forms submit the version they were opened with, and the API
+returns it as the ETag (RFC 9110, section 8.8.3). The method that writes compares it while the row is locked.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ class Versioned(HasVersion):
         return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
-        """Raise ChangedMeanwhile if this row differs from `seen`, the version that the writer read (None: no check).
+        """Raise ChangedMeanwhile if this row, which must be locked, differs from the version `seen` (None: no check).
 
-        The row must be locked. `changed` are the fields that the writer would change: if `seen` is a FormSeen,
-        differences in other fields are ignored.
+        If `seen` is a FormSeen, only differences in `changed`, the fields that the writer would change, count.
         """
         if seen is None:
             return

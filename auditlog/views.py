@@ -73,10 +73,7 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """Render the log on a page that includes auditlog/log.html; for htmx, only the rows of the log.
-
-    A live list is read from the primary, and polls the URL of its page every second.
-    """
+    """Render the log on a page that includes auditlog/log.html; for htmx, only the rows of the log."""
     if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
 
         def with_rows() -> HttpResponse:
@@ -84,7 +81,7 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 
         return answer(request, _live_list(request, call_filter), new, with_rows)
     context |= {"views": saved_views.listed(request.user, call_filter)}
-    if call_filter.is_live and not request.GET.get("cursor"):
+    if call_filter.is_live and not request.GET.get("cursor"):  # A live list is read from the primary.
         return _listing(request, template, context, call_filter)
     return replica.read_from_replica(request, lambda: _listing(request, template, context, call_filter))
 
@@ -111,10 +108,7 @@ def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """Redirect to the Logs page, with the calls of one object.
-
-    Use it for people who may not open the object's own page, which has a tab with the same calls.
-    """
+    """Redirect to the Logs page with the calls of one object, for people who may not open the object's own page."""
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 
@@ -284,10 +278,9 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
-    """Return template context that explains a call to `reader`.
+    """Return template context that explains a call to `reader`: for a denied call, the cause.
 
-    For a denied call, the context contains the cause. With `asks`, the context also contains the decision that would be
-    made if the call were made now.
+    With `asks`, it also has the decision that would be made now.
     """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
@@ -406,15 +399,11 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
-    """Return the query string that shows the calls of one group.
-
-    The string is empty if calls are grouped by reason and the search text contains `or`, because no condition can be
-    added to such a text.
-    """
+    """Return the query string that shows the calls of one group; empty if no query string can select them."""
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):
-        return ""
+        return ""  # No condition can be added to a text with `or`.
     text = call_filter.values["q"]
     return call_filter.link(live="", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
 

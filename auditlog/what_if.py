@@ -178,8 +178,7 @@ THINGS = ("host", "user", "gateway")
 class WhatIfQuery(Query):
     """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked.
 
-    The question has no arguments of the tool. Arguments can be secret, but URLs are stored in browser histories and
-    logs.
+    It has no arguments of the tool, because they can be secret, but URLs are stored in browser histories and logs.
     """
 
     host = listed_host()
@@ -273,14 +272,11 @@ PICKERS = (
 @require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the checks of the current decision for the question in the page's URL, or for a posted question.
-
-    Only a posted question has arguments of the tool.
-    """
+    """Show the current decision for the question in the URL, or for a posted question, with arguments of the tool."""
     given = request.POST if request.method == "POST" else request.GET
     values = {picker.name: text for picker in PICKERS if (text := given.get(picker.name, "").strip())}
     if request.method == "GET":
-        values.pop("arguments", None)
+        values.pop("arguments", None)  # Arguments can be secret, so they are never in a URL.
     query = WhatIfForm(data=values, context={"view": FilterViewer(request.user)})
     trail, errors = None, {}
     if values and query.is_valid():
@@ -312,14 +308,12 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the texts that the form shows for the objects of an answered question; empty without an answer.
-
-    The texts are names, but a host whose name is not unique is shown by its id.
-    """
+    """Return the texts that the form shows for the objects of an answered question; empty without an answer."""
     if trail is None:
         return {}
     question = trail.answer.question
     named = {"user": question.user.email, "gateway": question.gateway.slug}
+    # A host whose name is not unique is shown by its id.
     is_alone = not Host.objects.filter(name__iexact=question.host.name).exclude(pk=question.host.pk).exists()
     return named | {"host": question.host.name if is_alone else str(question.host.pk)}
 

@@ -190,7 +190,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 def curl(call: Call, *, payload: bool) -> str:
     """Return a curl command that repeats the call; empty if the gateway was removed or the call has no method.
 
-    With `payload`, the command has the recorded params, if these are complete. Otherwise the params are minimal.
+    With `payload`, the command has the recorded params if they are complete.
     """
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
@@ -318,10 +318,7 @@ def current_decision(question: Question) -> CurrentDecision:
 
 
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
-    """Return a key to sort the answers for several tokens.
-
-    An answer without obstacles ranks highest, then one that passes more checks. On a tie, `preferred` ranks higher.
-    """
+    """Return a sort key: an answer without obstacles is best, then more passed checks, then the token `preferred`."""
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 
@@ -395,10 +392,7 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """Return the question whether this call would be allowed now, with the client address and the token of the call.
-
-    Return None if the call has no host, person or gateway, or if one of them is deleted.
-    """
+    """Return the question whether this call would be allowed now; None if its host, person or gateway is gone."""
     if call.host_id is None or call.user_id is None or call.gateway_id is None:
         return None
     host = Host.objects.filter(pk=call.host_id).first()

@@ -67,11 +67,10 @@ def capability_or_404(slug: str) -> Capability:
 
 
 def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[View], View]:
-    """Require any one of `capabilities` for a view. For users who have none of them, raise CapabilityRequired.
+    """Require any one of `capabilities` for a view; raise CapabilityRequired for users who have none of them.
 
-    If a view has this decorator twice, the user needs one capability of each. With `to_change`, GET requests need none
-    of the capabilities, so that the view can show its page read-only. Each use of the decorator adds a set with its
-    capabilities to `view.rule`, or with `to_change` to `view.change_rule`. A test checks these rules on all routes.
+    If a view has this decorator twice, the user needs one capability of each. With `to_change`, GET and HEAD need none,
+    so that the view can show its page read-only.
     """
     name = "change_rule" if to_change else "rule"
 
@@ -83,6 +82,7 @@ def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[Vi
                 raise CapabilityRequired(*capabilities)
             return view(request, *args, **kwargs)
 
+        # A test checks these rules on all routes.
         setattr(guarded, name, (frozenset(capabilities), *getattr(view, name, ())))
         return guarded
 
@@ -90,13 +90,14 @@ def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[Vi
 
 
 def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
-    """Open a view to every active user; `why` states how the view is limited to the user's own objects.
+    """Open a view to every active user; `why` says how the view is limited to the user's own objects.
 
-    If the URL names an object, the view itself checks who owns the object. `others` are the capabilities that the view
-    requires for other people's objects; a test checks `others` on all routes.
+    If the URL names an object, the view itself checks its owner. `others` are the capabilities that the view requires
+    for other people's objects.
     """
 
     def mark(view: View) -> View:
+        # A test checks `others` on all routes.
         view.rule, view.others = why, others  # type: ignore[attr-defined]
         return view
 

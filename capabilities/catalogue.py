@@ -6,14 +6,11 @@ from typing import NamedTuple, Self
 
 
 class Capability(StrEnum):
-    """A capability that roles can have. The value is the Django permission that grants it.
+    """A capability that roles can have. The value is the Django permission that grants it."""
 
-    `slug` is its name in REST answers, `label` its name on pages, `allows` its text in the capabilities reference.
-    """
-
-    slug: str
-    label: str
-    allows: str
+    slug: str  # Name in REST answers.
+    label: str  # Name on pages.
+    allows: str  # Text in the capabilities reference.
 
     def __new__(cls, permission: str, slug: str, label: str, allows: str) -> Self:
         member = str.__new__(cls, permission)
@@ -320,15 +317,12 @@ def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
 
 
 class BuiltIn(NamedTuple):
-    """A role created at startup; a locked role is reset at every startup.
-
-    If `uses_gateways` is False, people with the role cannot connect to gateways or call through them.
-    """
+    """A role created at startup."""
 
     name: str
     capabilities: frozenset[Capability]
-    locked: bool = False
-    uses_gateways: bool = True
+    locked: bool = False  # If True, the role is reset at every startup.
+    uses_gateways: bool = True  # If False, people with the role cannot connect to gateways or call through them.
 
 
 SUPER_ADMIN = BuiltIn("Super admin", frozenset(Capability), locked=True)

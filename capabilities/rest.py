@@ -16,14 +16,10 @@ type Rule = Held | Own
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Rule that allows every signed-in user to act on their own objects.
+    """Rule that allows every signed-in user to act on their own objects."""
 
-    For other people's objects, users need the capabilities `others`, which may be NOBODY. An API key needs the
-    capabilities `by_key`, even for the objects of its owner. If `by_key` is None, the API key needs `others`.
-    """
-
-    others: Held
-    by_key: Held = None
+    others: Held  # Needed for other people's objects; may be NOBODY.
+    by_key: Held = None  # Needed by an API key, even for its owner's objects. None: the key needs `others`.
 
     @property
     def for_keys(self) -> Held:
@@ -33,8 +29,7 @@ class Own:
     def check(self, user: Any, owner: UUID | None) -> None:
         """Raise if `user` is not the owner and may not act on other people's objects.
 
-        If nobody may act on other people's objects, raises PermissionDenied with the code `not_yours`. Otherwise raises
-        CapabilityRequired.
+        Raises CapabilityRequired, or PermissionDenied with the code `not_yours` if only the owner may act.
         """
         if owner != user.pk:
             if self.others == NOBODY:
@@ -43,13 +38,11 @@ class Own:
 
 
 class HasCapability(BasePermission):
-    """Checks the rule of a REST operation.
+    """Checks the rule of a REST operation, declared with `@operation(needs=Capability.HOSTS_READ)`.
 
-    A method declares its rule with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of alternatives,
-    a frozenset of which all are required, None for every signed-in user, or `Own`. A method without a declaration is
-    refused. API access tokens (`request.auth.is_data_plane`) are accepted only with `access_tokens=True`. API keys
-    (`request.auth.is_api_key`) are refused with `api_keys=False`. For `Own`, an API key needs a capability even for its
-    owner's objects, because a key may do only what it has capabilities for.
+    The rule is one capability, a tuple of alternatives, a frozenset of which all are required, None for every signed-in
+    user, or `Own`. A method without a rule is refused. API access tokens are accepted only with `access_tokens=True`.
+    API keys are refused with `api_keys=False`.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -69,6 +62,7 @@ class HasCapability(BasePermission):
         if getattr(request.auth, "is_api_key", False):
             if not declared.api_keys:
                 raise PermissionDenied("API keys are not accepted here. Sign in.", code="key_not_accepted")
+            # A key may do only what it has capabilities for, even with its owner's objects.
             rule = rule.for_keys if isinstance(rule, Own) else rule
         if not isinstance(rule, Own):
             must_hold(request.user, rule)

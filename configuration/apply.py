@@ -71,8 +71,8 @@ def apply(
 ) -> Plan:
     """Make all changes of the document's plan, or none, and return the plan.
 
-    `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit` as the version of the files.
-    Raises ConfigurationError, AnotherPlan, Lacking or StillDiffers.
+    `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit`. Raises ConfigurationError,
+    AnotherPlan, Lacking or StillDiffers.
     """
     with _deadlock_is_refused(), transaction.atomic(), _as_change_of(document, commit):
         _one_at_a_time()
@@ -108,10 +108,9 @@ def must_be_done(after: Plan) -> None:
 
 
 def _claim(made: Plan, by: User, commit: str) -> None:
-    """Record that the document's source governs the objects that the document lists.
+    """Record which objects the document's source governs, and which of them the document no longer lists.
 
-    Also record which objects of this source the document no longer lists. Objects that the person `by` may not manage
-    are left as they are.
+    Objects that `by` may not manage are left as they are.
     """
     document, world = made.document, made.world
     entries = [(kind, key) for (kind, key), entry in world.entries.items() if may_claim(entry.kind, by)]
@@ -150,12 +149,9 @@ def _deadlock_is_refused() -> Iterator[None]:
 
 @contextmanager
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
-    """Record the names of the files, and the commit, in all events of the block.
-
-    If the document has a source, no change in the block needs a confirmation (see `configuration.by_hand`): `plan` has
-    already refused objects that are managed by files of another source.
-    """
+    """Record the files and the commit in all events of the block. With a source, no change needs a confirmation."""
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
+    # No confirmation (see `configuration.by_hand`): `plan` has already refused objects of other sources.
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):
         yield
 

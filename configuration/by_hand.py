@@ -1,9 +1,7 @@
 """Ask once before a page changes an object that a configuration file governs.
 
-A file does not lock an object. Each change records an event, and just before that, `_check` tests whether the person
-must confirm the change. If so, an exception undoes the change, and the response is a page that asks for confirmation.
-So all pages ask, and they ask only if something really changes. The submitted form is stored until the person confirms
-(accounts.held_forms). Then the session remembers the object until a file is applied again. REST, the Django admin and
+The check runs when the event of a change is recorded: an exception undoes the change, and the response is a page that
+asks. After the confirmation, the session remembers the object until a file is applied again. REST, the Django admin and
 the pages under /incident/ do not ask.
 """
 
@@ -132,10 +130,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield each object that a file governs, with its ManagedObject.
-
-    The objects are the targets and the objects that the targets belong to, such as the gateway of a tool set.
-    """
+    """Yield the objects that a file governs, among the targets and their owners, such as the gateway of a tool set."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

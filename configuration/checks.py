@@ -35,9 +35,9 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object in the document that has another source in `sources` than the document.
+    """Yield a mistake for each object in the document that has another source than the document.
 
-    `sources` is the result of `ManagedObjectQuerySet.sources`. An object that is not in it is no mistake.
+    `sources` is the result of `ManagedObjectQuerySet.sources`.
     """
     for (kind, key), entry in world.entries.items() if sources else ():
         found = world.of(kind).get(entry.was or key)
@@ -52,13 +52,11 @@ def of_other_sources(
 
 
 def refused(changes: Iterable[Change], document: ConfigDocument, world: World, viewer: User) -> Iterator[Mistake]:
-    """Yield a mistake for each reason why a change would be refused.
-
-    If the viewer may not make a change, `Kind.check` is not called for it, because it might contact other machines.
-    """
+    """Yield a mistake for each reason why a change would be refused."""
     taken = _Names(world)
     for change in changes:
         if change.act in (Act.ADD, Act.CHANGE):
+            # `Kind.check` might contact other machines, so it is not called for changes that the viewer may not make.
             own = () if any(lacking([change], viewer)) else change.kind.check(change, world)
             checks = (_fixed(change), taken.check(change), _unresolved(change, world), own)
             for name, message in chain(*checks):

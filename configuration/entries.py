@@ -20,12 +20,10 @@ def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries,
 
 @dataclass
 class ListedEntries:
-    """The entries of a document by kind.
-
-    `lists` has, by kind, the key of each object that contains a list of this kind; () stands for the top level.
-    """
+    """The entries of a document by kind."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
+    # By kind: the keys of the objects that contain a list of this kind; () is the top level.
     lists: dict[str, list[Key]] = field(default_factory=dict)
 
 
@@ -97,15 +95,12 @@ class _EntryReader:
                         self._mistake(where, _unknown(self._world, one.refers_to, name))
 
     def _path_of(self, entry: Entry, field: str, name: str) -> Path:
-        """Return the path of `name` in the document.
-
-        If the field is a list, its order in the document may differ from its order in the entry. So the index of `name`
-        is looked up.
-        """
+        """Return the path of `name` in the document."""
         path: Path = (*entry.path, field)
         given: Any = self._document.data
         for part in path:
             given = given[part]
+        # The order of a list in the document may differ from its order in the entry.
         return (*path, given.index(name)) if isinstance(given, list) else path
 
     def _is_known(self, kind: str, name: str) -> bool:

@@ -20,10 +20,9 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object of the kind `name` in the form of a file.
+    """Return one object as a file; None if it does not exist, cannot be in files, or `viewer` may not see it.
 
-    Return None if the object does not exist, if files cannot contain it, or if `viewer` may not see it. The key is “”
-    for a kind with a single object, such as the workspace.
+    For a kind with a single object, such as the workspace, `key` is “”.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()

@@ -17,24 +17,18 @@ REQUIRED: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of an object.
-
-    `instead` is the end of the message about a wrong value: it says what to write. `refers_to` is the kind of object
-    whose names are values of the field. `is_set` marks a list whose order does not matter. `is_secret` marks a
-    reference to a secret; an export never contains the secret itself. A field with `is_fixed` is set when the object is
-    created, and cannot be changed. Text with `is_trimmed` is stored without blanks at its ends.
-    """
+    """A field of an object."""
 
     name: str
     about: str
     schema: Mapping[str, Any]
-    instead: str
+    instead: str  # The end of the message about a wrong value: it says what to write.
     default: Any = REQUIRED
-    refers_to: str = ""
-    is_set: bool = False
-    is_secret: bool = False
-    is_fixed: bool = False
-    is_trimmed: bool = False
+    refers_to: str = ""  # The kind of object whose names are values of the field.
+    is_set: bool = False  # A list whose order does not matter.
+    is_secret: bool = False  # A reference to a secret; an export never contains the secret itself.
+    is_fixed: bool = False  # Set when the object is created, and never changed.
+    is_trimmed: bool = False  # Stored without blanks at its ends.
 
     @property
     def json_schema(self) -> dict[str, Any]:

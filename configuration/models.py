@@ -51,10 +51,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
 
 
 class ManagedObject(models.Model):
-    """An object that a configuration file governs. Nothing is locked: people may change the object by hand.
-
-    The row remains when the file no longer lists the object, so that the object can be pruned.
-    """
+    """An object that a configuration file governs. People may still change the object by hand."""
 
     target_type = models.CharField(max_length=40)
     target_id = models.CharField(max_length=40)
@@ -62,7 +59,8 @@ class ManagedObject(models.Model):
     file = models.CharField(max_length=300)
     commit = models.CharField(max_length=100, blank=True)
     applied_at = models.DateTimeField()
-    is_listed = models.BooleanField(default=True, db_default=True)  # False if the last applied file lacks it.
+    # False if the last applied file lacks the object. The row remains, so that the object can be pruned.
+    is_listed = models.BooleanField(default=True, db_default=True)
 
     objects = ManagedObjectQuerySet.as_manager()
 

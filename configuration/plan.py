@@ -31,21 +31,16 @@ SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of s
 
 @dataclass
 class Plan:
-    """The changes that applying a document would make.
-
-    `not_in_file` has the titles of workspace objects that the document's lists do not contain. `claimed` has the titles
-    of unchanged objects that the document's source would manage from now on. `missing` has the title of each object
-    that the person may not change, with the capability that the person lacks. `not_by_key` has the titles of the
-    objects that an API key cannot change.
-    """
+    """The changes that applying a document would make."""
 
     document: ConfigDocument
     world: World
     changes: list[Change] = field(default_factory=list)
-    not_in_file: list[str] = field(default_factory=list)
-    claimed: list[str] = field(default_factory=list)
-    missing: list[tuple[str, Capability]] = field(default_factory=list)
-    not_by_key: list[str] = field(default_factory=list)
+    # The titles of objects:
+    not_in_file: list[str] = field(default_factory=list)  # Missing in the document's lists.
+    claimed: list[str] = field(default_factory=list)  # Unchanged; the document's source would manage them from now on.
+    missing: list[tuple[str, Capability]] = field(default_factory=list)  # The person lacks this capability for them.
+    not_by_key: list[str] = field(default_factory=list)  # An API key cannot change them.
 
     @property
     def digest(self) -> str:
@@ -67,7 +62,7 @@ def plan(
 
     `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that have
     the document's source but are missing from its lists. With `cuts`, each change says what it cuts off. Raises
-    ConfigurationError with all mistakes that the first failing check finds.
+    ConfigurationError with all mistakes of the first failing check.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})

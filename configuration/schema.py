@@ -73,10 +73,8 @@ def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
     from jsonschema import Draft202012Validator, ValidationError, validators  # type: ignore[import-untyped]  # noqa: PLC0415
 
     def unique(_: Any, required: bool, items: Any, __: Any) -> Iterator[Any]:
-        """Report texts that occur twice in a list. Items that are not texts are mistakes anyway.
-
-        The check by jsonschema is slow for items that are not texts: it compares each item with every other item.
-        """
+        """Report texts that occur twice in a list."""
+        # Other items are mistakes anyway. jsonschema is slow for them: it compares each item with every other item.
         texts = [one for one in items if isinstance(one, str)] if required and isinstance(items, list) else []
         if len({*texts}) < len(texts):
             yield ValidationError("not unique")
@@ -132,15 +130,12 @@ def _last(path: Path) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Return a sentence that tells the person what to write at this path; empty for the top of the document.
-
-    The sentence is the `x-instead` of the schema at this path. If there is none, an object gets a general sentence, and
-    any other value gets the sentence of the list or object around it.
-    """
+    """Return a sentence that says what to write at this path; empty for the top of the document."""
     node: Any = schema()
     said = ""
     for part in path:
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        # Without a sentence, an object gets the general one below; other values get that of the list or object around.
         said = node.get("x-instead", "" if node.get("type") == "object" else said)
     return said or ("Write the fields of the object, each on its own line as “name: value”." if path else "")
 

@@ -37,7 +37,7 @@ def _change(change: Change) -> str:
 def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
     """Return a line such as `timeout_seconds: 60, was 30` for each changed field, except empty fields of new objects.
 
-    Texts with more than `longest` characters are shortened; lists are not.
+    Texts, but not lists, are shortened to `longest` characters.
     """
     lines = [f"renamed, was {change.was[-1]}"] if change.was else []
     is_new = change.act is Act.ADD

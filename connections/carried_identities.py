@@ -326,16 +326,14 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Return the number of the person's other connections that could also use an identity chosen for `row`.
-
-    They have no identity for the server, or the same identity as `row`.
-    """
+    """Return the number of the person's other connections that could also use an identity chosen for `row`."""
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)
     other_ones = Identity.objects.live().own(row.viewer).filter(server=row.server)
     if row.identity:
         other_ones = other_ones.exclude(pk=row.identity.pk)
+    # These have no identity for the server, or the same identity as `row`.
     return rest.exclude(identities__identity__in=other_ones).count()
 
 

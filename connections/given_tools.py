@@ -45,9 +45,9 @@ NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
 def given_to(
     features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
 ) -> FeatureQuerySet:
-    """Return the features among `features` that are given to one of `people`, within the limit of the host `host`.
+    """Return the features, also disabled ones, that are given to one of `people` within the limit of `host`.
 
-    `people` are pairs of gateway and user. Disabled features are returned too.
+    `people` are pairs of gateway and user.
     """
     pairs = [*people]
     gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
@@ -120,7 +120,7 @@ def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
 def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], GivenTools]) -> str:
     """Return a sentence about the calls of the last seven days that `change` would have refused.
 
-    Calls that are not allowed now are not counted. If the viewer may not read the log, return an empty string.
+    Empty if the viewer may not read the log.
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return ""
@@ -140,10 +140,7 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
 
 
 def _calls(gateway: Gateway) -> list[tuple[UUID | None, UUID | None, str, int]]:
-    """Return the number of calls by person, host and name of the tool or prompt; refused calls are not counted.
-
-    At most MOST_READ + 1 calls are counted.
-    """
+    """Count at most MOST_READ + 1 calls that were not refused, by person, host and name of the tool or prompt."""
     since = range_start(timezone.now(), PERIOD)
     rows = Call.objects.filter(gateway_id=gateway.pk, created_at__gte=since, feature_type__in=NAMED_KINDS)
     rows = rows.exclude(outcome__in=ENDINGS["denied"]).order_by()
@@ -179,11 +176,9 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that gives a tool the effect `effect`.
-
-    The tool then belongs to the sets that name it as a member, and to the sets whose rule fits it with this effect.
-    """
+    """Return the change that gives a tool the effect `effect`."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
+    # The sets that then have the tool: as a member, or because their rule fits the tool with this effect.
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
 
     def change(given: GivenTools) -> GivenTools:

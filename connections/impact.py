@@ -56,12 +56,9 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities, personal and shared, that calls through `target` use. Other calls may use them too.
-
-    Returns 0 if `target` is itself an identity, because the confirmation already names that identity.
-    """
+    """Count the live identities that calls through `target` use; other calls may use them too."""
     if isinstance(target, Identity):
-        return 0
+        return 0  # The confirmation already names this identity.
     rows = Identity.objects.live()
     carried = Q(connection_identities__connection__in=Connection.objects.live().filter(links))
     places = Assignment.objects.live()
@@ -78,10 +75,10 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences for a confirmation: the impact of disabling `target` and how many calls would have been refused.
+    """Return sentences about the access that disabling `target` ends, and the calls that it would have refused.
 
-    Calls of the last seven days are counted. The owner of `target` gets all sentences. Other viewers get the impact if
-    they may see all connections, and the number of calls if they may read the log. Raises NothingGoesThrough.
+    The calls are those of the last seven days. Viewers other than the owner get the access only with
+    MCP_CONNECTIONS_READ, and the calls only with LOGS_READ. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -89,7 +86,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 def cuts_now(target: models.Model, viewer: User) -> str:
     """Return a sentence with the hosts and people that disabling `target` cuts off.
 
-    If the viewer may not see all connections and `target` is not their own, return an empty string.
+    Empty if the viewer may not see all connections and `target` is not their own. Raises NothingGoesThrough.
     """
     if not _is_own(target, viewer) and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
@@ -115,7 +112,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
     """Return a sentence about calls of the last seven days that disabling `targets` (of one model) would have refused.
 
-    Empty if the viewer may not read these calls.
+    Empty if the viewer may not read these calls. Raises NothingGoesThrough.
     """
     where: dict[str, list[Any]] = {}
     for target in targets:
@@ -128,9 +125,9 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence about the calls that would have been refused if only these teams could use `gateway`.
+    """Return a sentence about the calls of the last seven days that limiting `gateway` to `teams` would have refused.
 
-    The calls are those of the last seven days. If the viewer may not read them, return an empty string.
+    Empty if the viewer may not read these calls.
     """
     given = GatewayGrant.objects.live().filter(gateway=gateway).order_by().values("user")
     reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")) | Q(pk__in=given))
@@ -141,8 +138,7 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
     """Return sentences about the apps and agents in use that `gateway` would refuse if it allowed only listed ones.
 
-    With `list_used`, saving adds the apps and agents in use to the list, so the sentences say that none is refused. If
-    the viewer may not see all connections, return an empty string.
+    With `list_used`, saving lists them, so none is refused. Empty if the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

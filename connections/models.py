@@ -120,11 +120,8 @@ def is_allowed_at(gateway: Gateway, host: Host | None) -> bool:
 
 @cache
 def stopped_above() -> Q:
-    """Match blocked connections: those with a `blocked_reason`.
-
-    Few users, hosts and gateways are disabled. Subqueries for these are faster than a join of every connection to their
-    tables.
-    """
+    """Match blocked connections: those with a `blocked_reason`."""
+    # Subqueries for the few disabled rows are faster than joining every connection to its host, user and gateway.
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(Q(is_active=False) | Q(role__uses_gateways=False))
     off = Q(host__in=hosts.order_by().values("pk")) | Q(user__in=people.order_by().values("pk"))
@@ -167,8 +164,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> "Connection":
         """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
-        Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, if the
-        host is not approved, if the user or host may not use the gateway, or if an identity cannot be used.
+        Raises ConnectionRefused, with a message for the person, if the connection is disabled or not allowed, or if an
+        identity cannot be used.
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -194,7 +191,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         refusal: str = "",
         instead_of: Identity | None = None,
     ) -> Identity:
-        """Store a person's own credential for `server`, and use it on their connections as `carry` does.
+        """Store a credential for `server` that `by` owns, and use it on the owner's connections as `carry` does.
 
         Raises IntegrityError if the label is taken, or AnotherPlace if the server's address has just been changed.
         """
@@ -205,9 +202,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return identity
 
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
-        """Use `identity` on the owner's connections that have no identity for its server, or that use `instead_of`.
+        """Use `identity` on the owner's connections that have no live identity for its server, or have `instead_of`.
 
-        A revoked identity counts as none. Returns the number of changed connections. Their tokens continue to work.
+        Returns the number of changed connections.
         """
         with transaction.atomic():
             places = Assignment.objects.per_user().filter(server=identity.server_id)
@@ -310,11 +307,11 @@ def host_refusal(host: Host) -> str:
 def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     """Return the reason why `user` may not connect `host` to this gateway; empty if the user may.
 
-    A `host` of None is an app that never connected. If the user has no access to the gateway, the reason says only
-    this, unless the gateway is archived.
+    A `host` of None is an app that never connected.
     """
     if not user.uses_gateways:
         return "With your role you can only look: you cannot use a gateway."
+    # Without access, the user learns nothing else about the gateway, unless it is archived.
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
     if gateway.archived_at or not gateway.enabled:
@@ -400,10 +397,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The log's error code for the reason that blocks the connection; empty if nothing blocks it.
-
-        The result is also empty if only the connection itself is disabled.
-        """
+        """The log's error code for the reason that blocks the connection, other than its own switch; empty if none."""
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
@@ -492,7 +486,7 @@ class Connection(Versioned, Switchable):
             )
 
     def use_identity(self, assignment: Assignment, identity: Identity, *, by: User) -> None:
-        """Use this identity of the connection's user for a per-user server, from the next request on.
+        """Use this identity for a per-user server, from the next request on.
 
         Raises ConnectionAlreadyRevoked, or ConnectionRefused if the identity cannot be used for this server.
         """
@@ -533,10 +527,9 @@ class Connection(Versioned, Switchable):
         Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
 
     def end_sessions(self, *sessions: UUID, by: User) -> int:
-        """End these MCP sessions of the connection's client, or all if none is given; return the number ended.
+        """End these MCP sessions of the client, or all if none is given; return the number ended.
 
-        Calls and streams of the sessions end at once, and the client has to initialize again. Workers end the
-        corresponding sessions at servers within two minutes.
+        Their calls and streams end at once; the corresponding sessions at servers end within two minutes.
         """
         with transaction.atomic():
             rows = Session.objects.select_for_update().filter(connection=self)
@@ -549,11 +542,7 @@ class Connection(Versioned, Switchable):
         return len(ending)
 
     def check_identity(self, assignment: Assignment, identity: Identity) -> None:
-        """Raise ConnectionRefused if the connection cannot use `identity` for `assignment`.
-
-        The assignment must belong to the connection's gateway, and be of a per-user server. The identity must be live,
-        for the same server, and belong to the connection's user.
-        """
+        """Raise ConnectionRefused if the connection cannot use `identity` for `assignment`."""
         fits = (
             assignment.gateway_id == self.gateway_id
             and assignment.identity_scheme == IdentityScheme.PER_USER
@@ -632,8 +621,8 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
     ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, add hosts in use to the list.
 
-        Returns the time at which this call added hosts, or None if it added none. To undo the call, pass this time as
-        `unlist`: the hosts added at that time are then removed from the list. Raises ChangedMeanwhile.
+        Returns the time of the additions, or None if there are none. To remove these hosts again, pass this time as
+        `unlist`. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.
@@ -656,16 +645,14 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 
 
 class HostAtGateway(Versioned, models.Model):
-    """An app or agent that is on a gateway's list of allowed hosts, blocked there, or limited to some tools.
-
-    `allowed` is True if the host is on the list, and False if it is blocked. If it is None, or if there is no row,
-    `gateway.hosts_allowed` decides. The host can use only the tools in `tool_set`; None is no limit.
-    """
+    """An app or agent that is on a gateway's list of allowed hosts, blocked there, or limited to some tools."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint is indexed.
     host = models.ForeignKey(Host, models.PROTECT, related_name="+")
+    # True: on the list. False: blocked. None, or no row: `gateway.hosts_allowed` decides.
     allowed = models.BooleanField(null=True)
+    # The only tools that the host can use; None is no limit.
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, null=True, blank=True, related_name="limited")
     set_by = models.ForeignKey(User, models.PROTECT, related_name="+")
     set_at = models.DateTimeField(default=timezone.now)
@@ -725,8 +712,7 @@ class HostAtGateway(Versioned, models.Model):
     def limit(self, tool_set: ToolSet | None, *, by: User) -> bool:
         """Refuse the tools outside `tool_set` to everyone who uses this host on this gateway; None lifts the limit.
 
-        Returns False if the host had this limit already. Raises GatewayError if the set is archived or of another
-        gateway.
+        Returns False if nothing changed. Raises GatewayError if the set is archived or of another gateway.
         """
         with transaction.atomic():
             row = self.lock()

@@ -32,11 +32,7 @@ LIVE = "live"  # All statuses but `revoked`.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """Return the connections that `viewer` may see.
-
-    These are all connections if the viewer has MCP_CONNECTIONS_READ or a capability in `opening`. Otherwise they are
-    the viewer's own connections.
-    """
+    """Return all connections if `viewer` has MCP_CONNECTIONS_READ or one of `opening`, else the viewer's own."""
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
 
@@ -170,13 +166,11 @@ class ConnectionRow:
 
     @property
     def may_regenerate(self) -> bool:
-        """True if the viewer may replace the connection's secret.
-
-        For an agent, only the owner may do this: the new secret is shown, and everyone who has it can act as the owner.
-        An app's key is never shown, so the capability to revoke connections is enough.
-        """
+        """True if the viewer may replace the connection's secret."""
         if self.connection.host.is_agent:
+            # The new secret is shown, and everyone who has it can act as the owner.
             return self.is_own
+        # An app's key is never shown.
         return self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
@@ -191,10 +185,7 @@ class ConnectionRow:
 
     @property
     def offers_asking(self) -> bool:
-        """True if the row has the button that asks the owner to collect a new token.
-
-        If False, the lines of the tokens may still have such buttons.
-        """
+        """True if the row itself, not only a token's line, has the button to ask the owner to collect a new token."""
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
@@ -263,10 +254,8 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with a token or key that meets the condition `credentials`.
-
-    If the condition is empty, return an empty Q, which has no effect in `a | b`.
-    """
+    """Match connections with a token or key that meets `credentials`; an empty Q if `credentials` is empty."""
+    # An empty Q has no effect in `a | b`.
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 

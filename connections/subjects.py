@@ -29,8 +29,7 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 def _listed_connections(view: Resource) -> QuerySet[Any]:
     """Return all connections if the caller has a capability to see them.
 
-    Other callers get their own connections. If they may read the log, they also get all connections that were ever
-    used, because these may be in the log.
+    Other callers get their own and, if they may read the log, all that were ever used.
     """
     if _holds(view, Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_READ):
         return Connection.objects.all()
@@ -38,14 +37,14 @@ def _listed_connections(view: Resource) -> QuerySet[Any]:
 
 
 def _own_or_logged(view: Resource, own: Q) -> Q:
+    # Connections and tokens that were ever used may be in the log.
     return own | Q(last_used_at__isnull=False) if _holds(view, Capability.LOGS_READ) else own
 
 
 def _listed_people(view: Resource) -> QuerySet[Any]:
     """Return all people if the caller has a capability to see them.
 
-    Other callers get themselves, the owners of connections that they may see and, if they may see identities, the
-    owners of identities.
+    Other callers get themselves, and the owners of connections and identities that they may see.
     """
     if _holds(view, Capability.PEOPLE_READ, Capability.AUDIT_READ):
         return User.objects.all()
@@ -58,8 +57,7 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
     """Return all tokens if the caller has a capability to see them.
 
-    Other callers get their own tokens. If they may read the log, they also get all tokens that were ever used, because
-    these may be in the log.
+    Other callers get their own and, if they may read the log, all that were ever used.
     """
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
@@ -79,7 +77,7 @@ def _listed_hosts(view: Resource) -> QuerySet[Any]:
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
     """Return all gateways if the caller has a capability to see them.
 
-    Other callers get the gateways that they may use, and the gateways of connections that they may see.
+    Other callers get the gateways that they may use, and those of connections that they may see.
     """
     if _holds(view, Capability.GATEWAYS_READ):
         return Gateway.objects.all()
@@ -90,7 +88,7 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 def _listed_servers(view: Resource) -> QuerySet[Any]:
     """Return all servers if the caller has a capability to see them.
 
-    Other callers get the servers of gateways that they may see, and the servers of their own identities.
+    Other callers get the servers of gateways that they may see, and of their own identities.
     """
     if _holds(view, Capability.SERVERS_READ, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
@@ -103,17 +101,17 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return a function that takes the API view and returns the objects that a filter may name.
+    """Return a function from the API view to the objects that a filter may name.
 
-    These are the objects of `listed` and, if the caller may read the log, the objects of logged calls. `column` is the
-    column of `Call` that contains the object's id. `shared` are columns that both calls and objects have: the query
-    compares these too, so that PostgreSQL can use an index.
+    These are the objects of `listed` and, if the caller may read the log, those of logged calls. `column` is the column
+    of `Call` with the object's id; `shared` are columns that calls and objects have in common.
     """
 
     def things(view: Resource) -> QuerySet[Any]:
         rows = listed(view)
         if not _holds(view, Capability.LOGS_READ):
             return rows
+        # Comparing the shared columns too lets PostgreSQL use an index.
         logged = Exists(Call.objects.filter(**{column: OuterRef("pk")}, **{one: OuterRef(one) for one in shared}))
         named: QuerySet[Any] = rows.model._default_manager.filter(Q(pk__in=rows.values("pk")) | logged)
         return named

@@ -89,11 +89,7 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the columns that the filters choose.
-
-    Without a choice, return at most MOST_COLUMNS columns: everybody, the teams and people with a grant, and the apps
-    and agents with a limit.
-    """
+    """Return the columns that the filters choose; without a choice, all columns, but at most MOST_COLUMNS."""
     told: Any = filters.values
     found: list[MatrixColumn] = []
     if email := told.get("person"):

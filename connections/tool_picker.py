@@ -1,6 +1,6 @@
 """Choose the tools of a set from a list with search and pages, and copy a set to another gateway.
 
-Nothing is saved before *Save*. Until then, the form carries the chosen names from page to page.
+Until *Save*, the form carries the chosen names from page to page.
 """
 
 from __future__ import annotations
@@ -133,10 +133,7 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _members_at(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return the features of `gateway` that are named like the set's members, and a sentence about missing members.
-
-    The sentence is empty if `gateway` lacks none of them.
-    """
+    """Return the gateway's features named like the set's members, and a sentence about missing ones (“” if none)."""
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""
     names = [*tool_set.members.order_by("exposed_name").values_list("exposed_name", flat=True)]

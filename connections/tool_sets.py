@@ -386,10 +386,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show how many tools, prompts and resources the set in the form has.
-
-    If the set is in use, also show how many recent calls the change would have refused.
-    """
+    """Show the size of the set in the form and, if it is in use, the recent calls the change would have refused."""
     form, told = ToolSetForm(request.POST, gateway=gateway, tool_set=tool_set), ""
     form.fields["name"].required = False
     if form.is_valid():

@@ -181,10 +181,8 @@ def _listed(request: AppRequest, side: str, of: Any, **context: Any) -> HttpResp
 
 
 def _most_tokens(viewer: User, side: str, filters: ConnectionFilter) -> int | None:
-    """Return the number of tokens to list below a row; None means all.
-
-    Tokens are left out only if the viewer has HOSTS_READ: the row then links to the agent's page, which lists all.
-    """
+    """Return the number of tokens to list below a row; None means all."""
+    # With HOSTS_READ, the row links to the agent's page, which lists all tokens.
     is_short = side == "gateway" and not filters.values.get("q") and viewer.has_perm(Capability.HOSTS_READ)
     return MOST_TOKENS if is_short else None
 
@@ -412,11 +410,9 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and a URL that tells how many are active and how many blocked.
-
-    These two numbers have a URL of their own because they take longer to count.
-    """
+    """Return the number of listed connections, and a URL that tells how many are active and how many blocked."""
     rows = filters.narrow(connections_visible_to(viewer)).count()
+    # Separate, because active and blocked connections take longer to count.
     counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"
     return {"count": rows, "number": number_of(rows, "connection"), "counts_url": counts_url}
 

@@ -56,7 +56,7 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
     def matching(self, words: str) -> DirectoryAddressQuerySet:
         """Return the addresses whose team name contains `words`; all addresses if `words` is empty.
 
-        The address for everyone has no team; it is matched as if its team were named EVERYONE.
+        The address for everyone counts as that of a team named EVERYONE.
         """
         if not words:
             return self
@@ -64,14 +64,12 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
 
 
 class DirectoryAddress(Versioned, Switchable):
-    """An address of the directory: anybody who has it can list the gateways that everybody in `team` may use.
-
-    The token is stored unencrypted, because policy files contain it and can be downloaded again at any time. With the
-    token, a client gets only the names, descriptions and URLs of gateways.
-    """
+    """An address that lists, to anybody who has it, the gateways that everybody in `team` may use."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     team = models.OneToOneField(Team, models.CASCADE, null=True, related_name="directory_address")  # NULL: everyone.
+    # Unencrypted, because policy files contain it and can be downloaded again at any time. It gives access only to the
+    # names, descriptions and URLs of gateways.
     token = models.CharField(max_length=40, unique=True, default=new_token, editable=False)
     read_at = models.DateTimeField(null=True, editable=False)
     read_by = models.CharField(max_length=LONGEST_CLIENT, blank=True, default="", editable=False)  # User-Agent.

@@ -69,10 +69,7 @@ def name_of(gateway: Gateway) -> str:
 
 
 def entry(gateway: Gateway) -> dict[str, Any]:
-    """Return a gateway as a ServerResponse of the registry API.
-
-    The response lists no headers: clients would ask people for the values of headers, instead of using OAuth.
-    """
+    """Return a gateway as a ServerResponse of the registry API."""
     return {
         "server": {
             "$schema": SCHEMA,
@@ -81,6 +78,7 @@ def entry(gateway: Gateway) -> dict[str, Any]:
             "description": _description(gateway),
             "version": VERSION,
             "websiteUrl": settings.PUBLIC_URL + reverse("gateways:access_to", args=[gateway.slug]),
+            # No headers: clients would ask people for the values of headers, instead of using OAuth.
             "remotes": [{"type": "streamable-http", "url": gateway.url}],
         },
         "_meta": {
@@ -100,10 +98,8 @@ def _description(gateway: Gateway) -> str:
 
 
 def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
-    """Return a page of gateways as a ServerList, in the order of their slugs. Raises BadQuery.
-
-    A cursor contains the search too, because VS Code does not send the search again when it requests further pages.
-    """
+    """Return a page of gateways as a ServerList, in the order of their slugs. Raises BadQuery."""
+    # The cursor contains the search too: VS Code does not send the search again for further pages.
     after, search = _position(text_of(query, "cursor"))
     search = text_of(query, "search").strip() or search
     limit = _limit(query.get("limit", ""))

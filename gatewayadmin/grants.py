@@ -1,8 +1,7 @@
 """Grants the rights of a serving role: the database role of a gateway whose tables are owned by another role.
 
-A serving role can insert and read rows of the logs, but cannot delete checkpoints or the key that signs them. Only the
-owner can update or delete rows of the logs, drop the triggers that protect these rows, or alter a table
-(docs/how-to/deploy.md).
+In the logs, a serving role can only insert and read rows. It cannot delete checkpoints or their signing key, drop the
+triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator

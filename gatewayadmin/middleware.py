@@ -49,8 +49,7 @@ type Address = IPv4Address | IPv6Address
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
     """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
 
-    `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted, and
-    only from the right to the first untrusted hop: everything left of that hop may be forged.
+    `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted.
     """
     address = _parsed_address(peer)
     if address is None:
@@ -58,6 +57,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     if not forwarded:
         return str(address)
     hops = [hop for value in forwarded for hop in value.split(",")]
+    # Read from the right: everything left of the first untrusted hop may be forged.
     while hops and any(address in network for network in trusted):
         hop = _parsed_address(hops.pop())
         if hop is None:
@@ -90,10 +90,10 @@ _FORWARDING = frozenset(
 def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> bool:
     """Return whether the request is from a program on this machine, over loopback and without a proxy.
 
-    `peer` is the address of the connection, `headers` the lower-case header names. A proxy on this machine is detected
-    by forwarding headers, or because it is `trusted`.
+    `peer` is the address of the connection, `headers` the lower-case header names.
     """
     address = _parsed_address(peer)
+    # A proxy on this machine is `trusted`, or sends forwarding headers.
     if address is None or not address.is_loopback or any(address in network for network in trusted):
         return False
     return not any(name in _FORWARDING or name.startswith("x-forwarded") for name in headers)
@@ -135,14 +135,14 @@ def largest_anonymous_body(path: str) -> int:
 class OuterMiddleware:
     """Wraps the whole application, and limits request bodies before Django reads them completely.
 
-    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
-    client, `scope["scheme"]` to that of the public URL, and `scope["peer"]` to the address of the connection, which may
-    be a proxy's. A Host that is not ours gets 400, except at `unchecked` paths.
+    Sets `request_id`, `client` (the actual client), `peer` (the connection's address, perhaps a proxy's) and `scheme`
+    (of the public URL) in the scope.
 
-    A body above LARGEST_BODY gets 413. Without a session or token, the limit is LARGEST_ANONYMOUS_BODY, or at some
-    paths one of SMALLER_ANONYMOUS_BODIES. If a request with a session or token exceeds this smaller limit, `is_known`
-    checks the credential. For an unknown credential the answer is 401, or 413 if the body has no Content-Length. If
-    `is_known` raises SenderBusy, the answer is 429.
+    Answers itself in these cases:
+    - 400: the Host is not ours, except at `unchecked` paths.
+    - 413: the body is above LARGEST_BODY or, without a session or token, above `largest_anonymous_body`.
+    - 401: the body is above the anonymous limit, and `is_known` rejects the credential (413 without Content-Length).
+    - 429: `is_known` raises SenderBusy.
     """
 
     def __init__(
@@ -203,8 +203,7 @@ class OuterMiddleware:
 class _LimitedBody:
     """Limits the request body. Above the limit, `receive` reports a disconnect, so that readers drop their data.
 
-    `largest` is the limit at first. If the body exceeds it, `may_send_more` is called once; if that returns True, the
-    limit becomes LARGEST_BODY.
+    The limit is `largest`, or LARGEST_BODY if `may_send_more` returns True.
     """
 
     def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:
@@ -338,8 +337,7 @@ _background = Background(DatabaseError)  # Only logged at debug level: the waiti
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
-    At most LOOKUPS_AT_ONCE look-ups run at a time in this process, each for a different sender. Raises SenderBusy if
-    too many look-ups wait, of this sender or in all, or if this look-up has waited for LONGEST_WAIT_S.
+    Raises SenderBusy if too many look-ups wait, of this sender or in all, or if this one has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
@@ -393,9 +391,9 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    Up to MOST_WAITING further requests of the sender wait; any more get 429 at once, and a request that has waited for
-    LONGEST_WAIT_S gets 429 too. Requests to paths below `free` are not limited. A request is heavy if `heavy` matches
-    its path, or if it asks for a list as a file (`?format=`). Each sender may have only one heavy request in `app`.
+    Up to MOST_WAITING further requests wait. A request gets 429 if more wait, or after LONGEST_WAIT_S. Paths below
+    `free` are not limited. Only one request of a sender may be heavy: one whose path matches `heavy`, or that asks for
+    a file (`?format=`).
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -444,11 +442,8 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token of a request.
-
-        If a request has both, it counts for both. Otherwise a request could get an extra share by adding a made-up
-        session or token.
-        """
+        """Yield the session and the token of a request."""
+        # A request with both counts for both. Otherwise a made-up session or token would give it an extra share.
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -117,9 +117,9 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 
 
 class Traffic:
-    """The calls of the last day. Each part is read on first access. More calls do not make this slower.
+    """The calls of the last day; each part is read on first access.
 
-    If `new` is given, `recent` and `refusals` are read from the primary, which has the newest calls.
+    With `new`, `recent` and `refusals` are read from the primary, which has the newest calls.
     """
 
     def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:
@@ -320,13 +320,10 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """Return the gateway that the user should try first, or None if the user can use no gateway.
-
-    Gateways with servers other than built-in ones come first, then other gateways with servers, then gateways without
-    servers; within each group, the oldest comes first.
-    """
+    """Return the gateway that the user should try first, or None if the user can use no gateway."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
+    # First those with servers other than built-in ones, then others with servers; the oldest first.
     return gateways.demo_last("-has_server", "created_at").first()
 
 

@@ -1,10 +1,6 @@
 """The command palette: pages, lists, actions and help by name, within the user's capabilities.
 
-Each search queries the database for what the user may see. Actions that need a form or a confirmation
-open a page with it; other actions are executed at once.
-
-Things of several kinds may have the same name, so each action shows the kind. An app that chose its own name cannot be
-enabled in the palette, where the name might deceive: the entry opens the app's page instead.
+Actions that need a form or a confirmation open a page; others are executed at once.
 """
 
 from __future__ import annotations
@@ -42,18 +38,14 @@ LONGEST = 100
 
 @dataclass(frozen=True, slots=True)
 class PaletteEntry:
-    """A page or an action; if `posts` is True, the action is executed at once.
-
-    `tile` is the name from which a letter icon is made. `note` distinguishes entries with the same text; for an action
-    on a thing, it begins with the kind of the thing.
-    """
+    """A page or an action."""
 
     text: str
     url: str
     icon: str = ""
-    note: str = ""
-    tile: str = ""
-    posts: bool = False
+    note: str = ""  # Distinguishes entries with the same text. For an action, it begins with the kind of its thing.
+    tile: str = ""  # The name from which a letter icon is made.
+    posts: bool = False  # If True, the action is executed at once.
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +155,11 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry to disable a thing that is enabled (`on`), or to enable one that is disabled.
 
-    `is_known` is False for an app that chose its own name. Instead of enabling such an app, the entry opens its page.
+    `is_known` is False for an app that chose its own name.
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)
+    # The name might deceive: open the app's page instead of enabling the app.
     if not is_known:
         return _to(f"{room}:detail", key, f"Enable {name}", "play", f"{kind}, self-reported name")
     return _to(f"{room}:enable", key, f"Enable {name}", "play", kind, posts=True)

@@ -68,9 +68,9 @@ _FILLERS = {"calls", "in", "the", "of", "from", "logs", "log", "and"}
 
 
 def calls_described(words: str, zone: str) -> CallsDescribed | None:
-    """Return the entry for the calls that the words describe: by an outcome, a time or both, and perhaps a name.
+    """Return the entry for the calls that the words describe; None if they name neither an outcome nor a time.
 
-    Days begin at midnight in `zone`. Return None if the words name neither an outcome nor a time.
+    Days begin at midnight in `zone`.
     """
     text = " ".join(words.lower().replace('"', "").split())
     time = next((name for name in _TIMES if re.search(rf"\b{name}\b", text)), "")

@@ -12,19 +12,15 @@ from tokens.rows import SEES as SEES_TOKENS
 
 
 class Offer(NamedTuple):
-    """An entry for people with the needed capabilities.
-
-    `words` are further words that find the entry. `query` is the query string of the page's URL, such as a filter of
-    a list. `key` is the letter to type after G to open the page.
-    """
+    """An entry for people with the needed capabilities."""
 
     text: str
     view: str
     icon: str
     needs: Held = None
-    words: str = ""
-    query: str = ""
-    key: str = ""
+    words: str = ""  # Further words that find the entry.
+    query: str = ""  # The query string of the page's URL, such as a filter of a list.
+    key: str = ""  # The letter to type after G to open the page.
 
 
 TO_DO = (

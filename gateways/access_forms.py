@@ -159,8 +159,7 @@ class TakesRequestsForm(forms.Form):
 def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses.
 
-    Raises ValidationError for an unknown address, and for more than MOST_APPROVERS addresses. `noun` is the word for
-    the people in the latter error, for example "approvers".
+    Raises ValidationError for an unknown address, or for more than MOST_APPROVERS people, called `noun` in the message.
     """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

@@ -104,19 +104,15 @@ REQUESTS = Table(
 
 
 def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate each gateway with the viewer's access to it and with its number of tools.
-
-    `reaches_always` is True if the viewer may use the gateway without a grant, `reaches_by_grant` if a grant opens it.
-    `granted_until` is the end of this grant. `waits` is the id of the viewer's newest open request for the gateway.
-    """
+    """Annotate each gateway with the viewer's access to it and with its number of tools."""
     without = Gateway.objects.reachable_by(viewer, by_grant=False).filter(pk=OuterRef("pk"))
     own = GatewayGrant.objects.live().filter(gateway=OuterRef("pk"), user=viewer)
     waiting = AccessRequest.objects.filter(gateway=OuterRef("pk"), user=viewer, state=RequestState.OPEN)
     return rows.annotate(
-        reaches_always=Exists(without),
+        reaches_always=Exists(without),  # The viewer may use the gateway without a grant.
         reaches_by_grant=Exists(own),
-        granted_until=Subquery(own.values("ends_at")[:1]),
-        waits=Subquery(waiting.order_by("-created_at").values("pk")[:1]),
+        granted_until=Subquery(own.values("ends_at")[:1]),  # The end of this grant.
+        waits=Subquery(waiting.order_by("-created_at").values("pk")[:1]),  # The newest open request's id.
         tool_count=count_of(Feature.objects.callable().tools(), "assignment__gateway"),
     )
 
@@ -181,9 +177,9 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
-    """Return a pair: whether any of the person's live `grants` gives the set, and the date when this access ends.
+    """Return whether any of the person's live `grants` gives the set, and the date when this access ends.
 
-    The date is None if no grant gives the set, or if one of the grants that give it has no end date.
+    The date is None if no grant gives the set, or if one without an end date does.
     """
     ends = [grant.ends_at for grant in grants if grant.tool_set_id == tool_set.pk]
     dates = [end for end in ends if end]

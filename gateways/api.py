@@ -423,12 +423,9 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """Match assignments by the alias or id in a URL.
-
-    An alias cannot be mistaken for an id, because aliases are shorter. Text with NUL characters matches no assignment.
-    """
+    """Match assignments by the alias or id in a URL."""
     try:
-        return Q(pk=UUID(alias))
+        return Q(pk=UUID(alias))  # Not an alias: aliases are shorter.
     except ValueError:
         return Q(pk=None) if "\0" in alias else Q(alias=alias)
 

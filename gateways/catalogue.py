@@ -111,17 +111,13 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server.
+    """One tool of a server; it is a separate feature on each gateway."""
 
-    The tool is a separate feature on each gateway. `places` are all these features, `found` are those that match the
-    filters, and `feature` is the oldest of `found`. `calls` are the calls of the features in `found`.
-    """
-
-    feature: Feature
-    calls: int = 0
+    feature: Feature  # The oldest of `found`.
+    calls: int = 0  # Calls of the features in `found`.
     last_used_at: datetime | None = None
-    places: list[Place] = field(default_factory=list)
-    found: list[Place] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)  # All features of this tool.
+    found: list[Place] = field(default_factory=list)  # The features that match the filters.
 
     @property
     def server(self) -> Server:
@@ -174,11 +170,9 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    Calls in the last SPAN are counted if `tells_use` is set and the viewer may read the log. Otherwise tools cannot be
-    sorted or filtered by use. After reading, `is_cut` is True if there were more calls than could be counted.
-
-    `page` is the number of the page that the caller will probably read, as text. None, or text that is no such number,
-    means page 1. The statement that counts the entries also reads this page.
+    With `tells_use`, calls in the last SPAN are counted if the viewer may read the log. Sorting and filtering by use
+    need these numbers. `page` is the number of the page that the caller will probably read, as text; None or other text
+    means 1.
     """
 
     ordered = True
@@ -193,7 +187,7 @@ class Catalogue:
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
-        self.is_cut = False
+        self.is_cut = False  # True, after reading, if there were more calls than could be counted.
         self._start = (int(page) - 1) * PAGE_SIZE if page and re.fullmatch("[1-9][0-9]{0,6}", page) else 0
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
@@ -278,14 +272,12 @@ class Catalogue:
         return [(server, name) for server, name, _ in found], found[0][2] if found else 0
 
     def _calls(self, opened: Book, where: Where) -> SQL:
-        """Return a query for the numbers of calls of tools in the last SPAN.
-
-        The query reads roll-ups. If there are none for this period, it reads the newest calls.
-        """
+        """Return a query for the numbers of calls of tools in the last SPAN."""
         since, until = month()
         # For a time this long ago, roll-ups exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):
             return query
+        # There are no roll-ups for this period: read the newest calls.
         self.is_cut = Call.objects.filter(method="tools/call", created_at__gte=since)[MOST_READ:].exists()
         return NEWEST, [since, until, MOST_READ]
 

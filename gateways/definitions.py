@@ -105,13 +105,11 @@ def _quoted(value: Any) -> str:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """Split a long line into sentences, and long sentences into pieces of LONGEST characters.
-
-    So text that is added to one sentence does not move the breaks in other sentences.
-    """
+    """Split a long line into sentences, and long sentences into pieces of LONGEST characters."""
     if len(line) <= LONG:
         yield line
         return
+    # By sentence: text that is added to one sentence does not move the breaks in other sentences.
     for sentence in re.split(r"(?<=[.!?;:] )", line):
         yield from (sentence[at : at + LONGEST] for at in range(0, len(sentence), LONGEST))
 
@@ -214,7 +212,7 @@ class Argument(NamedTuple):
 def arguments(schema: Any) -> list[Argument]:
     """Return the arguments named by a tool's input schema, each followed by its members.
 
-    Schemas come from servers: invalid ones are treated as empty, and recursion ends at DEEPEST.
+    Invalid schemas, which servers may send, are treated as empty.
     """
     return list(islice(_arguments(schema, schema, 0), MOST_ROWS))
 

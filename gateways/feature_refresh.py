@@ -43,11 +43,9 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
 
 
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
-    """List and store the server's features for a new assignment, so that the tools are shown immediately.
-
-    Until the server answers, the page shows that the server is being asked. Returns None if the server is disabled.
-    """
+    """List and store the server's features for a new assignment. Returns None if the server is disabled."""
     targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
+    # Until the server answers, the page shows that the server is being asked.
     for target, identity in targets:
         if _is_asked_as_somebody(target, identity):
             for kind in FeatureKind:
@@ -64,9 +62,9 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return False if each person needs an identity of their own and `identity` is None, otherwise True.
+    """Return False if `identity` is None although each person needs one.
 
-    If False, neither the request to the server nor its failure is recorded. A received list is always stored.
+    If False, neither the request to the server nor its failure is recorded.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -1,8 +1,4 @@
-"""The page of one feature, the list of changed definitions, and the decisions on them.
-
-The page shows the definition that clients see, and the server's current definition; for tools also other gateways that
-have the tool, and the recent calls of the tool.
-"""
+"""The page of one feature, the list of changed definitions, and the decisions on them."""
 
 from __future__ import annotations
 
@@ -205,9 +201,9 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the context: the gateways that have the same tool and, if the viewer may read the log, the tool's use.
+    """Return the context: the gateways with this tool and, if the viewer may read the log, its use.
 
-    Return {} if the feature is not a tool, or is not offered now.
+    Return {} if `feature` is not an offered tool.
     """
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():
@@ -226,12 +222,8 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views of `feature`, the default view first.
-
-    While the server offers a definition that is not approved, the default view shows that definition, or how it differs
-    from the approved one. Otherwise the default view is the readable text, or, for prompts, resources and quarantined
-    features, the approved definition.
-    """
+    """Yield the views of `feature`, the default view first."""
+    # The default view shows a definition that is not approved, or how it differs from the approved one.
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:
@@ -327,9 +319,10 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
     """Return the values of `column` in the newest calls of the last week, the most frequent first.
 
-    `calls` must not be filtered by an empty list, because Django makes no SQL for such a query.
+    `calls` must not be filtered by an empty list.
     """
     lately = calls.filter(created_at__gte=timezone.now() - LATELY).order_by("-created_at")
+    # For a filter by an empty list, Django makes no SQL.
     newest, parameters = lately.values(column, "created_at")[:LAST_CALLS].query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(BY_CALLER.format(column=column, calls=newest), parameters)

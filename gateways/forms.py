@@ -173,9 +173,9 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """Return the alias to save: by default the slug of the server; empty if `bare` (“Without alias”) is ticked.
+        """Return the alias to save: by default the server's slug; empty if `bare` (“Without alias”) is ticked.
 
-        Raises ValidationError if the alias is taken, needed but missing, or entered although `bare` is ticked.
+        Raises ValidationError if the alias is taken, missing or contradicts `bare`.
         """
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()

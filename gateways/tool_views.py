@@ -197,16 +197,12 @@ class Tab(NamedTuple):
 
 
 class RefreshSummary(NamedTuple):
-    """The outcome of the last requests for a server's features.
-
-    `people` is the number of identities used in these requests. `failing` is the number of identities with which
-    requests failed; failed requests without an identity count as one more.
-    """
+    """The outcome of the last requests for a server's features."""
 
     asked_at: datetime
     learnt_at: datetime | None
-    people: int
-    failing: int
+    people: int  # The number of identities used in these requests.
+    failing: int  # The number of identities whose requests failed; having no identity counts as one more.
     why: str
 
     @property
@@ -325,7 +321,7 @@ def _grouped(
 ) -> list[ServerGroup]:
     """Group features by server; `with_empty` adds servers without features.
 
-    `causes` are the recorded failures of the refresh that was just made, by assignment id; empty without a refresh.
+    `causes` are the recorded failures of the refresh just made, by assignment id.
     """
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)

@@ -95,16 +95,13 @@ SELECT count(DISTINCT (server_id, feature_name)) FROM (
 
 
 class ToolUse(NamedTuple):
-    """A tool offered on a gateway, and the time of its last call within the period searched.
-
-    `listed_bytes` is the size of the tool's definition in the lists that clients get; 0 if the tool is not listed.
-    """
+    """A tool offered on a gateway, and the time of its last call within the period searched."""
 
     pk: UUID
     name: str
     enabled: bool
     last_at: datetime | None
-    listed_bytes: int
+    listed_bytes: int  # Size of the tool's definition in the lists that clients get; 0 if the tool is not listed.
 
     @property
     def tokens(self) -> int:
@@ -248,8 +245,8 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return the numbers of calls by person and tool in the time range `chosen`, a key of RANGES.
 
-    If there are more than MOST_READ calls, only the newest are counted, and `since` in the result is the time of the
-    oldest call that was counted. Otherwise `since` is None.
+    Only the newest MOST_READ calls are counted. If there are more, `since` is the time of the oldest counted call, and
+    None if there are not.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
@@ -327,14 +324,14 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
     """Ask for a confirmation, then disable the unused tools.
 
-    With the parameter `dearest`, only the unused tools with the longest definitions are disabled. The use of tools is
-    looked up again after the confirmation.
+    With the parameter `dearest`, only unused tools with the longest definitions are disabled.
     """
     assignment = assignment_or_404(request.user, pk)
     back, name = _tab_url(assignment.gateway), assignment.server.name
     is_dearest = "dearest" in (request.POST if request.method == "POST" else request.GET)
 
     def act() -> HttpResponse:
+        # Looked up again: tools may have been used since the question.
         kept = _without_dearest(assignment) if is_dearest else used_tools(assignment)
         off = assignment.narrow(kept, by=request.user)
         undo = Undo.if_changed(bool(off), reverse("gateways:widen", args=[pk]))

@@ -128,16 +128,12 @@ def count_of(rows: QuerySet[Any], by: str) -> Coalesce:
 
 
 def gateway_or_404(viewer: User, slug: str) -> Any:
-    """Return the live gateway with its counts. Raises Http404 if `viewer` may not see the gateway.
-
-    `row_count` counts live and ended connections, like the Connections tab. `waiting_count` counts definitions that
-    somebody has to accept or quarantine.
-    """
+    """Return the live gateway with its counts. Raises Http404 if `viewer` may not see the gateway."""
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
     waiting = Feature.objects.needing_attention().placed()
     rows = rows.annotate(
-        row_count=count_of(connections_visible_to(viewer), "gateway"),
-        waiting_count=count_of(waiting, "assignment__gateway"),
+        row_count=count_of(connections_visible_to(viewer), "gateway"),  # Live and ended, as on the Connections tab.
+        waiting_count=count_of(waiting, "assignment__gateway"),  # Definitions to accept or quarantine.
     )
     return get_object_or_404(rows, slug=slug)
 
@@ -350,10 +346,9 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 def counted_assignments(
     assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
 ) -> AssignmentQuerySet:
-    """Annotate live assignments with the number of features they offer, the number that can be called, and `is_known`.
+    """Annotate live assignments with their numbers of offered and of callable features, and `is_known`.
 
-    `kind` is the kind of feature to count, None for all kinds. `is_known` is False if the server has never answered, so
-    that the numbers are not known yet.
+    `kind` is the kind of feature to count, None for all kinds.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
@@ -363,6 +358,7 @@ def counted_assignments(
         .annotate(
             tool_count=count_of(features.offered(), "assignment"),
             callable_count=count_of(features.callable(), "assignment"),
+            # False if the server has never answered, so that the numbers are not known yet.
             is_known=Exists(answers.filter(kind=kind) if kind else answers) | Q(tool_count__gt=0),
         )
         .order_by(Lower("server__name"), "alias")
@@ -444,9 +440,9 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """Return the server to preselect: the one named in the form or URL, else preferably one not yet on this gateway.
+    """Return the server to preselect, or None.
 
-    None if there is no server with the named slug, or no server at all.
+    It is the server named in the form or URL; if none is named, preferably one not yet on this gateway.
     """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()

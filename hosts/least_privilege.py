@@ -1,9 +1,7 @@
 """The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
 
-The tab shows the tools that are given to the people who use the host, within the limits of the host. Other tools are
-only counted. One button disables the host's unused connections. Above it, the tab shows which earlier calls would
-have been refused without these connections. Hiding a tool hides it from everybody on the gateway, so the tab suggests
-this only for tools that nobody used.
+The tab lists the tools given to the people who use the host, within its limits. Hiding a tool hides it from everybody
+on the gateway, so the tab suggests this only for tools that nobody used.
 """
 
 from __future__ import annotations

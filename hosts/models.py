@@ -44,10 +44,10 @@ class HostQuerySet(models.QuerySet["Host"]):
         return self.filter(holds("name", words)) if words else self
 
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
-        """Create a token-based host for an agent. All connections of the agent share this host.
+        """Create a token-based host for an agent; all its connections share this host.
 
-        With `allow_enrolment` every person may create their own token for the agent, on each gateway they may use.
-        Raises AgentNameTaken, or CapabilityRequired if the person `by` may not allow enrolment.
+        With `allow_enrolment` every person may create their own token for it. Raises AgentNameTaken, or
+        CapabilityRequired if the person `by` may not allow enrolment.
         """
         if allow_enrolment and not by.has_perm(Capability.API_TOKENS_MANAGE):
             raise CapabilityRequired(Capability.API_TOKENS_MANAGE)

@@ -44,12 +44,10 @@ class SentBack(HttpResponseRedirect):
 @never_cache
 @require_GET
 def authorize(request: AppRequest) -> HttpResponse:
-    """Validate an authorization request, have the person sign in if needed, and start the flow.
-
-    Nothing is sent to a redirect URI before it is known to belong to the client.
-    """
+    """Validate an authorization request, have the person sign in if needed, and start the flow."""
     if not has_readable_query(request):
         return _bad_request(request, "The app's request has an invalid character.")
+    # Nothing is sent to a redirect URI before it is known to belong to the client.
     try:
         if needs_sign_in(request, request.GET.get("client_id", "")):
             return redirect_to_login(request.get_full_path())
@@ -91,12 +89,10 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
-    """Redirect to an approved app with the error; for other apps, show the error on a page.
-
-    If other apps got a redirect too, anybody could register an app, and send people an invalid link that redirects them
-    to the app's URL (open redirector, RFC 9700 section 4.11.2).
-    """
+    """Redirect to an approved app with the error; for other apps, show the error on a page."""
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
+    # If other apps got a redirect too, anybody could register an app, and send people an invalid link that redirects
+    # them to the app's URL (open redirector, RFC 9700 section 4.11.2).
     if application and is_approved(application):
         return send_back(parameters, error)
     reason = f"The app's request is invalid. {error.get('error_description') or error['error']}"

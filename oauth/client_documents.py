@@ -142,9 +142,9 @@ def _refuse_others(answer: HttpAnswer) -> None:
 
 
 def _fresh_for(cache_control: str) -> timedelta:
-    """Return how long the document may be cached (RFC 9111): at least FRESH_AT_LEAST, at most FRESH_AT_MOST.
+    """Return how long the document may be cached (RFC 9111): from FRESH_AT_LEAST to FRESH_AT_MOST.
 
-    If the header neither states a lifetime nor forbids caching, return FRESH_AT_MOST.
+    The default is FRESH_AT_MOST.
     """
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
@@ -165,20 +165,17 @@ type Fetch = Callable[[str], Document]
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
     """True if the client_id is the URL of an unknown app's document, and nobody is signed in.
 
-    Such a document is fetched only for a signed-in person. Raises UnreadableDocument if its URL must not be fetched.
+    Raises UnreadableDocument if this URL must not be fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
     check_document_url(client_id)
+    # Such a document is fetched only for a signed-in person.
     return not request.user.is_authenticated
 
 
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_document) -> None:
-    """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument.
-
-    The document is cached as long as its headers allow, but at least five minutes and at most a day. If it cannot be
-    fetched again, the stored application is used for another week, because the publisher may be down temporarily.
-    """
+    """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument."""
     if not is_address(client_id):
         return
     application = Application.objects.filter(client_id=client_id).first()
@@ -188,6 +185,7 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_do
         check_document_url(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
     except UnreadableDocument:
+        # For another week, the stored application is used: the publisher may be down temporarily.
         if application is None or application.cimd_expires_at + STALE_LIFETIME < timezone.now():
             raise
 

@@ -57,14 +57,13 @@ def _split(uri: str) -> SplitResult:
 def origin(uri: str) -> str:
     """Return scheme, host and port of a redirect URI, for display.
 
-    Of a loopback URI, the port is left out, because it changes each time. Of a URI with a scheme of APP_SCHEMES, only
-    the scheme is returned. Redirect URIs must be compared as whole strings (RFC 6749 section 3.1.2.3).
+    Redirect URIs must be compared as whole strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:
         return f"{parts.scheme}://"
     if parts.hostname in LOOPBACK:
-        return f"{parts.scheme}://{parts.hostname}"
+        return f"{parts.scheme}://{parts.hostname}"  # The port changes each time.
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
@@ -81,12 +80,10 @@ def only_loopback(uris: Iterable[str]) -> bool:
 
 
 class ClientSecretHasher(PBKDF2PasswordHasher):
-    """One round of PBKDF2, because 128 random characters cannot be guessed.
-
-    With a slow hash at each token request, anybody who knows a client_id could exhaust our CPUs.
-    """
+    """One round of PBKDF2, because 128 random characters cannot be guessed."""
 
     algorithm = "client_secret"
+    # With a slow hash at each token request, anybody who knows a client_id could exhaust our CPUs.
     iterations = 1
 
 
@@ -98,13 +95,11 @@ class UnknownResource(Exception):
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Return whether both URLs name one resource. The host's spelling and one final slash do not matter.
-
-    Return False if `first` has a user name or control characters.
-    """
+    """Return whether both URLs name one resource. Return False if `first` has a user name or control characters."""
     try:
         if "@" in urlsplit(first).netloc or not first.isprintable():
             return False
+        # The host's spelling and one final slash do not matter.
         return hosts.origin_of(first) == hosts.origin_of(second) and _path(first) == _path(second)
     except ValueError:
         return False
@@ -116,9 +111,9 @@ def _path(uri: str) -> tuple[str, str, str]:
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:
-    """Return the gateway that the request's only resource indicator names; None if `resources` is empty.
+    """Return the gateway of the only resource indicator; None if `resources` is empty.
 
-    Raises UnknownResource for several indicators, and for one that names no gateway of this installation.
+    Raises UnknownResource for several indicators, or if no gateway has this address.
     """
     if not resources:
         return None

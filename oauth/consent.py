@@ -43,11 +43,8 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Carry out the person's decision, Allow or Deny, and return the redirect URL.
-
-    Return None if the flow is already over, for example because the person submitted the form twice.
-    """
-    if flow.is_over:
+    """Carry out the person's decision and return the redirect URL. Return None if the flow is already over."""
+    if flow.is_over:  # For example, the person submitted the form twice.
         return None
     flow.completed_at = timezone.now()
     if request.POST.get("decision") == "allow":
@@ -76,13 +73,11 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """Return a page that forwards to the app at `url`; our CSP would block a redirect after a form.
-
-    If `url` is None, the flow is already over: return a page that says so (410).
-    """
+    """Return a page that forwards to the app at `url`; if `url` is None, a page for a flow that is over (410)."""
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})
+    # Our CSP would block a redirect after a form.
     response["Refresh"] = f"0; url={url}"
     response["Referrer-Policy"] = "no-referrer"
     return response

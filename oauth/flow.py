@@ -38,7 +38,7 @@ def flow_browser_digest(request: AppRequest) -> bytes:
 def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
     """Return an unsaved flow that ends with a token, for the signed-in person.
 
-    `client` is the slug of the client whose instructions are shown at the end; an unknown slug is ignored.
+    `client` is the slug of the client to show instructions for; an unknown slug is ignored.
     """
     return AuthorizeRequest(
         kind=Ending.TOKEN,
@@ -54,13 +54,11 @@ def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: s
 def begin_app(
     request: AppRequest, application: Application, gateway: Gateway | None, parameters: dict[str, str | None]
 ) -> AuthorizeRequest:
-    """Start a flow that ends with a redirect to an app, for the signed-in person.
-
-    For an unknown app, no host is created yet, so that merely following a link creates no object that others can see.
-    """
+    """Start a flow that ends with a redirect to an app, for the signed-in person."""
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,
         application=application,
+        # None for an unknown app: merely following a link must not create an object that others can see.
         host=known_host(application),
         gateway=gateway,
         user=request.user,
@@ -146,10 +144,7 @@ def choices(user: User, host: Host | None) -> GatewayQuerySet:
 
 
 def connect_questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
-    """Return, for each gateway, the servers for which the person still has to choose an identity.
-
-    Servers for which the live connection has a usable identity are left out.
-    """
+    """Return, for each gateway, the servers for which the person still has to choose an identity."""
     missing: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
     bound = ConnectionIdentity.objects.filter(
         connection__host=flow.host,

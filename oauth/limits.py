@@ -21,9 +21,9 @@ OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
-    """Count an `action` of the request's IP address, and return True if it is within the limit of this minute.
+    """Count an `action` of the request's IP address, and return whether it is within the limit of this minute.
 
-    `of` is, for example, a client id: the requests for each value of `of` are counted separately.
+    Each value of `of`, for example a client id, is counted separately.
     """
     sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]

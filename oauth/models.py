@@ -1,7 +1,4 @@
-"""Authorize flows, and what the gateway stores about the rows of Django OAuth Toolkit.
-
-For an application it stores the host; for a grant or a token, the connection.
-"""
+"""Authorize flows; also the host of each OAuth application, and the connection of each grant and token."""
 
 from datetime import timedelta
 from urllib.parse import urlencode
@@ -50,8 +47,8 @@ class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        Like the app's other access tokens, the token ends when the connection's key is replaced. Raises NotYourToken
-        if the connection does not belong to the person `by`, or TokenAlreadyRevoked if the connection was revoked.
+        Replacing the connection's key ends the token. Raises NotYourToken if `by` is another person, or
+        TokenAlreadyRevoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)
@@ -72,14 +69,12 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 class Binding(models.Model):
     """The connection to which a grant, access token or refresh token of Django OAuth Toolkit belongs.
 
-    The binding is written in the transaction that creates the toolkit's row; without a binding there is no access. For
-    an access token it stores the generation of the connection's key. For a refresh token it stores the time when the
-    token was superseded; for the first refresh token of a family, also the digest of the code it was issued for.
+    A binding is written in the transaction that creates the toolkit's row. Without it there is no access.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection = models.ForeignKey(Connection, models.PROTECT, related_name="bindings")
-    generation = models.PositiveIntegerField(null=True)
+    generation = models.PositiveIntegerField(null=True)  # Of the connection's key; only for an access token.
     grant = models.OneToOneField(
         settings.OAUTH2_PROVIDER_GRANT_MODEL, models.CASCADE, null=True, related_name="binding"
     )
@@ -89,7 +84,8 @@ class Binding(models.Model):
     refresh_token = models.OneToOneField(
         settings.OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL, models.CASCADE, null=True, related_name="binding"
     )
-    superseded_at = models.DateTimeField(null=True)
+    superseded_at = models.DateTimeField(null=True)  # Only for a refresh token that was used.
+    # Only for the first refresh token of a family: the digest of the code it was issued for.
     code_digest = models.BinaryField(max_length=32, null=True, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
 

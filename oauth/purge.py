@@ -1,7 +1,6 @@
 """Delete expired codes, ended tokens, unused registrations, and old counters of rate limits.
 
-Each function is one housekeeping chore and returns how many rows it deleted. All except `attempts` delete MAX_ROWS
-rows at most.
+Each function is one chore and returns the number of deleted rows: at most MAX_ROWS, except for `attempts`.
 """
 
 from __future__ import annotations
@@ -29,11 +28,9 @@ def codes(now: datetime) -> int:
 
 
 def refresh_tokens(now: datetime) -> int:
-    """Delete refresh tokens that are older than the workspace allows, or whose family or connection has ended.
-
-    A used token of a live family is kept until it is that old, because using it again must end the family.
-    """
+    """Delete refresh tokens that are older than the workspace allows, or whose family or connection has ended."""
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
+    # A used token of a live family is kept, because using it again must end the family.
     is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
     is_revoked = Q(binding__connection__revoked_at__lt=now - KEPT_AFTER_END)
     return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | is_ended | is_revoked))
@@ -49,11 +46,7 @@ def access_tokens(now: datetime) -> int:
 
 
 def registrations(now: datetime) -> int:
-    """Delete registrations that were not connected within a day, or whose tokens ended long ago.
-
-    An app that has connected once may return. So its registration is deleted only if it has not been used for the
-    lifetime of a refresh token.
-    """
+    """Delete registrations that were not connected within a day, or whose tokens ended long ago."""
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))
     unused = Application.objects.filter(registration_source__in=SELF_MADE, created__lt=now - UNUSED).exclude(
@@ -63,6 +56,7 @@ def registrations(now: datetime) -> int:
         | Exists(AuthorizeRequest.objects.filter(**of_this, expires_at__gt=now))
     )
     never = Q(registration__host=None)
+    # An app that has connected once may return, so it is kept for the lifetime of a refresh token after its last use.
     return _delete(unused.annotate(used_at=last_used).filter(never | Q(used_at__lt=now - _idle())))
 
 

@@ -114,15 +114,11 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 
 
 def app_fingerprint(application: Application) -> str:
-    """Return a digest that is equal for all registrations of one app.
-
-    The digest is made from the name and redirect origins; for an app with a client ID metadata document, from the
-    document's URL; for an app registered by an operator, from the client ID.
-    """
+    """Return a digest that is equal for all registrations of one app."""
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
         text = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
-    else:
+    else:  # The app gets a new client ID with each registration.
         name = application.name.casefold().strip() or NAMELESS.casefold()
         text = f"name {name} {' '.join(origins(application.redirect_uris.split()))}"
     return hashlib.sha256(text.encode()).hexdigest()
@@ -141,11 +137,7 @@ def registration_of(application: Application) -> Registration:
 
 
 def is_approved(application: Application) -> bool:
-    """True if this app and its redirect URIs are approved.
-
-    That is the case if an operator registered the app, or if the host of its registration is approved, enabled and
-    not archived.
-    """
+    """True if an operator registered the app, or if its registration's host is approved, enabled and not archived."""
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True
     registration = Registration.objects.filter(application=application).select_related("host").first()

@@ -35,24 +35,19 @@ RESPONSES = ("code",)
 
 
 class AuthorizationServer(OAuthServer):  # type: ignore[misc]
-    """Issues access tokens with the lifetime set for the workspace, an hour at most.
-
-    Only the grant and response types in our metadata are supported; others are refused (RFC 6749 sections 4.1.2.1 and
-    5.2).
-    """
+    """Issues access tokens with the lifetime set for the workspace, an hour at most."""
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
         super().__init__(request_validator, **{**options, "token_expires_in": lifetime})
+        # Others are refused (RFC 6749 sections 4.1.2.1 and 5.2).
         self._grant_types = {name: self.grant_types[name] for name in GRANTS}
         self._response_types = {name: self.response_types[name] for name in RESPONSES}
 
 
 def has_readable_query(request: HttpRequest) -> bool:
-    """Return False if the query has an invalid % escape or a NUL.
-
-    Django OAuth Toolkit would fail on an invalid escape, and the database would fail on NUL.
-    """
+    """Return False if the query has an invalid % escape or a NUL."""
     query = request.META.get("QUERY_STRING", "")
+    # Django OAuth Toolkit would fail on an invalid escape, and the database on NUL.
     return "%00" not in query and not BROKEN_ESCAPE.search(query)
 
 
@@ -76,7 +71,7 @@ GRACE = timedelta(seconds=60)
 class Validator(OAuth2Validator):  # type: ignore[misc]
     """Issues and refreshes tokens only for live connections, and only for the gateway of the connection.
 
-    The connection of a new code is `request.connection`, and is stored in a Binding. Later steps read it from there.
+    `request.connection` is the connection of a new code.
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:
@@ -117,16 +112,13 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         self, request: Request, code: dict[str, str], expires: datetime | None = None
     ) -> Any:
         grant = super()._create_authorization_code(request, code, expires)
-        Binding.objects.create(connection=request.connection, grant=grant)
+        Binding.objects.create(connection=request.connection, grant=grant)  # Later steps read the connection from it.
         return grant
 
     def validate_code(self, client_id: str, code: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Return whether the code is unused and its connection is live.
-
-        If a used code is presented again, the tokens issued for it are revoked (OAuth 2.1 section 4.1.3).
-        """
+        """Return whether the code is unused and its connection is live. Revoke the tokens of a used code."""
         if not super().validate_code(client_id, code, client, request):
-            _end_family_of_code(code, client)
+            _end_family_of_code(code, client)  # OAuth 2.1 section 4.1.3.
             return False
         request.binding = Binding.objects.select_related("connection__user").filter(grant__code=code).first()
         return request.binding is not None and _is_usable(request.binding.connection)
@@ -145,12 +137,12 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Return whether this refresh token may be used now.
 
-        A used token still works for 60 s, because several processes of a client may share it. Using it after the 60 s
-        revokes the whole family. A token that is older than the workspace allows has expired.
+        Using a token again later than GRACE after its first use revokes the whole family.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):
             return False
+        # Several processes of a client may share a token, so a used token still works for a short time.
         if row.revoked is not None and not _is_in_grace(row):
             _end_family(row, "reuse")
             return False
@@ -162,11 +154,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return True
 
     def _save_bearer_token(self, token: dict[str, Any], request: Request, *_: Any, **__: Any) -> None:
-        """Store an access token and a refresh token, both bound to the connection.
-
-        The access token is also bound to the current generation of the connection's key. Locks the connection's row
-        first, like all code that changes tokens, so that revocation and refresh cannot overlap.
-        """
+        """Store an access token and a refresh token, both bound to the connection."""
+        # First lock the connection, like all code that changes tokens, so that revocation and refresh cannot overlap.
         connection = Connection.objects.select_for_update(of=("self",)).get(pk=request.binding.connection_id)
         key = Token.objects.live_key(connection)
         if connection.revoked_at or key is None:
@@ -203,9 +192,9 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
 
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Mark the request's refresh token as used, or delete the request's code. Raises InvalidGrantError.
+    """Mark the refresh token as used, or delete the code. Raises InvalidGrantError.
 
-    Return a pair: the refresh token and None, or None and the code's digest.
+    Return the refresh token and None, or None and the code's digest.
     """
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)

@@ -52,18 +52,17 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Start the flow for the agent `?host=`. `?gateway=` preselects a gateway.
+    """Start the flow for the agent `?host=`; without it, redirect to the page that asks for an agent.
 
-    `?client=` preselects the client whose instructions are shown at the end.
-
-    This URL is also the enrolment link: people who may not create tokens are refused, unless the agent allows
-    enrolment. Without `?host=`, redirects to the page that asks for an agent.
+    `?gateway=` preselects a gateway, `?client=` the client for the instructions at the end. This URL is also the
+    enrolment link.
     """
     if "host" not in request.GET:
         return redirect(reverse("tokens:create", query=request.GET))
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
     gateway = flows.choices(request.user, host).filter(slug=text_of(request.GET, "gateway")).first()
     flow = flows.draft(request, host, gateway, client=text_of(request.GET, "client"))
+    # People who may not create tokens are refused, unless the agent allows enrolment.
     if reason := flows.refusal(flow, request.user):
         return forbidden(request, flow, reason)
     flow.save(force_insert=True)
@@ -312,7 +311,7 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("it names only gateways within reach, and one's own connections")
 def client(request: AppRequest) -> HttpResponse:
-    """Show how to connect a client, in the browser or with a token, and whether its first call arrived.
+    """Show how to connect a client, and whether its first call arrived.
 
     `?connection=` limits the page to one of the person's connections.
     """
@@ -354,12 +353,9 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return, as text, the servers of this gateway for which the person's connection lacks an identity.
-
-    Without `connection`, use one of the person's connections that lack an identity. Empty if no identity is lacking.
-    """
+    """Return, as text, the servers for which a connection to this gateway lacks an identity; empty if none."""
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
-    if connection:
+    if connection:  # Without `connection`, one of the person's connections that lack an identity.
         own = own.filter(pk=connection.pk)
     rows = with_carried(own.with_details().filter(Q(needs_identity=True)))[:1]
     return next((OwnConnection(row, request.user).servers_without for row in rows), "")

@@ -1,8 +1,7 @@
 """The path of a call, from an HTTP request at /mcp/<gateway> to its answer, top to bottom.
 
-`Endpoint.__call__` parses the headers, authorizes the request and reads its body. `_serve_known` checks the protocol,
-routes the message by its method, records the call and answers. `_forward` resolves the feature and its server, sends
-the request there and rewrites the answer.
+`Endpoint.__call__` checks access. `_serve_known` routes the message, records the call and answers. `_forward` sends the
+request to its server.
 """
 
 from __future__ import annotations
@@ -599,10 +598,10 @@ class Endpoint:
     async def _allowed(
         self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
     ) -> tuple[AccessRow, Resolved]:
-        """Return a pair: the grant that allows this request, and the request's server and feature.
+        """Return the grant that allows this request, and the request's server and feature.
 
-        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval; when somebody has
-        decided, these checks are made again. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval. Raises
+        OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:
@@ -619,7 +618,7 @@ class Endpoint:
             held = held or await self._parts.holds.begin(request, message, stream)
             if await self._parts.holds.may_run(held, rule):
                 return grant, resolved
-            grant = await self._current_grant(request)
+            grant = await self._current_grant(request)  # The hold has changed: make the checks again.
 
     async def _current_grant(self, request: McpRequest) -> AccessRow:
         """Return the current grant of a call that waited. Raises CancelledError if access was lost meanwhile."""
@@ -629,10 +628,9 @@ class Endpoint:
         return grant
 
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
-        """Find the server and feature of this request, and refresh the credential for the server if needed.
+        """Return the grant, and the request's server and feature, with a refreshed credential if needed.
 
-        Return a pair: the grant, and the server with the feature. Makes checks 13 to 15 of the decision order.
-        Raises OutOfScope or UpstreamError.
+        Makes checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.
@@ -653,17 +651,15 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Find a feature whose name has no stored row. Return a pair: the grant to use from now on, and the feature.
+        """Return the grant to use from now on, and a feature whose name has no stored row.
 
-        If `assigned` is given, first request a new list from this server. If the list does not have the feature, the
-        client may have left out the alias: look for servers with a feature of this name. Raises OutOfScope or
-        UpstreamError.
+        If `assigned` is given, this server is first asked for a new list. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
                 return await self._look_again(request, grant, assigned, feature)
             except UnknownFeature:
-                if not may_be_own_name(grant, feature):
+                if not may_be_own_name(grant, feature):  # The client may have left out the alias.
                     raise
         # A tool or prompt called without its server's alias is decided and logged with the alias.
         grant = await self._parts.lists.with_own_name(request, grant, feature)
@@ -677,10 +673,7 @@ class Endpoint:
     async def _look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Request the server's list, which stores the new features of the server, and resolve `feature` again.
-
-        Return a pair: the grant, re-read so that it has the new features and their rules; and the resolved feature.
-        """
+        """Request the server's list. Return the re-read grant and the resolved feature. Raises an UpstreamError."""
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
         grant, listed = await self._parts.lists.look_again(request, grant, assigned, wanted)
@@ -692,15 +685,15 @@ class Endpoint:
         return grant, found._replace(schema=found.schema or next(schemas, None))
 
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
-        """Refresh the server's credential if it has expired, then re-check access, because refreshing may take seconds.
+        """Refresh the server's credential if it has expired, and then check access again.
 
-        Raises Refusal or IdentityUnavailable if the token cannot be renewed. Also raises IdentityUnavailable if access
-        cannot be checked, or if the connection now uses another credential. Raises CancelledError if access was lost;
-        then the request's `ending` has the reason.
+        Raises Refusal or IdentityUnavailable. Raises CancelledError if access was lost; `request.ending` then has the
+        reason.
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
             return grant, resolved
+        # Refreshing may have taken seconds.
         return await self._recheck(request, fresh), resolved._replace(assigned=fresh)
 
     async def _recheck(self, request: McpRequest, fresh: AssignedServer) -> AccessRow:
@@ -722,11 +715,10 @@ class Endpoint:
     async def _after(
         self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
     ) -> UpstreamError:
-        """Return the error of a call whose credential the server refused. Raises Refusal if a person must sign in.
+        """Return the error of a call whose credential the server refused. The call is not sent again.
 
-        An OAuth token is renewed and tested for later calls; the call is not sent again. If the server refuses the
-        renewed token too, the returned error is a Refusal. Raises CancelledError if access was lost meanwhile; the
-        token is not tested then.
+        An OAuth token is renewed and tested for later calls. Raises Refusal if a person must sign in. Raises
+        CancelledError if access was lost meanwhile.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -738,7 +730,7 @@ class Endpoint:
             self._parts.usage.server_contacted(assigned, failure, credential_refused=True)
             return refusal
         try:
-            await self._recheck(request, renewed)
+            await self._recheck(request, renewed)  # If access was lost, the token is not tested.
         except IdentityUnavailable:
             return refusal  # It is unknown whether the server accepts the renewed token.
         try:
@@ -768,11 +760,7 @@ class Endpoint:
     async def _ask_server(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        """Return the server's answer, after forwarding any requests of the server to the client.
-
-        For resources/subscribe and resources/unsubscribe at a server of MCP 2026-07-28, return a success without asking
-        the server. Raises an UpstreamError.
-        """
+        """Return the server's answer, after forwarding the server's requests to the client. Raises an UpstreamError."""
         target = await self._target(request, grant, resolved, message, stream)
         if message.method in SUBSCRIBING and target.era == MODERN:
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
@@ -796,8 +784,8 @@ class Endpoint:
     async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
         """Handle an answer that asks for input.
 
-        A client of MCP 2026-07-28 gets this answer. A client with a session is asked for the input; then the gateway
-        sends the input to the server, and the client gets the server's next answer.
+        A client of MCP 2026-07-28 gets this answer. Any other client is asked for the input, and gets the server's
+        final answer.
         """
         if sent.request.modern:
             return self._parts.holds.wrapped(sent.request, answer)
@@ -809,10 +797,7 @@ class Endpoint:
     async def _target(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> Target:
-        """Return the server to call for this request. Raises an UpstreamError.
-
-        The server is called in the client's era of MCP if the server supports that era, otherwise in the other era.
-        """
+        """Return the server to call, in the client's era of MCP if the server supports it. Raises an UpstreamError."""
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
             resolved.assigned,
@@ -893,10 +878,7 @@ class Endpoint:
     # Standing streams (long-lived event streams): one row in the log when they begin, another when they end
 
     async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
-        """Serve a standing stream until it ends. Return the refusal if the stream may not start.
-
-        Return None if a response was sent: the stream, or a 503 because the database or the log is unavailable.
-        """
+        """Serve a standing stream until it ends. Return the refusal to send, or None if a response was sent."""
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
@@ -1073,9 +1055,9 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal if the params of a request that names a feature are malformed; otherwise None.
+    """Return the refusal of a request that names a feature, if its params are malformed; otherwise None.
 
-    Raises UnknownTask for a request about a task that the gateway does not know.
+    Raises UnknownTask.
     """
     params = message.params
     if message.method in tasks.TASK_METHODS:
@@ -1133,10 +1115,7 @@ def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
 
 
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
-    """Return the path of the page on which people can add or renew their credential for this server.
-
-    Return an empty string if a new credential would not help, or if the credential is shared.
-    """
+    """Return the path of the page where people renew their own credential; empty if that would not help."""
     assigned = error.assigned if isinstance(error, Refusal) else request.assigned
     if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
         return ""
@@ -1160,10 +1139,7 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Refuse a call because the log cannot be written: send a 503, or the error on `stream` if it is open.
-
-    The error says that nothing was executed. The refusal itself has no row in the log.
-    """
+    """Refuse a call that cannot be logged: send a 503, or the error on `stream` if that is open."""
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
@@ -1344,10 +1320,7 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Return the params with the trace context `trace` in `_meta`, in place of the client's.
-
-    For a server of the session era, params without a trace context do not change.
-    """
+    """Return the params with this trace context; in the session era, only if the client sent a trace context."""
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
         return params
@@ -1376,7 +1349,7 @@ NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 
 async def _result_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return the response with a server's result. If nothing has to be rewritten, only the id is replaced.
+    """Return the response with a server's result, rewritten for the client.
 
     Raises BadAnswer if the server asks for input and the client does not speak MCP 2026-07-28.
     """
@@ -1413,11 +1386,7 @@ def _members_of_era(request: McpRequest, message: Message, result: Object, era: 
 
 
 def _error_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return a server's error, with the code and HTTP status of the client's era.
-
-    Two errors become results. If the server does not have `completion/complete`, return an empty completion. For a
-    client of MCP 2026-07-28, translate a required URL elicitation (see `_input_required`).
-    """
+    """Return a server's error, with the code and status of the client's era. Two errors become results."""
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
         return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
@@ -1445,10 +1414,9 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 
 
 def _input_required(message: Message, error: Object) -> Response:
-    """Translate error -32042 (URL elicitation required) of MCP 2025-11-25 to `input_required` of MCP 2026-07-28.
+    """Translate error -32042 (URL elicitation required) to `input_required` of MCP 2026-07-28.
 
-    Return the error "missing capability" with HTTP 400 if the client does not open URLs, or if the
-    error names no elicitation.
+    Return the error "missing capability" if the client does not open URLs, or if the error names no elicitation.
     """
     data = error.get("data")
     elicitations = data.get("elicitations") if isinstance(data, dict) else None

@@ -7,6 +7,7 @@ from wire.forward_proxy import OutboundProxy
 from wire.guard import NOWHERE, Network, OwnEndpoints
 from wire.runner import Runner
 
+# Returns the client's address, from the address of the peer and the values of X-Forwarded-For.
 type ClientAddress = Callable[[str, Sequence[str]], str]
 
 
@@ -23,20 +24,7 @@ class Traces:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings of one runtime.
-
-    `client_address(peer, values of X-Forwarded-For)` returns the client's address. `listener` is the origin at which
-    this process reaches itself, and `listener_secret` opens the built-in servers there. `workers` is the number of
-    processes that share each server's concurrency limit, `token_calls` the largest number of concurrent calls of a
-    token in this process. A client has `answer_seconds` to answer a server's request. The client's session expires
-    after `session_hours` without use.
-
-    Large answers in this process take at most `answers_limit` bytes. The answers for one person take at most an eighth
-    of this limit, and answers that are being read from one server at most half. A single answer may exceed the limits.
-
-    The log is written over `log_connections` database connections. At most `max_waiting` requests may wait for the
-    access query, at most as many for the rate limits, and at most as many for the log.
-    """
+    """Settings of one runtime."""
 
     conninfo: str
     token_keys: Sequence[bytes]
@@ -49,20 +37,22 @@ class Config:
     own_endpoints: OwnEndpoints = NOWHERE
     outbound_proxy: OutboundProxy | None = None
     runner: Runner | None = None
-    listener: str = ""
-    listener_secret: str = field(default="", repr=False)
+    listener: str = ""  # The origin at which this process reaches itself.
+    listener_secret: str = field(default="", repr=False)  # Opens the built-in servers at `listener`.
     body_limit: int = 4 << 20
     answer_limit: int = 10 << 20
+    # Bytes of all large answers in this process. The answers for one person take at most an eighth, and the answers
+    # being read from one server at most half. A single answer may exceed these limits.
     answers_limit: int = 128 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
     unknown_token_seconds: float = 60.0
     limit_seconds: float = 60.0
-    session_hours: float = 24.0
+    session_hours: float = 24.0  # A client's session expires after this time without use.
     queue_seconds: float = 10.0
-    answer_seconds: float = 300.0
-    workers: int = 1
-    token_calls: int = 64
-    log_connections: int = 2
-    max_waiting: int = 2000
+    answer_seconds: float = 300.0  # For a client to answer a server's request.
+    workers: int = 1  # Processes that share each server's concurrency limit.
+    token_calls: int = 64  # Most concurrent calls of a token in this process.
+    log_connections: int = 2  # Database connections over which the log is written.
+    max_waiting: int = 2000  # Most requests waiting for each of these: access query, rate limits, log.
     traces: Traces | None = None  # None: calls are not traced, and OpenTelemetry is not imported.

@@ -1,7 +1,6 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
-Used by pages and REST. A dry run uses the same SQL statement as a real request, and the same functions: `decide`,
-`resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
+The functions and the SQL statement are those of real requests. Nothing is sent, logged or counted against a limit.
 """
 
 import time
@@ -47,19 +46,15 @@ class Obstacle(NamedTuple):
 class Verdict(NamedTuple):
     """The failed checks of a request, in order. A client would get the first of them as an error.
 
-    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to. If
-    `unlisted` is True, no stored list of that server has the tool, so only a call can show whether the tool exists. If
-    `by_arguments` is True, a changed definition awaits approval: a call is allowed only if its arguments fit the
-    changed definition. `rules` is the decision of the rules about the call. If the arguments of the call are unknown,
-    rules that read arguments are not applied; `unread` has these rules.
+    Some obstacles, such as an unknown tool, end the checks.
     """
 
     obstacles: tuple[Obstacle, ...]
-    assigned: AssignedServer | None = None
-    unlisted: bool = False
-    by_arguments: bool = False
+    assigned: AssignedServer | None = None  # The server the request would go to.
+    unlisted: bool = False  # No stored list of the server has the tool: only a call can show whether it exists.
+    by_arguments: bool = False  # The arguments must fit a changed definition, which awaits approval.
     rules: RuleDecision = NO_RULES
-    unread: tuple[DecidingRule, ...] = ()
+    unread: tuple[DecidingRule, ...] = ()  # Not applied: these rules read arguments, and the arguments are unknown.
 
     @property
     def reason(self) -> str:
@@ -89,8 +84,7 @@ def verdict(
 ) -> Verdict:
     """Return what the gateway would decide about a request.
 
-    With `feature` None, only the checks that concern no feature are made. With `address` None, the token's IP
-    allow-list is not checked.
+    With `feature` None, checks of features are left out. With `address` None, the IP allow-list is not checked.
     """
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []

@@ -95,10 +95,8 @@ class Eras:
             self._start(target, DOUBT_SECONDS)
 
     def refresh(self, target: Target) -> None:
-        """Probe the server in the background if its eras were not probed recently.
-
-        Each identity is probed separately: a server's answer, above all its instructions, may depend on the identity.
-        """
+        """Probe the server in the background if its eras were not probed recently."""
+        # By identity: a server's answer, above all its instructions, may depend on it.
         if _is_due(self._refreshed, (target.server_id, target.identity_id), REFRESH_SECONDS):
             self._start(target, 0.0 if target.identity_id else REFRESH_SECONDS)
 
@@ -111,11 +109,10 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Probe the server and return its eras.
+        """Return the server's eras: the stored ones if they are at most `age` seconds old, else those of a probe.
 
-        If the stored eras are at most `age` seconds old, or if another worker is probing the server, return the stored
-        eras without a probe. If none are stored yet, return an empty text or, with `age` 0, wait for the result of the
-        other worker. Raises TimedOut after waiting too long, or the error of the probe.
+        While another worker probes, return the stored eras. If none are stored, return an empty text; with `age` 0,
+        wait for the other worker instead. Raises an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -159,10 +156,8 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 
 
 def _neutral(target: Target) -> Target:
-    """Return the target with the gateway's own capabilities and name instead of the client's.
-
-    The server's answer is stored and used for all clients, so the request must not depend on one client.
-    """
+    """Return the target with the gateway's own capabilities and name instead of the client's."""
+    # The server's answer is stored and used for all clients, so it must not depend on one client.
     return target._replace(capabilities=ALL_BRIDGED, client_info=versions.INFO, session=None)
 
 
@@ -203,10 +198,7 @@ class Handshake:
         }
 
     async def set_level(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
-        """Store the minimum log level of the client's session. A client without a session always gets all messages.
-
-        Servers get the level with the next request. Raises DatabaseUnavailable.
-        """
+        """Store the minimum log level of the client's session, if it has one. Raises DatabaseUnavailable."""
         if grant.session is not None:
             await self._keeper.set_level(grant.session.id, message.params["level"])
         return Response(200, jsonrpc.result(message.id, {}))

@@ -25,30 +25,22 @@ FULL = (
 
 
 class FoundHold(NamedTuple):
-    """The hold of a call, as the database function `approvals_ask` returns it.
-
-    `approvers` says in words who may approve the call; with the verdict `full`, it is the number of waiting holds of
-    the connection. `patience` is the number of seconds that a request of this connection may stay open; None if this is
-    not known.
-    """
+    """The hold of a call, as the database function `approvals_ask` returns it."""
 
     verdict: str
     id: str | None
     ends: float | None
     sentence: str
+    # Who may approve the call, in words; with the verdict `full`, the number of waiting holds of the connection.
     approvers: str
-    patience: int | None
+    patience: int | None  # Seconds that a request of this connection may stay open; None if not known.
 
 
 class HoldAnswer(NamedTuple):
-    """The answer to a call that was not sent.
+    """The answer to a call that was not sent."""
 
-    `reason` is the reason that the log stores, `state` the state of the hold (empty if the call has no hold), and
-    `template` the template of the text.
-    """
-
-    reason: str
-    state: str
+    reason: str  # For the log.
+    state: str  # Of the hold; empty if the call has none.
     template: str
 
 
@@ -104,10 +96,7 @@ def page_request(found: FoundHold, url: str) -> Object:
 
 
 class PageOffered(NotApproved):
-    """The call was not sent: its client, which speaks MCP 2026-07-28, is asked to open the page of the hold.
-
-    The client's next request waits for the decision.
-    """
+    """The call was not sent: its client, which speaks MCP 2026-07-28, is asked to open the page of the hold."""
 
     def __init__(self, found: FoundHold, url: str) -> None:
         super().__init__("waiting", found, url)

@@ -1,19 +1,8 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments. Before the call is sent, the database function
-`approvals_ask` uses an approval, or finds a waiting, denied or withdrawn hold, or makes a new hold, all in one
-transaction. So an approval is used only once, however many workers and repeated calls there are. While a hold waits,
-the request stays open for some time, without a database connection. If the client disconnects or cancels, the hold does
-not change.
-
-A client that opens URLs is asked once to open the page of its hold, during the call that made the hold. The client's
-answer to this has no effect: its call waits like all others.
-
-The server of an approved call may ask for input (MCP 2026-07-28). Then the `requestState` that the client gets has,
-encrypted, the ids of the hold and of the client's request. The column `run_call` of the hold has the id of the call's
-latest request. The client's next request is accepted only if the request id in its `requestState` is still `run_call`,
-and if connection, tool, arguments, rule and definition are the same; `run_call` then becomes the id of the new request.
-So each `requestState` continues the call only once. Any other retry is refused (BadState).
+A hold is a row for one connection, tool and arguments; it outlives the request. One transaction of `approvals_ask`
+finds or makes the hold or uses its approval, so each approval is used only once. While a hold waits, the request stays
+open for some time, without a database connection.
 """
 
 import asyncio
@@ -142,13 +131,11 @@ class HeldCall:
         return asyncio.get_running_loop().time() - self.began
 
     async def report(self, text: str) -> None:
-        """Send a progress notification with `text`, if the client asked for progress.
-
-        The progress value is far below 1, because the values that the server sends later must be larger.
-        """
+        """Send a progress notification with `text`, if the client asked for progress."""
         if self.stream is None or self.progress_token is None:
             return
         self.reported += 1
+        # Progress is far below 1, because the values that the server sends later must be larger.
         params = {"progressToken": self.progress_token, "progress": self.reported / 1000, "message": text}
         await self.stream.notify({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
 
@@ -196,15 +183,15 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Use an approval of the call and return True. Without approval, wait until the hold changes, and return False.
+        """Use an approval and return True. Without approval, wait until the hold changes, and return False.
 
         After False, the call has to be decided again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
-        retry that does not continue an approved call: nobody has approved the data that the retry adds.
+        retry that does not continue an approved call.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
             return True
-        if call.is_retry:
+        if call.is_retry:  # Nobody has approved the data that the retry adds.
             raise BadState(NOT_CONTINUED)
         (row,) = await self._state.fetch(ASK, query)
         found = FoundHold(*row)
@@ -254,13 +241,15 @@ class Holds:
             else:
                 await self._state.fetch(DISCONTINUE, request.continues._asdict() | {"call": request.uid})
 
-    # Approved calls that ask for input
+    # Approved calls that ask for input (MCP 2026-07-28)
+    #
+    # The `requestState` that the client gets has, encrypted, the ids of the hold and of the client's request. The
+    # column `run_call` has the id of the call's latest request, so each `requestState` continues the call only once.
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
         """Return a call with the `requestState` and `inputResponses` that its server gets.
 
-        A `requestState` made by `wrapped` is replaced by the server's own; then `request.continues` is set. An answer
-        to the request to open the hold's page is removed from `inputResponses`.
+        Sets `request.continues` if `wrapped` made the `requestState`.
         """
         params = message.params
         if message.method != "tools/call":
@@ -269,7 +258,7 @@ class Holds:
         if not request.modern:  # In the session era, params do not have these members.
             return replace(message, params=given)
         responses, state = params.get("inputResponses"), params.get("requestState")
-        if isinstance(responses, dict) and PAGE in responses:
+        if isinstance(responses, dict) and PAGE in responses:  # Not for the server.
             responses = {key: value for key, value in responses.items() if key != PAGE} or None
         if (opened := self._opened(state)) is not None:
             request.continues, state = opened
@@ -279,8 +268,7 @@ class Holds:
     def wrapped(self, request: McpRequest, answer: RpcResponse) -> RpcResponse:
         """Return the server's `answer`, which asks for input, in the form that the client gets.
 
-        For an approved call, the returned `requestState` also names the hold and this request, so that the client's
-        next request can continue the call.
+        For an approved call, the returned `requestState` lets the client's next request continue the call.
         """
         if not request.uses_approval:
             return answer
@@ -303,10 +291,7 @@ class Holds:
         return (Continued(hold, before), own) if kind == KIND else None
 
     async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
-        """Continue the approved call that this request names. Return False if that is not possible.
-
-        A call can be continued once after each answer that asks for input.
-        """
+        """Continue the approved call that this request names. Return False if that is not possible."""
         request = call.request
         if request.continues is None:
             return False
@@ -357,8 +342,7 @@ class Holds:
     async def _look(self, found: FoundHold) -> tuple[str, float]:
         """Return the state of the hold, or `gone`, and the seconds until it ends.
 
-        If the database is unavailable, return `waiting` and the seconds until the next look. Raises NotApproved if the
-        hold was denied or withdrawn, or has expired.
+        Raises NotApproved if the hold was denied or withdrawn, or has expired.
         """
         try:
             rows = await self._state.fetch(READ, (found.id,))
@@ -422,10 +406,7 @@ class Holds:
 
     @asynccontextmanager
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
-        """Ask the client to open the page of the hold. After the block, notify the client that the wait is over.
-
-        Does nothing if `offers` is False, or if the client has no session or no stream.
-        """
+        """If `offers`, ask the client to open the page of the hold; after the block, tell it that the wait is over."""
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:
             yield
@@ -442,11 +423,7 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client took an answer after `seconds`.
-
-        If this is more than PATIENCE_SHOWN, the next held calls of the connection wait for up to PATIENT seconds,
-        unless another limit is known for the connection.
-        """
+        """Learn from an answer that the client took after `seconds` how long its connection's held calls may wait."""
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 

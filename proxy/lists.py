@@ -1,8 +1,7 @@
-"""Lists of tools, prompts, resources and templates: the stored, approved features that the access query returns.
+"""Lists of tools, prompts, resources and templates, from the stored, approved features.
 
-A server is asked for its list in the background when a client requests a stored list older than a minute, or when the
-server reports a change. A client waits only for servers that have never answered, and for servers whose lists differ by
-session. One database function, `gateways_learn`, compares and stores the lists; the pages use it too.
+When a client requests a stored list older than a minute, the server is asked for its list in the background. A client
+waits only for servers that have never answered, and for servers whose lists differ by session.
 """
 
 import asyncio
@@ -68,10 +67,7 @@ type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
 
 class Unavailable(NamedTuple):
-    """A server whose current list is not available, and why.
-
-    If the connection has a usable identity for the server, the stored features of the server are listed nevertheless.
-    """
+    """A server whose current list is not available, and why. Its stored features may be listed nevertheless."""
 
     assigned: AssignedServer
     reason: str
@@ -113,10 +109,7 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the index where the next page starts: one after the last definition sent.
-
-        If that definition was removed, the page starts at the index that the definition had.
-        """
+        """Return the index of the next page: after the last definition sent, or at its old index if it was removed."""
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
         return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)
@@ -172,8 +165,7 @@ class Lists:
     async def answer(self, request: McpRequest, grant: AccessRow, kind: str, cursor: object = None) -> ListPage:
         """Return a page of the features this connection may use; the first page if there is no cursor.
 
-        Raises BadListCursor. If nothing is stored and all servers failed, raises NoServerAnswered; for a single server,
-        raises the error of that server.
+        Raises BadListCursor. Raises an UpstreamError if nothing is stored and all servers failed.
         """
         after = self._position(cursor, grant, kind) if cursor is not None else None
         ready, unavailable = _split_by_readiness(grant.assignments)
@@ -243,27 +235,24 @@ class Lists:
         )
 
     def refresh(self, assigned: AssignedServer, grant: AccessRow, kind: str) -> None:
-        """Request this server's list in the background, for the next list response. Returns at once.
-
-        If a request is already running, another one follows it, so this can be called when a server reports a change.
-        """
+        """Request this server's list in the background. If a request is running, another one follows it."""
         asked = _asked(assigned, grant, kind)
         if asked in self._asking:
-            self._again.add(asked)
+            self._again.add(asked)  # The list may have changed since the running request began.
         else:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with the servers' introductions: capabilities and instructions.
+        """Return the grant with the servers' capabilities and instructions. Missing ones are requested.
 
-        Missing introductions are requested from the servers. One that does not arrive within WAIT_SECONDS is left out,
-        and is not waited for again within RETRY_SECONDS. A client asks only once, so the answer should be complete.
+        Those that do not arrive within WAIT_SECONDS are left out.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
             is_known = assigned.capabilities(modern=request.modern) is not None
             if not is_usable(assigned) or identity_refusal(assigned) or is_known:
                 return assigned
+            # Wait: a client asks only once, so the answer should be complete.
             infos = await self._introduction(assigned, grant, request.trace)
             if infos is None:
                 return assigned
@@ -414,7 +403,7 @@ class Lists:
     async def _look_up(
         self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None
     ) -> AccessRow:
-        """Re-read the grant, with the features that `wanted` selects; by default, all servers' features of `kind`.
+        """Re-read the grant, with the features that `wanted` selects; by default, all features of `kind`.
 
         Return the old grant if the request has no query, or if the token no longer exists.
         """
@@ -441,7 +430,7 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """Return the definitions of all usable features, as JSON texts by name.
+    """Return the usable features as JSON texts by name.
 
     If tools or prompts of several servers have the same name, only the one that gets the calls is returned.
     """

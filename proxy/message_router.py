@@ -1,10 +1,8 @@
 """Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
 
-During a call, a server of the session era may send a request to the client. It may send this request on the session's
-standing stream instead of the call's own stream. SDKs use the standing stream if the author of a tool names no related
-request. So the gateway begins to read the standing stream before the first call in a session, and stops IDLE_SECONDS
-after the last call. One worker reads the stream. This worker passes each message, in an encrypted row, to the worker
-that runs the call or has the client's standing stream. The bus carries only ids, names, flags and digests.
+During a call, a server may send a request to the client on the session's standing stream. One worker reads this stream,
+and passes each message to the worker that runs the call or has the client's standing stream. Messages are passed in
+encrypted rows; the bus carries only ids, names, flags and digests.
 """
 
 from __future__ import annotations
@@ -95,7 +93,7 @@ class SessionUse:
 class SessionCalls:
     """The server sessions in which calls of this worker run or ran recently, by row id.
 
-    `listen` is called before a call is sent, and returns once the session's stream is open or will not be opened.
+    `listen` returns once the session's stream is open, or will not be opened.
     """
 
     def __init__(self, listen: Callable[[str, SessionUse], Awaitable[None]]) -> None:
@@ -192,10 +190,9 @@ type Deliver = Callable[[Heard, bool], Awaitable[None]]
 
 
 class Courier:
-    """Finds the worker that should get the messages that this worker received, and hands them over.
+    """Hands messages over to the worker that should get them.
 
-    `own` returns the `Bid` of this worker. `deliver` is called with messages that another worker received: it sends
-    them to the session's only call or to a standing stream.
+    `own` returns the `Bid` of this worker. `deliver` gets the messages that other workers hand over.
     """
 
     def __init__(
@@ -226,10 +223,7 @@ class Courier:
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
-        """Choose the destination of these messages and return it; None if no worker has a stream for them.
-
-        If another worker is chosen, the messages are handed over to that worker.
-        """
+        """Return the destination of these messages, or None. If it is another worker, the messages are handed over."""
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
         news = asyncio.Event()
@@ -302,9 +296,9 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Return where to deliver messages: to the session's call, if exactly one is running and it has a stream.
+    """Return the session's only call if it has a stream; otherwise a standing stream, or None.
 
-    Otherwise return a standing stream, preferably of this worker (`own`), or None if there is none.
+    A standing stream of this worker (`own`) is preferred.
     """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
@@ -372,18 +366,15 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 
 
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
-    """Return the log level to send to the server; empty if the client set no level.
+    """Return the client's log level, to send to the server; empty if none is set.
 
-    For a client of a version before MCP 2026-07-28, the level is also empty if the server cannot log.
+    For clients of the session era, it is also empty if the server cannot log.
     """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
 
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
-    """Return the levels of log messages to send to this client.
-
-    If no level is set, a client of MCP 2026-07-28 gets no log messages, and any other client gets all.
-    """
+    """Return the levels of log messages for this client. If none is set: none in MCP 2026-07-28, otherwise all."""
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
 
@@ -466,9 +457,9 @@ class Carrier:
             self._requests.in_background(answer(NO_STREAM))
 
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Forward a server's request to the client, on the stream of a call that this worker runs in the same session.
+        """Forward a server's request on the stream of the oldest call of this worker in the session.
 
-        Only the oldest of these calls is tried. Return False if there is none, or if it cannot carry the request.
+        Return False if this call cannot carry the request, or if there is none.
         """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
@@ -486,11 +477,7 @@ class Carrier:
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:
-        """Forward a server's notification to the client.
-
-        Progress goes to the call concerned. Any other notification goes to the session's only running call, or to a
-        standing stream.
-        """
+        """Forward a server's notification: progress to its call, others to the only call or to a standing stream."""
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
             return
@@ -503,10 +490,10 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue a server's message. Queued messages are offered to all workers, in order.
+        """Queue a server's message, to be offered to all workers in order.
 
-        The result of the returned future is True if a worker, which may be this one, took the message. The result is
-        False if no worker has a stream, or if the queue is full (then the future is done at once).
+        The future's result is True if a worker took the message; False if no worker has a stream, or if the queue is
+        full.
         """
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
@@ -548,11 +535,7 @@ class Carrier:
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """Return this worker's bid for the messages of the session `row`, which belongs to the client `owner`.
-
-        The bid has the number of this worker's calls in the session, whether one of them has a stream, and whether this
-        worker has a standing stream of the client.
-        """
+        """Return this worker's bid for the messages of the session `row`, which belongs to the client `owner`."""
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
@@ -560,10 +543,9 @@ class Carrier:
         return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Send messages of a server to the client, on the streams of this worker.
+        """Send a server's messages to this worker's call in the session or, without `to_call`, on a standing stream.
 
-        With `to_call`, messages except updates of resources go to the call that this worker runs in the session. All
-        other messages go to the newest standing stream.
+        Updates of resources always go to the standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -575,10 +557,10 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Rewrite a notification for the client, and send it on the client's standing stream.
+        """Send a notification, rewritten for the client, on its standing stream.
 
-        If there is no standing stream, the message is stored if it belongs to a session of the client and is not an
-        update of a resource. Otherwise it is dropped.
+        Without a stream, store it for the client's session. Updates of resources are dropped then, and so are messages
+        of a client without a session.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
@@ -597,10 +579,9 @@ class Carrier:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
 
     def give_waiting(self, session_id: str | None) -> None:
-        """Send the stored messages of this session on its standing stream, if this worker has that stream.
+        """Send the stored messages of this session (None: of all sessions) on standing streams of this worker.
 
-        If `session_id` is None, send the stored messages of all sessions. Must be called when a stream has begun:
-        the bus announces only messages that are stored later.
+        Must be called when a stream has begun: the bus announces only messages that are stored later.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:

@@ -1,8 +1,6 @@
 """Metrics of the proxy for /metrics, in prometheus-client's multi-process mode.
 
-Durations are collected and written once a second, because each sample is a write to a memory-mapped file, and a call
-has a dozen samples. Durations of calls with the same outcome, gateway and server are collected in one list, from
-which all metrics of these calls are computed. Gauges are read when durations are written.
+Durations are collected and written once a second, because each sample is a write to a memory-mapped file.
 """
 
 import fcntl
@@ -25,11 +23,9 @@ OTHER = "other"
 
 
 class Names:
-    """The names of one kind (gateways or servers) that have label values of their own; others count as `other`.
+    """The names of gateways or servers that have label values of their own; others count as `other`.
 
-    At the start, the most used names are admitted (see `admit`). Later, a name is admitted at the first call to its
-    gateway or server, as long as there is room. No name is removed before `serve` restarts, because counters never
-    decrease. Workers share the names in a file in `folder`; a process without a folder does not share them.
+    Names are admitted while there is room. None is removed before `serve` restarts, because counters never decrease.
     """
 
     def __init__(self, kind: str) -> None:
@@ -185,9 +181,9 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """Let at most `most` gateways and `most` servers have label values of their own, the given names first.
+    """Give at most `most` gateways and `most` servers their own label values, the given names first.
 
-    Workers of one `serve` share the names in `folder`; with None, the process does not share them.
+    Workers share the names in `folder`, unless it is None.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)

@@ -6,19 +6,15 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """The calls that workers have leased in the current minute for a workspace, gateway or token with a rate limit.
-
-    `window` is the start of that minute, and `calls` the number of calls leased since then. `most` is the limit at the
-    time of the last lease, and `taken` the number of calls in the last lease.
-    """
+    """The calls that workers have leased in a minute for a workspace, gateway or token with a rate limit."""
 
     id = models.BigAutoField(primary_key=True)
     subject_type = models.CharField(max_length=12)
     subject_id = models.UUIDField(null=True)
-    window = models.DateTimeField(db_index=True)
-    most = models.PositiveIntegerField()
-    calls = models.PositiveIntegerField(default=0)
-    taken = models.PositiveIntegerField(default=0)
+    window = models.DateTimeField(db_index=True)  # Start of the minute.
+    most = models.PositiveIntegerField()  # The limit at the time of the last lease.
+    calls = models.PositiveIntegerField(default=0)  # Leased since `window`.
+    taken = models.PositiveIntegerField(default=0)  # Leased last.
 
     class Meta:
         constraints = (
@@ -44,23 +40,22 @@ class Cancellation(models.Model):
 class Session(models.Model):
     """A client's MCP session, opened by `initialize`. The client can use it with any token of its connection.
 
-    `id` is the id of the call that opened the session. The session id that the client sends is a secret; `digest` is
-    the SHA-256 of this secret. `declared` are the client capabilities that are sent to servers. The row of an ended
-    session is deleted. `lost_at` is the time when a server lost its session with the gateway. From then on, running
-    calls continue, and every further request gets 404.
+    The row of an ended session is deleted.
     """
 
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)  # Of the call that opened the session.
+    # SHA-256 of the session id that the client sends, which is a secret.
     digest = models.BinaryField(max_length=32, unique=True)
     connection = models.ForeignKey("connections.Connection", models.CASCADE, related_name="+", db_index=False)
     version = models.CharField(max_length=20)
     capabilities = models.JSONField(default=dict)
-    declared = models.CharField(max_length=200, blank=True)
+    declared = models.CharField(max_length=200, blank=True)  # The client capabilities that are sent to servers.
     client_name = models.CharField(max_length=200, blank=True)
     client_version = models.CharField(max_length=200, blank=True)
     log_level = models.CharField(max_length=12, blank=True)
     # URIs, as the client sees them, of the resources the client has subscribed to.
     subscriptions = models.JSONField(default=list, db_default=[])
+    # When a server lost its session with the gateway. Running calls continue; every further request gets 404.
     lost_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
@@ -73,18 +68,16 @@ class Session(models.Model):
 
 
 class UpstreamSession(models.Model):
-    """A session at a server, for one client's session, or for a connection whose client has no session.
-
-    `key`, made by query.sql, has the identity, address and capabilities for which the session may be used. `sealed_id`
-    is the server's id of the session, encrypted; empty for a stateless server. It is also empty in the row of a
-    `subscriptions/listen`, which is not a session: such a row is only a lease.
-    """
+    """A session at a server, for one client's session, or for a connection whose client has no session."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner_id = models.UUIDField()
     connection_id = models.UUIDField()
     server_id = models.UUIDField()
+    # Made by query.sql: the identity, address and capabilities for which the session may be used.
     key = models.CharField(max_length=600)
+    # The server's id of the session, encrypted. Empty for a stateless server, and in the row of a
+    # `subscriptions/listen`, which is only a lease.
     sealed_id = models.BinaryField()
     version = models.CharField(max_length=40)
     log_level = models.CharField(max_length=12, blank=True, db_default="")
@@ -106,17 +99,14 @@ class UpstreamSession(models.Model):
 
 
 class ServerInfo(models.Model):
-    """A server's last answer to `initialize` or `server/discover`.
-
-    Instructions may be meant for one user only, so each identity has a row; `told_to` is the id of the identity, or of
-    the server if it was asked without an identity. `capabilities` are those in session-based versions of MCP,
-    `modern_capabilities` those in MCP 2026-07-28; each of the two is null until the server has sent it.
-    """
+    """A server's last answer to `initialize` or `server/discover`, for one identity."""
 
     id = models.BigAutoField(primary_key=True)
     server_id = models.UUIDField()
+    # The identity, or the server if it was asked without one. Instructions may be meant for one user only.
     told_to = models.UUIDField()
     version = models.CharField(max_length=40, blank=True)
+    # In session-based versions of MCP, and in MCP 2026-07-28; null until the server has sent them.
     capabilities = models.JSONField(null=True)
     modern_capabilities = models.JSONField(null=True)
     instructions = models.TextField(blank=True)
@@ -132,18 +122,14 @@ class ServerInfo(models.Model):
 
 
 class PendingRequest(models.Model):
-    """A server's request to a client, waiting for an answer until `expires_at`; `asked` and `answer` are sealed.
-
-    The answer comes from the session `session_id` of the connection, or with the retry of the suspended call `call_id`.
-    A row without a `method` is not a request, but a text from one worker for another.
-    """
+    """A server's request to a client, waiting for an answer until `expires_at`."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection_id = models.UUIDField()
-    session_id = models.UUIDField(null=True)
-    call_id = models.UUIDField(null=True, db_index=True)
-    method = models.CharField(max_length=64)
-    asked = models.BinaryField(null=True)
+    session_id = models.UUIDField(null=True)  # The session that may answer.
+    call_id = models.UUIDField(null=True, db_index=True)  # The suspended call whose retry may answer.
+    method = models.CharField(max_length=64)  # Empty if the row is a text from one worker for another.
+    asked = models.BinaryField(null=True)  # Encrypted, like `answer`.
     answer = models.BinaryField(null=True)
     expires_at = models.DateTimeField(db_index=True)
 
@@ -152,17 +138,13 @@ class PendingRequest(models.Model):
 
 
 class SuspendedCall(models.Model):
-    """A call whose server waits for input that the client collects; `outcome` is encrypted.
-
-    `turn` counts how often the client was asked for input; each requestState is valid for one turn. The worker that
-    runs the call updates `beat_at` until the call is over.
-    """
+    """A call whose server waits for input that the client collects."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection_id = models.UUIDField()
-    turn = models.PositiveIntegerField(default=0)
-    outcome = models.BinaryField(null=True)
-    beat_at = models.DateTimeField()
+    turn = models.PositiveIntegerField(default=0)  # Counts the requests for input; a requestState is for one turn.
+    outcome = models.BinaryField(null=True)  # Encrypted.
+    beat_at = models.DateTimeField()  # Updated by the worker that runs the call, until the call is over.
     expires_at = models.DateTimeField(db_index=True)
 
     def __str__(self) -> str:
@@ -170,17 +152,13 @@ class SuspendedCall(models.Model):
 
 
 class StreamEvent(models.Model):
-    """An event of a session's stream that the client may not have received; `data` is encrypted.
-
-    The row is deleted after `expires_at`. An event without data only marks the position of the stream; `is_last` marks
-    the end of the stream.
-    """
+    """An event of a session's stream that the client may not have received."""
 
     id = models.BigAutoField(primary_key=True)
     session_id = models.UUIDField(db_index=True)
     stream_id = models.UUIDField()
     number = models.PositiveIntegerField()
-    data = models.BinaryField()
+    data = models.BinaryField()  # Encrypted. Empty if the event only marks the position of the stream.
     is_last = models.BooleanField()
     expires_at = models.DateTimeField(db_index=True)
 

@@ -1,7 +1,7 @@
-"""Limits on the open files of this process, mostly sockets. A process at its limit cannot accept connections.
+"""Limits on the open files of this process, mostly sockets.
 
-The system gives a new socket the lowest free file number. If this number is above a bound, a new stream is refused. So
-the numbers above the bound remain free for calls, and open streams need not be counted.
+A new socket gets the lowest free file number. If this number is above a bound, a new stream is refused. So the numbers
+above the bound remain free for calls.
 """
 
 import logging

@@ -50,20 +50,14 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """A reason for refusing a call: the failed check, a sentence for people, and the page where the user can act.
+    """A reason for refusing a call."""
 
-    `template` is the sentence, with the placeholders of GENERIC. `short` is a shorter text for a blocked object,
-    shown after the state `blocked` on pages and in the Django admin, and after "Enabled" at switches. `status` is the
-    HTTP status if the whole request is refused; 0 for reasons sent as JSON-RPC errors of a call. `published` is the
-    message of the refusal if its exact body is documented.
-    """
-
-    step: Step
-    template: str
-    short: str = ""
-    page: str = CALLS
-    status: int = 0
-    published: str = ""
+    step: Step  # The failed check.
+    template: str  # A sentence for people, with the placeholders of GENERIC.
+    short: str = ""  # For a blocked object: shown after the state `blocked`, and after "Enabled" at switches.
+    page: str = CALLS  # Where the user can act.
+    status: int = 0  # HTTP status if the whole request is refused; 0 for a JSON-RPC error of a call.
+    published: str = ""  # The message of the refusal if its exact body is documented.
 
     @property
     def sentence(self) -> str:

@@ -92,9 +92,9 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """Renew the token that this server refused. Return the server with the new token; None if that cannot help.
+        """Renew the token that this server refused, and return the server with it; None if that cannot help.
 
-        Raises Refusal when a person has to sign in again, and IdentityUnavailable when the token cannot be renewed now.
+        Raises Refusal if a person has to sign in again, or IdentityUnavailable.
         """
         if assigned.sign_in is None:
             return None
@@ -216,15 +216,12 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """The token was not renewed. `reason` says why calls are refused: `identity_unavailable` if this may be temporary.
-
-    `revocations` are requests to send to the issuer. They revoke new tokens that were not stored, because the identity
-    was revoked during the renewal.
-    """
+    """The token was not renewed. With the reason `identity_unavailable`, this may be temporary."""
 
     def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:
         super().__init__(detail or reason)
         self.reason = reason
+        # To be sent to the issuer. They revoke new tokens that were not stored: the identity was revoked meanwhile.
         self.revocations = revocations
 
 
@@ -248,7 +245,7 @@ class RenewalData(NamedTuple):
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
     """Yield the steps of renewing the token in `ciphertext`, and return the ciphertext of the new token.
 
-    If another process is renewing the token, wait, and return the ciphertext that it stores. Raises NotRenewed.
+    The new token may be from another process. Raises NotRenewed.
     """
     waited, pause = 0.0, LOOK_SECONDS[0]
     while True:
@@ -308,11 +305,10 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Return the new ciphertext if another process has replaced the token meanwhile; otherwise raise NotRenewed.
+    """Return the ciphertext that another process has stored meanwhile, or raise NotRenewed.
 
-    A refusal that may be temporary is first counted. Until UNCLEAR_REFUSALS in succession, NotRenewed is then raised at
-    once, with the reason `identity_unavailable`. The reason is the same if another process is renewing the token.
-    Otherwise store that the person has to sign in again; the reason is `identity_sign_in`.
+    The reason is `identity_unavailable` if the refusal counts as temporary, or if another process is renewing the
+    token. In all other cases a person has to sign in again.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -309,9 +309,9 @@ class McpRequest:
         return self.trace
 
     async def read(self, limit: int) -> bool:
-        """Read the body and return True; return False if the body is larger than `limit` bytes. Raises ClientLeft.
+        """Read the body and return True; return False if it is larger than `limit` bytes. Raises ClientLeft.
 
-        After False, another call of `read` with a higher `limit` continues.
+        After False, a call with a higher `limit` continues.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
@@ -377,11 +377,8 @@ class McpRequest:
             row.method = jsonrpc.method_in(self.body)
 
     def rename(self, feature: Named, grant: AccessRow) -> None:
-        """Continue as a request for `feature` under `grant`. The log and later re-checks of access use the new feature.
-
-        The credentials of the new grant's servers are redacted from recorded payloads.
-        """
-        self.feature, self.grant = feature, grant
+        """Continue as a request for `feature` under `grant`, also in the log and in later checks of access."""
+        self.feature, self.grant = feature, grant  # Recorded payloads are redacted with the credentials in the grant.
         self.row.feature_type, self.row.feature_name = feature
         if self.query is not None:
             wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
@@ -408,13 +405,11 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 
 
 def is_modern(version: str, message: Message) -> bool:
-    """Return whether the rules of MCP 2026-07-28 apply to a message.
+    """Return whether the rules of MCP 2026-07-28 apply to a message. Unknown versions count as modern.
 
-    They apply if `version` (empty without the header) is 2026-07-28 or one that the gateway does not know, or if the
-    `_meta` of the message names a protocol version. For `initialize` only `_meta` counts: 2026-07-28 has no such
-    method, and the version in its params is a proposal.
+    `version` is that of the header; empty without the header.
     """
-    if message.method == "initialize":
+    if message.method == "initialize":  # Not in MCP 2026-07-28; the version in its params is a proposal.
         return versions.MODERN_KEY in message.meta
     return (version != "" and version not in versions.SESSION_VERSIONS) or versions.MODERN_KEY in message.meta
 

@@ -73,11 +73,10 @@ def bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> 
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
     """Return the WWW-Authenticate header (RFC 6750, RFC 9728 section 5.1).
 
-    `credential` is the Authorization header; `presented` is True if it begins with Bearer. An error description is sent
-    if `presented` is True, or if the header is a token without Bearer. The description depends only on the form of
-    the header, so it reveals nothing about tokens.
+    `credential` is the Authorization header; `presented` is True if it begins with Bearer.
     """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
+    # The advice depends only on the form of the header, so it reveals nothing about tokens.
     advice = _advice(credential) if presented else NO_SCHEME if credential.startswith(TOKEN_STARTS) else ""
     error = f', error="invalid_token", error_description="{advice}"' if advice else ""
     return b"www-authenticate", f'Bearer resource_metadata="{metadata}"{error}'.encode()
@@ -182,8 +181,7 @@ def is_primed(version: str) -> bool:
 class Stream:
     """The client's event stream, opened when the first event or ping is sent on it.
 
-    While a long call runs, a ping (a comment) is sent every `ping_seconds`, because proxies close idle connections. In
-    a session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
+    In a session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
     """
 
     __slots__ = (
@@ -232,7 +230,7 @@ class Stream:
     async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
         """Send the response as the last event; an empty `body` just ends the stream.
 
-        `headers` are added to the headers of the stream if these have not been sent yet.
+        `headers` are sent only if the stream is not open yet.
         """
         self.stop_pings()
         self._headers = headers
@@ -301,6 +299,6 @@ class Stream:
         self._ping_task = spawn("pings of a call", self._ping())
 
     async def _ping(self) -> None:
-        while True:
+        while True:  # Proxies close idle connections.
             await self._write(b"", ping=True)
             await asyncio.sleep(self._ping_seconds)

@@ -1,9 +1,8 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
-In the session era a server's request is sent to the client on the call's stream, with an id chosen by the gateway, and
-the client posts the answer to any worker. A server of MCP 2026-07-28 asks in the result of the call instead. A client
-of the session era is then asked on its stream, and the call is sent to the server again with the answers.
-SuspendedCalls below is for calls from clients of MCP 2026-07-28 to servers of the session era.
+In the session era, the client gets the request on the call's stream, and posts the answer to any worker. In MCP
+2026-07-28, the request is the result of the call, which is sent again with the answer. SuspendedCalls is for calls from
+clients of MCP 2026-07-28 to servers of the session era.
 """
 
 import asyncio
@@ -135,7 +134,7 @@ class ServerRequests:
     async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
         """Forward the server's request to the client, and the client's answer to the server.
 
-        If the call ends first, this method is cancelled, and the server gets an error as answer.
+        If the call ends first, the server gets an error.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.capabilities, asked):
@@ -169,10 +168,7 @@ class ServerRequests:
     async def wait(
         self, asking: InteractiveCall, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
     ) -> Object:
-        """Call `send`, wait for the answer of `owner`, log the request, and return the answer.
-
-        Returns an error if the client cannot be asked or does not answer in time, or if the log row cannot be written.
-        """
+        """Call `send`, log the request, and return the answer of `owner`; an error if none comes or logging fails."""
         row = _row(asking, asked)
         began = time.perf_counter()
         answered: Object | None = None
@@ -198,10 +194,7 @@ class ServerRequests:
     async def _end(
         self, asking: InteractiveCall, asked: Object, uid: str, row: CallRow, answered: Object | None
     ) -> Object:
-        """Finish a request of a server: delete it from the database and write its log row.
-
-        Returns `answered`, or {} if it is None. If the log row cannot be written, returns an error instead.
-        """
+        """Delete a request and write its log row. Return `answered` or {}; an error if the row cannot be written."""
         if answered is TIMED_OUT:
             row.outcome = "timeout"
         elif answered is not None and "error" in answered:
@@ -251,7 +244,7 @@ class ServerRequests:
     ) -> RpcResponse:
         """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
-        The function `again` sends the call; its argument has the members to add to the params. Raises an UpstreamError.
+        The argument of `again` has the members to add to the params. Raises an UpstreamError.
         """
         server = asking.server_name
         for _ in range(MOST_ROUNDS):
@@ -644,9 +637,9 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id of the suspended call, and the turn of the message's requestState: 0 for the call's first one.
+        """Return the id of the suspended call, and the turn of the message's requestState; the first turn is 0.
 
-        Raises BadState if the requestState is too old, belongs to another request, or was not issued by this gateway.
+        Raises BadState if the requestState is not valid for this request.
         """
         facts = self._opened_state(message)
         if facts is None:
@@ -659,10 +652,7 @@ class SuspendedCalls:
         return uid, turn
 
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
-        """Return the content of a requestState: id of the call, turn, connection, digest of the request, and expiry.
-
-        Returns None if the message has no requestState, or one that `_input_required` did not create.
-        """
+        """Return call id, turn, connection, request digest and expiry of the requestState; None if it is not ours."""
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))

@@ -1,8 +1,7 @@
 """Running calls and standing streams (long-lived event streams) of this worker.
 
-The access of each call and stream is re-checked every 10 seconds, and at once after any revocation, by the checks that
-admitted it. One statement checks up to 100 calls and streams, and the statements are spread over the 10 seconds. A call
-or stream that lost access ends with an error, and the call's request to a server is cancelled.
+Their access is checked again every 10 seconds, and at once after any revocation. A call or stream that lost access ends
+with an error.
 """
 
 from __future__ import annotations
@@ -83,14 +82,10 @@ type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
 
 
 class StopReason(NamedTuple):
-    """The reason to end a call or stream early.
+    """The reason to end a call or stream early. If no field is set, it was cancelled."""
 
-    `denied` is set if the whole request is now denied, `refusal` if its server or feature is now refused; if neither is
-    set, the call or stream was cancelled.
-    """
-
-    denied: Denied | None = None
-    refusal: UpstreamError | None = None
+    denied: Denied | None = None  # Set if the whole request is now denied.
+    refusal: UpstreamError | None = None  # Set if the server or feature is now refused.
 
 
 CANCELLED = StopReason()
@@ -99,10 +94,7 @@ CANCELLED = StopReason()
 class StandingStream:
     """A long-lived event stream: a GET of a session, or `subscriptions/listen`.
 
-    The stream sends the messages given to `put`, and pings. `subscription` is the request id that every message of a
-    `subscriptions/listen` carries; `lists` and `uris` are the lists and resources whose changes the stream reports.
-    With a `history`, events have ids. `feed` is a coroutine function that adds further messages. `repeats` is True if
-    the client only resumes the stream of a call: it then gets the events of that stream and no others.
+    The stream sends the messages given to `put`, and pings.
     """
 
     def __init__(
@@ -118,13 +110,15 @@ class StandingStream:
         repeats: bool = False,
     ) -> None:
         self.request = request
-        self.history = history
-        self.feed = feed
+        self.history = history  # With a history, events have ids.
+        self.feed = feed  # Adds further messages.
+        # True if the client only resumes the stream of a call: it gets the events of that stream and no others.
         self.repeats = repeats
         self.beginning = b""
         self.owner = grant.owner_id
         self.gateway_id = grant.gateway_id
-        self.subscription = subscription
+        self.subscription = subscription  # The request id that every message of a `subscriptions/listen` carries.
+        # The lists and resources whose changes the stream reports.
         self.lists = frozenset(lists)
         self.uris = frozenset(uris)
         self.sent = 0
@@ -256,16 +250,13 @@ class StandingStream:
 
 
 class Streams:
-    """The calls and standing streams of one worker.
-
-    `calls` has the running calls and streams by id. The code that serves a call adds the call, with its task, to
-    `calls` and removes it at the end.
-    """
+    """The calls and standing streams of one worker."""
 
     def __init__(self, bus: Bus, statements: Statements, public_url: str) -> None:
         self._bus = bus
         self._statements = statements
         self._public_url = public_url
+        # Calls and streams by id. The code that serves a call adds it, with its task, and removes it at the end.
         self.calls: dict[str, McpRequest] = {}
         self.before_stop: list[Callable[[], None]] = []  # Called when this process begins to stop.
         self._standing: dict[str, StandingStream] = {}
@@ -394,9 +385,9 @@ class Streams:
         return [(part, parts) for part in range(parts)]
 
     async def recheck(self, request: McpRequest) -> AccessRow | None:
-        """Re-check a call that has waited: return its current grant, or None if the call may not continue.
+        """Re-check a call that has waited. Return its current grant; None if the call may not continue.
 
-        If the result is None, `request.ending` has the reason, which becomes the response. Raises DatabaseUnavailable.
+        If None, the reason is in `request.ending`. Raises DatabaseUnavailable.
         """
         if request.query is None:
             return request.grant
@@ -413,10 +404,7 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check the access of one part of the calls and streams.
-
-        `parts` is the number of parts. All calls and streams of an owner are in the same part.
-        """
+        """Re-check the access of one of `parts` parts of the calls and streams. `part` counts from 0."""
         requests = [
             request
             for request in self.calls.values()
@@ -485,8 +473,7 @@ class Streams:
     async def cancel(self, owner: str, request_id: object) -> None:
         """Cancel the call of `owner` that has this request id, in whichever worker the call runs.
 
-        `owner` is the id of a session, or of a connection without a session. Does nothing if there is no such call, or
-        if several calls of the connection have the id.
+        `owner` is a session, or a connection without a session. Does nothing unless exactly one call has the id.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -519,8 +506,8 @@ class Streams:
     def _lists_changed(self, changed: str | None) -> None:
         """Schedule the notifications that lists have changed.
 
-        `changed` is the id of a gateway. The name of one list may follow it, and then the word `said` if a server
-        reported the change. If `changed` is None, all clients are notified of all lists.
+        `changed` is `GATEWAY_ID [LIST [said]]`; `said` means that a server reported the change. Without a list, all
+        lists have changed; if `changed` is None, those of all gateways.
         """
         gateway_id, *more = (changed or "").split(" ")
         kinds = [more[0]] if more else LISTS
@@ -566,10 +553,7 @@ def end_standing() -> None:
 
 
 def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
-    """Return the last message of a stream: the result of `subscriptions/listen`, or the error of a denied GET.
-
-    Return an empty text if there is no last message.
-    """
+    """Return the last message: the result of `subscriptions/listen`, the error of a denied GET, or b""."""
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:
@@ -693,12 +677,9 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the first messages of a standing stream.
-
-        These are the messages stored for the client, one notification for each of `lists`, and one for each subscribed
-        resource, because changes may have been missed.
-        """
+        """Send the stored messages, and notifications of changes for `lists` and the subscribed resources."""
         self.server_streams.give_waiting(standing.owner)
+        # Changes of lists and resources may have been missed.
         for method in lists:
             standing.put({"jsonrpc": "2.0", "method": method})
         if not subscribed:
@@ -712,10 +693,7 @@ class Resumption:
 
 
 class _Repeat:
-    """Sends the events of a call's stream that follow the event `name`, until the call is over.
-
-    If the client resumes the stream again, the earlier repeat ends.
-    """
+    """Sends the events of a call's stream that follow the event `name`. A later repeat of the stream ends it."""
 
     def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
         self._events = events
@@ -763,10 +741,7 @@ class _Repeat:
                 is_alive = False  # Ask once more whether a worker still has the stream.
 
     def _lose(self, standing: StandingStream) -> None:
-        """End a stream that cannot be resumed: no worker has it, or it never belonged to this session.
-
-        If the client's event id has the request id of a call, the call is answered with the error `call_lost`.
-        """
+        """End a stream that no worker has for this session. A known request id is answered with `call_lost`."""
         if self._name.request_id is None:
             standing.end(b"")
             return

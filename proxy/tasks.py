@@ -1,12 +1,7 @@
 """Tasks: calls that a server answers with a task, whose state and result the client requests later.
 
-MCP 2025-11-25 has tasks in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets a
-server's own task id. The task id that a client gets is an encrypted text with the server's task id, the connection,
-the assignment, the tool and the era, so every worker can route a request about the task without a table. Such a
-request needs the same access as a call of the tool.
-
-The task id for the client is made once, in the answer that creates the task: clients compare ids, and encrypting again
-would give a different id.
+A client never gets a server's own task id, but an encrypted text with all that is needed to route a request about the
+task. Such a request needs the same access as a call of the tool.
 """
 
 from __future__ import annotations
@@ -29,21 +24,19 @@ if TYPE_CHECKING:
 KIND = "task"  # Distinguishes task ids from other texts encrypted with the same keys.
 TASK_METHODS = frozenset(name for name, method in METHODS.items() if method.capability == "tasks")
 STATUS = "notifications/tasks/status"
-EXTENSION = "io.modelcontextprotocol/tasks"
+EXTENSION = "io.modelcontextprotocol/tasks"  # Of MCP 2026-07-28. MCP 2025-11-25 has tasks in the core.
 
 LONGEST_ID = 1_024  # Characters of a server's task id.
 LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """The task id is not valid for this connection and era, or the tool's server or the server's era has changed.
-
-    The error is the same in all cases, so that clients cannot find out which ids exist.
-    """
+    """The task id is not valid for this connection and era, or the tool's server or the server's era has changed."""
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
     reason = "unknown_task"
+    # The same in all cases, so that clients cannot find out which ids exist.
     sentence = "Unknown task"
 
     def __init__(self) -> None:
@@ -76,9 +69,7 @@ class Task(NamedTuple):
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return `target`, without the tasks extension if a client of the session era calls a server of MCP 2026-07-28.
-
-    Tasks are not translated between eras.
+    """Return `target`, without the tasks extension if the server speaks MCP 2026-07-28 but the client does not.
 
     Raises UnknownTask if the server no longer speaks the era of `task`.
     """
@@ -87,6 +78,7 @@ def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
     extensions = target.capabilities.get("extensions")
     if modern or target.era != MODERN or not isinstance(extensions, dict) or EXTENSION not in extensions:
         return target
+    # Tasks are not translated between eras.
     rest = {name: settings for name, settings in extensions.items() if name != EXTENSION}
     return target._replace(capabilities={**target.capabilities, "extensions": rest})
 
@@ -106,14 +98,12 @@ def open_task(cipher: Cipher, message: Message) -> Task | None:
 def created(
     cipher: Cipher, assigned: AssignedServer, request: McpRequest, message: Message, answer: RpcResponse
 ) -> Task | None:
-    """Return the task that this result of a call announces; None if it announces no task. Raises BadAnswer.
-
-    From a server called in the session era (before MCP 2026-07-28), a task is accepted only if the call asked for one.
-    """
+    """Return the task that this result of a call announces; None if it announces no task. Raises BadAnswer."""
     result, era = answer.document["result"], answer.era
     if era == MODERN:
         holder = result if result.get("resultType") == "task" else None
     else:
+        # In the session era, a task is accepted only if the call asked for one.
         holder = result.get("task") if "task" in message.params else None
     own_id = holder.get("taskId") if isinstance(holder, dict) else None
     if not isinstance(own_id, str):
@@ -123,4 +113,5 @@ def created(
     assert request.grant is not None
     assert request.feature is not None
     facts = request.grant.connection_id, assigned.id, request.feature.name, era == MODERN
+    # Encrypt only once: encrypting again would give a different id, and clients compare ids.
     return Task(own_id, cipher.seal(json.dumps([KIND, own_id, *facts])).decode(), *facts)

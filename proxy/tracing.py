@@ -171,11 +171,7 @@ OTHER = "other"
 
 
 class Tracer:
-    """Starts spans for a share of the calls, and posts them. Must be created after the process has forked.
-
-    The tracer decides at random which calls are sampled. A caller's trace is continued, but the caller's sampled flag
-    counts only if callers are trusted. If the flag always counted, anyone could have every call traced.
-    """
+    """Starts spans for a random share of the calls, and posts them. Must be created after the process has forked."""
 
     def __init__(self, config: Traces) -> None:
         self._ratio = config.ratio
@@ -196,6 +192,7 @@ class Tracer:
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
         """Return the span of a call whose access was decided; None if not sampled. `told` is the caller's trace."""
         parent = told.get(trace_context.PARENT, "")
+        # Anyone could have every call traced if the flag of untrusted callers counted.
         if self._trusts_callers and parent:
             is_sampled = bool(int(parent[53:55], 16) & SAMPLED)
         else:
@@ -394,10 +391,7 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return the links of a span with the parent `parent`: at most one, to the span that the HTTP headers name.
-
-    Return no link if the headers name no span, or name the parent itself.
-    """
+    """Return a link to the span that the HTTP headers name; no link if they name none, or name `parent`."""
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

@@ -1,8 +1,7 @@
-"""Subscribe to the notifications of servers for the clients of this worker.
+"""Subscribe to the notifications of servers for the clients and calls of this worker.
 
-A server of the session era sends notifications on the standing stream (the GET) of a session. The gateway opens this
-stream for clients with a standing stream of their own, and for running calls in the session. A server of MCP 2026-07-28
-sends notifications on the stream of a `subscriptions/listen`. Each server stream is read by one worker, under a lease.
+Servers of the session era send notifications on the standing stream (the GET) of a session, servers of MCP 2026-07-28
+on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
 """
 
 from __future__ import annotations
@@ -155,10 +154,7 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the server streams that the checked owners now need, and close those that they no longer need.
-
-        The checked owners are those in `changed`, those with a grant in `granted`, and those not checked recently.
-        """
+        """Open the server streams that changed or due owners now need, and close those that they no longer need."""
         began = time.monotonic()
         standing = self.streams.standing()
         owners = changed | self._due(standing, granted, began)
@@ -229,11 +225,7 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        `owners` are the client sessions and connections to check. A client with a session subscribes by itself. This
-        is repeated only at this worker's first check of the session, and in a session that replaced a lost one.
-
-        A session that all clients of a connection share is never unsubscribed, because clients at other workers may
-        need the subscription. Notifications that no client of this worker wants are dropped.
+        `owners` are the client sessions and connections to check.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -246,7 +238,10 @@ class ServerStreams:
             is_lost = row_before not in {"", row}
             if is_lost:
                 before = frozenset()
+            # A session that a connection's clients share is never unsubscribed: other workers' clients may need it.
             begun[key] = row, named | before
+            # A client with a session subscribes by itself. This is repeated only at this worker's first check, and in a
+            # session that replaced a lost one.
             is_own = audience.grant.session is not None and key in self._sessions and not is_lost
             new = frozenset() if is_own else named - before
             if key not in self._sessions or is_lost or new:
@@ -297,10 +292,7 @@ class ServerStreams:
         return {row: keyed[key] for key, row in (await self._keeper.lease_listens(self._name, rows)).items()}
 
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
-        """Lease the right to read the streams of these audiences' sessions, so that only one worker reads each stream.
-
-        Returns the leased sources by row id. Raises DatabaseUnavailable.
-        """
+        """Lease the streams of these audiences' sessions; return the sources by row id. Raises DatabaseUnavailable."""
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
@@ -390,10 +382,10 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """Lease sessions of running or recent calls for this worker, which reads the streams of leased sessions.
+        """Lease the streams of sessions with running or recent calls. Raises DatabaseUnavailable.
 
-        Only sessions of `owners` are leased; None means all owners. Sessions whose row id is in `held_anyway` are left
-        out. Returns the leased sources by row id. Raises DatabaseUnavailable.
+        Only sessions of `owners` (None means all owners) are leased, without those in `held_anyway` (row ids). Returns
+        the sources by row id.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
@@ -588,18 +580,13 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams of one token and session (if there is a session), and their current grant.
+    """The client streams of one token and session (if there is a session), and their current grant."""
 
-    The audience of a server's stream that only calls need has no client streams.
-
-    `heard` has the resource subscriptions: for each assignment, a mapping from the server's URI of a resource to the
-    client's URI. `refused` has the subscribed URIs that the client may not read.
-    """
-
-    standing: list[StandingStream]
+    standing: list[StandingStream]  # Empty if only calls need the server's stream.
     grant: AccessRow
+    # The resource subscriptions of each assignment: the client's URI by the server's URI.
     heard: dict[str, dict[str, str]] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()  # Subscribed URIs that the client may not read.
 
     @property
     def owner(self) -> str:
@@ -718,9 +705,9 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query; None if the token is unknown, or the grant has a value that cannot be read.
+        """Return the grant of each query, from `granted` or the database; None if it is unknown or unreadable.
 
-        Grants that are not in `granted` are read from the database. Raises DatabaseUnavailable if the query fails.
+        Raises DatabaseUnavailable if the query fails.
         """
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]

@@ -1,6 +1,6 @@
 """Rules on tool calls: a rule refuses, holds or labels calls, depending on the tool and the arguments.
 
-The statement that decides a call reads the enabled rules (proxy/access/query.sql); proxy/access/rules.py applies them.
+proxy/access/query.sql reads the enabled rules of a call; proxy/access/rules.py applies them.
 """
 
 from __future__ import annotations
@@ -166,23 +166,21 @@ class RuleQuerySet(models.QuerySet["Rule"]):
 
 
 class Rule(Versioned, Switchable):
-    """A rule on tool calls, of one gateway or of the workspace.
-
-    `servers`, `tools` (names for clients, with `*` and `?`) and `tool_effect` select tools; an empty field selects all.
-    `when` is a condition in CEL; an empty condition is true. `text` is the sentence of a refusal, or the label. In the
-    mode `watch` a rule does nothing except label calls with what it would have done. Rules apply in the order of
-    `position`.
-    """
+    """A rule on tool calls, of one gateway or of the workspace. Rules apply in the order of `position`."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, null=True, blank=True, related_name="rules")
     name = models.CharField(max_length=80)
+    # These three fields select tools; an empty field selects all. `tools` are names for clients, with `*` and `?`.
     servers = models.ManyToManyField(Server, blank=True, related_name="+")
     tools = ArrayField(models.CharField(max_length=200), default=list, blank=True)
     tool_effect = models.CharField(max_length=12, choices=ToolEffect, default=ToolEffect.ANY, blank=True)
+    # A condition in CEL; an empty condition is true.
     when = models.TextField(max_length=MOST_CHARACTERS, blank=True, default="")
     effect = models.CharField(max_length=10, choices=RuleEffect)
+    # The sentence of a refusal, or the label.
     text = models.CharField(max_length=LONGEST_TEXT, blank=True, default="")
+    # In the mode `watch`, a rule only labels calls with what it would have done.
     mode = models.CharField(max_length=10, choices=RuleMode, default=RuleMode.WATCH)
     note = models.CharField(max_length=500, blank=True, default="")
     # Only for rules that hold calls: who decides, and for how many minutes a held call waits.

@@ -1,7 +1,6 @@
 """Replay: the recorded calls that a rule would have touched, found without changing anything.
 
-The function that judges calls at /mcp (proxy.access.rules) judges recorded calls too, with the data in the log. Teams,
-role and the tool's effect are the current ones, because the log does not have them.
+Teams, role and the tool's effect are the current ones, because the log does not have them.
 """
 
 from __future__ import annotations
@@ -44,20 +43,14 @@ _READ = (
 
 @dataclass
 class Replay:
-    """The calls that a rule would have touched.
+    """The calls that a rule would have touched."""
 
-    `looked` is the number of calls that were read from the log, back to `since`. `is_complete` is False if time
-    ran out before the oldest call. `count` is the number of calls that match. Of these, `failed` match only because the
-    condition has no result for them. `unknown` is the number of calls of the rule's tools that could not be compared,
-    because their arguments were not recorded completely.
-    """
-
-    is_complete: bool = False
+    is_complete: bool = False  # False if time ran out before the oldest call.
     since: datetime | None = None
-    looked: int = 0
-    count: int = 0
-    failed: int = 0
-    unknown: int = 0
+    looked: int = 0  # Calls that were read from the log, back to `since`.
+    count: int = 0  # Calls that match.
+    failed: int = 0  # Calls that match only because the condition has no result for them.
+    unknown: int = 0  # Calls of the rule's tools whose arguments were not recorded completely.
     agents: dict[UUID | None, str] = field(default_factory=dict)
     examples: list[Call] = field(default_factory=list)
 
@@ -85,19 +78,16 @@ def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, sec
 
 
 def may_replay(when: str, viewer: User) -> bool:
-    """True if `viewer` may read calls and, if the condition reads arguments, arguments too.
-
-    The reason is that the matching calls reveal the values that the condition reads.
-    """
+    """True if `viewer` may read calls and, if the condition reads arguments, arguments too."""
+    # The matching calls reveal the values that the condition reads.
     may_read = not reads_arguments(when) or viewer.has_perm(Capability.LOGS_PAYLOADS)
     return may_read and viewer.has_perm(Capability.LOGS_READ)
 
 
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
-    """Return a sentence with the number of calls of the last seven days that the rule would have touched.
+    """Return a sentence about the calls of the last seven days that the rule would have touched.
 
-    Return an empty text if the viewer may not read the data in the log that the rule uses. If the rule is not saved
-    yet, `servers` are the servers of the rule.
+    Return "" if the viewer may not replay the rule. `servers` are those of a rule that is not saved.
     """
     if not may_replay(rule.when, viewer):
         return ""

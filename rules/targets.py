@@ -32,9 +32,9 @@ class TargetTool(NamedTuple):
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule in the form that proxy/access/query.sql returns for a call.
+    """Return the rule as proxy/access/query.sql returns it for a call, enabled and in the mode `on`.
 
-    The rule counts as enabled, in the mode `on`. If the rule is not saved yet, `servers` are the servers of the rule.
+    `servers` are the servers of a rule that is not saved.
     """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(
@@ -88,8 +88,7 @@ def arguments_of_tools(tools: Iterable[TargetTool]) -> dict[str, str]:
 def check_arguments(when: str, tools: Collection[TargetTool]) -> None:
     """Raise BadCondition if the condition names an argument that none of these tools has.
 
-    Any argument is accepted if `tools` is empty. The same applies if a tool's schema lists no properties, or describes
-    further properties by a pattern or a schema.
+    Any argument is accepted if there are no tools, or if a tool's schema allows arguments that it does not list.
     """
     names = compiled(when).arguments if when else None
     if not names or not tools or any(_is_open(tool.input_schema) for tool in tools):

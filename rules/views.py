@@ -125,21 +125,15 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.RULES_READ)
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Return the names that a condition can use, for the gateway, servers and tools in the URL.
-
-    The URL has the fields of the form, which may be incomplete. If it has none, those of the saved rule are used.
-    """
+    """Show the names that a condition can use, for the form's fields in the URL or those of the saved rule."""
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)
-    form.is_valid()
+    form.is_valid()  # The fields may be incomplete.
     return show(request, "rules/names.html", {"form": form, "fields": FIELDS})
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return the context with the newest call for which the rule had no result; `failure` is None without such a call.
-
-    Return {} if the viewer may not read the log.
-    """
+    """Return the newest call without a result of the rule (or None) as `failure`; {} if the log may not be read."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
     calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")

@@ -148,16 +148,13 @@ class FileMistakes(Exception):
 
 @dataclass(frozen=True)
 class RunnerEntry:
-    """An entry of the file: a program or an OpenAPI description. The references in `values` are resolved.
-
-    `error` says why the entry cannot be served, for example a missing reference.
-    """
+    """An entry of the file: a program or an OpenAPI description."""
 
     name: str
     fields: dict[str, Any]
-    values: dict[str, str] = field(default_factory=dict, repr=False)
+    values: dict[str, str] = field(default_factory=dict, repr=False)  # With resolved references.
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    error: str = ""
+    error: str = ""  # The reason why the entry cannot be served, for example a missing reference.
 
     @property
     def is_openapi(self) -> bool:

@@ -1,11 +1,7 @@
 """Serve the programs of an entry of runner.yaml over Streamable HTTP, to clients of MCP 2026-07-28 and earlier.
 
-A program in `mode: shared` cannot say which client a message is for. So all clients get notifications of changed lists,
-subscribed clients get resource updates, and progress goes to the call it belongs to. Log messages, elicitation,
-sampling and roots need `mode: session`.
-
-MCP 2026-07-28 has no sessions. So in `mode: session`, `server/discover` offers only the versions with sessions, and a
-request without a session gets a program of its own.
+A program in the mode `shared` cannot say which client a message is for. So log messages, elicitation, sampling and
+roots need the mode `session`. In that mode, a request without a session gets a program of its own.
 """
 
 import asyncio
@@ -282,7 +278,7 @@ class ProgramEndpoint:
         return await self._start(self._clients, RUNNER_CLIENT, person=self._person(ctx))
 
     async def _discover(self) -> dict[str, Any]:
-        if not self._is_shared:
+        if not self._is_shared:  # MCP 2026-07-28 has no sessions, so only earlier versions are offered.
             info = {"serverInfo": {"name": self.entry.name, "version": VERSION}}
             return _modern(LISTS[0], {"supportedVersions": [*HANDSHAKE_PROTOCOL_VERSIONS], "capabilities": {}}, info)
         program = await self._shared_program()
@@ -322,10 +318,10 @@ class ProgramEndpoint:
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
     ) -> RunningProgram:
-        """Start a program. Raises MCPError if it does not start, or if too many programs are running already.
+        """Start a program, after the pause that follows a failure.
 
-        If a program failed before, wait until the pause after the failure has passed. If the pause lasts longer than
-        LONGEST_WAIT seconds, raise MCPError instead.
+        Raises MCPError if the program does not start, if too many programs are running, or if the pause lasts longer
+        than LONGEST_WAIT seconds.
         """
         pause = self._not_before - time.monotonic()
         if pause > LONGEST_WAIT:

@@ -1,8 +1,7 @@
 """Start a program as its own user and with its limits, or kill all processes of a program's user.
 
-Only `runner.process` runs this script, as `launch.py JSON`. The script is a separate file that imports only the
-standard library, because it runs in each new process before the program does. The script gets the environment of the
-program as its own, not as an argument, because other users can read the arguments of a process.
+Only `runner.process` runs this script, in each new process, so the script imports only the standard library. It gets
+the program's environment as its own, because other users can read the arguments of a process.
 """
 
 import contextlib
@@ -66,13 +65,11 @@ def become(uid: int, prctl: Any, real: int) -> None:
 
 
 def kill_all_of(uid: int, guard: int) -> None:
-    """Kill all processes of the user `uid`. This process must run as `uid`, with `guard` as its real and saved user.
-
-    The processes cannot escape by forking fast, because one call kills them all, and no process can change its user.
-    """
+    """Kill all processes of the user `uid`. This process must run as `uid`, with `guard` as its real and saved user."""
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: this process does not run as the user of a program")
     with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.
+        # Processes cannot escape by forking fast: one call kills them all, and none can change its user.
         os.kill(-1, signal.SIGKILL)
 
 

@@ -1,7 +1,7 @@
 """Install the packages that runner.yaml names by exact version, and find their commands.
 
-`runner.lock` is in the folder of runner.yaml. It has the hash of every package file that was installed, but not the URL
-that the file came from. No code of a package runs during the installation.
+No code of a package runs during the installation. `runner.lock` has the hash of every installed package file, but not
+its URL.
 """
 
 import hashlib
@@ -48,12 +48,10 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return the entry's command with the program's full path, and the folder of the package's programs.
+    """Return the entry's command with the program's full path, and the folder of its package's programs (or "").
 
-    The folder is "" if the entry has no package.
-
-    Raises LookupError if the package is not installed, if the program is missing, or, with isolation `uid`, if
-    other users cannot run it.
+    Raises LookupError if the package is not installed, if the program is missing, or, with isolation `uid`, if other
+    users cannot run it.
     """
     program, *arguments = entry.fields["command"]
     name = entry.fields.get("package")

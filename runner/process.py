@@ -86,13 +86,10 @@ def closed_above(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class ProgramAccount:
-    """The user and home of a program. The uid 0 stands for the runner's own user.
+    """The user and home of a program."""
 
-    `guard` is the real user ID of the process that kills the program's processes.
-    """
-
-    uid: int
-    guard: int
+    uid: int  # 0 stands for the runner's own user.
+    guard: int  # The real user ID of the process that kills the program's processes.
     home: Path
     lasting: bool
 
@@ -165,10 +162,8 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove files and folders, also those that are nested too deep for shutil.
-
-    `matching` are conditions of find(1). Matching paths are removed; by default, these are `paths` themselves.
-    """
+    """Remove the paths that match the find(1) conditions `matching`; by default, `paths` themselves."""
+    # shutil cannot remove folders that are nested too deep.
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 

@@ -116,10 +116,7 @@ class RunningProgram:
             self.process.kill("closed its standard output")
 
     async def _next_line(self, stdout: asyncio.StreamReader) -> bytes:
-        """Return the next line that is not blank, or b"" at the end of the stream.
-
-        If a line is too long, kill the program and return b"".
-        """
+        """Return the next line that is not blank; b"" at the end. Kill the program if it sends too long a line."""
         try:
             while line := await stdout.readuntil(b"\n"):
                 if line.strip():

@@ -113,7 +113,7 @@ class RunnerApp:
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
         """Refuse requests for an unknown host, from a browser (against DNS rebinding) or without the secret.
 
-        Return None if the request is allowed. A request for `/healthz` is answered here, without these checks.
+        Return None for an allowed request. `/healthz` is answered without these checks.
         """
         if scope["path"] == "/healthz":
             return JSONResponse({"ok": True})

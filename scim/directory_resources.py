@@ -1,7 +1,6 @@
 """People and teams as SCIM resources: serialising them, and applying changes that directories send.
 
-Every change uses the methods of the models. This module imports the optional SCIM package, so it is imported only where
-/scim/v2/ is served.
+This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -55,10 +54,8 @@ def _uuid(text: str) -> UUID:
 
 
 def _moments(kind: str) -> dict[str, Any]:
-    """Return annotations for the times when each row was created and last changed.
-
-    These are the times of the row's first and last event, because every change records an event.
-    """
+    """Return annotations for the times when each row was created and last changed."""
+    # Every change records an event, so these are the times of the first and the last event.
     events = Event.objects.filter(target_type=kind, target_id=Cast(OuterRef("pk"), CharField())).order_by()
     return {
         name: Subquery(
@@ -145,6 +142,7 @@ class People:
         one_at_a_time()
         role = by.key.role
         assert role is not None  # A live key always has a role.
+        # A deleted person is restored, but without their earlier password, teams, connections and credentials.
         user = self._forgotten(said)
         if user is not None:
             if user.role != role:
@@ -165,8 +163,7 @@ class People:
     def _forgotten(self, said: dict[str, Any]) -> User | None:
         """Return the person with the address in `said` if the directory has deleted them; otherwise None.
 
-        When the directory creates such a person again, they are restored, but without their earlier password, teams,
-        connections and credentials. Raises UniquenessException if the directory now sends another externalId.
+        Raises UniquenessException if the directory now sends another externalId.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()

@@ -1,7 +1,6 @@
 """/scim/v2/: the endpoint where directories provision people and teams (RFC 7644).
 
-Mounted by `scim.views.endpoint`. This module imports the optional SCIM package, so `scim.views` imports this module
-only when an active provisioning key exists.
+This module imports the optional SCIM package, so it is imported only if an active provisioning key exists.
 """
 
 from __future__ import annotations

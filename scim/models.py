@@ -1,7 +1,6 @@
 """Provisioning: keys of directories, and the data that directories store about people and teams (RFC 7643).
 
-This module needs no SCIM package: the protocol is in `scim.endpoint` and the modules that `scim.endpoint` imports
-(docs/decisions/0035).
+This module needs no SCIM package: the protocol is in `scim.endpoint` (docs/decisions/0035).
 """
 
 from __future__ import annotations
@@ -80,10 +79,7 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """The actor of changes that a directory makes with a provisioning key.
-
-    It is not a person, but has capabilities and `as_stored`, so it can be an accounts.rules.Grantor.
-    """
+    """The actor of changes that a directory makes with a provisioning key. It can be an accounts.rules.Grantor."""
 
     is_directory = True
 
@@ -114,10 +110,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """Return the live key with this secret; None if there is none.
-
-        The secret may be the key's current secret, or its previous secret if that still works.
-        """
+        """Return the live key with this secret (current, or previous and still working); None if there is none."""
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
@@ -127,11 +120,9 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
     ) -> IssuedProvisioningKey:
-        """Create a key. People created with it get `role`.
+        """Create a key; its secret is not stored. People created with the key get `role`.
 
-        The key can change only people who have no other capabilities than `capabilities`. Its secret is not stored.
-        Raises ProvisioningError, or BeyondYours if the person `by` lacks one of the capabilities or may not give the
-        role.
+        Raises ProvisioningError, or BeyondYours if `by` lacks one of the capabilities or may not give the role.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
@@ -160,10 +151,8 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     """The credential (`gwd_`) of a directory that provisions people through SCIM; accepted for nothing else.
 
-    The key belongs to no person: it works until it is revoked, even if its creator has left. Only the prefix and the
-    digest (HMAC-SHA-256) of the secret are stored. After a replacement, the prefix and digest of the previous secret
-    are stored too, and the previous secret works until `previous_ends_at`. The time of the last use is stored
-    separately for each of the two secrets.
+    The key works until it is revoked, even if its creator has left. Only the prefix and the digest (HMAC-SHA-256) of a
+    secret are stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -173,6 +162,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     prefix = models.CharField(max_length=12, editable=False)
     digest = models.BinaryField(unique=True, max_length=32, editable=False)
     key_id = models.CharField(max_length=8, editable=False)
+    # The secret that was replaced last; it works until `previous_ends_at`.
     previous_prefix = models.CharField(max_length=12, blank=True, editable=False)
     previous_digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
     previous_key_id = models.CharField(max_length=8, blank=True, editable=False)
@@ -253,14 +243,15 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
         """Replace the secret. The old secret works for another `overlap_hours`, which must be one of OVERLAP_HOURS.
 
-        Raises BadKeyOverlap or ProvisioningKeyAlreadyRevoked. Raises BeyondYours if the person `by` lacks one of the
-        key's capabilities or may not give the key's role, because this person sees the new secret and could use it.
+        Raises BadKeyOverlap or ProvisioningKeyAlreadyRevoked. Raises BeyondYours if `by` lacks one of the key's
+        capabilities or may not give the key's role.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadKeyOverlap(BadKeyOverlap.__doc__)
         secret = token_text.mint(token_text.DIRECTORY)
         with transaction.atomic():
             row = self._locked()
+            # The person sees the new secret and could use it.
             must_hold(by, row.granted, uses_gateways=bool(row.role and row.role.uses_gateways))
             before = row.prefix
             row.keep_as_previous(row, timedelta(hours=overlap_hours), row.last_used_at)
@@ -315,23 +306,21 @@ class IssuedProvisioningKey(NamedTuple):
 
 
 class DirectoryPerson(models.Model):
-    """A directory's data about a person: the directory's ids for the person, and attributes to return to the directory.
-
-    `addresses` are the values of `emails` in lower case. `user_name` is empty if it equals the person's e-mail. `email`
-    is the address that the directory sent last. If an administrator corrects the person's address, the correction stays
-    until the directory sends another address. If `removed_at` is set, the directory has deleted the person, who is then
-    deactivated and no longer a SCIM resource. `deactivated_epoch` is the person's `session_epoch` just after the
-    directory deactivated the person. If `session_epoch` has changed since, an administrator has acted on the person.
-    """
+    """A directory's data about a person: the directory's ids for the person, and attributes that it gets back."""
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
     external_id = models.CharField(max_length=200, blank=True)
-    user_name = models.CharField(max_length=254, blank=True)
+    user_name = models.CharField(max_length=254, blank=True)  # Empty if it equals the person's e-mail.
     name = models.JSONField(default=dict)
     emails = models.JSONField(default=list)
-    addresses = ArrayField(models.CharField(max_length=254), default=list)
+    addresses = ArrayField(models.CharField(max_length=254), default=list)  # Values of `emails` in lower case.
+    # The address that the directory sent last. If an administrator corrects the person's address, the correction stays
+    # until the directory sends another address.
     email = models.CharField(max_length=254, blank=True)
+    # Set if the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
     removed_at = models.DateTimeField(null=True)
+    # The person's `session_epoch` just after the directory deactivated the person. If `session_epoch` has changed
+    # since, an administrator has acted on the person.
     deactivated_epoch = models.PositiveIntegerField(null=True)
 
     class Meta:
@@ -350,17 +339,14 @@ class DirectoryPerson(models.Model):
         return self.external_id or str(self.user_id)
 
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Store the attributes that a directory sent (external id, user name, name, emails), and record the changes.
-
-        If the directory had deleted the person, the person is a SCIM resource again.
-        """
+        """Store what a directory sent (external id, user name, name, emails), and record the changes."""
         changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
         if self.removed_at is not None:
             changes["removed_at"] = [self.removed_at.isoformat(), None]
         for name, value in said.items():
             setattr(self, name, value)
         self.addresses = sorted({str(one["value"]).lower() for one in self.emails if one.get("value")})
-        self.removed_at = None
+        self.removed_at = None  # A deleted person becomes a SCIM resource again.
         self._keep()
         if changes:
             Event.objects.record(Action.USER_UPDATED, self.user, by=by, changes=changes)
@@ -373,8 +359,8 @@ class DirectoryPerson(models.Model):
     def set_active(self, active: bool, *, by: Directory) -> None:
         """Deactivate this person, or reactivate a person whom a directory deactivated.
 
-        The caller must call `describe` afterwards, which saves this object.
-        Raises DeactivatedByOthers, and the errors of User.deactivate and User.reactivate.
+        Call `describe` afterwards, which saves this object. Raises DeactivatedByOthers, and the errors of
+        User.deactivate and User.reactivate.
         """
         if active == self.user.is_active:
             return
@@ -384,10 +370,10 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Apply the directory's deletion of the person: the person loses access, and is no longer a SCIM resource.
+        """Apply the directory's deletion: the person loses access, and is no longer a SCIM resource.
 
-        The caller must also end the person's connections, credentials, second factor and linked accounts, as
-        `People.delete` does. Raises the errors of `User.end_access`.
+        The caller must also end connections, credentials, second factor and linked accounts, as `People.delete` does.
+        Raises the errors of `User.end_access`.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
         # Call `_keep` before `end_access`, which removes the password. After that, the status of a person without

@@ -118,9 +118,9 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a pair: a condition that every matching row meets, and whether the condition is exact.
+    """Return a condition that every matching row meets, and whether the condition is exact.
 
-    If the condition is not exact, rows that do not match the filter may meet it too.
+    Rows that do not match the filter may meet an inexact condition too.
     """
     match node:
         case Comparison() if node.op == CompareOperator.eq:

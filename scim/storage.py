@@ -181,10 +181,7 @@ class Service(ScimService):
         return super().read_replacement(resource_type, self._complete(resource_type, body, content_type), content_type)
 
     def _complete(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> bytes:
-        """Return the body, with required attributes of a User added if the body omits them.
-
-        If a replacement omits `active`, the person's present value is added, so that it does not change.
-        """
+        """Return the body, with required attributes of a User added if the body omits them."""
         sent = self.decode_body(body, content_type)
         if not isinstance(sent, dict):
             raise InvalidSyntaxException(detail="The body must be a JSON object.")
@@ -192,7 +189,7 @@ class Service(ScimService):
             return body
         names = {name.lower(): name for name, value in sent.items() if value not in (None, [])}
         if "active" not in names:
-            sent["active"] = self.storage.latest_active
+            sent["active"] = self.storage.latest_active  # In a replacement, this is the person's present value.
         if "emails" not in names:
             user_name = str(sent.get(names.get("username", ""), "")).strip().lower()
             sent["emails"] = [{"value": user_name, "type": "work", "primary": True}]
@@ -216,14 +213,12 @@ class Service(ScimService):
     def apply_patch(
         self, current: Resource[Any], patch_op: PatchOp[Any], conditions: Conditions
     ) -> Resource[Any] | None:
-        """Apply a PATCH, and return the new state of the resource; None if nothing changes.
-
-        An operation that removes a person's last e-mail address is ignored, because one address is required.
-        """
+        """Apply a PATCH, and return the new state of the resource; None if nothing changes."""
         untouched = current.model_copy(deep=True)
         try:
             return super().apply_patch(current, patch_op, conditions)
         except MutabilityException:
+            # Ignore the removal of a person's last e-mail address, because one address is required.
             kept = [one for one in patch_op.operations or [] if not _removes_emails(one)]
             if len(kept) == len(patch_op.operations or []):
                 raise

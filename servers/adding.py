@@ -134,10 +134,7 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential at the server; return False, with a form error, if it is refused.
-
-        If the person chose to keep the credential anyway, a refused credential counts as accepted.
-        """
+        """Test the credential. Return False, with a form error, if it is refused and `keep` is not ticked."""
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -163,7 +160,7 @@ class NewServerForm(Trial, ServerForm):
 class ServerTrial:
     """The outcome of testing a server that is not stored yet."""
 
-    url: str
+    url: str  # The first URL tried that has an MCP endpoint, or the original URL if none has one.
     outcome: Discovered | DiscoveryFailed
     with_credential: bool
     needs: Needs | None = None
@@ -217,7 +214,7 @@ class ServerTrial:
     def causes(self) -> list[dict[str, str]]:
         """The three most likely causes of a failure; empty if `kind` is not `bad`.
 
-        Each cause has a remedy: `try` is the URL to test next, or `at` is the id of the part of the form to change.
+        `try` is a URL to test next; `at` is the id of the part of the form to change.
         """
         if self.kind != "bad":
             return []
@@ -279,8 +276,7 @@ def _line(text: Any) -> str:
 def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
-    `kinds` are the kinds of features to list. If there is no MCP endpoint at the root of a host, the usual paths are
-    tried too; `ServerTrial.url` is the first URL with an MCP endpoint, or the original URL if none has one.
+    If there is no MCP endpoint at the root of a host, the usual paths are tried too; see `ServerTrial.url`.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -315,16 +311,14 @@ def add_server(
     form: NewServerForm,
     *,
     by: User,
-    tested: dict[str, str] | None = None,
+    tested: dict[str, str] | None = None,  # The `ServerTrial.health` of an earlier test, for a server not asked now.
     name_is_made: bool = False,
+    # The result of listing the features of all kinds with the same credential; None to ask the server.
     outcome: Discovered | DiscoveryFailed | None = None,
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
-    A server with gateways or a credential is asked for its features immediately: this tests the credential, and the
-    gateways can show the features. If `outcome` is given, the server is not asked again: `outcome` is the result of
-    listing the features of all kinds with the same credential. A server with neither gateways nor a credential is not
-    asked; its health is set from `tested`, the `ServerTrial.health` of an earlier test.
+    A server with neither gateways nor a credential is not asked for its features.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -605,11 +599,7 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def next_page(server: Server, form: NewServerForm, user: User) -> str:
-    """Return the URL of the next page.
-
-    If one of the person's connections needs an identity, it is the page of this connection; otherwise it is the page of
-    the server.
-    """
+    """Return the URL of the person's newest connection that needs an identity, or else of the server."""
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
         if first := own.order_by("-connected_at").first():

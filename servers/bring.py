@@ -155,12 +155,11 @@ class AddedEntry:
 def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list[AddedEntry]:
     """Test the servers, add them, and assign them to the gateway that was chosen in the valid form `to`.
 
-    Each server is added separately. If a server cannot be added, its result says why. If the form asks for a new
-    gateway, the gateway is created when the first server is added.
+    If a server cannot be added, its result says why.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
         trials = list(pool.map(_try, wishes))  # These threads run no SQL.
-    created: list[Gateway] = []
+    created: list[Gateway] = []  # A new gateway is created when the first server is added.
 
     def gateway() -> Gateway:
         if not created:

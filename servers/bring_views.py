@@ -1,7 +1,6 @@
 """The page *Add servers from a file*.
 
-Between the steps, the encrypted file is in a hidden field of the form. So the secrets in it are neither stored nor
-shown.
+Between the steps, the encrypted file is in a hidden field, so that its secrets are neither stored nor shown.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ class FileDraft:
 def page(request: AppRequest) -> HttpResponse:
     """Show the field for the file.
 
-    A POST with `text` shows, for each entry of the file, whether it can be added as a server. A POST with `sealed` (the
-    encrypted FileDraft) and `add` adds the ticked servers.
+    POST with `text` shows how each entry can be added. POST with `sealed` (the encrypted FileDraft) and `add` adds the
+    ticked servers.
     """
     data = request.POST
     if "sealed" not in data:
@@ -95,11 +94,7 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 
 
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
-    """Return the name of a row of the form, and the state of the row as three booleans.
-
-    The booleans say whether the row is ticked, whether its checkbox for the credential in the file is ticked, and
-    whether the person has entered a credential.
-    """
+    """Return a row's name, and whether it is ticked, uses the file's credential, and has an entered credential."""
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name
     uses = f"use-{number}" in posted if posted else bool(offer.entry.secret)

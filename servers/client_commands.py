@@ -155,10 +155,7 @@ def _bare(program: str) -> str:
 
 
 def _package(program: str, words: Sequence[str]) -> tuple[ClientPackage | None, str, list[str]]:
-    """Return the package that npx, uvx or a similar program starts, the package's program, and the arguments.
-
-    For any other program, return None, an empty name, and the arguments.
-    """
+    """Return the package that npx, uvx or the like starts (or None), its program (or ""), and the arguments."""
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}
     kind = "pypi" if program == "uv" and words[:2] == ["tool", "run"] else starts.get(program, "")

@@ -1,7 +1,6 @@
 """Read the servers of an MCP client's configuration file: JSON with comments, or YAML.
 
-Known files: Claude Desktop, Claude Code, Cursor, VS Code (`servers`, `inputs`), LiteLLM (`mcp_servers`), exports of
-MetaMCP, and others that name servers in `mcpServers`. Secrets are in `ClientEntry.secret` only, never in messages.
+Secrets are in `ClientEntry.secret` only, never in messages.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from servers.client_commands import ClientCommand
 MOST_BYTES = 256 * 1024
 MOST_ENTRIES = 200
 MOST_DEPTH = 20
+# Most clients use `mcpServers`; VS Code uses `servers` (and `inputs`), LiteLLM `mcp_servers`.
 KEYS = ("mcpServers", "servers", "mcp_servers")
 WHICH = "The file needs “mcpServers”, “servers” or “mcp_servers” with the servers by name."
 OLD_TRANSPORT = "It uses the old HTTP+SSE transport, which the gateway does not support. Find the server's newer URL."

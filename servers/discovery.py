@@ -54,15 +54,15 @@ MAX_SENTENCE = 300
 class DiscoveryFailed(Exception):
     """The server gave no usable answer. The message continues a sentence that begins with "The server".
 
-    The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
-    `wants_credential` is True if the server works, and asks for a credential or refused the one it got.
+    The message may quote the server, but is safe to store and show.
     """
 
+    # True if the server works, and asks for a credential or refused the one it got.
     wants_credential = False
 
     def __init__(self, sentence: str, reason: str = "unreachable") -> None:
         super().__init__(storable(sentence)[:MAX_SENTENCE])
-        self.reason = reason
+        self.reason = reason  # The error code for the log.
 
 
 class DiscoveryRefused(DiscoveryFailed):
@@ -131,9 +131,9 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def refusal_of(server: Server, secret: str) -> str:
     """Test a secret that is not stored yet, and return the refusal as text that follows the server's name.
 
-    Return "" if the server accepts the secret, is disabled or cannot be reached. After MOST_TRIALS tests in one minute,
-    return "" without a test, so that nobody can guess credentials through the gateway.
+    Return "" if the server accepts the secret, is disabled, cannot be reached, or had MOST_TRIALS tests this minute.
     """
+    # The limit keeps people from guessing credentials through the gateway.
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
         return ""
     identity = Identity(server=server, label="new", kind=server.auth_type)

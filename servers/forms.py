@@ -323,13 +323,10 @@ class ServerForm(SignInSettings, SlugForm):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """Return whether the server may be at a private address; None if unknown.
-
-        For a new URL, the addresses of its host decide. For an unchanged URL, the form's `private` box decides. But if
-        the box is not ticked and the stored value is None, the addresses decide.
-        """
+        """Return whether the server may be at a private address; None if unknown."""
         if self.server is None or values["url"] != self.server.url:
-            return self._leads_inside
+            return self._leads_inside  # For a new URL, the addresses of its host decide.
+        # The form's box decides, unless it is not ticked and the stored value is None.
         if self.server.private is not None or values.get("private"):
             return bool(values.get("private"))
         return leads_inside(values["url"])
@@ -365,9 +362,9 @@ def _is_command(text: str) -> bool:
 
 
 def _callable(url: str) -> tuple[str, bool]:
-    """Validate a server's URL. Return the URL with a lower-case scheme, and whether it is at a private address.
+    """Validate a server's URL. Return it with a lower-case scheme, and whether it is at a private address.
 
-    Raises ValidationError if the gateway may not call it.
+    Raises ValidationError.
     """
     if _is_command(url):
         raise ValidationError(NO_COMMAND)
@@ -418,9 +415,9 @@ class Trial(forms.Form):
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Note the outcome of the test: the server's `refusal`, or "" if the server accepted the entered credential.
+        """Note the server's `refusal`, or "" if it accepted the credential.
 
-        Add the refusal as an error of `field`, unless the person has ticked `keep`.
+        A refusal becomes an error of `field`, unless `keep` is ticked.
         """
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):

@@ -239,10 +239,7 @@ class IdentityResource(Resource):
         return self.changed(identity, identity.revoke)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
-        """Return the person's own identity for this server, which the new identity replaces.
-
-        Return None if `pk` is None. Raises ValidationError if the person has no such identity.
-        """
+        """Return the person's own identity `pk` for this server; None if `pk` is None. Raises ValidationError."""
         if pk is None:
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
@@ -260,10 +257,7 @@ class IdentityResource(Resource):
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """Return the identity. Raise an error if it is revoked, or if the person may not replace its secret.
-
-        People may replace their own secrets; for secrets of shared identities they need a capability.
-        """
+        """Return the identity. Raise an error if it is revoked, or if the person may not replace its secret."""
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

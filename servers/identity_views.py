@@ -142,10 +142,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """Return the identities of `user`. Each has an attribute `used_by`: the list of its uses by live connections.
-
-    Live identities come first, sorted by server and label. Revoked ones follow, the last revoked first.
-    """
+    """Return the identities of `user`, live ones first; `used_by` has the uses by live connections."""
     live = ConnectionIdentity.objects.filter(connection__revoked_at=None).select_related(
         "connection__host", "connection__gateway"
     )

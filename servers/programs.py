@@ -1,7 +1,6 @@
 """Read the programs of the runner (gateway-admin-runner), their state, and their standard error.
 
-The runner starts the programs that its file names; the gateway starts none. A server is one of the runner's programs if
-its URL is the runner's origin followed by `/NAME/mcp`.
+A server is one of the runner's programs if its URL is the runner's origin followed by `/NAME/mcp`.
 """
 
 from __future__ import annotations

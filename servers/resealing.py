@@ -34,9 +34,7 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 def reseal_servers() -> dict[str, Resealed]:
     """Re-encrypt everything that an older key encrypted. Return a result for each name in SEALED.
 
-    Each row has its own transaction, so calls and changes of credentials continue meanwhile, and an interrupted run can
-    be repeated. Sessions at servers continue, because secrets do not change and session ids are re-encrypted too.
-    A session id that no key decrypts is deleted; the session is opened again when needed.
+    An interrupted run can be repeated. Sessions at servers continue.
     """
     _reseal_sessions()
     return {name: _reseal_rows(model, field) for name, (model, field) in SEALED.items()}
@@ -49,7 +47,7 @@ def _reseal_sessions() -> None:
         try:
             unchanged.update(sealed_id=cipher().reseal(bytes(sealed_id)))
         except Undecryptable:
-            unchanged.delete()
+            unchanged.delete()  # The session is opened again when needed.
 
 
 def _reseal_rows(model: type[Any], field: str) -> Resealed:
@@ -60,7 +58,7 @@ def _reseal_rows(model: type[Any], field: str) -> Resealed:
 
 def _moved(model: type[Any], field: str, pk: object) -> bool | None:
     """Re-encrypt one row and return True. Return False if no key decrypts it, None if it was changed meanwhile."""
-    with transaction.atomic():
+    with transaction.atomic():  # For one row only, so that calls and changes of credentials continue meanwhile.
         row = model.objects.select_for_update(of=("self",)).filter(pk=pk).first()
         if row is None:
             return None  # The row was deleted meanwhile.

@@ -1,7 +1,6 @@
-"""Well-known servers: the tiles of *Add a server*, from a file, and from a registry if one is configured.
+"""Find well-known servers for *Add a server*, in a file, and in a registry if one is configured.
 
-A registry has the API of the official MCP registry (`GET /v0.1/servers`). A registry does not prove who owns a server,
-so its data only prefill a form that an administrator reviews.
+A registry does not prove who owns a server, so its data only prefill a form that an administrator reviews.
 """
 
 from __future__ import annotations
@@ -98,6 +97,7 @@ def search_registry(words: str) -> list[Tile]:
     """Search the registry for servers with `words` in their name, through the address guard. Raises NoRegistry."""
     if not settings.SERVER_REGISTRY:
         return []
+    # The API of the official MCP registry.
     parameters = {"search": words, "version": "latest", "limit": str(MOST)}
     try:
         with released_while_waiting(), OutboundClient(upstream_guard(), BIGGEST, SECONDS) as client:

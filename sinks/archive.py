@@ -1,8 +1,7 @@
-"""The archive of old calls: before retention drops a partition, its rows are written to Parquet files.
+"""Archive old calls to Parquet files before retention drops their partitions.
 
-Each day has its own files and a manifest with their names, row counts and a digest of the rows. Every file is read back
-and compared with the rows of the database. A partition that is not completely archived is not dropped. Days are found
-by name, so the archive can be searched without the database.
+Each day has its own files and a manifest. Files are read back and compared with the database before a partition is
+dropped. The archive can be searched without the database.
 """
 
 from __future__ import annotations
@@ -103,10 +102,9 @@ def open_archive() -> Objects:
 
 
 def archive_before(limit: date) -> int:
-    """Archive the partitions in which all rows are older than `limit`, oldest first.
+    """Archive the partitions in which all rows are older than `limit`. Return how many were archived now.
 
-    Return how many partitions were archived now; partitions that were archived earlier do not count. If the archive is
-    disabled, archive nothing. If a partition cannot be archived, record the failure and raise NotArchived.
+    Archives nothing if the archive is disabled. Raises NotArchived at the first partition that cannot be archived.
     """
     number = 0
     if not archive_enabled():
@@ -124,10 +122,7 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """Return the first day whose calls must not be dropped yet.
-
-    The day is `limit`, or the start of the oldest partition before `limit` that must be archived first.
-    """
+    """Return the first day whose calls must be kept: `limit`, or an earlier day that must be archived first."""
     if not archive_enabled():
         return limit
     archived = set(ArchivedPartition.objects.exclude(archived_at=None).values_list("pk", flat=True))
@@ -291,9 +286,9 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
 
 
 def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the archived calls dated `since` or later and before `until`, day by day.
+    """Yield the archived calls with these column values, dated `since` or later and before `until`.
 
-    `equal` maps names of columns to the values that the calls must have. Raises UnreadableArchive.
+    Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
         raise UnreadableArchive(NEEDS_EXTRA)

@@ -1,7 +1,6 @@
 """Sinks: receivers of the call log and the admin events, each with its position in both logs.
 
-Rows are sent at least once: the position advances only after an acknowledgement
-(docs/decisions/0032-sinks-read-the-log.md).
+Rows are sent at least once (docs/decisions/0032-sinks-read-the-log.md).
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class SinkManager(models.Manager["Sink"]):
     ) -> Sink:
         """Add a sink that gets new rows only. With `from_beginning`, it gets all rows.
 
-        Raises SinkError, or CapabilityRequired if the person `by` may not see all the logs that the sink gets.
+        Raises SinkError. Raises CapabilityRequired if the person `by` may not see all the logs that the sink gets.
         """
         sink = Sink(name=name.strip(), kind=kind, created_by=by)
         fields = {"sends_calls": sends_calls, "sends_events": sends_events, "sends_payloads": sends_payloads}
@@ -116,17 +115,7 @@ class SinkManager(models.Manager["Sink"]):
 
 
 class Sink(Versioned, Switchable):
-    """A receiver of the logs, and its position: the rows it has acknowledged.
-
-    It has acknowledged:
-
-    - of the calls dated `near_from` or later: those with ids up to `calls_to`, the newest id at `calls_at`;
-    - of the calls dated before `near_from` (late calls): those with ids up to `late_calls_to`;
-    - while a round of batches is sent (see sinks.reading): also the calls of this round, in the log's order, up to and
-      including (`round_at`, `round_id`). `round_to` is the highest id of the round, null in a round of late calls;
-    - events: ids up to `events_to`;
-    - checkpoints, which every sink gets: up to the number `checkpoints_to`.
-    """
+    """A receiver of the logs, and its position: the rows that it has acknowledged."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
@@ -140,16 +129,19 @@ class Sink(Versioned, Switchable):
     sends_events = models.BooleanField("admin events", default=True)
     sends_payloads = models.BooleanField("payloads", default=False)
 
-    calls_to = models.BigIntegerField(default=0)
-    calls_at = models.DateTimeField()
+    # The position: the rows that the receiver has acknowledged. Calls dated before `near_from` are late calls.
+    calls_to = models.BigIntegerField(default=0)  # Calls dated `near_from` or later: ids up to this one.
+    calls_at = models.DateTimeField()  # The time at which `calls_to` was the newest id.
     near_from = models.DateTimeField()
-    late_calls_to = models.BigIntegerField(default=0)
+    late_calls_to = models.BigIntegerField(default=0)  # Late calls: ids up to this one.
+    # While a round of batches is sent (see sinks.reading), also the calls of this round, in the log's order, up to and
+    # including (`round_at`, `round_id`). `round_to` is the highest id of the round, null in a round of late calls.
     round_to = models.BigIntegerField(null=True)
     round_began_at = models.DateTimeField(null=True)
     round_at = models.DateTimeField(null=True)
     round_id = models.BigIntegerField(null=True)
-    events_to = models.BigIntegerField(default=0)
-    checkpoints_to = models.BigIntegerField(default=0)
+    events_to = models.BigIntegerField(default=0)  # Ids up to this one.
+    checkpoints_to = models.BigIntegerField(default=0)  # Numbers up to this one; every sink gets checkpoints.
 
     # The lease: the process that delivers rows, and the time until which no other process may deliver.
     claim = models.UUIDField(null=True, editable=False)
@@ -269,10 +261,8 @@ class Sink(Versioned, Switchable):
         return self.receiver_kind(self)
 
     def must_be_open_to(self, by: User | None) -> None:
-        """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends.
-
-        Otherwise people could use a sink to read logs that they may not see on the pages.
-        """
+        """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends."""
+        # Otherwise people could use a sink to read logs that they may not see on the pages.
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
                 raise CapabilityRequired(capability)
@@ -292,10 +282,7 @@ class Sink(Versioned, Switchable):
         self._take_secret(secret, moved=shown_origin(address) != shown_origin(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
-        """Encrypt a new secret, or keep the current one if `secret` is empty.
-
-        Raises BadSinkSecret, also if the address was `moved` and the current secret would be sent to it.
-        """
+        """Encrypt a new secret, or keep the current one if `secret` is empty. Raises BadSinkSecret."""
         kind = self.receiver_kind
         if not kind.key_label or (kind.shows_secret and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""
@@ -328,13 +315,12 @@ class Sink(Versioned, Switchable):
         self.checkpoints_to = newest or 0
 
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
-        """Change name, address or content, and record what changed.
+        """Change the sink, and record what changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
 
-        If a log is newly selected, only its new rows are sent. If the receiver will get fewer logs or none, the
-        receiver at the current address is notified. If `address` is the shortened address that people see (`place`),
-        the address stays as it is. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        If a log is newly selected, only its new rows are sent. The receiver is notified first if it will get fewer logs
+        or none.
         """
-        if fields.get("address") == self.place:
+        if fields.get("address") == self.place:  # The shortened address that people see: the address stays as it is.
             del fields["address"]
         self._announce_edit(seen, dict(fields), secret, by)
         try:
@@ -451,11 +437,9 @@ class Sink(Versioned, Switchable):
             self.delete()
 
     def note_refused(self, line: LogLine, answer: str) -> None:
-        """Record an event that says that a row was skipped, because the receiver refuses the row permanently.
-
-        If the skipped row is an earlier event of this kind about this sink, record nothing.
-        """
+        """Record that this row was skipped, because the receiver refuses it permanently."""
         said = orjson.loads(line.text)
+        # No event if the row is such an event itself, because the receiver would refuse the new event too.
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
             told = {"log": line.log, "row": line.uid, "answer": answer}
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
@@ -477,9 +461,10 @@ class Sink(Versioned, Switchable):
 class ArchivedPartition(models.Model):
     """A partition of the call log that was archived or could not be archived (sinks.archive).
 
-    The row stays when the partition is dropped. Database roles that only serve requests can only read this table.
+    The row stays when the partition is dropped.
     """
 
+    # Database roles that only serve requests can only read this table.
     name = models.CharField(max_length=63, primary_key=True)
     begin = models.DateField()
     end = models.DateField()  # Exclusive.

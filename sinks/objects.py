@@ -1,8 +1,6 @@
 """Object stores: an S3 bucket or a folder. Existing objects are never overwritten.
 
-The S3 client is our own and uses the same guarded sockets as webhooks. A library would resolve names itself and
-bypass the guard. Requests are signed with AWS Signature Version 4. `If-None-Match: *` makes a PUT create an object or
-fail (RFC 9110 section 13.1.2).
+The S3 client is our own, because a library would resolve names itself and bypass the address guard.
 """
 
 from __future__ import annotations
@@ -102,9 +100,8 @@ def _sync(folder: Path) -> None:
 class S3:
     """Objects of a bucket below a prefix. `keys` are the id and secret of an access key, separated by a colon.
 
-    `address` is the URL before the object's name: https://s3.eu-central-1.amazonaws.com/bucket/prefix or
-    https://bucket.s3.eu-central-1.amazonaws.com/prefix. `?region=` sets the region if the host does not contain it. One
-    request takes `seconds` at most.
+    `address` is `https://HOST/BUCKET/PREFIX` or `https://BUCKET.HOST/PREFIX`. `?region=` sets the region if the host
+    does not contain it. One request takes `seconds` at most.
     """
 
     def __init__(self, address: str, keys: str, guard: Guard, seconds: float) -> None:
@@ -125,7 +122,7 @@ class S3:
         self._client.close()
 
     def put(self, name: str, data: bytes) -> bool:
-        answer = self._ask("PUT", name, data, {"if-none-match": "*"})
+        answer = self._ask("PUT", name, data, {"if-none-match": "*"})  # Create or fail: RFC 9110 section 13.1.2.
         if answer.status == HTTPStatus.PRECONDITION_FAILED:
             return False
         if not 200 <= answer.status < 300:

@@ -1,12 +1,8 @@
-"""Read the logs for a sink, each committed row once and in batches, and store the acknowledged position.
+"""Read the logs for a sink in batches, and store the acknowledged position.
 
-A round consists of the rows with ids between the sink's position and an id up to which the log is complete
-(auditlog.replica), so no row can be added to the round later. Rows are sent in the order of the log's primary key, and
-the key of the last row is stored after each batch. Late rows, which are older than `near_from` because their calls were
-slow, are read in a separate round from time to time.
-
-One process at a time reads and delivers, under a lease (`claim`) longer than the delivery timeout. A process that lost
-the lease cannot advance the position.
+A round consists of the rows between the sink's position and an id up to which the log is complete (auditlog.replica),
+so no row is added to it later. Late rows, whose calls were slow, have rounds of their own. Only the process that has
+the lease (`claim`) can advance the position.
 """
 
 from __future__ import annotations
@@ -141,11 +137,7 @@ class SinkReader:
         return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
-        """Return the next checkpoints, or None if there are none.
-
-        The new position is the number of the last checkpoint. Checkpoints are created one at a time, so no checkpoint
-        with a lower number is added later.
-        """
+        """Return the next checkpoints, or None if there are none."""
         asked = {
             "low": sink.checkpoints_to,
             "most": self.most,
@@ -154,6 +146,7 @@ class SinkReader:
         }
         sends = ["call"] * sink.sends_calls + ["event"] * sink.sends_events
         lines, _ = self._lines(_CHECKPOINTS, sql.Composed([]), asked, partial(_checkpoint_line, sends))
+        # Checkpoints are created one at a time, so no checkpoint with a lower number is added later.
         return Batch(lines, {"checkpoints_to": lines[-1].row}) if lines else None
 
     def _calls(self, sink: Sink) -> Batch | None:
@@ -181,11 +174,7 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late calls: started before the sink's `near_from`, with ids up to its `calls_to`.
-
-        The usual rounds read only calls that started at `near_from` or later. After the last batch, `near_from` moves
-        to the sink's `calls_at` minus NEAR.
-        """
+        """Return the next batch of late calls: started before the sink's `near_from`, with ids up to its `calls_to`."""
         asked = {
             "at": sink.round_at or _BEGINNING,
             "after": sink.round_id or 0,
@@ -197,14 +186,12 @@ class SinkReader:
         lines, at, row_id = self._call_lines(sink, asked)
         if row_id is not None:
             return Batch(lines, {"round_at": at, "round_id": row_id})
+        # This is the last batch. The usual rounds read only calls that started at `near_from` or later.
         done = {"late_calls_to": sink.calls_to, "near_from": sink.calls_at - NEAR}
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the lines of the next calls, and `created_at` and the row id of the last of these calls.
-
-        The last two are None if no calls are left after these.
-        """
+        """Return the lines of the next calls, and date and row id of the last one: both None if no calls follow."""
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None
@@ -241,8 +228,7 @@ class SinkReader:
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
     """Take the lease of a sink and yield its reader, or None if another process has the lease.
 
-    After the block, the lease lasts until it is released or LOAN_S have passed. `claim` is the id of a lease that this
-    process already has, if any.
+    The block does not release the lease. `claim` is the id of a lease that this process already has, if any.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)

@@ -1,7 +1,6 @@
 """Kinds of receivers of log lines: one class each, with its form texts, checks and delivery.
 
-`deliver` gets lines of JSON and returns when all lines are acknowledged. Otherwise it raises Undelivered, and the lines
-are sent again. To add a kind, add a class here and to KINDS.
+To add a kind, add a class here and to KINDS.
 """
 
 from __future__ import annotations
@@ -59,33 +58,29 @@ ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
 
 
 class LogLine(NamedTuple):
-    """One row as JSON, without line end; `log` is "call", "event", "checkpoint", "notice" or "test".
+    """One row as JSON, without line end."""
 
-    `uid` is the same when a row is sent again; `row` is the number of the row in the log.
-    """
-
-    log: str
+    log: str  # "call", "event", "checkpoint", "notice" or "test".
     at: datetime
     severity: int
     text: bytes
-    uid: str = ""
-    row: int = 0
+    uid: str = ""  # Stays the same when a row is sent again.
+    row: int = 0  # Number of the row in the log.
 
 
 class Undelivered(Exception):
-    """A receiver did not acknowledge its lines. `wait` is the requested delay in seconds.
+    """A receiver did not acknowledge its lines.
 
-    The message is a sentence without its subject (the sink), for example "answered 500.". `for_good` is True if a retry
-    would fail too. `too_large` is True if a delivery of fewer lines might succeed.
+    The message is a sentence without its subject (the sink), for example "answered 500.".
     """
 
     def __init__(
         self, sentence: str, *, wait: float | None = None, too_large: bool = False, for_good: bool = False
     ) -> None:
         super().__init__(sentence)
-        self.wait = wait
-        self.too_large = too_large
-        self.for_good = for_good
+        self.wait = wait  # The requested delay in seconds.
+        self.too_large = too_large  # True if a delivery of fewer lines might succeed.
+        self.for_good = for_good  # True if a retry would fail too.
 
 
 class Receiver:
@@ -336,11 +331,7 @@ def compressed(lines: Sequence[LogLine]) -> bytes:
 
 
 class Bucket(Receiver):
-    """Objects in S3, one for each delivery, as JSON lines or Parquet.
-
-    The name consists of the log, the day, the numbers of the first and last row, and a digest of the lines. So a
-    repeated delivery creates the same object, and different content never has the same name.
-    """
+    """Objects in S3, one for each delivery, as JSON lines."""
 
     name = "s3"
     label = "S3, JSON lines"
@@ -380,6 +371,7 @@ class Bucket(Receiver):
     def deliver(self, lines: Sequence[LogLine]) -> None:
         first, last = lines[0], lines[-1]
         digest = hashlib.sha256(b"\n".join(line.text for line in lines)).hexdigest()[:16]
+        # A repeated delivery creates the same object, and different content never has the same name.
         name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self.suffix}"
         data = self.encoded(lines)
         with _in_words():
@@ -436,11 +428,7 @@ def _seconds(retry_after: str) -> float | None:
 
 
 class Syslog(Receiver):
-    """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
-
-    Syslog has no acknowledgements, so the acknowledgements of TCP are used. They prove that the receiver's machine has
-    every byte.
-    """
+    """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP."""
 
     name = "syslog"
     label = "Syslog"
@@ -486,6 +474,7 @@ class Syslog(Receiver):
             stream = open_stream(self._guard, self._host, self._port, deadline, encrypted=self._encrypted)
             try:
                 stream.write(messages, SECONDS)
+                # Syslog has no acknowledgements. Those of TCP prove that the receiver's machine has every byte.
                 _await_receipt(stream.get_extra_info("socket"), deadline)
             finally:
                 stream.close()
@@ -500,15 +489,16 @@ class Syslog(Receiver):
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
 
-    Without the second wait, we might close the connection while data from the receiver is unread. That resets the
-    connection, and the receiver loses the lines that it has not read yet. Raises Undelivered if the receiver closes the
-    connection before it has every byte. Raises httpcore.ReadTimeout if the deadline passes before that.
+    Raises Undelivered if the receiver closes the connection before it has every byte. Raises httpcore.ReadTimeout if
+    the deadline passes before that.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # The unsent bytes of a reset connection are lost.
         deadline.left(None)
         time.sleep(0.005)
     _must_be_open(sock)
+    # If we closed the connection while data from the receiver is unread, the connection would be reset. The receiver
+    # would then lose the lines that it has not read yet.
     sock.settimeout(min(GOODBYE_S, deadline.left(None)))
     try:
         plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
@@ -567,10 +557,8 @@ def _secret(sink: Sink) -> str:
 
 
 def backoff(failures: int, chance: float) -> float:
-    """Return the delay in seconds after consecutive `failures`: doubled each time, five minutes at most.
-
-    `chance` from 0 to 1 spreads the delay over its upper half, so that sinks do not retry at the same time.
-    """
+    """Return the delay in seconds: doubled with each of the `failures`, five minutes at most; `chance` is 0 to 1."""
+    # `chance` spreads the delay over its upper half, so that sinks do not retry at the same time.
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 
 

@@ -1,9 +1,7 @@
-"""Sends the logs: the chores process checks every few seconds which sinks are due.
+"""Send the logs: the chores process checks every few seconds which sinks are due.
 
-One process at a time serves a sink, each sink in its own thread; the proxy is not involved. A process has at most
-MOST_THREADS such threads. A slow sink occupies one of them until PASS_S have passed and the current delivery has ended.
-A thread that waits for a receiver holds no database connection and only one delivery in memory; undelivered rows stay
-in the log.
+One process at a time serves a sink, in a thread of its own. While the thread waits for a receiver, it holds no database
+connection.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from ui import databases
 logger = logging.getLogger(__name__)
 
 PASS_S = 20.0  # Maximum time to serve a sink; then other processes may serve it.
-MOST_THREADS = 4
+MOST_THREADS = 4  # Sinks that a process serves at once.
 MOST_REFUSED = 20  # Rows skipped in one pass. If a receiver refuses more, the cause is not the rows.
 
 # A function that records the outcome of a delivery under the lease, and returns whether to continue with the sink.
@@ -80,8 +78,7 @@ def _serve_logged(pk: UUID) -> None:
 def send_undelivered(pk: UUID, seconds: float = PASS_S) -> int:
     """Send undelivered rows of this sink for about `seconds`, and return how many were acknowledged.
 
-    Does nothing if another process serves the sink. After a failure, the error is stored on the sink, and the rows are
-    sent again later.
+    Does nothing if another process serves the sink. Errors are stored on the sink.
     """
     service = _Service(pk, time.monotonic() + seconds)
     try:
@@ -209,10 +206,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal.
-
-    Return False if the position or the lease of the sink has changed meanwhile, otherwise True.
-    """
+    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was skipped."
@@ -255,9 +249,9 @@ def _loaded(pk: UUID) -> Sink | None:
 
 
 def drop_before(limit: date) -> int:
-    """Record for each sink which undelivered calls are lost when partitions before `limit` are dropped.
+    """Let sinks skip undelivered calls in partitions before `limit`, record this, and return the number of calls.
 
-    The partitions must still exist. Return the number of lost calls. Sinks continue after these calls.
+    Call this before the partitions are dropped.
     """
     begin = Call.partitions.kept_from(limit)
     lost = 0

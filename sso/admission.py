@@ -23,22 +23,17 @@ MOST_RULES, LONGEST_GROUP = 200, 200
 
 
 class Claims(NamedTuple):
-    """Claims about a person who has just signed in.
-
-    `email_verified` is None if the provider does not state it. `groups` is None if the groups are too many for a token.
-    `says_groups` is False if the provider sent no groups at all, True for an empty list. `authenticated_at` is None if
-    the provider does not state when the person authenticated.
-    """
+    """Claims about a person who has just signed in."""
 
     issuer: str
     subject: str
     email: str = ""
-    email_verified: bool | None = None
+    email_verified: bool | None = None  # None if the provider does not state it.
     name: str = ""
-    groups: frozenset[str] | None = frozenset()
-    says_groups: bool = True
+    groups: frozenset[str] | None = frozenset()  # None if the groups are too many for a token.
+    says_groups: bool = True  # False if the provider sent no groups at all, True for an empty list.
     session: str = ""
-    authenticated_at: float | None = None
+    authenticated_at: float | None = None  # None if the provider does not state it.
 
 
 class GroupRule(NamedTuple):
@@ -105,10 +100,9 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Return the person with these claims, with the role and teams that the group rules give.
+        """Return the person with these claims, with the role and teams that the group rules give. Raises NoEntry.
 
-        Create a new person if needed, and record the changes. `invited` is the person whose invitation was opened in
-        this browser. Raises NoEntry.
+        A new person is created if needed. `invited` is the person whose invitation was opened in this browser.
         """
         with transaction.atomic():
             rules = self.rules
@@ -164,14 +158,11 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Return the existing person from `_named`; None if a new person may be created. Raises NoEntry.
-
-        People who would get no role do not learn whether an address has an account: an error that would reveal this is
-        replaced by NoEntry("no_role").
-        """
+        """Return the existing person from `_named`; None if a new person may be created. Raises NoEntry."""
         try:
             return self._named(who, invited)
         except NoEntry as refused:
+            # People who would get no role must not learn whether an address has an account.
             has_role = who.groups is None or self._role(who, who.groups, None, rules)
             if refused.reason in ("email_taken", "email_not_verified") and not has_role:
                 raise NoEntry("no_role", refused.person) from None
@@ -180,9 +171,7 @@ class Admission(models.Model):
     def _named(self, who: Claims, invited: User | None) -> User | None:
         """Return the existing person with the e-mail address in `who`; None if a new person may be created.
 
-        An e-mail address alone proves nothing. An existing person is returned only if the workspace allows linking by
-        e-mail and the address is verified, or if this browser has opened the invitation mailed to the address. Raises
-        NoEntry.
+        Raises NoEntry.
         """
         email = who.email.strip().lower()
         try:
@@ -197,6 +186,8 @@ class Admission(models.Model):
             if not who.email_verified and email.rpartition("@")[2] not in self.domains:
                 raise NoEntry("email_not_verified")
             return None
+        # An e-mail address alone proves nothing. The address must be verified, and linking by e-mail allowed. Or this
+        # browser has opened the invitation mailed to the address.
         is_linked = Account.objects.filter(user=person, issuer=who.issuer).exists()
         if (
             is_linked
@@ -212,14 +203,13 @@ class Admission(models.Model):
         """Return the role of the first matching rule, otherwise the default role, which may be None.
 
         Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
-        If the provider sends no groups, an existing person gets the new role only if the present role already permits
-        everything that the new role permits.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
         fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
         role = next(fitting, self.default_role)
         if person is not None and person.role is not None and role is not None and not who.says_groups:
+            # Without groups from the provider, the new role must not permit more than the present one.
             is_no_more = role.granted <= person.role.granted and (person.role.uses_gateways or not role.uses_gateways)
             return role if is_no_more else person.role
         return role

@@ -18,7 +18,7 @@ BROWSER = "organisation"  # Key of the account at the organisation, in the sessi
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
     """End the sessions matching `of` that began with a password, and return how many were ended.
 
-    The caller must run this in the same transaction as the change that makes the sessions end.
+    Call this in the transaction of the change that makes the sessions end.
     """
     sessions = list(UserSession.objects.select_related("user").filter(of).exclude(data__has_key=BROWSER))
     for session in sessions:
@@ -29,11 +29,8 @@ def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
 
 
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
-    """End a person's password sessions if sign-in by the organisation is now enforced for the person.
-
-    `accounts.models` calls this function after changes of the person's e-mail address or break-glass right, and so
-    imports this module. To avoid a circular import, Provider is looked up by name (docs/explanation/architecture.md).
-    """
+    """End a person's password sessions if sign-in by the organisation is now enforced for the person."""
+    # By name, because accounts.models imports this module (docs/explanation/architecture.md).
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()
     if provider is not None:

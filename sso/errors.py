@@ -9,12 +9,9 @@ if TYPE_CHECKING:
 
 
 class ProviderError(Exception):
-    """A setting or a link to an account is refused, or the identity provider fails; the message says why.
+    """A setting or a link to an account is refused, or the identity provider fails; the message says why."""
 
-    `field` is the form field, if there is one.
-    """
-
-    field = ""
+    field = ""  # The form field, if there is one.
 
 
 class BadProviderUrl(ProviderError):
@@ -196,7 +193,7 @@ class SignInFailed(Exception):
 class ResponseRefused(SignInFailed):
     """The provider's answer is refused: `reason` is a key of RESPONSE_ADVICE, the message is for administrators.
 
-    Neither the reason nor the message contains personal data from the answer.
+    Neither of them contains personal data from the answer.
     """
 
     def __init__(self, reason: str, words: str) -> None:

@@ -21,11 +21,9 @@ LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return the e-mail address in `value`, or "" if it is no text, is too long, or is not printable ASCII.
-
-    Addresses are lower-cased later, which could turn letters outside ASCII into another person's address.
-    """
+    """Return the e-mail address in `value`, or "" if it is no text, is too long, or is not printable ASCII."""
     email = value.strip() if isinstance(value, str) else ""
+    # Addresses are lower-cased later, which could turn letters outside ASCII into another person's address.
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
 
@@ -50,17 +48,15 @@ def line_of(value: object) -> str:
 
 
 class PendingSignIn(NamedTuple):
-    """A sign-in started in this browser: its purpose, the page to return to, and the values expected in the answer.
+    """A sign-in started in this browser, with the values expected in the answer."""
 
-    `is_unasked` is True if the person started at the provider. Then nothing proves that the answer is for this browser.
-    """
-
-    act: str
-    onward: str
+    act: str  # Its purpose: LOGIN, LINK or CONFIRM.
+    onward: str  # The page to return to.
     nonce: str
     verifier: str
     issuer: str
     at: float
+    # True if the person started at the provider. Then nothing proves that the answer is for this browser.
     is_unasked: bool = False
 
 

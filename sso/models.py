@@ -78,7 +78,7 @@ SEES_SETTINGS = frozenset({Capability.WORKSPACE_READ, Capability.PEOPLE_READ})
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {*SAML_TERMS, "certificates"}
 METADATA_AGE = timedelta(hours=1)  # When people sign in, older metadata are read again.
-METADATA_ASKED_AGAIN_S = 30
+METADATA_ASKED_AGAIN_S = 30  # Least time between two reads of the metadata.
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 3.3.
 
@@ -198,15 +198,14 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
-        """Change the settings, which apply from the next sign-in on, and record the changes.
+        """Change the settings, and record the changes.
 
-        In `fields`, `rules` is a list of GroupRule. `secret` replaces the current secret. Without `secret`, a change of
-        the protocol, the issuer or `signs_requests` may remove the current secret (see `ends_secret`). When sign-in
-        becomes enforced, the password sessions of affected people end.
+        `rules` in `fields` is a list of GroupRule. Without `secret`, the current secret stays, unless `ends_secret`
+        applies. When sign-in becomes enforced, the password sessions of affected people end.
 
-        Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP. To
-        change a field of TERMS or the source of the metadata, or to replace the decryption key, the actor needs every
-        capability; otherwise Outranked is raised.
+        Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
+        Raises Outranked for changes of TERMS, of the source of the metadata, or of an existing decryption key, unless
+        `by` has every capability.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
@@ -250,10 +249,9 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Add `pair`, if given, as the key for encrypted assertions. Return the changes to record in the event.
+        """Add `pair`, if given, as the decryption key, or delete all keys if the settings do not allow encryption.
 
-        If the settings do not allow encryption, delete all keys instead. `replaced` is the fingerprint of the key
-        before this change. Raises ChangedThere if another request has changed or deleted the key.
+        Return the changes to record. `replaced` is the fingerprint of the key before this change. Raises ChangedThere.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -270,13 +268,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             raise ChangedThere(ChangedThere.__doc__)
 
     def ends_secret(self, changed: Collection[str]) -> bool:
-        """True if this change ends the current secret.
-
-        A client secret belongs to the old provider, and must not be sent to the new provider. The key that signs SAML
-        requests is ours, and is used as long as requests are signed.
-        """
-        if self.speaks_saml:
+        """True if this change ends the current secret."""
+        if self.speaks_saml:  # The key that signs requests is ours.
             return "protocol" in changed or not self.signs_requests
+        # A client secret belongs to the old provider, and must not be sent to the new provider.
         return not {"protocol", "issuer"}.isdisjoint(changed)
 
     def take(self, fields: dict[str, Any], secret: str) -> None:
@@ -312,15 +307,14 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def read_metadata_again(self, *, by: Grantor | None) -> None:
         """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.
 
-        Raises BadSamlMetadata, without changing anything, if the metadata cannot be used or are those of another
-        provider: only `edit` can change the provider.
+        Raises BadSamlMetadata if the metadata cannot be used or are those of another provider.
         """
         said = fetch_metadata(self.metadata_url, private=self.private)
         with transaction.atomic():
             row: Self = self.lock()
             if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
                 return
-            if row.issuer != said["issuer"]:
+            if row.issuer != said["issuer"]:  # Only `edit` can change the provider.
                 raise BadSamlMetadata(
                     f"{row.metadata_url} now has metadata of another provider. To use that one, enter its metadata."
                 )
@@ -335,8 +329,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def with_metadata_of(self, age: timedelta) -> Self:
         """Read the metadata again if they are older than `age` and have a URL, and return the current provider.
 
-        The URL is read at most once every 30 seconds. If it cannot be read, the known metadata are used, so that people
-        can still sign in.
+        The known metadata stay if they cannot be read, or if reading was tried in the last 30 seconds.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):
@@ -345,7 +338,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             return self
         try:
             self.read_metadata_again(by=None)
-        except ProviderError as fault:
+        except ProviderError as fault:  # People can still sign in by the known metadata.
             logger.warning("the metadata of the identity provider cannot be read", extra={"error": str(fault)})
             return self
         return self.offered() or self

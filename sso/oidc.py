@@ -1,7 +1,7 @@
-"""Sign-in at the organisation with OpenID Connect: discovery, the request and the callback (Core 3.1, with PKCE).
+"""Sign-in at the organisation with OpenID Connect (Core 3.1, with PKCE).
 
-All requests to the provider go through the address guard. Metadata and keys are cached for ten minutes, and failures
-for half a minute, so that strangers cannot trigger requests to the provider as often as they like.
+Requests to the provider go through the address guard. Metadata, keys and failures are cached, so that strangers cannot
+trigger requests as often as they like.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
     """Return the result of `read`, or raise the ProviderDown that it raised. Both are cached.
 
-    With `anew`, call `read` even if a result is cached, but at most once a minute.
+    With `anew`, a cached result is read again, at most once a minute.
     """
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
@@ -152,10 +152,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the member `name` of the metadata if it is a URL that may be used.
-
-        Any other value raises ProviderDown if the URL is `needed`; otherwise the result is "".
-        """
+        """Return the URL `name` of the metadata. If it is not usable, raise ProviderDown if `needed`, or return ""."""
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value
@@ -227,13 +224,13 @@ def signed_out_url() -> str:
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
     """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0).
 
-    Return None if the provider has no logout endpoint. The client id is sent instead of an ID token, which would have
-    to be stored for the whole session and would appear in a URL. Without an ID token, the provider asks the person for
-    confirmation. Raises ProviderDown.
+    Return None if the provider has no logout endpoint. Raises ProviderDown.
     """
     place = "" if provider.speaks_saml else provider_metadata(provider).end_session_endpoint
     if not place:
         return None
+    # An ID token would have to be stored for the whole session, and would appear in a URL. Without it, the provider
+    # asks the person for confirmation.
     parameters = {"client_id": provider.client_id, "post_logout_redirect_uri": signed_out_url()}
     return leads_on(request, provider, authorize_url(place, parameters), "sso/leads_out.html")
 
@@ -310,11 +307,8 @@ def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str
 
 
 def _must_be_granted(asked: str, granted: str) -> None:
-    """Raise SignInFailed if requested scopes were not granted.
-
-    Without this check, people could remove a scope from the authorization URL, and so withhold the groups that depend
-    on this scope.
-    """
+    """Raise SignInFailed if requested scopes were not granted."""
+    # People could remove a scope from the authorization URL, and so withhold the groups that depend on this scope.
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
     missing = set(asked.split()) - given - {"offline_access"}  # This scope gives no claims, and is often not reported.
     if missing:

@@ -110,10 +110,7 @@ def callback(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @posts_from_one_address(ANSWERED)
 def saml_consumer(request: HttpRequest) -> HttpResponse:
-    """Receive a SAML provider's answer, which the browser sends as a cross-site POST.
-
-    Session and cookies are neither read nor set here. The browser is redirected to `saml_answered`, which does that.
-    """
+    """Receive a SAML provider's answer, a cross-site POST, and redirect the browser to `saml_answered`."""
     provider = Provider.offered()
     if provider is None or not provider.speaks_saml:
         return HttpResponse(status=HTTPStatus.NOT_FOUND)
@@ -126,6 +123,7 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
     else:
         take_back(request, ANSWERED)
         query = {"ticket": ticket}
+    # Set no cookie: the browser sent no session cookie, so a new one would replace its session.
     response = HttpResponseRedirect(f"{reverse('sso:saml_answered')}?{urlencode(query)}")
     response.status_code = HTTPStatus.SEE_OTHER
     response["Referrer-Policy"] = "no-referrer"
@@ -136,17 +134,14 @@ def saml_consumer(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @login_not_required
 def saml_answered(request: HttpRequest) -> HttpResponse:
-    """Complete the sign-in to which the request's ticket belongs, or show why the provider's answer was refused.
-
-    If the sign-in started at the provider, a page first asks whether to sign in as the person in the answer. Without
-    this page, a link could replace the browser's session.
-    """
+    """Complete the sign-in to which the request's ticket belongs, or show why the provider's answer was refused."""
     provider, reason = Provider.offered(), request.GET.get("refused", "")
     if provider is None or not provider.speaks_saml:
         return sign_in_refused(request, HTTPStatus.NOT_FOUND, NOT_OFFERED)
     if reason in RESPONSE_ADVICE:
         return sign_in_refused(request, HTTPStatus.BAD_REQUEST, RESPONSE_ADVICE[reason], reason)
     ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
+    # If the sign-in started at the provider, ask first: without this page, a link could replace the browser's session.
     if request.method == "GET" and (who := saml_flow.unasked(provider, ticket)):
         context = {"provider": provider, "name": who.email or who.name or who.subject, "ticket": ticket}
         return _without_referrer(request, "sso/sign_in_as.html", context)
@@ -293,16 +288,13 @@ def confirm(request: AppRequest) -> HttpResponse:
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
-    """End the session. If configured, forward people who signed in at the organisation to the provider's logout.
-
-    If the form has `next`, the person wants to continue with another account, and is not forwarded.
-    """
+    """End the session. If configured, forward people who signed in at the organisation to the provider's logout."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         provider = Provider.offered()
         leads = provider if provider and provider.signs_out_there and is_signed_in_there(request, provider) else None
         response: HttpResponse = super().post(request, *args, **kwargs)
-        if leads is None or request.POST.get("next"):
+        if leads is None or request.POST.get("next"):  # `next`: the person continues with another account.
             return response
         try:
             return oidc.sign_out_there(request, leads) or response

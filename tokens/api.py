@@ -174,10 +174,10 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Only the token's owner can do this, or a request with the token itself as Bearer. The previous secret stays
-        valid for `overlap_hours` hours: 0, 1, 24 or 168. With `until_used` it ends earlier, when the new secret is
-        first used. Without a body, the previous secret ends at once. Nothing else in the token changes. A previous
-        secret cannot rotate the token.
+        Only the token's owner can do this, or a request with the token itself as Bearer. A previous secret cannot
+        rotate the token. The replaced secret stays valid for `overlap_hours` hours: 0, 1, 24 or 168. With `until_used`
+        it ends earlier, when the new secret is first used. Without a body, the replaced secret ends at once. Nothing
+        else in the token changes.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -190,10 +190,9 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """Ask the owner of a token to collect a new secret, which replaces the present secret.
 
-        The present secret stays valid for `overlap_hours` hours. With `until_used` it ends earlier, when the new secret
-        is first used. Without a body, the present secret ends at once. Only the owner can collect the new secret. If a
-        new secret was already requested, asking again changes nothing, except that `overlap_hours` 0 ends a remaining
-        overlap.
+        Only the owner can collect the new secret. The present secret stays valid for `overlap_hours` hours. With
+        `until_used` it ends earlier, when the new secret is first used. Without a body, the present secret ends at
+        once. If a new secret was already requested, only `overlap_hours` 0 has an effect: it ends a remaining overlap.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -224,8 +223,7 @@ class TokenResource(Resource):
     def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
         """Rotate the token that authenticated this request.
 
-        Raises ApiError if this token is not the token `pk`, or may not be used now or from this address. Raises
-        AuthenticationFailed if the token's secret has just ended.
+        Raises ApiError, or AuthenticationFailed if the token's secret has just ended.
         """
         token = presented.token
         if token.pk != pk:
@@ -264,7 +262,7 @@ class TokenResource(Resource):
     def _find(self, pk: UUID) -> Token:
         """Return the token. Raises Http404 if the person may not see the token.
 
-        Raises CapabilityRequired if the person may see the token, but may not do this operation with it.
+        Raises CapabilityRequired if the person may not do this operation with it.
         """
         token = get_object_or_404(self.get_queryset(), pk=pk)
         self.must_own(token.connection.user_id)
@@ -276,10 +274,8 @@ class TokenResource(Resource):
 
 
 def must_be_on(connection: Connection) -> None:
-    """Raise ApiError if the host, gateway or connection is disabled, or the host is not approved or not allowed.
-
-    While access is disabled, a token, which may be stolen, must not rotate itself.
-    """
+    """Raise ApiError if the host, gateway or connection is disabled, or the host is not approved or not allowed."""
+    # A token may be stolen: while access is disabled, it must not rotate itself.
     if not (connection.is_on and connection.is_host_allowed):
         raise ApiError(
             HTTPStatus.FORBIDDEN,
@@ -378,7 +374,7 @@ class ApiKeyResource(Resource):
     def _find(self, pk: UUID) -> ApiKey:
         """Return the key. Raises Http404 if the person may not see the key.
 
-        Raises CapabilityRequired if the person may see the key, but may not do this operation with it.
+        Raises CapabilityRequired if the person may not do this operation with it.
         """
         key = get_object_or_404(keys_known_to(self.me), pk=pk)
         self.must_own(key.user_id)
@@ -391,8 +387,8 @@ class ApiKeyResource(Resource):
 class Regenerate(Connections):
     """A new secret for a connection. The previous secret stops working at once.
 
-    For your own agent, the answer has the new secret. Otherwise the answer is the connection: the owner of another
-    person's agent is asked to collect the new secret, and the new key of an app is never shown.
+    For your own agent, the answer has the new secret. For another person's agent, the owner is asked to collect the new
+    secret, and the answer is the connection. For an app, the answer is the connection; the new key is never shown.
     """
 
     versioned = False  # The response may be a token instead of the connection.
@@ -421,10 +417,7 @@ class Regenerate(Connections):
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """Rotate the only active token of an agent, and return the new secret.
-
-        For another person's agent the owner is asked to collect the secret, and the answer is the connection.
-        """
+        """Rotate the only active token of an agent; for another person's agent, ask its owner to collect the secret."""
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):

@@ -55,8 +55,7 @@ def issue(
 ) -> IssuedApiKey:
     """Create an API key that acts as the person `by` with at most `capabilities`, for `days` days from now.
 
-    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours if the person `by` lacks one of
-    the capabilities.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays or NoCapability. Raises BeyondYours if `by` lacks a capability.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)

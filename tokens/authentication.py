@@ -44,9 +44,7 @@ class ByKey:
 class BearerAuthentication(BaseAuthentication):
     """Authenticates requests that have a Bearer credential. The session cookie of such requests is ignored.
 
-    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. An unknown, expired or revoked
-    credential gets 401, and so does a credential whose owner is inactive. For other requests, `authenticate` returns
-    None.
+    `request.auth` is a `Presented` or a `ByKey`. The answer is 401 unless the credential and its owner are active.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:

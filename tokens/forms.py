@@ -178,17 +178,14 @@ UNTIL_USED = "used"
 
 
 class TokenOverlapForm(OverlapForm):
-    """Form for how long the old secret of `token` stays valid. Usually, 24 hours are preselected.
-
-    If all recent calls of the token came from one address, another option is preselected: the old secret ends when the
-    new secret is first used, but after MOST_UNTIL_USED hours at the latest.
-    """
+    """Form for how long the old secret of `token` stays valid."""
 
     overlap_hours = forms.ChoiceField(required=False)  # type: ignore[assignment]
 
     def __init__(self, *args: Any, token: Token, **options: Any) -> None:
         super().__init__(*args, **options)
         self.addresses = token.recent_addresses()
+        # The first choice is preselected. UNTIL_USED is offered if all recent calls of the token came from one address.
         hours = [(str(hours), OVERLAPS[hours]) for hours in (24, 168, 1, 0)]
         choices = [(UNTIL_USED, "Until the new one is used"), *hours] if len(self.addresses) == 1 else hours
         self.fields["overlap_hours"].choices = choices  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None) -> None:
-    """Send the owner a mail: the person `by` requested a new secret for `token`, and the owner has to collect it.
+    """Tell the owner by mail that the person `by` requested a new secret for `token`, to be collected by the owner.
 
-    The mail does not contain the secret, and its link requires a sign-in. `works_until` is when the old secret ends;
-    None if the old secret has already ended.
+    `works_until` is when the old secret ends; None if it has already ended.
     """
     until = f"{works_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if works_until else ""
+    # The mail does not contain the secret, and its link requires a sign-in.
     context = {"token": token, "by": by, "until": until, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
     subject = f"Collect the new token in place of {token}"
     try:

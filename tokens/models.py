@@ -102,7 +102,7 @@ def called(words: str) -> Q:
 def sought(words: str, *, of_many: bool = False) -> Q:
     """Match tokens that have `words` in their name or their host's name, or whose prefix starts with `words`.
 
-    With `of_many`, the owner's e-mail address is searched too. Empty words match all tokens.
+    With `of_many`, also search the owner's e-mail address. Empty words match all tokens.
     """
     if not words:
         return Q()
@@ -116,12 +116,11 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 
 
 def prefixed(words: str) -> Q:
-    """Match tokens whose prefix starts with `words`; the prefix of a previous secret that still works counts too.
+    """Match tokens whose prefix, or the prefix of a previous secret that still works, starts with `words`.
 
-    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`. Otherwise `gw`
-    would match all tokens.
+    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`.
     """
-    if not words.startswith(tuple(token_text.PREFIXES)):
+    if not words.startswith(tuple(token_text.PREFIXES)):  # For example `gw`, which would match all tokens.
         return Q()
     old = Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
     return Q(prefix__startswith=words) | old
@@ -160,9 +159,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
     ) -> Issued:
         """Create an API access token of `connection`.
 
-        If `servers` is None, the token reaches all servers, including servers that are added later.
-        The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry, and
-        TokenError if the connection was revoked.
+        If `servers` is None, the token reaches all servers, including later ones. Raises NotYourToken, TooMany,
+        TokenNameTaken, BadLifetime or BadAllowlistEntry. Raises TokenError if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)
@@ -203,7 +201,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
         """Regenerate the key of an app's connection: the app's OAuth access tokens become invalid at commit.
 
-        The refresh token stays valid, so the app gets a new access token by itself. Raises TokenAlreadyRevoked.
+        The refresh token stays valid. Raises TokenAlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
@@ -230,11 +228,7 @@ def _must_have_room(connection: Connection, name: str) -> None:
 class Token(HoldsPrevious, Versioned, models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
-    Only the prefix and the digest (HMAC-SHA-256) of the secret are stored. A token without a digest has no secret: a
-    new secret was requested (`asked_at`, `asked_by`), and is made when the owner collects it. A replaced secret may
-    stay valid until `previous_ends_at`; its prefix and digest are stored too. With `previous_until_used` the replaced
-    secret ends earlier, when the proxy notes the first use of the present secret. `last_used_at` is the last use of
-    either secret, `secret_last_used_at` the last use of the present secret.
+    Only the prefix and the digest of a secret are stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -242,23 +236,26 @@ class Token(HoldsPrevious, Versioned, models.Model):
     kind = models.CharField(max_length=10, choices=TokenKind, editable=False)
     name = models.CharField(max_length=100)
     prefix = models.CharField(max_length=12, editable=False)
+    # HMAC-SHA-256 of the secret. Null if a new secret was requested, and its owner has not collected it yet.
     digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
+    # The replaced secret, which may stay valid until `previous_ends_at`.
     previous_prefix = models.CharField(max_length=12, blank=True, default="", db_default="", editable=False)
     previous_digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
     previous_key_id = models.CharField(max_length=8, blank=True, default="", db_default="", editable=False)
     previous_ends_at = models.DateTimeField(null=True, blank=True, editable=False)
     previous_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # True if the replaced secret ends earlier, when the proxy notes the first use of the present secret.
     previous_until_used = models.BooleanField(default=False, db_default=False, editable=False)
     generation = models.PositiveIntegerField(default=1, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     allowed_ips = models.JSONField("IP allowlist", null=True, blank=True)
     scope_all = models.BooleanField(default=True, editable=False)
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
-    last_used_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)  # Use of the present or the replaced secret.
     last_used_ip = models.GenericIPAddressField(null=True, blank=True)
-    secret_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
-    asked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    secret_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)  # Use of the present secret.
+    asked_at = models.DateTimeField(null=True, blank=True, editable=False)  # When a new secret was requested.
     asked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+", editable=False)
     rotated_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
@@ -389,21 +386,21 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def rotate(
         self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0, until_used: bool = False
     ) -> Issued:
-        """Replace this token's secret. Only the owner or the token itself may do this: the secret acts as the owner.
+        """Replace this token's secret. Only the owner or the token itself may do this.
 
-        The present secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; with `until_used`
-        it ends earlier, when the new secret is first used. An older secret ends at once. `presented` is the secret with
-        which a token rotates itself. Of two concurrent rotations one succeeds, the other raises
-        Superseded. Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
+        The present secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS. With `until_used`
+        it ends earlier, when the new secret is first used. `presented` is the secret with which a token rotates itself.
+        Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired, AskedForNew or Superseded.
         """
         lasting = overlap(overlap_hours)
+        # The secret acts as the owner.
         if presented is None and (by is None or by.pk != self.connection.user_id):
             raise NotYourToken(
                 "Only the owner may see a token's secret. People who may end tokens can ask for a new one."
             )
         with self._locked() as row:
             if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
-                raise Superseded(Superseded.__doc__)
+                raise Superseded(Superseded.__doc__)  # Of two concurrent rotations, one succeeds.
             if row.digest is None:
                 raise AskedForNew(AskedForNew.__doc__)
             changes = self._overlap(row, lasting, until_used=until_used)
@@ -412,7 +409,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     def _overlap(self, row: "Token", lasting: timedelta, *, until_used: bool) -> dict[str, Any]:
         """Keep the secret of `row` valid for `lasting`, and return the changes to record in the event."""
-        self.keep_as_previous(row, lasting, row.secret_last_used_at)
+        self.keep_as_previous(row, lasting, row.secret_last_used_at)  # An older secret ends at once.
         self.previous_until_used = until_used and bool(lasting)
         changes: dict[str, Any] = {"overlap_hours": [None, round(lasting / timedelta(hours=1))]} if lasting else {}
         return changes | ({"until_used": [None, True]} if self.previous_until_used else {})
@@ -422,12 +419,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.previous_until_used = False
 
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
-        """Request a new secret, which the owner has to collect, and end the present one.
+        """Request a new secret, which the owner has to collect. The present secret ends as with `rotate`.
 
-        The present secret ends now, or stays valid for `overlap_hours`; with `until_used` it ends earlier, when the new
-        secret is first used. A secret that was replaced earlier ends at once. If a new secret was already requested,
-        nothing changes, except that a remaining overlap ends if `overlap_hours` is 0. Raises BadTokenOverlap,
-        TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
+        If a new secret was already requested, nothing changes, except that a remaining overlap ends if `overlap_hours`
+        is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -456,7 +451,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             setattr(self, name, getattr(row, name))
 
     def collect(self, *, by: User) -> Issued:
-        """Create the requested secret for the token's owner. Of two concurrent requests, only one gets the secret.
+        """Create the requested secret for the token's owner.
 
         Raises TokenAlreadyRevoked, Expired, NothingToCollect, or NotYourToken unless `by` is the active owner.
         """
@@ -558,9 +553,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the token and its connection.
-
-        Revoke only this token if the connection is already revoked, or has another token.
+        """Revoke the token, and its connection too if the connection has no other token.
 
         Raises TokenAlreadyRevoked, or CapabilityRequired if the person `by` may not revoke the connection.
         """
@@ -576,10 +569,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def recent_addresses(self, since: datetime | None = None, prefix: str = "") -> list[str]:
         """Return the client addresses of this token's calls after `since`, by default those of the last 30 days.
 
-        With `prefix`, only calls that used the secret with this prefix count. Only the newest calls of the connection
-        are read, because calls are indexed by connection, not by token.
+        With `prefix`, only calls that used the secret with this prefix count.
         """
         since = since or timezone.now() - timedelta(days=30)
+        # Only the newest calls of the connection, because calls are indexed by connection, not by token.
         calls = Call.objects.filter(connection_id=self.connection_id, created_at__gte=since)
         newest = calls.order_by("-created_at").values_list("token_id", "token_prefix", "client_ip")[:MOST_CALLS_READ]
         own = {(used, address) for pk, used, address in newest if pk == self.pk and address}

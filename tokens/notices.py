@@ -50,12 +50,9 @@ def notices(user: User) -> list[Notice]:
 
 
 def _touched(user: User, since: datetime) -> Q | None:
-    """Match the events of the user's tokens and connections after `since`; None if no such object has changed.
-
-    The objects are found first, because events are indexed by object. Tokens that were rotated, or for which a new
-    secret was requested, up to LONGEST_OVERLAP before `since` count as changed: their previous secret may have been
-    ended after `since`.
-    """
+    """Match the events of the user's tokens and connections after `since`; None if no such object has changed."""
+    # Find the objects first, because events are indexed by object. A previous secret may have been ended after `since`,
+    # up to LONGEST_OVERLAP after it was replaced.
     replaced = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(asked_at__gt=since - LONGEST_OVERLAP)
     changed = replaced | Q(revoked_at__gt=since)
     tokens = list(

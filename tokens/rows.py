@@ -255,15 +255,12 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The old and the new secret with their use since the replacement; empty if the secret was never replaced.
-
-        While the new secret waits to be collected, the result contains only the old one.
-        """
+        """The old and the new secret with their use since the replacement; empty if the secret was never replaced."""
         token, since = self.token, self.token.asked_at or self.token.rotated_at
         old = SecretUse(
             "Old", token.previous_prefix, token.previous_last_used_at, self._addresses(token.previous_prefix)
         )
-        if token.status == "waiting":
+        if token.status == "waiting":  # There is no new secret yet.
             return [old]
         new = SecretUse("New", token.prefix, token.secret_last_used_at, self._addresses(token.prefix))
         return [old, new] if since else []
@@ -354,10 +351,9 @@ class TokenFilter(ListFilter):
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
         """Return a pair: the `token_counts` of `tokens`, and the number of tokens that match the filters.
 
-        For a search, the first item is empty: a search uses other indexes, so counting all tokens too would take twice
-        as long.
+        For a search, the first item is empty.
         """
-        if "q" in self.values:
+        if "q" in self.values:  # A search uses other indexes, so counting all tokens too would take twice as long.
             return {}, self.narrow(tokens).count()
         counted = token_counts(tokens, owner)
         of_all = sum(counted[name] for name in TOLD)
@@ -365,10 +361,11 @@ class TokenFilter(ListFilter):
 
 
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
-    """Return the number of `tokens` for each status and each card of CARES, and the number of blocked active tokens.
+    """Return the number of `tokens` for each status and each card of CARES, and of blocked active tokens.
 
-    If all tokens belong to one person, pass the person as `owner`, so that only their connections are scanned.
+    Pass the `owner` if all tokens belong to one person.
     """
+    # With an owner, only the owner's connections are scanned.
     stopped = Connection.objects.filter(_OFF | stopped_above(), **({"user": owner} if owner else {})).order_by()
     told = {name: of_status(name) for name in TOLD} | {name: needing(name) for name in CARES}
     told["blocked"] = of_status("active") & Q(connection__in=stopped.values("pk"))

@@ -91,7 +91,7 @@ def overlap(hours: int) -> timedelta:
 def canonical_allowlist(entries: Sequence[str] | None) -> list[str] | None:
     """Return the allowlist as canonical CIDR ranges without duplicates, or None if the list is empty.
 
-    Raises BadAllowlistEntry for an invalid entry, which the message names, or for more than MOST_ADDRESSES entries.
+    Raises BadAllowlistEntry for an invalid entry, or for more than MOST_ADDRESSES entries.
     """
     ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
     if len(ranges) > MOST_ADDRESSES:

@@ -147,10 +147,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent for a new token. The authorize flow, which follows, gets `?gateway=` and `?client=`.
-
-    If there is no agent yet, viewers who may add agents enter the name of the first agent instead.
-    """
+    """Choose the agent for a new token. If there is none, viewers who may add agents name the first agent instead."""
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     count = hosts.count()
@@ -161,7 +158,7 @@ def create(request: AppRequest) -> HttpResponse:
         "hosts": hosts[:HOSTS],
         "more": max(count - HOSTS, 0),
         "q": words,
-        "chosen": _chosen(request.GET),
+        "chosen": _chosen(request.GET),  # For the authorize flow, which follows.
     }
     return show(request, f"tokens/create.html{'#hosts' if only_part else ''}", context)
 
@@ -627,7 +624,7 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 def extra_token(request: AppRequest, token: Token) -> str:
     """Return the HTML that updates the token on the page behind the dialog that shows a secret.
 
-    Empty in the gateway's dialog and on the overview, because the page behind does not show the token.
+    Empty if the page behind does not show the token.
     """
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""

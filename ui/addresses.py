@@ -20,13 +20,10 @@ _plain_host = re.compile(r"[a-z0-9_.-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The parts of a URL in order. Only `rest`, the part after the host, may be shortened.
-
-    `domain` identifies the target: the registered domain, an IP address, or the scheme of an app.
-    """
+    """The parts of a URL in order. Only `rest`, the part after the host, may be shortened."""
 
     before: str
-    domain: str
+    domain: str  # Identifies the target: the registered domain, an IP address, or the scheme of an app.
     after: str
     rest: str
     whole: str

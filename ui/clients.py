@@ -48,14 +48,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class OneClick:
-    """A link that adds a gateway to a client, or opens the client's page for adding it.
-
-    `href` may contain `{url}`, `{name}`, `{config}` (JSON with the URL, in base64) and `{server}` (JSON for VS Code).
-    """
+    """A link that adds a gateway to a client, or opens the client's page for adding it."""
 
     label: str
     where: str
-    href: str
+    href: str  # May contain {url}, {name}, {config} (JSON with the URL, in base64) and {server} (JSON for VS Code).
 
     def for_gateway(self, url: str, name: str) -> OneClick:
         """Return the link for this gateway."""
@@ -147,15 +144,13 @@ class CallText(NamedTuple):
 
 
 def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str, Any]) -> list[CallText]:
-    """Return example code for each client library; `kind` is what the code calls: `tool`, `prompt` or `resource`.
-
-    Name and arguments are untrusted and written as literals of the language.
-    """
+    """Return example code for each client library; `kind` is `tool`, `prompt` or `resource`."""
     method, params = {
         "tool": ("tools/call", {"name": name, "arguments": arguments}),
         "prompt": ("prompts/get", {"name": name, "arguments": arguments}),
         "resource": ("resources/read", {"uri": name}),
     }[kind]
+    # Name and arguments are untrusted, so they are written as literals of the language.
     literals = {
         "{name}": json.dumps(name),
         "{arguments}": json.dumps(arguments),

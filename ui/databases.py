@@ -1,7 +1,7 @@
 """Database connections: pages may use a pooler in transaction mode; work that needs a session connects directly.
 
-With such a pooler each transaction may run in another session: settings, session advisory locks, prepared statements,
-LISTEN and cursors are lost between transactions, or affect other clients.
+With such a pooler, settings, session advisory locks, prepared statements, LISTEN and cursors are lost between
+transactions, or affect other clients.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def connect_direct() -> psycopg.Connection[Any]:
 def direct() -> Iterator[None]:
     """Use a direct connection in the block, for work that needs a session or takes long.
 
-    In a transaction, or if pages do not use a pooler, use the current connection instead.
+    In a transaction, use the current connection instead.
     """
     present = connections[DEFAULT_DB_ALIAS]
     if not _direct or present.in_atomic_block:

@@ -67,10 +67,8 @@ def _without_last_slash(request: HttpRequest) -> str:
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:
-    """Return whether the request comes from an MCP client, for example one with a wrong URL.
-
-    The Content-Type or Accept header shows this: a browser never submits a form as JSON.
-    """
+    """Return whether the request comes from an MCP client, for example one with a wrong URL."""
+    # A browser never submits a form as JSON.
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 
 

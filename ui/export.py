@@ -1,6 +1,6 @@
-"""Exports of lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if all rows are there.
+"""Export lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if all rows are there.
 
-docs/how-to/read-the-log.md describes the format and what readers must check.
+The format: docs/how-to/read-the-log.md.
 """
 
 from __future__ import annotations
@@ -70,11 +70,10 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """A file with rows for one person, written a few rows at a time; `columns` are the names of the fields.
+    """A file with rows for one person, written a few rows at a time. Raises TooManyExports.
 
-    A subclass yields the rows from `chunks`. It must not hold a database connection between two chunks, because clients
-    may be slow. `close` may be called at any time, from any thread. Creating an Export may raise TooManyExports;
-    iterating may raise IncompleteExport.
+    Iterating may raise IncompleteExport. `close` may be called at any time, from any thread. A subclass yields the rows
+    from `chunks`.
     """
 
     def __init__(self, kind: str, columns: Sequence[str], *, by: Any) -> None:
@@ -96,6 +95,7 @@ class Export:
 
     def chunks(self) -> Iterator[Sequence[Sequence[Any]]]:
         """Yield lists of a few rows each; the cells of a row are in the order of the columns."""
+        # Subclasses hold no database connection between two chunks, because clients may be slow.
         raise NotImplementedError
 
     def interrupt(self) -> None:
@@ -199,8 +199,7 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 class ListExport(Export):
     """The rows of a list, in its order. `detail` and `wrap` are those of `ui.viewset.list_page`.
 
-    The keys of a query are read first, so rows that are deleted meanwhile are left out, and no row appears twice.
-    Instead of a query, any sequence with slices and a length can be given.
+    `rows` may also be a sequence instead of a query.
     """
 
     def __init__(
@@ -217,6 +216,7 @@ class ListExport(Export):
         super().__init__(kind, [name for name, _ in view.exported], by=by)
 
     def begin(self) -> None:
+        # All keys are read first, so rows that are deleted meanwhile are left out, and no row appears twice.
         rows = self._rows
         self._keys: Sequence[Any] = list(rows.values_list("pk", flat=True)) if isinstance(rows, QuerySet) else rows
         self._count = len(self._keys)
@@ -291,18 +291,15 @@ def _cell(value: Any) -> Any:
 
 
 def _is_formula(value: str) -> bool:
-    """True if a spreadsheet might run `value`: a formula sign after optional blanks, quotes and invisible characters.
-
-    Full-width signs count too. A value that starts with a line break or tab always counts, because a spreadsheet may
-    start a new cell there.
-    """
+    """True if a spreadsheet might run `value`: a formula sign, after any blanks, quotes and invisible characters."""
     if not value or (value[0].isalnum() and value[0].isascii()):
         return False
-    if unicodedata.category(value[0]) == "Cc":
+    if unicodedata.category(value[0]) == "Cc":  # After a line break or tab, a spreadsheet may start a new cell.
         return True
     for sign in value:
         if sign in "\"'`" or sign.isspace() or unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Pi", "Pf"):
             continue
+        # Full-width signs count too.
         return unicodedata.normalize("NFKC", sign)[0] in _FORMULA or sign == "\N{MINUS SIGN}"
     return False
 

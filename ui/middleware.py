@@ -21,30 +21,25 @@ DEEP = 17_000  # Slots of 8 bytes: a frame of 133 KiB, in a chunk of 256 KiB.
 
 
 class Compression(GZipMiddleware):
-    """gzip for answers of SMALLEST bytes and more, with Django's padding against BREACH.
-
-    Streams are not compressed, so that each part arrives when it is written. Answers with an ETag are not compressed:
-    they would need a weak ETag, which If-Match does not accept.
-    """
+    """gzip for answers of SMALLEST bytes and more, with Django's padding against BREACH."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        # Streams are not compressed, so that each part arrives when it is written. Answers with an ETag are not
+        # compressed: they would need a weak ETag, which If-Match does not accept.
         if not isinstance(response, HttpResponse) or len(response.content) < SMALLEST or response.has_header("ETag"):
             return response
         return super().process_response(request, response)
 
 
 def deep_calls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Run the rest of the request on a new, large chunk of Python's stack.
-
-    The stack consists of chunks. In Python 3.12, and in versions 3.13 and 3.14 released before April 2026, each call
-    that begins at the end of a chunk maps the next chunk and unmaps it again, which takes 9 microseconds
-    (python/cpython#142183). Normal chunks are small, so the end of a chunk often falls in a template's loop, and then
-    thousands of calls begin there.
-    """
+    """Run the rest of the request on a new, large chunk of Python's stack."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         return get_response(request)
 
+    # In Python 3.12, and in versions 3.13 and 3.14 released before April 2026, each call that begins at the end of a
+    # chunk maps the next chunk and unmaps it again, which takes 9 microseconds (python/cpython#142183). Normal chunks
+    # are small: if the end of a chunk falls in a template's loop, thousands of calls begin there.
     # Python gives this frame a chunk of the next power of two; the calls below use the rest of the chunk.
     middleware.__code__ = middleware.__code__.replace(co_stacksize=DEEP)
     return middleware
@@ -53,7 +48,7 @@ def deep_calls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Turn redirects into HX-Redirect: htmx would follow a redirect and insert the new page into the old one.
 
-    This middleware must come after HtmxMiddleware and before SignInFirst, so that it also sees redirects to sign-in.
+    This middleware must come after HtmxMiddleware and before SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -77,13 +72,13 @@ def _destination(request: HttpRequest, location: str) -> str:
 
 
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 404 below STATIC_URL: a request that arrives here asks for a file that does not exist.
+    """Answer 404 for static files that do not exist.
 
     This middleware must come after the one that serves static files, and before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        if request.path.startswith(settings.STATIC_URL):
+        if request.path.startswith(settings.STATIC_URL):  # Files that exist have been served already.
             return HttpResponseNotFound("There is no such file.\n", content_type="text/plain")
         return get_response(request)
 
@@ -93,8 +88,7 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Show a page to browsers that open a URL for POST only, for example from a copied link or by going back.
 
-    CSRF-exempt views, which are for programs, are not changed. This middleware must come last, so that the page
-    has messages and headers like any other page.
+    This middleware must come last, so that the page has messages and headers.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -103,6 +97,7 @@ def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
         if not is_opened or not isinstance(response, HttpResponseNotAllowed):
             return response
         view = request.resolver_match and request.resolver_match.func
+        # CSRF-exempt views are for programs.
         return response if getattr(view, "csrf_exempt", False) else errors.forms_only(request, response)
 
     return middleware

@@ -1,7 +1,4 @@
-"""A migration operation that adds tables and columns to databases created by the first commit of release 1.0.0.
-
-The models of these tables and columns were added to the initial migrations a day later.
-"""
+"""A migration operation that adds tables and columns to databases created by the first commit of release 1.0.0."""
 
 from typing import Any
 

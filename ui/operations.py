@@ -76,16 +76,18 @@ type Answer = type[serializers.BaseSerializer[Any]] | PolymorphicProxySerializer
 class Operation:
     """A declaration by `@operation` on a method of a resource."""
 
-    needs: Rule
-    query: type[Query]
-    orderings: frozenset[str]
-    body: type[RequestBody] | None
-    answer: Answer | None
-    reauth: bool
-    api_keys: bool
-    access_tokens: bool
-    conflicts: bool
-    if_match: bool
+    needs: Rule  # The capabilities (see capabilities.rest).
+    query: type[Query]  # The query parameters.
+    orderings: frozenset[str]  # The values allowed in `?ordering=`; `Resource.ordering` refuses others.
+    body: type[RequestBody] | None  # The class that `Resource.body()` uses.
+    answer: Answer | None  # None if the answer is the resource's serializer.
+    reauth: bool  # The person must have re-authenticated recently (see accounts.sign_in).
+    api_keys: bool  # API keys are accepted.
+    access_tokens: bool  # API access tokens are accepted.
+    conflicts: bool  # 409 is possible for reasons that are not in the resource's `problems`.
+    if_match: bool  # The method checks `If-Match` (`Resource.unchanged`, `Resource.seen`), so 412 is possible.
+    # The method creates an object or a secret. A request may have an Idempotency-Key, and the method may return
+    # Afterwards.
     makes: bool
 
     @property
@@ -110,22 +112,8 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
 ) -> Callable[[Method], Method]:
     """Declare a method of a resource as an API operation. Methods without declaration are always refused.
 
-    Enforced before the method runs:
-
-    - `needs`: the capabilities (see capabilities.rest)
-    - `query`: the query parameters
-    - `reauth`: whether the person must have re-authenticated recently (see accounts.sign_in)
-    - `api_keys`, `access_tokens`: whether API keys, and API access tokens, are accepted
-
-    `body` is the class that `Resource.body()` uses. `orderings` are the values that a list allows in `?ordering=`;
-    `Resource.ordering` refuses others. Set `makes` for operations that create an object or a secret: then a request may
-    have an Idempotency-Key, and the method may return Afterwards.
-
-    Only for the OpenAPI description:
-
-    - `answer`: the answer, if it is not the resource's serializer
-    - `conflicts`: whether the operation can answer 409 for reasons that are not in the resource's `problems`
-    - `if_match`: whether the operation checks `If-Match` (`Resource.unchanged`, `Resource.seen`) and can answer 412
+    The parameters are the fields of Operation. `needs`, `query`, `reauth`, `api_keys` and `access_tokens` are enforced
+    before the method runs. `answer`, `conflicts` and `if_match` are only for the OpenAPI description.
     """
     declared = Operation(
         needs=needs,
@@ -206,22 +194,19 @@ class AnswerLost(APIException):
 
 
 class Afterwards(Response):
-    """Answer of an operation that commits first, and then contacts another machine, such as a mail server.
-
-    `made` returns the answer that is stored with the commit. `done` then contacts the machine and returns the final
-    answer. If the process ends before `done` returns, repeated requests get the stored answer.
-    """
+    """Answer of an operation that commits first, and then contacts another machine, such as a mail server."""
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
         super().__init__()
+        # `made` returns the answer that is stored with the commit. `done` contacts the machine and returns the final
+        # answer. If the process ends before `done` returns, repeated requests get the stored answer.
         self.made, self.done = made, done
 
 
 def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
     """Return the answer of `make`, or the stored answer for the same credential, key and request.
 
-    Errors are not stored: a corrected request may use the same key. Raises InProgress, KeyReused, AnswerLost, or
-    ValidationError for an invalid key.
+    Errors are not stored. Raises InProgress, KeyReused, AnswerLost, or ValidationError for an invalid key.
     """
     given = request.headers.get(HEADER)
     if given is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accounts.models import User
 
 PAGE_SIZE = 50
-YEARS = range(1970, 9999)  # Accepted in times from requests.
+YEARS = range(1970, 9999)  # Accepted in times from requests. Others may overflow in other zones or in the database.
 NAMED_FIRST = 5  # Names shown in a confirmation; further names are only counted.
 NOTHING_IS_DELETED = "Nothing is deleted."
 
@@ -49,10 +49,8 @@ def is_for(request: AppRequest, target: str) -> bool:
 
 
 def may_follow(request: AppRequest) -> bool:
-    """Return whether the page may leave out a slow part and load it with a second request.
-
-    False for this second request, for the link "Count now" (for browsers without scripts), and for an export.
-    """
+    """Return whether the page may leave out a slow part and load it with a second request."""
+    # Not for this second request, the link "Count now" (for browsers without scripts), and an export.
     return not (wants_fragment(request) or "now" in request.GET or "format" in request.GET)
 
 
@@ -64,10 +62,8 @@ class Undo(NamedTuple):
 
     @classmethod
     def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
-        """Return an Undo if this request changed something, otherwise None.
-
-        If nothing changed, the present state may come from another person, and an Undo would revert their change.
-        """
+        """Return an Undo if this request changed something, otherwise None."""
+        # If nothing changed, the present state may come from another person, and an Undo would revert their change.
         return cls(url, fields) if changed else None
 
 
@@ -119,16 +115,14 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
 def answer(
     request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "", undo: Undo | None = None
 ) -> HttpResponse:
-    """Respond to an action: the changed fragment and a toast for htmx, otherwise a redirect to `to` with the toast.
-
-    The response of `undo.url` replaces the same part of the page.
-    """
+    """Respond to an action: the changed fragment and a toast for htmx, otherwise a redirect to `to` with the toast."""
     if not wants_fragment(request):
         return leave(request, to, toast, undo)
     response = render(request, template, {"changed": True, **context})
     if not toast:
         return response
     target = request.htmx.target  # type: ignore[attr-defined]
+    # The response of `undo.url` replaces the same part of the page.
     back = {"undo": undo.url, "target": f"#{target}"} if undo and target else {}
     return trigger_client_event(response, "toast", {"value": toast, **back})
 
@@ -163,10 +157,8 @@ def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = No
 def lead_on(
     request: HttpRequest, template: str, context: dict[str, Any], url: str, *, at_once: bool = True
 ) -> HttpResponse:
-    """Render a page that leads to another site, automatically if `at_once`.
-
-    This is not a redirect, because our policy for forms (CSP form-action) blocks redirects from a form to other sites.
-    """
+    """Render a page that leads to another site, automatically if `at_once`."""
+    # Not a redirect, because our policy for forms (CSP form-action) blocks redirects from a form to other sites.
     response = render(request, template, context)
     if at_once:
         response["Refresh"] = f"0; url={url}"
@@ -192,27 +184,21 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     text: str,
     back: str,
     more: str = "",
-    target: str = "",
+    target: str = "",  # With htmx, the response of the POST replaces the element with this CSS selector (outerHTML).
     icon: str = "warning",
-    kind: str = "danger",
-    choice: tuple[str, str] | None = None,
-    further: tuple[str, str] | None = None,
-    typed: str = "",
-    is_asked_first: bool = False,
-    hidden: Sequence[tuple[str, Any]] = (),
+    kind: str = "danger",  # "primary" (not red) for actions that can be undone by a switch or button.
+    choice: tuple[str, str] | None = None,  # Name and label of a checkbox, ticked by default.
+    further: tuple[str, str] | None = None,  # URL and label of another confirmation.
+    typed: str = "",  # The name to type, if any.
+    is_asked_first: bool = False,  # True if a POST opens the confirmation: a missing name is then no error.
+    hidden: Sequence[tuple[str, Any]] = (),  # Hidden fields as names and values.
     submit: str = "OK",
-    asks_why: bool = False,
-    action: str = "",
+    asks_why: bool = False,  # Adds an optional field `reason`.
+    action: str = "",  # By default, the path of this request.
 ) -> HttpResponse:
-    """Render a confirmation. The button `submit` posts to `action`, by default the same path; Cancel has the focus.
+    """Render a confirmation, whose button `submit` posts to `action`.
 
-    With htmx, the response of that POST replaces the element with the CSS selector `target` (outerHTML). `choice` is
-    the name and label of a checkbox, ticked by default; `further` is the URL and label of another confirmation;
-    `hidden` are hidden fields as names and values. `asks_why` adds an optional field `reason`.
-
-    Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
-    that end many objects for good, or an object that everybody depends on, require typing a name (`typed`,
-    `was_typed`). If a POST opens the confirmation, pass `is_asked_first=True`: a missing name is then no error.
+    Actions that end many objects for good, or an object that everybody depends on, require typing a name (`was_typed`).
     """
     context = {
         "title": title,
@@ -242,10 +228,7 @@ def text_of(values: QueryDict, name: str) -> str:
 
 
 def moment_of(values: QueryDict, name: str) -> datetime | None:
-    """Parse a parameter as a time with a zone. Return None if it is invalid.
-
-    Times outside `YEARS` are invalid: they may overflow in other zones or in the database.
-    """
+    """Parse a parameter as a time with a zone. Return None if it is invalid or outside `YEARS`."""
     try:
         at = parse_datetime(values.get(name, ""))
     except ValueError:
@@ -292,7 +275,7 @@ def number_of(number: int, one: str, many: str = "") -> str:
 def first_names(names: list[str], total: int | None = None, *, most: int = NAMED_FIRST) -> str:
     """Return text with the first `most` names and the number of further names.
 
-    If `names` contains only some of the names, pass the number of all names as `total`.
+    If `names` is incomplete, pass the number of all names as `total`.
     """
     more = (len(names) if total is None else total) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
@@ -309,12 +292,11 @@ def page_of[M: Model](
 ) -> Page[M]:
     """Return the page requested by `?page=`, or the nearest one.
 
-    With `detail`, the keys of the page are queried first, so that the joins and counts of `detail` run only for the
-    rows of the page. `count` is the number of rows, if known. With `at_once`, one query returns the keys of all pages,
-    instead of one query that counts the rows and another for the keys of the page. This is for conditions that take
-    long to check.
+    The joins and counts of `detail` run only for the rows of the page. `count` is the number of rows, if known. Use
+    `at_once` for conditions that take long to check: they are then checked once instead of twice.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
+    # Usually, one query counts the rows, and another gets the keys of the page.
     paginator: Paginator[Any] = Paginator(list(keys) if at_once else keys, size)
     if count is not None:
         paginator.count = count

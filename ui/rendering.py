@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 class Templates(DjangoTemplates):
-    """Django's templates, with contexts that are freed when the page is rendered.
-
-    In Django, a context and its layers refer to each other. So the rows of a page stay in memory until a garbage
-    collection, which stops the calls of this worker for up to 50 ms.
-    """
+    """Django's templates, with contexts that are freed when the page is rendered."""
 
     def get_template(self, template_name: str) -> Template:
         return FreedTemplate(super().get_template(template_name).template, self)
@@ -34,4 +30,6 @@ class FreedTemplate(Template):
         except TemplateDoesNotExist as error:
             reraise(error, self.backend)
         finally:
+            # A context and its layers refer to each other. So the rows of a page would stay in memory until a garbage
+            # collection, which stops the calls of this worker for up to 50 ms.
             layers.dicts.clear()

@@ -185,20 +185,16 @@ class RateLimit(SimpleRateThrottle):
 
 
 class Resource(GenericViewSet[Any]):
-    """The base of every resource: methods are declared with `@operation`, and every refusal has a readable text.
+    """The base of every resource: methods are declared with `@operation`, and every refusal has a readable text."""
 
-    `problems` maps exceptions of models' methods to answers; `taken` is the message for a row that is not unique.
-    `query_data` has the query parameters of this request. If `versioned` is set, the objects of the resource have a
-    version (ui.versions), and `answer` sends an ETag that begins with this version.
-    """
-
-    problems: ClassVar[Mapping[type[Exception], Problem]] = {}
-    taken: ClassVar[str] = ""
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {}  # Answers to exceptions of models' methods.
+    taken: ClassVar[str] = ""  # Message for a row that is not unique.
+    # True if the objects have a version (ui.versions). The ETag that `answer` sends then begins with this version.
     versioned: ClassVar[bool] = False
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
-    query_data: dict[str, Any]
+    query_data: dict[str, Any]  # The query parameters of this request.
     limits: list[Any]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -252,8 +248,7 @@ class Resource(GenericViewSet[Any]):
     def unchanged(self, row: Any) -> Iterator[None]:
         """Lock `row` for the block. Raises ChangedMeanwhile if `If-Match` does not name the current version of `row`.
 
-        Without `If-Match` nothing is locked here: model methods lock rows themselves. Contact other machines only after
-        the block, so that no row stays locked meanwhile.
+        Without `If-Match` nothing is locked. Contact other machines only after the block.
         """
         if self.seen is None:
             yield
@@ -279,10 +274,8 @@ class Resource(GenericViewSet[Any]):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
-        """Return one page of `rows` in the requested order. `detail` extends the queryset of the page's rows.
-
-        The keys of the page are queried first, so that joins and counts run only for those rows.
-        """
+        """Return one page of `rows` in the requested order. `detail` extends the queryset of the page's rows."""
+        # The keys of the page come first, so that joins and counts run only for its rows.
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
         rows_by_pk = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
         return self.get_paginated_response(
@@ -440,10 +433,8 @@ MOST_NAMED = 3
 class SubjectField(serializers.CharField):
     """A filter by the id or name of an object. The validated value is the list of ids of all matching objects.
 
-    `things` are the objects that the caller may see; all other objects are treated as if they did not exist. Archived
-    objects match too if `things` has them. An id is compared with the columns `ids`, other text with the columns
-    `names`, without regard to case. Only the objects in `listed`, whose names the caller sees in lists, are suggested;
-    by default all `things`.
+    `things` are the objects that the caller may see; other objects do not exist for the filter. An id is compared with
+    the columns `ids`, other text with the columns `names`, without regard to case.
     """
 
     def __init__(
@@ -459,7 +450,7 @@ class SubjectField(serializers.CharField):
         described = f"{noun.capitalize()}, by {', '.join(keys[:-1])}{' or ' if names else ''}{keys[-1]}."
         super().__init__(**{"required": False, "help_text": described, **options})
         self.noun, self.things, self.names, self.ids = noun, things, names, ids
-        self.listed = listed or things
+        self.listed = listed or things  # Only these are suggested: the caller sees their names in lists.
 
     def to_internal_value(self, data: Any) -> Any:
         text = super().to_internal_value(data)

@@ -39,8 +39,7 @@ def seal_value(kind: str, value: Any) -> str:
 def open_value(kind: str, sealed: str) -> Any:
     """Return the value given to `seal_value`.
 
-    Raises ValueError if the text was changed, is of another kind or not from `seal_value`, is larger than MOST_OPENED
-    when decompressed, or if its key was removed from the settings.
+    Raises ValueError if the text was changed, is of another kind, exceeds MOST_OPENED, or its key was removed.
     """
     reader = zlib.decompressobj()
     try:

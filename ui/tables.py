@@ -1,10 +1,7 @@
 """Lists as tables: columns, widths, sorting, and the user's choice of columns.
 
-A `Table` describes a list. A `TableView` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the
-columns (`?columns=type&columns=users`). Only the columns are stored in a cookie. Templates take the head from
-`ui/table_head.html`, and each cell from `{% cell "name" %}`. The menus for order and columns are in `ui/columns.html`,
-inside the form of the filters. Each list can also be exported as a file with all columns (`?format=csv`,
-`?format=jsonl`, see ui.export).
+A `Table` describes a list. A `TableView` is a table as requested, by `?sort=-name` and `?columns=type&columns=users`.
+Only the choice of columns is stored, in a cookie.
 """
 
 from __future__ import annotations
@@ -35,36 +32,25 @@ CONTROLS = ("acts", "pick", "switch")
 # eq=False: hash by identity. Columns are cache keys, and hashing all fields is slow.
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """A column of a list.
-
-    `width` is in rem, None for the column that takes the remaining width. As a list gets narrower, columns with
-    `priority` 4 are hidden first, then those with 5, 3 and 2; columns with 0 are never hidden. `kind` is "number",
-    "moment", "acts" for the last column, "switch" for a control before it, "pick" for checkboxes. `sorts` are the
-    fields or expressions to sort by, empty if the list cannot be sorted by this column, for example because a long list
-    has no index for it.
-
-    `on_phone` shows the column in the second line of a row on phones; columns of numbers and moments then also show
-    their label. An `is_extra` column is shown only if chosen; a column that `stays` is always shown. Without `said`,
-    the label is for screen readers only. The viewer needs one of the capabilities in `needs` to see the column.
-
-    `value` is the cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If it is
-    empty, the attribute with the column's name is exported; for a column of controls ("acts", "pick", "switch"),
-    nothing is exported. If it is None, nothing is exported either.
-    """
+    """A column of a list."""
 
     name: str
     label: str
-    width: float | None = None
-    priority: int = 0
+    width: float | None = None  # In rem; None for the remaining width.
+    priority: int = 0  # In a narrow list, columns with 4 are hidden first, then 5, 3 and 2. Columns with 0 stay.
+    # "number", "moment", "acts" for the last column, "switch" for a control before it, or "pick" for checkboxes.
     kind: str = ""
+    # The fields or expressions to sort by. Empty if the list cannot be sorted by this column, as without an index.
     sorts: tuple[str | Expression, ...] = ()
     most_first: bool = False
-    on_phone: bool = False
-    is_extra: bool = False
-    stays: bool = False
+    on_phone: bool = False  # Shown in the second line of a row on phones. Numbers and moments also show their label.
+    is_extra: bool = False  # Shown only if chosen.
+    stays: bool = False  # Always shown.
     hint: str = ""
-    said: bool = True
-    needs: str | tuple[str, ...] = ()
+    said: bool = True  # If False, the label is for screen readers only.
+    needs: str | tuple[str, ...] = ()  # The viewer needs one of these capabilities.
+    # The cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If empty, the
+    # attribute with the column's name, or nothing for a column of controls. If None, nothing.
     value: str | Callable[[Any], Any] | None = ""
 
     @property
@@ -138,17 +124,14 @@ _TABLES: dict[str, Table] = {}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A list: its name in cookies and files, caption, columns and default order.
-
-    Without `order`, rows keep the order of the query. `row_id` is the attribute with the row's id in exports.
-    """
+    """A list: its name in cookies and files, caption, columns and default order."""
 
     key: str
     caption: str
     columns: tuple[Column, ...]
-    order: str = ""
+    order: str = ""  # If empty, rows keep the order of the query.
     fit: str = "fixed"
-    row_id: str = "pk"
+    row_id: str = "pk"  # The attribute with the row's id in exports.
 
     def __post_init__(self) -> None:
         _TABLES[self.key] = self

@@ -12,15 +12,12 @@ DIGITS = 12  # Digits of a digest: two values have the same digest by chance onc
 
 
 class ConflictingChange(NamedTuple):
-    """A field that was changed after the writer's version: its current value, and the author and time of the change.
-
-    If the change is unknown, `by` is empty and `at` is None.
-    """
+    """A field that was changed after the writer's version, with the author and time of the change."""
 
     field: str
-    now: Any
-    by: str
-    at: datetime | None
+    now: Any  # The current value.
+    by: str  # Empty if the change is unknown.
+    at: datetime | None  # None if the change is unknown.
 
     @property
     def name(self) -> str:
@@ -39,9 +36,9 @@ class Seen(Protocol):
     """The version on which a writer bases a change."""
 
     def stale(self, now: str) -> bool | list[int]:
-        """Return the indexes of the values that differ from the version `now`.
+        """Return the indexes of the values that differ from the version `now`; False or empty if none differs.
 
-        True if it is unknown which values differ; False or an empty list if none differs.
+        Returns True if it is unknown which values differ.
         """
 
 

@@ -1,6 +1,6 @@
 """Shared pages of most models: a list, a form, a confirmed action, a switch, archiving, and actions on selected rows.
 
-A view declares its capability, finds its rows, and calls one of these functions, which answer GET and POST.
+A view finds its rows and calls one of these functions, which answer GET and POST.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def list_page(
     wrap: Callable[[Any], Any] | None = None,
     **context: Any,
 ) -> HttpResponse:
-    """Render one page of `rows`, narrowed by `filters`, in the order of the table; see `page_of` for `detail`.
+    """Render one page of the filtered and sorted `rows`; with `?format=`, return all of them as a file.
 
-    `wrap` converts each row for the template, which gets them as `rows`. With `?format=`, all rows come as a file.
+    With `wrap`, the template gets the converted rows as `rows`. See `page_of` for `detail` and `count`.
     """
     view = table.seen(request)
     listed = view.ordered(filters.narrow(rows) if filters else rows)
@@ -89,11 +89,10 @@ def form_page(
     errors: Mapping[Any, Any] | None = None,
     **context: Any,
 ) -> HttpResponse:
-    """Show `form`. On POST, return the response of `save`, or the form with its errors.
+    """Show `form`; on POST, return the response of `save`, or the form with its errors.
 
-    `save` runs only with valid data. `errors` maps its exceptions to the field that shows their message (None: the
-    whole form), or to a pair of the field and another text. After ChangedMeanwhile, the form shows the changes of the
-    other person. This requires the row's `version` in `context`.
+    `errors` maps exceptions of `save` to the field that shows the message (None: the whole form), or to a pair of the
+    field and another text. ChangedMeanwhile requires the row's `version` in `context`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -120,13 +119,12 @@ def confirmed(
     faults: Fault | tuple[Fault, ...] = (),
     refused: Callable[[str], HttpResponse] | None = None,
     typed: str = "",
-    **question: Any,
+    **question: Any,  # Arguments of `confirm`. Values that cost a query may be functions.
 ) -> HttpResponse:
     """Show a confirmation (see `confirm`); on POST, run `act` and return its response.
 
     If `act` returns no response, redirect to `to` or `back` with the toast `done`. If `act` raises one of `faults`,
-    redirect to `back` with the error's message, or return the response of `refused`. `question` are the arguments of
-    `confirm`; values that cost a query may be functions.
+    redirect to `back` with the message, or return the response of `refused`.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -166,7 +164,7 @@ def archive_page(
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If the row cannot be archived, for example because it is enabled, redirect to `back` with the reason.
+    If `archive` raises `faults`, redirect to `back` with the reason.
     """
     return confirmed(
         request,
@@ -226,14 +224,13 @@ class Picked:
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
         """Call `act` for each row, and redirect to the list with a toast.
 
-        The toast names the rows for which `act` raises one of `faults`. If `act` returns False, the row was in the
-        wanted state already, and is not counted. If `undo` is given, the toast offers an Undo, which posts the value
-        of `undo` as the form field "act".
+        The toast names the rows for which `act` raises one of `faults`. With `undo`, it offers an Undo that posts
+        `undo` as "act".
         """
         changed = []
         for row in self.open:
             try:
-                if act(row) is not False:
+                if act(row) is not False:  # False: the row was in the wanted state already.
                     changed.append(row)
             except faults as reason:
                 self.apart.append((row, str(reason)))
@@ -246,10 +243,7 @@ class Picked:
 
 
 def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
-    """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`.
-
-    Rows that are already in the wanted state get no event.
-    """
+    """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`."""
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"
     changing = [row for row in picked.open if row.enabled is not on]
@@ -285,9 +279,8 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`; `ends` returns the consequences as a sentence. To confirm, the user
-    types the number and noun of the rows to end, such as "2 hosts". If the action can be reversed, pass as `undo` the
-    value of the form field `act` that reverses it: then one click confirms, and the toast offers to undo the action.
+    `end` may refuse a row with one of `faults`. `ends` returns the consequences. To confirm, the user types the number
+    of rows, such as "2 hosts". With `undo`, the `act` that reverses the action, one click is enough.
     """
     act, done = verb
     ending = picked.open

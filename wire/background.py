@@ -49,17 +49,14 @@ class Deadline:
 
 
 class TimedStream(httpcore.NetworkStream):
-    """A network stream whose reads and writes end at the deadline.
-
-    `leads_to` is the address at the far end of a tunnel; the socket itself only knows the address of the proxy.
-    """
+    """A network stream whose reads and writes end at the deadline."""
 
     def __init__(
         self, stream: httpcore.NetworkStream, deadline: Deadline, leads_to: tuple[str, int] | None = None
     ) -> None:
         self._stream = stream
         self._deadline = deadline
-        self._leads_to = leads_to
+        self._leads_to = leads_to  # The far end of a tunnel. The socket itself only knows the address of the proxy.
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, self._deadline.left(timeout))
@@ -140,8 +137,7 @@ class Background:
     ) -> asyncio.Task[None]:
         """Run `wait` and `work` alternately, until the loop is stopped or `until` returns True.
 
-        After a failed round `work` is tried again every RETRY_SECONDS, without `wait`. While a loop that
-        `guards_access` fails, /readyz answers 503.
+        After a failure, `work` is tried again every RETRY_SECONDS. Meanwhile /readyz answers 503 if `guards_access`.
         """
         with suppress(OSError, ValueError):  # The disk may be full.
             failures().labels(name)  # Start at 0: Prometheus sees no increase in a series that begins with 1.
@@ -151,10 +147,7 @@ class Background:
         return task
 
     def spawn[T](self, name: str, work: Coroutine[Any, Any, T], *, eager: bool = False) -> asyncio.Task[T]:
-        """Run `work` once as a task. With `eager`, `work` runs up to its first wait before `spawn` returns.
-
-        Errors that the constructor got as `expected` are only logged at debug level.
-        """
+        """Run `work` once as a task. With `eager`, `work` runs up to its first wait before `spawn` returns."""
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, eager_start=eager)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -1,6 +1,6 @@
 """The canonical text of a JSON value (RFC 8785): equal values have equal texts, and so equal digests.
 
-Numbers beyond 2^53, which RFC 8785 does not cover, are written exactly, so that different numbers have different texts.
+Numbers beyond 2^53, which RFC 8785 does not cover, are written exactly.
 """
 
 import hashlib
@@ -89,10 +89,7 @@ def _number(value: float) -> str:
 
 
 def _decimal(value: float) -> tuple[str, str, int]:
-    """Return the sign, the shortest significant digits, and the position of the decimal point.
-
-    The position is counted from the first digit. It is negative if zeros follow the point: -1 for 0.05.
-    """
+    """Return the sign, the shortest significant digits, and the position of the point: 1 for 5.2, -1 for 0.05."""
     mantissa, _, exponent = f"{abs(value)!r}".partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = (whole + fraction).lstrip("0")

@@ -70,22 +70,18 @@ class Listed(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, its ServerDescription in each, and the evidence as text.
-
-    `is_certain` is False if the probe of the other era failed in a way that proves nothing, such as a timeout: the
-    server may speak that era too.
-    """
+    """The eras a server speaks, its ServerDescription in each, and the evidence as text."""
 
     eras: str
     evidence: str
     infos: Sequence[ServerDescription]
+    # False if the probe of the other era failed in a way that proves nothing, such as a timeout: the server may speak
+    # that era too.
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store: `eras`, or BOTH if `eras` is not certain and other eras are already stored.
-
-        `known` are the eras stored so far, empty if none are stored.
-        """
+        """Return the eras to store, if those stored so far are `known` (empty if none)."""
+        # An uncertain result must not remove an era that is stored.
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
@@ -104,8 +100,7 @@ class Beside(Protocol):
 class QueueSlot:
     """A call's concurrency slot and time limit.
 
-    Callers enter this context while the server waits for client input: meanwhile the slot is released and the idle
-    limit is paused.
+    Enter this context while the server waits for client input: it releases the slot and pauses the idle limit.
     """
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
@@ -142,13 +137,8 @@ class QueueSlot:
 class McpClient:
     """Calls servers, each request in the era of its target. A request that may have been executed is not sent again.
 
-    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the target and
-    the server's ServerDescription when a session is opened. `contradicted` is called with the target of a request if
-    the answer shows that the server may no longer speak the target's era.
-
-    The concurrency limit of a server is divided among `workers` processes; each gets at least one slot. A call waits at
-    most `queue_seconds` for a slot. While `may_begin()` is false, `ask` sends nothing, because the call could not be
-    logged.
+    `introduced` is called when a session is opened. `contradicted` is called if an answer shows that the server may no
+    longer speak the target's era. While `may_begin()` is false, `ask` raises NotRecordable.
     """
 
     def __init__(
@@ -156,11 +146,11 @@ class McpClient:
         transport: Transport,
         may_begin: Callable[[], bool] = lambda: True,
         *,
-        store: SessionStore | None = None,
+        store: SessionStore | None = None,  # None: in memory, until the client is closed.
         introduced: Introduced = lambda *_: None,
         contradicted: Contradicted = lambda _: None,
-        workers: int = 1,
-        queue_seconds: float = 10,
+        workers: int = 1,  # Processes that share the concurrency limit of a server. Each gets at least one slot.
+        queue_seconds: float = 10,  # Longest wait for a slot.
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
@@ -186,20 +176,17 @@ class McpClient:
         params: Object,
         on_notification: OnNotification,
         *,
-        person: str = "",
-        schema: object = None,
-        seconds: float | None = None,
+        person: str = "",  # For fair sharing of the server.
+        schema: object = None,  # The input schema of the called tool.
+        seconds: float | None = None,  # Limit for the whole call with its wait, besides the server's own limits.
+        # Called in tasks that end with the call. If None, pings are answered and other requests are refused.
         on_request: OnRequest | None = None,
-        beside: Beside | None = None,
+        beside: Beside | None = None,  # Told before the request is sent in a session, and when it has ended.
     ) -> RpcResponse:
         """Send one request and return the server's answer. Raises an UpstreamError, or NotRecordable.
 
-        `on_notification` is called with each notification before the answer, `on_request` with each request from the
-        server, in a task that ends with the call. Without `on_request`, pings are answered and other requests refused.
-        While the server waits for an answer from `on_request`, another call may use the slot of this call. `person` is
-        used for fair sharing of the server, and `schema` is the input schema of the called tool. `seconds` limits the
-        whole call, including the time in the queue, in addition to the server's own limits. `beside` is told before the
-        request is sent in a session, and when the request has ended.
+        `on_notification` is called with each notification before the answer. While the server waits for an answer from
+        `on_request`, another call may use the slot of this call.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -252,9 +239,9 @@ class McpClient:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def list_features(self, target: Target, kind: str, *, seconds: float) -> Listed:
-        """Return all usable features of this kind that the server lists, within `seconds`.
+        """Return all usable features of this kind, within `seconds`; empty if the server does not know the method.
 
-        The list is empty when the server does not know the method. Raises an UpstreamError.
+        Raises an UpstreamError.
         """
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]
@@ -283,6 +270,7 @@ class McpClient:
             if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
                 break
             params = {"cursor": cursor}
+        # The annotations were checked page by page.
         return Listed(usable(kind, found, annotated=False), min(ttls, default=0))
 
     async def listen(
@@ -294,18 +282,13 @@ class McpClient:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the server's standing stream of a session until it ends. Return False if the server offers no stream.
-
-        Calls `asked` when the request for the stream was sent and `begun` when the stream is open. `place` is the
-        position to resume from, and is updated. Raises an UpstreamError, or SessionLost.
-        """
+        """Read the standing stream of the target's session until it ends; see `SessionWire.listen`."""
         return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
-        """Run `subscriptions/listen` at a server of MCP 2026-07-28 until the stream ends.
+        """Run `subscriptions/listen` (MCP 2026-07-28) until the stream ends; return False if the server refuses it.
 
-        Return False if the server refuses the request. The server's acknowledgement is the first notification. Raises
-        an UpstreamError.
+        The first notification is the acknowledgement. Raises an UpstreamError.
         """
         try:
             params: Object = {"notifications": wishes}
@@ -322,7 +305,7 @@ class McpClient:
         return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
 
     async def probe(self, target: Target) -> Spoken:
-        """Find out which eras a server speaks, by `server/discover` and `initialize`; no session stays open.
+        """Find out which eras a server speaks; no session stays open.
 
         Raises an UpstreamError when the server speaks neither era, or the eras cannot be determined.
         """
@@ -428,7 +411,7 @@ class McpClient:
 
 
 def _contradicts(status: int, code: int | None, era: str) -> bool:
-    """Return whether an answer with this HTTP status and JSON-RPC code suggests that the server does not speak `era`.
+    """Return whether this status and error code suggest that the server does not speak `era`.
 
     `code` is None if the answer is not a JSON-RPC error.
     """
@@ -479,11 +462,10 @@ class Discovery(NamedTuple):
 def discover_blocking(
     target: Target, transport: Transport, *, seconds: float, kinds: Sequence[str] = (TOOL,)
 ) -> Discovery:
-    """Find out which eras a server speaks and which features it lists, within `seconds`.
+    """Find out which eras a server speaks and which features it lists, within `seconds`. Closes `transport`.
 
-    Runs its own event loop and closes `transport`, so it must be called in a thread without a running loop, such as
-    that of a synchronous view or a command. Raises an UpstreamError when the eras cannot be determined, or the first
-    kind cannot be listed.
+    Call this only in a thread without a running event loop. Raises an UpstreamError if the eras are unclear, or the
+    first kind cannot be listed.
     """
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(_discover(target, transport, seconds, kinds))

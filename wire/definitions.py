@@ -1,7 +1,6 @@
 """Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
-A definition is stored as the JSON text its server sent, so that clients get exact values: numbers keep their spelling,
-and duplicate keys are preserved. The proxy and the pages use this module.
+A definition is stored as the JSON text its server sent: clients get its numbers and duplicate keys unchanged.
 """
 
 import hashlib
@@ -55,12 +54,11 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Other definitions are left out, because nobody could disable or call them. Without `annotated`, header annotations
-    are not checked: the caller knows that there are none, or that they are valid.
+    Without `annotated`, header annotations are not checked.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
-        if _is_usable(kind, definition.value, annotated=annotated):
+        if _is_usable(kind, definition.value, annotated=annotated):  # Nobody could disable or call the others.
             named.setdefault(name_of(kind, definition), definition)
     return list(named.values())
 
@@ -117,11 +115,8 @@ def exposed(kind: str, alias: str, name: str) -> str:
 
 
 def digest(definition: Definition) -> str:
-    """Return a digest of the definition without `_meta`, which may differ from one answer to the next.
-
-    With duplicate keys, which parsers read differently, the digest covers the whole text.
-    """
-    if _has_twins(definition.text):
+    """Return a digest of the definition without `_meta`, or of its whole text if it has duplicate keys."""
+    if _has_twins(definition.text):  # Parsers read duplicate keys differently.
         return hashlib.sha256(definition.text.encode()).hexdigest()
     return fingerprint(definition.value)
 
@@ -229,7 +224,7 @@ def definition_in(text: str) -> Definition:
 #
 # The proxy and the pages use the same functions, so that both show the same names.
 
-MAX_NAME = 64
+MAX_NAME = 64  # Model providers accept no longer names.
 LONGEST_NAME = 200  # Characters of a tool or prompt name at its server.
 LONGEST_URI = 2048  # Bytes of a resource URI or template, in UTF-8.
 SEPARATOR = "__"
@@ -238,10 +233,10 @@ _foreign = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def exposed_name(alias: str, tool: str) -> str:
-    """Return the name agents use for `tool`: `<alias>__<tool>`, at most 64 characters of [A-Za-z0-9_-].
+    """Return the name agents use for `tool`: `<alias>__<tool>`, or the tool's name without an alias.
 
-    Model providers accept no other names. A name that has to be shortened or cleaned ends in six hex digits of its
-    digest, to be unique. Without an alias a valid name is unchanged.
+    The result has at most MAX_NAME characters of [A-Za-z0-9_-]. A shortened or cleaned name ends in six hex digits of
+    its digest.
     """
     name = f"{alias}{SEPARATOR}{tool}" if alias else tool
     cleaned = _foreign.sub("_", name)

@@ -9,17 +9,13 @@ MAX_QUOTED = 200  # Characters of a server's own text that are shown to administ
 
 
 class UpstreamError(Exception):
-    """Base of the errors for which a call is answered with a JSON-RPC error of the gateway, usually in HTTP 200.
-
-    `reason` and `outcome` are recorded in the log; `reason` is also sent in `data`. `sentence` is for callers. `cause`
-    is for administrators, and continues a sentence that begins with "The server".
-    """
+    """Base of the errors for which a call is answered with a JSON-RPC error of the gateway, usually in HTTP 200."""
 
     code = jsonrpc.INTERNAL_ERROR
-    outcome = "upstream_error"
-    reason = "unreachable"
-    sentence = 'Server "{server}" did not answer.'
-    cause = "could not be called: {0}"
+    outcome = "upstream_error"  # For the log.
+    reason = "unreachable"  # For the log and the `data` of the answer.
+    sentence = 'Server "{server}" did not answer.'  # For callers.
+    cause = "could not be called: {0}"  # For administrators. Continues a sentence that begins with "The server".
 
     def __init__(self, server: str, detail: str = "") -> None:
         super().__init__(self.sentence.format(server=server))

@@ -57,15 +57,13 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its first read until its client has received it.
 
-    Each person and each server may have one answer of any size, or several that together fit into their share. There
-    are two waits for room. Before a call is sent to its server, it waits at most `seconds`. Before the rest of a large
-    answer is read, it waits at most HOLD_SECONDS; meanwhile its data stays in the socket.
+    Each person and each server may have one answer of any size, or several that together fit into the share.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
         self.pace_seconds = PACE_SECONDS
         self._shares = {PERSON: ceiling // SHARES, SERVER: ceiling // SERVER_SHARES, ALL: ceiling}
-        self._seconds = seconds
+        self._seconds = seconds  # How long a call waits for room, at most, before it is sent to its server.
         self._held: dict[Account, int] = {}
         self._waiting: dict[asyncio.Future[HeldBytes], Claim] = {}  # In order of arrival.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -147,11 +145,8 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to the waiting calls and answers that have room in each Account they use, in order of arrival.
-
-        A call or answer also waits while an earlier one waits for room in one of its accounts.
-        """
-        blocked: set[Account] = set()
+        """Give room to waiting calls and answers, in the order of their arrival in each account."""
+        blocked: set[Account] = set()  # Accounts for which an earlier call or answer waits.
         for turn, claim in list(self._waiting.items()):
             if turn.done():
                 continue
@@ -165,7 +160,7 @@ class ByteBudget:
 
 # Fair scheduling: concurrency slots per server, time slices for parsing, and time limits.
 
-REST_SECONDS = 0.001  # Pause between two slices of large answers.
+REST_SECONDS = 0.001  # Pause between two slices of large answers; see `python -m bench.large_answers`.
 # The pause after work that cannot be sliced, as a multiple of the work's duration. In this pause other calls run, each
 # of which needs several turns of the event loop.
 REST_SHARE = 4
@@ -183,9 +178,8 @@ class QueueFull(Exception):
 class FairQueue:
     """Concurrency slots of one server, shared fairly by people. Each call has to `enter` first and `leave` at its end.
 
-    A person who has slots may take another slot only while enough are free; the last free slot is for a person who has
-    none. So, if there are at least two slots, slow calls of one person never delay the first call of another person.
-    Waiting calls take turns: person by person, and connection by connection within a person.
+    With two or more slots, slow calls of one person never delay the first call of another person. People take turns,
+    and so do the connections of each person.
     """
 
     __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
@@ -260,6 +254,7 @@ class FairQueue:
         of_person = self._held.get(person, 0)
         if free <= 0 or not of_person:
             return free > 0
+        # The last free slot is for a person who has none.
         # If nobody else has calls, a person can take two thirds of all slots, and one connection half of all slots.
         return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
 
@@ -284,10 +279,7 @@ class FairQueue:
         return False
 
     def _took_turn(self, person: str, connection: str) -> None:
-        """Move the person and the connection to the end of their queues, because one of their calls has started.
-
-        They are removed from the queues if no more of their calls wait.
-        """
+        """Put the person and the connection of a started call last; remove each if no more of its calls wait."""
         self._waiting_count -= 1
         connections = self._waiting.pop(person)
         turns = connections.pop(connection)
@@ -309,8 +301,7 @@ class FairQueue:
 class Slices:
     """Turns for reading large answers: one slice of one answer at a time, then a pause.
 
-    However many large answers arrive, other calls wait for one slice at most, and get half of the event loop's time.
-    `python -m bench.large_answers` checks both.
+    Other calls wait for one slice at most, and get half of the event loop's time.
     """
 
     def __init__(self) -> None:
@@ -337,10 +328,7 @@ class Slices:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Context for work that cannot be sliced. Only one such piece of work runs at a time.
-
-        After each piece there is a pause, REST_SHARE times as long as the work.
-        """
+        """Context for work that cannot be sliced: one piece of work at a time, and after it a pause."""
         await self._whole.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()

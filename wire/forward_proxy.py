@@ -1,7 +1,6 @@
 """Outbound HTTP proxy: which hosts are reached through it, and the CONNECT request for a tunnel.
 
-Only TLS is tunnelled: plain HTTP is allowed only for servers in allowed networks, which are reached without a proxy.
-Needs no Django.
+Only TLS is tunnelled: plain HTTP is allowed only in networks that are reached without a proxy. Needs no Django.
 """
 
 from __future__ import annotations
@@ -65,18 +64,16 @@ NO_PLACES = HostSet()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels. Hosts in `direct` are reached without it.
-
-    The proxy gets the IP address that the gateway has checked. It gets a host name only if the operator has listed the
-    host in `resolved`; then the proxy is responsible for the address.
-    """
+    """An HTTP proxy that opens tunnels to checked addresses, and to names of hosts in `resolved`."""
 
     host: str
     port: int
     encrypted: bool = False  # Whether the connection to the proxy itself uses TLS.
     authorization: str = field(default="", repr=False)  # The value of Proxy-Authorization; empty for none.
     url: str = field(default="", repr=False)  # The complete URL, for other HTTP clients.
-    direct: HostSet = NO_PLACES
+    direct: HostSet = NO_PLACES  # Hosts reached without the proxy.
+    # Hosts for which the proxy gets the name instead of the address; then the proxy is responsible for the address.
+    # The operator has listed them.
     resolved: HostSet = NO_PLACES
 
     @property
@@ -102,10 +99,8 @@ class OutboundProxy:
         )
 
     def judge(self, answered: bytes, target: str) -> None:
-        """Check the answer to CONNECT: return if the tunnel is open, otherwise raise ProxyFailed.
-
-        The error contains only the status: the rest of the answer may echo our credentials.
-        """
+        """Raise ProxyFailed unless this answer to CONNECT opens the tunnel."""
+        # Errors contain only the status: the rest of the answer may echo our credentials.
         found = _status(answered)
         if not answered:
             raise self.failure("closed the connection without an answer")

@@ -1,8 +1,6 @@
 """Decides which addresses the gateway may connect to (SSRF protection), and checks them at connect time.
 
-A host name is resolved first, and then the exact address that the socket connects to is checked. Literal addresses are
-checked too. The MCP proxy calls the guard before it connects. The control plane uses httpx with GuardedTransport, which
-calls the guard. Needs no Django.
+A host name is resolved first, and then the exact address that the socket connects to is checked. Needs no Django.
 """
 
 from __future__ import annotations
@@ -173,17 +171,14 @@ def _literal(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides which addresses may be called.
+    """Decides which addresses may be called."""
 
-    `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` the addresses of this gateway. The endpoint URLs of
-    `runner` are allowed whatever the runner's address is; other URLs at the runner's address are checked as usual.
-    """
-
-    allowed: tuple[Network, ...] = ()
-    own: OwnEndpoints = NOWHERE
+    allowed: tuple[Network, ...] = ()  # The ranges of GATEWAY_PRIVATE_UPSTREAMS.
+    own: OwnEndpoints = NOWHERE  # The addresses of this gateway.
     # Ranges that are allowed for other guards only; used for the error message.
     closed: tuple[Network, ...] = ()
     proxy: OutboundProxy | None = None
+    # Its endpoint URLs are allowed at any address. Other URLs at its address are checked as usual.
     runner: Runner | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
@@ -213,27 +208,21 @@ class Guard:
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """Return the proxy if it resolves this host itself, so that no address is checked here; otherwise None.
+        """Return the proxy if it resolves this host itself, so that no address is checked here; None if not.
 
-        The operator lists such hosts or their domains. Call this only for TLS, which authenticates the host.
+        Call this only for TLS, which authenticates the host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
     def outside(self) -> Guard:
-        """Return a guard that admits no private address, for public servers and the URLs they send.
-
-        The owner of a public name can point the name anywhere at any time (DNS rebinding), so ranges that are allowed
-        for private servers must not apply to public names.
-        """
+        """Return a guard that admits no private address, for public servers and the URLs they send."""
+        # The owner of a public name can point the name anywhere at any time (DNS rebinding), so ranges that are allowed
+        # for private servers must not apply to public names.
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer.
-
-        The outbound proxy then resolves only the names that the operator has listed, and not their subdomains.
-        Otherwise a third party could name an internal host below a listed domain, and the proxy would resolve it
-        unchecked.
-        """
+        """Return a guard for hosts named by a server or an issuer: the proxy resolves no subdomains of listed names."""
+        # A third party could name an internal host below a listed domain, and the proxy would resolve it unchecked.
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
     def program_at(self, url: str) -> str | None:
@@ -243,8 +232,8 @@ class Guard:
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raise AddressRefused unless the guard admits the address.
 
-        Raises LeadsBack if a socket to this address and port would reach this gateway, and LeadsInside if only private
-        servers may use the address."""
+        Raises LeadsBack for an address of this gateway, and LeadsInside for one that only private servers may use.
+        """
         if self.own.has_address(address, port):
             raise LeadsBack(LeadsBack.__doc__)
         if not self.admits(address, encrypted=encrypted):
@@ -272,10 +261,8 @@ class Guard:
     def check_now(self, url: str) -> bool:
         """Check a URL and the addresses of its host. Return whether the server is private.
 
-        A server is private if it is a program of the runner, or if all its addresses are in the allowed ranges. A host
-        whose name the outbound proxy resolves is not private; its addresses are not checked. Raises UrlRefused as
-        `check_url` does, and if the host has no address, if none of its addresses may be called, or if one of them is
-        the gateway's own.
+        Private servers are programs of the runner, and servers with all addresses in the allowed ranges. Raises
+        UrlRefused, also if the host has no address, none that may be called, or one of the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):
@@ -283,7 +270,7 @@ class Guard:
         parts = urlsplit(url)
         host = parts.hostname or ""
         if parts.scheme == "https" and self.way_by_name(host):
-            return False
+            return False  # The outbound proxy resolves the name, so its addresses are not checked.
         try:
             addresses = _addresses(host, parts.port or 443)
         except httpcore.ConnectError:
@@ -295,10 +282,9 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """Return a sentence on how the operator can allow this private address; empty if it cannot be allowed.
+        """Return how the operator can allow this private address; empty if it cannot be allowed.
 
-        Call this only with an address that is in the URL itself. The internal address of a host name must not be
-        disclosed.
+        Call this only with an address in the URL itself. The address of a host name must not be disclosed.
         """
         network = ip_network(_plain(ip_address(_literal(address))))
         if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):
@@ -340,21 +326,17 @@ def _plain(address: Address) -> Address:
 
 
 def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address to connect to them.
-
-    Covers ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291) and IPv4-translated
-    addresses (RFC 7915), and NAT64 of the local network (RFC 8215) in the forms of RFC 6052. The addresses that _plain
-    returns are not included.
-    """
+    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address, except that of `_plain`."""
     if isinstance(address, IPv4Address):
         return ()
     number = int(address)
     last = IPv4Address(number & 0xFFFFFFFF)
+    # ISATAP (RFC 5214) under any prefix, IPv4-compatible (RFC 4291) and IPv4-translated addresses (RFC 7915).
     if (number >> 32) & 0xFDFFFFFF == 0x5EFE or address in COMPATIBLE or address in TRANSLATED:
         return (last,)
-    if address in LOCAL_NAT64:
+    if address in LOCAL_NAT64:  # NAT64 of the local network (RFC 8215), in the forms of RFC 6052.
         return (last, IPv4Address((number >> 48 & 0xFFFF0000) | (number >> 40 & 0xFFFF)))
-    return address.teredo or ()
+    return address.teredo or ()  # RFC 4380.
 
 
 def _is_public(address: Address) -> bool:
@@ -476,11 +458,12 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 
 
 class GuardedTransport(httpx.BaseTransport):
-    """A transport for httpx over guarded sockets, which ignores proxies from the environment.
+    """A transport over guarded sockets, for `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`.
 
-    Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; httpx follows no redirects by default.
     A refused address raises AddressRefused. After `deadline` every wait times out.
     """
+
+    # By default, httpx follows no redirects. `trust_env=False` makes it ignore proxies from the environment.
 
     def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
         ends = deadline or Deadline()
@@ -494,15 +477,12 @@ class GuardedTransport(httpx.BaseTransport):
             transport.close()
 
 
-@cache
+@cache  # Loading the authorities is slow.
 def tls() -> ssl.SSLContext:
-    """Return the TLS context for servers and issuers. It trusts the system's authorities or `SSL_CERT_FILE`.
-
-    If the system has no authorities, as in small images, the authorities bundled with httpx are used. The context is
-    cached because loading the authorities is slow.
-    """
+    """Return the TLS context for servers and issuers. It trusts the system's authorities or `SSL_CERT_FILE`."""
     places = ssl.get_default_verify_paths()
     folder = Path(places.capath) if places.capath else None
+    # Small images have no authorities: use those bundled with httpx.
     if places.cafile is None and (folder is None or not any(folder.iterdir())):
         return httpx.create_ssl_context(trust_env=False)
     return ssl.create_default_context()

@@ -19,10 +19,9 @@ _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", r
 
 
 def canonical_host(host: str) -> str:
-    """Return the canonical spelling of a host without port.
+    """Return the canonical spelling of a host without port: in lower case and ASCII, without final dot.
 
-    It is in lower case and ASCII, without percent-encoding or final dot. An IPv4 address has four decimal numbers, an
-    IPv6 address has brackets. An invalid name is not converted to ASCII.
+    IPv4 addresses are in decimal, IPv6 addresses in brackets. An invalid name is not converted to ASCII.
     """
     name = unquote(host).strip("[]").lower()
     try:

@@ -1,8 +1,7 @@
 """HTTP/1.1 to upstream servers: guarded connections, kept open between calls; llhttp parses the answers.
 
-This is a small client of our own. A general HTTP client takes four times the processor time per call and has features
-that a gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection
-limit that one hanging server can exhaust. Other HTTP clients of the gateway use `BodyReader` too.
+A general HTTP client takes four times the processor time per call, and has features that a gateway must disable: shared
+cookies, redirects, proxies from the environment, and a connection limit that one hanging server can exhaust.
 """
 
 from __future__ import annotations
@@ -132,8 +131,7 @@ class BodyReader:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decoded data; if it was compressed, yield it in pieces of at most PIECE bytes.
 
-        Never decompresses more than one piece beyond the limit, even for decompression bombs. Raises BodyTooLarge or
-        BodyBroken.
+        Never decompresses more than one piece beyond the limit. Raises BodyTooLarge or BodyBroken.
         """
         if not data:
             return
@@ -200,9 +198,9 @@ class HeaderCache[Read]:
 
 
 def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
-    """Return a cache for the header block of `data`, if `data` is one complete message with this body.
+    """Return a cache for the header block of `data`; None if it cannot be cached.
 
-    Return None if it is not, or if the header block is too long or does not have exactly one Content-Length.
+    `data` must be one complete message with this body, a short header block and exactly one Content-Length.
     """
     end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
     lengths = list(_lengths(data, 0, end))
@@ -215,8 +213,7 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    The task that waits for the answer parses the received data in slices, between which other calls run. Event streams
-    are passed on piece by piece, other answers when they are complete. The rest of a large answer from `server` is read
+    Event streams are passed on piece by piece, other answers when they are complete. The rest of a large answer is read
     when `budget` has room for it.
     """
 
@@ -298,8 +295,8 @@ class HttpConnection(asyncio.Protocol):
     async def exchange(self, request: bytes, written: Callable[[], object] = bool, person: str = "") -> None:
         """Send a request and wait for the complete answer, or for the headers of an event stream.
 
-        Calls `written` when the request was written. A large answer counts against the budget of `person`.
-        Raises ConnectionBroken, Oversized, WithoutRoom or Slow.
+        Calls `written` when the request was written. A large answer counts against the budget of `person`. Raises
+        ConnectionBroken, Oversized, WithoutRoom or Slow.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -333,9 +330,9 @@ class HttpConnection(asyncio.Protocol):
         return self._parts[0]
 
     async def reserve(self) -> None:
-        """Wait until the budget has room for this large answer. Nothing is read meanwhile, so the server has to wait.
+        """Wait until the budget has room for this large answer. Nothing is read meanwhile.
 
-        Raises WithoutRoom when too many answers wait, or this answer has waited too long.
+        Raises WithoutRoom when too many answers wait, or this wait takes too long.
         """
         if self.held is not None or self._budget is None:
             return
@@ -423,16 +420,12 @@ class HttpConnection(asyncio.Protocol):
         self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     async def _wait_for_large(self, budget: ByteBudget) -> None:
-        """Wait for more of a large answer.
-
-        Raises Slow if this answer arrives slowly while another answer needs the memory that this answer has reserved.
-        Only the time in which the gateway waits for the server counts.
-        """
+        """Wait for more of a large answer. Raises Slow if it arrives slowly while another answer needs its memory."""
         began = time.monotonic()
         with suppress(TimeoutError):
             async with asyncio.timeout(budget.pace_seconds - self._waited):
                 await self._wait()
-        self._waited += time.monotonic() - began
+        self._waited += time.monotonic() - began  # Only the time in which the gateway waits for the server counts.
         if self._waited < budget.pace_seconds:
             return
         arrived = self._wire_size + self._arrived_size
@@ -485,11 +478,8 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return a header cache for the next answers of this connection; None if this answer is not suitable.
-
-        A suitable answer has status 200, is small and not compressed, arrived in one piece, and leaves the connection
-        open.
-        """
+        """Return a header cache for the next answers of this connection; None if this answer is not suitable."""
+        # Suitable: status 200, small, not compressed, received in one piece, and the connection stays open.
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None
         assert self._body is not None
@@ -500,7 +490,7 @@ class HttpConnection(asyncio.Protocol):
         self._lost = error
         self._wake()
 
-    # Parsing received data, slice by slice
+    # Parsing received data, slice by slice, in the task that waits for the answer. Other calls run between the slices.
 
     async def _advance(self) -> None:
         """Parse a slice of the received data, or wait for more data. Raises the error of the answer, if any."""
@@ -554,15 +544,13 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Fail if the server sends too much: headers without end, too many bytes in all, or too many without content.
-
-        Bytes without content are those of interim answers, chunk extensions and trailers.
-        """
+        """Fail if the server sends headers without end, too many bytes in all, or too many without content."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))
             return
         self._wire_size += size
+        # Bytes without content are those of interim answers, chunk extensions and trailers.
         self._framing_size = 0 if self._raw else self._framing_size + size
         if self._framing_size > 2 * HEAD_LIMIT or self._wire_size > self._wire_limit:
             self._fail(Oversized(more_than(self._limit)))
@@ -631,28 +619,23 @@ SAFE = "/?:@!$&'()*+,;=-._~%"
 
 
 class Origin(NamedTuple):
-    """Key of the connection pool. Requests to the same origin share connections.
-
-    Connections for servers that may have a private address are separate. If `trusted`, the address is called directly
-    and without a check: it belongs to the built-in servers in this process, or to the runner.
-    """
+    """Key of the connection pool. Requests to the same origin share connections."""
 
     scheme: str
     host: str
     port: int
-    private: bool = True
+    private: bool = True  # Whether the server may have a private address.
+    # Whether it is a built-in server or the runner: its address is called directly and without a check.
     trusted: bool = False
 
 
 class ParsedUrl(NamedTuple):
-    """A parsed URL: its origin, and the request head that follows the verb (path, version, Host).
-
-    `runner` is set if the URL is that of one of the runner's programs. Such requests carry the runner's secret and the
-    person's e-mail address.
-    """
+    """A parsed URL: its origin, and the beginning of a request to it."""
 
     origin: Origin
-    head: str
+    head: str  # The request head that follows the verb: path, version, Host.
+    # Set if the URL is that of one of the runner's programs. Its requests carry the runner's secret and the person's
+    # e-mail address.
     runner: Runner | None = None
 
 
@@ -701,10 +684,7 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Set this answer's memory reservation to `size`, the number of bytes read, and return the reservation.
-
-        Return None if the answer is not large and so has no reservation.
-        """
+        """Set this answer's memory reservation to `size`, the bytes read, and return it; None for a small answer."""
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
@@ -714,10 +694,9 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory, and adapt the reservation.
+        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for them.
 
-        Above LARGE, wait until the budget has room for this answer; otherwise release its reservation. Raises NoMemory
-        when too many answers wait, or this answer has waited too long.
+        Raises NoMemory when too many answers wait, or this wait takes too long.
         """
         if size <= LARGE:
             self._connection.held = None
@@ -815,21 +794,17 @@ class Transport:
     async def send(  # noqa: PLR0913 - of one request
         self,
         verb: str,
-        server: str,
+        server: str,  # For error messages.
         url: str,
         headers: Mapping[str, str],
         body: bytes = b"",
         *,
-        private: bool = True,
-        written: Callable[[], object] = bool,
-        person: str = "",
-        user: str = "",
+        private: bool = True,  # If False, only public addresses are called, even if private ranges are allowed.
+        written: Callable[[], object] = bool,  # Called when the request was written.
+        person: str = "",  # A large answer counts against the budget of this person.
+        user: str = "",  # An e-mail address. Only programs of the runner get it.
     ) -> HttpResponse:
-        """Send one request to `url`. Callers must enter the response as a context. `server` is for error messages.
-
-        Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
-        when the request was written. A large answer counts against the budget of `person`. Only programs of the
-        runner get `user`, an e-mail address.
+        """Send one request to `url`. Callers must enter the response as a context.
 
         Raises an UpstreamError, which is BadAnswer if a header cannot be sent.
         """

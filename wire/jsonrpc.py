@@ -54,15 +54,12 @@ class MalformedMessage(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message from a client. A request has a method and an id, a notification has no id, a response no method.
+    """One message from a client: a request, a notification or a response."""
 
-    `meta` is the `_meta` of the params, empty when the params have none.
-    """
-
-    method: str
-    id: Id | None
+    method: str  # Empty in a response.
+    id: Id | None  # None in a notification.
     params: Object
-    meta: Object = field(default_factory=dict, compare=False)
+    meta: Object = field(default_factory=dict, compare=False)  # The `_meta` of the params; empty if they have none.
 
     @property
     def is_request(self) -> bool:
@@ -133,11 +130,9 @@ MOST_DIGITS = 1_000
 
 
 def loads(text: bytes) -> Any:
-    """Parse a JSON text. Raises ValueError.
-
-    orjson turns integers beyond 64 bits into floats, and refuses lone surrogates and numbers beyond the range of a
-    float. A text that may contain any of these is parsed by the slower standard library.
-    """
+    """Parse a JSON text; integers are exact, and lone surrogates are accepted. Raises ValueError."""
+    # orjson turns integers beyond 64 bits into floats, and refuses lone surrogates and numbers beyond the range of a
+    # float. A text that may contain any of these is parsed by the slower standard library.
     try:
         value = orjson.loads(text)
     except ValueError:
@@ -185,10 +180,8 @@ def error(request_id: Id | None, code: int, message: str, data: Any = None) -> b
 
 
 def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
-    """Return the message `text` with its id replaced by `request_id`. `document` is the parsed message.
-
-    If the digits of the old id occur once in `text`, only they change; otherwise `document` is serialised again.
-    """
+    """Return the message `text`, which was parsed as `document`, with `request_id` as its id."""
+    # If the digits of the old id occur more than once in the text, the whole message is serialised again.
     text_with_id = with_sole_id(text, document.get("id"), request_id)
     return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 
@@ -209,11 +202,10 @@ def with_members(
 ) -> bytes:
     """Replace the id of an answer, and drop and add members of its result. No other value changes.
 
-    The other values also keep their spelling in JSON, except in a large answer: that is serialised again, because
-    parsing it twice is too slow.
+    In a small answer, the other values keep their spelling in JSON.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
-    if len(text) > LARGE:
+    if len(text) > LARGE:  # Parsing it twice is too slow.
         return dumps({**document, "id": request_id, "result": changed})
     try:
         spelled = text.decode()
@@ -279,10 +271,8 @@ _NEITHER_THAT_NOR_QUOTES = bytes(byte for byte in range(256) if byte not in b',[
 
 
 def has_more_values(text: bytes, most: int) -> bool:
-    """Return whether a JSON text has more than `most` values, without parsing it.
-
-    A value of two bytes in the text can take a hundred bytes of memory, so parsing a small text may need much memory.
-    """
+    """Return whether a JSON text has more than `most` values, without parsing it."""
+    # A value of two bytes in the text can take a hundred bytes of memory, so even a small text is not parsed here.
     if not may_have_more_values(text, most):
         return False
     # Strings may contain commas and brackets too, so count outside of quotes.

@@ -30,10 +30,7 @@ SESSION, MODERN, BOTH = "session", "modern", "both"
 
 
 def era_for(eras: str, own: str) -> str:
-    """Return the era in which to call a server that speaks `eras`: the client's era `own` if the server speaks it.
-
-    Otherwise return the era of the server; empty while the eras of the server are unknown.
-    """
+    """Return the era in which to call a server that speaks `eras`, for a client of the era `own`; empty if unknown."""
     return own if eras == BOTH else eras
 
 
@@ -110,15 +107,12 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class SessionHandle(NamedTuple):
-    """A session at a server. `id` is empty if the server is stateless; `row` is the session's key in the store.
+    """A session at a server."""
 
-    `log_level` is the level set by `logging/setLevel`; empty when none was set.
-    """
-
-    id: str
+    id: str  # Empty if the server is stateless.
     version: str
-    row: str = ""
-    log_level: str = ""
+    row: str = ""  # The session's key in the store.
+    log_level: str = ""  # Set by `logging/setLevel`; empty when none was set.
 
 
 def offered(capabilities: object) -> Object:
@@ -138,9 +132,7 @@ def offered(capabilities: object) -> Object:
 def extensions_in(capabilities: object) -> Object:
     """Return `{"extensions": ...}` from the capabilities of a client or server.
 
-    The result is empty if there are no extensions, or if they are too large or nested too deeply.
-
-    Settings of extensions are forwarded unchanged (MCP 2025-11-25 and 2026-07-28).
+    Empty if there are no extensions, or if they are too large or nested too deeply.
     """
     found = capabilities.get("extensions") if isinstance(capabilities, dict) else None
     if not isinstance(found, dict):
@@ -152,11 +144,7 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the capability `tasks` of a server of the session era, reduced to the members that the gateway supports.
-
-    If the server does not run calls as tasks, the result is empty. MCP 2026-07-28 has an extension instead of this
-    capability.
-    """
+    """Return the supported part of the capability `tasks` in the session era; empty if calls cannot run as tasks."""
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
     tools = requests.get("tools") if isinstance(requests, dict) else None
@@ -201,18 +189,12 @@ def _name_in(result: Object) -> str:
 
 
 class Target(NamedTuple):
-    """A server, the connection and credential for calling the server, and the trace of the client's request.
-
-    `era` is the era in which to call the server. `capabilities` and `client_info` of the client are sent to the server.
-    Sessions are stored by `owner_id` (by default the connection) and `session_key`; `session` is the session that
-    existed when the request arrived. If the client `has_own_session`, the client's session ends when the server
-    loses `session`.
-    """
+    """A server, the connection and credential for calling the server, and the trace of the client's request."""
 
     server_id: str
     server_name: str
     url: str
-    era: str
+    era: str  # The era in which to call the server.
     timeout_s: float
     max_concurrent: int
     connection_id: str
@@ -220,10 +202,11 @@ class Target(NamedTuple):
     generation: str
     trace: Trace = NONE
     identity_id: str = ""
-    capabilities: Mapping[str, object] = NOTHING
+    capabilities: Mapping[str, object] = NOTHING  # Capabilities of the client, which are sent to the server.
+    # Sessions are stored by this id (empty for that of the connection) and by `session_key`.
     owner_id: str = ""
     session_key: str = ""
-    session: SessionHandle | None = None
+    session: SessionHandle | None = None  # The session that existed when the request arrived.
     # Minimum level of log messages; empty when the client set none.
     log_level: str = ""
     # Limit for the whole call; `timeout_s` limits how long the server may be silent.
@@ -231,38 +214,31 @@ class Target(NamedTuple):
     # Whether private addresses are allowed for this server, within the allowed ranges.
     private: bool = True
     client_info: Object = versions.INFO
-    has_own_session: bool = False
+    has_own_session: bool = False  # If True, the client's own session ends when the server loses `session`.
     person_id: str = ""  # The person for whom the server is called, and against whose budget large answers count.
     user: str = ""  # The person's e-mail address, which only programs of the runner get.
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every request to this server. Only the trace context is taken from the client.
-
-        A built-in server needs no credential; it gets the id of the person instead.
-        """
+        """Return the headers of every request to this server. Only the trace context is taken from the client."""
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
         own |= self.trace
         if self.credential is not None:
             own[self.credential[0]] = self.credential[1]
-        elif self.url.startswith(BUILT_IN):
+        elif self.url.startswith(BUILT_IN):  # A built-in server needs no credential.
             own[PERSON_HEADER] = self.person_id
         return own
 
 
 class RpcResponse(NamedTuple):
-    """A server's answer: the parsed message, its text, the era, and the JSON-RPC error or None.
+    """A server's answer, parsed and as text."""
 
-    `status` is the HTTP status. For a large result, `document` is only an outline, `reader` the process that can parse
-    `text`, and `held` the reserved memory.
-    """
-
-    document: Object
+    document: Object  # Only an outline if the result is large.
     text: bytes
     era: str
-    error: Object | None
-    status: int = 200
-    reader: ReaderProcess | None = None
-    held: HeldBytes | None = None
+    error: Object | None  # The JSON-RPC error.
+    status: int = 200  # The HTTP status.
+    reader: ReaderProcess | None = None  # For a large result, the process that can parse `text`.
+    held: HeldBytes | None = None  # For a large result, the reserved memory.
 
     async def changed(self, server: str, request_id: Id | None, changes: Changes, person: str) -> bytes:
         """Return the text of this result with these changes and the id `request_id`. Raises TooLarge."""
@@ -329,11 +305,9 @@ def next_request_id() -> int:
 
 @cache
 def _ids(process: int) -> Iterator[int]:
-    """Yield request ids for the process with the pid `process`. The first id is random.
-
-    Forked workers share sessions, so each worker needs ids of its own. Ids have ten digits, so that the digits of an id
-    hardly ever occur elsewhere in an answer. Ids stay below 2**31, because some servers read ids as 32 bits.
-    """
+    """Yield request ids for the process with the pid `process`. The first id is random."""
+    # Forked workers share sessions, so each worker needs ids of its own. Ids have ten digits, so that the digits of an
+    # id hardly ever occur elsewhere in an answer. Ids stay below 2**31, because some servers read ids as 32 bits.
     return itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 
@@ -474,8 +448,9 @@ async def _read_large(
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
     """Parse a large message, while no other large message is parsed.
 
-    First the values in the message are counted: a message with too many values is refused without parsing.
+    Raises TooLarge if the message has too many values, or BadAnswer.
     """
+    # Count the values first: a message with too many values is refused without parsing.
     async with response.alone():
         if has_more_values(text, MOST_VALUES):
             raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
@@ -583,8 +558,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
-    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError, such as Unreachable or
-    AccessRefused, if the versions of the server remain unknown.
+    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError if its versions remain
+    unknown.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

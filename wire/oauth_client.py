@@ -1,8 +1,6 @@
 """OAuth client messages, and the header for a stored credential. No network, no storage, no Django.
 
-The messages are those of RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource
-metadata (9728), authorization server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation
-(7009), and the authorization part of MCP.
+The messages follow RFC 6749, 7009, 7591, 7636, 8414, 8707, 9207 and 9728, OpenID Connect Discovery, and MCP.
 """
 
 import base64
@@ -211,16 +209,13 @@ class RegisteredClient(NamedTuple):
 
 
 class TokenRequest(NamedTuple):
-    """A POST to an endpoint of an authorization server. `private` allows private addresses.
-
-    `entered` is True if an administrator entered the host, and False if only the server named it.
-    """
+    """A POST to an endpoint of an authorization server."""
 
     url: str
     headers: dict[str, str]
     body: bytes
-    private: bool = False
-    entered: bool = False
+    private: bool = False  # Whether private addresses are allowed.
+    entered: bool = False  # True if an administrator entered the host, False if only the server named it.
 
 
 def pkce() -> tuple[str, str]:
@@ -244,7 +239,7 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
     """Raise Mismatch if the `iss` of an answer names another issuer (RFC 9207 section 2.4).
 
-    A missing `iss` is accepted, unless the issuer has `advertised` that its answers have one.
+    A missing `iss` is accepted, unless the issuer has `advertised` it.
     """
     if given is None:
         if advertised:
@@ -255,10 +250,8 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
 
 
 def _is_tenant(given: str, issuer: str) -> bool:
-    """Return whether `given` is `issuer` with a tenant id instead of the placeholder `{tenantid}`.
-
-    Microsoft Entra uses the placeholder in its multi-tenant metadata, and the id of the actual tenant in its answers.
-    """
+    """Return whether `given` is `issuer` with a tenant id instead of the placeholder `{tenantid}`."""
+    # Microsoft Entra uses the placeholder in its multi-tenant metadata, and the id of the tenant in its answers.
     before, template, after = issuer.partition("{tenantid}")
     return bool(template) and re.fullmatch(f"{re.escape(before)}[0-9A-Za-z.-]+{re.escape(after)}", given) is not None
 
@@ -295,9 +288,8 @@ def revocations(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> list[TokenRequest]:
-    """Build revocation requests (RFC 7009), for the refresh token first: its revocation may end the access token too.
-
-    Empty tokens are left out. Without an endpoint the list is empty."""
+    """Build revocation requests (RFC 7009) for the tokens that are not empty; none without an endpoint."""
+    # The refresh token comes first: its revocation may end the access token too.
     tokens = (("refresh_token", refresh), ("access_token", access))
     told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
     known = tuple(entered)
@@ -305,11 +297,9 @@ def revocations(
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:
-    """Return whether the old tokens can be revoked without revoking the new tokens too.
-
-    Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the old refresh
-    token, or none, has continued the old grant.
-    """
+    """Return whether the old tokens can be revoked without revoking the new tokens too."""
+    # Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the old refresh
+    # token, or none, has continued the old grant.
     if old_refresh:
         return bool(new_refresh) and new_refresh != old_refresh
     return new_access != old_access
@@ -337,7 +327,7 @@ CLIENT_GONE = frozenset({"invalid_client", "unauthorized_client"})
 
 
 def read_tokens(status: int, body: bytes) -> Tokens:
-    """Parse the answer of a token endpoint. An `error` member is a refusal, unless the status is 429 or 5xx.
+    """Parse the answer of a token endpoint.
 
     Raises TokenRefused, or TokenUnavailable when the answer neither grants nor refuses.
     """
@@ -345,6 +335,7 @@ def read_tokens(status: int, body: bytes) -> Tokens:
     if isinstance(document.get("authed_user"), dict) and "access_token" not in document:
         document = document["authed_user"]  # Slack returns user tokens here.
     error = document.get("error")
+    # With status 429 or 5xx, an error is no refusal.
     if isinstance(error, str) and error and not 500 <= status < 600 and status != 429:
         description = document.get("error_description")
         words = description if isinstance(description, str) else ""
@@ -392,10 +383,11 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 def claims_of(id_token: str) -> dict[str, Any]:
-    """Return the unverified claims of an ID token received directly from the token endpoint over TLS.
+    """Return the unverified claims of an ID token, only for display; empty if the token is malformed.
 
-    OpenID Connect Core 3.1.3.7 allows this. The claims are only displayed, never used for decisions.
+    The token must be received directly from the token endpoint over TLS.
     """
+    # OpenID Connect Core 3.1.3.7 allows not to verify such a token.
     try:
         _, payload, _ = id_token.split(".")
         claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -425,10 +417,8 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
 
 
 def other_auth_method(method: str, advertised: Sequence[str]) -> str:
-    """Return another method of client authentication that uses a secret and that the issuer supports, or "".
-
-    An issuer that advertises no methods supports client_secret_basic (RFC 8414 section 2).
-    """
+    """Return another supported auth method that uses a secret; empty if there is none."""
+    # An issuer that advertises no methods supports client_secret_basic (RFC 8414 section 2).
     ways = ("client_secret_basic", "client_secret_post")
     if method not in ways:
         return ""

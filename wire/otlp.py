@@ -1,7 +1,6 @@
 """Protocol Buffers encoding of OTLP, shared by exports of spans and of log records.
 
-Written by hand, since both use few kinds of fields (docs/decisions/0036-spans-by-hand.md). Needs neither Django nor
-OpenTelemetry.
+Written by hand (docs/decisions/0036-spans-by-hand.md). Needs neither Django nor OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ def request(resource: Attributes, scope: tuple[str, str], records: Sequence[byte
     """Encode an export request. `scope` is the scope's name and version.
 
     `records` are spans or log records, each encoded as a field of `ScopeSpans` or `ScopeLogs`.
-    `ExportTraceServiceRequest` and `ExportLogsServiceRequest` use the same field numbers.
     """
+    # `ExportTraceServiceRequest` and `ExportLogsServiceRequest` use the same field numbers.
     name, version = (text.encode() for text in scope)
     scoped = field(0x0A, field(0x0A, name) + field(0x12, version)) + b"".join(records)
     told = b"".join(field(0x0A, key_value(key, value)) for key, value in resource.items())

@@ -1,7 +1,6 @@
-"""HTTP for everything except MCP: issuers, receivers of the log, documents of apps, registries, the doctor.
+"""HTTP for everything except MCP, over guarded sockets, with limits for the time and size of every answer.
 
-One client over guarded sockets. It follows no redirect, keeps no cookies and no credentials, ignores proxies from the
-environment, and limits the time and size of every answer. Needs no Django.
+The client follows no redirect, keeps no cookies and no credentials, and ignores proxies from the environment.
 """
 
 from __future__ import annotations
@@ -119,15 +118,11 @@ class OutboundClient:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         *,
-        reads_streams: bool = True,
-        needs_body: bool = True,
+        reads_streams: bool = True,  # If False, an event stream counts as empty, because it may never end.
+        needs_body: bool = True,  # If False, a body that cannot be read counts as empty.
         **more: Any,
     ) -> HttpAnswer:
-        """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer.
-
-        Without `reads_streams`, an event stream is not read, because it may never end: the body is empty. Without
-        `needs_body`, a body that cannot be read counts as empty, and NoAnswer is not raised for it.
-        """
+        """Send a request and return its answer; `more` are parameters of httpx. Raises NoAnswer."""
         if self._seconds is not None:
             self._deadline.set(self._seconds)
         try:

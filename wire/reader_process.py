@@ -1,7 +1,6 @@
 """A child process that parses and rewrites large answers, so that they do not block the event loop.
 
-Parsing 30 MB takes half a second and holds the interpreter lock, even in a thread. Each worker starts one such process
-for its first large answer. The process has no state. It ends with its worker, or after a minute without orders. If it
+Parsing 30 MB takes half a second and holds the interpreter lock, even in a thread. The process has no state: if it
 dies, the current order is repeated in a new process.
 """
 
@@ -55,8 +54,7 @@ class ReaderProcess:
     async def outline(self, text: bytes, person: str = "") -> Object | None:
         """Return the outline of a result: strings are truncated, nested lists and objects empty.
 
-        Return None if the message is not a complete result and must be parsed whole. Raises UnreadableAnswer, or
-        ValueError if the text is not JSON.
+        None if the message must be parsed whole. Raises UnreadableAnswer, or ValueError if the text is not JSON.
         """
         told, _ = await self._order({"work": "outline"}, text, person)
         document: Object | None = told["document"]

@@ -1,10 +1,7 @@
 """Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
 
-A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
-of the scheme `ui`, by which clients recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
-In a template (RFC 6570), the gateway does not encode the expressions, and puts them in parentheses. In a URI that a
-client made from the template, it does not decode the text in parentheses: values that the client has percent-encoded
-stay encoded.
+A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`, or
+`ui://gateway/<alias>/...` for the scheme `ui`. Expressions of a template (RFC 6570) are put in parentheses instead.
 """
 
 import re
@@ -20,7 +17,7 @@ from wire import jsonrpc
 from wire.jsonrpc import Id, Object
 
 PREFIX = "gateway://"
-UI, UI_PREFIX = "ui://", "ui://gateway/"
+UI, UI_PREFIX = "ui://", "ui://gateway/"  # By this scheme, clients recognise pages to show (MCP Apps).
 
 MOST_EXPRESSIONS = 20
 FEW_MARKS = 16
@@ -65,11 +62,7 @@ _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
 def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
-    """Return a result, or a part of a result, with all URIs mapped for clients; `value` itself if there are none.
-
-    URIs are in links, embedded resources, contents of resources, and the page of a tool (`_meta.ui.resourceUri`). Links
-    to the web are not mapped, since clients may open them themselves.
-    """
+    """Return a result, or a part of it, with all URIs mapped for clients; `value` itself if there are none."""
     if level > DEEPEST or not alias:
         return value
     if isinstance(value, list):
@@ -79,6 +72,7 @@ def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
         return value
     changed: dict[str, Any] = {}
     uri = value.get("uri")
+    # Links to the web are not mapped, since clients may open them themselves.
     if isinstance(uri, str) and not (value.get("type") == "resource_link" and _is_web(uri)):
         changed["uri"] = exposed_uri(alias, uri)
     for key in _CONTAINERS:
@@ -90,13 +84,10 @@ def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def own_uri(value: Any, alias: str, level: int = 0) -> Any:
-    """Return an argument with each exposed URI of the server `alias` mapped back to the server's own URI.
-
-    Strings that merely contain such a URI, and URIs of other servers, are not changed.
-    """
+    """Return an argument with each exposed URI of the server `alias` mapped back to the server's own URI."""
     if level > DEEPEST_ARGUMENT:
         return value
-    if isinstance(value, str):
+    if isinstance(value, str):  # A string that merely contains such a URI is not changed.
         named, uri = alias_and_uri(value)
         return uri if named == alias else value
     if isinstance(value, list):
@@ -148,8 +139,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only. Otherwise any expression matches any text. A
-    template that has too many expressions or exceeds the budget matches everything, or with `narrowly` nothing.
+    With `narrowly`, simple expressions match within one segment only. A template that has too many expressions or
+    exceeds the budget matches everything, or with `narrowly` nothing.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -173,9 +164,9 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 
 
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
-    """Return the positions in `uri` at which the match of a template expression may end, if it begins at `start`.
+    """Return the positions in `uri` at which a template expression may end, if it begins at `start`.
 
-    `following` is the literal text after the expression in the template. If `is_last`, the URI must end with it.
+    `following` is the next literal text of the template. If `is_last`, the URI must end with it.
     """
     if is_last:
         end = len(uri) - len(following)
@@ -226,6 +217,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 def _decoded(text: str) -> str:
     """Percent-decode `text`, except in parentheses, which enclose template expressions. Remove the parentheses."""
+    # Values that the client has percent-encoded in an expression stay encoded.
     if "(" not in text:
         return unquote(text, errors="surrogatepass")
     parts, depth, begin = [], 0, 0
@@ -260,10 +252,7 @@ class TaskIds(NamedTuple):
 
 
 def result_for_client(method: str, result: Object, task: TaskIds | None, alias: str) -> Object:
-    """Return the result with the task id that the client knows, or `result` itself if nothing changes.
-
-    In MCP 2026-07-28 a finished task contains the result of its call; the URIs in that result are mapped too.
-    """
+    """Return the result with the task id that the client knows; `result` itself if nothing changes."""
     shown = for_client(result, task)
     if task is None:
         return shown
@@ -271,6 +260,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
         return {**shown, "task": {**shown["task"], "taskId": task.client_id}}
     if method != "tasks/result" and "taskId" in shown:
         shown = {**shown, "taskId": task.client_id}
+        # In MCP 2026-07-28 a finished task contains the result of its call, which may have URIs.
         if isinstance(inner := shown.get("result"), dict) and method == "tasks/get":
             shown["result"] = with_exposed_uris(for_client(inner, task), alias)
     return shown
@@ -296,10 +286,7 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """If the related task in `meta` has the id `known`, replace this id by `shown`, the task's id at the receiver.
-
-    A reference to any other task is removed.
-    """
+    """Replace the id `known` of the related task in `meta` by `shown`; remove a reference to any other task."""
     related = meta[RELATED]
     rest = {key: inner for key, inner in meta.items() if key != RELATED}
     if known is not None and isinstance(related, dict) and related.get("taskId") == known:
@@ -312,14 +299,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Changes(NamedTuple):
-    """Changes to a result: members to `drop` and to `add`, and ids and URIs to map. Without `alias` no URI is mapped.
+    """Changes to a result: members to `drop` and to `add`, and ids and URIs to map."""
 
-    `own_uri` is the server's URI of the resource that was read, `asked_uri` the client's URI for it.
-    """
-
-    alias: str = ""
-    own_uri: str = ""
-    asked_uri: str = ""
+    alias: str = ""  # If empty, no URI is mapped.
+    own_uri: str = ""  # The server's URI of the resource that was read.
+    asked_uri: str = ""  # The client's URI for this resource.
     without_links: bool = False
     drop: Collection[str] = NO_MEMBERS
     add: Mapping[str, Any] = NOTHING
@@ -334,7 +318,7 @@ class Changes(NamedTuple):
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
     """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    In a small answer, unchanged values keep their exact spelling unless a URI, link or task id in the result changes.
+    In a small answer, unchanged values keep their spelling unless a URI, link or task id in the result changes.
     """
     result: Object = document["result"]
     shown = with_exposed_uris(result, changes.alias) if changes.alias else result

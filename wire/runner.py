@@ -1,7 +1,6 @@
 """The runner of programs (gateway-admin-runner): its address and secret, and the MCP endpoints of its programs.
 
-Each program is served at `/NAME/mcp` of the runner's origin. Only requests to exactly these URLs carry the secret
-and the person. Needs no Django.
+Only requests to exactly `/NAME/mcp` of the runner's origin carry the secret and the person. Needs no Django.
 """
 
 from __future__ import annotations
@@ -26,16 +25,11 @@ class Runner:
     secret: str = field(repr=False)
 
     def headers(self, user: str = "") -> dict[str, str]:
-        """Return the headers of a request: the secret, and the person's e-mail address, percent-encoded.
-
-        Without a person, as for lists that all people share and for health checks, the gateway names itself.
-        """
+        """Return the headers of a request: the secret, and the percent-encoded e-mail address `user`, or NOBODY."""
         return {"Authorization": f"Bearer {self.secret}", USER_HEADER: quote(user or NOBODY, safe=_VISIBLE)}
 
     def program_at(self, url: str) -> str | None:
-        """Return the name of the program that has the MCP endpoint `url`; None if no program has it.
-
-        `url` must begin with exactly the runner's URL, because another spelling may resolve to another address.
-        """
+        """Return the name of the program that has the MCP endpoint `url`; None if no program has it."""
+        # Exactly the runner's URL, because another spelling may resolve to another address.
         found = _endpoint(url.removeprefix(self.url)) if url.startswith(f"{self.url}/") else None
         return found[1] if found else None

@@ -52,7 +52,7 @@ CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
 RESUME_SECONDS = 1.0  # Pause before a broken stream is resumed, unless the server sets a pause.
 MOST_TIMES = 1_000  # How often a stream is resumed; usually the time limits end the call earlier.
-FRUITLESS_TIMES = 3
+FRUITLESS_TIMES = 3  # How often in a row a stream is resumed without a new event.
 
 # Client capabilities that are passed to servers, and the members of each capability. Extensions are passed unchanged.
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
@@ -62,13 +62,13 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return the names of the client's capabilities that are passed to servers, with commas and in a fixed order.
+    """Return the client's capabilities that are passed to servers as a text, such as `roots,sampling,sampling.tools`.
 
-    A member is named as `capability.member`. If `with_extensions`, a digest of the extensions is appended.
+    If `with_extensions`, a digest of the extensions is appended.
     """
     if not isinstance(capabilities, dict):
         return ""
-    names: list[str] = []
+    names: list[str] = []  # In a fixed order.
     for name, members in BRIDGED.items():
         if isinstance(told := capabilities.get(name), dict):
             names += [name, *(f"{name}.{member}" for member in members if isinstance(told.get(member), dict))]
@@ -99,10 +99,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused due to its session.
-
-    In MCP 2025-11-25 (Session Management), 404 means that the request was not processed.
-    """
+    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused due to its session."""
 
 
 class SessionStore(Protocol):
@@ -174,9 +171,8 @@ class SessionWire:
     ) -> RpcResponse:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
-        The request is sent again, in a new session, only if the server lost the session and the client itself has no
-        session. Raises an UpstreamError: EraLeft if `initialize` finds no version in common, SessionEnded if the server
-        lost the session and the client has one.
+        If the server lost the session, the request is sent again in a new session, or SessionEnded is raised if the
+        client has its own session. Raises EraLeft if there is no version in common, or another UpstreamError.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -186,6 +182,7 @@ class SessionWire:
         except SessionLost:
             if not await self._is_lost(session, target):  # Not sent again: the call may have been executed.
                 raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
+            # By MCP 2025-11-25 (Session Management), a 404 means that the request was not processed.
             await self._store.forget(target, session)
             if target.has_own_session:
                 raise SessionEnded(target.server_name) from None
@@ -258,10 +255,9 @@ class SessionWire:
     ) -> RpcResponse:
         """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
-        A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP). Raises the last
-        StreamBroke if the server refuses, after MOST_TIMES tries, or after FRUITLESS_TIMES tries in a row without a
-        new event.
+        Raises the last StreamBroke if the server refuses, or after MOST_TIMES or FRUITLESS_TIMES tries.
         """
+        # A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP).
         fruitless = 0
         for _ in range(MOST_TIMES):
             await asyncio.sleep(broke.place.pause(RESUME_SECONDS))
@@ -330,8 +326,7 @@ class SessionWire:
     ) -> tuple[SessionHandle, ServerDescription]:
         """Open a session, proposing the version `proposed`. The server's answer decides the version.
 
-        If the server refuses and lists its versions, propose once more: the newest listed session version
-        that the gateway speaks.
+        Raises EraLeft if there is no version in common, or another UpstreamError.
         """
         request_id = next_request_id()
         params = {
@@ -348,6 +343,7 @@ class SessionWire:
             mutual = sorted(set(versions_in(answer.error)) & {*versions.CALLED} - {versions.MODERN, proposed})
             if not mutual or proposed != versions.NEWEST_SESSION:
                 raise EraLeft(target.server_name, "initialize: no version in common", error=answer.error)
+            # Propose once more: the newest listed session version that the gateway speaks.
             return await self._initialize(target, mutual[-1])
         if answer.error is not None:
             detail = f"initialize: HTTP {answer.status}, JSON-RPC {answer.error_code}"
@@ -397,10 +393,9 @@ class SessionWire:
     ) -> bool:
         """Read the standing stream of the target's session until it ends. Return False if the server offers no stream.
 
-        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from the position `place`
-        and updates `place`. If the server refuses to resume, `place` is reset for the next try, and the result is True.
-
-        Raises an UpstreamError, or SessionLost.
+        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from `place` and updates
+        it. If the server refuses to resume, `place` is reset, and the result is True. Raises an UpstreamError, or
+        SessionLost.
         """
         place = place if place is not None else StreamPlace()
         session = target.session
@@ -484,8 +479,7 @@ class IncomingRequests:
     def take(self, message: Object) -> None:
         """Answer a request of the server. Pings succeed; other requests are answered by `on_request`.
 
-        Without `on_request`, or if too many requests run, other requests fail. There is no answer if the request id is
-        invalid, or while too many pings and refusals are being answered.
+        Other requests fail without `on_request`, or if too many run.
         """
         if not _is_valid_id(message["id"]):
             return
@@ -500,7 +494,7 @@ class IncomingRequests:
             task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif self._answering < MOST_SERVER_REQUESTS:
+        elif self._answering < MOST_SERVER_REQUESTS:  # No answer while too many pings and refusals run.
             self._answering += 1
             self._wire.start_background(self._refuse(message, answer))
 

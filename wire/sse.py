@@ -42,10 +42,7 @@ def event(data: bytes, event_id: bytes = b"") -> bytes:
 
 
 class EventParser:
-    """Parses a stream into events. Lines end in LF, CR or CRLF, and chunks may break anywhere.
-
-    An event has at most `limit` bytes. The number of events is limited by the constants above.
-    """
+    """Parses a stream into events of at most `limit` bytes. The constants above limit the number of events."""
 
     __slots__ = (
         "_after_cr",
@@ -132,6 +129,7 @@ class EventParser:
             raise TooManyEvents(f"more than {MOST_EVENTS:,} events")
 
     def _lines(self, chunk: bytes) -> list[bytes]:
+        # Lines end in LF, CR or CRLF, and chunks may break anywhere.
         if self._after_cr and chunk:
             # The CR at the end of the last chunk has already ended the line, so this LF belongs to it.
             chunk = chunk.removeprefix(b"\n")

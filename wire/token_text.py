@@ -1,7 +1,7 @@
-"""Format of bearer credentials: create, validate and digest them.
+"""Format of bearer credentials: create, validate and digest them. Needs no Django.
 
-A credential is `<prefix>_` + 38 random base62 characters + 6 base62 characters of the CRC-32 over everything
-before: 48 characters, about 226 bits. Needs no Django, so the proxy may use this module.
+A credential is `<prefix>_`, 38 random base62 characters (about 226 bits), and 6 base62 characters of the CRC-32 over
+everything before.
 """
 
 import hashlib

@@ -1,8 +1,6 @@
 """Headers of a call that are forwarded to servers: the trace context, and the number of gateways passed.
 
-The trace context (W3C) joins the traces of caller and server. The number of gateways stops loops
-(docs/reference/protocol.md): each gateway adds 1. The number has its own header because proxies add to or remove `Via`
-(RFC 9110 section 7.6.3).
+The trace context (W3C) joins the traces of caller and server. The number stops loops (docs/reference/protocol.md).
 """
 
 import re
@@ -20,7 +18,7 @@ _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 PARENT = "traceparent"
 FIELDS = (PARENT, "tracestate", "baggage")  # Headers and the `_meta` of a message use these names.
 
-HOPS_HEADER = "Gateway-Hops"
+HOPS_HEADER = "Gateway-Hops"  # Not `Via`, which proxies add to or remove (RFC 9110 section 7.6.3).
 MOST_HOPS = 4
 
 HOPS_KEY = HOPS_HEADER.lower().encode()
@@ -29,10 +27,7 @@ type Trace = Mapping[str, str]
 
 
 class TooManyHops(UpstreamError):
-    """The request has passed too many gateways, so it is in a loop.
-
-    The number of gateways passed is in `server`, which holds the server's name in other errors.
-    """
+    """The request has passed too many gateways, so it is in a loop; `server` is the number of gateways."""
 
     reason = "loop"
     sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."
@@ -66,15 +61,12 @@ NONE: Trace = MappingProxyType(_hops_sent_on({}))
 
 
 def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward for a request with these headers: trace context and hops.
-
-    With an invalid traceparent the other trace headers are dropped too (W3C Trace Context 3.2.2.5.1). The context is
-    passed with each request and not stored, because one connection is used for many traces.
-    """
+    """Return the headers to forward for a request with these headers: trace context and hops."""
     parent, passed = headers.get(b"traceparent"), headers.get(HOPS_KEY)
     if parent is None and passed is None:
         return NONE
     found = _hops_sent_on(headers)
+    # With an invalid traceparent, the other trace headers are dropped too (W3C Trace Context 3.2.2.5.1).
     if parent is None or not _TRACEPARENT(parent):
         return found
     found["traceparent"] = parent.decode()

@@ -1,8 +1,6 @@
 """The history of facts that decide who may use gateways: teams, roles, and whom a gateway is open to.
 
-Triggers write the history (migrations/0001_history.py), so that it has every change of these facts, even a change made
-by an older release that does not know the history. Grants are not in the history, because each grant stores its own
-dates (gateways/models/grants.py).
+Triggers write it (migrations/0001_history.py), also for changes by older releases. Grants store their own dates.
 """
 
 from datetime import datetime
@@ -27,10 +25,7 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows that were in force at `moment`: they had begun by then, and had not ended.
-
-    `began` and `ends` are the names of the columns with these times.
-    """
+    """Match rows in force at `moment`. `began` and `ends` name the columns with the times of begin and end."""
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})
@@ -44,15 +39,16 @@ class FactQuerySet(models.QuerySet["Fact"]):
 
 
 class Fact(models.Model):
-    """Something that was true from `began_at` until `ended_at`. If `ended_at` is None, it is still true.
+    """Something that was true from `began_at` until `ended_at`; still true if `ended_at` is None.
 
-    Rows are never deleted. `subject` and `object` are ids without a foreign key, so that a fact remains when its team
-    or role is deleted. `label` is the name that the object had when the fact began.
+    Rows are never deleted.
     """
 
     kind = models.CharField(max_length=12, choices=FactKind)
+    # Ids without a foreign key, so that a fact remains when its team or role is deleted.
     subject = models.UUIDField()
     object = models.UUIDField(null=True)
+    # The name of the object when the fact began.
     label = models.CharField(max_length=80, blank=True, default="", db_default="")
     began_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)

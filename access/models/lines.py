@@ -36,7 +36,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
     def visible_to(self, viewer: User) -> ReviewLineQuerySet:
         """Return the lines that `viewer` may see. The caller must check that `viewer` may read reviews.
 
-        Lines about credentials are returned only if the viewer has IDENTITIES_READ, or is a reviewer of the review.
+        Only people with IDENTITIES_READ, and reviewers of the review, see lines about credentials.
         """
         if viewer.has_perm(Capability.IDENTITIES_READ):
             return self
@@ -44,11 +44,9 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
         return self.filter(named | ~Q(kind=ThingKind.IDENTITY))
 
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
-        """Return the lines of open reviews that `reviewer` may answer.
+        """Return the lines of open reviews that `reviewer` may answer, also as fallback reviewer.
 
-        These are the lines assigned to `reviewer`, and all lines of reviews that have `reviewer` as fallback reviewer.
-        Lines about the reviewer's own access are returned only if the review allows self-review. Ended lines cannot be
-        answered again.
+        Ended lines are left out. Lines about the reviewer's own access need `self_review`.
         """
         theirs = Q(reviewer=reviewer) | Q(review__fallback=reviewer)
         own = Q(person=reviewer, review__self_review=False)
@@ -61,20 +59,17 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
 
 
 class ReviewLine(models.Model):
-    """One line of a review: something that a person has, such as a grant or a token, and whether they keep it.
-
-    `thing` is the id of the grant, team, role, token, connection or credential; `what` describes it. Names and
-    addresses are those at the start of the review, so that the result shows what was decided on.
-    """
+    """Something that a person has, such as a grant or a token, and the answer whether they keep it."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     review = models.ForeignKey("access.Review", models.PROTECT, related_name="lines")
     number = models.PositiveIntegerField()  # The line's position in the review, from 1.
     person = models.ForeignKey(User, models.PROTECT, related_name="+")
+    # Names and addresses are those at the start of the review.
     person_email = models.CharField(max_length=254)
     kind = models.CharField(max_length=20, choices=ThingKind)
-    thing = models.UUIDField(null=True)
-    what = models.CharField(max_length=300)
+    thing = models.UUIDField(null=True)  # The id of the grant, team, role, token, connection or credential.
+    what = models.CharField(max_length=300)  # Describes the thing.
     gateways = models.TextField()
     since = models.DateTimeField(null=True)
     until = models.DateTimeField(null=True)
@@ -145,11 +140,8 @@ class ReviewLine(models.Model):
 
 
 def checksum_of(lines: Iterable[dict[str, Any]]) -> str:
-    """Return the SHA-256 of the digests of all lines, ordered by id.
-
-    The digest of a line is the SHA-256 of its JSON with sorted keys and without blanks.
-    `auditlog/checkpoints/verify_export.py` computes the same from an export.
-    """
+    """Return the SHA-256 of the digests of all lines, ordered by id."""
+    # auditlog/checkpoints/verify_export.py computes the same from an export.
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):
         text = json.dumps(line, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

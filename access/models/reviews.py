@@ -123,9 +123,7 @@ class Review(Versioned, models.Model):
     # Answers.
 
     def answer(self, lines: ReviewLineQuerySet, answer: str, *, note: str = "", by: User) -> Answers:
-        """Answer the lines among `lines` that the person `by` may answer.
-
-        The answer OPEN takes the earlier answer back; END ends the access at once.
+        """Answer the lines that `by` may answer. OPEN takes an earlier answer back; END ends the access at once.
 
         Raises AlreadyClosed, NotAReviewer or CapabilityRequired.
         """
@@ -262,10 +260,10 @@ class Review(Versioned, models.Model):
         self.refresh_from_db()
 
     def close_when_due(self) -> bool:
-        """Close the review if its due date has passed. Return True if this call closed the review.
+        """Close the review if its due date has passed. Return True if this call closed it.
 
-        A review with `ends_unanswered` and open lines is closed a day (GRACE) later instead. Before it is closed, the
-        access in its open lines is ended, unless a review, or the person who started this review, cannot end it.
+        With `ends_unanswered` and open lines, it is closed a day (GRACE) later, and the access in these lines is ended
+        if possible.
         """
         with transaction.atomic():
             review: Review = self.lock()

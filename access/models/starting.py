@@ -78,9 +78,9 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         fallback: User | None = None,
         by: User,
     ) -> Review:
-        """Start a review of all present access, or of the access that concerns these gateways, teams or people.
+        """Start a review of all present access, or of the access that concerns `subjects`.
 
-        All lines of a person go to the same reviewer. Raises CapabilityRequired or ReviewError.
+        Raises CapabilityRequired or ReviewError.
         """
         must_hold_all(by, STARTS if unanswered == Unanswered.LIST else (*STARTS, *ENDS))
         must_be_reviewers([*reviewers, *([fallback] if fallback else [])])
@@ -133,9 +133,9 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines of the review, after assigning each person to the next reviewer in turn.
+    """Return the lines, with each person assigned to the next reviewer in turn. Raises NobodyReviews.
 
-    Nobody is assigned to themselves, unless the review allows self-review. Raises NobodyReviews.
+    Without self-review, nobody is assigned to themselves.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

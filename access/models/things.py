@@ -1,8 +1,4 @@
-"""The things that a review asks about.
-
-Some things, such as a grant, give a person access. Others, such as a token, use the person's access. A review can end
-most things.
-"""
+"""Things that a review asks about: they give access, such as a grant, or use it, such as a token."""
 
 from __future__ import annotations
 
@@ -59,19 +55,16 @@ OTHERS = {
 
 @dataclass
 class ReviewedThing:
-    """Something that a person has, such as a grant or a token. `pk` is the id of its row; None if it has no row.
-
-    `gateways` are the names of the gateways it concerns. If its start differs between them, `since` is the earliest.
-    """
+    """Something that a person has, such as a grant or a token."""
 
     person: User
     kind: ThingKind
-    pk: UUID | None
+    pk: UUID | None  # The id of its row; None if it has no row.
     what: str
-    since: datetime | None = None
+    since: datetime | None = None  # The earliest, if its start differs between gateways.
     until: datetime | None = None
     last_used_at: datetime | None = None
-    gateways: set[str] = field(default_factory=set)
+    gateways: set[str] = field(default_factory=set)  # Names.
 
     @property
     def key(self) -> tuple[UUID, ThingKind, UUID | None]:
@@ -147,10 +140,9 @@ def _of_source(source: AccessSource) -> ThingRow:
 
 
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
-    """End `person`'s grant, token or other thing, from the next request on. Return False if it had ended before.
+    """End this grant, token or other thing, from the next request on. Return False if it had ended before.
 
-    Raises CannotEnd, CapabilityRequired or PeopleError, or one of ENDED_MEANWHILE if somebody else ends it at the same
-    time.
+    Raises CannotEnd, CapabilityRequired, PeopleError or one of ENDED_MEANWHILE.
     """
     actor: User = acting_now(by)
     if pk is None:
@@ -189,7 +181,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    The owner of the row needs no capability. Other people, and the owner with an API key, need one.
+    Only the owner without an API key needs no capability.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

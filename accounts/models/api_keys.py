@@ -62,9 +62,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
 
     def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
-        """Return keys with `words` in the name or at the start of the prefix; all keys if `words` is empty.
+        """Return keys with `words` in the name, at the start of the prefix or, with `of_many`, in the owner's e-mail.
 
-        With `of_many`, also return keys with `words` in the owner's e-mail.
+        Return all keys if `words` is empty.
         """
         matches = Q(name__icontains=words) | Q(prefix__startswith=words)
         matches |= Q(user__email__icontains=words) if of_many else Q()
@@ -91,16 +91,13 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(HoldsSecret, Versioned, models.Model):
-    """A person's key for the REST API (`gwp_`), with some of its owner's capabilities. It is not valid at /mcp.
-
-    Only the prefix and the digest (HMAC-SHA-256) are stored.
-    """
+    """A person's key for the REST API (`gwp_`), not for /mcp, with some of its owner's capabilities."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     user = models.ForeignKey(User, models.PROTECT, related_name="api_keys")
     name = models.CharField(max_length=100)
     prefix = models.CharField(max_length=12)
-    digest = models.BinaryField(unique=True, max_length=32)
+    digest = models.BinaryField(unique=True, max_length=32)  # HMAC-SHA-256; the key itself is not stored.
     key_id = models.CharField(max_length=8)
     capabilities = ArrayField(models.CharField(max_length=80), default=list)  # Slugs.
     expires_at = models.DateTimeField()

@@ -11,10 +11,8 @@ HOUR = timedelta(hours=1)  # The longest window; older rows are not needed.
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
-        """Count one attempt of `key`, and return the number of attempts in the current window (aligned to the clock).
-
-        Runs a single statement, and holds no lock after it. So requests with the same key do not wait for long.
-        """
+        """Count one attempt of `key`; return the number of attempts in the current window (aligned to the clock)."""
+        # A single statement, without a lock after it: requests with the same key do not wait for long.
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
             ON CONFLICT (key) DO UPDATE SET

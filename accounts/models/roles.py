@@ -155,9 +155,8 @@ class Role(Versioned, models.Model):
         """Change the role's fields. People with the role are affected from their next request on.
 
         Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
-        NoOrganisation or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks an added capability, or if the
-        change lets the role use gateways and the actor's own role does not use them. Raises Outranked if the actor
-        lacks a capability that the role has.
+        NoOrganisation or ChangedMeanwhile. Raises Outranked if the actor `by` lacks a capability of the role. Raises
+        BeyondYours if the actor cannot give what the change adds (see `why_withheld`).
         """
         requested = frozenset(capabilities)
         try:
@@ -191,11 +190,9 @@ class Role(Versioned, models.Model):
             raise NameTaken(NameTaken.__doc__) from None
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the role.
+        """Delete the role. Raises RoleLocked, RoleInUse or RoleGiven.
 
-        Raises RoleLocked. Raises RoleInUse while people have the role, and RoleGiven while a provisioning key, or
-        sign-in by the organisation, assigns the role. Raises Outranked if the actor `by` lacks a capability of the
-        role.
+        Raises Outranked if the actor `by` lacks a capability of the role.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -209,7 +206,7 @@ class Role(Versioned, models.Model):
             try:
                 with transaction.atomic():
                     self.delete()
-            except models.ProtectedError:
+            except models.ProtectedError:  # A provisioning key, or sign-in by the organisation, assigns the role.
                 raise RoleGiven(RoleGiven.__doc__) from None
 
     def _must_be_open(self) -> None:

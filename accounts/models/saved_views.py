@@ -40,11 +40,7 @@ class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQueryS
 
 
 class SavedView(Versioned, models.Model):
-    """A named query string of the Logs page.
-
-    A view stores a query, not results, so each viewer sees only the calls they may see. Everyone who may read
-    the log may share their views; a shared view can be removed by its owner and by people who manage the workspace.
-    """
+    """A named query string of the Logs page. Viewers of a shared view see only the calls that they may see."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner = models.ForeignKey(User, models.PROTECT, related_name="saved_views")

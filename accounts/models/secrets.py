@@ -52,9 +52,9 @@ class HoldsPrevious(HoldsSecret):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Copy the secret of `row` to the PREVIOUS columns of `self`; it stays valid for `lasting`. Does not save.
+        """Copy the secret of `row` to the PREVIOUS columns, valid for `lasting`. Does not save.
 
-        If `lasting` is zero, only clear the columns of the previous secret.
+        If `lasting` is zero, only clear these columns.
         """
         self.forget_previous()
         if lasting:

@@ -58,9 +58,8 @@ class Team(Versioned, models.Model):
     def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
         """Rename the team and set its members; return True if anything changed.
 
-        Access to gateways changes from the members' next request on. Raises NameTaken or ChangedMeanwhile. Raises
-        Outranked if an added or removed person has a capability that the actor `by` lacks. Members who stay are not
-        checked.
+        Access changes from the members' next request on. Raises NameTaken or ChangedMeanwhile. Raises Outranked if the
+        actor `by` lacks a capability of an added or removed person.
         """
         try:
             with transaction.atomic():
@@ -84,10 +83,7 @@ class Team(Versioned, models.Model):
         return bool(changes)
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the team and end its grants; its members lose access to gateways that are open to this team only.
-
-        Raises Outranked if a member has a capability that the actor `by` lacks.
-        """
+        """Delete the team and end its grants. Raises Outranked if the actor `by` lacks a capability of a member."""
         with transaction.atomic():
             row = self.lock()
             _must_match_all(by, {*row.users.values_list("pk", flat=True)})
@@ -103,14 +99,13 @@ def _differences(before: list[str], after: list[str]) -> list[list[str]]:
 
 
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked if one of these people has a capability that the actor `by` lacks.
+    """Raise Outranked if the actor `by` lacks a capability of one of these people. None, the system, lacks none.
 
-    A `by` of None is the system, which lacks none. Takes the lock of `one_at_a_time`, so that the people's roles cannot
-    change until the transaction ends. The caller must lock the team's row first: all code takes these two locks in the
-    same order.
+    The caller must lock the team's row first.
     """
     if not pks:
         return
+    # From here on, the people's roles cannot change. All code takes this lock after the lock of the team's row.
     one_at_a_time()
     people = {(person.role_id, person.is_superuser): person for person in User.objects.filter(pk__in=pks)}
     must_match(by, {capability for person in people.values() for capability in person.granted})

@@ -67,10 +67,9 @@ class UserManager(BaseUserManager["User"]):
     def invite(
         self, *, email: str, role: Role, by: Grantor | None, display_name: str = "", teams: Iterable["Team"] = ()
     ) -> "User":
-        """Create a person in these teams, without a password. The person sets a password with the invitation link.
+        """Create a person in these teams. The person sets a password with the invitation link.
 
-        Raises EmailTaken or AlreadyInvited. Raises BeyondYours if the actor `by` cannot give the role. Raises
-        InvitesOthers if the actor uses an API key, and people with the role could invite others.
+        Raises EmailTaken, AlreadyInvited or InvitesOthers. Raises BeyondYours if the actor `by` cannot give the role.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -98,7 +97,7 @@ class UserManager(BaseUserManager["User"]):
     def provision(
         self, *, email: str, display_name: str, role: Role, by: Grantor | None, is_active: bool = True
     ) -> "User":
-        """Create a person at the request of a directory (SCIM), without a password and without an invitation.
+        """Create a person for a directory (SCIM), without password and invitation.
 
         Raises EmailTaken, or BeyondYours if the actor `by` cannot give the role.
         """
@@ -125,10 +124,9 @@ class UserManager(BaseUserManager["User"]):
     def invite_all(
         self, people: Iterable[tuple[str, str]], *, role: Role, by: Grantor | None, teams: Iterable["Team"] = ()
     ) -> "list[User]":
-        """Invite several people (e-mail and name) with the same role and teams, all or none.
+        """Invite people, given as (e-mail, name), with the same role and teams: all or none.
 
-        Raises InvitationsRefused, with the reason for each refused address. Raises BeyondYours or InvitesOthers as
-        `invite` does.
+        Raises InvitationsRefused with the reason for each refused address. Raises BeyondYours or InvitesOthers.
         """
         invited, reasons, teams = [], {}, list(teams)
         with transaction.atomic():
@@ -144,10 +142,9 @@ class UserManager(BaseUserManager["User"]):
         return invited
 
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
-        """Make the person with this e-mail an active Super admin; for operators with shell access.
+        """Make a person an active Super admin; return the person, and their previous role and status as text.
 
-        Returns the person, and a text with the previous role and status. With `create`, a missing person is created.
-        Links and sessions of a deactivated person stay invalid. Raises User.DoesNotExist.
+        For operators with shell access. Raises User.DoesNotExist, unless `create` is set.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -159,6 +156,7 @@ class UserManager(BaseUserManager["User"]):
                 raise User.DoesNotExist(f"There is no person {email}.")
             previous = f"{person.role.name if person.role else 'no role'}, {person.status}"
             changes = {"role": [person.role and person.role.name, role.name], "is_active": [person.is_active, True]}
+            # Links and sessions of a deactivated person stay invalid.
             person.session_epoch += 0 if person.is_active else 1
             person.role, person.is_active = role, True
             if not person.has_joined:
@@ -226,8 +224,7 @@ class User(Versioned, AbstractBaseUser):
         """Return the person's status.
 
         A person who has joined is `active` or `deactivated`. Before that, a person managed by a directory is
-        `deactivated` if inactive, `invited` while an invitation is valid, and otherwise `provisioned`. Other people who
-        have not joined are `revoked` if inactive, otherwise `invited` or `expired`.
+        `deactivated`, `invited` or `provisioned`, and anybody else `revoked`, `invited` or `expired`.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"
@@ -274,13 +271,10 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        Checks whether the actor `by` may make the change. Raises Outranked if this person has a capability that the
-        actor lacks; None, the system, lacks none. People may change themselves, but not with an API key that lacks one
-        of their capabilities. Callers must set `gives_access` if the change lets somebody act as this person. Then
-        Outranked is also raised if this person uses gateways and the actor's role can only look.
-
-        Raises LastOwner, LastManager or LastBreakGlass if no owner, no manager of people or no break-glass owner
-        remains after the block. Raises NotByDirectory if a directory changes the last owner.
+        Callers must set `gives_access` if the change lets somebody act as this person. Raises Outranked if the actor
+        `by`, or their API key, lacks a capability of this person; None, the system, lacks none. With `gives_access`,
+        also raises Outranked if this person uses gateways and the actor's role can only look. Raises NotByDirectory
+        and, after the block, LastOwner, LastManager or LastBreakGlass.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -335,9 +329,9 @@ class User(Versioned, AbstractBaseUser):
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
-        """Set or clear the staff flag, which lets the person use the Django admin, limited by their role.
+        """Set or clear the staff flag, which lets the person use the Django admin within their role.
 
-        Raises NotStaff if the actor `by` is neither staff nor an owner. Raises Outranked.
+        Raises NotStaff or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -351,9 +345,8 @@ class User(Versioned, AbstractBaseUser):
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
         """Set or clear break-glass, which permits a password although sign-in by the organisation is enforced.
 
-        Clearing the flag ends the person's password sessions if people of their domain must sign in at the identity
-        provider. Raises NotOwner if the actor `by` is no owner, and NotBreakGlass if the flag is set for a person who
-        does not meet `can_break_glass`. Raises LastBreakGlass or Outranked.
+        Clearing ends password sessions where that sign-in is enforced. Raises NotOwner, NotBreakGlass (see
+        `can_break_glass`), LastBreakGlass or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -377,19 +370,19 @@ class User(Versioned, AbstractBaseUser):
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
 
-        Raises Outranked as `changed_by` does with `gives_access`, because anybody with the new link can act as this
-        person. Raises AlreadyJoined if the person has joined, and NotActive if the person is deactivated and managed by
-        a directory.
+        Raises AlreadyJoined or an error of `changed_by`. Raises NotActive for a deactivated person managed by a
+        directory.
         """
+        # `gives_access`, because anybody with the new link can act as this person.
         renewed = {"is_active": True, "invited_at": timezone.now()}
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
 
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Revoke the invitation: its links stop working. A new invitation can be sent later.
 
-        A person managed by a directory stays active, but has no invitation any more. Raises AlreadyJoined, NotActive,
-        or an error of `changed_by`.
+        Raises AlreadyJoined, NotActive or an error of `changed_by`.
         """
+        # A person managed by a directory stays active.
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
 
@@ -408,7 +401,7 @@ class User(Versioned, AbstractBaseUser):
     def join(self, *, display_name: str, encoded: str, epoch: int) -> None:
         """Accept the invitation of this `epoch`: set the name, and the password hash `encoded`.
 
-        Raises NotInvited if the invitation has expired, or was renewed, revoked or accepted in the meantime.
+        Raises NotInvited if this invitation is no longer valid.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -430,10 +423,9 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        If the person has not joined, their invitation is valid for these hours too. Anybody with the link can act as
-        this person. Raises NotActive for a deactivated person, and Outranked if `changed_by(by, gives_access=True)`
-        raises it.
+        Also renews the invitation of a person who has not joined. Raises NotActive or an error of `changed_by`.
         """
+        # Anybody with the link can act as this person.
         with self.changed_by(by, gives_access=True) as present:
             if not present.is_active:
                 raise NotActive("Only active people can choose a password.")
@@ -470,10 +462,9 @@ class User(Versioned, AbstractBaseUser):
         return changed
 
     def end_access(self, *, by: Grantor | None) -> None:
-        """Deactivate this person, and remove password, invitation, organisation sign-in, flags and teams.
+        """Deactivate this person; remove password, invitation, organisation sign-in, teams, staff and break-glass.
 
-        The flags are staff and break-glass. All of these stay removed if the account is used again later. Raises the
-        errors of `changed_by`.
+        These stay removed if the account is used again. Raises the errors of `changed_by`.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)
@@ -517,10 +508,9 @@ class User(Versioned, AbstractBaseUser):
         self.save(update_fields=["notices_read_at"])
 
     def ask_for(self, capability: Capability) -> bool:
-        """Record a request for a capability. People with PEOPLE_MANAGE are notified (attention.matters).
+        """Record a request for a capability. People with PEOPLE_MANAGE are notified.
 
-        Return False, and do nothing, if this person has it, has asked for it within a day, or has asked for
-        MOST_REQUESTS capabilities within a day.
+        Return False, and record nothing, if this person has the capability or asked too often within a day.
         """
         with transaction.atomic():
             self.lock()
@@ -550,9 +540,9 @@ class User(Versioned, AbstractBaseUser):
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return whether `capability` was requested in the last day, and the time when the request was declined.
+        """Return whether `capability` was requested in the last day, and when the request was declined.
 
-        The time is None if the newest request was not declined.
+        The time is None unless the newest request was declined.
         """
         return state_of(capability, requests(of=self))
 
@@ -571,14 +561,14 @@ class User(Versioned, AbstractBaseUser):
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail. Ends password sessions if people of the new domain must sign in at the provider.
 
-        Raises EmailTaken or ChangedMeanwhile, and Outranked as `changed_by` describes. A new e-mail address is a change
-        that gives access, because the owner of the new mailbox can reset the password.
+        Raises EmailTaken, ChangedMeanwhile or an error of `changed_by`.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {
             name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
         }
         try:
+            # The owner of a new mailbox can reset the password.
             with self.changed_by(by, gives_access="email" in changes) as present:
                 present.must_be(seen, changes)
                 User.objects.filter(pk=self.pk).update(**new_values)

@@ -26,16 +26,12 @@ def check_zone(name: str) -> None:
 
 
 class Dropping(NamedTuple):
-    """A pending shorter retention of `days` days.
-
-    The retention takes effect at the time `at`. Calls made earlier than the day `before` are then deleted; `calls` is
-    the estimated number of these calls.
-    """
+    """A pending shorter retention."""
 
     days: int
-    at: datetime
-    before: date
-    calls: int
+    at: datetime  # When it takes effect.
+    before: date  # Calls made earlier than this day are then deleted.
+    calls: int  # Estimated number of these calls.
 
 
 class NewAppPolicy(models.TextChoices):
@@ -94,10 +90,9 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
-        """Change settings, and record the changes. Raises ChangedMeanwhile or NoOrganisation.
+        """Change settings, from the next request on. Raises ChangedMeanwhile or NoOrganisation.
 
-        Changes apply from the next request on, but a shorter log retention takes effect a day later. Until then,
-        `keep_logs` or setting a longer retention revokes it.
+        A shorter log retention takes effect a day later. Until then, `keep_logs` or a longer retention revokes it.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)

@@ -38,16 +38,14 @@ class ReceivedRow(NamedTuple):
 
 @dataclass
 class Received:
-    """The lines that a sink received.
+    """The lines that a sink received."""
 
-    `checkpoints` maps each checkpoint, a pair of number and body, to its time. Checkpoints made after `until` are left
-    out. `sends` maps the number of a checkpoint to the logs whose rows the sink gets. `rows` are the rows that were not
-    compared yet, by log and uid.
-    """
-
-    until: datetime | None = None
+    until: datetime | None = None  # Checkpoints made later are left out.
+    # The time of each checkpoint, by number and body.
     checkpoints: dict[tuple[int, str], datetime] = field(default_factory=dict)
+    # The logs whose rows the sink gets, by checkpoint number.
     sends: dict[int, frozenset[str]] = field(default_factory=dict)
+    # The rows that were not compared yet, by log and uid.
     rows: dict[str, dict[UUID, ReceivedRow]] = field(default_factory=lambda: {log: {} for log in FIELDS})
 
     @classmethod
@@ -61,10 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id by checkpoint number: the file must have the checkpoint's rows of `log` with higher ids.
+        """Return, by checkpoint number, the id above which the file must have the checkpoint's rows of `log`.
 
-        A file may start, or resume after a gap, in the middle of a checkpoint's rows. This checkpoint is left out: none
-        of its rows are required.
+        A checkpoint is left out if the file may start, or resume after a gap, in the middle of its rows.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

@@ -1,10 +1,8 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-There are three kinds of checkpoints that cover rows: `near` for calls, `late` for calls that were recorded more
-than NEAR after they began (sinks read these calls separately, too), and `events`. A checkpoint covers the rows of its
-kind from the end of the previous checkpoint to an id up to which the log is complete (auditlog.replica). A checkpoint
-of kind `dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint contains the
-digest of the previous checkpoint, so a removed or inserted checkpoint is noticed.
+The kind `near` covers calls, `late` calls recorded more than NEAR after they began, and `events` admin events. The kind
+`dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint contains the digest
+of the previous checkpoint, so a removed or inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -153,7 +151,7 @@ class _Leaves(NamedTuple):
 
 
 def keep_up(most: int = 100) -> int:
-    """Make the checkpoints that are due, at most `most`, and return the number of rows that they cover.
+    """Make up to `most` checkpoints that are due, and return the number of rows that they cover.
 
     Stops early if another process makes checkpoints, or a writer does not finish within WRITERS_S.
     """
@@ -171,13 +169,13 @@ def keep_up(most: int = 100) -> int:
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
     """Drop the partitions in which all calls are older than `limit`, call `note` for each, and return their number.
 
-    Only the table's owner can do this. A checkpoint records the drop first, because `verify_log` reports a partition
-    that is missing without a record. The digests of the dropped rows are deleted too. Checkpoints are not deleted,
-    because each is needed to prove the next.
+    The digests of the dropped rows are deleted too. The database role must own the table.
     """
+    # Record the drop first, because `verify_log` reports a partition that is missing without a record.
     kept_from = _seal_drop(limit)
     dropped = Call.partitions.drop_before(limit, note)
     if kept_from:
+        # The checkpoints themselves are kept, because each is needed to prove the next.
         Checkpoint.objects.filter(newest_at__lt=kept_from).exclude(leaves=None).update(leaves=None)
     return len(dropped)
 
@@ -236,10 +234,7 @@ def _newest() -> Body | None:
 
 
 def _oldest_partition() -> str:
-    """Return the start of the oldest partition, as text; the current time if there is no partition.
-
-    Needed for `kept_from` if no checkpoint has it: there is no checkpoint yet, or earlier releases made them all.
-    """
+    """Return the start of the oldest partition, as text; the current time if there is no partition."""
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
@@ -330,10 +325,7 @@ def _keep(body: Body, leaves: _Leaves) -> Body:
 
 
 def signing_key() -> Ed25519PrivateKey:
-    """Return the signing key: GATEWAY_CHECKPOINT_KEY if it is set, otherwise the key stored in the database.
-
-    The stored key is encrypted, and is generated when it is first needed.
-    """
+    """Return GATEWAY_CHECKPOINT_KEY or, if it is not set, the key that is stored encrypted in the database."""
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
     kept = CheckpointKey.objects.first()

@@ -1,10 +1,8 @@
 """Signed exports: checkpoints with the rows they cover, as JSON lines that `verify_export.py` verifies offline.
 
-The first line has the newest checkpoint, which says what retention dropped. Each checkpoint is followed by its rows. A
-row is written as the text from which its digest in the checkpoint was computed. The last line signs the file.
-
-Payloads are left out. A row that has payloads is written without the payloads, `id` and `recorded_at`, so its text does
-not match the digest any more. Its line says whether the complete row matched the digest when the file was made.
+The first line has the newest checkpoint, which says what retention dropped; the last line signs the file. Each row is
+written as the text from which its digest was computed. A row with payloads is written without them; its line says
+whether the complete row matched the digest.
 """
 
 from __future__ import annotations
@@ -124,13 +122,11 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
-    """Return True if the checkpoint covers the row, or if the row was added later with an id in the same range.
-
-    Checkpoints of the kinds `near` and `late` can cover the same range of ids. So an added call must also be dated in
-    the checkpoint's period, as in `verify_log`.
-    """
+    """Return True if the checkpoint covers the row, or if the row was added later in the checkpoint's range."""
     if UUID(row["uid"]) in covered or body["kind"] == "events":
         return True
+    # Checkpoints of the kinds `near` and `late` can cover the same ids, so an added call must also be dated in the
+    # checkpoint's period, as in `verify_log`.
     before = body["before"]
     is_after = row["created_at"] >= datetime.fromisoformat(body["from"])
     return is_after and (before is None or row["created_at"] < datetime.fromisoformat(before))
@@ -155,10 +151,7 @@ def _line(one: Checkpoint) -> dict[str, Any]:
 
 
 def number_at(moment: datetime) -> int:
-    """Return the number of the first checkpoint made at or after this time.
-
-    If there is no such checkpoint, return the number that the next checkpoint will get.
-    """
+    """Return the number of the first checkpoint made at or after this time, or else of the next to be made."""
     first, last = Checkpoint.objects.first(), Checkpoint.objects.last()
     numbers = range(first.number, last.number + 1) if first and last else range(1, 1)
     return numbers.start + bisect_left(numbers, moment, key=_made_at)

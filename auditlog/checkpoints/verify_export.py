@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Verify a signed export of the log offline: python3 -I verify_export.py export.jsonl --public-key checkpoint-key.pem
 
-Needs Python 3.11 or newer and nothing else: no network, no installation, no code of the gateway. It checks that
+Needs only Python 3.11 or newer: no network, no installation, no code of the gateway. It checks that
 
-- each checkpoint is signed with the key, and that none is missing between the first and the last,
-- no row was changed or added after its checkpoint was made, and no row that a checkpoint covers is missing (except rows
-  that retention removed, and the rows of a log that was not exported),
-- the file has not been changed or cut short since it was downloaded.
+- each checkpoint is signed with the key, and none is missing between the first and the last,
+- no row was changed, added or removed after its checkpoint was made (except rows that retention removed, and rows of a
+  log that was not exported),
+- the file was not changed or cut short after it was downloaded.
 
-With `--review FILE`, it also checks the export of an access review (as JSON lines, with all lines of the review). The
-export must match the event in the log that records the end of the review.
+With `--review FILE`, it also checks that an export of an access review (JSON lines, with all lines of the review)
+matches the event in the log that records the end of the review.
 
 Do not take the public key from the person who gave you the file. Best is a copy that was stored when the log was new.
-Exit codes: 0 if everything matches, 1 with findings, 2 if the file is not a signed export.
+Exit codes: 0 if everything matches, 1 with findings, 2 if a file cannot be read or is not a signed export.
 docs/how-to/answer-an-auditor.md explains what a match proves.
 """
 
@@ -54,9 +54,9 @@ def added(a: Point, b: Point) -> Point:
 
 @lru_cache(8)
 def table(encoded: bytes) -> list[list[Point]] | None:
-    """Return 64 rows for the encoded point A: row n has the multiples 0 to 15 of the point 16^n * A.
+    """Return 64 rows for the encoded point A, or None if the encoding is invalid.
 
-    Returns None if the encoding is invalid. The result is cached, because a few points are used again and again.
+    Row n has the multiples 0 to 15 of the point 16^n * A.
     """
     point, rows = decoded(encoded), []
     for _ in range(64 if point else 0):
@@ -128,10 +128,7 @@ def root_of(leaves: list[bytes]) -> bytes:
 
 
 def review_checksum(lines: list[dict[str, Any]], fields: list[str]) -> str:
-    """Return the SHA-256 of the digests of all lines, sorted by id.
-
-    The digest of a line is the SHA-256 of its `fields` as JSON, with sorted keys and without blanks.
-    """
+    """Return the SHA-256 of the digests of all lines, sorted by id. A line's digest covers its `fields` as JSON."""
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):
         told = {name: line[name] for name in fields}
@@ -325,9 +322,9 @@ class Verification:
             self.found("Checkpoints or rows were removed from the file, or added to it.")
 
     def review(self, lines: Any) -> None:
-        """Compare an export of an access review with the verified events of closed reviews.
+        """Add a finding if an export of an access review is incomplete or matches no verified event of a closed review.
 
-        Adds a finding if the export is incomplete or matches no event. Raises ValueError if a line is not JSON.
+        Raises ValueError if a line is not JSON.
         """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}

@@ -1,6 +1,6 @@
 """Compare calls and admin events with their checkpoints, and with a sink's copy, and report every difference.
 
-The comparison needs only read access to a database and the public key, not a running gateway.
+Needs only read access to a database and the public key.
 """
 
 from __future__ import annotations
@@ -52,22 +52,20 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """Result of a comparison.
-
-    `calls` and `events` count the rows that match their checkpoints. `uncovered` counts the rows without a checkpoint
-    or without a digest to compare, and `dropped` the rows that retention removed (older than `kept_from`). `unsealed`
-    has the periods of rows without a checkpoint, by log; `late` the periods in which rows waited long for a checkpoint.
-    """
+    """Result of a comparison."""
 
     checkpoints: int = 0
+    # Rows that match their checkpoints.
     calls: int = 0
     events: int = 0
-    uncovered: int = 0
-    dropped: int = 0
+    uncovered: int = 0  # Rows without a checkpoint, or without a digest to compare.
+    dropped: int = 0  # Calls that retention removed, older than `kept_from`.
     kept_from: datetime = BEGINNING
     sealed_to: datetime | None = None
     findings: list[Finding] = field(default_factory=list)
+    # The periods of rows without a checkpoint, each with its log.
     unsealed: list[tuple[str, LogPeriod]] = field(default_factory=list)
+    # The periods in which rows waited long for a checkpoint.
     late: list[LogPeriod] = field(default_factory=list)
 
     def add(self, what: str, sentence: str, unproved: LogPeriod, uid: UUID | None = None) -> None:
@@ -91,14 +89,12 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 
 @dataclass
 class SignedCheckpoint:
-    """A checkpoint with a valid signature. `after` is the time of the previous checkpoint.
-
-    `open` reads the digests of the covered rows into `leaves`; each digest is removed when its row is found.
-    """
+    """A checkpoint with a valid signature."""
 
     body: dict[str, Any]
-    after: datetime
+    after: datetime  # The time of the previous checkpoint.
     is_open: bool = False
+    # Digests of the covered rows, read by `open`. A digest is removed when its row is found.
     leaves: dict[UUID, bytes] | None = None
     met: int = 0
     waited_since: datetime | None = None
@@ -182,10 +178,9 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the checkpoint that covers the row. If there is none, return whether that is legitimate.
+        """Return the checkpoint that covers the row.
 
-        It is legitimate if the row is older than the first checkpoint, if the row's checkpoint is not made yet, or
-        if that checkpoint is missing, which is reported separately.
+        If there is none, return True if the row may lack a checkpoint, and False if the row was added.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -196,25 +191,22 @@ class CallPlaces(CheckpointIndex):
         late = self._late.find(number)
         if late is not None:
             return late if late.covers(at) else False
+        # The row's `late` checkpoint is not made yet, or is missing, which is reported separately.
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Return True if the row with the id `number` may be without a checkpoint, or if there are no checkpoints.
-
-        A row up to the last id of the first checkpoint must be older than that checkpoint. A row above the last id of
-        the last checkpoint must be one that the next checkpoint will cover: PostgreSQL has assigned its id, and it was
-        not recorded before the last checkpoint. For an id in between, return True: the row's checkpoint is missing,
-        which is reported separately.
-        """
+        """Return True if a row with the id `number` may be without a checkpoint, or if there are no checkpoints."""
         if not self._sealed:
             return True
         first, last = self._sealed[0].body, self._sealed[-1].body
-        if number <= first["upto_id"]:
+        if number <= first["upto_id"]:  # Such a row must be older than the first checkpoint.
             return number > 0 and at <= datetime.fromisoformat(first["near_at"]) + ROUGHLY
         if number > last["upto_id"]:
+            # The next checkpoint must cover the row: its id is assigned, and the row was not recorded before the last
+            # checkpoint.
             sealed_to = datetime.fromisoformat(last["near_at"]) - ROUGHLY
             return number <= self.newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
-        return True
+        return True  # The row's checkpoint is missing, which is reported separately.
 
 
 class EventPlaces(CheckpointIndex):
@@ -232,11 +224,9 @@ def verify(
 ) -> Report:
     """Compare the calls of the period `since` to `until`, and all admin events, with the checkpoints, in one snapshot.
 
-    `keys` are the trusted public keys (32 bytes each). If no keys are given, the keys named in the checkpoints are
-    used. Then changed rows are not detected if their checkpoints were made and signed again with another key.
-
-    `received` is a sink's copy of the logs. Rows in the copy must equal the rows in the database, whichever key signed
-    the checkpoints. The copy must have all rows that its checkpoints cover.
+    `keys` are the trusted public keys (32 bytes each). Without `keys`, any key is trusted: then changed rows are not
+    detected if their checkpoints were made and signed again with another key. `received` is a sink's copy of the logs.
+    Its rows must equal those in the database, and it must have all rows that its checkpoints cover.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
@@ -317,10 +307,8 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the time from which calls must still exist, according to the checkpoints.
-
-    If no checkpoint states this time (those of earlier releases do not), return the start of the oldest partition.
-    """
+    """Return the time from which calls must still exist, according to the checkpoints or else to the partitions."""
+    # Checkpoints of earlier releases do not state this time.
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()
     return max(said) if said else midnight(starts[0]) if starts else BEGINNING

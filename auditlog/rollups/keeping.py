@@ -1,9 +1,7 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that locks the row of RollupState, so that only one process counts, and progress and counts
-are committed together. Rows are counted by id but may become visible in any order. So a step reads the newest id, waits
-until every transaction that was writing to the log has ended, and counts only up to this id. No row is missed or
-counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
+Each step is one transaction that locks RollupState, so that only one process counts. It counts up to an id below which
+no new row can appear, so none is missed or counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
 from __future__ import annotations
@@ -48,10 +46,9 @@ type Condition = tuple[str, list[Any]]
 
 
 def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
-    """Count new rows for about `seconds`, and return the number of counted rows.
+    """Count new rows for about `seconds`, and return their number. Does nothing while another process counts.
 
-    Does nothing while another process counts. If `even_if_fresh` is False, also does nothing if another process has
-    counted within AGAIN_AFTER.
+    With `even_if_fresh=False`, also does nothing if another process has counted within AGAIN_AFTER.
     """
     end, counted = time.monotonic() + seconds, 0
     if not even_if_fresh and _is_fresh():
@@ -67,7 +64,7 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 def drop_before(limit: date) -> int:
     """Delete the roll-ups of the calls that retention will drop with this `limit`; return the number of deleted rows.
 
-    Call this before the partitions are dropped. Until they are dropped, these calls are counted from the log.
+    Call this before the partitions are dropped.
     """
     begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
@@ -103,10 +100,7 @@ def _is_fresh() -> bool:
 
 @contextmanager
 def _state() -> Iterator[RollupState | None]:
-    """Yield the row with the state of counting, locked until the transaction ends.
-
-    Yields None if another process has locked the row, or if counting cannot start yet.
-    """
+    """Yield the locked RollupState; None if another process has locked it, or if counting cannot start yet."""
     if not RollupState.objects.exists():
         _begin()
     yield RollupState.objects.select_for_update(skip_locked=True).first()
@@ -137,10 +131,7 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of the roll-ups for each grain that has its own retention (`Grain.kept`).
-
-    The keys are the names of the RollupState fields that store these times.
-    """
+    """Return the start of the roll-ups for each grain with its own retention, by field of RollupState."""
     return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
@@ -172,8 +163,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Does nothing if the last such count is less than LATE_EVERY ago. Returns a pair: the number of counted calls, and
-    False, because no more calls are left to count.
+    Does nothing if the last such count is less than LATE_EVERY ago. Returns the number of calls, and False: none are
+    left.
     """
     with _state() as state:
         now = databases.database_now()

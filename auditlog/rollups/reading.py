@@ -1,12 +1,8 @@
-"""Count calls with the roll-ups, and in the log for periods without roll-ups.
+"""Count calls with the roll-ups, and in the log for periods without roll-ups, in one database snapshot.
 
 The numbers equal those of the log, except that a call longer than an hour may be missing for 15 minutes after it ends.
-
-A period is cut into whole weeks, days, hours and minutes for which roll-ups exist. The remaining time at both ends,
-and the calls recorded since the last count, are counted from the log. A period that ends now is read to the end of the
-current day, so that the roll-up of the day can be used. This adds no calls, because none is later than now.
-
-Everything is read in one database snapshot.
+Whole weeks, days, hours and minutes come from the roll-ups; the rest, and calls recorded since the last count, come
+from the log.
 """
 
 from __future__ import annotations
@@ -169,8 +165,8 @@ class Book:
     ) -> dict[Key, Numbers] | None:
         """Return the counts of calls between two times, by the values of the columns `by` and, with `bars`, by bar.
 
-        Returns None if too much of the log would have to be read, if there are too many groups, or if no roll-ups exist
-        yet. Without `timed`, durations are left out, which is faster.
+        Returns None without roll-ups, or if there are too many groups or too much of the log to read. `timed=False` is
+        faster, and leaves out durations.
         """
         pieces = self._pieces({*where, *by}, since, until, bars)
         if pieces is None or not self._may_read(pieces, where):
@@ -189,10 +185,10 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the counts of calls between two times, for the most frequent values of the column `by`.
+        """Return the counts of calls between two times, for the `most` most frequent values of the column `by`.
 
-        At most `most` values are returned. The empty value is left out; `named` also leaves out calls of unknown tools.
-        Returns None in the same cases as `read`.
+        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
+        `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -217,9 +213,8 @@ class Book:
     ) -> SQL | None:
         """Return a query that counts calls by outcome (`ended`) and by the columns named in `by`.
 
-        The rows have the columns named in `by`, `calls`, `last_at` (start of the newest call) and `ended`. If several
-        rows are equal except for `calls` and `last_at`, their `calls` must be added. Returns None in the same
-        cases as `read`.
+        Its rows also have `calls` and `last_at`, the start of the newest call. If rows are equal except for these, add
+        their `calls`. Returns None in the same cases as `read`.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -239,10 +234,8 @@ class Book:
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
-        """Return True if these periods do not require reading too much of the log.
-
-        A period without roll-ups may be longer than LONGEST_FROM_LOG only if an index finds few matching rows in it.
-        """
+        """Return True if these periods do not require reading too much of the log."""
+        # A period without roll-ups may be long only if an index finds few matching rows in it.
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
         indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
         found = (self._rows_of_log(long, _filters({name: where[name]})) for name in indexed)
@@ -260,10 +253,7 @@ class Book:
     def _pieces(
         self, columns: set[str], since: datetime, until: datetime, bars: Bars | None
     ) -> list[SourcePeriod] | None:
-        """Divide a period into periods that are each read from one source: from the roll-ups of a grain, or the log.
-
-        Returns None if there are no roll-ups yet.
-        """
+        """Divide a period into periods that are each read from one source. Returns None if no roll-ups exist yet."""
         if self._state is None:
             return None
         if since < self._state.days_from and (days := Call.partitions.starts()):
@@ -307,9 +297,9 @@ class Book:
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
-        """Return SQL conditions that select the rows to read from the log, one for each piece that needs such rows.
+        """Return a SQL condition for each piece that needs rows of the log.
 
-        For a piece without roll-ups, these are all rows. For a piece with roll-ups, these are the rows not counted yet.
+        A piece with roll-ups needs only the rows not counted yet.
         """
         assert self._state is not None
         rows = []
@@ -404,8 +394,7 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 def array(values: Iterable[Any]) -> str:
     """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds.
 
-    PostgreSQL accepts a list of such literals even if they have different numbers of values. A list of lists must have
-    lists of equal length.
+    Unlike lists, literals in one list can have different numbers of values.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"

@@ -36,16 +36,12 @@ def cube_number(dimensions: Iterable[str]) -> int:
 
 @dataclass(frozen=True)
 class Grain:
-    """A period length, the combinations of dimensions counted for it (smallest first), and their retention.
-
-    If `kept` is None, roll-ups are retained as long as the calls. `floor` is the name of the RollupState field with the
-    time before which roll-ups are neither counted nor retained.
-    """
+    """A period length, and the combinations of dimensions counted for it."""
 
     seconds: int
-    cubes: Sequence[tuple[str, ...]]
-    kept: timedelta | None
-    floor: str
+    cubes: Sequence[tuple[str, ...]]  # Smallest first.
+    kept: timedelta | None  # The retention; None: as long as the calls.
+    floor: str  # The RollupState field with the time before which roll-ups are neither counted nor retained.
 
     @property
     def length(self) -> timedelta:
@@ -73,10 +69,10 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars over the last `length` of time.
+    """Return the shortest grain that is retained for `length` and counts by these dimensions.
 
-    This is the shortest grain that is retained that long and counts by these dimensions. If no grain counts by them,
-    it is the shortest grain retained that long, and the calls are counted in the log.
+    If no grain counts by them, return the shortest that is retained for `length`; the calls are then counted in the
+    log.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])
@@ -110,7 +106,7 @@ TIME_RANGES = {
 def range_start(now: datetime, length: timedelta) -> datetime:
     """Return the start of a range up to `now`, aligned to the roll-ups.
 
-    A range of one day starts at a whole hour, a longer range at a whole day (UTC), a shorter one exactly `length` ago.
+    A range of one day starts at a whole hour, a longer one at a whole day (UTC), a shorter one exactly `length` ago.
     """
     if length < timedelta(days=1):
         return now - length
@@ -118,9 +114,9 @@ def range_start(now: datetime, length: timedelta) -> datetime:
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:
-    """Return the duration in ms within which the share `part` (0 to 1) of calls ended, or None without calls.
+    """Return the duration in ms within which the share `part` (0 to 1) of calls ended, ±10 %; None without calls.
 
-    `classes` are the numbers of calls by duration class. The result is within ±10 %.
+    `classes` are the numbers of calls by duration class.
     """
     up_to = [*accumulate(classes)]
     if not up_to or not up_to[-1]:

@@ -41,12 +41,13 @@ def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """Link to the calls of a host, gateway, server or connection in the last seven days, with their number as the text.
+    """Link to the calls of a host, gateway, server or connection in the last seven days. The text is their number.
 
-    All rows of a list are counted together, once per request. Use only in lists for people who may read logs.
+    Use only in lists for people who may read logs.
     """
     known: dict[str, dict[Any, RowCount]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):
+        # All rows of the list are counted together, once per request.
         keys = [row.pk for row in context.get("page") or ()]
         asked = keys if pk in keys else [pk]
         counted = replica.read_from_replica(context["request"], lambda: calls_of_week(f"{kind}_id", asked))

@@ -1,7 +1,7 @@
 """Kinds of objects in configuration files, and the objects of the workspace as the files write them.
 
-To add a kind, write a class that names its fields, reads its objects, and changes them by the methods of their model.
-Then add the class to `configuration.kinds.KINDS`, after the kinds that it refers to.
+To add a kind, write a subclass of `Kind` that makes changes by the methods of the models. Then add it to
+`configuration.kinds.KINDS`, after the kinds that it refers to.
 """
 
 from __future__ import annotations
@@ -53,22 +53,18 @@ class Act(StrEnum):
 
 @dataclass(slots=True)
 class Change:
-    """A difference between a document and the workspace.
-
-    `values` are the object's values after the change; `fields` maps each changed field to its value before and after.
-    `secrets` are new secrets by field. `cuts` says in words what the change cuts off.
-    """
+    """A difference between a document and the workspace."""
 
     act: Act
     kind: Kind
     key: Key
-    values: dict[str, Any]
-    fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    values: dict[str, Any]  # The object's values after the change.
+    fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # Changed fields: value before and after.
     row: Any = None
     path: Path = ()
     was: Key | None = None
-    secrets: dict[str, str] = field(default_factory=dict)
-    cuts: str = ""
+    secrets: dict[str, str] = field(default_factory=dict)  # New secrets by field.
+    cuts: str = ""  # The access that the change cuts off, in words.
 
     @property
     def title(self) -> str:
@@ -95,18 +91,13 @@ class Change:
 
 
 class Kind:
-    """A kind of object in files.
+    """A kind of object in files."""
 
-    `name` is the name of its list in files, `key` the field that identifies an object. With `keeps_order`, the order of
-    the list matters. `lookup` is the query lookup that selects the rows of one top-level object by its key. With
-    `cuts_when_new`, a new object can take access away from somebody.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # The name of the list in files.
     noun: ClassVar[str]
     about: ClassVar[str]
-    key: ClassVar[str] = "name"
-    lookup: ClassVar[str] = "name"
+    key: ClassVar[str] = "name"  # The field that identifies an object.
+    lookup: ClassVar[str] = "name"  # The query lookup that selects the rows of one top-level object by its key.
     parent: ClassVar[str] = ""
     fields: ClassVar[tuple[Field, ...]]
     sees: ClassVar[frozenset[Capability]]
@@ -114,8 +105,8 @@ class Kind:
     toggles: ClassVar[Capability | None] = None
     refuses_keys: ClassVar[bool] = False
     is_removed_last: ClassVar[bool] = False
-    keeps_order: ClassVar[bool] = False
-    cuts_when_new: ClassVar[bool] = False
+    keeps_order: ClassVar[bool] = False  # If True, the order of the list matters.
+    cuts_when_new: ClassVar[bool] = False  # If True, a new object can take access away from somebody.
 
     @property
     def id(self) -> str:
@@ -191,10 +182,7 @@ class Kind:
 
 
 class World:
-    """The objects of the workspace, read when first needed.
-
-    `only` is the key of the one top-level object to read; if it is None, all objects are read.
-    """
+    """The objects of the workspace, or only the top-level object with the key `only`; read when first needed."""
 
     def __init__(
         self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None

@@ -162,10 +162,7 @@ class AssignmentKind(Kind):
             yield (row.gateway.slug, row.alias), row, values
 
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without one of the two lists of tools.
-
-        If the policy is “Allow selected”, the list of enabled tools remains, otherwise the list of disabled tools.
-        """
+        """Return the values with one list of tools: the enabled ones for “Allow selected”, else the disabled ones."""
         unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
         return {name: value for name, value in values.items() if name != unlisted}
 
@@ -186,13 +183,11 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield an error if the server is on the gateway under another alias, which the document leaves out.
-
-        The server would be removed and added, so connections would lose it. The document must use `moved` instead.
-        """
+        """Yield an error if the document gives a server on the gateway another alias without `moved`."""
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key
+        # Without `moved`, the server would be removed and added again, so connections would lose it.
         for key in world.children(self.id, (gateway,)):
             now = world.of(self.id)[key].values
             if now["server"] == change.values["server"] and (self.id, key) not in world.entries:
@@ -294,11 +289,7 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 
 
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
-    """Enable and disable tools to match the change.
-
-    If the change has `enabled_tools`, the listed tools are enabled and all others disabled. If it has `disabled_tools`,
-    the listed tools are disabled and all others enabled.
-    """
+    """Enable exactly the change's `enabled_tools`, or disable exactly its `disabled_tools`."""
     for name in LISTS:
         if listed := change.after(name).get(name):
             Feature.objects.expect(row, listed)

@@ -1,7 +1,6 @@
 """Log sinks in configuration files.
 
-An export writes references instead of secrets. It also writes a reference instead of an address with a path, because
-the path may contain a secret.
+An export writes references instead of secrets, and instead of addresses with a path: a path may contain a secret.
 """
 
 from __future__ import annotations

@@ -120,10 +120,9 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
-    """Give the set to the teams in `values`, and to everybody if `values` says so.
+    """Give the set without an end date to the teams in `values`, and to everybody if `values` says so.
 
-    If a recipient's present grant has an end date, it is replaced by a grant without one. Other grants to teams and
-    everybody are ended, unless they have an end date. Grants to people are not changed.
+    Other grants to teams and everybody end, unless they have an end date. Grants to people remain.
     """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())

@@ -14,12 +14,9 @@ register = template.Library()
 
 @register.inclusion_tag("configuration/managed_by.html", takes_context=True)
 def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
-    """Render the file and source that govern `row`, and a link to the object as YAML.
+    """Render the file and source that govern `row`, and a link to the object as YAML; nothing if no file governs it.
 
-    If no file governs `row`, nothing is rendered.
-
-    If the object was changed by hand after the file was applied, the time of this change is shown. Viewers who may see
-    admin events also see the person who made the change.
+    A later change by hand is shown with its time and, to viewers who may see admin events, the person.
     """
     managed = ManagedObject.objects.of(row)
     changed = changed_by_hand(row, managed) if managed else None

@@ -1,7 +1,6 @@
 """The Django admin: all models, changed through the same model methods as on the pages.
 
-The admin classes of all apps are in this package and not in the apps, because counting the impact of an action needs
-the models of several apps.
+It is one package, because counting the impact of an action needs the models of several apps.
 """
 
 from gatewayadmin.admin import logs, people, traffic

@@ -117,22 +117,17 @@ def any_of(*capabilities: Capability) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityAction:
-    """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`.
-
-    For each row, the function `does` is called with the row and the user. If `does` is None, the row's method with the
-    name in `name` is called instead. The label for a single row is `label` without the word "selected". `more` explains
-    the action on the confirmation page, which is shown only if `asks` is True. A `grave` action requires that the user
-    has re-authenticated recently.
-    """
+    """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`."""
 
     name: str
     is_open_to: Rule
     on: Q
-    more: str = "Nothing is deleted."
+    more: str = "Nothing is deleted."  # Explains the action on the confirmation page.
     label: str = ""
+    # Called with each row and the user. None: the row's method with the name `name` is called instead.
     does: Callable[[Any, Any], object] | None = None
-    asks: bool = True
-    grave: bool = False
+    asks: bool = True  # If True, the confirmation page is shown.
+    grave: bool = False  # If True, the user must have re-authenticated recently.
 
     @property
     def one(self) -> str:
@@ -179,13 +174,11 @@ class CapabilityAction:
         return TemplateResponse(request, "admin/ask.html", context)
 
     def _impact(self, row: Any, viewer: Any, rows: list[Any]) -> str:
-        """Return a sentence about the access that the action ends; empty if it ends no access.
-
-        Recent calls are counted only if a single row is selected, because counting takes a while.
-        """
+        """Return a sentence about the access that the action ends; empty if it ends no access."""
         if self.name not in REFUSES_CALLS:
             return ""
         try:
+            # Counting recent calls takes a while, so it is done for a single row only.
             return cuts_now(row, viewer) if rows[1:] else cuts(row, viewer)
         except NothingGoesThrough:
             return ""
@@ -254,19 +247,14 @@ def _in_words(change: ConflictingChange) -> str:
 
 
 class CapabilityAdmin(ModelPages):
-    """The admin pages of one model, for users with any capability in `seen_by`.
-
-    Users with a capability in `changed_by` can change the fields in `editable`; the subclass then implements `edit`.
-    Users with a capability in `added_by` can add rows; the subclass then implements `add`. All other changes are the
-    actions in `acts`. `page` is a pair: the URL name of the row's page in the product, and the attribute of the row
-    that the URL contains.
-    """
+    """The admin pages of one model, for users with any capability in `seen_by`."""
 
     seen_by: tuple[Capability, ...] = ()
-    changed_by: tuple[Capability, ...] = ()
-    added_by: tuple[Capability, ...] = ()
+    changed_by: tuple[Capability, ...] = ()  # Can change the fields in `editable`; the subclass implements `edit`.
+    added_by: tuple[Capability, ...] = ()  # Can add rows; the subclass implements `add`.
     editable: Sequence[str] = ()
-    acts: tuple[CapabilityAction, ...] = ()
+    acts: tuple[CapabilityAction, ...] = ()  # All other changes.
+    # The URL name of the row's page in the product, and the attribute of the row that the URL contains.
     page: tuple[str, str] | None = None
 
     form = VersionedForm

@@ -218,10 +218,10 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
 def _plan_link(text: str) -> str:
     """Return the URL of the page that plans and applies this file.
 
-    The URL contains the text of the file, unless the text is long or contains another URL, whose path may be a secret.
-    Without the text, the field Configuration on the page is empty.
+    The URL contains the file's text, unless the text is long or contains another URL.
     """
     query = urlencode({"text": text})
+    # The path of a URL in the text may be a secret.
     fits = len(query) <= LONGEST_QUERY and "://" not in text
     return _link("configuration:plan") + (f"?{query}" if fits else "")
 

@@ -139,11 +139,9 @@ class Budget:
 
 
 def default_workers() -> int:
-    """Return the number of available processor cores minus one, because the database and the chores need a core.
-
-    Measured on two cores that PostgreSQL used too: one worker served 6,248 calls a second, two workers 4,878, four
-    workers 4,046.
-    """
+    """Return the number of available processor cores minus one, but at least 1."""
+    # The database and the chores need a core. Measured on two cores that PostgreSQL used too, in calls a second: one
+    # worker 6,248, two workers 4,878, four workers 4,046.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 

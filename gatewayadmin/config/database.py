@@ -79,9 +79,8 @@ class UnusableDatabase(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Return Django's settings for the default database, with a pool of at most `web_connections` per process.
 
-    With `direct_url`, the default database is the direct connection, used by commands and all of `serve` except pages.
-    The function starts no server and opens no connection. For the embedded database, it removes the variables of libpq
-    (PGPORT, ...) from the environment of this process.
+    With `direct_url`, this is the direct connection, used by commands and all of `serve` except pages. For the embedded
+    database (empty `url`), the variables of libpq (PGPORT, ...) are removed from the environment.
     """
     pool = {**POOL, "max_size": web_connections}
     if not url:
@@ -148,13 +147,11 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Configure this process to serve pages: through PAGES_DATABASE if it is set, and with time limits.
-
-    Through a pooler, statements have the time limit that the operator set for the database role (see `checks.survey`).
-    """
+    """Configure this process to serve pages: through PAGES_DATABASE if it is set, and with time limits."""
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:
+        # The operator has set the time limit of statements for the database role (see `checks.survey`).
         databases.take_pages_through(settings.PAGES_DATABASE)
     options = connections.settings["default"]["OPTIONS"]
     options["pool"] |= {"timeout": POOL_WAIT_S, "connection_class": PageConnection, "check": PageConnection.check}
@@ -194,10 +191,9 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Check that the database answers, is new enough and in UTF-8, and that this version may use its tables.
+    """Raise UnusableDatabase unless the database answers, and this version can use it and its tables.
 
-    A pooler in transaction mode is refused. If `tables` is True, a database without tables is refused too. Raises
-    UnusableDatabase.
+    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too.
     """
     ensure()
     try:
@@ -271,7 +267,7 @@ class Pooling(StrEnum):
 
 
 def pooling_fault(connection: psycopg.Connection[Any], name: str) -> str:
-    """Return an error text if a pooler in transaction mode is in front of this connection, otherwise an empty string.
+    """Return an error text if this connection is through a pooler in transaction mode, else an empty string.
 
     `name` is the environment variable that configures the connection.
     """
@@ -315,12 +311,9 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 
 
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
-    """Return whether both connections are to the same database.
-
-    The function takes a lock through `direct`, and then tries to take the same lock through `pages`: in the same
-    database, the lock is already held. Restored or replicated copies of a database have the same name and identifier,
-    but separate locks.
-    """
+    """Return whether both connections are to the same database."""
+    # Restored or replicated copies of a database have the same name and identifier, but separate locks. Only in the
+    # same database is a lock that `direct` holds unavailable to `pages`.
     key = secrets.randbits(63)
     direct.execute("SELECT pg_advisory_lock(%s)", [key])
     try:
@@ -351,12 +344,10 @@ class Lock(IntEnum):
 
 @contextmanager
 def advisory_lock(lock: Lock) -> Iterator[None]:
-    """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed.
-
-    The lock is polled, because a statement that waits for the lock could cause a deadlock. Such a statement has a
-    snapshot. If the holder of the lock creates an index concurrently, the holder waits until this snapshot is gone.
-    """
+    """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed."""
     with psycopg.connect(conninfo(), autocommit=True) as connection:
+        # Polled: a waiting statement has a snapshot. A holder that creates an index concurrently waits until the
+        # snapshot is gone, which would be a deadlock.
         while not _is_taken(connection, lock):
             time.sleep(LOCK_PAUSE_S)
         yield

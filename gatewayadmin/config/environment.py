@@ -38,10 +38,7 @@ def text(name: str, default: str = "") -> str:
 
 
 def secret(name: str) -> str:
-    """Return a variable's value or the content of the file that `<name>_FILE` names, stripped; empty if both are unset.
-
-    Error messages do not show the path, because a user may have set `<name>_FILE` to the secret by mistake.
-    """
+    """Return the stripped value of a variable, or of the file that `<name>_FILE` names; empty if both are unset."""
     value, path = text(name), text(f"{name}{FROM_FILE}")
     if value and path:
         refuse(name, f"and {name}{FROM_FILE} are both set; set one of them.")
@@ -176,14 +173,12 @@ def commit(checkout: Path) -> str:
 
 
 def forget(name: str) -> None:
-    """Remove a variable from the environment of this process and its children.
-
-    The system shows the initial environment of a process and its forks (/proc/<pid>/environ on Linux), even if
-    variables were unset since, so the value is overwritten in memory.
-    """
+    """Remove a variable from the environment of this process and its children."""
     value = os.environb.get(os.fsencode(name))
     if value is None:
         return
+    # Overwrite the value in memory: the system shows the initial environment of a process and its forks
+    # (/proc/<pid>/environ on Linux), even if variables were unset since.
     getenv = ctypes.CDLL(None).getenv
     getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
     if pointer := getenv(os.fsencode(name)):
@@ -203,23 +198,19 @@ def without_settings(*kept: str) -> dict[str, str]:
 
 
 def forget_libpq() -> None:
-    """Remove PGPORT, PGHOSTADDR and the like from the environment: they would point to another server.
-
-    libpq uses them where a connection string sets no value, and child processes inherit them.
-    """
+    """Remove PGPORT, PGHOSTADDR and the like from the environment of this process and its children."""
+    # libpq would use them where a connection string sets no value, and connect to another server.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
 def misspelled() -> str | None:
-    """Return a sentence about a variable that is misspelled, or cannot be read from a file; None if there is none.
-
-    Only names close to a known one count as misspelled: Kubernetes sets variables such as GATEWAY_SERVICE_HOST.
-    """
+    """Return a sentence about a variable that is misspelled, or cannot be read from a file; None if there is none."""
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:
             if name.removesuffix(FROM_FILE) in _seen:
                 return f"{name} is not a variable of Gateway Admin; only secrets are read from files."
+            # Other names are no mistakes: Kubernetes sets variables such as GATEWAY_SERVICE_HOST.
             near = get_close_matches(name, _seen, n=1, cutoff=0.9)
             if near:
                 return f"{name} is not a variable of Gateway Admin; {near[0]} is."
@@ -228,6 +219,7 @@ def misspelled() -> str | None:
 
 def _secret_of_file(name: str, path: str) -> str:
     """Read a file with one line of text. Raises Refused for other files, without showing their content."""
+    # Messages do not show `path`: a user may have set the variable to the secret itself by mistake.
     try:
         # Opening a pipe without a writer would block for ever.
         descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

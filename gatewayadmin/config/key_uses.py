@@ -20,14 +20,11 @@ from wire import cipher, token_text
 
 
 class KeyUses(NamedTuple):
-    """The ids of the keys in one variable, newest first, and the number of rows that use each key.
-
-    Keys that are used by rows but missing in the variable are counted too.
-    """
+    """The keys in one variable, and the number of rows that use each key."""
 
     variable: str
-    present: Sequence[str]
-    uses: Counter[str]
+    present: Sequence[str]  # Ids, newest first.
+    uses: Counter[str]  # By id, also of keys that are missing in the variable.
 
     @property
     def missing(self) -> list[str]:

@@ -36,10 +36,10 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read each key from the environment, or from its file in `folder` if the variable is unset.
+    """Read each key from the environment, or from its file in `folder`, which the first start generates.
 
-    The first start generates these files. Raises Refused for a file with wrong owner, permissions or content.
-    If the installation has `begun`, also raises Refused for a missing file: new keys could not decrypt existing data.
+    Raises Refused for a file with wrong owner, permissions or content. If the installation has `begun`, also raises
+    Refused for a missing file.
     """
     try:
         if not begun:
@@ -123,7 +123,7 @@ def _fernet(key: str) -> bytes:
 def _kept(folder: Path, name: str, *, begun: bool) -> str:
     path = folder / file_of(name)
     if not path.exists():
-        if begun:
+        if begun:  # A new key could not decrypt existing data.
             raise Refused(
                 f"{path} is missing, and stored data needs it. Restore it from a backup; if it is lost, put"
                 " a new key there: docs/how-to/back-up.md."

@@ -1,7 +1,7 @@
-"""The mail server and the sender: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
+"""Settings of outbound traffic: mail (GATEWAY_EMAIL_URL, GATEWAY_EMAIL_FROM), the outbound proxy and OpenTelemetry.
 
-Without a mail server nothing is sent. Mails are not printed either: their links give access to accounts, and
-printed output is stored in logs. Pages do not offer features that need mail.
+Without a mail server, mails are discarded. They are not printed: their links give access to accounts, and printed
+output is stored in logs.
 """
 
 from base64 import b64encode
@@ -145,11 +145,9 @@ def tracing_settings(proxy: OutboundProxy | None) -> Traces | None:
 
 
 def resource() -> dict[str, str]:
-    """Return the OpenTelemetry resource of log records, from the variables that the SDK uses for spans.
-
-    The default service name is the product's name. Like the SDK, ignore malformed pairs in OTEL_RESOURCE_ATTRIBUTES.
-    """
+    """Return the OpenTelemetry resource of log records, from the variables that the SDK uses for spans."""
     pairs = (pair.partition("=") for pair in text("OTEL_RESOURCE_ATTRIBUTES").split(","))
+    # Like the SDK, ignore malformed pairs.
     told = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if equals and name.strip()}
     own = {"service.name": text("OTEL_SERVICE_NAME") or told.get("service.name") or versions.NAME}
     return {"service.version": versions.VERSION} | told | own

@@ -1,7 +1,7 @@
 """The address and the secret of the runner, which runs MCP servers that are programs.
 
-They are read from GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET. In a clone of the repository, `serve` can start the
-runner itself; then the address and the secret are read from files.
+They are read from GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET, or from files if `serve` starts the runner in a clone
+of the repository.
 """
 
 import re

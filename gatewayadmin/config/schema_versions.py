@@ -1,7 +1,7 @@
 """Compatibility of this version with the tables of the database.
 
-`migrate` records its version and the oldest version that may use the resulting tables. A version refuses tables that
-are too new for it, and tables that are too old to be upgraded (docs/how-to/upgrade.md).
+`migrate` records its version and the oldest version that may use the tables. Tables that are too new, or too old to be
+upgraded, are refused.
 """
 
 import re

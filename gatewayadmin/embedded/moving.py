@@ -1,7 +1,7 @@
 """Moves the rows of the embedded database to the operator's own PostgreSQL: all of them, or none.
 
-The rows are read in one snapshot and written in one transaction. They are moved as text, so the target may have another
-version of PostgreSQL. `migrate` has already created the tables in the target. Rows that `migrate` added are replaced.
+`migrate` has already created the tables in the target; the rows that it added are replaced. All rows are moved as text,
+so the target may have another version of PostgreSQL.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """Move all rows to the configured database and return their number. `migrate` must have created the tables there.
+    """Move all rows to the configured database and return their number. `migrate` must have created its tables.
 
     `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
     """

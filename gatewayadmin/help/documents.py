@@ -127,14 +127,12 @@ _LINKED = re.compile(r"\]\(([\w/-]+)\.md\)")
 
 @cache
 def _index() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the headings of docs/index.md, each with the paths and summaries below it.
-
-    A page's summary is the text of the table row that links to the page.
-    """
+    """Return the headings of docs/index.md, each with the paths and summaries of the pages below it."""
     found: list[tuple[str, list[tuple[str, str]]]] = [("Start", [])]
     for line in (settings.DOCS / f"{INDEX}.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             found.append((line.removeprefix("## "), []))
+        # A page's summary is the text of the table row that links to the page.
         cells = [cell for cell in line.strip("|").split("|") if not _LINKED.search(cell)] if line[:1] == "|" else []
         found[-1][1].extend((path, plain(" ".join(cells))) for path in _LINKED.findall(line))
     return found

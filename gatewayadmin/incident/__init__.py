@@ -1,4 +1,1 @@
-"""*Incident* pages of hosts, people, connections, tokens and servers.
-
-They show calls and remaining access, and have a button that stops the host, person, connection, token or server.
-"""
+"""*Incident* pages of hosts, people, connections, tokens and servers: calls, remaining access, and a stop button."""

@@ -1,6 +1,6 @@
 """The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
 
-Only the subject's newest MOST_READ calls are counted. If there are more, totals come from roll-ups if possible.
+Only the newest MOST_READ calls are counted. If there are more, totals come from roll-ups if possible.
 """
 
 from __future__ import annotations

@@ -20,13 +20,10 @@ from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, 
 
 
 class Given(NamedTuple):
-    """A grant on which access is based.
+    """A grant on which access is based."""
 
-    `name` is "the gateway" or the name of the granted tool set. `until` is None if the grant has no end.
-    """
-
-    name: str
-    until: datetime | None
+    name: str  # "the gateway", or the name of the granted tool set.
+    until: datetime | None  # None if the grant has no end.
 
 
 class Reached(NamedTuple):

@@ -1,7 +1,7 @@
 """The arguments of a run: a form made from their JSON schema, or one field with all of them as JSON.
 
-Schemas come from servers and are untrusted. There is a kind of field for each of these types: strings, numbers,
-choices and lists of strings. All other values are entered as JSON.
+Schemas come from servers and are untrusted. Values other than strings, numbers, choices and lists of strings are
+entered as JSON.
 """
 
 from __future__ import annotations

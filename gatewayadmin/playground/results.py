@@ -1,8 +1,7 @@
 """Renders the result of a run. The result is untrusted: nothing in it is interpreted as markup.
 
-Text is escaped, with invisible characters marked. Only pictures of four types with matching first bytes are shown.
-Links lead only to our own pages. All texts of an answer share one size limit, and no more is serialised than is shown,
-so that a server cannot make the page expensive.
+Invisible characters are marked, and links lead only to our own pages. Only pictures of four types with matching first
+bytes are shown. All texts share one size limit, so that a server cannot make the page expensive.
 """
 
 from __future__ import annotations

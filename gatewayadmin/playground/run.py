@@ -66,17 +66,14 @@ class AgentRequest(NamedTuple):
 
 
 class AgentResponse(NamedTuple):
-    """The answer an agent would get. `message` is None if the body is not JSON-RPC or too large to store.
-
-    `left` is True if the person or the time limit (RUN_SECONDS) ended the run before an answer began.
-    """
+    """The answer an agent would get."""
 
     status: int
     uid: str
     body: bytes
     size: int
-    message: Object | None
-    left: bool
+    message: Object | None  # None if the body is not JSON-RPC or too large to store.
+    left: bool  # True if the person or RUN_SECONDS ended the run before an answer began.
 
     @property
     def is_cut(self) -> bool:
@@ -98,11 +95,7 @@ def _take_place(person: object) -> object:
 
 
 class Run:
-    """A request of `person`, counted as running from its creation until its end. Raises TooManyRuns.
-
-    `steps` sends the request with a token and yields its progress; then `answer` is set. `close` ends the run at any
-    time, from any thread.
-    """
+    """A request of `person`, counted as running from its creation until its end. Raises TooManyRuns."""
 
     def __init__(self, slug: str, asked: AgentRequest, address: str, person: object) -> None:
         self.slug, self.asked, self.address = slug, asked, address
@@ -133,7 +126,7 @@ class Run:
             self._leave()
 
     def close(self) -> None:
-        """End the run if it is in progress, for example because its page was left."""
+        """End the run if it is in progress, for example because its page was left. Any thread may call this."""
         if self._task is None:
             self._give_back()
         elif not self._task.done():

@@ -78,9 +78,7 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 def connect(user: User, gateway: Gateway) -> Connection:
     """Return the user's playground connection to this gateway, opening one if needed.
 
-    For each server with personal identities, a new connection gets the user's newest active identity or, if none is
-    active, the newest usable one. An existing connection may be blocked, which is checked at each call. Raises
-    ConnectionRefused if no connection can be opened.
+    An existing connection may be blocked. Raises ConnectionRefused if no connection can be opened.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
@@ -98,6 +96,7 @@ def connect(user: User, gateway: Gateway) -> Connection:
 
 
 def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
+    # For each server, the newest active identity or, if none is active, the newest usable one.
     usable = Identity.objects.own(user).usable().order_by("created_at")
     newest = {identity.server_id: identity for identity in sorted(usable, key=lambda one: one.status == "active")}
     asking = Assignment.objects.per_user().filter(gateway=gateway).select_related("server")
@@ -140,10 +139,7 @@ class Chosen:
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The first features of `listed` that are given to the user, at most MOST_OFFERED + 1.
-
-        If there are more than MOST_OFFERED, the page shows no list (see `is_typed`).
-        """
+        """The first MOST_OFFERED + 1 features of `listed` that are given to the user (see `is_typed`)."""
         given = self._given(self.listed).select_related("assignment__server")
         return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])
 

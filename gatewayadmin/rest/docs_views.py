@@ -1,7 +1,7 @@
 """Pages on which people read the reference of the REST API, rendered from its OpenAPI description.
 
-They replace Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and
-no exception in the Content Security Policy.
+Unlike Swagger UI, they work without script and with a screen reader, and need no exception in the Content Security
+Policy.
 """
 
 from __future__ import annotations

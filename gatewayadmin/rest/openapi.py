@@ -175,10 +175,8 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the text after the first paragraph of the method's docstring, and the required capabilities.
-
-        If there is no such text, the docstring of the view's class replaces it.
-        """
+        """Return the method's docstring without its first paragraph, and the required capabilities."""
+        # If nothing is left, the docstring of the view's class replaces it.
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         held = self.rule.others if isinstance(self.rule, Own) else self.rule
@@ -322,13 +320,10 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return a help text for a field that has none.
-
-        A request field gets the text of the response field of the same name. Without such a field, a nested serializer
-        gets its docstring, and any other field None.
-        """
+        """Return a help text for a field that has none; None if none is found."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
+        # A request field has the help text of the response field of the same name.
         if direction == "request" and answer and (same := answer().fields.get(field.field_name)):
             return same.help_text or self._help_text(same, "response")
         if isinstance(field, serializers.BaseSerializer):

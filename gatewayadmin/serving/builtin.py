@@ -1,8 +1,7 @@
 """MCP servers that are part of this process, such as Quickstart.
 
-They are stateless, and speak both eras of MCP: the session-based protocol, and protocol version 2026-07-28. The
-gateway calls them over the network like any other server. They accept only requests with a secret, which is generated
-at each start and which only our own proxy has.
+They are stateless and speak both eras of MCP. The gateway calls them over the network. Each request must have a secret,
+which is generated at each start and which only our own proxy has.
 """
 
 import hmac
@@ -63,9 +62,8 @@ def introduction(capabilities: Object, instructions: str) -> dict[str, Object]:
 async def answer(message: Message, info: Object, fixed: Mapping[str, Object], handlers: Mapping[str, Handler]) -> bytes:
     """Return the JSON-RPC response to `message`. `info` is the name and version of the server.
 
-    The keys of both mappings are method names. `fixed` has the results that do not depend on the request, including the
-    results that `introduction` returns. The functions in `handlers` get the params, and return a result or raise
-    NotFound.
+    The keys of both mappings are method names. `fixed` has constant results, including those of `introduction`. A
+    function in `handlers` gets the params, and returns a result or raises NotFound.
     """
     try:
         if message.method == "initialize":

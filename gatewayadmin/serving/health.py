@@ -134,13 +134,10 @@ def _sample_replica() -> None:
 
 
 class _Counters(MultiProcessCollector):
-    """Collects the counters of all workers, skipping empty files.
-
-    The Prometheus client creates each file empty and then sets its size, but cannot read an empty file. A worker
-    killed in between leaves an empty file until the next start.
-    """
+    """Collects the counters of all workers, skipping empty files."""
 
     def collect(self) -> Iterable[Metric]:
+        # The Prometheus client creates a file empty, and cannot read it if the worker was killed before writing to it.
         files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
         merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
         return merged
@@ -154,11 +151,7 @@ def _size(path: Path) -> int:
 
 
 class _OfReplica:
-    """Adds the label `replica` to the metrics of a registry.
-
-    If several replicas of the gateway are scraped at one address, each needs its own series: a series that jumps
-    between their counters would look like thousands of failures.
-    """
+    """Adds the label `replica` to the metrics, so that replicas scraped at one address have separate series."""
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry = registry

@@ -176,7 +176,7 @@ STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
 
 
 def _chores(now: datetime) -> dict[str, int]:
-    """Run each chore. A chore that fails is logged and counted, and does not stop the others.
+    """Run each chore, even if others fail.
 
     `now` is the database's time. If our clock differs, nothing is deleted.
     """
@@ -211,13 +211,11 @@ def _kept_since(now: datetime) -> datetime:
 
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
-    """Return the limit of this run: partitions with only earlier days may be dropped.
-
-    Partitions must be archived first if archiving is on. Partitions with rows inserted within the retention
-    period are kept, whatever the dates of the rows. At most MOST_DROPPED partitions are dropped per run.
-    """
+    """Return the limit of this run: partitions with only earlier days may be dropped."""
+    # If archiving is on, partitions must be archived first.
     limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
+        # Rows inserted within the retention period keep their partition, whatever the dates of the rows.
         if number == MOST_DROPPED or Call.partitions.has_rows_since(name, _kept_since(now)):
             return span.start
     return limit

@@ -1,8 +1,7 @@
 """The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
-uvicorn checks each response header with regular expressions and writes head and body separately, which takes as long as
-the access check of a call. A POST to `/mcp/<slug>` skips both, and if it repeats the headers of the previous request on
-the connection, it skips the parser too. All other requests, and unusual spellings of that URL, use uvicorn's protocol.
+The faster one serves POST requests to `/mcp/<slug>`. It writes answers itself: uvicorn takes as long for this as an
+access check takes. It does not parse headers that repeat those of the previous request on the connection.
 """
 
 import asyncio
@@ -75,14 +74,7 @@ class Clock:
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections with slow requests or large headers, and limits unauthenticated connections.
-
-    Headers must arrive within `seconds` and have at most `MOST` bytes, counting data that the parser still buffers. A
-    body must arrive within `body_seconds`, with at least `body_rate` bytes per second in each `body_window`. Clients
-    must read LEAST_TAKEN bytes, or all that is pending, within `untaken_seconds`. Each worker keeps
-    `most_unauthenticated` connections without an accepted call; beyond that the oldest one that is not waiting for our
-    answer is closed.
-    """
+    """Closes connections with slow requests or large headers, and limits unauthenticated connections."""
 
     # Slots, because these attributes and uvicorn's are too many for a compact instance dictionary.
     __slots__ = (
@@ -99,12 +91,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         "_withheld",
     )
 
-    seconds: float = 10
+    seconds: float = 10  # For the headers. They have at most MOST bytes, counting data that the parser still buffers.
     body_seconds: float = 60
-    body_window: float = 5
+    body_window: float = 5  # In each window of a body, `body_rate` bytes per second must arrive.
     body_rate: float = 1024
-    untaken_seconds: float = 30
-    most_unauthenticated: int = 2048  # As many as the system queues (gatewayadmin.serving.server.BACKLOG).
+    untaken_seconds: float = 30  # In this time, the client must read LEAST_TAKEN bytes, or all that is pending.
+    # Connections without an accepted call, per worker; as many as the system queues
+    # (gatewayadmin.serving.server.BACKLOG).
+    most_unauthenticated: int = 2048
     unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # Ordered by last answer, oldest first.
 
     is_authenticated = False  # True once a call over this connection was accepted.
@@ -140,13 +134,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer. If the client is still sending, close only after LINGER_SECONDS (RFC 9112, 9.6).
-
-        If we closed at once, the client's system would discard the answer when the client writes next.
-        """
+        """Close after an answer; if the client is still sending, after LINGER_SECONDS (RFC 9112, 9.6)."""
         if not self.cycle.more_body or self.transport.is_closing():
             self.close_in_time()
             return
+        # If we closed at once, the client's system would discard the answer when the client writes next.
         self._discard_input = True
         self.cycle.body = bytearray()
         self.flow.resume_reading()
@@ -184,6 +176,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.close_in_time()
 
     def _make_room(self) -> None:
+        # Close the oldest connection that is not waiting for our answer.
         for protocol in self.unauthenticated:
             if not protocol.is_answering or protocol.cycle.more_body:
                 protocol.unauthenticated.pop(protocol)
@@ -416,10 +409,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of this call's headers and ASGI scope; None if the headers cannot be reused.
-
-        The cache also has the index of Content-Length in the list of headers.
-        """
+        """Return a cache of this call's headers, ASGI scope and index of Content-Length; None if not reusable."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

@@ -43,11 +43,7 @@ class PortTaken(Exception):
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Return a socket bound to this address. Raises PortTaken.
-
-    The socket does not listen yet: connections are refused until we can serve, so that clients try another process.
-    If it listened, clients would wait for the whole start, and lose their connections if the start failed.
-    """
+    """Return a socket that is bound to this address and does not listen yet. Raises PortTaken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         reserved = socket.socket(family, socket.SOCK_STREAM)
@@ -55,6 +51,8 @@ def reserve(host: str, port: int) -> socket.socket:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Ignore connections of a former process.
             if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
                 reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+            # Until we can serve, connections are refused, so that clients try another process. If the socket listened,
+            # clients would wait for the whole start, and lose their connections if the start failed.
             reserved.bind(address[:2])
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # No other process can bind the port now.
         except OSError:
@@ -171,13 +169,10 @@ class DrainingServer(uvicorn.Server):
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """A process that serves requests, or the one process that does the chores instead.
+    """A process that serves requests, or the one process that does the chores instead."""
 
-    In a process that serves, chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process
-    that locks the file chores.lock does the chores. When it ends, gunicorn starts another process, which takes the
-    lock.
-    """
-
+    # True in the process that locks the file chores.lock. When it ends, gunicorn starts another process, which takes
+    # the lock. In a process that serves, chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md).
     does_chores = False
 
     CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
@@ -273,10 +268,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class GunicornServer(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a socket that is bound already; `say_hello` is called when it listens, `say_goodbye` when it ends.
-
-    One more process than `workers` is started, for the chores.
-    """
+    """gunicorn on a socket that is bound already; `say_hello` is called when it listens, `say_goodbye` when it ends."""
 
     def __init__(
         self,
@@ -293,7 +285,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         self._options = {
             "bind": [f"fd://{listener.detach()}"],
             "backlog": min(BACKLOG, open_files.open_files_limit() // 10),
-            "workers": workers + 1,
+            "workers": workers + 1,  # One more process, for the chores.
             "worker_class": Worker,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  only for heartbeats
             "logger_class": PlainLogger,

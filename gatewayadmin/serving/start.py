@@ -28,14 +28,14 @@ class Welcome:
 
 
 def prepare(*, migrate: bool = True) -> Welcome:
-    """Update the database. If several processes start at once, one updates it and the others wait.
+    """Update the database. Other processes that start meanwhile wait.
 
-    Without `migrate`, the tables must already be those of this version. New indexes of the log are created later, while
-    serving.
+    Without `migrate`, the tables must already be those of this version.
     """
     with advisory_lock(Lock.FIRST_START):
         if migrate:
             # Without indexes of the log: creating them may take an hour, in which other starting processes would wait.
+            # They are created later, while serving.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()

@@ -92,15 +92,12 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.filter(Q(user=viewer) | _approvable_by(viewer))
 
     def to_decide(self, viewer: User | None) -> "AccessRequestQuerySet":
-        """Return the open requests that wait for a decision by `viewer`; if `viewer` is None, all open requests.
-
-        A viewer gets other people's requests on gateways that name the viewer as approver. A viewer with
-        GATEWAYS_MANAGE also gets requests on which no named approver can decide, or that are older than FALLBACK_AFTER.
-        """
+        """Return the open requests that wait for a decision by `viewer`; if `viewer` is None, all open requests."""
         if viewer is None:
             return self.open()
         mine = _approvable_by(viewer)
         if viewer.has_perm(Capability.GATEWAYS_MANAGE):
+            # Also requests that no named approver can decide, and requests older than FALLBACK_AFTER.
             others = _approvers(user__is_active=True).exclude(user=OuterRef("user"))
             mine |= ~Q(Exists(others)) | Q(created_at__lte=Now() - FALLBACK_AFTER)
         return self.open().filter(mine).exclude(user=viewer)
@@ -144,9 +141,9 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if `tool_set` is archived, of another gateway, or not needed to use the gateway's tools.
+    """Raise RequestRefused if `tool_set` is archived, of another gateway or not needed.
 
-    Raise AlreadyGiven if the person `by` already has the requested access, without an end date.
+    Raise AlreadyGiven if `by` has this access without an end date.
     """
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None
@@ -229,9 +226,9 @@ class AccessRequest(Versioned, models.Model):
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` may decide: an approver, or somebody with GATEWAYS_MANAGE, but never the person who asked.
+        """True if `person` is an approver or has GATEWAYS_MANAGE, and is not the person who asked.
 
-        With an API key, being an approver is not enough: the key needs GATEWAYS_MANAGE.
+        An API key needs GATEWAYS_MANAGE.
         """
         if person.pk == self.user_id:
             return False
@@ -258,11 +255,7 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Create the grants that the person needs for the gateway and the tool set of the request.
-
-        The person needs no grant for the gateway if they may use it at least until `ends_at` already, and no grant for
-        the tool set if a grant of this set to the person lasts that long.
-        """
+        """Create the grants that the person still needs for the request's gateway and tool set until `ends_at`."""
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
         if not reaches or (until and until < ends_at):

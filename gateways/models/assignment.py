@@ -138,10 +138,8 @@ class Assignment(Versioned, Switchable):
         return self.tool_policy == ToolPolicy.BLOCK_ALL
 
     def check_alias(self) -> None:
-        """Raise AliasRequired unless the assignment has an alias or is the only server of its gateway.
-
-        Without aliases, a server could list a tool with the name of another server's tool, and receive its calls.
-        """
+        """Raise AliasRequired unless the assignment has an alias or is the only server of its gateway."""
+        # Without aliases, a server could list a tool with the name of another server's tool, and receive its calls.
         if not self.alias and self.gateway.assignments.live().exclude(pk=self.pk).exists():
             raise AliasRequired(AliasRequired.__doc__)
 
@@ -166,9 +164,9 @@ class Assignment(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"shared_identity": shared}
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change the alias, identity scheme, shared identity or tool policy, and record what changed.
+        """Change and record the alias, identity scheme, shared identity or tool policy.
 
-        Raises AliasRequired or WrongIdentity. Raises ChangedMeanwhile if the row differs from the version `seen`.
+        Raises AliasRequired or WrongIdentity. Raises ChangedMeanwhile if the row differs from `seen`.
         """
         with transaction.atomic():
             if "alias" in fields:
@@ -192,16 +190,13 @@ class Assignment(Versioned, Switchable):
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
     def narrow(self, used: Collection[str], *, by: User) -> list[str]:
-        """Disable all tools except those in `used` (exposed names), and return the names of the disabled tools.
-
-        The policy Allow all becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes
-        both.
-        """
+        """Disable all tools except those in `used` (exposed names); return the names of the disabled tools."""
         with transaction.atomic():
             policy = self.lock().tool_policy
             on = self.features.filter(kind="tool", enabled=True).select_related("assignment")
             off = list(on.exclude(exposed_name__in=used).order_by("exposed_name"))
             self.features.model.switch_all(off, on=False, by=by)
+            # Tools that the server adds later start disabled.
             if policy == ToolPolicy.ALLOW_ALL:
                 self.edit(tool_policy=ToolPolicy.SELECTED, by=by)
             names = [feature.exposed_name for feature in off]
@@ -211,11 +206,7 @@ class Assignment(Versioned, Switchable):
         return names
 
     def widen(self, *, by: User) -> list[str]:
-        """Undo the last `narrow`: enable the tools it disabled, and return their names.
-
-        Tools that somebody has disabled again since then are not enabled, and a policy that somebody has changed since
-        then is not restored. Returns an empty list if there is nothing to undo.
-        """
+        """Undo the last `narrow`, except for later changes; return the names of the tools that are enabled again."""
         with transaction.atomic():
             self.lock()
             done = self.last_narrowed()
@@ -223,6 +214,7 @@ class Assignment(Versioned, Switchable):
                 return []
             (before, after), names = done.changes["policy"], done.changes["switched_off"][1]
             off = self.features.filter(kind="tool", enabled=False, exposed_name__in=names).select_related("assignment")
+            # Tools that somebody has disabled again since then stay disabled.
             later = Event.objects.filter(target_type="feature", pk__gt=done.pk)
             switched = set(later.filter(action=Action.FEATURE_DISABLED).values_list("target_id", flat=True))
             features = [feature for feature in off.order_by("exposed_name") if str(feature.pk) not in switched]

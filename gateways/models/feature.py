@@ -1,9 +1,7 @@
 """Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
-Definitions are pinned. A first definition is approved on arrival or waits for approval. When the server changes an
-approved definition, the changed one is approved too, or is held back while clients continue to see the earlier one.
-Settings of the gateway decide whether first and changed definitions are approved (docs/concepts.md). The proxy and the
-pages store a server's list with the database function `gateways_learn`.
+Clients see only approved definitions. Settings of the gateway decide whether first and changed definitions are approved
+on arrival (docs/concepts.md). The database function `gateways_learn` stores a server's list.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,10 +115,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
-        """Return features that clients can call: offered, with an approved definition, enabled, allowed by the policy.
-
-        Their server is assigned to the gateway and not archived; the server and its assignment are both enabled.
-        """
+        """Return the features that clients can call, if their gateway is enabled (see CALLABLE)."""
         return self.filter(CALLABLE)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
@@ -163,7 +158,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         kind: str = FeatureKind.TOOL,
         identity: Identity | None = None,
     ) -> None:
-        """Store the complete list that a server returned for `identity`, and note new, changed and missing features.
+        """Store the server's complete list for `identity`, and note new, changed and missing features.
 
         Under the policy `selected` new features start disabled. Unusable definitions are not stored.
         """
@@ -174,7 +169,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def expect(self, assignment: Assignment, names: Iterable[str]) -> None:
         """Create rows for the tools in `names` that have no row yet, so that they can be enabled and disabled.
 
-        Each tool counts as missing until the server lists it. It then stays enabled or disabled as before.
+        Each tool counts as missing until the server lists it.
         """
         known = {*self.filter(assignment=assignment, kind=FeatureKind.TOOL).values_list("name", flat=True)}
         rows = [
@@ -205,42 +200,42 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    `name` is the name at the server: a URI for a resource, a URI template for a template. Under the policy `allow_all`,
-    a feature without a row is allowed. Under the policy `selected`, a feature is allowed only if it has an enabled row.
-
-    `approved` is the JSON text of the approved definition, with the name at the server; `shown` is the definition that
-    clients get, NULL if equal to `approved`. `offered` is the server's current definition, NULL if it is approved.
-    Title, description, schema and annotations are taken from the approved definition; while none is approved, from the
-    server's current one. The database computes `effect` on every write: it is the effect that an administrator stated,
-    otherwise the effect that the annotations claim. For clients, `said_title` and `said_description` replace the title
-    and description that the server gives. They are not part of the definition.
-    If each person has their own identity, `identities` are those for which the server lists the feature.
+    A feature without a row is allowed under the policy `allow_all`, but not under `selected`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="features")
     kind = models.CharField(max_length=10, choices=FeatureKind, default=FeatureKind.TOOL)
+    # At the server: a URI for a resource, a URI template for a template.
     name = models.CharField(max_length=LONGEST_URI)
     exposed_name = models.CharField(max_length=LONGEST_URI)
+    # Title, description, schema and annotations are taken from the approved definition; while none is approved, from
+    # the server's current one.
     title = models.CharField(max_length=200, blank=True)
     description = models.TextField(blank=True)
     input_schema = models.JSONField(default=dict)
     annotations = models.JSONField(default=dict)
+    # Computed by the database on every write: `said_effect`, or else the effect that the annotations claim.
     effect = models.CharField(
         max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
     )
+    # Stated by an administrator.
     said_effect = models.CharField(max_length=12, choices=SAID_EFFECTS, default="", db_default="", blank=True)
+    # For clients, these replace the server's title and description. They are not part of the definition.
     said_title = models.CharField(max_length=200, default="", db_default="", blank=True, validators=[check_visible])
     said_description = models.TextField(
         max_length=LONGEST_TEXT, default="", db_default="", blank=True, validators=[check_visible]
     )
     state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
-    approved = models.TextField(blank=True, default="")
+    approved = models.TextField(blank=True, default="")  # The approved definition as JSON, with the name at the server.
+    # The definition that clients get.
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL: equal to `approved`
+    # The server's current definition.
     offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL: equal to `approved`
     definition_hash = models.CharField(max_length=64, blank=True)
     offered_hash = models.CharField(max_length=64, blank=True, default="")
     position = models.PositiveIntegerField(default=0)
+    # If each person has their own identity: those for which the server lists the feature.
     identities = models.ManyToManyField(Identity, blank=True, related_name="+")
     first_seen_at = models.DateTimeField(default=timezone.now)
     last_seen_at = models.DateTimeField(default=timezone.now)
@@ -450,18 +445,16 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """The last request to a server for its features of one kind, with one identity, and the outcome.
-
-    `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
-    is the error code if that request failed, empty if it succeeded or is not answered yet.
-    """
+    """The last request to a server for its features of one kind, with one identity, and the outcome."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="listings")
+    # NULL if all connections share one list.
     identity = models.ForeignKey(Identity, models.CASCADE, null=True, related_name="+")
     kind = models.CharField(max_length=10, choices=FeatureKind)
     asked_at = models.DateTimeField()
-    learnt_at = models.DateTimeField(null=True)
+    learnt_at = models.DateTimeField(null=True)  # NULL if the server has never answered.
+    # The error code if the request failed; empty if it succeeded or is not answered yet.
     error = models.CharField(max_length=40, blank=True)
     # How long the list may be cached, according to the server.
     ttl_ms = models.PositiveIntegerField(default=0, db_default=0)

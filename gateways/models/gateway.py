@@ -62,12 +62,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User, *, by_grant: bool = True) -> "GatewayQuerySet":
-        """Return live gateways that `user` may use.
-
-        These are the gateways open to everyone, to the user's teams, or to the user by a grant. A user with
-        GATEWAYS_USE may use all live gateways; a user whose role cannot use gateways may use none. If `by_grant` is
-        False, grants do not count.
-        """
+        """Return live gateways that `user` may use. If `by_grant` is False, grants do not count."""
         if not user.uses_gateways:
             return self.none()
         if user.has_perm(Capability.GATEWAYS_USE):
@@ -126,7 +121,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
         """Open the gateways in `wanted` to `team`, and close the others to it. Only gateways with reach `teams` change.
 
-        Each change is recorded. Raises ChangedMeanwhile if the team's gateways are no longer those in `seen`.
+        Raises ChangedMeanwhile if the team's gateways are not those in `seen`.
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
@@ -172,10 +167,10 @@ class IdentityGateways(Versioned):
 def allow_identity(
     identity: Identity, wanted: Iterable["Gateway"], *, by: User | None, seen: Seen | None = None
 ) -> None:
-    """Set the gateways that may use the shared `identity` to `wanted`, from the next request on.
+    """Let exactly the gateways in `wanted` use the shared `identity`, from the next request on.
 
-    `by` is None if the system makes the change. Raises CapabilityRequired if the person `by` may not manage identities.
-    Raises ChangedMeanwhile if the gateways are no longer those in `seen`.
+    `by` is None for the system. Raises CapabilityRequired if the person `by` may not manage identities. Raises
+    ChangedMeanwhile if the gateways are not those in `seen`.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)

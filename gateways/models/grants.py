@@ -1,7 +1,7 @@
-"""Grants: sets of tools given to everybody, teams and people, and gateways opened to a person. They may end on a date.
+"""Grants: sets of tools given to everybody, teams and people, and gateways opened to a person.
 
-The SQL that decides each request checks the end date (gateways/migrations/0005_access_requests.py), so a grant ends on
-time. The chores record the end a little later; recording it makes open sessions get a new list of tools.
+The SQL of each request checks the end date (gateways/migrations/0005_access_requests.py). The chores also record the
+end, which makes open sessions get a new list of tools.
 """
 
 from datetime import datetime
@@ -40,8 +40,7 @@ class GrantQuerySet(models.QuerySet[Any]):
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
         """Create a grant. It replaces a live one that ends earlier. Raises AlreadyGiven or BadEnd.
 
-        `values` name who gets the grant, and the gateway or tool set that is given. The caller must have locked the row
-        of this gateway or set.
+        `values` are the other fields. The caller must have locked the row of the gateway or tool set.
         """
         if ends_at is not None and ends_at <= timezone.now():
             raise BadEnd(BadEnd.__doc__)
@@ -78,7 +77,7 @@ class DatedGrant(Versioned, models.Model):
     def end(self, *, by: Actor | None) -> bool:
         """End the grant from the next request on. Return False if it had ended already.
 
-        `by` is None if the grant ends because its end date has come.
+        `by` is None if the end date has come.
         """
         with transaction.atomic():
             row = self.lock()
@@ -125,16 +124,14 @@ class ToolGrantQuerySet(GrantQuerySet):
 
 
 class ToolGrant(DatedGrant):
-    """A grant that gives a set of tools to everybody, a team or a person.
-
-    Deleting a team ends its grants. When a grant to a team ends, the name of the team is stored in `team_name`.
-    """
+    """A grant that gives a set of tools to everybody, a team or a person."""
 
     # The gateway of the set, copied here because each request looks up the grants of a gateway.
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
     everyone = models.BooleanField()
     team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="tool_grants")
+    # Stored when a grant to a team ends. Deleting the team ends it too.
     team_name = models.CharField(max_length=80, blank=True, default="", db_default="", editable=False)
     user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
 

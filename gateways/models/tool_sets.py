@@ -1,8 +1,7 @@
 """Sets of tools on a gateway. Grants (gateways/models/grants.py) give them to everybody, to teams and to people.
 
-A tool, prompt or resource is in a set if somebody chose it for the set, or if it fits the rule of the set. A rule
-consists of patterns, effects or both. Database functions (gateways/migrations/0003_give_tools.py) decide this, for the
-proxy and the pages.
+A set contains the tools, prompts and resources that somebody chose or that fit its patterns and effects. Database
+functions (gateways/migrations/0003_give_tools.py) decide this.
 """
 
 from collections.abc import Iterable
@@ -88,17 +87,14 @@ class ToolSetQuerySet(models.QuerySet["ToolSet"]):
 
 
 class ToolSet(Versioned, models.Model):
-    """A named set of tools, prompts and resources of one gateway.
-
-    `patterns` are exposed names with `*` and `?`; `likes` are the same patterns for SQL's LIKE. A set without patterns
-    and effects contains only its members.
-    """
+    """A named set of tools, prompts and resources of one gateway."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="tool_sets")
     name = models.CharField(max_length=80)
+    # Exposed names with `*` and `?`. A set without patterns and effects contains only its members.
     patterns = ArrayField(models.CharField(max_length=200), default=list, blank=True)
-    likes = ArrayField(models.TextField(), default=list, editable=False)
+    likes = ArrayField(models.TextField(), default=list, editable=False)  # The patterns, for SQL's LIKE.
     effects = ArrayField(models.CharField(max_length=12, choices=STATED_EFFECTS), default=list, blank=True)
     members = models.ManyToManyField(Feature, blank=True, related_name="+")
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")

@@ -25,13 +25,10 @@ NOT_VALID = "the condition is not valid"
 
 
 class _Programs(NamedTuple):
-    """Compiled conditions by text (None for one that is not valid).
+    """Compiled conditions."""
 
-    `names` are the arguments that the conditions name; None if one of the conditions may use any argument.
-    """
-
-    programs: Mapping[str, Program | None]
-    names: frozenset[str] | None
+    programs: Mapping[str, Program | None]  # By text; None for a condition that is not valid.
+    names: frozenset[str] | None  # Arguments that the conditions name; None if one of them may use any argument.
 
 
 @lru_cache(maxsize=MOST_COMPILED)
@@ -42,15 +39,12 @@ def _programs_of(whens: tuple[str, ...]) -> _Programs:
 
 
 class Conditions:
-    """Evaluates conditions for one call, within MOST_SECONDS of processor time.
-
-    The values of the call are converted once for all conditions. Arguments that no condition names are left out, which
-    saves most of the time for a large call.
-    """
+    """Evaluates conditions for one call, within MOST_SECONDS of processor time."""
 
     def __init__(self, whens: tuple[str, ...], fields: Mapping[str, Any], arguments: Any) -> None:
         self._fields = fields
         self._arguments: dict[str, Any] = arguments if isinstance(arguments, dict) else {}
+        # Only the arguments in `_names` are converted, which saves most of the time for a large call.
         self._programs, self._names = _programs_of(whens)
         self._began, self._left = time.thread_time(), MOST_SECONDS
         self._unmet = frozenset(self._unmet_together())
@@ -97,14 +91,11 @@ class Conditions:
         return seconds if seconds < self._left else program.cost.seconds(*size_of(self._named(program.arguments)))
 
     def _spend(self, seconds: float) -> None:
-        """Subtract the estimate of an evaluation from the time that is left. Raises NotEvaluated if too little is left.
-
-        Estimates are usually too high. So when they add up to more than the limit, the time that was really taken is
-        counted in their place.
-        """
+        """Subtract the estimate of an evaluation from the time left. Raises NotEvaluated if too little is left."""
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)
         self._left -= seconds
+        # Estimates are usually too high. So they are replaced by the time that was really taken.
         if self._left < 0:
             self._left = MOST_SECONDS - (time.thread_time() - self._began) - seconds
         if self._left < 0:
@@ -112,19 +103,16 @@ class Conditions:
 
     @cached_property
     def _for_all(self) -> tuple[Any, Size] | None:
-        """The values for all conditions, and the size of the arguments; None if the arguments are too large.
-
-        If this is None, each condition gets only the values of the arguments that it names.
-        """
+        """The values for all conditions, and the size of the arguments; None if the arguments are too large."""
         try:
             return self._values(self._names)
         except NotEvaluated:
-            return None
+            return None  # Each condition then gets only the values of the arguments that it names.
 
     def _values(self, names: Iterable[str] | None) -> tuple[Any, Size]:
-        """Return a pair: the values that conditions can read, and the size of the arguments among them.
+        """Return the values that conditions can read, and the size of the arguments. Raises NotEvaluated.
 
-        `names` are the arguments to include; None means all. Raises NotEvaluated.
+        `names` are the arguments to include; None means all.
         """
         named = self._named(names)
         size = size_of(named)

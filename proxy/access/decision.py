@@ -1,7 +1,6 @@
 """The grant of a request as the database returns it, and the decision about token, connection, host and gateway.
 
-`decide` makes the checks in rows 4 to 10 of docs/reference/decision-order.md. The checks in rows 13 to 15, about the
-called feature, are in features.py.
+`decide` makes the checks in rows 4 to 10 of docs/reference/decision-order.md.
 """
 
 import hashlib
@@ -44,14 +43,12 @@ class FeatureRow(NamedTuple):
 
 
 class ListedFeature(NamedTuple):
-    """A feature that this connection can list. `dotted_name` is the server's own name for it, if that name has dots.
-
-    `said` has the title and description that an administrator set, which replace the server's; None if neither is set.
-    """
+    """A feature that this connection can list."""
 
     exposed_name: str
     text: str
-    dotted_name: str | None
+    dotted_name: str | None  # The server's own name for the feature, if that name has dots.
+    # The title and description that an administrator set, which replace the server's; None if neither is set.
     said: dict[str, str] | None
 
 
@@ -65,15 +62,11 @@ class StoredSession(NamedTuple):
 
 
 class Introduction(NamedTuple):
-    """The server's description of itself: its instructions, and its capabilities in each protocol era.
+    """The server's description of itself. A field is None if the server never sent it."""
 
-    `capabilities` are those in session-based versions of MCP, `modern_capabilities` those in MCP 2026-07-28. A field is
-    None if the server never sent it; instructions sent to other identities do not count.
-    """
-
-    capabilities: dict[str, Any] | None
-    instructions: str | None
-    modern_capabilities: dict[str, Any] | None
+    capabilities: dict[str, Any] | None  # In session-based versions of MCP.
+    instructions: str | None  # Those sent to other identities do not count.
+    modern_capabilities: dict[str, Any] | None  # In MCP 2026-07-28.
     is_given: bool = True  # Whether the person, through this app or agent, may use anything of this server.
 
 
@@ -87,22 +80,14 @@ class ListingState(NamedTuple):
 
 
 class SignInState(NamedTuple):
-    """State of an identity obtained by signing in at an issuer.
+    """State of an identity obtained by signing in at an issuer."""
 
-    `is_needed` is True if the person must sign in again. `seconds_left` is the time until the token expires.
-    """
-
-    is_needed: bool
-    seconds_left: float | None  # None if the identity is not due for renewal.
+    is_needed: bool  # The person must sign in again.
+    seconds_left: float | None  # Until the token expires; None if the identity is not due for renewal.
 
 
 class AssignedServer(NamedTuple):
-    """A server behind the gateway, and the identity this connection uses there.
-
-    If the query asked for ServersNeeded.ALL, `features` has ListedFeatures in the server's order. If it asked for
-    OF_FEATURE or BY_OWN_NAME, `features` has FeatureRows: those of the matching features and, if a resource is
-    requested, those of all templates.
-    """
+    """A server behind the gateway, and the identity this connection uses there."""
 
     id: str
     alias: str
@@ -123,6 +108,8 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
+    # With ServersNeeded.ALL, ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, FeatureRows: those
+    # of the matching features and, if a resource is requested, those of all templates.
     features: Sequence[Any] | None
     # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's URL has changed
     # since the identity was confirmed.
@@ -150,13 +137,13 @@ class AssignedServer(NamedTuple):
     restricted: bool = False
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return the server's capabilities for a client, which speaks MCP 2026-07-28 if `modern`, else the session era.
+        """Return the server's capabilities for a client; None if the server has sent none.
 
-        The capabilities are those in the era in which the gateway calls the server for this client; if these are
-        unknown, those in the other era. Return None if the server has sent no capabilities.
+        A `modern` client speaks MCP 2026-07-28.
         """
         in_sessions, _, in_modern, _ = self.introduction or NOT_INTRODUCED
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
+        # Those in the era in which the gateway calls the server for this client; if unknown, those in the other era.
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
         return own if own is not None else other
 
@@ -165,21 +152,16 @@ NOT_INTRODUCED = Introduction(None, None, None)
 
 
 class SessionGrant(NamedTuple):
-    """The client's session that a request names.
-
-    `capabilities` are all capabilities of the client. `declared` has the names of those that are sent to servers, and a
-    digest of any extensions, comma-separated. `is_lost` is True if a server has lost its session with the gateway: then
-    the client has to open a new session.
-    """
+    """The client's session that a request names."""
 
     id: str
     version: str
-    capabilities: dict[str, Any]
-    declared: str
+    capabilities: dict[str, Any]  # All capabilities of the client.
+    declared: str  # The names of those that are sent to servers, and a digest of any extensions, comma-separated.
     log_level: str
     client_name: str
     client_version: str
-    is_lost: bool = False
+    is_lost: bool = False  # A server has lost its session with the gateway: the client has to open a new session.
 
 
 class AccessRow(NamedTuple):
@@ -382,15 +364,11 @@ class ServersNeeded(IntEnum):
 
 
 class Wanted(NamedTuple):
-    """Selects the servers and features that the access statement (query.sql) returns for a request.
-
-    `kind` is tool, prompt, resource, template or instructions. If it is instructions, the statement also looks up
-    `Introduction.is_given`. `name` is the feature's name as the client sent it; for a resource, it is the URIs that
-    servers may use for the resource, one per line.
-    """
+    """Selects the servers and features that the access statement (query.sql) returns for a request."""
 
     servers: ServersNeeded
-    kind: str = ""
+    kind: str = ""  # tool, prompt, resource, template or instructions. The last also looks up `Introduction.is_given`.
+    # As the client sent it; for a resource, the URIs that servers may use for the resource, one per line.
     name: str = ""
 
 
@@ -399,13 +377,13 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The values by which a token is looked up: the checksum of an OAuth token, or a digest for each token key.
+    """The values by which a token is looked up.
 
-    The fields have the same length; at each index, one has the value and the other None.
+    At each index, one field has a value and the other None.
     """
 
-    digests: tuple[bytes | None, ...]
-    checksums: tuple[str | None, ...]
+    digests: tuple[bytes | None, ...]  # One for each token key.
+    checksums: tuple[str | None, ...]  # Of an OAuth token.
 
 
 class AccessQuery(NamedTuple):
@@ -440,10 +418,7 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
         )
 
     def digests(self, token: str) -> TokenDigests:
-        """Return the values by which `query.sql` finds a bearer token.
-
-        They are a checksum for an OAuth access token, and one digest per token key for any other token.
-        """
+        """Return the values by which `query.sql` finds a bearer token."""
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
         return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
@@ -458,8 +433,8 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
     ) -> AccessRow | None:
         """Return the current grant of this token, or None for an unknown token. Raises DatabaseUnavailable.
 
-        `session` is the digest of the session id in the request. For a request without a session, `declared` has the
-        names of the client capabilities to send to servers, comma-separated.
+        `session` is the digest of the session id. Without a session, `declared` has the client capabilities to send to
+        servers, comma-separated.
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 
@@ -488,12 +463,10 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
 ) -> list[AccessRow | DatabaseUnavailable | None]:
-    """Return the current grant for each of `queries`, read by one statement.
+    """Return the current grant for each of `queries`, read by one statement, which `query` runs.
 
-    The function `query` runs the statement over a separate connection to the database.
-
-    An entry of the result is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
-    DatabaseUnavailable or StatementRejected if the statement itself fails.
+    An entry is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
+    DatabaseUnavailable or StatementRejected if the statement fails.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
     grants = read_grants(await query(b"decide", parameters([*numbers])))
@@ -522,11 +495,9 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
 
 @cache
 def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
-    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row.
-
-    `n` is the number of the query that a row answers. `names` are the columns of the result.
-    """
+    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row."""
     place = {name.decode(): number for number, name in enumerate(names)}
+    # `n` is the number of the query that a row answers.
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 
 
@@ -581,7 +552,7 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement, as the texts of PostgreSQL arrays.
 
-    Each array has one element for each value by which the token of each query is looked up (see TokenDigests).
+    Each array has one element for each value in the TokenDigests of each query.
     """
     rows = [
         (n, query, digest, checksum)

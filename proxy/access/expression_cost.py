@@ -1,8 +1,7 @@
 """The most processor time that a condition can take, estimated from its syntax tree.
 
-Evaluation cannot be interrupted. So a condition that could take too long even for small arguments cannot be saved. A
-saved condition is not evaluated for a call whose arguments are so large that the evaluation could take too long. The
-constants were measured with arguments that an attacker would choose.
+Evaluation cannot be interrupted. So a condition is saved, and evaluated, only if it cannot take too long. The constants
+were measured with arguments that an attacker would choose.
 """
 
 import re
@@ -31,15 +30,12 @@ NEEDS_SMALL = frozenset({"contains", *(f"get{part}" for part in _OF_TIME.split()
 
 
 class Cost(NamedTuple):
-    """The nanoseconds that a condition takes, as a function of the size of the arguments.
-
-    For arguments with n values and b bytes of text: `once` + n * `value` + n * n * `square` + b * `text`.
-    """
+    """The nanoseconds that a condition takes, as a function of the size of the arguments."""
 
     once: float = 0
-    value: float = 0
-    square: float = 0
-    text: float = 0
+    value: float = 0  # Times the number of values.
+    square: float = 0  # Times the square of this number.
+    text: float = 0  # Times the bytes of text.
 
     def times(self, number: float) -> "Cost":
         return Cost(*(each * number for each in self))
@@ -69,13 +65,10 @@ def _is_slow(cost: Cost) -> bool:
 
 
 class _Scope(NamedTuple):
-    """The sizes of macros' variables in a part of a condition.
-
-    `large` has the names whose values may be large in this part; None if the values of all names may be large.
-    """
+    """The sizes of macros' variables in a part of a condition."""
 
     sizes: Mapping[str, float]
-    large: frozenset[str] | None = None
+    large: frozenset[str] | None = None  # The names whose values may be large in this part; None means all names.
 
     def size_of(self, name: Node) -> float:
         size = self.sizes.get(str(name.value), 1 if name.value == ARGUMENTS else 0)
@@ -86,10 +79,10 @@ class _Scope(NamedTuple):
     def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
         """Return the scope of the body of a macro, whose variable has this size.
 
-        With `over_arguments`, `size` is the size of all elements together, and the cost of the body is the cost of all
-        iterations together. So all other names in the body have to be small: comparing each element with all
-        arguments would be quadratic.
+        With `over_arguments`, `size` is the size of all elements together.
         """
+        # With `over_arguments`, the cost of the body is the cost of all iterations together. So all other names in the
+        # body have to be small: comparing each element with all arguments would be quadratic.
         names = frozenset((variable, RESULT))
         large = names if over_arguments else None if self.large is None else self.large | names
         return _Scope({**self.sizes, variable: size, RESULT: 0}, large)
@@ -145,10 +138,7 @@ class _Estimator:
         return Estimate(0 if call.value in COMPARISONS else size, _sum(cost, walk))
 
     def _pattern(self, pattern: Node, size: float) -> Cost:
-        """Return the cost of matching a text with a pattern, and of compiling the pattern, which CEL does each time.
-
-        Raises BadExpression if the pattern is not allowed or too costly.
-        """
+        """Return the cost of a pattern. Raises BadExpression if the pattern is not allowed or too costly."""
         if pattern.kind != CONSTANT or pattern.value is None:
             raise BadExpression("The pattern of matches() must be a text in quotation marks.", pattern.at)
         if len(pattern.value) > LONGEST_PATTERN:
@@ -156,7 +146,7 @@ class _Estimator:
         if found := _COSTLY_IN_PATTERNS.search(pattern.value):
             what = "repeat a group by a count, as in (ab){3}" if found[0].startswith(")") else "use classes of Unicode"
             raise BadExpression(f"A pattern cannot {what}.", pattern.at)
-        cost = _cost_of_pattern(pattern.value)
+        cost = _cost_of_pattern(pattern.value)  # Including compilation: CEL compiles the pattern each time.
         cost = Cost(cost.once + cost.text * OF_FIELD, 0, 0, cost.text * size)
         if _is_slow(cost):
             raise BadExpression("The pattern could take too long: make it shorter, with fewer repetitions.", pattern.at)
@@ -180,18 +170,15 @@ def _collects(loop: Node) -> bool:
 
 
 def _cost_of_pattern(pattern: str) -> Cost:
-    """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`).
-
-    RE2 makes an automaton of the pattern. A state is the set of the places in the pattern that a text may have reached.
-    A pattern with few ambiguous parts needs few states. For other patterns, each character of an attacker's text may
-    need a new state.
-    """
+    """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`)."""
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):
         number = max(int(least or 1), int(most or 1), 1)
         places += number
         ambiguous += number if atom in (".", "|") or atom[0] in "[\\" or least or often else 0
     compiling = 10_000 + 1_000 * places + 7_000 * ambiguous
+    # RE2 makes an automaton. A state is the set of the places in the pattern that a text may have reached, so a pattern
+    # with few ambiguous parts needs few states. For others, each character of an attacker's text may need a new state.
     if ambiguous <= MOST_AMBIGUOUS:
         return Cost(compiling + 2_000 * 2**ambiguous, text=8)
     return Cost(compiling, text=60 * places)

@@ -1,4 +1,4 @@
-"""The syntax tree of a compiled condition, with constants as CEL reads them and not as they are written.
+"""The syntax tree of a compiled condition, with constants as CEL reads them.
 
 CEL serialises it as protobuf (`CheckedExpr` in cel/expr/checked.proto, `Expr` in cel/expr/syntax.proto).
 """
@@ -12,18 +12,16 @@ CONSTANT, NAME, MEMBER, HAS, CALL, LIST, MAP, LOOP = "constant", "name", "member
 
 
 class Node(NamedTuple):
-    """A part of a condition. `at` is its position in the text, from 0.
-
-    `value` is the text of a text constant (None for other constants), or the name of a variable, member or function.
-    The only part of a member, or of `has`, is the object. The parts of a map are its keys and values. A loop is an
-    expanded macro such as `exists`: `value` is its variable; the parts are range, initial result, condition, step and
-    result.
-    """
+    """A part of a condition."""
 
     kind: str
+    # The text of a text constant (None for other constants), or the name of a variable, member or function. For a loop,
+    # which is an expanded macro such as `exists`, the name of its variable.
     value: str | None
+    # Of a member or of `has`: the object. Of a map: its keys and values. Of a loop: range, initial result, condition,
+    # step and result.
     parts: tuple["Node", ...]
-    at: int
+    at: int  # Position in the text, from 0.
 
 
 def tree_of(serialized: bytes) -> Node:

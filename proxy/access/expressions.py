@@ -1,7 +1,6 @@
 """Conditions of rules, in CEL (Common Expression Language): compiled once per text, evaluated within bounds.
 
-Evaluation cannot be interrupted, so its cost is bounded beforehand: `cost_of` estimates it from the syntax tree, and
-`size_of` limits the arguments. CEL itself stops after 10,000 iterations.
+Evaluation cannot be interrupted, so its cost is bounded beforehand by `cost_of` and `size_of`.
 """
 
 import re
@@ -28,15 +27,12 @@ class NotEvaluated(Exception):
 
 
 class Program(NamedTuple):
-    """A compiled condition.
-
-    `arguments` are the arguments that the condition names, with their positions; None if it may use any argument. A
-    call that lacks one of the arguments in `needed` does not meet the condition.
-    """
+    """A compiled condition."""
 
     compiled: Any
+    # The arguments that the condition names, with their positions; None if it may use any argument.
     arguments: dict[str, int] | None
-    needed: frozenset[str]
+    needed: frozenset[str]  # A call that lacks one of these arguments does not meet the condition.
     cost: Cost
 
     @property

@@ -1,8 +1,7 @@
 """Resolve a name or URI to a server and a feature, and check switches, policy and identity.
 
-These checks are rows 13 to 15 of the decision order. Features are tools, prompts, resources and resource templates. A
-tool or prompt that is not stored cannot be called. Lists apply the same switches and policy, in `access/query.sql`.
-They also leave out features that the server does not currently offer.
+These checks are rows 13 to 15 of the decision order. Features are tools, prompts, resources and resource templates. For
+lists, `access/query.sql` applies the same switches and policy.
 """
 
 from collections.abc import Sequence
@@ -62,9 +61,9 @@ def named(message: Message) -> Named | None:
 
 
 def _completed(ref: object) -> tuple[str, object]:
-    """Return the kind and name of the prompt or resource (template or URI) that a completion refers to.
+    """Return the kind and name of the prompt or resource that a completion refers to.
 
-    The kind is empty if `ref` is not an object. The name is returned as the client sent it, even if it is not a text.
+    The kind is empty if `ref` is not an object. The name may be no text.
     """
     if not isinstance(ref, dict):
         return "", None
@@ -79,14 +78,14 @@ def is_nameable(feature: Named) -> bool:
 
 
 def lookup_key(feature: Named) -> str:
-    """Return the key by which the access statement looks up this feature: its name, or the URI of a resource.
+    """Return the name or URI by which the access statement looks up this feature.
 
-    If the URI has a server alias, return two lines: the server's own URI, and the URI as the client sent it. If the
-    database cannot store the server's own URI, return the client's URI alone.
+    For a URI with a server alias, return two lines: the server's own URI, and the client's.
     """
     if feature.kind != RESOURCE:
         return feature.name
     alias, uri = alias_and_uri(feature.name)
+    # If the database cannot store the server's own URI, the client's URI alone.
     return f"{uri}\n{feature.name}" if alias and is_storable(uri) else feature.name
 
 
@@ -110,12 +109,12 @@ def escaped(text: str) -> str:
 
 
 class UnknownFeature(UpstreamError):
-    """No server behind the gateway has a tool, prompt or resource of this name, or several servers have the resource.
+    """No server behind the gateway has this tool, prompt or resource, or several servers have the resource.
 
-    In the second case, `possible` has the URIs to choose from. For a resource, clients of the session era get the code
-    -32002, which MCP 2026-07-28 no longer has.
+    In the second case, `possible` has the URIs to choose from.
     """
 
+    # For a resource, clients of the session era get -32002 instead, which MCP 2026-07-28 no longer has.
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
     reason = "unknown_tool"
@@ -148,19 +147,16 @@ class OutOfScope(Exception):
 
 
 class Resolved(NamedTuple):
-    """The server a request goes to, and the feature's own name there.
-
-    `schema` is set for tools whose arguments are repeated in headers. `alias` is the prefix of the server's URIs for
-    clients; empty if URIs are not rewritten. `row` is set only if a changed definition of the tool awaits approval;
-    then `check_held` decides whether the call is allowed. `claims` are set only if rules apply to the gateway.
-    """
+    """The server a request goes to, and the feature's own name there."""
 
     assigned: AssignedServer
     name: str
-    schema: object = None
-    alias: str = ""
+    schema: object = None  # Set for tools whose arguments are repeated in headers.
+    alias: str = ""  # The prefix of the server's URIs for clients; empty if URIs are not rewritten.
+    # Set only if a changed definition of the tool awaits approval. Then `check_held` decides whether the call is
+    # allowed.
     row: FeatureRow | None = None
-    claims: ToolClaims | None = None
+    claims: ToolClaims | None = None  # Set only if rules apply to the gateway.
 
 
 # The states in which a feature is not listed, each with the reason for refusing requests for the feature.
@@ -208,19 +204,14 @@ def is_usable(assigned: AssignedServer) -> bool:
 
 
 def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | None:
-    """Return the server without an alias, whose tools keep their own names; None if all servers have an alias.
-
-    A database constraint allows one such server per gateway.
-    """
+    """Return the server without an alias; None if all servers have an alias."""
+    # A database constraint allows one such server per gateway.
     return next((assigned for assigned in assignments if not assigned.alias), None)
 
 
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
-    """Return the server a tool's name belongs to, or None. Lists and calls both use this function.
-
-    A name with an alias belongs to the server of that alias, and any other name to the one server without an alias. The
-    tools that servers list are ignored: otherwise one server could take over the names of another.
-    """
+    """Return the server of a tool name's alias, or else the server without an alias; None if there is neither."""
+    # The tools that servers list are ignored: otherwise one server could take over the names of another.
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
             return assigned
@@ -255,7 +246,6 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
     """Return the tool or prompt `exposed` with its server, or only the server if its list must be requested first.
 
-    A name that is not stored yet cannot be called, because an administrator could not have disabled it.
     Raises OutOfScope, Refusal or UnknownFeature.
     """
     assigned = server_of(assignments, exposed)
@@ -264,6 +254,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
     row = _named_row(assigned, exposed)
     if row is not None:
         return authorize(assigned, kind, row.name, row)
+    # A name that is not stored yet cannot be called, because an administrator could not have disabled it.
     if can_be_listed(assigned):
         return assigned
     if not assigned.alias:
@@ -272,16 +263,13 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 
 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
-    """Return the server and the resource of this URI, like `resolve`.
-
-    A resource that is not listed can be read if the switch of the matching template allows it. If no template matches,
-    the server's policy decides.
-    """
+    """Return the server and the resource of this URI, like `resolve`."""
     budget = MatchBudget()
     assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
     if assigned is None:
         raise UnknownFeature(RESOURCE, exposed)
     alias = assigned.alias if several else ""
+    # If no row is found, the server's policy decides.
     row = _lists(assigned, uri) or _governing_template(assigned, uri, budget)
     try:
         return authorize(assigned, RESOURCE, uri, row)._replace(alias=alias)
@@ -292,10 +280,7 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 def _owner_of_uri(
     assignments: Sequence[AssignedServer], exposed: str, budget: MatchBudget, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
-    """Return the server that the URI belongs to, and the URI by which this server knows the resource.
-
-    The server is None if the URI belongs to no server.
-    """
+    """Return the server that the URI belongs to, or None, and the URI by which this server knows the resource."""
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
@@ -309,11 +294,11 @@ def _owner_of_uri(
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
     """Return the server that a URI without an alias belongs to; None if there is none.
 
-    The first step that finds a server decides: servers that list the URI; servers with a template for the URI; the
-    server without an alias. If a step finds several servers, the one without an alias is returned. Raises
-    UnknownFeature if all of them have an alias.
+    Raises UnknownFeature if several servers have the URI and all of them have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
+    # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is
+    # taken.
     for fits in (_lists, partial(_has_template_for, budget)):
         fitting = [(assigned, row) for assigned in usable if (row := fits(assigned, uri)) is not None]
         # Rows hidden from lists count only if no other row matches. Then the refusal says why the row is hidden.
@@ -342,12 +327,9 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
 
 
 def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget) -> FeatureRow | None:
-    """Return the template whose switch applies to a resource that is not listed; None if no template matches.
-
-    If several templates match, the most exact one applies. Servers match templates differently, so some matches are
-    uncertain. These may only refuse a resource, so they count only if it would be allowed without a match: the policy
-    is `allow_all`, and the connection may use all features of the server.
-    """
+    """Return the template whose switch applies to a resource that is not listed; None if no template matches."""
+    # Servers match templates differently, so some matches are uncertain. These may only refuse a resource, so they
+    # count only if the resource would be allowed without a match.
     is_broad = assigned.policy == "allow_all" and not assigned.restricted
     matching = [
         (narrowly, literal_length(row.name), not (row.enabled and row.granted), row)
@@ -357,6 +339,7 @@ def _governing_template(assigned: AssignedServer, uri: str, budget: MatchBudget)
         and (narrowly or is_broad)
         and template_matches(row.name, uri, narrowly=narrowly, budget=budget)
     ]
+    # The most exact one applies.
     return max(matching, key=lambda each: each[:3])[3] if matching else None
 
 
@@ -380,11 +363,8 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
 
 
 def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
-    """Return the reason why clients do not see this feature; empty if they see it.
-
-    A feature without a row belongs to no set of tools. It is hidden if the connection may use only granted features.
-    """
-    if row is None:
+    """Return the reason why clients do not see this feature; empty if they see it."""
+    if row is None:  # The feature belongs to no set of tools.
         return "tool_not_granted" if assigned.restricted else ""
     return HIDDEN_STATES.get(row.state, "") if row.granted else "tool_not_granted"
 
@@ -436,11 +416,10 @@ def target_of(
     modern: bool = False,
     extensions: Object = NO_EXTENSIONS,
 ) -> Target:
-    """Return the server's address, credential, era and session for one request.
+    """Return the server's address, credential, era and session for one request. Raises IdentityUnreadable.
 
-    For a client of MCP 2026-07-28 (`modern`), the server is called in that era if the server supports it. Such a client
-    sends its `extensions` with each request. `authorize` has already checked that the identity may be used; this
-    function decrypts the credential. Raises IdentityUnreadable.
+    `authorize` must have allowed the identity. A `modern` client speaks MCP 2026-07-28 and sends its `extensions` with
+    each request.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
@@ -481,15 +460,12 @@ def _client_info(session: SessionGrant) -> Object:
 
 
 def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Return the target for requesting this server's lists; it is the same for all clients. Raises IdentityUnreadable.
-
-    Some servers list certain tools only to clients with elicitation or sampling. So the gateway declares all client
-    capabilities that it supports. The session for lists belongs to the assignment, not to a client.
-    """
+    """Return the target for requests for this server's lists, the same for all clients. Raises IdentityUnreadable."""
     upstream = target_of(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(
+        # Some servers list certain tools only to clients with elicitation or sampling.
         capabilities=ALL_BRIDGED,
-        owner_id=assigned.id,
+        owner_id=assigned.id,  # The session for lists belongs to the assignment, not to a client.
         session_key=f"{assigned.upstream_key.rpartition(' ')[0]} {declared(ALL_BRIDGED)}",
         session=None,
         client_info=versions.INFO,
@@ -534,29 +510,23 @@ class AmbiguousName(UnknownFeature):
 
 
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
-    """Return whether an unknown name may be a server's own name for a tool or prompt.
-
-    Return False if the name has an alias: it belongs to the server of that alias, even if this server was removed.
-    Return False if the server without an alias has or had such a feature, or its list cannot be requested: the name
-    then belongs to that server.
-    """
+    """Return whether an unknown name may be a server's own name for a tool or prompt."""
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.
     owner = server_of(grant.assignments, feature.name)
+    # The name belongs to the server without an alias if this server has or had such a feature, or if its list cannot be
+    # requested.
     return owner is None or (not owner.alias and not owner.features and can_be_listed(owner))
 
 
 def exposed_feature(grant: AccessRow, feature: Named) -> Named:
     """Find the feature that a server calls `feature.name`, and return it with its exposed name.
 
-    `grant` must be queried with BY_OWN_NAME.
-
-    Disabled or held features, and features of disabled servers, count as matches too: otherwise disabling a feature
-    would send its calls to another server. Servers outside the token's scope count only if no server in scope matches.
-
-    Raises UnknownFeature, or AmbiguousName if several features match.
+    `grant` must be queried with BY_OWN_NAME. Raises UnknownFeature, or AmbiguousName if several features match.
     """
+    # Disabled or held features count too: otherwise disabling a feature would send its calls to another server.
     known = [(assigned, row) for assigned in grant.assignments for row in _own_name_rows(assigned, feature.name)]
+    # Servers outside the token's scope count only if no server in scope matches.
     candidates = [each for each in known if each[0].in_scope] or known
     if len(candidates) == 1:
         return Named(feature.kind, candidates[0][1].exposed_name)

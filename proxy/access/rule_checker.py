@@ -10,11 +10,7 @@ KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions nam
 
 
 class RuleRefused(Refusal):
-    """A rule refuses this call.
-
-    The message is the rule's own sentence, or a general one if the rule has none. If the rule's condition has no result
-    for this call, the message says so instead.
-    """
+    """A rule refuses this call. `sentence_of` makes the message; if it is empty, a general message is used."""
 
     def __init__(self, decision: RuleDecision, resolved: Resolved, tool: str) -> None:
         super().__init__("rule_refused", resolved.assigned, Named(TOOL, tool), sentence_of(decision))
@@ -42,10 +38,10 @@ def ruled_call(
     client: tuple[str, str],
     at: float,
 ) -> RuledCall:
-    """Return a tool call as conditions see it. `tool` is the tool's name for clients, `at` the time of the call.
+    """Return a tool call as conditions see it; `tool` is the tool's name for clients.
 
-    For a live call, `caller` is the grant and `server` the assigned server. For a logged call, the row of the call is
-    passed as both. `client` has the name and the address of the client.
+    For a live call, `caller` is the grant and `server` the assigned server. For a logged call, both are the row of the
+    call. `client` has the name and the address of the client.
     """
     fields = {
         "tool.name": tool,

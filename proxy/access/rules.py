@@ -1,9 +1,7 @@
 """Rules on tool calls: which rules match a call, and what they decide (row 16 of the decision order).
 
-The rules are read from the database with the grant of each request. The first rule that refuses the call decides. If no
-rule refuses, the first rule that holds the call decides. A matching rule that only labels, or that is only watched,
-always adds a label to the call in the log. In a rule that refuses or holds, a condition without a result counts as
-true.
+The first rule that refuses the call decides. If no rule refuses, the first rule that holds the call decides. In a rule
+that refuses or holds, a condition without a result counts as true.
 """
 
 import re
@@ -33,20 +31,17 @@ class ToolClaims(NamedTuple):
 
 
 class DecidingRule(NamedTuple):
-    """An enabled rule as the access query returns it. Empty `servers`, `tools` and `tool_effect` match every tool.
-
-    `tools` are patterns, with `*` and `?`, for the names of tools as clients see them. `text` is the message of a
-    refusal, or the label that the rule adds.
-    """
+    """An enabled rule as the access query returns it."""
 
     id: str
     name: str
     version: int
     mode: str
     effect: str
-    text: str
+    text: str  # The message of a refusal, or the label.
     when: str
-    tools: Sequence[str]
+    # Empty `tools`, `tool_effect` and `servers` match every tool.
+    tools: Sequence[str]  # Patterns, with `*` and `?`, for the names of tools as clients see them.
     tool_effect: str
     servers: Sequence[str]
 
@@ -71,16 +66,13 @@ class RuledCall(NamedTuple):
 
 
 class RuleDecision(NamedTuple):
-    """The decision of all rules about a call. `effect` is REFUSE, HOLD or empty.
+    """The decision of all rules about a call."""
 
-    `rule` is the rule that refuses or holds the call or, if there is none, the first rule whose condition has no
-    result. If the condition of `rule` has no result, `error` says why. `labels` are for the log.
-    """
-
-    effect: str = ""
+    effect: str = ""  # REFUSE, HOLD or empty.
+    # The rule that refuses or holds the call or, if there is none, the first rule whose condition has no result.
     rule: DecidingRule | None = None
     labels: tuple[str, ...] = ()
-    error: str = ""
+    error: str = ""  # The reason why the condition of `rule` has no result; empty if it has one.
 
     @property
     def label_text(self) -> str:
@@ -122,11 +114,7 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label, not counting the label with the rule that refused or held the call.
-
-    A rule with the effect `label` adds its label unless its condition could not be evaluated. Other rules add a label
-    only in the mode `watch`.
-    """
+    """Return whether a match adds a label. The label of the rule that refuses or holds the call is not counted."""
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 
 

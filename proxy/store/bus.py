@@ -1,7 +1,7 @@
 """Short messages between workers, mostly ids, by LISTEN and NOTIFY of PostgreSQL.
 
-An ordinary call publishes nothing. Data that must not be lost is in rows; the bus only announces that there are rows to
-read. When a lost connection is restored, every handler is called with None and has to read its rows.
+Data that must not be lost is in rows. When a lost connection is restored, every handler is called with None and has to
+read its rows.
 """
 
 import asyncio
@@ -31,6 +31,9 @@ NAME = b"SET application_name = 'gateway bus'"
 # A handler gets the published text, or None after a lost connection. An async handler runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
+# Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have changed),
+# `unwritable` (a row of the log could not be written in time), and internal topics of the proxy.
+
 
 class Statements(Protocol):
     """Protocol for running one statement in a separate short transaction."""
@@ -54,9 +57,7 @@ class ListeningConnection(PgConnection):
 class Bus:
     """Receives the messages of all workers, this one included.
 
-    Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have changed),
-    `unwritable` (a row of the log could not be written in time), and internal topics of the proxy. The bus connection
-    also runs the statements that `setup` prepares, one at a time.
+    The bus connection also runs the statements that `setup` prepares, one at a time.
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
@@ -83,10 +84,8 @@ class Bus:
         self._background.spawn(f"bus, {topic}", self.publish(topic, told))
 
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected.
-
-        The statement is completed even if the caller is cancelled: abandoning it would close the shared connection.
-        """
+        """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected."""
+        # Completed even if the caller is cancelled: abandoning the statement would close the shared connection.
         return await asyncio.shield(self._background.spawn("bus, statement", self._query(name, parameters)))
 
     async def _query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:

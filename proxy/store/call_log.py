@@ -1,4 +1,4 @@
-"""Writes the rows of calls to the log: rows of concurrent requests share one COPY and one commit.
+"""Writes the rows of calls to the log; rows of concurrent requests share one commit.
 
 The audit promise: an answer is sent to the client only after the row of the call is committed.
 """
@@ -202,12 +202,11 @@ type Line = Waiting[bytes, None]
 
 
 class CallWriter(GroupCommit[bytes, None]):
-    """Commits rows over `connections`; `observe` gets the size of each batch, `bus` notifies other processes of a hang.
+    """Commits rows over `connections`, and is the circuit breaker of calls (see `may_begin`).
 
-    The writer is also the circuit breaker of calls: while `may_begin` is False, nothing may be sent to a server,
-    because the row could not be written. The breaker opens when a commit fails, hangs for a second (also in another
-    process) or loses its connection. The breaker closes once a test row was written and rolled back, which is tried
-    continuously. `may_begin` is also False while `max_waiting` rows wait.
+    The breaker opens when a commit fails, hangs for a second (also in another process) or loses its connection. The
+    breaker closes once a test row was written. `observe` gets the size of each batch; `bus` tells other processes of a
+    hang.
     """
 
     def __init__(
@@ -270,13 +269,10 @@ class CallWriter(GroupCommit[bytes, None]):
             raise lasting_error
 
     async def _check(self, connection: PgConnection) -> None:
-        """Test whether a batch could be stored: write a row, undo it, and commit the empty transaction.
-
-        This needs the same locks, table and disk as a batch.
-        """
+        """Test whether a batch could be stored: write a row, undo it, and commit the empty transaction."""
         now = time.time()
         line = CallRow(new_uid(now), now, method="ping").copy_line()
-        await connection.run(b"BEGIN; SAVEPOINT before")
+        await connection.run(b"BEGIN; SAVEPOINT before")  # With the same locks, table and disk as a batch.
         await connection.copy(COPY, line)
         await connection.query(b"insert_one", _values_of(line))  # Plan now instead of for the first call.
         await connection.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
@@ -285,9 +281,7 @@ class CallWriter(GroupCommit[bytes, None]):
 async def _insert_rows(
     connection: PgConnection, lines: list[bytes], *, singly: bool = False
 ) -> StatementRejected | None:
-    """Insert these rows, all or none. Return the error if a row is invalid, or None if all rows are committed.
-
-    With `singly`, a single row is inserted by a prepared statement instead of COPY.
+    """Insert these rows, all or none. Return the error if a row is invalid, or None if all are committed.
 
     Raises DatabaseUnavailable, and StatementRejected for an error that no row caused.
     """
@@ -316,11 +310,7 @@ INLINE_BYTES = 4096
 
 
 class PayloadRecorder:
-    """Puts redacted payloads into rows.
-
-    Large payloads are redacted by `process`. If redacting fails, a note is recorded instead and the error is logged: a
-    call that ran must get its row and its answer.
-    """
+    """Puts redacted payloads into rows; large ones are redacted by `process`. Failures are only logged."""
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
         self._cipher = cipher
@@ -386,7 +376,7 @@ def _person(request: McpRequest) -> str:
 def _logged(request: McpRequest) -> Iterator[None]:
     try:
         yield
-    except Exception:
+    except Exception:  # A call that ran must get its row and its answer.
         logger.exception("the payloads of a call were not recorded", extra={"request_id": request.uid})
 
 

@@ -1,8 +1,7 @@
 """Stores the events that clients may not have received on their streams, so that the streams can be resumed.
 
-See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. While a client reads, the last events of a stream are
-only in memory. When the client disconnects, they are written to rows, encrypted. They are also written when the client
-reconnects to another worker: that worker notifies the worker that has the stream.
+See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. While a client reads, the last events are only in
+memory. They are written to rows, encrypted, when the client disconnects or reconnects to another worker.
 """
 
 import asyncio
@@ -318,8 +317,7 @@ class StreamEvents:
     def _wanted(self, told: str | None) -> None:
         """Write the events of a stream to the database, because its client has reconnected to another worker.
 
-        A standing stream then ends here. The stream of a call continues, but its events only go to the database. `told`
-        has the session id and the stream id; None is ignored.
+        `told` has the session id and the stream id; None is ignored.
         """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
@@ -328,7 +326,7 @@ class StreamEvents:
             return
         self._forget_finished(history)
         history.leave()
-        history.taken()
+        history.taken()  # Ends a standing stream. A call's stream continues, but its events only go to the database.
 
     # The stored events of all workers
 

@@ -1,9 +1,7 @@
 """Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
-Each request at the proxy needs two statements: the first decides access, and the last writes the row of the call. These
-statements are most of the proxy's own cost. psycopg makes the connection, but the statements go through libpq directly.
-This saves the cursor, the lock and the waiting code of psycopg's `execute`. Group commit means that items that arrive
-together go to the database in one batch.
+Two statements in each request, the access decision and the row of the call, are most of the proxy's own cost. So they
+go through libpq directly, without psycopg's `execute`. Items that arrive together go to the database in one batch.
 """
 
 import asyncio
@@ -79,11 +77,6 @@ class PgConnection:
     """Runs one statement at a time; after a lost connection the next statement connects again.
 
     `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
-
-    The event loop watches a selector instead of libpq's socket for two reasons. First, libpq may close the socket, and
-    the file number may be reused before the loop stops watching it. Second, if a socket has an error, such as a reset
-    by a crashed PostgreSQL, uvloop stops watching it after one event, although there may be more to read. A selector
-    stays readable until everything is read.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
@@ -121,16 +114,13 @@ class PgConnection:
         return await self._wait_for_result(waiter)
 
     async def query_with_retry(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Call `query`. If it fails, retry once over a new connection, unless the statement timed out.
-
-        The retry is needed after a restart of the database, and after a migration that changed a table.
-        """
+        """Call `query`. If it fails, retry once over a new connection, unless the statement timed out."""
         try:
             return await self.query(name, parameters)
         except StatementTimeout:
             raise
         except (DatabaseUnavailable, StatementRejected):
-            self.close()
+            self.close()  # The database was restarted, for example, or a migration changed a table.
             return await self.query(name, parameters)
 
     async def run(self, statements: bytes) -> None:
@@ -138,7 +128,7 @@ class PgConnection:
         await self.copy(statements, b"")
 
     async def copy(self, statement: bytes, data: bytes) -> None:
-        """Run `statement`, a COPY, with `data`. The rows are committed on return, unless a transaction is open.
+        """Run a COPY with `data`. The rows are committed on return, unless a transaction is open.
 
         Raises DatabaseUnavailable if the outcome is unknown, or StatementRejected if the rows are not committed.
         """
@@ -175,6 +165,9 @@ class PgConnection:
             raise _error(state or NO_CONNECTION, str(error)) from error
         pgconn = connection.pgconn
         pgconn.nonblocking = 1
+        # The event loop watches a selector instead of libpq's socket. libpq may close the socket, and the file number
+        # may be reused before the loop stops watching it. If a socket has an error, such as a reset, uvloop stops
+        # watching it, although there may be more to read. A selector stays readable until everything is read.
         self._connection, self._selector, self._is_sending = connection, DefaultSelector(), False
         self._selector.register(pgconn.socket, EVENT_READ)
         asyncio.get_running_loop().add_reader(self._selector.fileno(), self._on_ready, pgconn)
@@ -272,32 +265,25 @@ def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> Datab
 
 @dataclass(slots=True, eq=False)
 class _Worker[Item, Answer]:
-    """A task that handles batches over one connection.
-
-    `ticks` is the time since the running statement began, in units of TICK_SECONDS; -1 if no statement is running.
-    `first_attempt` is set after the first attempt to connect and check.
-    """
+    """A task that handles batches over one connection."""
 
     handle: HandleBatch[Item, Answer]
     connection: PgConnection
-    first_attempt: asyncio.Event
+    first_attempt: asyncio.Event  # Set after the first attempt to connect and check.
     healthy: bool = False
-    ticks: int = -1
+    ticks: int = -1  # Units of TICK_SECONDS since the running statement began; -1 if none is running.
     repairing: bool = False
     logged: str = ""
     batch: Sequence[Waiting[Item, Answer]] = ()
 
 
 class GroupCommit[Item, Answer]:
-    """Passes waiting items to `handlers`, in batches; a handler resolves the future of each item.
+    """Passes waiting items to `handlers`, in batches. Each handler has one of the `connections`.
 
-    If a handler raises, its whole batch fails with the result of `to_error`. Each handler has one of the `connections`,
-    which are opened in advance and reopened when lost. A connection whose batch failed is checked before it is used
-    again.
+    A handler resolves the future of each item. If it raises, its whole batch fails with the result of `to_error`.
 
-    `fault` is the reason why no batch can be handled now; empty otherwise. With `rejects_when_full`, items added while
-    a statement hangs, or while `max_waiting` items wait, fail at once with DatabaseUnavailable. The option also makes
-    all waiting items and all running batches fail when a statement begins to hang.
+    With `rejects_when_full`, items added while a statement hangs, or while `max_waiting` items wait, fail at once with
+    DatabaseUnavailable. The option also makes all waiting and running items fail when a statement begins to hang.
     """
 
     def __init__(
@@ -329,7 +315,7 @@ class GroupCommit[Item, Answer]:
         self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._background = Background()
-        self.fault = "not connected yet"
+        self.fault = "not connected yet"  # The reason why no batch can be handled now; empty if there is none.
         self.on_hang: Callable[[], object] = bool  # Called when a statement is found to hang.
 
     @property
@@ -447,10 +433,7 @@ class GroupCommit[Item, Answer]:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Reopen the worker's connection if it is closed, and check it. Return True if it works again.
-
-        If this fails and no other connection is healthy, the waiting items fail too.
-        """
+        """Reopen the worker's connection if it is closed, and check it. Return True if it works again."""
         if self._waiting:
             self._wake()  # Let another worker handle the waiting items during the repair.
         worker.ticks, worker.repairing = 0, True

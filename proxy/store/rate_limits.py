@@ -1,8 +1,7 @@
 """Rate limits at /mcp, shared by all workers; used only if a limit is set.
 
-A worker leases calls from the shared counter in batches. A request waits for the counter only when the lease of its
-worker is used up. No more is leased than the limit allows. Unused calls of a lease are lost when the minute ends: in
-each worker about 1 % of the limit at most.
+A worker leases calls from the shared counter in batches, never more than the limit allows. Unused calls of a lease are
+lost when the minute ends: in each worker about 1 % of the limit at most.
 """
 
 import time
@@ -117,12 +116,9 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
 
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
-    """Return how many calls to lease for each subject: one for each waiting request, but at least 1 % of the limit.
-
-    Each subject appears once. If its limit has just changed, the batch may have requests with the old limit and others
-    with the new limit. Only one of the two is used; requests with the other limit get a lease in the next batch.
-    """
+    """Return the calls to lease for each subject: one for each waiting request, but at least 1 % of the limit."""
     waiting = Counter(subject for missing, _ in batch for subject in missing)
+    # If a limit has just changed, requests with the other limit get a lease in the next batch.
     once = {(subject.kind, subject.id): subject for subject in waiting}
     return {subject: max(waiting[subject], subject.limit // PREFETCH) for subject in once.values()}
 

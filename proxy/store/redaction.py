@@ -105,10 +105,8 @@ def without_secrets(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself.
-
-    Without this, an escape could hide a key from redaction. Quotes stay escaped, because they must not end a value.
-    """
+    """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself."""
+    # An escape could hide a key from redaction. Quotes stay escaped, because they must not end a value.
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]
 
@@ -139,11 +137,7 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Return the start and the end of the value of `key`.
-
-    Both are equal if there is nothing to redact: the value is empty or a word such as `null`, or it is a number and
-    `key` is a measure (see `is_measure`).
-    """
+    """Return the start and the end of the value of `key`. Both are equal if there is nothing to redact."""
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -175,27 +169,23 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Return the position at which a quoted value ends, or the length of the text if no quote closes the value.
-
-    If a quote has more backslashes before it than the opening quote has, it is escaped, and the value continues. As in
-    a shell, text that follows the closing quote without a space belongs to the value too.
-    """
+    """Return the position at which a quoted value ends, or the length of the text if no quote closes it."""
     end = _find_or_end(text, quote, start)
+    # A quote is escaped if it has more backslashes before it than the opening quote.
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)
+    # As in a shell, text that follows the closing quote without a space belongs to the value too.
     glued = _adjacent_text(text, end + len(quote))
     return glued.end() if glued and glued[0].strip(quote) else end
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the end of the list or object at `start`.
-
-    If it is not JSON, return the end of the line with its closing bracket; without such a bracket, the end of the text.
-    """
+    """Return the end of the list or object at `start`, or the end of the text if no bracket closes it."""
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         depth = 0
+    # If this is not JSON, the value extends to the end of the line with its closing bracket.
     for bracket in _BRACKETS.finditer(text, start):
         depth += 1 if bracket[0] in "[{" else -1
         if depth == 0:

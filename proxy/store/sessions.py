@@ -1,7 +1,6 @@
 """Stores clients' sessions, and the gateway's sessions at servers, in PostgreSQL.
 
-Any worker can serve any request of a session. Reading needs no extra statement: `query.sql` returns the client's
-session and the session at the server. This module opens sessions, ends them and marks them as lost.
+Any worker can serve any session. A call reads its sessions in `query.sql`, without an extra statement.
 """
 
 import asyncio
@@ -122,7 +121,7 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 """
 
 
-LEASE_SECONDS = 30
+LEASE_SECONDS = 30  # A lease ends this long after the worker last asked for it.
 LEASE = f"""
 WITH held AS (
     UPDATE proxy_upstreamsession SET
@@ -219,15 +218,11 @@ class Taken(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """The result of `lease`, by row id of the session.
+    """The result of `lease`. Sessions are named by row id."""
 
-    `targets` has the owner and target of each leased session, except sessions whose target the caller knows already:
-    for these, `known` has the owner. `elsewhere` has the sessions that are leased to other workers.
-    """
-
-    targets: dict[str, tuple[str, Target]]
-    known: dict[str, str]
-    elsewhere: list[str]
+    targets: dict[str, tuple[str, Target]]  # The owner and target of each leased session that is not in `known`.
+    known: dict[str, str]  # The owner of each leased session whose target the caller knows already.
+    elsewhere: list[str]  # The sessions that are leased to other workers.
 
 
 MOST_SESSIONS = 100  # Sessions of one connection.
@@ -327,10 +322,7 @@ class SessionKeeper:
     async def open(
         self, row: str, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]
     ) -> str:
-        """Open a session, whose row gets the id `row`, and return the id for the client. Raises DatabaseUnavailable.
-
-        If the connection has more than MOST_SESSIONS, the surplus is ended in the background.
-        """
+        """Open a session in the row with the id `row`, and return the id for the client. Raises DatabaseUnavailable."""
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {
@@ -351,11 +343,9 @@ class SessionKeeper:
         return session_id
 
     async def _end_surplus(self, connection_id: str) -> None:
-        """End the surplus sessions of a connection, the least recently used ones.
-
-        The last use is written only once a minute, so all workers are first asked to write it now.
-        """
+        """End the surplus sessions of a connection, the least recently used ones."""
         try:
+            # Workers write the last use only once a minute. Ask them to write it now.
             await self._state.fetch("SELECT pg_notify('gateway', 'sessions ')")
             await asyncio.sleep(SETTLE_SECONDS)
             given = {"connection": connection_id, "most": MOST_SESSIONS}
@@ -418,11 +408,9 @@ class SessionKeeper:
             pass
 
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
-        """Lease the sessions that these owners have at servers.
+        """Lease the sessions that these owners have at servers. Raises DatabaseUnavailable.
 
-        `known` has the row ids of sessions whose targets the worker has already; these targets are not read. A session
-        is leased to one worker at a time. A lease ends LEASE_SECONDS after the worker last asked for it. Raises
-        DatabaseUnavailable.
+        A session is leased to one worker at a time. The targets of sessions in `known` (row ids) are not read.
         """
         given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
         rows = await self._state.fetch(LEASE, given)
@@ -461,10 +449,9 @@ class SessionKeeper:
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
-        """Lease `subscriptions/listen` streams, given as owner, connection, server and key.
+        """Lease `subscriptions/listen` streams, given as owner, connection, server and key. See `lease`.
 
-        Returns the row ids of the leased streams by key. See `lease`, which is for sessions. Raises
-        DatabaseUnavailable.
+        Returns the row ids of the leased streams by key. Raises DatabaseUnavailable.
         """
         owners, connections, servers, keys = (list(column) for column in zip(*wanted, strict=True))
         given: dict[str, Any] = {"owners": owners, "connections": connections, "servers": servers, "keys": keys}

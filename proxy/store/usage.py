@@ -1,8 +1,6 @@
-"""Usage noted during calls: when tokens, connections, hosts, credentials and sessions were last used, the health of
-servers and how they describe themselves, and the number of requests with unknown tokens.
+"""Usage noted during calls: last uses, health and descriptions of servers, requests with unknown tokens.
 
-Usage is written in the background, once a second, in a separate transaction. Unwritten data is lost if the process is
-killed; usage is not part of the audit log.
+Usage is written in the background, once a second. Unwritten data is lost if the process is killed.
 """
 
 import asyncio
@@ -57,10 +55,7 @@ class Contact(NamedTuple):
 
 
 class UsageTracker:
-    """Collects usage and writes it once a second. The methods called during calls return at once and never fail.
-
-    `in_use` returns the sessions with running calls or streams.
-    """
+    """Collects usage and writes it once a second. The methods called during calls return at once and never fail."""
 
     def __init__(
         self, conninfo: str, unknown_token_seconds: float, in_use: Callable[[], Iterable[str]] = tuple
@@ -75,7 +70,7 @@ class UsageTracker:
         self._sessions_last: dict[tuple[str, str], float] = {}  # When each session was last used.
         self._sessions_looked_through = 0.0
         self._exactly = asyncio.Event()
-        self._in_use = in_use
+        self._in_use = in_use  # Returns the sessions with running calls or streams.
         self._infos: Infos = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
@@ -145,15 +140,13 @@ class UsageTracker:
         self._pending.setdefault(kind, {})[key] = values
 
     def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
-        """Prepare the update of the row that has a token's last use.
-
-        A token may have two valid secrets: the present one and the one that it replaced. In the update, `prefix` is the
-        prefix of the secret used last, and `other` the prefix of the other secret; None if that was not used.
-        """
+        """Prepare the update of a token's last use."""
         before = self._pending.get("tokens", {}).get(grant.token_id, {})
         uses: dict[Any, Any] = {before.get("other"): before.get("other_at"), before.get("prefix"): before.get("at")}
         uses[grant.token_prefix] = max(at, uses.get(grant.token_prefix) or at)
         uses.pop(None, None)
+        # A token has at most two valid secrets: the present one and the one that it replaced. `prefix` is that of the
+        # secret used last, `other` that of the other secret; None if that was not used.
         prefix, other = [*sorted(uses, key=lambda each: uses[each], reverse=True), None][:2]
         ip = ip if prefix == grant.token_prefix else before["ip"]
         use = {"at": uses[prefix], "ip": ip, "prefix": prefix, "other": other, "other_at": uses.get(other)}

@@ -77,8 +77,8 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
     ) -> "Identity":
         """Encrypt and store a credential for `server`; if `owner` is None, the credential is shared.
 
-        If the server refused the secret in a test and the secret is stored anyway, `refusal` is the server's answer.
-        Raises AnotherPlace if the server got another origin after `server` was read.
+        `refusal` is the server's refusal in a test, if any. Raises AnotherPlace if the server got another origin after
+        `server` was read.
         """
         with transaction.atomic():
             now = server.lock()
@@ -256,8 +256,8 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret. Sessions that were opened with the old secret are not used again.
 
-        If the server refused the secret in a test, `refusal` is the server's answer.
-        Raises IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
+        `refusal` is the server's refusal in a test, if any. Raises IdentityAlreadyRevoked, or AnotherPlace if the
+        server was changed meanwhile.
         """
         with transaction.atomic():
             now = Server.objects.select_for_update().get(pk=self.server_id)

@@ -255,11 +255,7 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if the person has to enter the password again for these changes.
-
-        That is so for changes that redirect credentials, or that change the endpoints of an issuer at which the server
-        has an OAuth client or sign-ins.
-        """
+        """True if these changes redirect credentials, an OAuth client or sign-ins, and so need the password again."""
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
@@ -285,11 +281,7 @@ class Server(Versioned, Switchable):
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
-        """Return identities whose sign-in these changes invalidate.
-
-        A sign-in becomes invalid if it was at another issuer or endpoint, for another resource, or with scopes that the
-        new fixed scopes do not include.
-        """
+        """Return identities whose sign-in does not fit the changed issuer, endpoints, resource or fixed scopes."""
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
             return self.identities.none()
@@ -315,12 +307,12 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        After a change of path or header, each identity of the server is suspended until the person responsible for it
-        confirms it; identities from a sign-in need a new sign-in. A change of the issuer's endpoints also ends the
-        OAuth client that was entered for the old endpoints.
+        A change of path or header suspends the server's identities until they are confirmed, or ends their sign-ins.
+        Raises:
 
-        Raises AnotherPlace if credentials would be sent to another server, WouldEndSignIns if new sign-in settings
-        would end sign-ins and `end_sign_ins` is False, and ChangedMeanwhile if the row differs from `seen`.
+        - AnotherPlace if credentials would be sent to another server.
+        - WouldEndSignIns if new settings would end sign-ins and `end_sign_ins` is False.
+        - ChangedMeanwhile if the row differs from `seen`.
         """
         with transaction.atomic():
             row = self.lock()
@@ -356,11 +348,7 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Replace a derived name by the name in the server's first answer, unless another server has that name.
-
-        Do nothing if a person entered the name, or if this is not the server's first answer. The slug never changes,
-        because it is in tool names and URLs.
-        """
+        """Replace a derived name by the name in the server's first answer, unless another server has that name."""
         if not self.name_is_made:
             return
         with transaction.atomic():
@@ -369,14 +357,15 @@ class Server(Versioned, Switchable):
                 type(self).objects.filter(pk=self.pk).update(name_is_made=False)
                 if name := printable(name).strip()[:80]:
                     with suppress(IntegrityError), transaction.atomic():
-                        row.edit(name=name, by=None)
+                        row.edit(name=name, by=None)  # The slug stays: it is in tool names and URLs.
         self.refresh_from_db(fields=["name", "name_is_made"])
 
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
         """End the OAuth client that was entered for this server if these changes give the issuer other endpoints.
 
-        The client's secret belongs to the former endpoints. Call this in the transaction of the changes.
+        Call this in the transaction of the changes.
         """
+        # The client's secret belongs to the former endpoints.
         if self.moves_issuer(fields):
             for registration in self.client_registrations.filter(ended_at=None):
                 registration.end(by=by)

@@ -45,11 +45,8 @@ _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 class Http:
     """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
 
-    The client ignores redirects and cookies, and keeps no database connection while it waits.
-
-    Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called: URLs named by a public server must be
-    public. `entered` are URLs that an administrator entered. All other host names are resolved and checked by this
-    process, except the names (not their subdomains) that the operator lists for the outbound proxy to resolve.
+    The client ignores redirects and cookies. Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called.
+    `entered` are URLs that an administrator entered.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
@@ -68,10 +65,13 @@ class Http:
         return self._send("DELETE", url, headers)
 
     def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> HttpAnswer:
+        # URLs named by a public server must be public.
         guard = upstream_guard() if self.private else upstream_guard().outside()
         with raising_no_answer():
             guard.check_url(url)
             if not is_at_host_of(url, self._entered):
+                # This process resolves and checks the name, unless the operator lists it (not its subdomains) for the
+                # outbound proxy to resolve.
                 guard = guard.for_hosts_of_others()
         with released_while_waiting(), OutboundClient(guard, MOST_BYTES, deadline=self._deadline) as client:
             return client.ask(verb, url, headers, body, reads_streams=False)
@@ -117,13 +117,9 @@ class UnusableIssuer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationServerMetadata:
-    """Authorization server metadata.
+    """Authorization server metadata."""
 
-    `issuer` is the URL under which the metadata were found; grants and clients belong to this URL. `name` is the
-    issuer's name for itself, in metadata and answers. `issuer` and `name` may differ only if an administrator set an
-    expected issuer.
-    """
-
+    # The URL under which the metadata were found; grants and clients belong to this URL.
     issuer: str
     authorization_endpoint: str
     token_endpoint: str
@@ -137,17 +133,14 @@ class AuthorizationServerMetadata:
     private: bool = False  # Whether the issuer may be at a private address.
     entered: tuple[str, ...] = ()  # URLs an administrator entered for the server that names this issuer.
     takes_documents: bool = False
+    # The issuer's name for itself. It differs from `issuer` only if an administrator set an expected issuer.
     name: str = ""
 
     @property
     def registrations(self) -> tuple[str, ...]:
-        """The methods by which the gateway can become a client of the issuer, in the order of attempts.
-
-        `manual` is always the last.
-
-        All issuers that read our metadata document get the same client id and redirect URI. So the method `document` is
-        listed only if the issuer names itself in its answers (RFC 9207).
-        """
+        """The methods by which the gateway can become a client of the issuer, in the order of attempts."""
+        # All issuers that read our metadata document get the same client id and redirect URI. So these issuers must
+        # name themselves in their answers (RFC 9207).
         own_name = self.says_iss and self.name in ("", self.issuer)
         readable = self.takes_documents and own_name and settings.PUBLIC_URL.startswith("https://")
         document = ("document",) if readable else ()
@@ -191,20 +184,14 @@ def needs_of(server: Server) -> Needs:
 def discover_sign_in(
     url: str,
     *,
-    expected_issuer: str = "",
-    fixed_scopes: str = "",
+    expected_issuer: str = "",  # The issuer's name for itself, if that differs from the issuer's URL.
+    fixed_scopes: str = "",  # Replace the scopes that the server asks for.
+    # Authorization, token and revocation endpoint. They replace missing metadata of an issuer.
     endpoints: tuple[str, str, str] = ("", "", ""),
-    assume_pkce: bool = False,
-    private: bool = True,
+    assume_pkce: bool = False,  # True if metadata need not list PKCE.
+    private: bool = True,  # False if only public addresses may be called.
 ) -> Needs:
-    """Return, within ten seconds, the authentication that the server at `url` requires.
-
-    The server is asked without a credential, and the metadata named in its answer are read.
-
-    `expected_issuer` is the issuer's name for itself, if that differs from the issuer's URL. `fixed_scopes` replace the
-    scopes the server asks for. `endpoints` (authorization, token, revocation) replace missing metadata of an issuer.
-    Metadata have to list PKCE, unless `assume_pkce` is set. Without `private` only public addresses are called.
-    """
+    """Return, within ten seconds, the authentication that the server at `url` requires."""
     entered = (url, *endpoints)  # Like `Server.entered`, but the server may not be stored yet.
     http = Http(private=private, entered=entered)
     try:
@@ -233,12 +220,12 @@ def discover_sign_in(
 def _unknown(http: Http, url: str) -> HttpAnswer:
     """Send `initialize` and `tools/list` without a credential, and return the first 401 or 403. Raises NoAnswer.
 
-    If neither is refused, return the answer to `initialize`. Some servers accept `initialize` from everybody and
-    require authentication only for `tools/list`.
+    If neither is refused, return the answer to `initialize`.
     """
     hello = http.post(url, HEADERS, HELLO)
     if hello.status in (401, 403):
         return hello
+    # Some servers accept `initialize` from everybody and require authentication only for `tools/list`.
     greeted = 200 <= hello.status < 300
     given = hello.headers.get("mcp-session-id", "")
     session = {"Mcp-Session-Id": given} if greeted and given.isprintable() and given else {}
@@ -255,15 +242,12 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 
 
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
-    """Return the Needs of a server whose issuer has no metadata, from `endpoints` that an administrator entered.
-
-    The authorization endpoint is used as the issuer's URL. The redirect URI is made from this endpoint, so no other
-    issuer has the same redirect URI.
-    """
+    """Return the Needs of a server whose issuer has no metadata, from `endpoints` that an administrator entered."""
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
     named = all(default_issuer(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
     metadata = AuthorizationServerMetadata(
+        # The redirect URI is made from this URL, so no other issuer has the same redirect URI.
         issuer=authorization,
         authorization_endpoint=authorization,
         token_endpoint=token,
@@ -344,7 +328,7 @@ def _document(http: Http, address: str) -> Mapping[str, Any] | None:
 def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> AuthorizationServerMetadata:
     """Return the issuer's metadata from the first well-known URL that has them. Raises UnusableIssuer.
 
-    The name of the issuer in the metadata must be `expected`, by default the issuer's URL (RFC 8414 section 3.3).
+    They must name the issuer `expected`, by default the issuer's URL (RFC 8414 section 3.3).
     """
     if not is_https(issuer, like=like):
         raise UnusableIssuer("The server names an issuer that is not an https:// URL.")

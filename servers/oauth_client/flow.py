@@ -82,16 +82,13 @@ class LastingRefused(Exception):
 
 
 def sign_in_browser_digest(request: AppRequest) -> bytes:
-    """Return a digest of a random value in the session. The digest ties a sign-in to this browser.
-
-    The digest does not depend on an encryption key, so it survives key rotation. Return ANY_BROWSER for a request with
-    an API key, which has no browser. A check would protect nothing there, because such a request can store any
-    credential for the owner of the key.
-    """
+    """Return the digest that ties a sign-in to this browser; ANY_BROWSER for a request with an API key."""
     if getattr(request, "auth", None) is not None:
+        # A check would protect nothing: with an API key, one can store any credential for the key's owner.
         return ANY_BROWSER
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
+    # This does not depend on an encryption key, so it survives key rotation.
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
@@ -117,9 +114,8 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    The tokens of the sign-in will be stored in `identity`, or in a new identity: the person's own, bound to
-    `connection`, or a shared one. `refused_scope` is left out of the request, because the issuer has just refused it.
-    Raises SignInRefused or CapabilityRequired.
+    Its tokens are for `identity`, or for a new identity: the person's own, bound to `connection`, or a shared one.
+    `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -179,11 +175,9 @@ def authorization(
 
 
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
-    """Raise an error unless `user` may sign in at the issuer of `server`.
+    """Raise an error unless `user` may sign in at the issuer of `server`, for `identity` or a new identity.
 
-    People may renew their own identity. They may create an identity of their own if a gateway that they may use asks
-    for one. For a shared identity they need a capability. Raises CapabilityRequired, or a ServerError if the server or
-    the identity cannot take a sign-in.
+    Raises CapabilityRequired, or a ServerError if the server or the identity cannot take a sign-in.
     """
     if shared or (identity is not None and identity.is_shared):
         if not user.has_perm(Capability.SERVERS_MANAGE):
@@ -208,11 +202,8 @@ def open_to(user: User) -> QuerySet[Server]:
 
 
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
-    """Raise SignInRefused if the server names another issuer than before, unless the person manages servers.
-
-    A malicious server could name another server's issuer, to get tokens of that issuer. So an administrator has to sign
-    in at a new issuer first.
-    """
+    """Raise SignInRefused if the server names another issuer than before, unless the person manages servers."""
+    # A malicious server could name another server's issuer, to get tokens of that issuer.
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
         raise SignInRefused(
@@ -232,11 +223,7 @@ def _end_others(server: Server, issuer: str, *, by: User) -> None:
 
 
 def _resource(server: Server, needs: Needs) -> str:
-    """Return the `resource` parameter (RFC 8707), or "" to send none.
-
-    An administrator's setting comes first. Otherwise it is the resource name that the server publishes, or else the
-    server's URL. Issuers in WITHOUT_RESOURCE get none.
-    """
+    """Return the `resource` parameter (RFC 8707), or "" to send none."""
     match server.resource_sent:
         case ResourceSent.FIXED:
             return server.fixed_resource
@@ -246,11 +233,7 @@ def _resource(server: Server, needs: Needs) -> str:
 
 
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
-    """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested.
-
-    If scopes are fixed, return the fixed scopes; otherwise the scopes that the server asks for. If `identity` lacked
-    scopes for a call, add the scopes it lacked and the scopes it was granted.
-    """
+    """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested."""
     grant = Grant.objects.filter(identity=identity).first() if identity else None
     if server.fixed_scopes:
         lacks = {*grant.wanted_scope.split()} - {*server.fixed_scopes.split()} if grant else set()
@@ -260,6 +243,7 @@ def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
                 f"{' '.join(sorted(lacks))}. Signing in again would not help."
             )
         return server.fixed_scopes
+    # If `identity` lacked scopes for a call, add these and the scopes it was granted.
     before = (grant.scope, grant.wanted_scope) if grant and grant.wanted_scope else ()
     return union(" ".join(needs.scopes), *before)
 
@@ -276,10 +260,8 @@ def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
 
 
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
-    """Return a page that forwards the browser to `url`. A redirect cannot do this: our CSP blocks it after a form.
-
-    After several unfinished sign-ins in a row, the page explains the likely cause, and waits for a click.
-    """
+    """Return a page that forwards the browser to `url`. A redirect cannot do this: our CSP blocks it after a form."""
+    # After several unfinished sign-ins, the page explains the likely cause, and waits for a click.
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
     return lead_on(request, "servers/sign_in_leads_on.html", context, url, at_once=not waits)
@@ -342,8 +324,7 @@ def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
 def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
     """Start the sign-in again without `offline_access`, and return a page that forwards to the issuer.
 
-    This happens once only, because the new request does not contain `offline_access`. Raises SignInRefused or
-    CapabilityRequired.
+    Raises SignInRefused or CapabilityRequired.
     """
     told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
     logger.info("an issuer refused a scope; retrying without it", extra=told)
@@ -356,7 +337,7 @@ def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
         shared=sign_in.shared,
         label=sign_in.label,
         return_to=sign_in.return_to,
-        refused_scope=LASTING,
+        refused_scope=LASTING,  # Without this scope, the same refusal cannot happen again.
     )
 
 
@@ -388,14 +369,11 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 
 
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
-    """Revoke, in the background, new tokens that will not be stored.
-
-    The new tokens are not revoked if they may have the same refresh token as the stored tokens, because revoking would
-    end the stored tokens too.
-    """
+    """Revoke, in the background, new tokens that will not be stored."""
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Undecryptable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
+        # Perhaps both have the same refresh token: revoking would end the stored tokens too.
         if held and tokens.refresh in ("", held):
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
@@ -468,14 +446,10 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use the identity on the connection it was made for, and on the person's connections that need an identity.
-
-    Do nothing for a shared identity. Ignore a ConnectionFault, because the connection or the identity may have been
-    revoked meanwhile.
-    """
+    """Use a person's own identity on the connection it was made for, and on those that need an identity."""
     if identity.is_shared:
         return
-    with suppress(ConnectionFault):
+    with suppress(ConnectionFault):  # The connection or the identity may have been revoked meanwhile.
         _carry(sign_in, identity)
 
 

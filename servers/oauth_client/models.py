@@ -43,14 +43,12 @@ class RegistrationMethod(models.TextChoices):
 
 
 class ClientRegistration(models.Model):
-    """The registration of this gateway as a client of one issuer.
-
-    A client entered by an administrator is for one server, and for the endpoints that the server's issuer had when the
-    client was entered. All other registrations are for every server of the issuer.
-    """
+    """The registration of this gateway as a client of one issuer."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
+    # A client entered by an administrator is for this server, and for the endpoints that the issuer had at that time.
+    # All other registrations (NULL) are for every server of the issuer.
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
     kind = models.CharField(max_length=10, choices=RegistrationMethod)
     # Endpoints entered by an administrator, for an issuer without metadata; `issuer` is then the authorization
@@ -150,11 +148,9 @@ class SignIn(models.Model):
             raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")
 
     def lock(self) -> User:
-        """Lock the person, server and identity until the transaction ends, and return the current person.
-
-        The rows are locked in the order in which deactivating a person locks them, to avoid deadlocks. The locks allow
-        new references to the rows, so connections that start to use the identity do not wait.
-        """
+        """Lock the person, server and identity until the transaction ends, and return the current person."""
+        # Deactivating a person locks the rows in this order, so there are no deadlocks. With `no_key`, connections that
+        # start to use the identity do not wait.
         user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)
         self.server = Server.objects.select_for_update(of=("self",), no_key=True).get(pk=self.server_id)
         if self.identity_id:
@@ -164,11 +160,7 @@ class SignIn(models.Model):
 
 
 def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
-    """Return the live registration for this server: the client entered for it, otherwise a shared client of its issuer.
-
-    A shared client is found by `issuer`, or because an OAuth grant or a current sign-in of the server uses it. Return
-    None if there is no live registration.
-    """
+    """Return one of `live_registrations`, preferably the client entered for this server; None if there is none."""
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
 
@@ -187,10 +179,9 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return the number of consecutive sign-ins at this server after which nobody came back from the issuer.
+    """Return the number of consecutive sign-ins at this server from which nobody came back.
 
-    Return 0 if fewer than MANY_UNFINISHED were started. Some issuers forget their clients and show the person an error
-    instead of redirecting. One unexpired sign-in of each person is not counted, because it may still succeed.
+    Return 0 if fewer than MANY_UNFINISHED were started. One unexpired sign-in of each person is not counted.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -200,10 +191,7 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise an error if people cannot sign in at the server, or if a sign-in cannot renew `identity`.
-
-    Raises NoSignIn, or IdentityAlreadyRevoked. An `identity` of None is not checked.
-    """
+    """Raise NoSignIn or IdentityAlreadyRevoked if the server, or `identity` if given, cannot take a sign-in."""
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")
     if server.auth_type != AuthType.OAUTH:
@@ -222,8 +210,8 @@ class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
         """Store the tokens of a sign-in in the identity it was started for, or in a new identity.
 
-        Former tokens are revoked at their issuer after the transaction, unless that would end the new tokens. Raises
-        NoSignIn, IdentityAlreadyRevoked, or AnotherPlace (the URL of the server was changed during the sign-in).
+        Former tokens are revoked after the transaction. Raises NoSignIn, IdentityAlreadyRevoked, or AnotherPlace if the
+        server's URL was changed meanwhile.
         """
         with transaction.atomic():
             user = sign_in.lock()
@@ -255,6 +243,7 @@ class GrantManager(models.Manager["Grant"]):
     def _outdated(self, identity: Identity, tokens: Tokens) -> list[TokenRequest]:
         """Return the requests that revoke the identity's former tokens, which `tokens` replace."""
         grant = self.select_related("registration").filter(identity=identity).first()
+        # No request is made that would end the new tokens too.
         return grant.revocations(identity, instead=tokens) if grant else []
 
     def _store_grant(self, identity: Identity, sign_in: SignIn, tokens: Tokens, subject: str) -> None:

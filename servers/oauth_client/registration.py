@@ -46,14 +46,9 @@ class NotRegistered(Exception):
 
 
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
-    """Return the redirect URI that only this issuer has (mix-up defence, RFC 9700 section 4.4.2.2).
-
-    The answer of another issuer arrives at another URI, and is refused.
-
-    The URI also depends on the endpoints that an administrator entered. So after a change of the token endpoint,
-    sign-ins use another URI, which the issuer refuses until it is registered. This protects clients without a secret:
-    their codes are never sent to a wrong token endpoint.
-    """
+    """Return the redirect URI that only this issuer has (mix-up defence, RFC 9700 section 4.4.2.2)."""
+    # After a change of entered endpoints, the issuer refuses the new URI until it is registered. So codes of clients
+    # without a secret are never sent to a wrong token endpoint.
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
     return settings.PUBLIC_URL + reverse("servers:issuer_callback", args=[key])
@@ -62,8 +57,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    Issuers that read our metadata document use this URI, so they must name themselves in answers (RFC 9207). Earlier
-    versions had only this URI. Clients that an administrator registered with an earlier version still use it.
+    Issuers that read our metadata document use it, so they must name themselves in answers (RFC 9207). Clients that
+    were registered with an earlier version use it too.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -93,11 +88,7 @@ def _described(method: str, redirect_uri: str) -> dict[str, Any]:
 def registration_for(
     server: Server, metadata: AuthorizationServerMetadata, scope: str, *, by: User
 ) -> ClientRegistration:
-    """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
-
-    Some issuers limit a client to the scopes named when it registered. For further scopes the gateway registers again;
-    existing grants are refreshed with the client to which they were granted.
-    """
+    """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered."""
     _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
     own = live.filter(server=server).first()
@@ -117,6 +108,8 @@ def registration_for(
     # that an administrator entered.
     usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
     shared = usable.filter(issuer=metadata.issuer).first()
+    # Some issuers limit a client to the scopes named when it registered, so register again for further scopes. Existing
+    # grants are refreshed with the client to which they were granted.
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
         return shared
     if shared is not None:
@@ -135,13 +128,10 @@ def _addresses(client: ClientRegistration) -> tuple[str, ...]:
 
 
 def _usable(metadata: AuthorizationServerMetadata) -> Q:
-    """Match registrations usable for a new sign-in.
-
-    A registration with the redirect URI that all issuers share is usable only if it was made by document and if the
-    issuer names itself in its answers.
-    """
+    """Match registrations usable for a new sign-in."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
+    # Then the issuer names itself in its answers. It must, because other issuers have the same redirect URI.
     if "document" in metadata.registrations:
         usable |= Q(kind=RegistrationMethod.DOCUMENT, redirect_uri=common_redirect_uri())
     return fresh & usable
@@ -158,10 +148,8 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if some, but not all, endpoints are at the origin of another issuer (RFC 9700 section 4.4).
-
-    Without this check, codes or tokens of one issuer could be sent to the other issuer.
-    """
+    """Raise NotRegistered if some, not all, endpoints are at the origin of another issuer (RFC 9700 section 4.4)."""
+    # Codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
     places = {home, *(place_of(each) for each in endpoints if each)}
@@ -253,10 +241,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, and end the server's earlier registrations.
-
-    The token and revocation endpoints are taken from the fields of `server`, not from `metadata`.
-    """
+    """Store the OAuth client that an administrator entered for this server, and end its earlier registrations."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -289,8 +274,7 @@ def enter(
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
 
-    With `issuer`, also end shared registrations at this issuer that the server has not used yet. Existing grants are
-    still refreshed with their own client.
+    With `issuer`, also end shared registrations at this issuer that the server has not used yet.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())

@@ -199,11 +199,9 @@ NOTHING_STORED = "Nothing was stored. If the client was registered with that iss
 
 
 class ClientForm(forms.Form):
-    """Form for a client that an administrator registered at a server's issuer.
+    """Form for a client that an administrator registered at a server's issuer."""
 
-    The hidden fields repeat the issuer and endpoints that the page showed. If these have changed, nothing is saved.
-    """
-
+    # The issuer and endpoints that the page showed. If these have changed, nothing is saved.
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
     token_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
     revocation_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
@@ -220,10 +218,7 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """Show the OAuth client that is used at the issuer of this server.
-
-    POST saves the client from the form, or ends the current one if `reset` is sent.
-    """
+    """Show the OAuth client used at the issuer of this server. POST saves it, or ends it if `reset` is sent."""
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404

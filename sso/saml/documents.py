@@ -37,9 +37,7 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    Document types, which can define entities and read files, are refused before parsing. With `comments`, comments are
-    removed, because metadata that people edited may contain comments. Otherwise documents with comments are refused,
-    because some parsers cut a name off at a comment inside it.
+    Document types are refused. Comments are refused too; with `comments`, they are removed.
     """
     try:
         text = document.decode("utf-8-sig")
@@ -48,6 +46,8 @@ def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     if "\0" in text:  # Probably UTF-16 or UTF-32, whose bytes may also be valid UTF-8.
         raise MalformedXml("The document is not encoded in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
+    # Document types can define entities and read files. Some parsers cut a name off at a comment inside it. But
+    # metadata that people edited may contain comments.
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
         comment = "" if comments else "a comment, "

@@ -1,9 +1,8 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
-The provider's page posts the answer as a cross-site form, so the browser does not send the session cookie
-(SameSite=Lax). Our reply to this form sets no cookie, because a new session cookie would replace the session. Instead
-the claims are stored under a ticket, and the browser is forwarded to a page of ours, to which it sends the session
-cookie. That page checks that this session started the request that was answered.
+The provider's page posts the answer as a cross-site form, so the browser sends no session cookie (SameSite=Lax). The
+claims are stored under a ticket, and the browser is forwarded to a page of ours. That page checks that this session
+started the request.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
 
 
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
-    """Return the provider's sign-in URL with a request that has the ID `request_id`.
+    """Return the provider's sign-in URL with our request.
 
     With `anew`, the provider must ask for a credential even if the person has an open session there. Raises
     wire.cipher.Undecryptable, or ValueError or TypeError if the signing key is unusable.
@@ -152,10 +151,9 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """Verify an answer. Return a pair: the verified content, and the provider with its current metadata.
+    """Return the verified content of an answer, and the provider with its current metadata.
 
-    The metadata are read again if they are older than an hour, or if no certificate fits the signature and they are
-    older than a minute. If the certificates have changed, the answer is verified with the new ones.
+    Raises ResponseRefused.
     """
     from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 
@@ -170,6 +168,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
         if fault.reason != "wrong_signature":
             raise
         refusal = fault
+    # If no certificate fits the signature, the provider may have a new certificate.
     fresh = provider.with_metadata_of(UNKNOWN_SIGNATURE if refusal else METADATA_AGE)
     if fresh.certificates != provider.certificates:
         return verify(fresh), fresh

@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-All values are read from the signed element that the verification of the signature returns. The rest of the document,
-and the position of the element in the document, can only be reasons for a refusal. Needs the extra `saml`.
+All values are read from the signed element that the verification returns. The rest of the document can only be a reason
+for a refusal. Needs the extra `saml`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _parsed(encoded: str) -> Element:
 def _must_be_about_us(root: Element, expected: Expected) -> None:
     """Refuse a response that is not for us or reports a failure.
 
-    Only the assertion in the response has to be signed, so passing this check proves nothing.
+    The response itself may be unsigned, so passing this check proves nothing.
     """
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and element_text(issuer) != expected.issuer:
@@ -137,18 +137,15 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
 
 
 def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
-    """Return the decrypted assertion as a separate document.
-
-    Inside the response, the assertion would inherit namespaces and so differ from the signed text. A signature of the
-    response is checked before decryption, because it covers the encrypted form. Raises ResponseRefused.
-    """
+    """Return the decrypted assertion as a separate document. Raises ResponseRefused."""
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted, which the settings do not allow.")
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
         raise ResponseRefused("wrapped", "The response has another assertion beside the encrypted one.")
     _must_be_one(root, encrypted)
     sealed = parse_encrypted(encrypted[0])
-    _must_be_signed_as_a_whole(root, expected)
+    _must_be_signed_as_a_whole(root, expected)  # Before decryption: a signature covers the encrypted form.
+    # Inside the response, the assertion would inherit namespaces and so differ from the signed text.
     return decrypt_assertion(sealed, expected.keys())
 
 
@@ -159,15 +156,13 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 
 
 def _must_be_plain(root: Element) -> None:
-    """Raise ResponseRefused unless there is one assertion, at the top or directly below, and all IDs are unique.
-
-    This prevents signature wrapping. A decrypted assertion is itself the top.
-    """
+    """Raise ResponseRefused unless there is one assertion, at the top or directly below, and all IDs are unique."""
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
     if not everywhere:
         raise ResponseRefused("malformed", "The response has no assertion.")
+    # Against signature wrapping. A decrypted assertion is itself the top.
     _must_be_one(root, everywhere)
 
 
@@ -232,16 +227,13 @@ def _is_short(prefixes: Element) -> bool:
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:
-    """Return the element covered by the signature at `location`, or None if the certificate does not verify it.
-
-    The metadata establish trust in the certificate, so its expiry does not matter.
-    """
+    """Return the element covered by the signature at `location`, or None if the certificate does not verify it."""
     believed = x509.load_der_x509_certificate(base64.b64decode(certificate))
     terms = SignatureConfiguration(
         location=location,
         signature_methods=SIGNED_WITH,
         digest_algorithms=DIGESTED_WITH,
-        verification_time=believed.not_valid_before_utc,
+        verification_time=believed.not_valid_before_utc,  # The metadata establish trust, so expiry does not matter.
     )
     try:
         found = XMLVerifier().verify(root, x509_cert=believed, expect_config=terms, id_attribute="ID")
@@ -281,9 +273,9 @@ def _must_be_now(element: Element, now: float) -> None:
 
 
 def _confirmed(signed: Element, expected: Expected, now: float) -> str:
-    """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2).
+    """Return the ID of the answered request (Profiles 4.1.4.2), or "" if the answer is unsolicited.
 
-    Return "" if the answer is unsolicited. Raises ResponseRefused if there is no valid confirmation.
+    Raises ResponseRefused.
     """
     fault = ResponseRefused("not_confirmed", "The assertion has no bearer SubjectConfirmation.")
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):

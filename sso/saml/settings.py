@@ -155,12 +155,9 @@ class SamlSettings(models.Model):
 
     @property
     def proves_presence(self) -> bool:
-        """True if a sign-in can prove that the provider has just asked the person for a credential.
-
-        Always True for OpenID Connect. For SAML it is True only if our requests are signed. In their browser,
-        people can remove the requirement of a credential from an unsigned request. The provider then continues an open
-        session, but may still report the current time as the time of sign-in.
-        """
+        """True if a sign-in can prove that the provider has just asked the person for a credential."""
+        # In their browser, people can remove the requirement of a credential from an unsigned SAML request. The
+        # provider then continues an open session, but may still report the current time as the time of sign-in.
         return not self.speaks_saml or self.signs_requests
 
     @property
@@ -207,9 +204,9 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Add to `fields` the settings that depend on them. Raises ProviderError.
+    """Return the completed fields, the secret to encrypt, and a new decryption key or None.
 
-    Return three values: the completed fields, the secret to encrypt, and a new decryption key or None.
+    Raises ProviderError.
     """
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
     wants_new_key = fields.pop("new_decryption_key", False)

@@ -24,17 +24,14 @@ def version() -> str:
 
 
 class Setting(NamedTuple):
-    """One page of the settings: URL name, texts, and the required capabilities.
-
-    If `is_tab` is True, the page is a tab of a page above it in GROUPS, so the rail leaves it out.
-    """
+    """One page of the settings: URL name, texts, and the required capabilities."""
 
     page: str
     text: str
     icon: str
     words: str
     needs: Held = None
-    is_tab: bool = False
+    is_tab: bool = False  # A tab of a page above it in GROUPS. The rail leaves it out.
 
 
 GROUPS: dict[str, tuple[Setting, ...]] = {

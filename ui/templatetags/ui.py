@@ -66,11 +66,10 @@ MOST_MARKS = 500  # Maximum per text, because a mark is much longer than the cha
 
 
 class TextPiece(NamedTuple):
-    """A piece of a text. `kind` is "" for plain text, and "char" for a mark that replaces one invisible character.
+    """A piece of a text: plain text, or a mark for invisible characters."""
 
-    At the end, "more" shows the number of further invisible characters, which are removed without a mark.
-    """
-
+    # "" for plain text, "char" for a mark that replaces one invisible character. At the end, "more" for the number of
+    # further invisible characters, which are removed without a mark.
     kind: str
     said: tuple[str, ...]
 
@@ -188,7 +187,7 @@ def address(uri: str, longest: int = 60) -> SafeString:
 def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
     """Render a button that asks for the capability `name`; the button is small unless `primary` is set.
 
-    If the person has requested the capability already, or the request was declined, render a text instead.
+    For a day after a request, a text replaces the button. A declined request is mentioned.
     """
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
@@ -280,9 +279,8 @@ def rail_link(
 ) -> SafeString:
     """Render a link of the rail.
 
-    The link is current on its own page and on the pages below it. It is also current on pages below `also`, but not on
-    pages below `apart`. If a page sets `rail_entry`, the link with that URL name is current instead. `waiting` is the
-    number of objects that need an action, described by `words`.
+    The link is current on its own page, and on pages below it or below `also`, but not below `apart`. If a page sets
+    `rail_entry`, the link with that URL name is current instead. `words` describe the `waiting` objects.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
@@ -307,10 +305,7 @@ def _waiting(key: str, number: int, words: str) -> SafeString:
 
 @register.simple_tag
 def row_url(name: str, key: UUID | str) -> str:
-    """Return the URL with this name for the id or slug of a row, ten times as fast as `{% url %}`.
-
-    This is for lists, whose rows have many links.
-    """
+    """Return the URL with this name for the id or slug of a row, ten times as fast as `{% url %}`."""
     return _url_of_row(name).replace(str(_SOME_ID), str(key))
 
 
@@ -331,13 +326,12 @@ def opens(
     key: UUID | None = None,
     **fields: str,
 ) -> SafeString:
-    """Render a button that opens the dialog at `url`; without JavaScript it opens `url` as a page.
+    """Render a button that opens `url` as a dialog, or as a page without JavaScript.
 
     With `key`, the id of a row, `url` is the name of a URL. `alone` shows only the icon. `of` names the object for
-    screen readers, so that buttons of rows differ. Other arguments become the query string.
-
-    Written in Python because a template takes several times as long, and rows have several buttons.
+    screen readers. Other arguments become the query string.
     """
+    # No template, because a template takes several times as long, and rows have several buttons.
     url = conditional_escape(url) if key is None else row_url(url, key)
     text, of, said = escape(text), escape(of), f' data-kind="{kind}"' if kind else ""
     hidden = format_html_join("", '<input type="hidden" name="{}" value="{}">', fields.items()) if fields else ""
@@ -368,10 +362,9 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
 ) -> dict[str, Any]:
     """Render the switch of `row`, or its state for viewers who may not use it.
 
-    `urls` is a URL name with a placeholder for `enable` and `disable`, such as "hosts:{}". Disabling asks first;
-    enabling acts at once. `target` is the element that the response replaces, `name` distinguishes the switches of a
-    list. With `words` the state is shown next to the switch, as in the head of a page. `blocked` says why an enabled
-    row is not used. Without JavaScript a link or button replaces the switch, except in lists with checkboxes.
+    `urls` is a URL name with a placeholder for `enable` and `disable`, such as "hosts:{}". Enabling replaces the
+    element `target`. `name` distinguishes the switches of a list. `words` shows the state too. `blocked` says why an
+    enabled row is not used.
     """
     url = row_url(urls.format("disable" if row.enabled else "enable"), key) if may else ""
     return {
@@ -383,6 +376,7 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
         "target": target,
         "words": words,
         "blocked": blocked if row.enabled else "",
+        # Lists with checkboxes have no links and buttons for browsers without JavaScript.
         "lean": not words and getattr(context.get("table"), "picks", False),
     }
 
