@@ -663,7 +663,7 @@ class Audiences:
         assert request.query is not None, "it was authorized"
         grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
         watched = (
-            {each.id for each in grant.assignments if offers(each, "resources", "subscribe", modern=True)}
+            {each.id for each in grant.assignments if offers(each, "resources", "subscribe", modern=request.modern)}
             if grant
             else set()
         )

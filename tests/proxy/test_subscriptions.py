@@ -11,8 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from gateways.models import Feature
-from proxy.models import Session, UpstreamSession
+from proxy.models import ServerInfo, Session, UpstreamSession
 from proxy.store.sessions import session_digest
+from servers.models import Era, Server
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
 from tests.conformance.counter import MODERN, begin_stream, event, respond
@@ -379,6 +380,16 @@ def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_h
     with listening(session_work.elsewhere(agent), "GET") as stream:
         assert stream.wait_for(1) == [UPDATE]
         eventually(lambda: library.of("resources/subscribe") == [{"uri": URI}] * 2)
+
+
+@pytest.mark.full
+def test_a_session_is_told_what_may_have_changed_if_servers_can_subscribe_in_its_era(session_work: LibraryWork) -> None:
+    agent = in_session(session_work.client)
+    assert subscribe(agent)["result"] == {}
+    Server.objects.filter(slug="docs").update(protocol_era=Era.BOTH)
+    ServerInfo.objects.filter(capabilities__has_key="resources").update(modern_capabilities={"tools": {}})
+    with listening(session_work.elsewhere(agent), "GET") as stream:
+        assert stream.wait_for(1) == [UPDATE]
 
 
 @pytest.mark.full
