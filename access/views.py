@@ -140,7 +140,10 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool from whose page the report was opened, and to which it is limited; or all None."""
+    """The person, gateway or tool from whose page the report was opened, and to which the report is limited.
+
+    All fields are None if the report was opened from another page.
+    """
 
     person: User | None = None
     gateway: Gateway | None = None

@@ -94,9 +94,9 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Admits `at_once` callers, and lets `waiting` others wait, among them at most `of_strangers` strangers.
+    """Admits `at_once` callers, and lets `waiting` others wait. At most `at_once + of_strangers` may be strangers.
 
-    `turn` raises HashingBusy if the queue is full, or after a wait of `seconds`.
+    `turn` raises HashingBusy if the queue is full, for strangers also if their part is full, or after `seconds`.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:
@@ -142,7 +142,7 @@ def for_a_stranger() -> Iterator[None]:
 def apart[R](work: Callable[[], R]) -> R:
     """Run `work` in the queue at low priority, and return its result. Raises HashingBusy.
 
-    Do not call this in a transaction: it would hold the database connection during the wait.
+    Do not hash passwords in a transaction, because a transaction holds the database connection during the wait.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()

@@ -1,7 +1,7 @@
 """The sign-in that a role or the workspace requires: a second factor, or sign-in by the organisation.
 
 Until people sign in as required, pages redirect to the view `required`, and REST requests with a session get 403.
-Tokens, connections and API keys work without it.
+Tokens, connections and API keys work without the required sign-in.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class RequiredSignInForSessions(BasePermission):
 
 
 def onward(request: Any) -> str:
-    """Remove and return the page that the person wanted to open; by default, the page of the second factor."""
+    """Return the page that the person wanted to open, and remove it from the session.
+
+    If there is no such page, return the page of the second factor.
+    """
     return own_path(request.session.pop(ONWARD, ""), reverse("mfa_index"))
 
 

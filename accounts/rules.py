@@ -146,7 +146,10 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Return the actor as stored now, limited to the API key of the request, if any; None for None (the system)."""
+    """Return the actor as stored now, limited to the API key of the request, if any.
+
+    Return None if `by` is None, which means the system.
+    """
     if by is None:
         return None
     if (as_stored := getattr(by, "as_stored", None)) is not None:
@@ -181,7 +184,7 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    The actor lacks a capability, or can only look while the role uses gateways.
+    The actor lacks a capability, or the role uses gateways and the actor's own role can only look.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."

@@ -263,8 +263,8 @@ class Hold(models.Model):
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
         """Let the call run once, within the hold's `seconds` from now (until `ends_at`). Raises HoldRefused.
 
-        If `allow` is a period, the agent may repeat the call in it without asking, if the arguments `names` keep their
-        values.
+        If `allow` is a period, the agent may repeat the call in this period without asking, as long as the tool
+        arguments listed in `names` keep their values.
         """
         with transaction.atomic():
             row = self._decide(HoldState.APPROVED, Action.HOLD_APPROVED, sentence, by)

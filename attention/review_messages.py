@@ -20,7 +20,10 @@ _TOLD = (Action.REVIEW_STARTED, Action.REVIEW_REASSIGNED, Action.REVIEW_REMINDED
 
 
 def tell_reviewers() -> int:
-    """Queue messages about access reviews started, reassigned, reminded of or closed lately; return how many."""
+    """Queue messages about access reviews that were started, reassigned or closed lately, and reminders to reviewers.
+
+    Return the number of messages.
+    """
     events = Event.objects.filter(action__in=_TOLD, created_at__gte=timezone.now() - RECENT).order_by("id")
     by_key = {f"event:{event.uid}": event for event in events}
     told = set(Notification.objects.filter(key__in=by_key).values_list("key", flat=True))

@@ -115,7 +115,8 @@ class ChannelForm(forms.Form):
     def settings(self) -> dict[str, Any]:
         """The values for the model: unticked matters are muted.
 
-        Matters that are not offered keep their state, unless a new address may not get them.
+        Matters that are not offered keep their state. But they are muted if a new address is entered with an API key,
+        or for a channel of the workspace.
         """
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")

@@ -102,7 +102,7 @@ def top(opened: Book, where: Where, by: LogField, since: datetime, until: dateti
 
     Returns None if the roll-ups cannot answer and `where` is empty. Groups by tool leave out calls of unknown tools.
     """
-    of_tools = by.name == "tool"  # Clients may invent any name of a tool.
+    of_tools = by.name == "tool"  # Calls of unknown tools are left out, because clients may invent any name.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
     if busiest is not None:
         return _groups(by, busiest, more=False)
@@ -170,7 +170,7 @@ class CachedAnswer[T](NamedTuple):
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return the answer of `read` about a period (None is all time); cached under `key` if the period is long."""
+    """Return the answer of `read`; cached under `key` if the period of this `length` (None is all time) is long."""
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())
     key = f"calls:{sha256(key.encode()).hexdigest()}"

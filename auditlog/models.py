@@ -214,7 +214,7 @@ class Rollup(models.Model):
     method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not counted by method)
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
-    duration_ms = models.FloatField()
+    duration_ms = models.FloatField()  # Total of the calls.
     last_at = models.DateTimeField()  # Start of the newest call.
 
     class Meta:
@@ -236,10 +236,10 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    These rows are counted:
-    - ids up to `began_at_id`, if dated `counted_from` or later;
-    - higher ids up to `counted_to`, if dated `near_from` or later;
-    - higher ids up to `late_counted_to`, if dated before `near_from`.
+    A row is counted depending on its id and its date:
+    - with an id up to `began_at_id`, if it is dated `counted_from` or later;
+    - with a higher id up to `counted_to`, if it is dated `near_from` or later;
+    - with a higher id up to `late_counted_to`, if it is dated before `near_from`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -98,7 +98,10 @@ class OwnCall:
 
     @property
     def identity_url(self) -> str:
-        """Return the URL of My identities for the connection; empty unless the call was refused for a credential."""
+        """Return the URL of My identities for the connection of the call.
+
+        Empty unless the call was refused because of a missing or unusable credential.
+        """
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"

@@ -1,7 +1,7 @@
 """Time partitions of a log table, created in advance and dropped by retention. Rows are removed in no other way.
 
 Partitions are longer for a longer retention (docs/decisions/0006), because each partition adds planning time and locks
-to every statement.
+to every statement over the whole log.
 """
 
 import logging

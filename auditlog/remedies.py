@@ -77,8 +77,7 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     """Return the events that may have caused the gateway's refusal of the connection's host.
 
-    They blocked the host on the gateway's list. If the list does not have the host, they limited the gateway to listed
-    hosts.
+    If the gateway's list has the host, they blocked the host. If not, they limited the gateway to listed hosts.
     """
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
     if decided:
@@ -214,7 +213,7 @@ class Cause:
     count: str = ""  # The number of calls refused since the event.
     calls: str = ""  # A link to these calls.
     act: str = ""  # The label of the action that resolves the obstacle.
-    subject: str = ""  # The object of the action, a POST. If empty, the action is the page `link`.
+    subject: str = ""  # The id of the object for the action, a POST. If empty, the action is the page `link`.
     link: str = ""
     who: str = ""  # Names the people who can act, if the reader cannot.
 
@@ -289,8 +288,8 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
     """Resolve an obstacle by the remedy's method on the object, and return the object.
 
-    Raises KeyError if there is no such method, Model.DoesNotExist if the object is unknown, archived, removed or
-    revoked, CapabilityRequired and CannotMend.
+    Raises KeyError if there is no such method, and Model.DoesNotExist if the object is unknown, archived, removed or
+    revoked. Raises CapabilityRequired and CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:

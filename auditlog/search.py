@@ -47,7 +47,7 @@ class Criterion:
     """A condition on a row."""
 
     test: Q
-    # A row can meet the condition only if one of these columns has one of its values. Indexes can then find the rows.
+    # A row can meet the condition only if a column has one of the values given for it. Indexes can then find the rows.
     values: Mapping[str, Sequence[Any]] | None = None
 
     @property

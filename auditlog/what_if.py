@@ -178,7 +178,7 @@ THINGS = ("host", "user", "gateway")
 class WhatIfQuery(Query):
     """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked.
 
-    It has no arguments of the tool, because they can be secret, but URLs are stored in browser histories and logs.
+    It has no arguments of the tool, because these can be secret, and URLs are stored in browser histories and logs.
     """
 
     host = listed_host()
@@ -272,7 +272,7 @@ PICKERS = (
 @require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the current decision for the question in the URL, or for a posted question, with arguments of the tool."""
+    """Show the current decision for the question in the URL, or for a posted one, which can include tool arguments."""
     given = request.POST if request.method == "POST" else request.GET
     values = {picker.name: text for picker in PICKERS if (text := given.get(picker.name, "").strip())}
     if request.method == "GET":

@@ -190,7 +190,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 def curl(call: Call, *, payload: bool) -> str:
     """Return a curl command that repeats the call; empty if the gateway was removed or the call has no method.
 
-    With `payload`, the command has the recorded params if they are complete.
+    The params are minimal; with `payload`, they are the recorded ones if these are complete.
     """
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
@@ -259,7 +259,7 @@ class Question:
 class CurrentDecision:
     """The current decision for the token that passes the most checks.
 
-    `token` is None if this is an OAuth access token, or if no token was tested.
+    `token` is None if the decision is for an OAuth access token, or if no token was tested.
     """
 
     question: Question
@@ -392,7 +392,7 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """Return the question whether this call would be allowed now; None if its host, person or gateway is gone."""
+    """Return the question whether this call would be allowed now; None if its host, person or gateway is missing."""
     if call.host_id is None or call.user_id is None or call.gateway_id is None:
         return None
     host = Host.objects.filter(pk=call.host_id).first()

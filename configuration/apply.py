@@ -149,7 +149,10 @@ def _deadlock_is_refused() -> Iterator[None]:
 
 @contextmanager
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
-    """Record the files and the commit in all events of the block. With a source, no change needs a confirmation."""
+    """Record the files and the commit in all events of the block.
+
+    If the document has a `source`, no change in the block needs a confirmation.
+    """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     # No confirmation (see `configuration.by_hand`): `plan` has already refused objects of other sources.
     with use_context(replace(context, file=name[:300], check=None if document.source else context.check)):

@@ -20,9 +20,10 @@ def export(viewer: User) -> str:
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:
-    """Return one object as a file; None if it does not exist, cannot be in files, or `viewer` may not see it.
+    """Return the object `key` of the kind `name` as a file.
 
-    For a kind with a single object, such as the workspace, `key` is “”.
+    Return None if it does not exist, cannot be in files, or `viewer` may not see it. For a kind with a single object,
+    such as the workspace, `key` is “”.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()

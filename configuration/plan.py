@@ -39,7 +39,7 @@ class Plan:
     # The titles of objects:
     not_in_file: list[str] = field(default_factory=list)  # Missing in the document's lists.
     claimed: list[str] = field(default_factory=list)  # Unchanged; the document's source would manage them from now on.
-    missing: list[tuple[str, Capability]] = field(default_factory=list)  # The person lacks this capability for them.
+    missing: list[tuple[str, Capability]] = field(default_factory=list)  # With a capability that the person lacks.
     not_by_key: list[str] = field(default_factory=list)  # An API key cannot change them.
 
     @property

@@ -74,7 +74,7 @@ def mistakes_of(document: ConfigDocument) -> Iterator[Mistake]:
 
     def unique(_: Any, required: bool, items: Any, __: Any) -> Iterator[Any]:
         """Report texts that occur twice in a list."""
-        # Other items are mistakes anyway. jsonschema is slow for them: it compares each item with every other item.
+        # Items that are not texts are mistakes anyway. jsonschema is slow for them: it compares each with every other.
         texts = [one for one in items if isinstance(one, str)] if required and isinstance(items, list) else []
         if len({*texts}) < len(texts):
             yield ValidationError("not unique")

@@ -333,7 +333,7 @@ def _others(row: CarriedRow) -> int:
     other_ones = Identity.objects.live().own(row.viewer).filter(server=row.server)
     if row.identity:
         other_ones = other_ones.exclude(pk=row.identity.pk)
-    # These have no identity for the server, or the same identity as `row`.
+    # The counted connections have no identity for the server, or the same identity as `row`.
     return rest.exclude(identities__identity__in=other_ones).count()
 
 

@@ -45,7 +45,7 @@ NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
 def given_to(
     features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
 ) -> FeatureQuerySet:
-    """Return the features, also disabled ones, that are given to one of `people` within the limit of `host`.
+    """Return those of `features`, disabled ones too, that are given to one of `people` within the limit of `host`.
 
     `people` are pairs of gateway and user.
     """

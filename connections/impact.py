@@ -77,8 +77,8 @@ def _identities(target: models.Model, links: Q) -> int:
 def cuts(target: models.Model, viewer: User) -> str:
     """Return sentences about the access that disabling `target` ends, and the calls that it would have refused.
 
-    The calls are those of the last seven days. Viewers other than the owner get the access only with
-    MCP_CONNECTIONS_READ, and the calls only with LOGS_READ. Raises NothingGoesThrough.
+    The calls are those of the last seven days. Viewers other than the owner get the sentence about access only with
+    MCP_CONNECTIONS_READ, and the one about calls only with LOGS_READ. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 

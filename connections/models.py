@@ -191,7 +191,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         refusal: str = "",
         instead_of: Identity | None = None,
     ) -> Identity:
-        """Store a credential for `server` that `by` owns, and use it on the owner's connections as `carry` does.
+        """Store a credential of `by` for `server`, and use it on the connections of `by` as `carry` does.
 
         Raises IntegrityError if the label is taken, or AnotherPlace if the server's address has just been changed.
         """

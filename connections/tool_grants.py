@@ -52,7 +52,7 @@ GRANTS = Table(
 
 
 def with_use(grants: QuerySet[ToolGrant]) -> QuerySet[ToolGrant]:
-    """Annotate each grant with the last call, of any tool, on its gateway by the people who have the grant."""
+    """Annotate each grant with the time of the last call, of any tool, on its gateway by people who have the grant."""
 
     def last(**whose: Any) -> Subquery:
         calls = Connection.objects.filter(gateway=OuterRef("gateway"), **whose).order_by().values("gateway")

@@ -43,7 +43,8 @@ class PaletteEntry:
     text: str
     url: str
     icon: str = ""
-    note: str = ""  # Distinguishes entries with the same text. For an action, it begins with the kind of its thing.
+    # Distinguishes entries with the same text. For an action on a thing, the note begins with the kind of the thing.
+    note: str = ""
     tile: str = ""  # The name from which a letter icon is made.
     posts: bool = False  # If True, the action is executed at once.
 

@@ -111,7 +111,7 @@ def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     return rows.annotate(
         reaches_always=Exists(without),  # The viewer may use the gateway without a grant.
         reaches_by_grant=Exists(own),
-        granted_until=Subquery(own.values("ends_at")[:1]),  # The end of this grant.
+        granted_until=Subquery(own.values("ends_at")[:1]),  # The end of the viewer's grant.
         waits=Subquery(waiting.order_by("-created_at").values("pk")[:1]),  # The newest open request's id.
         tool_count=count_of(Feature.objects.callable().tools(), "assignment__gateway"),
     )

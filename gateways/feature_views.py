@@ -223,7 +223,8 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
     """Yield the views of `feature`, the default view first."""
-    # The default view shows a definition that is not approved, or how it differs from the approved one.
+    # While the server offers a definition that is not approved, the default view shows it, or its differences from the
+    # approved one.
     if feature.approved and feature.offered:
         yield DefinitionView("difference", "Difference")
     if feature.offered:

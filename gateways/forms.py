@@ -175,7 +175,7 @@ class AssignmentForm(forms.Form):
     def _alias(self, values: dict[str, Any]) -> str:
         """Return the alias to save: by default the server's slug; empty if `bare` (“Without alias”) is ticked.
 
-        Raises ValidationError if the alias is taken, missing or contradicts `bare`.
+        Raises ValidationError if the alias is taken, needed but missing, or entered although `bare` is ticked.
         """
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()

@@ -202,7 +202,7 @@ class RefreshSummary(NamedTuple):
     asked_at: datetime
     learnt_at: datetime | None
     people: int  # The number of identities used in these requests.
-    failing: int  # The number of identities whose requests failed; having no identity counts as one more.
+    failing: int  # The number of identities whose requests failed; a failure without an identity counts as one more.
     why: str
 
     @property

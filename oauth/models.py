@@ -47,8 +47,8 @@ class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        Replacing the connection's key ends the token. Raises NotYourToken if `by` is another person, or
-        TokenAlreadyRevoked.
+        Replacing the connection's key ends the token. Raises NotYourToken if the connection does not belong to `by`, or
+        TokenAlreadyRevoked if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)

@@ -39,7 +39,7 @@ class AuthorizationServer(OAuthServer):  # type: ignore[misc]
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
         super().__init__(request_validator, **{**options, "token_expires_in": lifetime})
-        # Others are refused (RFC 6749 sections 4.1.2.1 and 5.2).
+        # Other grant and response types are refused (RFC 6749 sections 4.1.2.1 and 5.2).
         self._grant_types = {name: self.grant_types[name] for name in GRANTS}
         self._response_types = {name: self.response_types[name] for name in RESPONSES}
 

@@ -353,9 +353,12 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return, as text, the servers for which a connection to this gateway lacks an identity; empty if none."""
+    """Return, as text, the servers of this gateway for which the person's connection lacks an identity; empty if none.
+
+    Without `connection`, one of the person's connections that lack an identity is used.
+    """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
-    if connection:  # Without `connection`, one of the person's connections that lack an identity.
+    if connection:
         own = own.filter(pk=connection.pk)
     rows = with_carried(own.with_details().filter(Q(needs_identity=True)))[:1]
     return next((OwnConnection(row, request.user).servers_without for row in rows), "")

@@ -651,7 +651,7 @@ class Endpoint:
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Return the grant to use from now on, and a feature whose name has no stored row.
+        """Find `feature`, whose name has no stored row. Return the grant to use from now on, and the found feature.
 
         If `assigned` is given, this server is first asked for a new list. Raises OutOfScope or UpstreamError.
         """
@@ -659,8 +659,8 @@ class Endpoint:
             try:
                 return await self._look_again(request, grant, assigned, feature)
             except UnknownFeature:
-                if not may_be_own_name(grant, feature):  # The client may have left out the alias.
-                    raise
+                if not may_be_own_name(grant, feature):
+                    raise  # The client cannot have left out the alias.
         # A tool or prompt called without its server's alias is decided and logged with the alias.
         grant = await self._parts.lists.with_own_name(request, grant, feature)
         exposed = exposed_feature(grant, feature)
@@ -673,7 +673,10 @@ class Endpoint:
     async def _look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Request the server's list. Return the re-read grant and the resolved feature. Raises an UpstreamError."""
+        """Request the server's list. Return the re-read grant and the resolved feature.
+
+        Raises OutOfScope or UpstreamError.
+        """
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
         grant, listed = await self._parts.lists.look_again(request, grant, assigned, wanted)
@@ -717,8 +720,9 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused. The call is not sent again.
 
-        An OAuth token is renewed and tested for later calls. Raises Refusal if a person must sign in. Raises
-        CancelledError if access was lost meanwhile.
+        An OAuth token is renewed and tested for later calls. If a person must sign in, the error is a Refusal: raised
+        if the token cannot be renewed, returned if the server refuses the renewed token too. Raises CancelledError if
+        access was lost meanwhile.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -1386,7 +1390,11 @@ def _members_of_era(request: McpRequest, message: Message, result: Object, era: 
 
 
 def _error_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """Return a server's error, with the code and status of the client's era. Two errors become results."""
+    """Return a server's error, with the code and status of the client's era.
+
+    Two errors can become results: no `completion/complete`, and (for a client of MCP 2026-07-28) a required URL
+    elicitation.
+    """
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
         return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))

@@ -96,7 +96,7 @@ class Eras:
 
     def refresh(self, target: Target) -> None:
         """Probe the server in the background if its eras were not probed recently."""
-        # By identity: a server's answer, above all its instructions, may depend on it.
+        # Each identity is probed separately: the server's answer, above all its instructions, may depend on it.
         if _is_due(self._refreshed, (target.server_id, target.identity_id), REFRESH_SECONDS):
             self._start(target, 0.0 if target.identity_id else REFRESH_SECONDS)
 

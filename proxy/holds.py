@@ -423,7 +423,10 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Learn from an answer that the client took after `seconds` how long its connection's held calls may wait."""
+        """Note that the client took an answer after `seconds`.
+
+        If this is more than PATIENCE_SHOWN, the next held calls of the connection may wait longer.
+        """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 

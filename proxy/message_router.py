@@ -223,7 +223,10 @@ class Courier:
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
-        """Return the destination of these messages, or None. If it is another worker, the messages are handed over."""
+        """Return the destination of these messages; None if no worker has a stream for them.
+
+        If the destination is another worker, the messages are handed over.
+        """
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
         news = asyncio.Event()
@@ -374,7 +377,10 @@ def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, messag
 
 
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
-    """Return the levels of log messages for this client. If none is set: none in MCP 2026-07-28, otherwise all."""
+    """Return the levels of log messages for this client.
+
+    If no level is set, a client of MCP 2026-07-28 gets no log messages, and any other client gets all.
+    """
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
 
@@ -557,7 +563,7 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Send a notification, rewritten for the client, on its standing stream.
+        """Rewrite a notification for the client, and send it on the client's standing stream.
 
         Without a stream, store it for the client's session. Updates of resources are dropped then, and so are messages
         of a client without a session.

@@ -14,7 +14,7 @@ class RateCounter(models.Model):
     window = models.DateTimeField(db_index=True)  # Start of the minute.
     most = models.PositiveIntegerField()  # The limit at the time of the last lease.
     calls = models.PositiveIntegerField(default=0)  # Leased since `window`.
-    taken = models.PositiveIntegerField(default=0)  # Leased last.
+    taken = models.PositiveIntegerField(default=0)  # The number of calls in the last lease.
 
     class Meta:
         constraints = (

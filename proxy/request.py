@@ -378,7 +378,7 @@ class McpRequest:
 
     def rename(self, feature: Named, grant: AccessRow) -> None:
         """Continue as a request for `feature` under `grant`, also in the log and in later checks of access."""
-        self.feature, self.grant = feature, grant  # Recorded payloads are redacted with the credentials in the grant.
+        self.feature, self.grant = feature, grant  # The grant's credentials are redacted from recorded payloads.
         self.row.feature_type, self.row.feature_name = feature
         if self.query is not None:
             wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
@@ -407,7 +407,7 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 def is_modern(version: str, message: Message) -> bool:
     """Return whether the rules of MCP 2026-07-28 apply to a message. Unknown versions count as modern.
 
-    `version` is that of the header; empty without the header.
+    `version` is the value of the header MCP-Protocol-Version; empty without this header.
     """
     if message.method == "initialize":  # Not in MCP 2026-07-28; the version in its params is a proposal.
         return versions.MODERN_KEY in message.meta

@@ -1,8 +1,8 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
 In the session era, the client gets the request on the call's stream, and posts the answer to any worker. In MCP
-2026-07-28, the request is the result of the call, which is sent again with the answer. SuspendedCalls is for calls from
-clients of MCP 2026-07-28 to servers of the session era.
+2026-07-28, the request is the result of the call, and the call is sent again with the answer. SuspendedCalls is for
+calls from clients of MCP 2026-07-28 to servers of the session era.
 """
 
 import asyncio

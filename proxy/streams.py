@@ -82,7 +82,7 @@ type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
 
 
 class StopReason(NamedTuple):
-    """The reason to end a call or stream early. If no field is set, it was cancelled."""
+    """The reason to end a call or stream early. If no field is set, the call or stream was cancelled."""
 
     denied: Denied | None = None  # Set if the whole request is now denied.
     refusal: UpstreamError | None = None  # Set if the server or feature is now refused.
@@ -404,7 +404,7 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check the access of one of `parts` parts of the calls and streams. `part` counts from 0."""
+        """Re-check access for a share of the calls and streams: group `part` (from 0) of `parts` groups."""
         requests = [
             request
             for request in self.calls.values()

@@ -133,7 +133,7 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return the newest call without a result of the rule (or None) as `failure`; {} if the log may not be read."""
+    """Return as `failure` the newest call for which the rule had no result, or None; {} if the log may not be read."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
     calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")

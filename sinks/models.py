@@ -262,7 +262,7 @@ class Sink(Versioned, Switchable):
 
     def must_be_open_to(self, by: User | None) -> None:
         """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends."""
-        # Otherwise people could use a sink to read logs that they may not see on the pages.
+        # Without this check, people could use a sink to read logs that they may not see on the pages.
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
                 raise CapabilityRequired(capability)
@@ -439,7 +439,7 @@ class Sink(Versioned, Switchable):
     def note_refused(self, line: LogLine, answer: str) -> None:
         """Record that this row was skipped, because the receiver refuses it permanently."""
         said = orjson.loads(line.text)
-        # No event if the row is such an event itself, because the receiver would refuse the new event too.
+        # No event if the row is itself such an event about this sink: the receiver would refuse the new event too.
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
             told = {"log": line.log, "row": line.uid, "answer": answer}
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)

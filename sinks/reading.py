@@ -228,7 +228,8 @@ class SinkReader:
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
     """Take the lease of a sink and yield its reader, or None if another process has the lease.
 
-    The block does not release the lease. `claim` is the id of a lease that this process already has, if any.
+    After the block, the lease lasts until it is released or LOAN_S have passed. `claim` is the id of a lease that this
+    process already has, if any.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)

@@ -1,7 +1,7 @@
 """Send the logs: the chores process checks every few seconds which sinks are due.
 
-One process at a time serves a sink, in a thread of its own. While the thread waits for a receiver, it holds no database
-connection.
+One process at a time serves a sink, and each sink has its own thread. While the thread waits for a receiver, it holds
+no database connection.
 """
 
 from __future__ import annotations

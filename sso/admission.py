@@ -186,8 +186,8 @@ class Admission(models.Model):
             if not who.email_verified and email.rpartition("@")[2] not in self.domains:
                 raise NoEntry("email_not_verified")
             return None
-        # An e-mail address alone proves nothing. The address must be verified, and linking by e-mail allowed. Or this
-        # browser has opened the invitation mailed to the address.
+        # An e-mail address alone proves nothing. Either linking by e-mail is allowed and the address is verified, or
+        # this browser has opened the invitation mailed to the address.
         is_linked = Account.objects.filter(user=person, issuer=who.issuer).exists()
         if (
             is_linked

@@ -329,7 +329,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def with_metadata_of(self, age: timedelta) -> Self:
         """Read the metadata again if they are older than `age` and have a URL, and return the current provider.
 
-        The known metadata stay if they cannot be read, or if reading was tried in the last 30 seconds.
+        The known metadata stay if new ones cannot be read, or if reading was tried in the last 30 seconds.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):

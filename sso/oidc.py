@@ -107,7 +107,7 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
     """Return the result of `read`, or raise the ProviderDown that it raised. Both are cached.
 
-    With `anew`, a cached result is read again, at most once a minute.
+    With `anew`, `read` is called even if a result is cached, but at most once a minute.
     """
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):

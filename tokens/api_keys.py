@@ -55,7 +55,8 @@ def issue(
 ) -> IssuedApiKey:
     """Create an API key that acts as the person `by` with at most `capabilities`, for `days` days from now.
 
-    Raises KeyNameTaken, TooManyApiKeys, BadDays or NoCapability. Raises BeyondYours if `by` lacks a capability.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays or NoCapability. Raises BeyondYours if `by` lacks one of
+    `capabilities`.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)

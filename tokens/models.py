@@ -549,7 +549,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def is_last(self) -> bool:
-        """True if the connection has no other unrevoked, unexpired token. Tokens that wait to be collected count."""
+        """True if the connection has no other token that is unrevoked and unexpired, collected or not."""
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:

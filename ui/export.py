@@ -1,6 +1,6 @@
 """Export lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if all rows are there.
 
-The format: docs/how-to/read-the-log.md.
+docs/how-to/read-the-log.md describes the format and what readers must check.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def seal_value(kind: str, value: Any) -> str:
 def open_value(kind: str, sealed: str) -> Any:
     """Return the value given to `seal_value`.
 
-    Raises ValueError if the text was changed, is of another kind, exceeds MOST_OPENED, or its key was removed.
+    Raises ValueError if the text was changed or is of another kind, if its key was removed, or if its JSON is larger
+    than MOST_OPENED.
     """
     reader = zlib.decompressobj()
     try:

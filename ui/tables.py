@@ -40,7 +40,8 @@ class Column:
     priority: int = 0  # In a narrow list, columns with 4 are hidden first, then 5, 3 and 2. Columns with 0 stay.
     # "number", "moment", "acts" for the last column, "switch" for a control before it, or "pick" for checkboxes.
     kind: str = ""
-    # The fields or expressions to sort by. Empty if the list cannot be sorted by this column, as without an index.
+    # The fields or expressions to sort by. Empty if the list cannot be sorted by this column, for example
+    # because a long list has no index for it.
     sorts: tuple[str | Expression, ...] = ()
     most_first: bool = False
     on_phone: bool = False  # Shown in the second line of a row on phones. Numbers and moments also show their label.

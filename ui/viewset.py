@@ -92,7 +92,8 @@ def form_page(
     """Show `form`; on POST, return the response of `save`, or the form with its errors.
 
     `errors` maps exceptions of `save` to the field that shows the message (None: the whole form), or to a pair of the
-    field and another text. ChangedMeanwhile requires the row's `version` in `context`.
+    field and another text. After ChangedMeanwhile, the form shows the other person's changes; this requires the row's
+    `version` in `context`.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -225,7 +226,7 @@ class Picked:
         """Call `act` for each row, and redirect to the list with a toast.
 
         The toast names the rows for which `act` raises one of `faults`. With `undo`, it offers an Undo that posts
-        `undo` as "act".
+        `undo` as the form field "act".
         """
         changed = []
         for row in self.open:
@@ -279,8 +280,9 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`. `ends` returns the consequences. To confirm, the user types the number
-    of rows, such as "2 hosts". With `undo`, the `act` that reverses the action, one click is enough.
+    `end` may refuse a row with one of `faults`. `ends` returns the consequences as a sentence. To confirm, the user
+    types the number and noun of the rows, such as "2 hosts". If the action can be reversed, `undo` is the value of the
+    form field "act" that reverses it: then one click confirms, and the toast offers an Undo.
     """
     act, done = verb
     ending = picked.open

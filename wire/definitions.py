@@ -54,7 +54,7 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Without `annotated`, header annotations are not checked.
+    Without `annotated`, header annotations are not checked: use this only if there are none, or if they are valid.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -224,7 +224,7 @@ def definition_in(text: str) -> Definition:
 #
 # The proxy and the pages use the same functions, so that both show the same names.
 
-MAX_NAME = 64  # Model providers accept no longer names.
+MAX_NAME = 64  # Model providers do not accept longer names.
 LONGEST_NAME = 200  # Characters of a tool or prompt name at its server.
 LONGEST_URI = 2048  # Bytes of a resource URI or template, in UTF-8.
 SEPARATOR = "__"
@@ -233,7 +233,7 @@ _foreign = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def exposed_name(alias: str, tool: str) -> str:
-    """Return the name agents use for `tool`: `<alias>__<tool>`, or the tool's name without an alias.
+    """Return the name agents use for `tool`: `<alias>__<tool>`, or the tool's name if `alias` is empty.
 
     The result has at most MAX_NAME characters of [A-Za-z0-9_-]. A shortened or cleaned name ends in six hex digits of
     its digest.

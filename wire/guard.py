@@ -178,7 +178,7 @@ class Guard:
     # Ranges that are allowed for other guards only; used for the error message.
     closed: tuple[Network, ...] = ()
     proxy: OutboundProxy | None = None
-    # Its endpoint URLs are allowed at any address. Other URLs at its address are checked as usual.
+    # The runner's endpoint URLs are allowed at any address. Other URLs at the runner's address are checked as usual.
     runner: Runner | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
@@ -261,8 +261,9 @@ class Guard:
     def check_now(self, url: str) -> bool:
         """Check a URL and the addresses of its host. Return whether the server is private.
 
-        Private servers are programs of the runner, and servers with all addresses in the allowed ranges. Raises
-        UrlRefused, also if the host has no address, none that may be called, or one of the gateway's own.
+        Private servers are programs of the runner, and servers with all addresses in the allowed ranges. A server
+        whose name the outbound proxy resolves is not private, and its addresses are not checked. Raises UrlRefused as
+        `check_url` does, and if the host has no address, if none may be called, or if one is the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):

@@ -420,7 +420,10 @@ class HttpConnection(asyncio.Protocol):
         self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     async def _wait_for_large(self, budget: ByteBudget) -> None:
-        """Wait for more of a large answer. Raises Slow if it arrives slowly while another answer needs its memory."""
+        """Wait for more of a large answer.
+
+        Raises Slow if this answer arrives slowly while another answer needs the memory that this one has reserved.
+        """
         began = time.monotonic()
         with suppress(TimeoutError):
             async with asyncio.timeout(budget.pace_seconds - self._waited):
@@ -634,7 +637,7 @@ class ParsedUrl(NamedTuple):
 
     origin: Origin
     head: str  # The request head that follows the verb: path, version, Host.
-    # Set if the URL is that of one of the runner's programs. Its requests carry the runner's secret and the person's
+    # Set if the URL is that of one of the runner's programs. Requests to it carry the runner's secret and the person's
     # e-mail address.
     runner: Runner | None = None
 
@@ -694,9 +697,10 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for them.
+        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for the answer.
 
-        Raises NoMemory when too many answers wait, or this wait takes too long.
+        With at most LARGE bytes, the answer's reservation is released. Raises NoMemory when too many answers wait, or
+        this wait takes too long.
         """
         if size <= LARGE:
             self._connection.held = None

@@ -181,7 +181,7 @@ def error(request_id: Id | None, code: int, message: str, data: Any = None) -> b
 
 def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
     """Return the message `text`, which was parsed as `document`, with `request_id` as its id."""
-    # If the digits of the old id occur more than once in the text, the whole message is serialised again.
+    # Serialise the whole message again, unless its old id is a positive integer whose digits occur once in the text.
     text_with_id = with_sole_id(text, document.get("id"), request_id)
     return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 

@@ -239,7 +239,7 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
     """Raise Mismatch if the `iss` of an answer names another issuer (RFC 9207 section 2.4).
 
-    A missing `iss` is accepted, unless the issuer has `advertised` it.
+    A missing `iss` is accepted, unless the issuer has `advertised` that its answers have one.
     """
     if given is None:
         if advertised:
@@ -387,7 +387,7 @@ def claims_of(id_token: str) -> dict[str, Any]:
 
     The token must be received directly from the token endpoint over TLS.
     """
-    # OpenID Connect Core 3.1.3.7 allows not to verify such a token.
+    # OpenID Connect Core 3.1.3.7 allows the use of such a token without verification.
     try:
         _, payload, _ = id_token.split(".")
         claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

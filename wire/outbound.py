@@ -23,7 +23,7 @@ from wire.versions import NAME
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A decompressed answer. `address` is the server's IP address, or its host name if the proxy resolves the name."""
+    """A decompressed answer. `address` is the server's IP address; its name if the outbound proxy resolves it."""
 
     url: str
     status: int

@@ -1,7 +1,8 @@
 """Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
 
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`, or
-`ui://gateway/<alias>/...` for the scheme `ui`. Expressions of a template (RFC 6570) are put in parentheses instead.
+`ui://gateway/<alias>/...` for the scheme `ui`. In a template (RFC 6570), expressions are not encoded, but put in
+parentheses.
 """
 
 import re
@@ -62,7 +63,10 @@ _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
 def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
-    """Return a result, or a part of it, with all URIs mapped for clients; `value` itself if there are none."""
+    """Return a result, or a part of it, with all URIs except links to the web mapped for clients.
+
+    Return `value` itself if there are none.
+    """
     if level > DEEPEST or not alias:
         return value
     if isinstance(value, list):

@@ -30,6 +30,6 @@ class Runner:
 
     def program_at(self, url: str) -> str | None:
         """Return the name of the program that has the MCP endpoint `url`; None if no program has it."""
-        # Exactly the runner's URL, because another spelling may resolve to another address.
+        # The URL must begin with exactly the runner's URL, because another spelling may resolve to another address.
         found = _endpoint(url.removeprefix(self.url)) if url.startswith(f"{self.url}/") else None
         return found[1] if found else None

@@ -123,7 +123,7 @@ class Review(Versioned, models.Model):
     # Answers.
 
     def answer(self, lines: ReviewLineQuerySet, answer: str, *, note: str = "", by: User) -> Answers:
-        """Answer the lines that `by` may answer. OPEN takes an earlier answer back; END ends the access at once.
+        """Answer those of `lines` that `by` may answer. OPEN takes an earlier answer back; END ends the access at once.
 
         Raises AlreadyClosed, NotAReviewer or CapabilityRequired.
         """

@@ -181,7 +181,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    Only the owner without an API key needs no capability.
+    The owner needs a capability only when acting with an API key; other people always need one.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

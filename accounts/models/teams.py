@@ -99,9 +99,9 @@ def _differences(before: list[str], after: list[str]) -> list[list[str]]:
 
 
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked if the actor `by` lacks a capability of one of these people. None, the system, lacks none.
+    """Raise Outranked if the actor `by` lacks a capability of one of these people.
 
-    The caller must lock the team's row first.
+    If `by` is None, the system acts. The caller must lock the team's row first.
     """
     if not pks:
         return

@@ -271,10 +271,10 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        Callers must set `gives_access` if the change lets somebody act as this person. Raises Outranked if the actor
-        `by`, or their API key, lacks a capability of this person; None, the system, lacks none. With `gives_access`,
-        also raises Outranked if this person uses gateways and the actor's role can only look. Raises NotByDirectory
-        and, after the block, LastOwner, LastManager or LastBreakGlass.
+        Callers must set `gives_access` if the change lets somebody act as this person. If `by` is None, the system
+        acts. Raises Outranked if the actor `by`, or their API key, lacks a capability of this person. With
+        `gives_access`, also raises Outranked if this person uses gateways and the actor's role can only look. Raises
+        NotByDirectory and, after the block, LastOwner, LastManager or LastBreakGlass.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -373,8 +373,8 @@ class User(Versioned, AbstractBaseUser):
         Raises AlreadyJoined or an error of `changed_by`. Raises NotActive for a deactivated person managed by a
         directory.
         """
-        # `gives_access`, because anybody with the new link can act as this person.
         renewed = {"is_active": True, "invited_at": timezone.now()}
+        # `gives_access`, because anybody with the new link can act as this person.
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, gives_access=True, **renewed)
 
     def revoke_invitation(self, *, by: Grantor | None) -> None:
@@ -423,7 +423,8 @@ class User(Versioned, AbstractBaseUser):
     def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a password link was created, and return the number of hours for which it is valid.
 
-        Also renews the invitation of a person who has not joined. Raises NotActive or an error of `changed_by`.
+        If the person has not joined, their invitation is valid for these hours too. Raises NotActive or an error of
+        `changed_by`.
         """
         # Anybody with the link can act as this person.
         with self.changed_by(by, gives_access=True) as present:
@@ -510,7 +511,8 @@ class User(Versioned, AbstractBaseUser):
     def ask_for(self, capability: Capability) -> bool:
         """Record a request for a capability. People with PEOPLE_MANAGE are notified.
 
-        Return False, and record nothing, if this person has the capability or asked too often within a day.
+        Return False, and record nothing, if this person has the capability, or has asked within a day for it or for
+        MOST_REQUESTS capabilities.
         """
         with transaction.atomic():
             self.lock()

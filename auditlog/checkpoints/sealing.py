@@ -1,8 +1,9 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-The kind `near` covers calls, `late` calls recorded more than NEAR after they began, and `events` admin events. The kind
-`dropped` covers no rows; it names the partitions that retention is about to drop. Each checkpoint contains the digest
-of the previous checkpoint, so a removed or inserted checkpoint is noticed.
+Checkpoints of the kind `near` cover calls, those of the kind `late` calls that were recorded more than NEAR after they
+began, and those of the kind `events` admin events. Those of the kind `dropped` cover no rows; they name the partitions
+that retention is about to drop. Each checkpoint contains the digest of the previous checkpoint, so a removed or
+inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -325,7 +326,10 @@ def _keep(body: Body, leaves: _Leaves) -> Body:
 
 
 def signing_key() -> Ed25519PrivateKey:
-    """Return GATEWAY_CHECKPOINT_KEY or, if it is not set, the key that is stored encrypted in the database."""
+    """Return GATEWAY_CHECKPOINT_KEY or, if it is not set, the key that is stored encrypted in the database.
+
+    The stored key is generated when it is first needed.
+    """
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
     kept = CheckpointKey.objects.first()

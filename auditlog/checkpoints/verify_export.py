@@ -328,7 +328,8 @@ class Verification:
         """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}
-        if not (isinstance(last, dict) and last.get("export", {}).get("complete")):
+        end = last.get("export") if isinstance(last, dict) else None
+        if not (isinstance(end, dict) and end.get("complete")):
             self.found("The review is cut: its last line does not say that it is complete.")
             return
         for event in self.closed_reviews:

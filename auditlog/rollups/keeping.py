@@ -1,7 +1,7 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that locks RollupState, so that only one process counts. It counts up to an id below which
-no new row can appear, so none is missed or counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
+Each step is one transaction that locks RollupState, so that only one process counts. A step counts up to an id up to
+which no new row can appear, so none is missed or counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
 from __future__ import annotations

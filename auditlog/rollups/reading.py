@@ -394,7 +394,7 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 def array(values: Iterable[Any]) -> str:
     """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds.
 
-    Unlike lists, literals in one list can have different numbers of values.
+    A list of such literals may hold different numbers of values; the lists in a list must have equal lengths.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"

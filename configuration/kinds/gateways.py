@@ -289,7 +289,7 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 
 
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
-    """Enable exactly the change's `enabled_tools`, or disable exactly its `disabled_tools`."""
+    """Enable the change's `enabled_tools` and disable all other tools, or the reverse with `disabled_tools`."""
     for name in LISTS:
         if listed := change.after(name).get(name):
             Feature.objects.expect(row, listed)

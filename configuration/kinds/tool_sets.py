@@ -120,7 +120,7 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
-    """Give the set without an end date to the teams in `values`, and to everybody if `values` says so.
+    """Give the set, with no end date, to the teams in `values`, and to everybody if `values` says so.
 
     Other grants to teams and everybody end, unless they have an end date. Grants to people remain.
     """

@@ -250,8 +250,8 @@ class CapabilityAdmin(ModelPages):
     """The admin pages of one model, for users with any capability in `seen_by`."""
 
     seen_by: tuple[Capability, ...] = ()
-    changed_by: tuple[Capability, ...] = ()  # Can change the fields in `editable`; the subclass implements `edit`.
-    added_by: tuple[Capability, ...] = ()  # Can add rows; the subclass implements `add`.
+    changed_by: tuple[Capability, ...] = ()  # Users with one can change `editable`; the subclass implements `edit`.
+    added_by: tuple[Capability, ...] = ()  # Users with one can add rows; the subclass implements `add`.
     editable: Sequence[str] = ()
     acts: tuple[CapabilityAction, ...] = ()  # All other changes.
     # The URL name of the row's page in the product, and the attribute of the row that the URL contains.

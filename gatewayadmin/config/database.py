@@ -79,8 +79,8 @@ class UnusableDatabase(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Return Django's settings for the default database, with a pool of at most `web_connections` per process.
 
-    With `direct_url`, this is the direct connection, used by commands and all of `serve` except pages. For the embedded
-    database (empty `url`), the variables of libpq (PGPORT, ...) are removed from the environment.
+    With `direct_url`, the default database is the direct connection, used by commands and all of `serve` except pages.
+    For the embedded database (empty `url`), the variables of libpq (PGPORT, ...) are removed from the environment.
     """
     pool = {**POOL, "max_size": web_connections}
     if not url:

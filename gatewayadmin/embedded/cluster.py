@@ -221,14 +221,17 @@ class Cluster:
         return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
-        """Remove postmaster.pid if PostgreSQL would take a zombie or another program for a running server."""
+        """Remove postmaster.pid if PostgreSQL would take a zombie or another program for a running server.
+
+        Kills remaining processes of the old server first.
+        """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
             return
         with suppress(psutil.NoSuchProcess):
             if self._is_ours(psutil.Process(int(status[0]))):
                 return
-        self._end_orphans()  # Otherwise two servers would write the same files.
+        self._end_orphans()  # Beside these processes, a new server would write the same files.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def _end_orphans(self) -> None:

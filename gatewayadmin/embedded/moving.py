@@ -69,7 +69,7 @@ def refuse_unless_empty(target: Connection) -> None:
 
 
 def move(data_dir: Path, say: Say) -> int:
-    """Move all rows to the configured database and return their number. `migrate` must have created its tables.
+    """Move all rows to the configured database and return their number. `migrate` must have created the tables there.
 
     `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
     """

@@ -190,13 +190,16 @@ class Assignment(Versioned, Switchable):
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
     def narrow(self, used: Collection[str], *, by: User) -> list[str]:
-        """Disable all tools except those in `used` (exposed names); return the names of the disabled tools."""
+        """Disable all tools except those in `used` (exposed names); return the names of the disabled tools.
+
+        The policy *Allow all* becomes *Allow selected*. `widen` undoes both.
+        """
         with transaction.atomic():
             policy = self.lock().tool_policy
             on = self.features.filter(kind="tool", enabled=True).select_related("assignment")
             off = list(on.exclude(exposed_name__in=used).order_by("exposed_name"))
             self.features.model.switch_all(off, on=False, by=by)
-            # Tools that the server adds later start disabled.
+            # The policy changes, so that tools that the server adds later start disabled.
             if policy == ToolPolicy.ALLOW_ALL:
                 self.edit(tool_policy=ToolPolicy.SELECTED, by=by)
             names = [feature.exposed_name for feature in off]

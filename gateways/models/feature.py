@@ -115,7 +115,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
-        """Return the features that clients can call, if their gateway is enabled (see CALLABLE)."""
+        """Return the features that clients can call while their gateway is enabled (see CALLABLE)."""
         return self.filter(CALLABLE)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
@@ -206,7 +206,7 @@ class Feature(Versioned, Switchable):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="features")
     kind = models.CharField(max_length=10, choices=FeatureKind, default=FeatureKind.TOOL)
-    # At the server: a URI for a resource, a URI template for a template.
+    # The name at the server: a URI for a resource, a URI template for a template.
     name = models.CharField(max_length=LONGEST_URI)
     exposed_name = models.CharField(max_length=LONGEST_URI)
     # Title, description, schema and annotations are taken from the approved definition; while none is approved, from

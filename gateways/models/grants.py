@@ -131,7 +131,7 @@ class ToolGrant(DatedGrant):
     tool_set = models.ForeignKey(ToolSet, models.PROTECT, related_name="grants", db_index=False)
     everyone = models.BooleanField()
     team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="tool_grants")
-    # Stored when a grant to a team ends. Deleting the team ends it too.
+    # The name of the team, stored when a grant to a team ends. Deleting a team ends its grants.
     team_name = models.CharField(max_length=80, blank=True, default="", db_default="", editable=False)
     user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
 

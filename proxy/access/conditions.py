@@ -95,7 +95,8 @@ class Conditions:
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)
         self._left -= seconds
-        # Estimates are usually too high. So they are replaced by the time that was really taken.
+        # Estimates are usually too high. So if they exceed the limit together, the time that was really taken is
+        # counted in place of the earlier ones.
         if self._left < 0:
             self._left = MOST_SECONDS - (time.thread_time() - self._began) - seconds
         if self._left < 0:

@@ -63,7 +63,7 @@ def named(message: Message) -> Named | None:
 def _completed(ref: object) -> tuple[str, object]:
     """Return the kind and name of the prompt or resource that a completion refers to.
 
-    The kind is empty if `ref` is not an object. The name may be no text.
+    The kind is empty if `ref` is not an object. The name is as the client sent it: any JSON value, or None.
     """
     if not isinstance(ref, dict):
         return "", None
@@ -85,7 +85,7 @@ def lookup_key(feature: Named) -> str:
     if feature.kind != RESOURCE:
         return feature.name
     alias, uri = alias_and_uri(feature.name)
-    # If the database cannot store the server's own URI, the client's URI alone.
+    # If the database cannot store the server's own URI, return the client's URI alone.
     return f"{uri}\n{feature.name}" if alias and is_storable(uri) else feature.name
 
 

@@ -272,8 +272,8 @@ class CallWriter(GroupCommit[bytes, None]):
         """Test whether a batch could be stored: write a row, undo it, and commit the empty transaction."""
         now = time.time()
         line = CallRow(new_uid(now), now, method="ping").copy_line()
-        await connection.run(b"BEGIN; SAVEPOINT before")  # With the same locks, table and disk as a batch.
-        await connection.copy(COPY, line)
+        await connection.run(b"BEGIN; SAVEPOINT before")
+        await connection.copy(COPY, line)  # This needs the same locks, table and disk as a batch.
         await connection.query(b"insert_one", _values_of(line))  # Plan now instead of for the first call.
         await connection.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
 
@@ -310,7 +310,10 @@ INLINE_BYTES = 4096
 
 
 class PayloadRecorder:
-    """Puts redacted payloads into rows; large ones are redacted by `process`. Failures are only logged."""
+    """Puts redacted payloads into rows; large ones are redacted by `process`.
+
+    If redacting fails, the error is logged, and a note is recorded instead of the payloads.
+    """
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
         self._cipher = cipher

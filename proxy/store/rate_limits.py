@@ -118,7 +118,8 @@ class Limits(GroupCommit[list[RateLimited], None]):
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
     """Return the calls to lease for each subject: one for each waiting request, but at least 1 % of the limit."""
     waiting = Counter(subject for missing, _ in batch for subject in missing)
-    # If a limit has just changed, requests with the other limit get a lease in the next batch.
+    # Each subject once. If its limit has just changed, the batch may have the old and the new limit: one is used, and
+    # requests with the other one get a lease in the next batch.
     once = {(subject.kind, subject.id): subject for subject in waiting}
     return {subject: max(waiting[subject], subject.limit // PREFETCH) for subject in once.values()}
 

@@ -322,7 +322,10 @@ class SessionKeeper:
     async def open(
         self, row: str, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]
     ) -> str:
-        """Open a session in the row with the id `row`, and return the id for the client. Raises DatabaseUnavailable."""
+        """Open a session, whose row gets the id `row`, and return the id for the client. Raises DatabaseUnavailable.
+
+        If the connection has more than MOST_SESSIONS, the surplus is ended in the background.
+        """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {

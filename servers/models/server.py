@@ -307,8 +307,8 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        A change of path or header suspends the server's identities until they are confirmed, or ends their sign-ins.
-        Raises:
+        A change of path or header suspends the server's identities until they are confirmed, or ends their sign-ins. A
+        change of the issuer's endpoints ends the OAuth client that was entered for the old ones. Raises:
 
         - AnotherPlace if credentials would be sent to another server.
         - WouldEndSignIns if new settings would end sign-ins and `end_sign_ins` is False.

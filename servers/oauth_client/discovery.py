@@ -328,7 +328,7 @@ def _document(http: Http, address: str) -> Mapping[str, Any] | None:
 def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> AuthorizationServerMetadata:
     """Return the issuer's metadata from the first well-known URL that has them. Raises UnusableIssuer.
 
-    They must name the issuer `expected`, by default the issuer's URL (RFC 8414 section 3.3).
+    The issuer's name in the metadata must be `expected`, by default the issuer's URL (RFC 8414 section 3.3).
     """
     if not is_https(issuer, like=like):
         raise UnusableIssuer("The server names an issuer that is not an https:// URL.")

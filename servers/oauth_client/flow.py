@@ -114,8 +114,8 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    Its tokens are for `identity`, or for a new identity: the person's own, bound to `connection`, or a shared one.
-    `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
+    The tokens of the sign-in are for `identity`, or for a new identity: the person's own, bound to `connection`, or a
+    shared one. `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -316,7 +316,7 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
 
 
 def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
-    """Raise LastingRefused if the issuer refused scopes that include `offline_access`, which is optional."""
+    """Raise LastingRefused if the issuer refused scopes that include `offline_access`: it can be left out."""
     if error == "invalid_scope" and LASTING in sign_in.scope.split():
         raise LastingRefused
 
@@ -373,7 +373,7 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Undecryptable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
-        # Perhaps both have the same refresh token: revoking would end the stored tokens too.
+        # The new tokens may have the refresh token of the stored ones. Then revoking would end the stored tokens too.
         if held and tokens.refresh in ("", held):
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
@@ -446,7 +446,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use a person's own identity on the connection it was made for, and on those that need an identity."""
+    """Use a person's own identity on the connection it was made for, and on the person's connections that need one."""
     if identity.is_shared:
         return
     with suppress(ConnectionFault):  # The connection or the identity may have been revoked meanwhile.

@@ -58,7 +58,7 @@ def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
     Issuers that read our metadata document use it, so they must name themselves in answers (RFC 9207). Clients that
-    were registered with an earlier version use it too.
+    an administrator registered with an earlier release of this gateway use it too.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -131,8 +131,8 @@ def _usable(metadata: AuthorizationServerMetadata) -> Q:
     """Match registrations usable for a new sign-in."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
-    # Then the issuer names itself in its answers. It must, because other issuers have the same redirect URI.
-    if "document" in metadata.registrations:
+    if "document" in metadata.registrations:  # Only if the issuer names itself in its answers (RFC 9207).
+        # It has to, because other issuers have this redirect URI too.
         usable |= Q(kind=RegistrationMethod.DOCUMENT, redirect_uri=common_redirect_uri())
     return fresh & usable
 
@@ -149,7 +149,7 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
     """Raise NotRegistered if some, not all, endpoints are at the origin of another issuer (RFC 9700 section 4.4)."""
-    # Codes or tokens of one issuer could be sent to the other issuer.
+    # Without this check, codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
     places = {home, *(place_of(each) for each in endpoints if each)}
@@ -241,7 +241,7 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for this server, and end its earlier registrations."""
+    """Store the OAuth client that an administrator entered for `server`, and end the server's earlier registrations."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)

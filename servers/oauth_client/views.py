@@ -218,7 +218,10 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """Show the OAuth client used at the issuer of this server. POST saves it, or ends it if `reset` is sent."""
+    """Show the OAuth client used at the issuer of this server.
+
+    POST stores the client from the form, or ends the current one if `reset` is sent.
+    """
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404

@@ -204,9 +204,9 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Return the completed fields, the secret to encrypt, and a new decryption key or None.
+    """Return `fields` with the settings that depend on them, the secret to encrypt, and a new decryption key or None.
 
-    Raises ProviderError.
+    Changes the dictionary `fields`. Raises ProviderError.
     """
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
     wants_new_key = fields.pop("new_decryption_key", False)

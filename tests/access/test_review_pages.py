@@ -312,7 +312,8 @@ def test_the_export_of_a_closed_review_is_verified_offline(
     assert "4 lines and answers are those of the review Q4" in words
     changed = export.replace(b'"keep"', b'"end"', 1)
     cut = b"\n".join(export.splitlines()[1:])
-    for forged in (changed, cut, export.rpartition(b'{"export"')[0], b""):
+    without_end = export.rpartition(b'{"export"')[0]
+    for forged in (changed, cut, without_end, without_end + b'{"export": "complete"}\n', b""):
         code, words = verified(tmp_path, client, forged)
         assert (code, "NOT OK:" in words) == (1, True), words
     assert json.loads(export.splitlines()[0])["person"] == "ann@example.com"

@@ -280,7 +280,7 @@ def rail_link(
     """Render a link of the rail.
 
     The link is current on its own page, and on pages below it or below `also`, but not below `apart`. If a page sets
-    `rail_entry`, the link with that URL name is current instead. `words` describe the `waiting` objects.
+    `rail_entry`, the link with that URL name is current instead. `words` describe the objects that `waiting` counts.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
