@@ -107,7 +107,7 @@ class NotOwner(BeyondYours):
 
 
 class RoleLocked(PeopleError):
-    """This built-in role cannot be changed."""
+    """This built-in role cannot be deleted, and only its required sign-in can be changed."""
 
 
 class RoleInUse(PeopleError):

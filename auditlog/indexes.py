@@ -1,4 +1,4 @@
-"""Create indexes on tables in use. Calls wait for a lock for ATTACH_TIMEOUT at most.
+"""Create indexes on tables in use. When an index is attached, clients' calls wait for ATTACH_TIMEOUT at most.
 
 A migration declares an index of the log with `DeclareIndex`. New partitions have it from the start, existing ones get
 it later, one at a time (docs/decisions/0038-upgrades-without-an-outage.md).

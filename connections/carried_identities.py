@@ -72,7 +72,7 @@ class CarriedRow:
 
     @property
     def state(self) -> str:
-        """The state as a key of WORDS: the first reason why a call would fail, or "active" if there is none."""
+        """The state as a key of WORDS: the first reason why calls fail or may fail; "active" if there is none."""
         if not (self.assignment.enabled and self.server.enabled):
             return "blocked"
         if self.identity is None or self.is_missing:

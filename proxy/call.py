@@ -600,8 +600,8 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Return the grant that allows this request, and the request's server and feature.
 
-        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval. Raises
-        OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval, but not longer
+        than its request may stay open. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:

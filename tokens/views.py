@@ -587,7 +587,11 @@ def target(request: AppRequest, token: Token) -> str:
 
 
 def token_fragment(request: AppRequest, token: Token) -> Fragment:
-    """Return the fragment that shows `token`: the gateway's dialog, or the row of the token or of its connection."""
+    """Return the fragment that shows `token` on the page that sent the request.
+
+    In a gateway's API Tokens dialog, this is the whole dialog; on the list of tokens, the token's row; elsewhere, the
+    row of the token's connection.
+    """
     if _in_dialog(request):
         return Fragment(
             "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}

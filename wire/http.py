@@ -391,7 +391,7 @@ class HttpConnection(asyncio.Protocol):
         self.held = None
 
     def is_usable(self) -> bool:
-        """Return whether the idle connection is still open at both ends and not too old."""
+        """Return whether the idle connection is open at both ends, and was last used less than IDLE_SECONDS ago."""
         if self._transport is None or self._transport.is_closing():
             return False
         return time.monotonic() - self._idle_since < IDLE_SECONDS and not self._poll.poll(0)
@@ -674,7 +674,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """Return the whole body. Raises TooLarge, AnswerTooSlow or Unreachable."""
+        """Return the whole body. For an event stream, raises TooLarge, AnswerTooSlow or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []

@@ -322,7 +322,8 @@ class Changes(NamedTuple):
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
     """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    In a small answer, unchanged values keep their spelling unless a URI, link or task id in the result changes.
+    In a small answer, unchanged values usually keep their spelling, but not if a URI, link or task id in the result
+    changes.
     """
     result: Object = document["result"]
     shown = with_exposed_uris(result, changes.alias) if changes.alias else result

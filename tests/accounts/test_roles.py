@@ -177,7 +177,7 @@ def test_the_locked_role_is_shown_and_cannot_be_changed(chief: User, sign_in: Si
     assert "This role is built in." in page
     assert all("disabled" in check_of(page, one) for one in Capability)
     assert response.status_code == 302  # Saves the required sign-in, the only field that is not disabled.
-    assert "This built-in role cannot be changed." in text(removed)
+    assert "This built-in role cannot be deleted, and only its required sign-in can be changed." in text(removed)
     assert Role.objects.get(pk=locked.pk).editable() == locked.editable()
 
 

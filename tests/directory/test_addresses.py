@@ -53,7 +53,8 @@ def test_addresses_are_created_for_everyone_and_teams_once(browser: Client, sale
     assert again.status_code == 422
     assert {str(each) for each in DirectoryAddress.objects.all()} == {"Everyone", "Sales"}
     assert events() == [("directoryaddress.created", "Everyone"), ("directoryaddress.created", "Sales")]
-    assert "An address for everyone and one for each team already exist." in text(browser.get(f"{LIST}add/"))
+    full = "There is no address left to add: everyone and each team have one already."
+    assert full in text(browser.get(f"{LIST}add/"))
     assert browser.post(f"{LIST}add/", {}).status_code == 422
 
 
