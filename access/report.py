@@ -167,7 +167,7 @@ class AccessReport:
 
         A unit is unused if the person has not used it for `asked.unused` days, but used it or had access before.
         """
-        if not self.asked.unused or self.moment:  # Without this filter, and for a past day, return all units.
+        if not self.asked.unused or self.moment:
             return lambda _, bits: bits
         limit = timezone.now() - timedelta(days=self.asked.unused)
         rows = Connection.objects.order_by().values_list("user_id", "gateway_id")

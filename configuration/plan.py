@@ -182,7 +182,7 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if the document's source governs objects of this kind when `viewer` applies the document."""
+    """True if `viewer` may put objects of this kind under the document's source by applying it."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 

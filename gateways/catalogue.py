@@ -308,7 +308,7 @@ class Catalogue:
         return list(entries.values())
 
     def _places(self, at: RawSQL) -> list[Place]:
-        """Return the features whose ids `at` selects, sorted by gateway."""
+        """Return the features that the subquery `at` selects by id, sorted by gateway."""
         seen: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
         seen = seen.annotate(is_offered=CALLABLE & Q(assignment__gateway__enabled=True))
         seen = seen.order_by("assignment__gateway__name", "assignment__alias")

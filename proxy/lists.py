@@ -109,7 +109,10 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the index of the next page: after the last definition sent, or at its old index if it was removed."""
+        """Return the index in `keys` at which the next page begins: that after the last definition sent.
+
+        If that definition was removed, return the index it had.
+        """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
         return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)

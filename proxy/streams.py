@@ -367,7 +367,7 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check access for the next part of the calls and streams; for all after a revocation or a failed check."""
+        """Re-check access for the next batch of calls and streams, or for all after a revocation or a failed check."""
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:

@@ -461,10 +461,9 @@ class Sink(Versioned, Switchable):
 class ArchivedPartition(models.Model):
     """A partition of the call log that was archived or could not be archived (sinks.archive).
 
-    The row stays when the partition is dropped.
+    The row stays when the partition is dropped. Database roles that only serve requests can only read this table.
     """
 
-    # Database roles that only serve requests can only read this table.
     name = models.CharField(max_length=63, primary_key=True)
     begin = models.DateField()
     end = models.DateField()  # Exclusive.

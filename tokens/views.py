@@ -147,7 +147,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent for a new token. If there is none, viewers who may add agents name the first agent instead."""
+    """Choose the agent for a new token. If there is none, a viewer who may add agents names the first one here."""
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     count = hosts.count()

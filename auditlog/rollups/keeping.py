@@ -163,8 +163,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Does nothing if the last such count is less than LATE_EVERY ago. Returns the number of calls, and False: none are
-    left.
+    Does nothing if the last such count is less than LATE_EVERY ago. Returns the number of calls, and False,
+    because one run counts them all.
     """
     with _state() as state:
         now = databases.database_now()

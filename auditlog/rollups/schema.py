@@ -56,7 +56,7 @@ class Grain:
         return datetime.fromtimestamp(ceil(at.timestamp() / self.seconds) * self.seconds, UTC)
 
     def cube(self, dimensions: set[str]) -> int | None:
-        """Return the number of the smallest combination that has all these dimensions, or None if there is none."""
+        """Return the bit mask of the smallest combination that has all these dimensions, or None if there is none."""
         return next((cube_number(one) for one in self.cubes if dimensions <= set(one)), None)
 
 

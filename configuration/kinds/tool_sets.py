@@ -28,7 +28,7 @@ class ToolSetKind(Kind):
     parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
     about = (
         "The tool sets of a gateway. A set that is not in the list is archived, and its grants to teams and to "
-        "everybody end. While a person has such a set, or an app or agent is limited to it, the file is refused."
+        "everybody end. But if a person has the set, or an app or agent is limited to it, the file is refused."
     )
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE

@@ -78,7 +78,7 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 def connect(user: User, gateway: Gateway) -> Connection:
     """Return the user's playground connection to this gateway, opening one if needed.
 
-    An existing connection may be blocked. Raises ConnectionRefused if no connection can be opened.
+    An existing connection may be blocked: each call checks this. Raises ConnectionRefused if none can be opened.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live

@@ -131,8 +131,8 @@ def _usable(metadata: AuthorizationServerMetadata) -> Q:
     """Match registrations usable for a new sign-in."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
-    if "document" in metadata.registrations:  # Only if the issuer names itself in its answers (RFC 9207).
-        # It has to, because other issuers have this redirect URI too.
+    # Only if the issuer names itself in its answers (RFC 9207), because other issuers have this redirect URI too.
+    if "document" in metadata.registrations:
         usable |= Q(kind=RegistrationMethod.DOCUMENT, redirect_uri=common_redirect_uri())
     return fresh & usable
 

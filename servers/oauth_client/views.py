@@ -76,7 +76,7 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
 
 
 class NewSignIn(RequestBody):
-    """A sign-in to start, for a new identity or to replace one."""
+    """A request to start a sign-in, which creates an identity or replaces one."""
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
     connection_id = serializers.UUIDField(

@@ -168,7 +168,8 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
         if fault.reason != "wrong_signature":
             raise
         refusal = fault
-    # If no certificate fits the signature, the provider may have a new certificate.
+    # `begin_saml` re-reads old metadata too, but does not run if the person started at the provider. If no certificate
+    # fits the signature, the provider may have a new certificate.
     fresh = provider.with_metadata_of(UNKNOWN_SIGNATURE if refusal else METADATA_AGE)
     if fresh.certificates != provider.certificates:
         return verify(fresh), fresh
