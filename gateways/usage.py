@@ -358,7 +358,7 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
         saved = sum(tool.tokens for tool in off)
         text = (
             f"Hide {number_of(len(off), 'tool')} that nobody used in {days} days? "
-            f"The list of {gateway.name} gets about {saved:,} tokens shorter."
+            f"The list of {gateway.name} gets about {saved:,} LLM tokens shorter."
         )
     else:
         live = Connection.objects.live().filter(gateway=gateway).count()

@@ -305,10 +305,10 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Return the ciphertext that another process has stored meanwhile, or raise NotRenewed.
+    """Store that the person has to sign in again, and raise NotRenewed.
 
-    The reason is `identity_unavailable` if the refusal counts as temporary, or if another process is renewing the
-    token. In all other cases a person has to sign in again.
+    If the refusal counts as temporary, or if another process is renewing the token, this is not stored, and the reason
+    is `identity_unavailable`. If another process has replaced the token, return the new ciphertext instead.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

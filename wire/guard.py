@@ -271,7 +271,7 @@ class Guard:
         parts = urlsplit(url)
         host = parts.hostname or ""
         if parts.scheme == "https" and self.way_by_name(host):
-            return False  # The outbound proxy resolves the name, so its addresses are not checked.
+            return False
         try:
             addresses = _addresses(host, parts.port or 443)
         except httpcore.ConnectError:

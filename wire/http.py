@@ -200,7 +200,8 @@ class HeaderCache[Read]:
 def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
     """Return a cache for the header block of `data`; None if it cannot be cached.
 
-    `data` must be one complete message with this body, a short header block and exactly one Content-Length.
+    `data` can be cached only if it is one complete message with this body, a short header block and exactly one
+    Content-Length.
     """
     end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
     lengths = list(_lengths(data, 0, end))

@@ -524,7 +524,8 @@ def exposed_feature(grant: AccessRow, feature: Named) -> Named:
 
     `grant` must be queried with BY_OWN_NAME. Raises UnknownFeature, or AmbiguousName if several features match.
     """
-    # Disabled or held features count too: otherwise disabling a feature would send its calls to another server.
+    # Features that are disabled or held, or whose server is disabled, count too: otherwise disabling a feature or a
+    # server would send its calls to another server.
     known = [(assigned, row) for assigned in grant.assignments for row in _own_name_rows(assigned, feature.name)]
     # Servers outside the token's scope count only if no server in scope matches.
     candidates = [each for each in known if each[0].in_scope] or known

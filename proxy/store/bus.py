@@ -31,9 +31,6 @@ NAME = b"SET application_name = 'gateway bus'"
 # A handler gets the published text, or None after a lost connection. An async handler runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
-# Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have changed),
-# `unwritable` (a row of the log could not be written in time), and internal topics of the proxy.
-
 
 class Statements(Protocol):
     """Protocol for running one statement in a separate short transaction."""
@@ -73,6 +70,8 @@ class Bus:
 
     def on(self, topic: str, handler: Handler) -> None:
         """Call `handler` for every message of this topic."""
+        # Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have
+        # changed), `unwritable` (a row of the log could not be written in time), and internal topics of the proxy.
         self._handlers.setdefault(topic, []).append(handler)
 
     async def publish(self, topic: str, told: str) -> None:

@@ -172,7 +172,7 @@ def test_hiding_the_dearest_unused_tools_shortens_the_list_by_what_was_said_and_
     definitions = Feature.objects.filter(assignment=docs).values_list("shown", "approved")
     assert before == sum(-(-len((shown or approved).encode()) // 4) for shown, approved in definitions)
     asked = html.unescape(client.get(f"/assignments/{docs.pk}/narrow/?dearest=1").content.decode())
-    saved = int(re.findall(r"about ([\d,]+) tokens shorter", asked)[0].replace(",", ""))
+    saved = int(re.findall(r"about ([\d,]+) LLM tokens shorter", asked)[0].replace(",", ""))
     assert "Hide 5 tools" in asked
 
     client.post(f"/assignments/{docs.pk}/narrow/", {"dearest": "1"})

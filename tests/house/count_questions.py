@@ -1031,7 +1031,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "usage.tokens": _gateway_tokens,
     "usage.bytes": lambda ask: 4,
     "usage.server.tokens": lambda ask: f"about {_tool_tokens(assignment=ask.pk)} LLM tokens",
-    "usage.tool.tokens": lambda ask: f"{_tool_tokens(pk=ask.pk)} tokens",
+    "usage.tool.tokens": lambda ask: f"{_tool_tokens(pk=ask.pk)} LLM tokens",
     "token.tools": _used_by_token,
     "usage.caller.calls": _calls_by,
     "usage.caller.tools": lambda ask: _used_by(ask, _went_on(ask)).values("feature_name").distinct().count(),

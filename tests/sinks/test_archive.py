@@ -155,7 +155,7 @@ def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(f
     (folder / "calls").unlink()
     done = chores()
     assert (done["partitions_archived"], done["partitions_dropped"], done["partitions_not_archived"]) == (1, 1, 0)
-    assert "not archived" not in boss.get("/").content.decode()
+    assert "could not be archived" not in boss.get("/").content.decode()
 
 
 def test_rows_that_differ_when_read_back_are_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
