@@ -461,10 +461,9 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 class GuardedTransport(httpx.BaseTransport):
     """A transport over guarded sockets, for `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`.
 
-    A refused address raises AddressRefused. After `deadline` every wait times out.
+    `trust_env=False` makes httpx ignore proxies from the environment; by default, it follows no redirects. A refused
+    address raises AddressRefused. After `deadline` every wait times out.
     """
-
-    # By default, httpx follows no redirects. `trust_env=False` makes it ignore proxies from the environment.
 
     def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
         ends = deadline or Deadline()

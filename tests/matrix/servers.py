@@ -116,7 +116,7 @@ SERVERS = {
     "server-memory via supergateway": Server(
         lambda port, folder: supergateway(port, f"{node('node')} {node('mcp-server-memory')}"),
         {"list": {"says": "read_graph"}, "call": asked("read_graph", says="entities")},
-        lambda: f"{npm_version('@modelcontextprotocol/server-memory')} via {npm_version('supergateway')}",
+        lambda: f"{npm_version('@modelcontextprotocol/server-memory')}, supergateway {npm_version('supergateway')}",
     ),
     "server-filesystem via supergateway": Server(
         lambda port, folder: supergateway(port, f"{node('node')} {node('mcp-server-filesystem')} {folder}"),
@@ -125,12 +125,14 @@ SERVERS = {
             "call": asked("list_allowed_directories", says="Allowed"),
             "session": [asked("list_allowed_directories"), asked("list_allowed_directories", says="Allowed")],
         },
-        lambda: f"{npm_version('@modelcontextprotocol/server-filesystem')} via {npm_version('supergateway')}",
+        lambda: f"{npm_version('@modelcontextprotocol/server-filesystem')}, supergateway {npm_version('supergateway')}",
     ),
     "server-time via mcp-proxy": Server(
         lambda port, folder: bridged_by_mcp_proxy(port, python_of("matrix-agents"), "-m", "mcp_server_time"),
         {"list": {"says": "convert_time"}, "call": asked("get_current_time", {"timezone": "UTC"}, "UTC")},
-        lambda: f"{pip_version('matrix-agents', 'mcp-server-time')} via {pip_version('matrix-agents', 'mcp-proxy')}",
+        lambda: (
+            f"{pip_version('matrix-agents', 'mcp-server-time')}, mcp-proxy {pip_version('matrix-agents', 'mcp-proxy')}"
+        ),
     ),
     "Python SDK 2": by_its_defaults("python-v2", lambda: pip_version("", "mcp"), **IN_EITHER_ERA),
     "TypeScript SDK 2": by_its_defaults(

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Iterator
-from itertools import groupby, starmap
+from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -51,14 +51,8 @@ def versions() -> str:
     clients = {name.split(",")[0]: one.version() for name, one in CLIENTS.items()}
     servers = {name: one.version() for name, one in SERVERS.items()}
     parts = (("Clients", clients), ("Servers", servers))
-    listed = ("; ".join(starmap(_with_version, each.items())) for _, each in parts)
+    listed = ("; ".join(f"{name}: {version}" for name, version in each.items()) for _, each in parts)
     return "\n".join(f"{title}: {each}.\n" for (title, _), each in zip(parts, listed, strict=True))
-
-
-def _with_version(name: str, version: str) -> str:
-    """Return a name and its version: "server-time: 1.0, via mcp-proxy: 2.0" for a server behind a bridge."""
-    pairs = zip(name.split(" via "), version.split(" via "), strict=True)
-    return ", via ".join(f"{one}: {its}" for one, its in pairs)
 
 
 def results(through: dict[str, Found], alone: dict[str, Found]) -> str:
