@@ -6,7 +6,6 @@ import smtplib
 import socket
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -56,18 +55,6 @@ class EmailBackend(smtp.EmailBackend):
         """Send the mails and return their number. Sending may be slow, so release the database connection meanwhile."""
         with released_while_waiting():
             return super().send_messages(email_messages)
-
-    def open(self) -> bool | None:
-        """Open a connection and return True. Return False if one is open already.
-
-        Raises OSError if this fails; with `fail_silently`, returns None instead.
-        """
-        try:
-            return super().open()
-        except OSError:
-            with suppress(OSError):
-                self.close()  # Otherwise the next call would return False.
-            raise
 
 
 class _TunnelledSmtp(smtplib.SMTP):

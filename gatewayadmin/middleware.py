@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from django.conf import settings
@@ -415,7 +416,7 @@ class FairShares:
         async with AsyncExitStack() as places:
             try:
                 for sender in senders:
-                    if self._heavy.fullmatch(scope["path"]) or b"format=" in scope.get("query_string", b""):
+                    if self._is_heavy(scope):
                         await places.enter_async_context(self._place(f"{sender} heavy", 1))
                     await places.enter_async_context(self._place(sender, self._most))
             except SenderBusy:
@@ -430,6 +431,12 @@ class FairShares:
                 await send(message)
 
             await self._app(scope, receive, begin)
+
+    def _is_heavy(self, scope: Scope) -> bool:
+        if self._heavy.fullmatch(scope["path"]):
+            return True
+        query = scope.get("query_string", b"")
+        return any(name == b"format" for name, _ in parse_qsl(query, keep_blank_values=True))
 
     def _remember(self, credentials: list[str], person: object) -> None:
         """Remember for later requests that these credentials belong to `person`. Do nothing if `person` is None."""

@@ -105,11 +105,11 @@ def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons
 def test_searches_and_exports_wait_for_each_other_and_other_pages_of_the_same_person_pass() -> None:
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         async with asyncio.TaskGroup() as asking:
-            for heavy in ("/logs/0", "/logs/1", "/people/?q=a&format=csv"):
+            for heavy in ("/logs/0", "/logs/1", "/people/?q=a&format=csv", "/people/?form%61t=csv"):
                 asking.create_task(browser.ask(heavy, **ANN))
             asking.create_task(browser.ask("/logs/of-ben", **BEN))
             await settled()
-            asking.create_task(browser.ask("/hosts/", **ANN))
+            asking.create_task(browser.ask("/hosts/?q=a%26format=b", **ANN))
             await settled()
             assert pages.inside == ["/logs/0", "/logs/of-ben", "/hosts/"]
             pages.may_begin.set()

@@ -25,6 +25,7 @@ from signxml.algorithms import DigestAlgorithm, SignatureConstructionMethod, Sig
 from signxml.signer import XMLSigner
 
 from accounts.models import User
+from sso.saml.responses import BEARER
 from sso.saml.settings import consumer_url, entity_id
 from tests.clients.apps import node
 from tests.clients.fixtures import Npm, listening
@@ -228,16 +229,22 @@ class Answer:
     assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
     more: str = ""  # More attributes, as XML.
     qualifiers: str = ""  # XML attributes of the NameID.
+    expired_first: bool = False  # Add an expired SubjectConfirmation before the other one.
+
+    def confirmation(self, until: float) -> str:
+        answers = f' InResponseTo="{self.answers}"' if self.answers else ""
+        return (
+            f'<saml:SubjectConfirmation Method="{BEARER}"><saml:SubjectConfirmationData'
+            f' Recipient="{self.recipient}" NotOnOrAfter="{moment(until)}"{answers}/></saml:SubjectConfirmation>'
+        )
 
     def assertion(self) -> Any:
-        answers = f' InResponseTo="{self.answers}"' if self.answers else ""
+        ends = [-2, self.confirmed_until] if self.expired_first else [self.confirmed_until]
         return etree.fromstring(
             f'<saml:Assertion xmlns:saml="{NS["saml"]}" ID="{self.assertion_id}" Version="2.0"'
             f' IssueInstant="{moment(self.made)}"><saml:Issuer>{self.issuer}</saml:Issuer>'
             f'<saml:Subject><saml:NameID Format="{self.format}"{self.qualifiers}>{self.name}</saml:NameID>'
-            '<saml:SubjectConfirmation Method="urn:oasis:names:tc:SAML:2.0:cm:bearer"><saml:SubjectConfirmationData'
-            f' Recipient="{self.recipient}" NotOnOrAfter="{moment(self.confirmed_until)}"{answers}/>'
-            "</saml:SubjectConfirmation></saml:Subject>"
+            f"{''.join(map(self.confirmation, ends))}</saml:Subject>"
             f'<saml:Conditions NotBefore="{moment(self.begins)}" NotOnOrAfter="{moment(self.ends)}">'
             f"<saml:AudienceRestriction><saml:Audience>{self.audience}</saml:Audience></saml:AudienceRestriction>"
             f'</saml:Conditions><saml:AuthnStatement AuthnInstant="{moment(self.signed_in)}" SessionIndex="s1">'

@@ -72,6 +72,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"qualifiers": ' NameQualifier="{issuer}" SPNameQualifier="{audience}"'},
     {"ends": -0.7, "confirmed_until": -0.7},  # Clocks may differ by less than a minute.
     {"made": 0.7, "begins": 0.7},
+    {"expired_first": True},
 ]
 
 # Each case is a separate rule.
@@ -82,6 +83,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"issuer": "https://other.example.com"}, "other_issuer"),
     ({"ends": -2}, "expired"),
     ({"confirmed_until": -2}, "expired"),
+    ({"confirmed_until": -2, "expired_first": True}, "expired"),
     ({"made": -15, "begins": -15}, "expired"),
     ({"begins": 3}, "not_yet_valid"),
     ({"made": 3}, "not_yet_valid"),
