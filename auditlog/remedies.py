@@ -77,10 +77,11 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     """Return the events that may have caused the gateway's refusal of the connection's host.
 
-    If the gateway's list has the host, they blocked the host. If not, they limited the gateway to listed hosts.
+    If the gateway allows or blocks this very host, these events blocked it. Otherwise, they limited the gateway to listed
+    hosts.
     """
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
-    if decided:
+    if decided and decided.allowed is not None:
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
     return _events(connection.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed"))
 

@@ -338,7 +338,8 @@ _background = Background(DatabaseError)  # Only logged at debug level: the waiti
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether the API key, token or session in these headers is currently valid.
 
-    Raises SenderBusy if too many look-ups wait, of this sender or in all, or if this one has waited for LONGEST_WAIT_S.
+    Raises SenderBusy if too many look-ups of this sender, or of all senders together, are waiting. Raises SenderBusy
+    also after a wait of LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
@@ -386,7 +387,7 @@ PERSON = "person"  # Scope key of the person, set by note_person.
 
 
 class SenderBusy(Exception):
-    """Too many requests of this sender wait already, or this request has waited for too long."""
+    """Too many requests of this sender, or look-ups of all senders, wait already; or this request has waited too long."""
 
 
 class FairShares:

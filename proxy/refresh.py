@@ -289,7 +289,7 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
     except (TokenRefused, Undecryptable) as refusal:
         return (yield from _after_refusal(refusal, parameters))
     except TokenUnavailable as fault:
-        yield Statement(STATEMENTS["wait"], parameters)
+        yield Statement(STATEMENTS["wait"], parameters | {"refused": False})
         raise NotRenewed("identity_unavailable", str(fault)) from None
     access = cipher.seal(tokens.access)
     stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
@@ -381,8 +381,11 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Count a refusal that may be temporary, and raise NotRenewed, except after UNCLEAR_REFUSALS in succession."""
-    rows = yield Statement(STATEMENTS["wait"], parameters)
+    """Count a refusal that may be temporary, and raise NotRenewed.
+
+    After UNCLEAR_REFUSALS refusals in succession, return instead. The refusal then counts as final.
+    """
+    rows = yield Statement(STATEMENTS["wait"], parameters | {"refused": True})
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None
     parameters["lease"] = None  # The statement `wait` has just released the lease.

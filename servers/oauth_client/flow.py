@@ -233,7 +233,10 @@ def _resource(server: Server, needs: Needs) -> str:
 
 
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
-    """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested."""
+    """Return the scopes to request.
+
+    Raises SignInRefused if `identity` needs scopes that are not in the administrator's `fixed_scopes`.
+    """
     grant = Grant.objects.filter(identity=identity).first() if identity else None
     if server.fixed_scopes:
         lacks = {*grant.wanted_scope.split()} - {*server.fixed_scopes.split()} if grant else set()

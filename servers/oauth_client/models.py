@@ -179,9 +179,10 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return the number of consecutive sign-ins at this server from which nobody came back.
+    """Return the number of sign-ins begun at this server since a person last came back from one.
 
-    Return 0 if fewer than MANY_UNFINISHED were started. One unexpired sign-in of each person is not counted.
+    For each person with an unexpired sign-in, one sign-in is not counted, because the person may still come back.
+    Return 0 if fewer than MANY_UNFINISHED sign-ins were begun.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -262,6 +263,7 @@ class GrantManager(models.Manager["Grant"]):
             "lease": None,
             "leased_until": None,
             "failures": 0,
+            "refusals": 0,
             "retry_at": None,
             "granted_at": timezone.now(),
         }
@@ -313,7 +315,9 @@ class Grant(models.Model):
     # Only the process with the lease refreshes the token. The lease expires if the process dies.
     lease = models.UUIDField(null=True, editable=False)
     leased_until = models.DateTimeField(null=True, editable=False)
-    failures = models.PositiveSmallIntegerField(default=0, editable=False)
+    failures = models.PositiveSmallIntegerField(default=0, editable=False)  # Since the last token; for the delay.
+    # Consecutive refusals without a final error code. An issuer that gives no answer ends the sequence.
+    refusals = models.PositiveSmallIntegerField(default=0, db_default=0, editable=False)
     retry_at = models.DateTimeField(null=True, editable=False)
     refreshed_at = models.DateTimeField(null=True, editable=False)
     granted_at = models.DateTimeField(default=timezone.now)
@@ -337,7 +341,8 @@ class Grant(models.Model):
     def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
         """Return the revocation requests (RFC 7009) for the tokens of this grant.
 
-        Return an empty list if these requests could also end `instead`, the new tokens.
+        If new tokens replace these tokens, pass the new tokens as `instead`. Return an empty list if the requests could
+        also revoke the new tokens.
         """
         try:
             refresh, access = (

@@ -5,6 +5,7 @@ import pytest
 from accounts.models import User
 from capabilities import Capability
 from connections.models import HostAtGateway
+from gateways.models import ToolSet
 from tests import make, upstreams
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import Agent, Proxy
@@ -62,6 +63,8 @@ def test_a_gateway_for_listed_agents_refuses_others_and_their_call_says_since_wh
     listed, other = make.agent(by=boss), make.agent(by=boss)
     of_listed, of_other = (proxy.agent(make.connection(host, work, boss)) for host in (listed, other))
     HostAtGateway.objects.at(work, listed).allow(by=boss)
+    some = ToolSet.objects.add(gateway=work, name="Some", patterns=["*"], by=boss)
+    HostAtGateway.objects.at(work, other).limit(some, by=boss)
     client = sign_in(boss)
 
     client.post("/gateways/work/access/hosts/", {"hosts_allowed": "listed"})

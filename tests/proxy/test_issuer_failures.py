@@ -325,15 +325,18 @@ def _tells(agent: Agent, person: User, told: str, reason: str) -> None:
 
 
 @pytest.mark.full
-def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Proxy, run: Run, ann: User) -> None:
+def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times_without_an_outage_between(
+    proxy: Proxy, run: Run, ann: User
+) -> None:
     issuer = Issuer()
     agent = signed_in(issuer, proxy, run, ann)
     end_tokens()
-    issuer.answers["/token"] = failed(400, "invalid_request")
+    refusal, outage = failed(400, "invalid_request"), (503, HTML, "<html>Try again</html>")
 
-    for _ in range(2):
+    for issuer.answers["/token"] in (outage, outage, outage, refusal, refusal, outage, refusal, refusal):
         assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
         sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
+    issuer.answers["/token"] = refusal
 
     assert agent.call("github__whoami").json()["error"]["data"]["reason"] == "identity_sign_in"
     asked = issuer.asked.count("/token")
