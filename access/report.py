@@ -30,7 +30,7 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report. An empty list of ids does not filter, except `hosts`."""
+    """The filters of a report. An empty list of ids does not filter. Exception: an empty `hosts` matches nothing."""
 
     q: str = ""  # Text in a person's name or address, or in a gateway's name.
     people: Sequence[UUID] = ()
@@ -165,7 +165,8 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        A unit is unused if the person has not used it for `asked.unused` days, but used it or had access before.
+        A unit is unused if the person has not used the unit's gateway in the last `asked.unused` days. A unit that the
+        person got in these days counts as unused only if the person had used the gateway before.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

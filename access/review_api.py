@@ -246,7 +246,7 @@ class ReviewResource(Resource):
     def create(self, request: Request) -> Response:
         """Start an access review of the present access.
 
-        If the review is to end the access in unanswered lines, you also need the permissions to end that access.
+        If `unanswered` is `end`, you also need the permissions to end all kinds of access that a review can end.
         """
         body = self.body()
         people = _found(User.objects.all(), body.pop("reviewer_ids"), "reviewer_ids")

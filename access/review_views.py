@@ -223,7 +223,10 @@ def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
 
 
 def progress_of(review: Review) -> dict[str, Any]:
-    """Return the numbers of lines by answer, and of people, and the reviewers who have open lines."""
+    """Return numbers that show the review's progress, and the reviewers who have open lines (none if it is closed).
+
+    The numbers count lines (all, and by answer) and people (all, and those without open lines).
+    """
     counts = Counter(dict(review.lines.order_by().values("answer").annotate(n=Count("pk")).values_list("answer", "n")))
     people = review.lines.order_by().aggregate(
         all=Count("person", distinct=True), waiting=Count("person", filter=Q(answer=Answer.OPEN), distinct=True)

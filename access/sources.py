@@ -99,7 +99,7 @@ class Sources:
 
     @cached_property
     def _facts(self) -> dict[tuple[str, UUID, UUID | None], Fact]:
-        """Facts by kind, subject and object: those about the people and gateways, and which roles use all gateways."""
+        """Facts about the people and gateways, and the USES_ALL facts of roles; the key is kind, subject and object."""
         about = Q(subject__in=[*self._people, *self._gateways]) | Q(kind=FactKind.USES_ALL)
         facts = Fact.objects.at(self._known.moment or timezone.now()).filter(about)
         return {(fact.kind, fact.subject, fact.object): fact for fact in facts}

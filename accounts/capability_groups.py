@@ -74,7 +74,10 @@ class CapabilityCheckbox:
 def check_list(
     editor: User, ticked: Collection[Capability], withheld: str = ""
 ) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
-    """Yield each area with its checkboxes, as `editor` may set them; with a reason in `withheld`, all are disabled."""
+    """Yield each area with its checkboxes. A checkbox is disabled if `editor` lacks the capability.
+
+    If `withheld` contains a reason, all checkboxes are disabled.
+    """
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,

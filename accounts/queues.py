@@ -1,7 +1,7 @@
 """Queues for work that people who are not signed in can cause: sign-in pages and argon2id password hashes.
 
-A hash takes 100 MiB and as much processor time as several pages. So that attempts leave time for other pages, each
-process makes one hash, and serves one sign-in page, at a time.
+A hash takes 100 MiB and as much processor time as several pages. Therefore, each process makes only one hash at a time
+and serves only one sign-in page at a time. This leaves time for other pages.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Admits `at_once` callers, and lets `waiting` others wait. At most `at_once + of_strangers` may be strangers.
+    """A queue that admits `at_once` callers at a time, and lets `waiting` others wait.
 
-    `turn` raises HashingBusy if the queue is full, for strangers also if their part is full, or after `seconds`.
+    Of the admitted and waiting callers, at most `at_once + of_strangers` may be strangers. `turn` raises HashingBusy if
+    the queue has no room for the caller, or if the caller has waited for `seconds`.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:

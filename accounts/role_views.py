@@ -135,7 +135,7 @@ def _held_by(count: int) -> str:
 @require_GET
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
-    """List every capability with its names, a description, and the roles that have it (a few names and a number)."""
+    """List every capability: its label, constant, slug and description, and the roles with this capability."""
     roles = [(role.name, role.granted) for role in Role.objects.with_capabilities()]
     areas = {
         area: [

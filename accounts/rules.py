@@ -184,7 +184,8 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    The actor lacks a capability, or the role uses gateways and the actor's own role can only look.
+    There are two possible reasons. First, the actor lacks one of the capabilities. Second, the role uses gateways, but
+    the actor's own role can only look.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
@@ -196,7 +197,7 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
 def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """Return the labels of the `capabilities` that the actor `by` lacks, in the order of Capability.
 
-    A capability that another missing one includes is left out.
+    If a missing capability A includes a missing capability B, only A is returned.
     """
     missing = {one for one in capabilities if by is not None and not by.has_perm(one)}
     included = {one for capability in missing for one in capability.includes}

@@ -249,7 +249,7 @@ def ask_again(view: View) -> View:
 
 
 def ask_first(view: View) -> View:
-    """Require confirmation already when a form is opened; for long forms on pages that show no data."""
+    """Require confirmation as soon as a form is opened. Meant for long forms on pages that show no data."""
     # A form submitted after the confirmation expired is stored as with `ask_again`.
     return _asking(view, free=())
 

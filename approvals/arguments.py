@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _outline(value: Any) -> tuple[str, str]:
-    """Return the kind of a value and, instead of the value, the size of a string or list, or "hidden"."""
+    """Return the kind of a value, and a text to show instead: the size of a string or list, otherwise "hidden"."""
     if isinstance(value, str | list):
         return KINDS[type(value)], f"{len(value):,} {'characters' if isinstance(value, str) else 'items'}"
     return KINDS.get(type(value), ""), "hidden"

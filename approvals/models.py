@@ -81,9 +81,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that `viewer` may see; all with APPROVALS_DECIDE.
+        """Return the holds that `viewer` may see.
 
-        Without it, people see the holds of their own agents and those that their teams decide, and API keys see none.
+        A viewer with APPROVALS_DECIDE sees all holds. Other people see the holds of their own agents and the holds that
+        their teams decide. Other API keys see none.
         """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self

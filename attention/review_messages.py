@@ -1,4 +1,8 @@
-"""Messages about access reviews: when reviewers get lines, as reminders, before the due date, and at the end."""
+"""Messages about access reviews.
+
+Reviewers get a message when lines are assigned to them, when a person reminds them, and before the due date. When a
+review is closed, the reviewers and the person who started the review get a message.
+"""
 
 from __future__ import annotations
 

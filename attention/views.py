@@ -115,8 +115,8 @@ class ChannelForm(forms.Form):
     def settings(self) -> dict[str, Any]:
         """The values for the model: unticked matters are muted.
 
-        Matters that are not offered keep their state. But they are muted if a new address is entered with an API key,
-        or for a channel of the workspace.
+        Matters that are not offered keep their state. There is one exception: if the channel is the workspace's, or if
+        an API key is used, then a new channel or a new address mutes these matters.
         """
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")

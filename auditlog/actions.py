@@ -7,8 +7,9 @@ from typing import Self
 class Action(StrEnum):
     """The action of an Event, with the sentences that describe it.
 
-    The first sentence whose values (in braces) are all known is used. `self` is a target that is also the actor, and
-    `fields` are the changed fields; see auditlog.sentences, whose RETIRED has the sentences of actions no longer used.
+    A sentence names its values in braces. The first sentence whose values are all known is used. The value `self` is
+    known only if the target is also the actor. The value `fields` lists the changed fields. For the other values, see
+    auditlog.sentences. Its constant RETIRED has the sentences of actions that are no longer used.
     """
 
     sentences: tuple[str, ...]

@@ -189,7 +189,10 @@ def histogram(search: Search, *, timed: bool = False) -> Histogram:
 
 
 def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
-    """Return the shortest round bar width, at least `least`, with which BARS bars cover `length`."""
+    """Return the duration of one bar: the shortest round duration that lets BARS bars cover `length`.
+
+    The duration is at least `least`.
+    """
     day = WIDTHS[-1]
     widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
     return next(widths, -(-length // (BARS * day)) * day)

@@ -97,8 +97,9 @@ class Facet(NamedTuple):
 def facets(
     call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
 ) -> list[Facet]:
-    """Return the filters beside the list. Filters that are set, opened by the person, or in `first` have values.
+    """Return the filters beside the list, some of them with their values and the number of calls of each value.
 
+    Values are included for filters that are set, for filters that the person opened, and for filters in `first`.
     `any_call=False` means that the search has no results: then only the values of filters that are set are counted.
     """
     names = [name for name in FACETS if name not in call_filter.scope]

@@ -21,6 +21,7 @@ class Comparison(Enum):
 
     ENUM = auto()  # The value is one of a fixed set.
     TEXT = auto()  # Compared without regard to case, unless an index is used.
+    LIST = auto()  # The column has several texts, joined by ", ". One of them is compared without regard to case.
     NAME = auto()  # An object, compared by id or by the object's name at the time of the call.
     ID = auto()
     ADDRESS = auto()  # An IP address.
@@ -176,7 +177,7 @@ _ROWS = (
         label="Trace id",
         parameter=Parameter("trace_id", max_length=32),
     ),
-    LogField("label", Comparison.TEXT, "labels", is_free_text=True, parameter=Parameter("label", max_length=200)),
+    LogField("label", Comparison.LIST, "labels", is_free_text=True, parameter=Parameter("label", max_length=200)),
     LogField("rule", Comparison.ID, "rule_id", label="Rule", parameter=Parameter("rule")),
     LogField("hold", Comparison.ID, "hold_id", label="Held call", parameter=Parameter("hold")),
     LogField("duration", Comparison.NUMBER, "duration_ms", unit=MILLISECONDS),

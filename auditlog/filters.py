@@ -366,7 +366,7 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """Return the query string with the tab and its own filter (`scope`); empty without a scope."""
+        """Return the query string of the tab's filter, such as `tab=host&host=<id>`; empty if `scope` is empty."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:

@@ -93,8 +93,8 @@ def answer(request: AppRequest, live: LiveList, new: NewCalls, with_rows: Callab
 def newest_page(search: Search, to: int, size: int) -> SearchPage:
     """Return the first page of a live list, without calls whose id is higher than `to`.
 
-    The calls that began within the last LONGEST_CALL come first, the last recorded one first. All other calls follow,
-    sorted by start, newest first.
+    At the top are the calls that began within the last LONGEST_CALL, sorted by descending id. The other calls follow,
+    sorted by descending start.
     """
     latest = list(_recent(search, to).order_by("-pk")[:size])
     found = search.page(None, size)

@@ -98,11 +98,12 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 
 
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, counted with the roll-ups or else among the newest calls.
+    """Return the groups with the most calls, counted with the roll-ups.
 
-    Returns None if the roll-ups cannot answer and `where` is empty. Groups by tool leave out calls of unknown tools.
+    If the roll-ups cannot answer, the result depends on `where`: None if `where` is empty, otherwise the groups of the
+    newest matching calls only. If `by` is the tool, calls of unknown tools are left out.
     """
-    of_tools = by.name == "tool"  # Calls of unknown tools are left out, because clients may invent any name.
+    of_tools = by.name == "tool"  # Clients may invent names of tools.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
     if busiest is not None:
         return _groups(by, busiest, more=False)
@@ -170,7 +171,10 @@ class CachedAnswer[T](NamedTuple):
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return the answer of `read`; cached under `key` if the period of this `length` (None is all time) is long."""
+    """Return the answer of `read`. An answer about a long period is cached under `key`.
+
+    `length` is the length of the period. None (all time, or a period with given times) counts as long.
+    """
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())
     key = f"calls:{sha256(key.encode()).hexdigest()}"

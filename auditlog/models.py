@@ -236,10 +236,10 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    A row is counted depending on its id and its date:
-    - with an id up to `began_at_id`, if it is dated `counted_from` or later;
-    - with a higher id up to `counted_to`, if it is dated `near_from` or later;
-    - with a higher id up to `late_counted_to`, if it is dated before `near_from`.
+    These rows of the log are counted already:
+    - with an id up to `began_at_id`: the rows dated `counted_from` or later;
+    - with an id above `began_at_id`, up to `counted_to`: the rows dated `near_from` or later;
+    - with an id above `began_at_id`, up to `late_counted_to`: the rows dated before `near_from`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -1,4 +1,4 @@
-"""The calls of the last seven days that a stricter policy, or disabling an object, would have refused.
+"""The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
 Up to MOST_READ calls are counted in the log, by caller. A higher number comes from the roll-ups, if they can select the
 same calls, and is shown as "about".
@@ -84,7 +84,10 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days matching `where`, without denied calls and calls of people in `not_of`."""
+    """Count the calls of the last seven days that a change would have refused.
+
+    These calls match `where`, were not denied, and were not made by people in `not_of`.
+    """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
     if read is not None and read.total() <= MOST_READ:

@@ -156,7 +156,7 @@ class Wait:
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """Return the wait for a first call that the parameters in the query string describe.
+        """Build the wait from the parameters in the query string.
 
         Other people's connections, and gateways that the person cannot use, are ignored.
         """

@@ -97,7 +97,8 @@ class Partitions:
     def make_ahead(self, today: date | None = None, *, kept_days: int = 90) -> list[str]:
         """Create missing partitions from yesterday to ten days ahead, and return their names.
 
-        Empty future partitions with too many days for a retention of `kept_days` are replaced.
+        A partition that begins after tomorrow is replaced if it is empty and has more days than
+        `longest_partition(kept_days)`.
         """
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)

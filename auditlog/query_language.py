@@ -33,6 +33,7 @@ _TEXT_OPERATORS = (IS, IS_NOT, CONTAINS)
 ALLOWED = {
     Comparison.ENUM: (IS, IS_NOT),
     Comparison.TEXT: _TEXT_OPERATORS,
+    Comparison.LIST: _TEXT_OPERATORS,
     Comparison.NAME: _TEXT_OPERATORS,
     Comparison.ADDRESS: _TEXT_OPERATORS,
     Comparison.ID: (IS, IS_NOT),

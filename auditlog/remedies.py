@@ -77,8 +77,8 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     """Return the events that may have caused the gateway's refusal of the connection's host.
 
-    If the gateway allows or blocks this very host, these events blocked it. Otherwise, they limited the gateway to listed
-    hosts.
+    If the gateway allows or blocks this very host, these events blocked the host. Otherwise, they limited the gateway
+    to listed hosts.
     """
     decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
     if decided and decided.allowed is not None:

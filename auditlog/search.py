@@ -6,6 +6,7 @@ it searched, and the next page continues from that time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
@@ -129,12 +130,20 @@ def _of_field(condition: Condition) -> Criterion:
         case Comparison.NUMBER:
             found = Criterion(Q(**{f"{field.column}{LOOKUPS.get(operator, '')}": values[0]}))
         case _ if is_part or field.column not in EXACT:
-            found = Criterion(_any_column([field.column], "icontains" if is_part else "iexact", text))
+            found = _with_text(field, text, part=is_part)
         case _ if field.name == "tool":
             found = equal(field.column, [text, *names.exposed_names(text)])
         case _:
             found = equal(field.column, [str(value).lower() if field.column in ENDS else value for value in values])
     return found
+
+
+def _with_text(field: LogField, text: str, *, part: bool = False) -> Criterion:
+    if part:
+        return Criterion(Q(**{f"{field.column}__icontains": text}))
+    if field.comparison is Comparison.LIST:
+        return Criterion(Q(**{f"{field.column}__iregex": f"(^|, ){re.escape(text)}(, |$)"}))
+    return Criterion(Q(**{f"{field.column}__iexact": text}))
 
 
 def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
@@ -169,14 +178,17 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Return criteria that match calls with exactly this value of an API parameter, or with any value of a list.
+    """Return criteria that match calls in which `field`, a field with an API parameter, is exactly `value`.
 
-    Objects are given as a list of their ids.
+    If `value` is a list, calls match in which `field` is any item of the list. For a field that names objects
+    (Comparison.NAME), `value` is a list of ids.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
     if field.comparison is Comparison.ID:
         return [_with_ids(field, value if isinstance(value, list) else [value])]
+    if field.comparison is Comparison.LIST:
+        return [_with_text(field, value)]
     if field.column not in EXACT:
         return [Criterion(Q(**{field.column: value}))]
     condition = field.parameter.condition if field.parameter else None
@@ -367,7 +379,10 @@ class Search:
 
 
 def _of_each(rows: QuerySet[Call, Any], column: str, values: Sequence[Any], cut: slice) -> tuple[str, list[Any]]:
-    """Return SQL that looks up each of `values` in the index of `column`, and selects the slice `cut` of its rows."""
+    """Return SQL that selects, for each of `values`, the slice `cut` of the rows with this value in `column`.
+
+    The SQL looks up each value separately in the index of `column`.
+    """
     same = rows.filter(INDEXES[column], **{column: RawSQL("v.value", ())})
     statement, parameters = same[cut].query.sql_with_params()
     kind = Call._meta.get_field(column).db_type(connection) or ""

@@ -26,9 +26,10 @@ class Versioned(HasVersion):
         return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
-        """Raise ChangedMeanwhile if this row, which must be locked, differs from the version `seen` (None: no check).
+        """Raise ChangedMeanwhile if this row differs from the version `seen`. The row must be locked.
 
-        If `seen` is a FormSeen, only differences in `changed`, the fields that the writer would change, count.
+        If `seen` is None, nothing is checked. `changed` names the fields that the writer would change; None means all.
+        If `seen` is a FormSeen, differences in other fields are allowed.
         """
         if seen is None:
             return

@@ -1,4 +1,4 @@
-"""Trails, which pages and the API show: the checks that decide whether a call would be allowed now, as texts."""
+"""Trails for pages and the API: lists of the checks that decide whether a call would be allowed now."""
 
 from __future__ import annotations
 

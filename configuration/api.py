@@ -102,7 +102,7 @@ class MissingSerializer(serializers.Serializer[Any]):
 
 
 class PlanSerializer(serializers.Serializer[Any]):
-    """The changes that applying configuration files makes."""
+    """The changes that configuration files make to the workspace."""
 
     files = serializers.ListField(child=serializers.CharField(), help_text="Names of the files.")
     digest = serializers.CharField(help_text="Digest of the changes, for `apply`.")

@@ -38,9 +38,9 @@ def references(data: Any) -> Iterator[str]:
 
 
 def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
-    """Return, by reference, the secrets that are found on this machine. Paths are relative to `folder`.
+    """Return a dictionary from each reference to its secret. References without a secret on this machine are left out.
 
-    Raises UnreadableFile.
+    Paths are relative to `folder`. Raises UnreadableFile.
     """
     found = {}
     for reference in {*wanted}:

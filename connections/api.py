@@ -165,7 +165,7 @@ class ConnectionResource(Connections):
 
     @operation(needs=Own(Capability.CONNECTIONS_TOGGLE), body=ConnectionChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
-        """Change for how long held calls of a connection keep their requests open."""
+        """Change a connection's `hold_wait`, the time for which requests of held calls stay open."""
         connection = self._live(pk)
         self.must_own(connection.user_id)
         seconds = self.body().get("hold_wait", connection.hold_wait)

@@ -138,7 +138,8 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
     """Return sentences about the apps and agents in use that `gateway` would refuse if it allowed only listed ones.
 
-    With `list_used`, saving lists them, so none is refused. Empty if the viewer may not see all connections.
+    With `list_used`, these apps and agents are added to the list when the form is saved, so none is refused. Empty if
+    the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

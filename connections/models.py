@@ -202,9 +202,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return identity
 
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
-        """Use `identity` on the owner's connections that have no live identity for its server, or have `instead_of`.
+        """Use `identity` for its server on some of the owner's live connections, and return their number.
 
-        Returns the number of changed connections.
+        These are the connections that have no live identity for the server, and the connections that use `instead_of`.
         """
         with transaction.atomic():
             places = Assignment.objects.per_user().filter(server=identity.server_id)
@@ -397,7 +397,10 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The log's error code for the reason that blocks the connection, other than its own switch; empty if none."""
+        """The log's error code for the first reason that blocks the connection; empty if there is none.
+
+        The connection's own `enabled` is ignored.
+        """
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:

@@ -101,10 +101,11 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """Return a function from the API view to the objects that a filter may name.
+    """Return a function that takes an API view and returns the objects that a filter may name.
 
-    These are the objects of `listed` and, if the caller may read the log, those of logged calls. `column` is the column
-    of `Call` with the object's id; `shared` are columns that calls and objects have in common.
+    These are the objects that `listed` returns. If the caller may read the log, the objects of logged calls are added.
+    `column` is the column of `Call` with the object's id. `shared` names columns that must be equal in `Call` and in
+    the object's row.
     """
 
     def things(view: Resource) -> QuerySet[Any]:
@@ -120,7 +121,7 @@ def _known(
 
 
 class FilterViewer(NamedTuple):
-    """The context `view` for filters of the API that a page uses. Like an API view, it has the viewer as `me`."""
+    """A substitute for an API view, for pages that use the API's filter fields. `me` is the viewer, as in API views."""
 
     me: User
 

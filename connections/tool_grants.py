@@ -1,4 +1,4 @@
-"""The Grants page: the tool grants of all gateways, to everybody, teams and people, with the recipients' last call."""
+"""The Grants page: the tool grants on all gateways, each with its recipients and the time of their last call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ui.pages import AppRequest
 from ui.tables import Column, Table
 from ui.viewset import Picked, end_picked, list_page
 
-USED = "The last call, with any tool of the gateway, by the people who have the set."
+USED = "When people who have the set last used the gateway, with any of its tools."
 GRANTS = Table(
     "grants",
     "Grants",
@@ -52,7 +52,10 @@ GRANTS = Table(
 
 
 def with_use(grants: QuerySet[ToolGrant]) -> QuerySet[ToolGrant]:
-    """Annotate each grant with the time of the last call, of any tool, on its gateway by people who have the grant."""
+    """Annotate each grant with the time of its recipients' last call on the gateway.
+
+    Any call counts, not only calls of granted tools.
+    """
 
     def last(**whose: Any) -> Subquery:
         calls = Connection.objects.filter(gateway=OuterRef("gateway"), **whose).order_by().values("gateway")

@@ -78,7 +78,11 @@ class MatrixCell:
 
 
 class MatrixFilter(ListFilter):
-    """Select tools by name, and the columns of a person, a team, and an app or agent that has a limit."""
+    """The filters of the matrix.
+
+    `q` selects tools by name, title or description. `person`, `team` and `agent` select columns. Apps and agents
+    without a limit on the gateway have no column.
+    """
 
     person = forms.EmailField(required=False)
     team = forms.UUIDField(required=False)

@@ -67,7 +67,7 @@ class NewDirectoryAddress(RequestBody):
 
 
 class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
-    """A file to install on an organisation's computers, filled in for the address."""
+    """A file that is generated for one address of the directory, to install on an organisation's computers."""
 
     slug = serializers.CharField(help_text="Name of the file in the API; never changes.")
     client = serializers.CharField(help_text="Client that reads the file.")

@@ -119,7 +119,7 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 class Traffic:
     """The calls of the last day; each part is read on first access.
 
-    With `new`, `recent` and `refusals` are read from the primary, which has the newest calls.
+    If `new` is given, the lists `recent` and `refusals` are read from the primary, which has the newest calls.
     """
 
     def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:

@@ -156,7 +156,10 @@ class CatalogueEntry:
 
 
 def is_new(feature: Feature) -> bool:
-    """True if the feature was first seen less than NEW_FOR ago, and over FIRST_LIST after its server was assigned."""
+    """Return whether the feature was first seen less than NEW_FOR ago.
+
+    False for a feature that was first seen within FIRST_LIST after its server was assigned.
+    """
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 

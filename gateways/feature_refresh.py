@@ -62,9 +62,9 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return False if `identity` is None although each person needs one.
+    """Return False if each person needs an identity and `identity` is None.
 
-    If False, neither the request to the server nor its failure is recorded.
+    The server is asked even then, but neither the request nor its failure is stored for the Tools tab.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -251,7 +251,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _ended_access(team: Team) -> str:
-    """Return sentences on the gateway access, grants of tools and directory address that end if the team is deleted."""
+    """Return sentences on what the team's deletion ends: access to gateways, tool grants and the directory address."""
     names = [gateway.name for gateway in _live(team)]
     closed = "Nobody loses access to a gateway."
     if names:

@@ -386,7 +386,7 @@ class CatalogueResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a tool of a server.
 
-        Use the tool's id on any gateway that you may see.
+        A tool has a different id on each gateway. Use the id from any gateway that you may see.
         """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})

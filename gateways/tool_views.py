@@ -207,7 +207,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True if the server has never answered, and no last request for its features failed (see also `is_lost`)."""
+        """True if the server has never answered, and none of the last requests failed (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property

@@ -1,7 +1,7 @@
 """The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
 
-The tab lists the tools given to the people who use the host, within its limits. Hiding a tool hides it from everybody
-on the gateway, so the tab suggests this only for tools that nobody used.
+The tab lists the tools that at least one person may use through the host. Hiding a tool hides it from everybody on the
+gateway, so the tab suggests this only for tools that nobody used.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ class ToolOfAgent(NamedTuple):
 
 @dataclass
 class LeastPrivilege:
-    """The tools and connections that `host` used or did not use.
+    """The tools and connections that `host` used or did not use in the last 30 days.
 
-    `refused` are calls that would have been refused if the unused connections had been disabled.
+    `refused` are calls that the unused connections made 30 to 90 days ago. These calls would have been refused if the
+    connections had been disabled then.
     """
 
     host: Host

@@ -147,7 +147,7 @@ class Host(Versioned, Switchable):
 
     @property
     def is_playground(self) -> bool:
-        """True for the built-in app as which people call tools in the playground."""
+        """True for the built-in app of the playground. People's calls in the playground are calls of this app."""
         return self.dedupe_key == PLAYGROUND
 
     @property

@@ -57,8 +57,8 @@ def _split(uri: str) -> SplitResult:
 def origin(uri: str) -> str:
     """Return scheme, host and port of a redirect URI, for display.
 
-    A loopback URI is returned without its port, a URI with a scheme of APP_SCHEMES as the scheme alone. Redirect URIs
-    must be compared as whole strings (RFC 6749 section 3.1.2.3).
+    The port of a loopback URI is left out. For a scheme of APP_SCHEMES, only the scheme is returned. Redirect URIs must
+    be compared as whole strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:

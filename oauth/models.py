@@ -1,4 +1,4 @@
-"""Authorize flows; also the host of each OAuth application, and the connection of each grant and token."""
+"""Authorize flows (of OAuth); also the host of each OAuth application, and the connection of each grant and token."""
 
 from datetime import timedelta
 from urllib.parse import urlencode

@@ -720,9 +720,9 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused. The call is not sent again.
 
-        An OAuth token is renewed and tested for later calls. If a person must sign in, the error is a Refusal: raised
-        if the token cannot be renewed, returned if the server refuses the renewed token too. Raises CancelledError if
-        access was lost meanwhile.
+        An OAuth token is renewed and tested for later calls. If the server answers 401 to the renewed token too, the
+        returned error is a Refusal. Raises Refusal if a person must sign in to get a new token. Raises CancelledError
+        if access was lost meanwhile.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -1392,8 +1392,8 @@ def _members_of_era(request: McpRequest, message: Message, result: Object, era: 
 def _error_answer(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
     """Return a server's error, with the code and status of the client's era.
 
-    Two errors can become results: no `completion/complete`, and (for a client of MCP 2026-07-28) a required URL
-    elicitation.
+    Two errors can become results. If the server does not know `completion/complete`, the result is an empty completion.
+    If the server requires a URL elicitation, a client of MCP 2026-07-28 can get the result `input_required`.
     """
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:

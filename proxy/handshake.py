@@ -111,8 +111,8 @@ class Eras:
     async def _look(self, target: Target, age: float) -> str:
         """Return the server's eras: the stored ones if they are at most `age` seconds old, else those of a probe.
 
-        While another worker probes, return the stored eras. If none are stored, return an empty text; with `age` 0,
-        wait for the other worker instead. Raises an UpstreamError or DatabaseUnavailable.
+        While another worker probes, return the stored eras. If none are stored, wait for the other worker (`age` 0), or
+        return an empty text (any other `age`). Raises an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}

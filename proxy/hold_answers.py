@@ -102,7 +102,8 @@ class PageOffered(NotApproved):
         super().__init__("waiting", found, url)
 
     def response(self, request: McpRequest, more: Object) -> Response:
-        """Return the result `input_required`. It needs no `requestState`: the next request is the same call."""
+        """Return the result `input_required`."""
+        # No `requestState` is needed: the client repeats the same call, and the hold is found by tool and arguments.
         asked = {PAGE: page_request(self._found, self._url)}
         result = {"resultType": "input_required", "inputRequests": asked, "_meta": self._meta()}
         request_id = request.message.id if request.message is not None else None

@@ -109,9 +109,9 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the index in `keys` at which the next page begins: that after the last definition sent.
+        """Return the index in `keys` at which the next page begins: the index after the last definition sent.
 
-        If that definition was removed, return the index it had.
+        If that definition was removed, return the index that the definition had.
         """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
@@ -232,7 +232,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read and return the grant, with the features that their servers call `feature.name`."""
+        """Re-read the grant, and return it with each feature whose name at its server is `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -462,7 +462,7 @@ def _digest(key: str) -> str:
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:
-    """Return a definition with the URIs that clients of a gateway with several servers see."""
+    """Return the definition `text` with its URIs mapped for clients. Only gateways with several servers map URIs."""
     if not alias or (kind in (TOOL, PROMPT) and "resourceUri" not in text):
         return text
     value = jsonrpc.loads(text.encode())
@@ -477,7 +477,10 @@ def _mapped(kind: str, alias: str, text: str) -> str:
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
-    """Return two lists of usable servers: those that have a usable identity or need none, and the others."""
+    """Return two lists: the servers that can be called, and the servers for which a usable identity is missing.
+
+    Servers that the token may not use at this gateway are left out.
+    """
     ready, unavailable = [], []
     for assigned in assignments:
         if not is_usable(assigned):

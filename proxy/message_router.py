@@ -1,4 +1,4 @@
-"""Running calls in sessions at servers, and the messages for these calls on the session's standing stream.
+"""Keep track of the calls that run in sessions at servers, and forward the servers' messages to the clients.
 
 During a call, a server may send a request to the client on the session's standing stream. One worker reads this stream,
 and passes each message to the worker that runs the call or has the client's standing stream. Messages are passed in
@@ -483,7 +483,11 @@ class Carrier:
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:
-        """Forward a server's notification: progress to its call, others to the only call or to a standing stream."""
+        """Forward a server's notification to the client, here or through another worker.
+
+        Progress goes to the call that has the progress token. Other notifications go to the session's only call if this
+        call has a stream, otherwise to a standing stream.
+        """
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
             return

@@ -181,9 +181,10 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """Give at most `most` gateways and `most` servers their own label values, the given names first.
+    """Give label values of their own to at most `most` gateways and at most `most` servers.
 
-    Workers share the names in `folder`, unless it is None.
+    The names in `gateways` and `servers` get label values now, and other names when they are first counted. Workers
+    share the names in `folder`, unless it is None.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)

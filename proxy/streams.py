@@ -313,7 +313,10 @@ class Streams:
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
-        """Return the owners marked by `note` and the new grants of standing streams, since the last call."""
+        """Return the changes since this method was last called.
+
+        The changes are the owners that `note` marked, and the grants that were re-read for standing streams.
+        """
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
@@ -504,10 +507,10 @@ class Streams:
     # Notifications
 
     def _lists_changed(self, changed: str | None) -> None:
-        """Schedule the notifications that lists have changed.
+        """Schedule notifications about changed lists.
 
-        `changed` is `GATEWAY_ID [LIST [said]]`; `said` means that a server reported the change. Without a list, all
-        lists have changed; if `changed` is None, those of all gateways.
+        `changed` is `GATEWAY_ID [LIST [said]]`; `said` means that a server reported the change. If LIST is missing, all
+        lists of the gateway have changed. If `changed` is None, all lists of all gateways may have changed.
         """
         gateway_id, *more = (changed or "").split(" ")
         kinds = [more[0]] if more else LISTS
@@ -693,7 +696,7 @@ class Resumption:
 
 
 class _Repeat:
-    """Sends the events of a call's stream that follow the event `name`. A later repeat of the stream ends it."""
+    """A repeat of a call's stream, from the event after `name` on. A later repeat of the stream ends this repeat."""
 
     def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
         self._events = events
@@ -741,7 +744,7 @@ class _Repeat:
                 is_alive = False  # Ask once more whether a worker still has the stream.
 
     def _lose(self, standing: StandingStream) -> None:
-        """End a stream that no worker has for this session. A known request id is answered with `call_lost`."""
+        """End `standing`, because no worker has the call's stream. If the request id is known, report `call_lost`."""
         if self._name.request_id is None:
             standing.end(b"")
             return

@@ -31,7 +31,10 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """The task id is not valid for this connection and era, or the tool's server or the server's era has changed."""
+    """The task id is not valid for this connection and era.
+
+    This is also raised if the tool has moved to another server, or if the server no longer speaks the task's era.
+    """
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
@@ -48,7 +51,10 @@ class UnknownTask(UpstreamError):
 
 
 class Task(NamedTuple):
-    """A task. `own_id` is its id at the server. `client_id`, its id for the client, is the other fields encrypted."""
+    """A task. `own_id` is its id at the server, and `client_id` is its id for the client.
+
+    `client_id` contains all other fields, encrypted.
+    """
 
     own_id: str
     client_id: str

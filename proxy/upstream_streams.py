@@ -130,7 +130,10 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """After a revocation, check the sessions that calls use. Each counts as unused until its next call."""
+        """Schedule a check of all sessions of calls, because access may have been revoked.
+
+        A session without a running call counts as unused until its next call.
+        """
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -154,7 +157,11 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the server streams that changed or due owners now need, and close those that they no longer need."""
+        """Open the server streams that the checked owners now need, and close those that they no longer need.
+
+        The owners in `changed` are checked, and the owners for whom a check is due. If the check of calls is due, the
+        streams of calls are checked for all owners.
+        """
         began = time.monotonic()
         standing = self.streams.standing()
         owners = changed | self._due(standing, granted, began)
@@ -225,7 +232,8 @@ class ServerStreams:
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
 
-        `owners` are the client sessions and connections to check.
+        `owners` are the client sessions and connections that this round checks. The recorded sessions of other
+        owners do not change.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -353,7 +361,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open for calls. Streams that clients need too do not count."""
+        """Return how many more streams this worker may open for calls. Streams that clients also need do not count."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
@@ -566,7 +574,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source for a server's stream that only calls need; its audience has no client streams."""
+    """Return the source for a server's stream that is read only for calls. The audience has no client streams."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 
@@ -751,13 +759,16 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server has this member of the capability `name`, for clients of MCP 2026-07-28 if `modern`."""
+    """Return whether the server's capability `name` has this `member`.
+
+    With `modern`, the capabilities are those for clients of MCP 2026-07-28, otherwise those for older clients.
+    """
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
 def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
-    """Return the usable server of the grant with the server id and identity of `upstream`; None if there is none."""
+    """Return the grant's usable server that has the server id, identity and address of `upstream`, or None."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (

@@ -72,7 +72,7 @@ class NobodyDecides(RuleError):
 
 
 class NeedsPayloads(RuleError):
-    """A condition on arguments needs the permission View recorded payloads: the calls that match reveal arguments."""
+    """A condition on arguments needs the permission View recorded payloads, because a match reveals argument values."""
 
     field = "when"
 

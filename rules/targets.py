@@ -32,9 +32,9 @@ class TargetTool(NamedTuple):
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule as proxy/access/query.sql returns it for a call, enabled and in the mode `on`.
+    """Return the rule in the form in which proxy/access/query.sql returns it for a call.
 
-    `servers` are the servers of a rule that is not saved.
+    The rule is treated as enabled and in the mode `on`. `servers` are the servers of a rule that is not saved.
     """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(

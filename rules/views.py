@@ -125,7 +125,10 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @requires(Capability.RULES_READ)
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Show the names that a condition can use, for the form's fields in the URL or those of the saved rule."""
+    """Show the names that a condition can use: the fields of every call, and the arguments of the rule's tools.
+
+    The form's fields in the URL describe the rule. If the URL has none, the saved rule is used.
+    """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)
     form.is_valid()  # The fields may be incomplete.
@@ -133,7 +136,10 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return as `failure` the newest call for which the rule had no result, or None; {} if the log may not be read."""
+    """Return a template context with `failure`: the newest call for which the rule had no result, or None.
+
+    The context is empty if `viewer` may not read the log.
+    """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
     calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")

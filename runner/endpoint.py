@@ -61,7 +61,7 @@ type Context = ServerRequestContext[Any, Any]
 
 
 class SessionClient:
-    """Forwards what a program sends to its client. The program serves only the session of this client."""
+    """The client of a program that serves one session. The client gets the program's notifications and requests."""
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session

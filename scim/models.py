@@ -306,7 +306,7 @@ class IssuedProvisioningKey(NamedTuple):
 
 
 class DirectoryPerson(models.Model):
-    """A directory's data about a person: the directory's ids for the person, and attributes that it gets back."""
+    """A directory's data about a person: the person's ids there, and attributes that are returned to the directory."""
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
     external_id = models.CharField(max_length=200, blank=True)

@@ -203,7 +203,10 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and the row of the last line; None as row if no rows follow."""
+        """Return the lines of one delivery, and the row of the last line.
+
+        None instead of the row means that no rows are left for another delivery.
+        """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:

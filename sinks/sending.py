@@ -181,7 +181,10 @@ class _Service:
         return partial(_note_delivery_failed, batch, refusal)
 
     def _takes_others(self) -> bool:
-        """Send a test line. Return whether the receiver accepts it; if so, it refuses only the row sent before."""
+        """Send a test line, and return whether the receiver accepts it.
+
+        If the receiver accepts the test line, the receiver refused only the row that was sent before.
+        """
         assert self._receiver is not None
         try:
             self._receiver.deliver([trial()])

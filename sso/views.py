@@ -110,7 +110,7 @@ def callback(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @posts_from_one_address(ANSWERED)
 def saml_consumer(request: HttpRequest) -> HttpResponse:
-    """Receive a SAML provider's answer, a cross-site POST, and redirect the browser to `saml_answered`."""
+    """Receive a SAML provider's answer (a cross-site POST), and redirect the browser to `saml_answered`."""
     provider = Provider.offered()
     if provider is None or not provider.speaks_saml:
         return HttpResponse(status=HTTPStatus.NOT_FOUND)

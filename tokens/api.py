@@ -190,9 +190,12 @@ class TokenResource(Resource):
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """Ask the owner of a token to collect a new secret, which replaces the present secret.
 
-        Only the owner can collect the new secret. The present secret stays valid for `overlap_hours` hours. With
-        `until_used` it ends earlier, when the new secret is first used. Without a body, the present secret ends at
-        once. If a new secret was already requested, only `overlap_hours` 0 has an effect: it ends a remaining overlap.
+        Only the owner can collect the new secret. From this request on, the present secret stays valid for
+        `overlap_hours` hours. With `until_used` it ends earlier, when the new secret is first used. Without a body, the
+        present secret ends at once.
+
+        If a new secret was already requested, a further request has an effect only if `overlap_hours` is 0 or missing.
+        Such a request ends at once a secret that is still valid.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))

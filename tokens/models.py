@@ -421,8 +421,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Request a new secret, which the owner has to collect. The present secret ends as with `rotate`.
 
-        If a new secret was already requested, nothing changes, except that a remaining overlap ends if `overlap_hours`
-        is 0. Raises BadTokenOverlap, TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
+        A second request before the new secret is collected does not change the first request. With `overlap_hours` 0,
+        the second request ends the previous secret. Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError
+        for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:

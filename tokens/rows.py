@@ -42,7 +42,7 @@ STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 
 def tokens_visible_to(viewer: User) -> TokenQuerySet:
-    """Return the tokens `viewer` may see, without the keys of apps."""
+    """Return the tokens that `viewer` may see. Keys of apps are left out."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
 
@@ -361,9 +361,10 @@ class TokenFilter(ListFilter):
 
 
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
-    """Return the number of `tokens` for each status and each card of CARES, and of blocked active tokens.
+    """Return the number of `tokens` for each status and for each card of CARES.
 
-    Pass the `owner` if all tokens belong to one person.
+    The key `blocked` has the number of active tokens whose connection is disabled, revoked or blocked. Pass the `owner`
+    if all tokens belong to one person.
     """
     # With an owner, only the owner's connections are scanned.
     stopped = Connection.objects.filter(_OFF | stopped_above(), **({"user": owner} if owner else {})).order_by()

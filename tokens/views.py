@@ -575,7 +575,10 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """Return the hidden form fields that keep the answer in a gateway's API Tokens dialog; empty outside it."""
+    """Return hidden fields for a form in a gateway's API Tokens dialog; an empty dictionary for other forms.
+
+    The fields make the form's response appear in the same dialog.
+    """
     return IN_DIALOG if _in_dialog(request) else {}
 
 

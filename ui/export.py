@@ -72,8 +72,8 @@ class IncompleteExport(Exception):
 class Export:
     """A file with rows for one person, written a few rows at a time. Raises TooManyExports.
 
-    Iterating may raise IncompleteExport. `close` may be called at any time, from any thread. A subclass yields the rows
-    from `chunks`.
+    Iterating may raise IncompleteExport. `close` may be called at any time, from any thread. Subclasses implement
+    `chunks`, which yields the rows.
     """
 
     def __init__(self, kind: str, columns: Sequence[str], *, by: Any) -> None:

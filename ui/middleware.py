@@ -86,7 +86,7 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 
 
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Show a page to browsers that open a URL for POST only, for example from a copied link or by going back.
+    """Show a page if a browser opens a URL that accepts only POST, for example from a copied link or by going back.
 
     This middleware must come last, so that the page has messages and headers like any other page.
     """

@@ -328,7 +328,7 @@ class AnswersNotTaken(Busy):
 
 
 class TokenBusy(Busy):
-    """This token has reached its limit of concurrent calls. Its `server` is the limit, not a name."""
+    """This token has reached its limit of concurrent calls. The attribute `server` contains the limit, not a name."""
 
     sentence = "This token has reached its limit of concurrent calls ({server}), so this call was not executed."
 

@@ -24,7 +24,10 @@ type Account = tuple[str, str]  # PERSON, SERVER or ALL, and the id of the perso
 
 
 class HeldBytes:
-    """The bytes reserved for one answer in the budget, by account, until this object is garbage-collected."""
+    """The reservation of memory for one answer: the number of bytes reserved in each account of the budget.
+
+    The reservation ends when this object is garbage-collected.
+    """
 
     __slots__ = ("_budget", "counted")
 
@@ -38,7 +41,10 @@ class HeldBytes:
         return self.counted[ALL, ""]
 
     def resize(self, size: int) -> None:
-        """Change the reservation to `size` bytes. They no longer count for the server: the answer has been read."""
+        """Change the reservation to `size` bytes, after the answer has been read.
+
+        The reservation then no longer counts against the server's share.
+        """
         counted = {account: size for account in self.counted if account[0] != SERVER}
         self._budget.change(self.counted, counted)
         self.counted = counted
@@ -57,7 +63,8 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its first read until its client has received it.
 
-    Each person and each server may have one answer of any size, or several that together fit into the share.
+    Each person and each server has a share of the budget. A share has room for one answer of any size, or for several
+    answers that together fit into the share.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:

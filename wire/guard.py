@@ -203,7 +203,10 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for this host and IP address. Return None for a direct call, as for all allowed ranges."""
+        """Return the proxy for calls to this host and IP address, or None if such calls are made directly.
+
+        Calls to addresses in the allowed ranges are always made directly.
+        """
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
@@ -221,7 +224,10 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a guard for hosts named by a server or an issuer: the proxy resolves no subdomains of listed names."""
+        """Return a copy of this guard for hosts that a server or an issuer names.
+
+        With the copy, the proxy resolves only the listed names (GATEWAY_PROXY_RESOLVES), and not their subdomains.
+        """
         # A third party could name an internal host below a listed domain, and the proxy would resolve it unchecked.
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
@@ -261,9 +267,11 @@ class Guard:
     def check_now(self, url: str) -> bool:
         """Check a URL and the addresses of its host. Return whether the server is private.
 
-        Private servers are programs of the runner, and servers with all addresses in the allowed ranges. A server
-        whose name the outbound proxy resolves is not private, and its addresses are not checked. Raises UrlRefused as
-        `check_url` does, and if the host has no address, if none may be called, or if one is the gateway's own.
+        A program of the runner is private. Any other server is private if all its addresses are in the allowed ranges.
+        If the outbound proxy resolves the host, the server is not private, and its addresses are not checked.
+
+        Raises UrlRefused if `check_url` does. Also raises UrlRefused if the host has no address, if none of its
+        addresses may be called, or if one of its addresses is the gateway's own.
         """
         self.check_url(url)
         if self.program_at(url):
@@ -327,7 +335,10 @@ def _plain(address: Address) -> Address:
 
 
 def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address, except that of `_plain`."""
+    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address.
+
+    The embedded address that `_plain` returns is not included.
+    """
     if isinstance(address, IPv4Address):
         return ()
     number = int(address)

@@ -548,7 +548,7 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Fail if the server sends headers without end, too many bytes in all, or too many without content."""
+        """Fail if the headers do not end, or if too many bytes arrive: in all, or in a row without any content."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))
@@ -675,7 +675,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """Return the whole body. For an event stream, raises TooLarge, AnswerTooSlow or Unreachable."""
+        """Return the whole body. Reading an event stream can raise TooLarge, AnswerTooSlow, NoMemory or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []

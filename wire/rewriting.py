@@ -63,9 +63,9 @@ _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
 def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
-    """Return a result, or a part of it, with all URIs except links to the web mapped for clients.
+    """Return a result, or a part of it, with its URIs mapped for clients. Links to the web are not mapped.
 
-    Return `value` itself if there are none.
+    Return `value` itself if there is no URI to map.
     """
     if level > DEEPEST or not alias:
         return value
@@ -271,7 +271,10 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a server's result or params. In `_meta`, references to `task` get its client id; others are removed."""
+    """Return a server's result or params for the client.
+
+    In `_meta`, a reference to `task` gets the task id that the client knows. A reference to any other task is removed.
+    """
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -279,7 +282,10 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a client's result or params. In `_meta`, references to `task` get its server id; others are removed."""
+    """Return a client's result or params for the server.
+
+    In `_meta`, a reference to `task` gets the server's id of the task. A reference to any other task is removed.
+    """
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 

@@ -62,9 +62,9 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return the client's capabilities that are passed to servers as a text, such as `roots,sampling,sampling.tools`.
+    """Return a client's BRIDGED capabilities as a text, such as `roots,sampling,sampling.tools`.
 
-    If `with_extensions`, a digest of the extensions is appended.
+    If `with_extensions`, a digest of the client's extensions is appended.
     """
     if not isinstance(capabilities, dict):
         return ""
@@ -79,7 +79,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Return the capabilities that a text made by `declared` names, without extensions."""
+    """Return the capabilities in `text`, a result of `declared`. Extensions are left out."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
@@ -477,9 +477,10 @@ class IncomingRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Answer a request of the server. Pings succeed; other requests are answered by `on_request`.
+        """Answer a request of the server.
 
-        Other requests fail without `on_request`, or if too many run.
+        A ping succeeds. Any other request is answered by `on_request`. Such a request fails if there is no
+        `on_request`, or if too many requests run.
         """
         if not _is_valid_id(message["id"]):
             return

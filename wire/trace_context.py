@@ -78,7 +78,10 @@ def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
 
 
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward: trace context in `meta`, and HOPS_HEADER, one more than in `headers`."""
+    """Return the headers to forward: the trace context in `meta`, and HOPS_HEADER.
+
+    The number in HOPS_HEADER is one more than in `headers`.
+    """
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return forwarded_headers(
         {name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers)

@@ -260,10 +260,10 @@ class Review(Versioned, models.Model):
         self.refresh_from_db()
 
     def close_when_due(self) -> bool:
-        """Close the review if its due date has passed. Return True if this call closed it.
+        """Close the review if its due date has passed. Return True if this call closed the review.
 
-        With `ends_unanswered` and open lines, it is closed a day (GRACE) later, and the access in these lines is ended
-        if possible.
+        A review with `ends_unanswered` and open lines is closed only a day (GRACE) after its due date. When this
+        method closes such a review, it also ends the access in these lines if possible.
         """
         with transaction.atomic():
             review: Review = self.lock()

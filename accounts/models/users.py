@@ -273,8 +273,8 @@ class User(Versioned, AbstractBaseUser):
 
         Callers must set `gives_access` if the change lets somebody act as this person. If `by` is None, the system
         acts. Raises Outranked if the actor `by`, or their API key, lacks a capability of this person. With
-        `gives_access`, also raises Outranked if this person uses gateways and the actor's role can only look. Raises
-        NotByDirectory and, after the block, LastOwner, LastManager or LastBreakGlass.
+        `gives_access`, also raises Outranked if this person can use gateways but the actor cannot (`uses_gateways`).
+        Raises NotByDirectory. After the block, raises LastOwner, LastManager or LastBreakGlass.
         """
         with transaction.atomic():
             one_at_a_time()

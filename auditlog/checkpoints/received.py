@@ -59,9 +59,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must have the checkpoint's rows of `log`.
+        """Return an id for each checkpoint number: the file must have all the checkpoint's rows with higher ids.
 
-        A checkpoint is left out if the file may start, or resume after a gap, in the middle of its rows.
+        Only rows of `log` count. A checkpoint is left out if the file may start, or resume after a gap, in the middle
+        of the checkpoint's rows.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

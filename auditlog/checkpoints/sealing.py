@@ -1,9 +1,9 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-Checkpoints of the kind `near` cover calls, those of the kind `late` calls that were recorded more than NEAR after they
-began, and those of the kind `events` admin events. Those of the kind `dropped` cover no rows; they name the partitions
-that retention is about to drop. Each checkpoint contains the digest of the previous checkpoint, so a removed or
-inserted checkpoint is noticed.
+A `late` checkpoint covers calls that were recorded more than NEAR after they began, and a `near` checkpoint all other
+calls. An `events` checkpoint covers admin events. A `dropped` checkpoint covers no rows; it names the partitions that
+retention is about to drop. Each checkpoint contains the digest of the previous checkpoint, so a removed or inserted
+checkpoint is noticed.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _rows(log: str, body: dict[str, Any], packed: bytes) -> Iterator[dict[str, A
 
 
 def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID]) -> bool:
-    """Return True if the checkpoint covers the row, or if the row was added later in the checkpoint's range."""
+    """Return True if the checkpoint covers the row, or if the row was added to the checkpoint's range afterwards."""
     if UUID(row["uid"]) in covered or body["kind"] == "events":
         return True
     # Checkpoints of the kinds `near` and `late` can cover the same ids, so an added call must also be dated in the

@@ -180,7 +180,8 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the checkpoint that covers the row.
 
-        If there is none, return True if the row may lack a checkpoint, and False if the row was added.
+        If there is none, return True if the row may lack a checkpoint, otherwise False. False means that the row was
+        added by tampering.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)

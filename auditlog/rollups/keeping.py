@@ -1,7 +1,8 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that locks RollupState, so that only one process counts. A step counts up to an id up to
-which no new row can appear, so none is missed or counted twice (docs/decisions/0029-roll-ups-counted-by-id.md).
+Each step is one transaction that locks RollupState, so that only one process counts. A step counts rows up
+to a certain id. New rows can appear only above this id, so no row is missed or counted twice
+(docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
 from __future__ import annotations
@@ -131,7 +132,10 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the start of the roll-ups for each grain with its own retention, by field of RollupState."""
+    """Return the time at which the roll-ups of each grain begin, by the name of the grain's field in RollupState.
+
+    Grains without a retention of their own are left out.
+    """
     return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
@@ -163,8 +167,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Does nothing if the last such count is less than LATE_EVERY ago. Returns the number of calls, and False,
-    because one run counts them all.
+    Do nothing if the last such count was less than LATE_EVERY ago. Return a pair: the number of counted calls, and
+    whether there are more to count. The latter is always False, because one run counts all late calls.
     """
     with _state() as state:
         now = databases.database_now()

@@ -213,8 +213,9 @@ class Book:
     ) -> SQL | None:
         """Return a query that counts calls by outcome (`ended`) and by the columns named in `by`.
 
-        Its rows also have `calls` and `last_at`, the start of the newest call. If rows are equal except for these, add
-        their `calls`. Returns None in the same cases as `read`.
+        Each row also has `calls`, the number of calls, and `last_at`, the start of the newest call. Several rows can
+        have the same outcome and the same values in `by`: the caller must add up the `calls` of such rows. Returns None
+        in the same cases as `read`.
         """
         pieces = self._pieces({*where, *by}, since, until, None)
         if pieces is None or not self._may_read(pieces, where):
@@ -392,10 +393,7 @@ def _filters(where: Where, *, named: bool = False) -> SQL:
 
 
 def array(values: Iterable[Any]) -> str:
-    """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds.
-
-    A list of such literals may hold different numbers of values; the lists in a list must have equal lengths.
-    """
+    """Return these values as a PostgreSQL array literal, which is faster to pass than a list of hundreds of values."""
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 

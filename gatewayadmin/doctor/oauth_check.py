@@ -231,8 +231,8 @@ class OAuthCheck:
     def registration(self) -> str:
         """Register as an app (RFC 7591).
 
-        Raises StepFailed unless this installation has just registered the app: later the app gets a code here, and
-        `tidy` deletes it.
+        Raises StepFailed unless this installation has just registered the app, because `consent` then creates a code
+        for the app, and `tidy` deletes the app.
         """
         self._must_be_here()
         payload = {

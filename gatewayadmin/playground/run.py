@@ -133,7 +133,10 @@ class Run:
             self._task.get_loop().call_soon_threadsafe(self._leave)
 
     def _leave(self) -> None:
-        """Disconnect, so that the call is cancelled and logged as for an agent; cancel the task after END_SECONDS."""
+        """Disconnect as an agent does, so that the endpoint cancels and logs the call.
+
+        If the task still runs after END_SECONDS, the task is cancelled.
+        """
         self._gone.set()
         if self._task is not None and not self._task.done():
             self._task.get_loop().call_later(END_SECONDS, self._task.cancel)

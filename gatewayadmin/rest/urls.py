@@ -208,7 +208,7 @@ def _busy(*, is_program: bool) -> HttpResponse:
 
 
 def refused(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer 400 to requests that Django cannot read: JSON below /api/, elsewhere a page."""
+    """Answer 400 to requests that Django cannot read. The answer is JSON below /api/, and a page elsewhere."""
     if request.path.startswith("/api/"):
         return _problem(HTTPStatus.BAD_REQUEST, "bad_request", "This request cannot be read.")
     return bad_request(request, exception)

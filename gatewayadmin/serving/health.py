@@ -101,7 +101,10 @@ async def readyz(request: Request) -> Response:
 
 
 def _details() -> str:
-    """Return the version, the failing loops, and which databases pages and logs use, if these are set separately."""
+    """Return lines with the version, the failing loops, and the databases from which pages and logs are read.
+
+    The line `pages` is left out if pages use the direct connection. The line `logs` is left out if there is no replica.
+    """
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = [f"version: {versions.with_commit(settings.COMMIT)}\n"]

@@ -255,7 +255,10 @@ class AccessRequest(Versioned, models.Model):
             self._close(row, RequestState.APPROVED, Action.ACCESS_REQUEST_APPROVED, answer, by)
 
     def _give(self, row: "AccessRequest", gateway: Gateway, ends_at: datetime, by: User) -> None:
-        """Create the grants that the person still needs for the request's gateway and tool set until `ends_at`."""
+        """Give the person access to the request's gateway and tool set until `ends_at`.
+
+        Create or extend only the grants that are necessary for this access.
+        """
         terms: dict[str, Any] = {"ends_at": ends_at, "request": row, "by": by}
         reaches, until = reached_until(gateway, row.user)
         if not reaches or (until and until < ends_at):

@@ -79,7 +79,10 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions that name only arguments of the call; others may fail when they are evaluated."""
+        """Return the valid conditions whose named arguments are all present in the call.
+
+        A condition that names an absent argument may leave the combined program without a result.
+        """
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
             return tuple(programs)

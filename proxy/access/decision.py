@@ -377,9 +377,9 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The values by which a token is looked up.
+    """The values by which a token is looked up: two tuples of the same length.
 
-    At each index, one field has a value and the other None.
+    At each index, at least one of the tuples has None.
     """
 
     digests: tuple[bytes | None, ...]  # One for each token key.

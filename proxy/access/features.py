@@ -80,7 +80,7 @@ def is_nameable(feature: Named) -> bool:
 def lookup_key(feature: Named) -> str:
     """Return the name or URI by which the access statement looks up this feature.
 
-    For a URI with a server alias, return two lines: the server's own URI, and the client's.
+    For a URI with a server alias, the text has two lines: the server's own URI, then the URI that the client sent.
     """
     if feature.kind != RESOURCE:
         return feature.name

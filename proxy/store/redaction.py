@@ -368,7 +368,10 @@ def _said(document: Any) -> str:
 
 
 def redact_for_process(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """Run `redact_message` as the work of a ReaderProcess. Return whether parts are missing, as `cut`, and the JSON."""
+    """Run `redact_message` as the work of a ReaderProcess.
+
+    Return a pair: a dictionary with `cut` (True if parts are missing), and the redacted JSON.
+    """
     redacted = redact_message(message, limit, secrets)
     assert redacted is not None
     return {"cut": redacted.cut}, redacted.json

@@ -112,7 +112,10 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Write the exact last use of each session soon: surplus sessions are ended, the least recently used first."""
+        """Write the exact time of each session's last use soon.
+
+        Called before surplus sessions are ended, because the least recently used sessions are ended first.
+        """
         now = time.time()
         for session in self._in_use():
             self._sessions_used["sessions", session] = now

@@ -204,9 +204,10 @@ def changes_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def with_dependent_settings(
     present: Provider, fields: dict[str, Any], secret: str
 ) -> tuple[dict[str, Any], str, tuple[str, str] | None]:
-    """Return `fields` with the settings that depend on them, the secret to encrypt, and a new decryption key or None.
+    """Complete `fields` with the settings that depend on these fields. Raises ProviderError.
 
-    Changes the dictionary `fields`. Raises ProviderError.
+    Returns three values: the completed fields, the secret to encrypt, and a pair of a new decryption key and its
+    certificate. The pair is None if no key was created. The dictionary `fields` is changed too.
     """
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
     wants_new_key = fields.pop("new_decryption_key", False)

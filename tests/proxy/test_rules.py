@@ -11,6 +11,7 @@ import pytest
 from accounts.models import Team, User
 from auditlog.models import Call
 from auditlog.why import Detail
+from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Feature, Gateway
 from rules.models import Rule
@@ -20,6 +21,7 @@ from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, in_words, sql
 from tests.proxy.scripted import Request, Script
+from tests.rest import Rest
 
 ON: dict[str, Any] = {"mode": "on", "by": None}
 
@@ -86,8 +88,7 @@ def test_a_rule_is_off_at_the_next_call_even_if_switched_by_sql(world: World) ->
     assert reason(world.agent.call("docs__echo", {"text": "y"})) == "rule_refused"
 
 
-@pytest.mark.full
-def test_the_first_rule_that_refuses_wins_and_labels_add_up(world: World, proxy: Proxy) -> None:
+def test_the_first_rule_that_refuses_wins_and_labels_add_up_and_each_finds_the_call(world: World, proxy: Proxy) -> None:
     Rule.objects.add(name="Money", effect="label", text="payments", **ON)
     Rule.objects.add(name="Held", effect="hold", **ON)
     Rule.objects.add(name="First", effect="refuse", text="First.", **ON)
@@ -96,7 +97,14 @@ def test_the_first_rule_that_refuses_wins_and_labels_add_up(world: World, proxy:
     Rule.objects.add(name="Trial", effect="refuse", by=None)
 
     assert world.agent.call("docs__echo", {"text": "x"}).json()["error"]["message"] == in_words("First.")
-    assert proxy.last().labels == "refused by: First, payments, audited, would refuse: Trial"
+    call = proxy.last()
+    assert call.labels == "refused by: First, payments, audited, would refuse: Trial"
+    reader = Rest.of(make.user(Capability.LOGS_READ))
+    for label, found in {"payments": 1, "Would refuse: Trial": 1, "pay": 0, "audited, would": 0, "(": 0}.items():
+        for question in ({"label": label}, {"q": f'label is "{label}"'}):
+            assert len(reader.get("/logs", **question).json()["results"]) == found, question
+        excluded = reader.get("/logs", q=f'method is tools/call and label is not "{label}"').json()["results"]
+        assert len(excluded) == 1 - found, label
 
     last.move(1, by=None)
     assert world.agent.call("docs__echo", {"text": "x"}).json()["error"]["message"] == in_words("Second.")

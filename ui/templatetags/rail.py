@@ -1,4 +1,4 @@
-"""The pages of the settings in two groups, for the rail and the Settings page."""
+"""The pages of the settings, in two groups. The rail and the Settings page show the same groups."""
 
 from __future__ import annotations
 

@@ -326,10 +326,10 @@ def opens(
     key: UUID | None = None,
     **fields: str,
 ) -> SafeString:
-    """Render a button that opens `url` as a dialog, or as a page without JavaScript.
+    """Render a button that opens `url` as a dialog or, without JavaScript, as a page.
 
-    With `key`, the id of a row, `url` is the name of a URL. `alone` shows only the icon. `of` names the object for
-    screen readers. Other arguments become the query string.
+    If `key` is given, `url` is the name of a URL, and `key` is the id of the row in this URL. `alone` shows only the
+    icon. `of` names the object for screen readers. Other arguments become the query string.
     """
     # No template, because a template takes several times as long, and rows have several buttons.
     url = conditional_escape(url) if key is None else row_url(url, key)
