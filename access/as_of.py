@@ -63,8 +63,8 @@ def _given(moment: datetime) -> Q:
     return lasted(moment, "given_at", "ends_at", "ended_at")
 
 
-def deleted_teams(moment: datetime | None) -> dict[str, UUID]:
-    """Return, by name, the ids of the teams that had members at `moment`, even deleted teams; {} for None."""
+def teams_at(moment: datetime | None) -> dict[str, UUID]:
+    """Return the ids of the teams that had members at `moment`, by name; {} if `moment` is None."""
     if moment is None:
         return {}
     # A grant whose team was deleted has only the team's name.

@@ -17,7 +17,7 @@ from django.contrib.postgres.aggregates import ArrayAgg
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Lower
 
-from access.as_of import deleted_teams, gateway_grants_at, tool_grants_at
+from access.as_of import gateway_grants_at, teams_at, tool_grants_at
 from access.models.history import Fact, FactKind, lasted
 from accounts.models import Team, User
 from connections.models import uses_every_gateway
@@ -49,7 +49,7 @@ class InForce:
     # Tool set, team and person. In a grant to everybody, team and person are None.
     tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...]
     moment: datetime | None = None  # The end of a past day, or None for now.
-    deleted_teams: Mapping[str, UUID] = field(default_factory=dict)
+    past_teams: Mapping[str, UUID] = field(default_factory=dict)
 
 
 def people_who_use() -> QuerySet[User]:
@@ -150,7 +150,7 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
     using = {pk: email for pk, email in known.order_by("email").values_list("pk", "email") if true.uses_gateways(pk)}
     everyone, limited = true.of(FactKind.EVERYONE), true.of(FactKind.ONLY_GRANTED)
     gateways = Gateway.objects.filter(lasted(moment, "created_at", "archived_at")).order_by(Lower("name"), "pk")
-    gone = deleted_teams(moment)
+    gone = teams_at(moment)
     grants: Any = (
         tool_grants_at(moment).order_by().values_list("tool_set_id", "team_id", "user_id", "everyone", "team_name")
     )

@@ -136,7 +136,7 @@ class LineLoader:
         self._count_tools([line for line in lines if line.gateway.pk in limited])
 
     def _has(self, person: User, grant: ToolGrant) -> bool:
-        team = grant.team_id or self._known.deleted_teams.get(grant.team_name)
+        team = grant.team_id or self._known.past_teams.get(grant.team_name)
         return grant.everyone or grant.user_id == person.pk or team in self._known.teams_of.get(person.pk, frozenset())
 
     def _tools(self) -> FeatureQuerySet:

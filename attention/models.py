@@ -191,7 +191,7 @@ class Channel(Versioned, models.Model):
             return "", ""
 
     def edit(self, *, by: User, seen: Seen | None = None, address: str = "", secret: str = "", **fields: Any) -> None:
-        """Change matters, times or address of the channel.
+        """Change the channel's muted matters, quiet hours, time zone, address, or whether it is enabled.
 
         Raises ChannelError, CapabilityRequired or ChangedMeanwhile.
         """

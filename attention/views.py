@@ -113,14 +113,10 @@ class ChannelForm(forms.Form):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values for the model: unticked matters are muted.
-
-        Matters that are not offered keep their state. There is one exception: if the channel is the workspace's, or if
-        an API key is used, then a new channel or a new address mutes these matters.
-        """
+        """The values for the model. Matters that were offered, but not ticked, are muted."""
         values = dict(self.cleaned_data)
         ticked = values.pop("matters")
-        muted = {name for name in self._channel.muted if name not in self._offered}
+        muted = {name for name in self._channel.muted if name not in self._offered}  # As before: they were not asked.
         # `narrowed_to` is None unless an API key acts for the viewer.
         is_lent = self._channel.owner_id is None or self._viewer.narrowed_to is not None
         if (self._is_new or values.get("address")) and is_lent:

@@ -304,7 +304,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Remove the decision that lists or blocks an app or agent on a gateway. Its limit stays."""
+        """Stop listing or blocking an app or agent on a gateway. Its limit to a tool set does not change."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 

@@ -16,7 +16,7 @@ from ui.pages import AppRequest, show
 
 
 def letters(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `letters` are the letters that open a page after G."""
+    """Context processor for `letters`: pressing G and then one of these letters opens a page."""
     return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
 
 

@@ -318,12 +318,9 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the values of `column` in the newest calls of the last week, the most frequent first.
-
-    `calls` must not be filtered by an empty list.
-    """
+    """Return the values of `column` in the newest calls of the last week, the most frequent first."""
     lately = calls.filter(created_at__gte=timezone.now() - LATELY).order_by("-created_at")
-    # For a filter by an empty list, Django makes no SQL.
+    # Fails if `calls` has a filter by an empty list (`x__in=[]`), because Django then makes no SQL.
     newest, parameters = lately.values(column, "created_at")[:LAST_CALLS].query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(BY_CALLER.format(column=column, calls=newest), parameters)

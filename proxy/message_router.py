@@ -61,7 +61,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Register the call, and return when the call may be sent: once the server's stream, if any, is open."""
+        """Register the call. If the session gets a stream at the server, wait until this stream is open."""
         self.end()
         if not session.id or not session.row:
             return
@@ -131,7 +131,7 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Treat each session as unused until its next call, because access may have been revoked."""
+        """Let `drop_idle` forget all sessions without running calls, because access may have been revoked."""
         for use in self.uses.values():
             use.in_doubt = True
 
@@ -299,9 +299,10 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Return the session's only call if it has a stream; otherwise a standing stream, or None.
+    """Return the destination of a message that names no call: a running call or a standing stream; None if neither.
 
-    A standing stream of this worker (`own`) is preferred.
+    A call is chosen if it has a stream and no other call runs in the session. A standing stream of this worker (`own`)
+    is preferred to those of other workers.
     """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)

@@ -696,7 +696,10 @@ class Resumption:
 
 
 class _Repeat:
-    """A repeat of a call's stream, from the event after `name` on. A later repeat of the stream ends this repeat."""
+    """Sends the events of a call's stream again, from the first event after `name`.
+
+    If the client requests the stream once more, this repeat ends.
+    """
 
     def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
         self._events = events

@@ -130,10 +130,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """Schedule a check of all sessions of calls, because access may have been revoked.
-
-        A session without a running call counts as unused until its next call.
-        """
+        """Schedule a check of the sessions that calls use, because access may have been revoked."""
         self.calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -574,7 +571,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source for a server's stream that is read only for calls. The audience has no client streams."""
+    """Return the source for a server's stream that calls need, but no client stream needs."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 

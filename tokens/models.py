@@ -419,11 +419,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.previous_until_used = False
 
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
-        """Request a new secret, which the owner has to collect. The present secret ends as with `rotate`.
+        """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        A second request before the new secret is collected does not change the first request. With `overlap_hours` 0,
-        the second request ends the previous secret. Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError
-        for the key of an app.
+        If the owner has been asked already, only `overlap_hours` 0 has an effect: it ends the replaced secret at once.
+        Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:

@@ -80,7 +80,7 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store, if those stored so far are `known` (empty if none)."""
+        """Return the eras to store. `known` are the eras stored until now, or empty."""
         # An uncertain result must not remove an era that is stored.
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 

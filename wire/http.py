@@ -548,13 +548,13 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Fail if the headers do not end, or if too many bytes arrive: in all, or in a row without any content."""
+        """Count `size` received bytes, and fail if headers, framing or the whole answer are too large."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))
             return
         self._wire_size += size
-        # Bytes without content are those of interim answers, chunk extensions and trailers.
+        # Framing: interim answers, chunk extensions and trailers. Content resets the count.
         self._framing_size = 0 if self._raw else self._framing_size + size
         if self._framing_size > 2 * HEAD_LIMIT or self._wire_size > self._wire_limit:
             self._fail(Oversized(more_than(self._limit)))

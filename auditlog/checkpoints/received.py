@@ -59,11 +59,8 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id for each checkpoint number: the file must have all the checkpoint's rows with higher ids.
-
-        Only rows of `log` count. A checkpoint is left out if the file may start, or resume after a gap, in the middle
-        of the checkpoint's rows.
-        """
+        """Return, by checkpoint number, the id above which the file must contain the checkpoint's rows of `log`."""
+        # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}
         began = last = -1

@@ -69,7 +69,7 @@ def table(encoded: bytes) -> list[list[Point]] | None:
 
 
 def times(factor: int, rows: list[list[Point]]) -> Point:
-    """Return `factor` times the point that has the table `rows`."""
+    """Multiply a point by `factor`. `rows` is the table of this point, as returned by `table`."""
     total = IDENTITY
     for row in rows:
         if factor & 15:
@@ -322,9 +322,10 @@ class Verification:
             self.found("Checkpoints or rows were removed from the file, or added to it.")
 
     def review(self, lines: Any) -> None:
-        """Add a finding if an export of an access review is incomplete or matches no verified event of a closed review.
+        """Compare an export of an access review with the verified events of reviews that were closed.
 
-        Raises ValueError if a line is not JSON.
+        Adds a finding if the export is incomplete, or if no event has its checksum. Raises ValueError if a line is not
+        JSON.
         """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}

@@ -27,12 +27,9 @@ class Given(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Remaining access to tools through one connection.
+    """Remaining access to tools through one connection, or (to the tools of a server) through one gateway."""
 
-    If the subject is a server, an item is the access to the server's tools through one gateway, and `row` is None.
-    """
-
-    row: ConnectionRow | None
+    row: ConnectionRow | None  # None if the subject is a server.
     gateway: Any
     servers: list[str]
     tools: int

@@ -209,7 +209,7 @@ class Assignment(Versioned, Switchable):
         return names
 
     def widen(self, *, by: User) -> list[str]:
-        """Undo the last `narrow`, except for later changes; return the names of the tools that are enabled again."""
+        """Undo the last `narrow`, and return the names of the tools that are enabled again. Later changes stay."""
         with transaction.atomic():
             self.lock()
             done = self.last_narrowed()

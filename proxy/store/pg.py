@@ -344,7 +344,7 @@ class GroupCommit[Item, Answer]:
             worker.connection.on_lost = self._connection_lost
 
     async def first_attempt(self) -> None:
-        """Return when each connection has been tried and checked once; `fault` has the error, if any."""
+        """Wait until each connection has been tried and checked once; `fault` has the error, if any."""
         for worker in self._workers:
             await worker.first_attempt.wait()
 

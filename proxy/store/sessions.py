@@ -388,7 +388,7 @@ class SessionKeeper:
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
 
     async def sweep(self) -> int:
-        """End idle sessions. Return how many sessions the sweep ended at servers. Raises DatabaseUnavailable."""
+        """End idle sessions of clients and at servers. Return the number at servers. Raises DatabaseUnavailable."""
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
         rows = await self._state.fetch(f"{END_IDLE}{OF_GONE}{TOLD}", idle)
         unused = {"seconds": UPSTREAM_IDLE_SECONDS, "most": MOST_AT_A_SWEEP}

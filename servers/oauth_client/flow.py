@@ -319,7 +319,7 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
 
 
 def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
-    """Raise LastingRefused if the issuer refused scopes that include `offline_access`: it can be left out."""
+    """Raise LastingRefused if the issuer refused the scopes, and a retry without `offline_access` may help."""
     if error == "invalid_scope" and LASTING in sign_in.scope.split():
         raise LastingRefused
 
