@@ -165,8 +165,8 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        A unit is unused if the person has not used the unit's gateway in the last `asked.unused` days. A unit that the
-        person got in these days counts as unused only if the person had used the gateway before.
+        A unit is unused if the person could use it before the last `asked.unused` days, and has not used its gateway
+        since.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

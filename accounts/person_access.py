@@ -1,4 +1,4 @@
-"""The parts of a person's access for their page, as far as the viewer may see the rows."""
+"""A person's access, for the person's page, limited to the rows that the viewer may see."""
 
 from __future__ import annotations
 

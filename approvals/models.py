@@ -83,8 +83,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def visible_to(self, viewer: User) -> HoldQuerySet:
         """Return the holds that `viewer` may see.
 
-        A viewer with APPROVALS_DECIDE sees all holds. Other people see the holds of their own agents and the holds that
-        their teams decide. Other API keys see none.
+        With APPROVALS_DECIDE, these are all holds. Without it, a person sees the holds of their own agents and the
+        holds that their teams decide, and an API key sees none.
         """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self

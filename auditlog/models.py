@@ -236,10 +236,8 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    These rows of the log are counted already:
-    - with an id up to `began_at_id`: the rows dated `counted_from` or later;
-    - with an id above `began_at_id`, up to `counted_to`: the rows dated `near_from` or later;
-    - with an id above `began_at_id`, up to `late_counted_to`: the rows dated before `near_from`.
+    Rows that existed when counting began are counted back to the date `counted_from`. Later rows are counted up to the
+    id `counted_to`, or `late_counted_to` if they are dated before `near_from`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -182,7 +182,7 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if `viewer`, by applying a document, records which objects of this kind its source governs."""
+    """True if a document that `viewer` applies can become the source of objects of this kind."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 

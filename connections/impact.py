@@ -136,10 +136,9 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences about the apps and agents in use that `gateway` would refuse if it allowed only listed ones.
+    """Return sentences about the effect of allowing only listed apps and agents on those in use.
 
-    With `list_used`, these apps and agents are added to the list when the form is saved, so none is refused. Empty if
-    the viewer may not see all connections.
+    With `list_used`, saving the form lists all that are in use. Empty if the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

@@ -387,7 +387,7 @@ PERSON = "person"  # Scope key of the person, set by note_person.
 
 
 class SenderBusy(Exception):
-    """Too many requests of this sender or look-ups of all senders wait, or this request has waited too long."""
+    """Too many requests are waiting, or this request has waited for too long."""
 
 
 class FairShares:

@@ -628,7 +628,7 @@ class Endpoint:
         return grant
 
     async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
-        """Return the grant, and the request's server and feature, with a refreshed credential if needed.
+        """Return the current grant, and the request's server and feature. Refreshes the server's credential if needed.
 
         Makes checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
@@ -1008,7 +1008,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return the refusal of a request that is not a POST, such as GET or DELETE; None if the request is valid."""
+    """Check a request that is not a POST, such as GET or DELETE. Return its refusal, or None if it is valid."""
     headers = request.parsed_headers
     if headers.http_method == "DELETE" and headers.protocol_version != versions.MODERN:
         if headers.session_digest is None:

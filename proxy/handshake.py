@@ -198,7 +198,7 @@ class Handshake:
         }
 
     async def set_level(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
-        """Store the minimum log level of the client's session, if it has one. Raises DatabaseUnavailable."""
+        """Store the minimum log level in the client's session, if there is a session. Raises DatabaseUnavailable."""
         if grant.session is not None:
             await self._keeper.set_level(grant.session.id, message.params["level"])
         return Response(200, jsonrpc.result(message.id, {}))

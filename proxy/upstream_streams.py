@@ -156,8 +156,7 @@ class ServerStreams:
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
         """Open the server streams that the checked owners now need, and close those that they no longer need.
 
-        The owners in `changed` are checked, and the owners for whom a check is due. If the check of calls is due, the
-        streams of calls are checked for all owners.
+        Checks the owners in `changed`, and the owners whose regular check is due.
         """
         began = time.monotonic()
         standing = self.streams.standing()
@@ -358,7 +357,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open for calls. Streams that clients also need do not count."""
+        """Return how many more streams this worker may open for calls alone."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:

@@ -445,7 +445,7 @@ class Sink(Versioned, Switchable):
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
-        """Record once that undelivered calls before this date were dropped.
+        """Record that undelivered calls before this date were dropped, unless this is recorded already.
 
         `calls` is the number of these calls, or None if they were not counted.
         """

@@ -249,7 +249,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Add `pair`, if given, as the decryption key, or delete all keys if the settings do not allow encryption.
+        """Delete all decryption keys if the settings do not allow encryption. Otherwise add `pair`, if given.
 
         Return the changes to record. `replaced` is the fingerprint of the key before this change. Raises ChangedThere.
         """

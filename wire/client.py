@@ -100,7 +100,8 @@ class Beside(Protocol):
 class QueueSlot:
     """A call's concurrency slot and time limit.
 
-    Enter this context while the server waits for client input: it releases the slot and pauses the idle limit.
+    The `with` block of a QueueSlot is for the time in which the server waits for client input: in this block, the slot
+    is free for other calls, and the idle limit is paused.
     """
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")

@@ -64,7 +64,7 @@ NO_PLACES = HostSet()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels to checked addresses, and to names of hosts in `resolved`."""
+    """An HTTP proxy that opens tunnels. It gets checked addresses, or, for hosts in `resolved`, the host name."""
 
     host: str
     port: int

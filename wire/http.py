@@ -865,7 +865,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """For each origin, close the unusable idle connections, oldest first, until one is still usable."""
+        """Close idle connections that cannot be used any more. The oldest of each origin are checked first."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

@@ -30,7 +30,7 @@ SESSION, MODERN, BOTH = "session", "modern", "both"
 
 
 def era_for(eras: str, own: str) -> str:
-    """Return the era in which to call a server that speaks `eras`, for a client of the era `own`; empty if unknown."""
+    """Return the era for calls to a server that speaks `eras`, from a client of the era `own`; empty if `eras` is."""
     return own if eras == BOTH else eras
 
 

@@ -188,7 +188,7 @@ def _count_late() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Count some calls older than the roll-ups, newest first. Return a pair: their number, and whether more exist."""
+    """Add the next batch of older calls to the roll-ups. Return a pair: its size, and whether more exist."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False

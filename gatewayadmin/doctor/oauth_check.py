@@ -229,11 +229,7 @@ class OAuthCheck:
         return document_of(answer)
 
     def registration(self) -> str:
-        """Register as an app (RFC 7591).
-
-        Raises StepFailed unless this installation has just registered the app, because `consent` then creates a code
-        for the app, and `tidy` deletes the app.
-        """
+        """Register as an app (RFC 7591). Raises StepFailed unless the app is a new one of this installation."""
         self._must_be_here()
         payload = {
             "client_name": APP,

@@ -409,7 +409,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of this call's headers, ASGI scope and index of Content-Length; None if not reusable."""
+        """Return what a later call with the same headers can reuse; None if nothing can be reused."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

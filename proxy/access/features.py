@@ -460,7 +460,7 @@ def _client_info(session: SessionGrant) -> Object:
 
 
 def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Return the target for requests for this server's lists, the same for all clients. Raises IdentityUnreadable."""
+    """Return the target for listing this server's features for any client. Raises IdentityUnreadable."""
     upstream = target_of(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(
         # Some servers list certain tools only to clients with elicitation or sampling.

@@ -179,14 +179,14 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return the number of sign-ins begun at this server since a person last came back from one.
+    """Return how many sign-ins at this server were begun and not finished since anybody last finished one.
 
-    For each person with an unexpired sign-in, one sign-in is not counted, because the person may still come back.
-    Return 0 if fewer than MANY_UNFINISHED sign-ins were begun.
+    Return 0 if fewer than MANY_UNFINISHED were begun.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
         return 0
+    # These people may still come back.
     under_way = SignIn.objects.filter(server=server, expires_at__gt=timezone.now()).values("user").distinct()
     return max(begun - under_way.count(), 0)
 

@@ -148,7 +148,7 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if some, not all, endpoints are at the origin of another issuer (RFC 9700 section 4.4)."""
+    """Raise NotRegistered if the endpoints mix this issuer's origin with another's (RFC 9700 section 4.4)."""
     # Without this check, codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
