@@ -6,6 +6,7 @@ import smtplib
 import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -55,6 +56,15 @@ class EmailBackend(smtp.EmailBackend):
         """Send the mails and return their number. Sending may be slow, so release the database connection meanwhile."""
         with released_while_waiting():
             return super().send_messages(email_messages)
+
+    def open(self) -> bool | None:
+        """Open a connection and return True. Return False if a connection is open already. Raises OSError."""
+        try:
+            return super().open()
+        except OSError:
+            with suppress(OSError):
+                self.close()  # Otherwise a connection that could not start TLS stays open until the next call.
+            raise
 
 
 class _TunnelledSmtp(smtplib.SMTP):

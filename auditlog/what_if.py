@@ -308,7 +308,7 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the texts that the form shows for the objects of an answered question; empty without an answer."""
+    """Return the form's texts for user, gateway and host of the answered question; {} if there is no answer."""
     if trail is None:
         return {}
     question = trail.answer.question

@@ -1,4 +1,4 @@
-"""Compare a document with the workspace: the changes that applying it would make, in order, and what each cuts off."""
+"""Compare a document with the workspace: the changes in order, and whose access each change ends."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if a document that `viewer` applies can become the source of objects of this kind."""
+    """True if `viewer` may put objects of this kind under the management of a document."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 

@@ -501,7 +501,7 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue a server's message, to be offered to all workers in order.
+        """Queue a server's message, to offer it to all workers after the messages that were queued before.
 
         The future's result is True if a worker took the message; False if no worker has a stream, or if the queue is
         full.

@@ -194,8 +194,8 @@ class TokenResource(Resource):
         `overlap_hours` hours. With `until_used` it ends earlier, when the new secret is first used. Without a body, the
         present secret ends at once.
 
-        If the owner has been asked already, a further request has an effect only if `overlap_hours` is missing or 0:
-        then the replaced secret ends at once.
+        While the owner has not collected the new secret, a further request can only end the old secret at once, with
+        `overlap_hours` missing or 0.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))

@@ -30,7 +30,7 @@ SESSION, MODERN, BOTH = "session", "modern", "both"
 
 
 def era_for(eras: str, own: str) -> str:
-    """Return the era for calls to a server that speaks `eras`, from a client of the era `own`; empty if `eras` is."""
+    """Return the era for calls to a server with these eras. `own` is the client's era, and is preferred."""
     return own if eras == BOTH else eras
 
 
@@ -144,7 +144,7 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the supported part of the capability `tasks` in the session era; empty if calls cannot run as tasks."""
+    """Return the part of the session era's capability `tasks` that the gateway supports: running calls as tasks."""
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
     tools = requests.get("tools") if isinstance(requests, dict) else None
