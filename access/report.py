@@ -165,8 +165,8 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
 
-        A unit is unused if the person could use it before the last `asked.unused` days, and has not used its gateway
-        since.
+        A unit is unused if the person could use it more than `asked.unused` days ago, and has not used its gateway
+        since that time. Without this filter, or for a past moment, all units are returned.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

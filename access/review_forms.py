@@ -110,7 +110,7 @@ def reviewers_named(text: str) -> list[User]:
 
 @dataclass(frozen=True)
 class ScopeRows:
-    """The rows that can be chosen for one scope of a review. Names from the form are looked up in `columns`."""
+    """The rows that can be chosen for one scope of a review. The form names a row by its value in one of `columns`."""
 
     rows: Callable[[], Any]
     columns: Sequence[str]

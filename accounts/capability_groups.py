@@ -1,4 +1,4 @@
-"""The groups in which pages list capabilities, and check-lists in which people tick capabilities to grant."""
+"""Check-lists in which people tick the capabilities to grant, and the groups under which pages show capabilities."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    People who must sign in at the organisation join there; then the link only identifies the invitation.
+    People who must sign in at the organisation join by signing in there; for them, the token only identifies the
+    invitation.
     """
 
     key_salt = "accounts.password_links.JoinTokens"

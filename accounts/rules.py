@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """Provisioning keys or sign-in by the organisation give this role. First choose another role in their settings."""
+    """A provisioning key or sign-in by the organisation gives this role. First choose another role in its settings."""
 
 
 class NoOrganisation(PeopleError):

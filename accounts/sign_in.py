@@ -249,7 +249,10 @@ def ask_again(view: View) -> View:
 
 
 def ask_first(view: View) -> View:
-    """Require confirmation as soon as a form is opened. Meant for long forms on pages that show no data."""
+    """Require confirmation as soon as the page is opened, not only when its form is submitted.
+
+    Meant for pages with a long form and nothing else to read.
+    """
     # A form submitted after the confirmation expired is stored as with `ask_again`.
     return _asking(view, free=())
 

@@ -144,7 +144,7 @@ def workspace(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
 def keep_logs(request: AppRequest) -> HttpResponse:
-    """Revoke a shorter retention before it takes effect."""
+    """Cancel the pending change to a shorter log retention."""
     revoked = WorkspaceSettings.keep_logs(by=request.user)
     return leave(
         request, reverse("accounts:workspace"), "Logs are kept" if revoked else "No shorter retention was waiting"

@@ -43,7 +43,7 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """Form to set how many seconds the requests of a connection's held calls stay open."""
+    """Form to set how many seconds a held call of a connection keeps its request open."""
 
     seconds = forms.IntegerField(
         required=False,

@@ -47,7 +47,7 @@ class NotYourDecision(HoldRefused):
 
 
 class BadAllowance(HoldRefused):
-    """The call has no such argument."""
+    """The call lacks one of the chosen arguments."""
 
 
 class HoldState(models.TextChoices):
@@ -222,7 +222,7 @@ class Hold(models.Model):
 
     @property
     def approvers_text(self) -> str:
-        """The people whom the rule lets decide first, in words, such as "the team Support"."""
+        """The rule's approvers in words, such as "the team Support"."""
         if self.approvers == Approvers.PERSON:
             return self.user.email
         is_of_team = self.approvers == Approvers.TEAM and self.team is not None

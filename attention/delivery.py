@@ -173,7 +173,10 @@ def _escaped(text: str) -> str:
 
 
 def _teams(parcel: Parcel) -> dict[str, Any]:
-    """Return an adaptive card. Names in it cannot become links: text runs are not Markdown (see `without_links`)."""
+    """Return an adaptive card.
+
+    Names in it cannot become links: its text is not Markdown, and `without_links` breaks up addresses.
+    """
     runs = [("Bolder", without_links(parcel.subject)), ("Default", without_links(parcel.text))]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",

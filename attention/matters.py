@@ -1,6 +1,7 @@
 """Kinds of things that need attention ("matters"), for the page, the rail, mails, webhooks and chats.
 
-To add a matter, add it to MATTERS. Its `find` must return the rows and number of the list at `link`.
+To add a matter, add it to MATTERS. Its `find` must return an OpenMatter that counts the rows of the list at its `link`
+and names the first of them. For refusals, it counts the rows and names the agents.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ GROUPS = (FAILING, UNUSUAL, TO_DECIDE, TO_FIX, ENDS_SOON, TO_CLEAN_UP)  # Worst 
 
 
 class OpenMatter(NamedTuple):
-    """The things of one matter."""
+    """The things of one matter that need attention now, their number, and the link to their list."""
 
     number: int
     things: dict[str, str]  # Names by id; only the first ones if there are many.
@@ -142,7 +143,7 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people whom the rule of a waiting hold makes approvers (`HoldQuerySet.asking`)."""
+    """Return the active people who are approvers of a waiting hold by its rule (`HoldQuerySet.asking`)."""
     return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 

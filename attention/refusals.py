@@ -31,10 +31,10 @@ class Agent(NamedTuple):
 
 
 class Unusual(NamedTuple):
-    """The agents with unusually many refusals, highest number first, and the query string of their refused calls."""
+    """The agents with unusually many refusals, highest number first."""
 
     agents: Sequence[Agent]
-    query: str
+    query: str  # Query string of the Logs page that lists the refused calls of `agents`.
 
     @property
     def refused(self) -> int:

@@ -219,7 +219,10 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the message to a person whose new role has a capability requested in the last week, or None."""
+    """Return the message to a person whose new role has a capability that they asked for in the last week.
+
+    Return None if there is no such capability.
+    """
     person = _other_than_actor(event, event.target_id)
     if person is None:
         return None

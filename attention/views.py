@@ -58,7 +58,10 @@ def needs_attention(request: AppRequest) -> HttpResponse:
 
 
 class ChannelForm(forms.Form):
-    """The settings of a channel: its receiver, matters and times; `viewer` is the person who edits them."""
+    """The settings of a channel: address, quiet hours, and the matters that cause a message.
+
+    `viewer` is the person who edits the settings.
+    """
 
     address = forms.CharField(max_length=1000, widget=forms.TextInput(attrs={"inputmode": "url"}))
     secret = forms.CharField(

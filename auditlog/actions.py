@@ -8,8 +8,8 @@ class Action(StrEnum):
     """The action of an Event, with the sentences that describe it.
 
     A sentence names its values in braces. The first sentence whose values are all known is used. The value `self` is
-    known only if the target is also the actor. The value `fields` lists the changed fields. For the other values, see
-    auditlog.sentences. Its constant RETIRED has the sentences of actions that are no longer used.
+    known only if the target is also the actor. The value `fields` lists the changed fields. The module
+    auditlog.sentences defines the other values; its RETIRED has the sentences of actions that are no longer used.
     """
 
     sentences: tuple[str, ...]

@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars over periods of length `each`. The first bar may cover less time, the last bar less or more."""
+    """Bars over periods of length `each`. The first period may be shorter, the last one shorter or longer."""
 
     bars: list[Bar]
     each: timedelta
@@ -214,7 +214,10 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
-    """Return the histogram from the roll-ups. None if they cannot answer, the period is short, or bars are too few."""
+    """Return the histogram from the roll-ups, or None.
+
+    It is None if the roll-ups cannot answer, if they give too few bars, or if the period is short.
+    """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
     width, to = bar_width(end - begin, grain.length), _end_of_last(search, until)

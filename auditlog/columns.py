@@ -148,7 +148,10 @@ def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *,
 
 
 def are_usual(columns: Sequence[LogColumn]) -> bool:
-    """True for the default columns, with or without TOOL. The style sheet hides some of these columns by position."""
+    """True if these are the default columns, with or without TOOL.
+
+    Only then can the style sheet hide columns by their position.
+    """
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 

@@ -1,6 +1,7 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are found by id, up to an id below which all rows are visible (auditlog.replica), so that none is missed.
+Calls are read by id, up to an id below which no open transaction can still add rows (auditlog.replica). So no call is
+missed.
 """
 
 from __future__ import annotations

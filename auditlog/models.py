@@ -77,7 +77,10 @@ class CallManager(models.Manager["Call"]):
 
 
 def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
-    """Return the period in which the call with this uid was made; for ids of other objects, a period without calls."""
+    """Return a period of a few milliseconds around the time in this call's UUIDv7.
+
+    For any other id, the period is arbitrary, but valid for a query.
+    """
     at = LAST_MOMENT
     with suppress(ValueError, OverflowError):  # Ids of other objects may contain any number.
         at = min(datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC), LAST_MOMENT)
@@ -236,8 +239,9 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows that existed when counting began are counted back to the date `counted_from`. Later rows are counted up to the
-    id `counted_to`, or `late_counted_to` if they are dated before `near_from`.
+    Rows that existed when counting began are counted newest first; those dated `counted_from` or later are done. Rows
+    added later are counted by id: up to `late_counted_to` if they are dated before `near_from`, otherwise up to
+    `counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -1,7 +1,7 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
-Up to MOST_READ calls are counted in the log, by caller. A higher number comes from the roll-ups, if they can select the
-same calls, and is shown as "about".
+Up to MOST_READ calls are counted exactly in the log, by caller. If there are more, the roll-ups give an approximate
+total, where they can select the same calls.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 
 
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
-    """Return the number of calls by caller. Counts at most MOST_READ + 1 calls.
+    """Return the number of calls by caller, reading at most MOST_READ + 1 calls.
 
-    If `where` selects an app or agent, the callers are people. If `where` selects a person, they are apps and agents.
-    For other objects, they are agents, and the people who use apps.
+    The caller is a person if `where` selects an app or agent, and an app or agent if it selects a person. Otherwise, a
+    call through an app counts for the person, and a call by an agent for the agent.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])

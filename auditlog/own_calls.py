@@ -172,7 +172,7 @@ class Wait:
     def found(self) -> OwnCall | None:
         """Return the call to show; None if there is none.
 
-        It is the first successful call, or else the first failed, the last denied, or the last introductory call.
+        It is the first successful call, or else the first failed, the last denied, or the last hello (see `is_hello`).
         """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]

@@ -1,7 +1,7 @@
 """Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
 A condition is a single word such as `error`, or a field of auditlog.fields, an operator and a value. `and` or a comma
-joins conditions; `or` binds less tightly. Any other text is searched in all names, an id in all ids.
+joins conditions; `or` binds less tightly. Any other text is searched in all names, or, if it is an id, in all ids.
 """
 
 from __future__ import annotations

@@ -283,10 +283,10 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
 
 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
-    """Resolve an obstacle by the remedy's method on the object, and return the object.
+    """Resolve an obstacle by calling the remedy's method on the object `pk`, and return the object.
 
-    Raises KeyError if there is no such method, and Model.DoesNotExist if the object is unknown, archived, removed or
-    revoked. Raises CapabilityRequired and CannotMend.
+    Raises KeyError if the reason has no remedy with a method. Raises Model.DoesNotExist if the object is unknown,
+    archived, removed or revoked. Raises CapabilityRequired and CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:
@@ -341,7 +341,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any) -> dict[str, str]:
-    """Return the fields of a Cause for an access request; empty if `row` has no gateway that takes requests."""
+    """Return the Cause fields with the link to request access; empty if `row` has no gateway that takes requests."""
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests:
         return {}

@@ -245,7 +245,7 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """Return True if this person recently changed something, in any browser, that the replica may not have yet."""
+    """Return True if this person, in any browser, recently made a change that the replica may not have yet."""
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):
@@ -255,7 +255,7 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Return True if the replica, not the statement, may be the cause, so that the primary may answer."""
+    """Return True if the replica, rather than the statement, may be at fault: the primary may then succeed."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     # Connection errors, attempts to write, faults of the server, and conflicts with the replay of the write-ahead log.
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)

@@ -178,10 +178,10 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Return criteria that match calls in which `field`, a field with an API parameter, is exactly `value`.
+    """Return criteria that match calls in which `field` is exactly `value`; `field` has an API parameter.
 
-    If `value` is a list, calls match in which `field` is any item of the list. For a field that names objects
-    (Comparison.NAME), `value` is a list of ids.
+    If `value` is a list, `field` must be one of its items. For Comparison.NAME, `value` is always a list of ids. For
+    Comparison.LIST, `field` is a list that must have the item `value`.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]

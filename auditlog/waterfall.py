@@ -56,7 +56,7 @@ class Timeline:
         self.is_shortened = self._pauses != pauses
 
     def x(self, at: float) -> float:
-        """Return the position (0 to WIDTH) of a time. A time outside of all calls is moved to the edge of a call."""
+        """Return the position (0 to WIDTH) of a time. A time in a pause has the position at which the pause begins."""
         x = 0.0
         for number, period in enumerate(self._busy):
             if at <= period.end:

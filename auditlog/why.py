@@ -236,7 +236,7 @@ NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A token to test, identified by `digests`, not by its secret; `token` is None for an OAuth access token."""
+    """A token to test, as digests of its secret. `token` is its row, or None for an OAuth access token."""
 
     token: Token | None
     digests: TokenDigests

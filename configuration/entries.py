@@ -67,7 +67,10 @@ class _EntryReader:
                 self._read_list(child, given[child.name], key, (*path, child.name))
 
     def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
-        """If the document renames the object, return the present key of the object; otherwise return None."""
+        """Return the object's old key if the document renames the object; otherwise None.
+
+        It is also None if the object has the new name already, or if `moved` has a mistake.
+        """
         moved = given.get("moved")
         if moved is None:
             return None

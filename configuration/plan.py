@@ -187,7 +187,7 @@ def may_claim(kind: Kind, viewer: User) -> bool:
 
 
 def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Yield the titles of objects that get the document's source, and that do not change otherwise."""
+    """Yield the titles of objects that come under the document's management without any other change."""
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):

@@ -1,4 +1,4 @@
-"""The tools that sets, grants and limits allow, and the calls that a change of sets, grants or limits would refuse."""
+"""The tools allowed by sets, grants and limits, and the calls that a change of these would refuse."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ NAMED_KINDS = (FeatureKind.TOOL, FeatureKind.PROMPT)
 def given_to(
     features: FeatureQuerySet, people: Iterable[tuple[UUID, UUID]], host: UUID | None = None
 ) -> FeatureQuerySet:
-    """Return those of `features`, disabled ones too, that are given to one of `people` within the limit of `host`.
+    """Return those of `features` that are given to at least one of `people`; disabled features are included.
 
-    `people` are pairs of gateway and user.
+    `people` are pairs of gateway and user. If a gateway limits `host` to a tool set, the gateway's features outside the
+    set are left out.
     """
     pairs = [*people]
     gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
@@ -189,6 +190,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return a function that makes the set contain exactly these features, for `refused_by`."""
+    """Return the change after which the set has exactly these features (see `refused_by`)."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

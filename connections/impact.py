@@ -75,10 +75,11 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """Return sentences about the access that disabling `target` ends, and the calls that it would have refused.
+    """Return two sentences about disabling `target`: one about access, one about calls.
 
-    The calls are those of the last seven days. Viewers other than the owner get the sentence about access only with
-    MCP_CONNECTIONS_READ, and the one about calls only with LOGS_READ. Raises NothingGoesThrough.
+    The first says how many hosts and people lose access. The second says which calls of the last seven days would have
+    been refused. If `target` is not the viewer's own, the first requires MCP_CONNECTIONS_READ, and the second requires
+    LOGS_READ. A sentence that the viewer may not read is left out. Raises NothingGoesThrough.
     """
     return sentences(cuts_now(target, viewer), refused_lately([target], viewer))
 
@@ -136,9 +137,10 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences about the effect of allowing only listed apps and agents on those in use.
+    """Return sentences that say what happens to apps and agents in use if `gateway` allows only listed ones.
 
-    With `list_used`, saving the form lists all that are in use. Empty if the viewer may not see all connections.
+    With `list_used`, saving the form adds them to the list unless they are blocked. Empty if the viewer may not see all
+    connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

@@ -185,7 +185,7 @@ class ConnectionRow:
 
     @property
     def offers_asking(self) -> bool:
-        """True if the row itself, not only a token's line, has the button to ask the owner to collect a new token."""
+        """True if the connection's row has the button to ask the owner to collect a new token."""
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property

@@ -54,7 +54,7 @@ class MatrixColumn:
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A cell: one tool, and whether one column may use it."""
+    """A cell: whether the people, app or agent of a column may use a tool."""
 
     column: MatrixColumn
     feature: Feature

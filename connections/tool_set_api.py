@@ -124,9 +124,10 @@ def _detailed(rows: Any) -> Any:
 
 
 def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None) -> list[Any]:
-    """Return the features with these exposed names, including members of `tool_set` that servers no longer offer.
+    """Return the features with these exposed names.
 
-    Raises ValidationError.
+    Members of `tool_set` are found even if servers no longer offer them. Raises ValidationError for an unknown name,
+    or for too many names.
     """
     try:
         return features_named(gateway, names, tool_set)

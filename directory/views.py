@@ -85,7 +85,7 @@ class NewAddressForm(forms.Form):
 
     @property
     def is_full(self) -> bool:
-        """True if no address can be added: everyone and each team have one already."""
+        """True if no address can be added: there is already one for everyone, and one for each team."""
         return not self.fields["audiences"].choices  # type: ignore[attr-defined]
 
     @property

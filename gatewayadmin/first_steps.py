@@ -131,7 +131,10 @@ class Setup:
 
 
 def _facts(viewer: User) -> dict[str, Exists]:
-    """Return annotations for a query of WorkspaceSettings. Each says whether an object that a step creates exists."""
+    """Return annotations for a query of WorkspaceSettings.
+
+    Each says whether the database has what one step creates, such as a server.
+    """
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)

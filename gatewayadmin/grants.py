@@ -60,7 +60,7 @@ def apply(role: str) -> None:
 
 
 def renew_grants() -> None:
-    """Grant the rights again to each serving role that has them, to include the tables created since then."""
+    """Repeat the grants to each role that already has serving rights, so that the grants also cover new tables."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         roles = [name for (name,) in cursor.fetchall()]

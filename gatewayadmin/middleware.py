@@ -142,7 +142,8 @@ class OuterMiddleware:
     Answers itself in these cases:
     - 400: the Host is not ours, except at `unchecked` paths.
     - 413: the body is above LARGEST_BODY or, without a session or token, above `largest_anonymous_body`.
-    - 401: the body is above the anonymous limit, and `is_known` rejects the credential (413 without Content-Length).
+    - 401: the body is above `largest_anonymous_body`, and `is_known` rejects the session or token. Without a
+      Content-Length, the answer is 413 instead.
     - 429: `is_known` raises SenderBusy.
     """
 

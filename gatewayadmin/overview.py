@@ -175,7 +175,7 @@ class ServerTraffic:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """SVG paths by state. The first path has a dash for each hour; bars cover the dashes of hours with calls."""
+        """Pairs of a state and an SVG path: "none" is the ground line, "ok" and "down" are bars of hours with calls."""
         paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
             if hour.called or hour.failed:

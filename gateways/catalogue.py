@@ -174,8 +174,8 @@ class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
     With `tells_use`, calls in the last SPAN are counted if the viewer may read the log. Sorting and filtering by use
-    need these numbers. `page` is the number of the page that the caller will probably read, as text; None or other text
-    means 1.
+    need these numbers. `page` is the number, as text, of the page that the caller will probably read. None, or text
+    that is not a page number, means 1.
     """
 
     ordered = True
@@ -311,7 +311,10 @@ class Catalogue:
         return list(entries.values())
 
     def _places(self, at: RawSQL) -> list[Place]:
-        """Return the features that the subquery `at` selects by id, sorted by gateway."""
+        """Return the tools whose ids the subquery `at` returns, sorted by gateway.
+
+        Tools that the viewer may not see are left out.
+        """
         seen: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
         seen = seen.annotate(is_offered=CALLABLE & Q(assignment__gateway__enabled=True))
         seen = seen.order_by("assignment__gateway__name", "assignment__alias")

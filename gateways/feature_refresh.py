@@ -64,7 +64,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
     """Return False if each person needs an identity and `identity` is None.
 
-    The server is asked even then, but neither the request nor its failure is stored for the Tools tab.
+    The server is then asked without one, but neither the request nor its failure is stored for the Tools tab.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

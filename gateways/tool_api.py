@@ -178,7 +178,7 @@ class ToolResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a tool, or state its effect and its texts for clients."""
+        """Enable or disable a tool, or set its effect, and its title and description for clients."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
         return self.changed(tool, partial(_change, tool, self.body()))
 
@@ -223,7 +223,7 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a feature, or state the effect of a tool and its texts for clients."""
+        """Enable or disable a feature, or set a tool's effect, and its title and description for clients."""
         feature = self._find(slug, pk)
         return self.changed(feature, partial(_change, feature, self.body()))
 
@@ -291,7 +291,7 @@ def serialize_refresh(row: Refreshed) -> dict[str, object]:
 
 
 class PlaceSerializer(serializers.Serializer[Place]):
-    """A tool on one gateway; `id` is the id of the feature there."""
+    """A tool on one gateway; `id` is the id of the tool on this gateway."""
 
     id = Id(source="pk")
     gateway = GatewayReference()

@@ -71,8 +71,8 @@ class ToolOfAgent(NamedTuple):
 class LeastPrivilege:
     """The tools and connections that `host` used or did not use in the last 30 days.
 
-    `refused` are calls that the unused connections made 30 to 90 days ago. These calls would have been refused if the
-    connections had been disabled then.
+    `refused` are calls that the `unused` connections made 30 to 90 days ago. These calls would have been refused if the
+    connections had been disabled at that time.
     """
 
     host: Host

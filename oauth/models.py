@@ -1,4 +1,4 @@
-"""Authorize flows (of OAuth); also the host of each OAuth application, and the connection of each grant and token."""
+"""Models of OAuth: the host of each application, the connection of each grant and token, and authorize flows."""
 
 from datetime import timedelta
 from urllib.parse import urlencode
@@ -160,7 +160,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def redirect_uri(self) -> str:
-        """The app's redirect URI; empty for a flow that ends with a token."""
+        """The app's redirect URI; empty if the flow shows the person a token instead (Ending.TOKEN)."""
         return str(self.parameters.get("redirect_uri", ""))
 
     @property

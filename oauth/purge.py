@@ -23,7 +23,7 @@ SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes that were not used. Used codes are already deleted; only their digests are stored."""
+    """Delete expired codes that were not used. A code is deleted when it is used; only its digest stays stored."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 

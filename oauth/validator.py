@@ -231,7 +231,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 def _is_usable(connection: Connection) -> bool:
     """True if tokens may be issued.
 
-    Host, gateway and connection may be disabled, because each MCP request checks whether they are enabled.
+    Tokens are issued even if the host, gateway or connection is disabled, because each MCP request checks that.
     """
     return connection.revoked_at is None and connection.user.is_active
 

@@ -353,9 +353,9 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return, as text, the servers of this gateway for which the person's connection lacks an identity; empty if none.
+    """Return, as text, the names of the servers for which `connection` lacks an identity; empty if there are none.
 
-    Without `connection`, one of the person's connections that lack an identity is used.
+    If `connection` is None, use one of the person's connections to this gateway that lack an identity.
     """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:

@@ -1082,7 +1082,10 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Return the result of `resolve_call`, or None for an unknown name that may be a server's own (without alias)."""
+    """Return the result of `resolve_call`; None for an unknown name that may be a server's own name, without alias.
+
+    Raises OutOfScope, Refusal or UnknownFeature.
+    """
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:

@@ -1,4 +1,4 @@
-"""Answers to `initialize` and `server/discover`, the end of sessions, and probes of the eras that servers speak."""
+"""Answers to `initialize` and `server/discover`, the end of clients' sessions, and probes for the eras of servers."""
 
 import asyncio
 import time
@@ -71,7 +71,10 @@ class Eras:
         await self._background.stop()
 
     async def find(self, target: Target) -> str:
-        """Return the eras of a server whose row has no eras yet. Raises an UpstreamError or DatabaseUnavailable."""
+        """Probe a server for which no eras are stored yet, and return its eras.
+
+        Raises an UpstreamError or DatabaseUnavailable.
+        """
         for _ in range(ATTEMPTS):
             if eras := await asyncio.shield(self._start(target, 0.0)):
                 return eras
@@ -109,10 +112,11 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Return the server's eras: the stored ones if they are at most `age` seconds old, else those of a probe.
+        """Return the server's eras: the stored eras if they are at most `age` seconds old, otherwise a probe's result.
 
-        While another worker probes, return the stored eras. If none are stored, wait for the other worker (`age` 0), or
-        return an empty text (any other `age`). Raises an UpstreamError or DatabaseUnavailable.
+        While another worker probes the server, the stored eras are returned, whatever their age. If no eras are stored
+        yet, a call with `age` 0 waits for the other worker; a call with any other `age` returns an empty text. Raises
+        an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}

@@ -1,8 +1,8 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments; it outlives the request. One transaction of `approvals_ask`
-finds or makes the hold or uses its approval, so each approval is used only once. While a hold waits, the request stays
-open for some time, without a database connection.
+A hold is a row for one connection, tool and arguments; it outlives the request. `approvals_ask` uses the approval of a
+hold. If there is none, it finds the current hold or makes a new one. It does this in one transaction, so each approval
+is used only once. While a hold waits, the request stays open for some time, without a database connection.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class HeldCall:
     def waits(self, patience: int | None) -> float:
         """Return how many seconds the request stays open.
 
-        `patience` is the time that was learned for this connection, or None.
+        `patience` is this time for the connection, as learned from earlier calls; None if nothing was learned.
         """
         if patience is not None:
             return patience
@@ -247,9 +247,10 @@ class Holds:
     # column `run_call` has the id of the call's latest request, so each `requestState` continues the call only once.
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return a call with the `requestState` and `inputResponses` that its server gets.
+        """Return the call in the form for its server, with the server's own `requestState`.
 
-        Sets `request.continues` if `wrapped` made the `requestState`.
+        The client's response to the approval page is removed. Sets `request.continues` if `wrapped` made the client's
+        `requestState`.
         """
         params = message.params
         if message.method != "tools/call":
@@ -423,9 +424,9 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client took an answer after `seconds`.
+        """Note that the client accepted an answer that came after `seconds`.
 
-        If this is more than PATIENCE_SHOWN, the next held calls of the connection may wait longer.
+        If `seconds` is more than PATIENCE_SHOWN, the next held calls of the connection may wait longer.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

@@ -232,7 +232,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read the grant, and return it with each feature whose name at its server is `feature.name`."""
+        """Re-read the grant, with the feature that each server itself calls `feature.name` (without alias)."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -408,7 +408,7 @@ class Lists:
     ) -> AccessRow:
         """Re-read the grant, with the features that `wanted` selects; by default, all features of `kind`.
 
-        Return the old grant if the request has no query, or if the token no longer exists.
+        Return `grant` unchanged if there is no access query (`request.query`), or if the token no longer exists.
         """
         if request.query is None:
             return grant

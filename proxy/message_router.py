@@ -91,9 +91,9 @@ class SessionUse:
 
 
 class SessionCalls:
-    """The server sessions in which calls of this worker run or ran recently, by row id.
+    """Server sessions with running or recent calls of this worker, by row id.
 
-    `listen` returns once the session's stream is open, or will not be opened.
+    `listen` opens the stream of a session at the server if possible. It waits for the stream only for a short time.
     """
 
     def __init__(self, listen: Callable[[str, SessionUse], Awaitable[None]]) -> None:
@@ -131,7 +131,7 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Let `drop_idle` forget all sessions without running calls, because access may have been revoked."""
+        """Let `drop_idle` forget every session in which no call is running, because access may have been revoked."""
         for use in self.uses.values():
             use.in_doubt = True
 
@@ -299,7 +299,7 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Return the destination of a message that names no call: a running call or a standing stream; None if neither.
+    """Return the destination of a message that names no call: a running call, else a standing stream, else None.
 
     A call is chosen if it has a stream and no other call runs in the session. A standing stream of this worker (`own`)
     is preferred to those of other workers.
@@ -554,9 +554,10 @@ class Carrier:
         return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Send a server's messages to this worker's call in the session or, without `to_call`, on a standing stream.
+        """Send a server's messages to the client.
 
-        Updates of resources always go to the standing stream.
+        If `to_call` is True, the messages go to this worker's call in the session, otherwise to a standing stream.
+        Updates of resources always go to a standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -570,8 +571,8 @@ class Carrier:
     def _put(self, heard: Heard, message: Object) -> None:
         """Rewrite a notification for the client, and send it on the client's standing stream.
 
-        Without a stream, store it for the client's session. Updates of resources are dropped then, and so are messages
-        of a client without a session.
+        Without such a stream, store the notification for the client's session. In this case, updates of resources are
+        dropped, and so are all notifications for a client without a session.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)

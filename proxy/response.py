@@ -239,7 +239,7 @@ class Stream:
         await self._write(body, last=True)
 
     def close(self) -> None:
-        """Ignore further messages: the response is sent as JSON, while the call may still be running."""
+        """Drop all messages that the call still sends: the response is sent as JSON, not on this stream."""
         self._ended = True
 
     def forget(self) -> None:

@@ -168,7 +168,10 @@ class ServerRequests:
     async def wait(
         self, asking: InteractiveCall, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
     ) -> Object:
-        """Call `send`, log the request, and return the answer of `owner`; an error if none comes or logging fails."""
+        """Call `send` and log the request.
+
+        Return the answer of `owner`, or an error object if none comes or logging fails.
+        """
         row = _row(asking, asked)
         began = time.perf_counter()
         answered: Object | None = None
@@ -244,7 +247,7 @@ class ServerRequests:
     ) -> RpcResponse:
         """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
-        The argument of `again` has the members to add to the params. Raises an UpstreamError.
+        `again` sends the call with the members of its argument added to the params. Raises an UpstreamError.
         """
         server = asking.server_name
         for _ in range(MOST_ROUNDS):
@@ -478,7 +481,10 @@ class SuspendedCalls:
     async def call(
         self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Coroutine[Any, Any, RpcResponse]]
     ) -> RpcResponse:
-        """Return the answer of `ask`, or `input_required` once the server asks something. Raises errors of `ask`."""
+        """Return the answer of `ask`, or `input_required` if the server needs something from the client first.
+
+        Raises errors of `ask`.
+        """
         call = _Call(asking)
 
         async def on_request(asked: Object, answer: Answer) -> None:
@@ -679,7 +685,10 @@ def _answers(responses: object) -> Iterable[tuple[str, Object]]:
 
 
 def _digest(message: Message) -> str:
-    """Return a digest of the method and of the params that a retry repeats, regardless of the order of members."""
+    """Return a digest of the method and of the params that stay the same in a retry.
+
+    The order of members does not matter.
+    """
     params = {name: value for name, value in message.params.items() if name not in _OF_ONE_TURN}
     return hashlib.sha256(json.dumps([message.method, params], sort_keys=True).encode()).hexdigest()
 

@@ -154,9 +154,9 @@ class ServerStreams:
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
-        """Open the server streams that the checked owners now need, and close those that they no longer need.
+        """Open the server streams that owners now need, and close the server streams that are no longer needed.
 
-        Checks the owners in `changed`, and the owners whose regular check is due.
+        Only some owners are checked: the owners in `changed`, and the owners that `_due` returns.
         """
         began = time.monotonic()
         standing = self.streams.standing()
@@ -357,7 +357,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open for calls alone."""
+        """Return how many more streams this worker may open only for calls (`is_for_calls`). It may be negative."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
@@ -518,7 +518,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the audience's client streams if no server stream for this audience is still being opened."""
+        """Wake the audience's client streams if each of its server streams was opened or has failed to open."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -602,7 +602,7 @@ class Audience:
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:
-        """Return the era of MCP in which this audience subscribes to the server; empty if it is unknown."""
+        """Return the era of MCP to use for this audience's subscriptions at the server; empty if it is unknown."""
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
@@ -650,12 +650,12 @@ class OpenServerStream:
 
     @property
     def is_for_calls(self) -> bool:
-        """True if only calls need this stream: no client has an open stream for this stream's messages."""
+        """True if only calls need this server stream: the audience has no standing streams."""
         return not self.source.audience.standing
 
 
 class Audiences:
-    """Finds the audiences of this worker's client streams, with their current grants."""
+    """Groups this worker's client streams into audiences (by token and session), with their current grants."""
 
     def __init__(self, access: Access, bus: Bus, keeper: SessionKeeper) -> None:
         self._access = access

@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """Somebody else must decide, so the approver cannot be the person the agent acts for."""
+    """If somebody else must decide, the approver cannot be the person the agent acts for."""
 
     field = "somebody_else"
 
@@ -321,7 +321,7 @@ class Rule(Versioned, Switchable):
         return True
 
     def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
-        """Remove the rule from the next call on. Raises ChangedMeanwhile."""
+        """Remove the rule; from the next call on, it does not apply. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row: Rule = self.lock()
             row.must_be(seen)

@@ -5,9 +5,9 @@ from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now` with the items of `chosen` in the order of `chosen`; all other items keep their places.
+    """Return `now` with the items of `chosen` in the order of `chosen`, in the places that they occupy in `now`.
 
-    Items of `chosen` that are not in `now` come last.
+    All other items keep their places. Items of `chosen` for which no place is left come at the end.
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

@@ -61,7 +61,7 @@ type Context = ServerRequestContext[Any, Any]
 
 
 class SessionClient:
-    """The client of a program that serves one session. The client gets the program's notifications and requests."""
+    """Passes the notifications and requests of a program on to the one session that the program serves."""
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session

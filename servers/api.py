@@ -274,8 +274,9 @@ class ServerResource(Resource):
     def bring(self, request: Request) -> Response:
         """Add servers from a client's file.
 
-        Without `make`, nothing is added, and the answer says what each entry would become. If adding an entry of `make`
-        fails, the others are still added. Nothing is added if `make` has an entry that cannot become a server.
+        Without `make`, nothing is added, and the answer says what each entry would become. `make` names the entries to
+        add. If one of them cannot become a server, the request is refused and nothing is added. If adding one fails
+        later, the others are still added.
         """
         body = self.body()
         try:

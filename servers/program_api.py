@@ -76,7 +76,7 @@ class StandardErrorSerializer(serializers.Serializer[Any]):
 
 
 class ProgramResource(Resource):
-    """Programs of the runner. The runner starts only programs that its file names; no request starts another one."""
+    """Programs of the runner. The runner starts only the programs listed in its file; no request starts another one."""
 
     serializer_class = ProgramSerializer
     lookup_value_converter = "slug"

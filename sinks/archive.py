@@ -122,7 +122,10 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """Return the first day whose calls must be kept: `limit`, or an earlier day that must be archived first."""
+    """Return the day before which calls may be dropped.
+
+    This day is `limit`, or the first day of the oldest expired partition that still has to be archived.
+    """
     if not archive_enabled():
         return limit
     archived = set(ArchivedPartition.objects.exclude(archived_at=None).values_list("pk", flat=True))

@@ -39,7 +39,7 @@ LINE_TYPES |= {"time": MOMENT, "number": pa.int64()}
 
 
 def schema_of(version: int) -> pa.Schema:
-    """Return the schema of archived calls for a version of the checkpoint columns."""
+    """Return the schema of archived calls for this version of CALL_COLUMNS, the columns that checkpoints cover."""
     return pa.schema(
         [(name, pa.string() if name in AS_TEXT else _type_of(FIELDS[name])) for name in CALL_COLUMNS[version]]
     )

@@ -1,8 +1,8 @@
 """Read the logs for a sink in batches, and store the acknowledged position.
 
-A round consists of the rows between the sink's position and an id up to which the log is complete (auditlog.replica),
-so no row is added to it later. Late rows, whose calls were slow, have rounds of their own. Only the process that has
-the lease (`claim`) can advance the position.
+A round consists of the rows from the sink's position to an id up to which the log is complete (auditlog.replica). Rows
+of long calls, which began before the sink's `near_from`, are read in separate rounds. Only the process that has the
+lease (`claim`) can advance the position.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late calls: started before the sink's `near_from`, with ids up to its `calls_to`."""
+        """Return the next batch of late calls: those that began before the sink's `near_from`."""
         asked = {
             "at": sink.round_at or _BEGINNING,
             "after": sink.round_id or 0,

@@ -204,7 +204,7 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret cannot contain LEAST_SECRET random bytes; empty if it can."""
+    """Return why a secret is too short or too regular for LEAST_SECRET random bytes; empty if it is not."""
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False
@@ -557,8 +557,11 @@ def _secret(sink: Sink) -> str:
 
 
 def backoff(failures: int, chance: float) -> float:
-    """Return the delay in seconds: doubled with each of the `failures`, five minutes at most; `chance` is 0 to 1."""
-    # `chance` spreads the delay over its upper half, so that sinks do not retry at the same time.
+    """Return the seconds to wait: twice as long after each further failure, five minutes at most.
+
+    This time is then shortened by up to half: by half if `chance` is 0, not at all if it is 1.
+    """
+    # `chance` is random, so that sinks do not retry at the same time.
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 
 

@@ -183,7 +183,7 @@ class _Service:
     def _takes_others(self) -> bool:
         """Send a test line, and return whether the receiver accepts it.
 
-        If the receiver accepts the test line, the receiver refused only the row that was sent before.
+        If so, the fault is in the row that it refused just before, not in the receiver.
         """
         assert self._receiver is not None
         try:

@@ -157,7 +157,7 @@ class OrganisationResource(Resource):
 
     @operation(needs=SEES_SETTINGS)
     def retrieve(self, request: Request) -> Response:
-        """Get the sign-in by the organisation."""
+        """Get the settings of sign-in by the organisation."""
         return self.answer(Provider.load())
 
     @operation(needs=SETS_UP, body=OrganisationChanges, reauth=True, api_keys=False, if_match=True)

@@ -33,7 +33,10 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the person's account at the provider in the browser session. The caller must then sign the person in."""
+    """Store in the browser session which account at the provider the person has.
+
+    The caller must then sign the person in.
+    """
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 
@@ -81,7 +84,7 @@ def note_sign_in(request: HttpRequest, person: User) -> None:
 
 
 def end_sessions(issuer: str, claims: dict[str, Any]) -> int:
-    """End the browser sessions that these claims of a logout token name; return how many.
+    """End the browser sessions identified by these claims of a logout token; return how many.
 
     Connections and API tokens are not changed.
     """

@@ -421,7 +421,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If the owner has been asked already, only `overlap_hours` 0 has an effect: it ends the replaced secret at once.
+        If the owner still has to collect a secret, nothing changes, except that `overlap_hours` 0 ends the previous
+        secret at once.
         Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
@@ -549,7 +550,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def is_last(self) -> bool:
-        """True if the connection has no other token that is unrevoked and unexpired, collected or not."""
+        """True if the connection has no other unrevoked, unexpired token.
+
+        A token whose new secret is not collected yet counts too.
+        """
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:

@@ -147,7 +147,10 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent for a new token. If there is none, a viewer who may add agents names the first one here."""
+    """Choose the agent for a new token.
+
+    If there are no agents, a viewer who may add agents names the first agent here.
+    """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     count = hosts.count()
@@ -315,7 +318,10 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def asked(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask how long the secret of `token` stays valid, then request a new secret, which only the owner can collect."""
+    """Show or process the form that asks the owner of `token` to collect a new secret.
+
+    The form sets how long the current secret stays valid.
+    """
     if problem := _ended_reason(token):
         return changed(request, token, problem)
     form, owner = TokenOverlapForm(posted(request), token=token), token.connection.user.email

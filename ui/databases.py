@@ -26,7 +26,7 @@ _direct: dict[str, Any] = {}
 def take_pages_through(pages: dict[str, Any]) -> None:
     """Use these settings for new database connections that serve pages.
 
-    The direct database connection keeps the settings that pages used before.
+    Direct connections keep the original settings.
     """
     present = connections.settings[DEFAULT_DB_ALIAS]
     if not _direct:

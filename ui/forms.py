@@ -87,7 +87,7 @@ class ListFilter(forms.Form):
     def takes_long(self) -> bool:
         """True if `narrow` is slow with these values.
 
-        `list_page` then makes one query for the keys of all pages, unless the caller gives it the `count`.
+        `list_page` then applies the filter once instead of twice (for the count and for the page).
         """
         return False
 

@@ -1,4 +1,4 @@
-"""Middleware: compression, a larger stack, htmx redirects, 404 for missing static files, and pages for 429 and 405."""
+"""Middleware for compression, Python's call stack, htmx redirects, and the errors 404 (static files), 405 and 429."""
 
 from __future__ import annotations
 

@@ -282,7 +282,8 @@ def _lock(key: str) -> int:
 
 
 def _later_lock(key: str) -> int:
-    """Return the id of the lock for `_alone_for_longer`; not `_lock(key)`, which the transaction still holds."""
+    """Return the id of the lock that `_alone_for_longer` takes."""
+    # This id differs from `_lock(key)`, because the transaction of `_alone` still has that lock.
     return int(key[16:32], 16) - 2**63
 
 

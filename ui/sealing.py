@@ -1,4 +1,4 @@
-"""The shared cipher for stored secrets, and for forms that wait in a session or in the browser."""
+"""The shared cipher for stored secrets, and for form data that is kept in a session or browser until it is used."""
 
 from __future__ import annotations
 

@@ -64,7 +64,10 @@ class Column:
         return slugify(self.label.replace("E-mail", "email")).replace("-", "_")
 
     def value_of(self, row: Any) -> Any:
-        """Return the cell of `row` for an export; None if `value` is a path and one of its objects is missing."""
+        """Return the cell of `row` for an export.
+
+        If `value` is a path such as `role.name`, and the row has no role, the cell is None.
+        """
         if callable(self.value):
             return _plain(self.value(row))
         try:

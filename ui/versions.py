@@ -43,7 +43,10 @@ class Seen(Protocol):
 
 
 class FormSeen(NamedTuple):
-    """The version that a form was opened with. Another change conflicts only in fields that the form would write."""
+    """The version that a form was opened with.
+
+    A later change conflicts only if it is to a field that this form would change.
+    """
 
     version: str
 

@@ -91,7 +91,10 @@ class Beside(Protocol):
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Pass messages of other streams to the callbacks until `end`. The request is sent after this call."""
+        """Pass messages that arrive outside the request's own stream to the callbacks, until `end` is called.
+
+        Awaited before the request is sent in a session.
+        """
 
     def end(self) -> None:
         """Handle the end of the request. Called even if `begin` was not called."""

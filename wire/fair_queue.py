@@ -63,8 +63,8 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its first read until its client has received it.
 
-    Each person and each server has a share of the budget. A share has room for one answer of any size, or for several
-    answers that together fit into the share.
+    Each person and each server has a share of the budget. Several answers can be in a share if they fit in together. An
+    answer larger than the share waits until the share is empty.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:

@@ -87,7 +87,10 @@ class OutboundProxy:
         return self.resolved.has_name(host) and not self.direct.has_name(host)
 
     def for_hosts_of_others(self) -> OutboundProxy:
-        """Return a copy for hosts that no administrator entered: it resolves no subdomains of names in `resolved`."""
+        """Return a copy for hosts that no administrator entered.
+
+        With the copy, the proxy resolves the names in `resolved`, but not their subdomains.
+        """
         return replace(self, resolved=replace(self.resolved, below=False))
 
     def request(self, target: str, port: int) -> bytes:

@@ -634,7 +634,7 @@ class Origin(NamedTuple):
 
 
 class ParsedUrl(NamedTuple):
-    """A parsed URL: its origin, and the beginning of a request to it."""
+    """A parsed URL: its origin, and the beginning of the head of a request to it."""
 
     origin: Origin
     head: str  # The request head that follows the verb: path, version, Host.
@@ -698,10 +698,10 @@ class HttpResponse:
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Report how many bytes of a stream are in memory. Above LARGE, wait until the budget has room for the answer.
+        """Report that `size` bytes of a stream are in memory.
 
-        With at most LARGE bytes, the answer's reservation is released. Raises NoMemory when too many answers wait, or
-        this wait takes too long.
+        If `size` is at most LARGE, release the answer's reservation. Otherwise, wait until the budget has room for the
+        answer. Raises NoMemory if too many answers wait, or the wait takes too long.
         """
         if size <= LARGE:
             self._connection.held = None

@@ -39,10 +39,10 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Method(NamedTuple):
-    """A method that clients request: the eras of MCP that have it, its capability, and its kind of features."""
+    """A method that clients can request."""
 
-    session: bool = True
-    modern: bool = True
+    session: bool = True  # Whether the session era of MCP has the method.
+    modern: bool = True  # Whether MCP 2026-07-28 has the method.
     capability: str = ""  # The capability in `initialize` and `server/discover` that announces the method.
     introduces: bool = False  # Whether the result combines what all servers say about themselves.
     lists: str = ""  # The kind of features that the method lists.

@@ -43,7 +43,10 @@ class UnreadableAnswer(Exception):
 
 
 class ReaderProcess:
-    """Runs work in the child process for this worker, one order at a time. People with waiting orders take turns."""
+    """Runs work in a child process for this worker, one piece at a time.
+
+    If several users' work is waiting, the users take turns.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")

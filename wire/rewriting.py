@@ -1,8 +1,8 @@
 """Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
 
 A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`, or
-`ui://gateway/<alias>/...` for the scheme `ui`. In a template (RFC 6570), expressions are not encoded, but put in
-parentheses.
+`ui://gateway/<alias>/...` for the scheme `ui`. In a template (RFC 6570), an expression such as `{id}` is not encoded,
+but becomes `({id})`.
 """
 
 import re
@@ -328,8 +328,8 @@ class Changes(NamedTuple):
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
     """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    In a small answer, unchanged values usually keep their spelling, but not if a URI, link or task id in the result
-    changes.
+    Where possible, the JSON text of unchanged values stays as it is. If a URI, link or task id in the result changes,
+    the whole answer is serialised again.
     """
     result: Object = document["result"]
     shown = with_exposed_uris(result, changes.alias) if changes.alias else result

@@ -115,7 +115,10 @@ class SessionStore(Protocol):
         """Store the log level that was set in this session."""
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session if it is still the stored one. The client's own session, if any, ends too."""
+        """Delete this session from the store if it is still the stored one.
+
+        If the client has its own session with the gateway, that ends too.
+        """
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
         """Remove and return the sessions that end with this process."""

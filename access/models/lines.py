@@ -59,7 +59,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
 
 
 class ReviewLine(models.Model):
-    """Something that a person has, such as a grant or a token, and the answer whether they keep it."""
+    """Something that a person has, such as a grant or a token, and the answer about it: open, keep, end or flag."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     review = models.ForeignKey("access.Review", models.PROTECT, related_name="lines")

@@ -181,7 +181,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    The owner needs a capability only when acting with an API key; other people always need one.
+    The owner needs no capability, except when acting with an API key; other people always need a capability.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

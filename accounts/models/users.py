@@ -511,8 +511,8 @@ class User(Versioned, AbstractBaseUser):
     def ask_for(self, capability: Capability) -> bool:
         """Record a request for a capability. People with PEOPLE_MANAGE are notified.
 
-        Return False, and record nothing, if this person has the capability, or has asked within a day for it or for
-        MOST_REQUESTS capabilities.
+        Return False, and record nothing, if this person has the capability, asked for it in the last day, or asked for
+        MOST_REQUESTS capabilities in that time.
         """
         with transaction.atomic():
             self.lock()

@@ -59,7 +59,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must contain the checkpoint's rows of `log`."""
+        """Return an id by checkpoint number.
+
+        All rows of `log` that the checkpoint covers and that have a higher id must be in the file.
+        """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}
@@ -88,7 +91,11 @@ class Received:
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """True if the sink may still receive this call, because the call was long and ended recently."""
+        """True if the sink may receive this row later: a call that took longer than NEAR and ended recently.
+
+        A call ended recently if its end is less than LATE before the file's last checkpoint, or after this checkpoint.
+        If the file has no checkpoint, every end counts as recent.
+        """
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:
             return False

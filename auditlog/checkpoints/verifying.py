@@ -77,7 +77,7 @@ class Report:
 
 
 def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
-    """Return the periods sorted, with periods less than ROUGHLY apart merged."""
+    """Return the periods sorted; periods that overlap or are at most a minute (ROUGHLY) apart are merged."""
     joined: list[LogPeriod] = []
     for span in sorted(spans):
         if joined and span.since - ROUGHLY <= joined[-1].until:
@@ -196,7 +196,7 @@ class CallPlaces(CheckpointIndex):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Return True if a row with the id `number` may be without a checkpoint, or if there are no checkpoints."""
+        """Return whether a row with the id `number` may lack a checkpoint; always True if there are no checkpoints."""
         if not self._sealed:
             return True
         first, last = self._sealed[0].body, self._sealed[-1].body

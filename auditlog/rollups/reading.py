@@ -293,7 +293,7 @@ class Book:
         yield from self._cut(last, until, finer)
 
     def _floor(self, grain: Grain) -> datetime:
-        """Return the start of the period that this grain covers completely."""
+        """Return the time from which the roll-ups of this grain are complete."""
         assert self._state is not None
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
@@ -399,7 +399,7 @@ def array(values: Iterable[Any]) -> str:
 
 
 def _union(rows: Sequence[SQL], columns: str) -> SQL:
-    """Return SQL that selects `columns` of the log's rows that meet any of the conditions `rows`."""
+    """Return SQL that selects `columns` of the log, for the calls that meet one of these conditions (`rows`)."""
     statements = [_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows]
     return " UNION ALL ".join(statements), [value for _, bounds in rows for value in bounds]
 

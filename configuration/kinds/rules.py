@@ -48,8 +48,8 @@ WHEN = Field(
 class RuleKind(Kind):
     name, noun = "rules", "rule"
     about = (
-        "Rules on tool calls, in the order in which they apply. Rules that are not in the list keep their "
-        "positions among all rules."
+        "Rules on tool calls, in the order in which they apply. Rules that are not in the list do not move: the third "
+        "of all rules stays third."
     )
     sees = frozenset({Capability.RULES_READ})
     manages = Capability.RULES_MANAGE

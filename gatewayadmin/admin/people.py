@@ -212,7 +212,10 @@ class ProvisioningKeyPages(CapabilityAdmin):
 
 @register(Provider, site=site)
 class ProviderPages(CapabilityAdmin):
-    """Settings of the identity provider. For group rules, secret and pasted metadata, see the product's page."""
+    """Settings of the identity provider.
+
+    Group rules, the secret and pasted metadata are not here, but on the page `sso:settings`.
+    """
 
     acts = (
         CapabilityAction("test", all_of(*SETS_UP), Q(), does=lambda row, by: test_provider(row, by=by), asks=False),

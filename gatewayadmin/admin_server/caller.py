@@ -1,4 +1,7 @@
-"""The person for whom a tool is called. Tools use REST operations and checks as this person, and cannot write."""
+"""The person for whom a tool is called.
+
+Tools call REST operations and check capabilities as this person. They cannot write.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,10 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """The number of connections to the primary, including those of pages unless pages use the pooler."""
+        """The number of connections to the primary.
+
+        The connections of pages are included unless pages use a pooler.
+        """
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:

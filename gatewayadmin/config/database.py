@@ -52,7 +52,10 @@ CHECK_S = 1.0
 
 
 class PageConnection(psycopg.Connection[Any]):
-    """A connection of pages and REST: no statement waits for longer than SILENCE_S for a server that hangs."""
+    """A database connection for pages and REST.
+
+    A statement that PostgreSQL does not complete within SILENCE_S raises OperationalError.
+    """
 
     longest_wait: float | None = SILENCE_S
 
@@ -104,7 +107,10 @@ def require_url(url: str, direct_url: str, read_url: str) -> None:
 
 
 def pages(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Return Django's settings with which pages and REST use a pooler. Features that need a session are disabled."""
+    """Return Django's settings with which pages and REST connect through a pooler.
+
+    Server-side cursors are disabled, because they do not work with a pooler in transaction mode.
+    """
     parameters = _parsed("DATABASE_URL", url)
     pool = {**POOL, "max_size": web_connections}
     return {**SHARED, **_of_server(parameters, pool), "DISABLE_SERVER_SIDE_CURSORS": True}

@@ -1,4 +1,4 @@
-"""Counts the rows of stored data that are unusable without each key."""
+"""Counts, for each key, the stored rows that need it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class KeyUses(NamedTuple):
 
 
 def key_uses() -> list[KeyUses]:
-    """Return the uses of token keys and encryption keys."""
+    """Return how many rows use each token key and each encryption key."""
     tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")

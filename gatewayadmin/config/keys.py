@@ -63,7 +63,10 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the variables whose values lack a key that is stored in `folder`. Raises Refused for unreadable files."""
+    """Return the names of the environment variables that lack a key from their key file in `folder`.
+
+    Files that do not exist are skipped. Raises Refused for unreadable files.
+    """
     strange = []
     for name in NAMES:
         try:

@@ -229,7 +229,10 @@ class OAuthCheck:
         return document_of(answer)
 
     def registration(self) -> str:
-        """Register as an app (RFC 7591). Raises StepFailed unless the app is a new one of this installation."""
+        """Register as an app (RFC 7591).
+
+        Raises StepFailed unless this installation has a new app with the answer's client_id.
+        """
         self._must_be_here()
         payload = {
             "client_name": APP,

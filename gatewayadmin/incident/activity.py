@@ -164,7 +164,7 @@ class Activity:
         self.addresses = _recent(self.addresses)
 
     def _complete(self, columns: dict[str, UUID]) -> None:
-        """Take the totals from the roll-ups, if the roll-ups have the column of the subject."""
+        """Take the totals from the roll-ups, if these exist and can be filtered by `columns`."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
             return
         where = {name: [value] for name, value in columns.items()}
@@ -178,7 +178,7 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime) -> int:
-    """Return the number of days to compare with: from the first call (`first`) to `since`, at most `BEFORE`."""
+    """Return the number of days from the first call (`first`) to `since`, rounded up: at least 0, at most `BEFORE`."""
     return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
 
 

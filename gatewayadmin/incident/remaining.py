@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Remaining access to tools through one connection, or (to the tools of a server) through one gateway."""
+    """The remaining access through one connection or, if the subject is a server, through one gateway."""
 
     row: ConnectionRow | None  # None if the subject is a server.
     gateway: Any
@@ -37,9 +37,10 @@ class Reached(NamedTuple):
 
 
 def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
-    """Return the remaining access: an item for each connection, at most `most`; for a server, an item for each gateway.
+    """Return the remaining access: an item for each live connection of `subject`, at most `most` items.
 
-    Blocked connections are included, without tools.
+    Blocked connections are included, without tools. If the subject is a server, return an item for each of its
+    gateways instead, regardless of `most`.
     """
     if subject.kind == "server":
         assignments = list(subject.assignments)

@@ -76,7 +76,10 @@ class Result:
             yield part._replace(title=title, uri=uri, text=text, is_cut=len(text) < len(part.text))
 
     def _take(self, text: str, longest: int = LONGEST_TEXT) -> str:
-        """Return the part of `text` to show, and subtract the length of its markup from the limit of the answer."""
+        """Return the part of `text` to show.
+
+        Its length as HTML counts towards the size limit that all texts of the answer share.
+        """
         longest = min(longest, self._left)
         self.is_cut = self.is_cut or len(text) > longest
         self._left = max(self._left - len(visible(text[:longest])), 0)

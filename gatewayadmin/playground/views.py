@@ -139,8 +139,9 @@ class Chosen:
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The first MOST_OFFERED + 1 features of `listed` that are given to the user (see `is_typed`)."""
+        """The features of `listed` that are given to the user, at most MOST_OFFERED + 1."""
         given = self._given(self.listed).select_related("assignment__server")
+        # One feature more than a list shows: `is_typed` checks for it.
         return list(given.order_by("assignment__server__name", "exposed_name")[: MOST_OFFERED + 1])
 
     @cached_property

@@ -175,7 +175,7 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the method's docstring without its first paragraph, and the required capabilities."""
+        """Return the method's docstring after its first paragraph, followed by the required capabilities."""
         # If nothing is left, the docstring of the view's class replaces it.
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
@@ -320,7 +320,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return a help text for a field that has none; None if none is found."""
+        """Return the help text for a field without its own, or None."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         # A request field has the help text of the response field of the same name.

@@ -1,7 +1,7 @@
-"""Grants: sets of tools given to everybody, teams and people, and gateways opened to a person.
+"""Grants: a set of tools given to everybody, a team or a person; or a gateway opened to a person.
 
-The SQL of each request checks the end date (gateways/migrations/0005_access_requests.py). The chores also record the
-end, which makes open sessions get a new list of tools.
+A grant stops at its end date, which the SQL of each request checks (gateways/migrations/0005_access_requests.py). The
+chores later record that it ended; then open sessions get a new list of tools.
 """
 
 from datetime import datetime

@@ -46,7 +46,7 @@ def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
 
 
 def fits(feature: Feature, effect: str) -> Q:
-    """Match the sets whose patterns and effects would include `feature` with the effect `effect`."""
+    """Match the sets whose patterns and effects would include `feature` if its effect were `effect`."""
     values = (models.Value(text, models.TextField()) for text in (feature.kind, feature.exposed_name, effect))
     return _fits(*values, models.F("likes"), Cast("effects", ArrayField(models.TextField())))
 

@@ -550,9 +550,9 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
-    """Return the parameters of the access statement, as the texts of PostgreSQL arrays.
+    """Return the parameters of the access statement, each the text of a PostgreSQL array.
 
-    Each array has one element for each value in the TokenDigests of each query.
+    Each query gives every array one element for each pair of digest and checksum in its TokenDigests.
     """
     rows = [
         (n, query, digest, checksum)

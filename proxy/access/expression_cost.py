@@ -65,7 +65,7 @@ def _is_slow(cost: Cost) -> bool:
 
 
 class _Scope(NamedTuple):
-    """The sizes of macros' variables in a part of a condition."""
+    """The sizes of the macro variables that are visible in one part of a condition."""
 
     sizes: Mapping[str, float]
     large: frozenset[str] | None = None  # The names whose values may be large in this part; None means all names.
@@ -77,9 +77,9 @@ class _Scope(NamedTuple):
         return size
 
     def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
-        """Return the scope of the body of a macro, whose variable has this size.
+        """Return the scope of a macro's body, in which `variable` has `size`.
 
-        With `over_arguments`, `size` is the size of all elements together.
+        With `over_arguments`, `size` is the total size of all elements over which the macro iterates.
         """
         # With `over_arguments`, the cost of the body is the cost of all iterations together. So all other names in the
         # body have to be small: comparing each element with all arguments would be quadratic.

@@ -210,7 +210,7 @@ def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | No
 
 
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
-    """Return the server of a tool name's alias, or else the server without an alias; None if there is neither."""
+    """Return the server whose alias begins the name `exposed`, or else the server without an alias, or else None."""
     # The tools that servers list are ignored: otherwise one server could take over the names of another.
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
@@ -263,7 +263,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 
 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
-    """Return the server and the resource of this URI, like `resolve`."""
+    """Return the resource with this URI and its server. Raises OutOfScope, Refusal or UnknownFeature."""
     budget = MatchBudget()
     assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
     if assigned is None:
@@ -392,7 +392,7 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a tool without a row could be called as soon as the gateway has listed and stored it."""
+    """Return whether a new tool of this server could be called after the gateway has listed and stored it."""
     # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
@@ -510,7 +510,7 @@ class AmbiguousName(UnknownFeature):
 
 
 def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
-    """Return whether an unknown name may be a server's own name for a tool or prompt."""
+    """Return whether an unknown name may be a server's own name for a tool or prompt, without the server's alias."""
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
         return False  # The alias may be that of a removed server, whose calls no other server may get.
     owner = server_of(grant.assignments, feature.name)

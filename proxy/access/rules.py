@@ -88,7 +88,10 @@ NO_RULES = RuleDecision()
 
 
 class Match(NamedTuple):
-    """A rule that matches a call. `error` says why its condition has no result; empty if the condition is true."""
+    """A rule that matches a call, or whose condition has no result.
+
+    `error` says why the condition has no result; it is empty if the rule matches.
+    """
 
     rule: DecidingRule
     error: str = ""
@@ -114,7 +117,10 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label. The label of the rule that refuses or holds the call is not counted."""
+    """Return whether a match adds a label of its own.
+
+    `decide_by_rules` itself adds the label of the rule that refuses or holds the call.
+    """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 
 

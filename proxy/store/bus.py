@@ -199,7 +199,7 @@ class Subscribable(Protocol):
 
 
 class Owner(NamedTuple):
-    """The client that may answer a request: its connection, and its session or the suspended call that it retries."""
+    """The client that may answer a request: its connection, and its session or the call that it retries, if any."""
 
     connection_id: str
     session_id: str | None = None

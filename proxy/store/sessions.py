@@ -200,7 +200,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A row of the statement TOLD: a session at a server, and the target of messages about the session."""
+    """A row of the statement TOLD: a session at a server, and the data for sending messages about it to that server."""
 
     row: str
     sealed_id: bytes

@@ -112,7 +112,7 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session.row] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Write the exact time of each session's last use soon.
+        """Request an early write of the exact time at which each session was last used.
 
         Called before surplus sessions are ended, because the least recently used sessions are ended first.
         """

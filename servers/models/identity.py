@@ -42,7 +42,10 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.usable().exclude(last_error="").filter(server__enabled=True, server__archived_at=None)
 
     def needing_attention(self) -> "IdentityQuerySet":
-        """Return enabled identities that their enabled server refused, or that need a new sign-in or a confirmation."""
+        """Return identities that were refused, or that need a new sign-in or a confirmation.
+
+        Revoked or disabled identities are left out, and so are identities of disabled or archived servers.
+        """
         on = self.live().filter(enabled=True, server__enabled=True, server__archived_at=None)
         stopped = Q(unconfirmed_since__isnull=False) | Q(sign_in_needed_since__isnull=False)
         return on.filter(stopped | ~Q(last_error=""))

@@ -361,9 +361,9 @@ class Server(Versioned, Switchable):
         self.refresh_from_db(fields=["name", "name_is_made"])
 
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
-        """End the OAuth client that was entered for this server if these changes give the issuer other endpoints.
+        """End the OAuth client entered for this server if `fields` changes an endpoint of the issuer.
 
-        Call this in the transaction of the changes.
+        Call this in the transaction that saves `fields`, on an instance with the former values.
         """
         # The client's secret belongs to the former endpoints.
         if self.moves_issuer(fields):

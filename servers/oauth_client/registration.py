@@ -148,7 +148,10 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if the endpoints mix this issuer's origin with another's (RFC 9700 section 4.4)."""
+    """Raise NotRegistered if only some of this issuer's URLs are at another issuer's origins (RFC 9700 section 4.4).
+
+    These URLs are the issuer identifier and the endpoints.
+    """
     # Without this check, codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
@@ -272,9 +275,10 @@ def enter(
 
 
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
-    """End the live registrations for this server, so that the next sign-in creates one. Return how many were ended.
+    """End the live registrations of this server and the shared ones that it uses. Return how many were ended.
 
-    With `issuer`, also end shared registrations at this issuer that the server has not used yet.
+    The next sign-in then creates a new registration. With `issuer`, also end all other shared registrations at this
+    issuer.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())
