@@ -1,4 +1,4 @@
-"""The answers sent from the page of a review: for single lines, a person, or all lines that the filters show."""
+"""Answers sent from the page of a review: for single lines, for one person's lines, or for all lines shown."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield the objects that a file governs, among the targets and their owners, such as the gateway of a tool set."""
+    """Yield each target, and each owner of a target, that a file governs. A tool set's owner is its gateway."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

@@ -142,7 +142,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """Return the identities of `user`, live ones first; `used_by` has the uses by live connections."""
+    """Return the identities of `user`, live ones first, each with its live connections in `used_by`."""
     live = ConnectionIdentity.objects.filter(connection__revoked_at=None).select_related(
         "connection__host", "connection__gateway"
     )

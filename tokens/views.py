@@ -492,7 +492,7 @@ def _find(request: AppRequest, pk: UUID) -> Token:
 
 
 def _own(request: AppRequest, pk: UUID) -> Token:
-    """Return the viewer's own token. Raises PermissionDenied for other people's tokens: a secret acts as its owner."""
+    """Return the viewer's own token. Raises PermissionDenied for tokens of other people."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
         raise PermissionDenied(

@@ -1,4 +1,4 @@
-"""A migration operation that adds tables and columns to databases created by the first commit of release 1.0.0."""
+"""A migration operation for databases that were created before the initial migration was complete."""
 
 from typing import Any
 

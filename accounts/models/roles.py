@@ -129,7 +129,7 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Lock this row and all changes to people until the transaction ends. Return the row as currently stored."""
+        """Lock this row, and let all changes to people wait, until the transaction ends. Return the current row."""
         one_at_a_time()
         return Role.objects.select_for_update().get(pk=self.pk)
 

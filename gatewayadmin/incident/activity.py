@@ -65,7 +65,7 @@ class Count:
 
     @property
     def usual(self) -> str:
-        """The usual number in words; empty if it is not known."""
+        """The usual number of calls per day as text; empty if it is not known."""
         if self.per_day is None:
             return ""
         return "under 1" if 0 < self.per_day < 1 else f"{round(self.per_day):,}"
