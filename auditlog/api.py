@@ -163,8 +163,15 @@ class TimeRangeQuery(Query):
         }
 
 
+# The help of parameters that differ from their column.
+PARAMETER_HELP = {
+    "tool": "Name of the tool, as clients see it.",
+    "label": "One of the labels that rules gave the call, in upper or lower case.",
+}
+
+
 def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field[Any, Any, Any, Any]:
-    means = "Name of the tool, as clients see it." if field.name == "tool" else CALL_HELP[field.column]
+    means = PARAMETER_HELP.get(field.name) or CALL_HELP[field.column]
     options: dict[str, Any] = {"required": False, "help_text": means}
     match field.comparison:
         case Comparison.ENUM:

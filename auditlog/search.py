@@ -141,8 +141,9 @@ def _of_field(condition: Condition) -> Criterion:
 def _with_text(field: LogField, text: str, *, part: bool = False) -> Criterion:
     if part:
         return Criterion(Q(**{f"{field.column}__icontains": text}))
-    if field.comparison is Comparison.LIST:
-        return Criterion(Q(**{f"{field.column}__iregex": f"(^|, ){re.escape(text)}(, |$)"}))
+    if field.comparison is Comparison.LIST and text:
+        item = Q(**{f"{field.column}__iregex": f"(^|, ){re.escape(text)}(, |$)"})
+        return Criterion(~Q(**{field.column: ""}) & item)  # The index has only rows with labels.
     return Criterion(Q(**{f"{field.column}__iexact": text}))
 
 

@@ -384,6 +384,7 @@ MOST_WAITING = 32
 LONGEST_WAIT_S = 10.0
 RETRY_S = 5
 MOST_REMEMBERED = 10_000  # Sessions and tokens with known people; the least recently used are dropped.
+MOST_FIELDS = 1_000  # Of a query string; Django's DATA_UPLOAD_MAX_NUMBER_FIELDS.
 PERSON = "person"  # Scope key of the person, set by note_person.
 
 
@@ -415,10 +416,11 @@ class FairShares:
         credentials = list(self._credentials(Headers(scope=scope)))
         # Sorted, to prevent deadlocks.
         senders = sorted({self._people.get(credential, credential) for credential in credentials})
+        is_heavy = bool(senders) and self._is_heavy(scope)
         async with AsyncExitStack() as places:
             try:
                 for sender in senders:
-                    if self._is_heavy(scope):
+                    if is_heavy:
                         await places.enter_async_context(self._place(f"{sender} heavy", 1))
                     await places.enter_async_context(self._place(sender, self._most))
             except SenderBusy:
@@ -437,8 +439,11 @@ class FairShares:
     def _is_heavy(self, scope: Scope) -> bool:
         if self._heavy.fullmatch(scope["path"]):
             return True
-        query = scope.get("query_string", b"")
-        return any(name == b"format" for name, _ in parse_qsl(query, keep_blank_values=True))
+        try:
+            fields = parse_qsl(scope.get("query_string", b""), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:  # The page refuses so many fields too.
+            return True
+        return any(name == b"format" for name, _ in fields)
 
     def _remember(self, credentials: list[str], person: object) -> None:
         """Remember for later requests that these credentials belong to `person`. Do nothing if `person` is None."""

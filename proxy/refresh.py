@@ -289,7 +289,7 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
     except (TokenRefused, Undecryptable) as refusal:
         return (yield from _after_refusal(refusal, parameters))
     except TokenUnavailable as fault:
-        yield Statement(STATEMENTS["wait"], parameters | {"refused": False})
+        yield Statement(STATEMENTS["wait"], parameters | {"is_refusal": False})
         raise NotRenewed("identity_unavailable", str(fault)) from None
     access = cipher.seal(tokens.access)
     stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
@@ -385,7 +385,7 @@ def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generat
 
     After UNCLEAR_REFUSALS refusals in succession, return instead. The refusal then counts as final.
     """
-    rows = yield Statement(STATEMENTS["wait"], parameters | {"refused": True})
+    rows = yield Statement(STATEMENTS["wait"], parameters | {"is_refusal": True})
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None
     parameters["lease"] = None  # The statement `wait` has just released the lease.

@@ -52,8 +52,7 @@ UPDATE upstream_oauth_grant g SET
     refresh_ciphertext = coalesce(%(refresh)s::bytea, g.refresh_ciphertext),
     key_id = CASE WHEN %(refresh)s::bytea IS NULL THEN g.key_id ELSE %(key)s::text END,
     scope = CASE %(scope)s::text WHEN '' THEN g.scope ELSE %(scope)s::text END,
-    lease = NULL, leased_until = NULL, failures = 0, refusals = 0, retry_at = NULL,
-    refreshed_at = statement_timestamp()
+    lease = NULL, leased_until = NULL, failures = 0, retry_at = NULL, refreshed_at = statement_timestamp()
 FROM mine WHERE g.identity_id = mine.id
 RETURNING true
 
@@ -67,7 +66,7 @@ RETURNING true
 -- The issuer gave no clear answer: retry after a growing delay, a minute at most.
 UPDATE upstream_oauth_grant SET
     lease = NULL, leased_until = NULL, failures = least(failures + 1, 1000),
-    refusals = CASE WHEN %(refused)s::boolean THEN least(refusals + 1, 1000) ELSE 0 END,
+    refusals = CASE WHEN NOT %(is_refusal)s::boolean THEN 0 WHEN failures = 0 THEN 1 ELSE least(refusals + 1, 1000) END,
     retry_at = statement_timestamp() + make_interval(secs => least(60, 2 ^ least(failures, 6)))
 WHERE identity_id = %(identity)s::uuid AND lease = %(lease)s::uuid
 RETURNING refusals

@@ -264,7 +264,6 @@ class GrantManager(models.Manager["Grant"]):
             "lease": None,
             "leased_until": None,
             "failures": 0,
-            "refusals": 0,
             "retry_at": None,
             "granted_at": timezone.now(),
         }

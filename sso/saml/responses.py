@@ -277,13 +277,13 @@ def _confirmed(signed: Element, expected: Expected, now: float) -> str:
 
     Raises ResponseRefused.
     """
-    fault = ResponseRefused("not_confirmed", "The assertion has no bearer SubjectConfirmation.")
+    fault: ResponseRefused | None = None
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
         data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))
         if confirmation.get("Method") != BEARER or data is None:
             continue
         if data.get("Recipient") != expected.recipient:
-            fault = ResponseRefused(
+            fault = fault or ResponseRefused(
                 "other_recipient", f"The assertion is for another address than {expected.recipient} (Recipient)."
             )
         elif data.get("NotOnOrAfter") is None:
@@ -295,7 +295,7 @@ def _confirmed(signed: Element, expected: Expected, now: float) -> str:
                 fault = refusal
             else:
                 return str(data.get("InResponseTo", ""))
-    raise fault
+    raise fault or ResponseRefused("not_confirmed", "The assertion has no bearer SubjectConfirmation.")
 
 
 def _said(signed: Element, expected: Expected, answers: str, now: float) -> Assertion:

@@ -14,10 +14,11 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import User
 from auditlog import search as criteria
 from auditlog.charts import BARS, histogram
+from auditlog.fields import FIELDS
 from auditlog.models import ENDINGS, Call, Event, Outcome
 from auditlog.names import MAX_IDS
 from auditlog.query_language import parse_search
-from auditlog.search import Search
+from auditlog.search import Search, parameter_criteria
 from capabilities import Capability
 from gateways.models import Assignment, Feature
 from proxy.store.call_log import new_uid
@@ -265,6 +266,17 @@ def test_the_newest_of_a_kind_come_from_its_index(subtests: pytest.Subtests) -> 
                 assert all("Index Scan Backward" in line for line in scans), "\n".join(plan)
                 # In a partition that autovacuum considers nearly empty, any index is equally cheap.
                 assert [index in line for line in scans].count(True) > len(scans) / 2, "\n".join(plan)
+
+
+def test_calls_with_a_label_come_from_the_index_of_labelled_calls() -> None:
+    make.call()
+    (labelled,) = parameter_criteria(FIELDS["label"], "payments")
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+
+    plan = Call.objects.filter(labelled.test).explain()
+
+    assert re.search(r"(?:using|on) auditlog_call_[\d_]+_created_at_idx", plan), plan
 
 
 @pytest.mark.full

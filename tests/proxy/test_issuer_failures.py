@@ -333,10 +333,17 @@ def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times_without_an
     end_tokens()
     refusal, outage = failed(400, "invalid_request"), (503, HTML, "<html>Try again</html>")
 
-    for issuer.answers["/token"] in (outage, outage, outage, refusal, refusal, outage, refusal, refusal):
+    for first in (outage, outage, outage, refusal, refusal), (refusal, refusal, outage, refusal, refusal):
+        for issuer.answers["/token"] in first:
+            assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
+            sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
+        del issuer.answers["/token"]
+        assert "result" in agent.call("github__whoami").json()
+        end_tokens()
+    issuer.answers["/token"] = refusal
+    for _ in range(2):
         assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
         sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
-    issuer.answers["/token"] = refusal
 
     assert agent.call("github__whoami").json()["error"]["data"]["reason"] == "identity_sign_in"
     asked = issuer.asked.count("/token")

@@ -229,22 +229,23 @@ class Answer:
     assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
     more: str = ""  # More attributes, as XML.
     qualifiers: str = ""  # XML attributes of the NameID.
-    expired_first: bool = False  # Add an expired SubjectConfirmation before the other one.
+    expired_first: bool = False  # Add an expired SubjectConfirmation for us, of another request, before the other one.
 
-    def confirmation(self, until: float) -> str:
-        answers = f' InResponseTo="{self.answers}"' if self.answers else ""
+    def confirmation(self, until: float, answered: str, recipient: str) -> str:
+        answers = f' InResponseTo="{answered}"' if answered else ""
         return (
             f'<saml:SubjectConfirmation Method="{BEARER}"><saml:SubjectConfirmationData'
-            f' Recipient="{self.recipient}" NotOnOrAfter="{moment(until)}"{answers}/></saml:SubjectConfirmation>'
+            f' Recipient="{recipient}" NotOnOrAfter="{moment(until)}"{answers}/></saml:SubjectConfirmation>'
         )
 
     def assertion(self) -> Any:
-        ends = [-2, self.confirmed_until] if self.expired_first else [self.confirmed_until]
+        confirmed = self.confirmation(self.confirmed_until, self.answers, self.recipient)
+        expired = self.confirmation(-2, "_another", consumer_url()) if self.expired_first else ""
         return etree.fromstring(
             f'<saml:Assertion xmlns:saml="{NS["saml"]}" ID="{self.assertion_id}" Version="2.0"'
             f' IssueInstant="{moment(self.made)}"><saml:Issuer>{self.issuer}</saml:Issuer>'
             f'<saml:Subject><saml:NameID Format="{self.format}"{self.qualifiers}>{self.name}</saml:NameID>'
-            f"{''.join(map(self.confirmation, ends))}</saml:Subject>"
+            f"{expired}{confirmed}</saml:Subject>"
             f'<saml:Conditions NotBefore="{moment(self.begins)}" NotOnOrAfter="{moment(self.ends)}">'
             f"<saml:AudienceRestriction><saml:Audience>{self.audience}</saml:Audience></saml:AudienceRestriction>"
             f'</saml:Conditions><saml:AuthnStatement AuthnInstant="{moment(self.signed_in)}" SessionIndex="s1">'

@@ -84,6 +84,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ends": -2}, "expired"),
     ({"confirmed_until": -2}, "expired"),
     ({"confirmed_until": -2, "expired_first": True}, "expired"),
+    ({"recipient": "https://other.example.com/acs", "expired_first": True}, "expired"),
     ({"made": -15, "begins": -15}, "expired"),
     ({"begins": 3}, "not_yet_valid"),
     ({"made": 3}, "not_yet_valid"),
