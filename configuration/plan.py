@@ -159,7 +159,7 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
 
 
 def _pruned(document: ConfigDocument, world: World) -> Iterator[Change]:
-    """Yield changes that disable all enabled objects of the document's source that are missing from its lists.
+    """Yield changes that disable the enabled objects that the document manages, but no longer lists.
 
     Raises ConfigurationError if the document names no source.
     """

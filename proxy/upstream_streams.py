@@ -361,7 +361,7 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close idle streams of calls, the longest idle first, until `wanted` more fit. False if too few are idle."""
+        """Make room for `wanted` streams by closing the longest idle streams of calls. False if too few are idle."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}

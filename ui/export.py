@@ -70,7 +70,7 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """A file with rows for one person, written a few rows at a time. Raises TooManyExports.
+    """A file of rows that the person `by` exports, written a few rows at a time. Raises TooManyExports.
 
     Iterating may raise IncompleteExport. `close` may be called at any time, from any thread. Subclasses implement
     `chunks`, which yields the rows.

@@ -1,4 +1,4 @@
-"""Kinds of objects in configuration files, and the objects of the workspace as the files write them.
+"""Kinds of objects in configuration files, and the workspace's objects in the form of these files.
 
 To add a kind, write a subclass of `Kind` that makes changes by the methods of the models. Then add it to
 `configuration.kinds.KINDS`, after the kinds that it refers to.

@@ -57,8 +57,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    Issuers that read our metadata document use it, so they must name themselves in answers (RFC 9207). Clients that
-    an administrator registered with an earlier release of this gateway use it too.
+    This URI is for issuers that read our metadata document, which must name themselves in answers (RFC 9207), and for
+    clients that an administrator registered with an earlier release of this gateway.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
