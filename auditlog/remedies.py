@@ -76,8 +76,8 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     """Return the events that may have caused the gateway's refusal of the connection's host."""
-    decided = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id).first()
-    if decided and decided.allowed is not None:  # Otherwise the gateway was limited to listed hosts.
+    here = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id)
+    if decided := here.filter(allowed__isnull=False).first():  # Otherwise the gateway was limited to listed hosts.
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
     return _events(connection.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed"))
 

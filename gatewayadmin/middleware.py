@@ -384,7 +384,6 @@ MOST_WAITING = 32
 LONGEST_WAIT_S = 10.0
 RETRY_S = 5
 MOST_REMEMBERED = 10_000  # Sessions and tokens with known people; the least recently used are dropped.
-MOST_FIELDS = 1_000  # Of a query string; Django's DATA_UPLOAD_MAX_NUMBER_FIELDS.
 PERSON = "person"  # Scope key of the person, set by note_person.
 
 
@@ -439,8 +438,9 @@ class FairShares:
     def _is_heavy(self, scope: Scope) -> bool:
         if self._heavy.fullmatch(scope["path"]):
             return True
+        query, most = scope.get("query_string", b""), settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
         try:
-            fields = parse_qsl(scope.get("query_string", b""), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+            fields = parse_qsl(query, keep_blank_values=True, max_num_fields=most)
         except ValueError:  # The page refuses so many fields too.
             return True
         return any(name == b"format" for name, _ in fields)

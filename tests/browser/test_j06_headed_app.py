@@ -102,6 +102,8 @@ def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, live:
 
     mcp_connections(page, live, APP)
     expect(page.get_by_role("row").filter(has_text=APP)).to_have_count(2)
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Apps & Agents").click()
+    expect(page).to_have_url(f"{live.url}/hosts/")
     page.goto(f"{live.url}/hosts/?q={quote(APP)}")  # Other tests may have filled the first page of the list.
     expect(page.get_by_role("row").filter(has_text=APP)).to_have_count(1)
 
