@@ -11,6 +11,7 @@ from psycopg import sql
 
 from accounts.models import SchemaVersion
 from auditlog.models import Call, Checkpoint, CheckpointKey, Event
+from gatewayadmin.config import schema_versions
 from sinks.models import ArchivedPartition
 
 MAKER = f"{Call.partitions.maker}(date, date)"
@@ -59,13 +60,20 @@ def apply(role: str) -> None:
             cursor.execute(statement)
 
 
-def renew_grants() -> None:
-    """Repeat the grants to each role that already has serving rights, so that the grants also cover new tables."""
+def serving_roles() -> list[str]:
+    """Return the roles that `grant` was run for."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
-        roles = [name for (name,) in cursor.fetchall()]
-    if roles and Call.partitions.is_owner():
-        for role in roles:
+        return [name for (name,) in cursor.fetchall()]
+
+
+def renew_grants() -> None:
+    """Repeat the grants to each serving role, so that they also cover new tables.
+
+    After a rollback, do nothing: this version does not know which tables of the newer version are logs.
+    """
+    if Call.partitions.is_owner() and not schema_versions.newer_version():
+        for role in serving_roles():
             apply(role)
 
 

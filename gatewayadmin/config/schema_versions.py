@@ -58,6 +58,14 @@ def record() -> None:
             cursor.execute(_RECORD, [VERSION, OLDEST])
 
 
+def newer_version() -> str:
+    """Return the version that made the tables if it is newer than this version; otherwise an empty string."""
+    with connection.cursor() as cursor:
+        cursor.execute(_VERSION)
+        made_by, _ = cursor.fetchone() or (VERSION, OLDEST)
+    return made_by if numbers(made_by) > numbers(VERSION) else ""
+
+
 def is_recorded() -> bool:
     """Return whether `migrate` has ever run to its end."""
     with connection.cursor() as cursor:

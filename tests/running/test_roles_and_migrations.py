@@ -228,6 +228,30 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
 
 
 @pytest.mark.full
+def test_after_a_rollback_the_newer_version_s_tables_keep_their_rights(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("CREATE TABLE made_by_newer (id int); CREATE TABLE serving_may_not (id int)")
+        owner.execute(f"GRANT INSERT ON made_by_newer TO {roles.name}".encode())
+        (own,) = owner.execute("SELECT made_by FROM accounts_schemaversion").fetchone() or ("",)
+        owner.execute("UPDATE accounts_schemaversion SET made_by = '9.0.0'")
+    try:
+        roles.manage("migrate", "--verbosity", "0")
+        assert "version 9.0.0 granted" in roles.manage("grant", roles.name)
+        assert "run `grant` of that version" in roles.refusal_of("grant", "postgres")
+        with psycopg.connect(roles.owner) as owner:
+            rights = owner.execute(
+                "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl) WHERE grantee::regrole::text = %s"
+                " AND relname IN ('made_by_newer', 'serving_may_not')",
+                [roles.name],
+            ).fetchall()
+        assert rights == [("made_by_newer", "INSERT")]
+    finally:
+        with psycopg.connect(roles.owner) as owner:
+            owner.execute("UPDATE accounts_schemaversion SET made_by = %s", [own])
+            owner.execute("DROP TABLE made_by_newer, serving_may_not")
+
+
+@pytest.mark.full
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
     last = "app = 'auditlog' AND name = (SELECT max(name) FROM django_migrations WHERE app = 'auditlog')"
     forget = f"DELETE FROM django_migrations WHERE {last} RETURNING app, name"

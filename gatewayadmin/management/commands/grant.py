@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from gatewayadmin import grants
-from gatewayadmin.config import database
+from gatewayadmin.config import database, schema_versions
 from gatewayadmin.grants import Ungrantable
 from gatewayadmin.management.base import WorkspaceCommand
 
@@ -26,8 +26,16 @@ class Command(WorkspaceCommand):
     def handle(self, *args: Any, role: str, only_print: bool, **options: Any) -> None:
         if missing := database.missing():
             raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
-        if only_print:
+        if newer := schema_versions.newer_version():
+            self._leave_to(newer, role)
+        elif only_print:
             self.stdout.write("".join(f"{statement};\n" for statement in grants.statements(role)), ending="")
         else:
             grants.apply(role)
             self.stdout.write(f"{role} may serve: connect as this role, and run `serve --no-migrate`.")
+
+    def _leave_to(self, newer: str, role: str) -> None:
+        """Report that after a rollback, the rights stay as the newer version granted them."""
+        if role not in grants.serving_roles():
+            raise CommandError(f"The tables were made by version {newer}: run `grant` of that version.")
+        self.stdout.write(f"{role} may serve, with the rights that version {newer} granted.")
