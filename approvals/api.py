@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from approvals.arguments import shown_to
 from approvals.models import (
     LONGEST_SENTENCE,
+    SEES_ALL,
     Allowance,
     AllowanceQuerySet,
     AllowFor,
@@ -32,6 +33,7 @@ from rules.models import Approvers
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
+SEEN = Own(SEES_ALL)
 OWN = Own(Capability.APPROVALS_DECIDE)
 PROBLEMS: Mapping[type[Exception], Problem] = {
     HoldDecided: Problem(HTTPStatus.CONFLICT, "already_decided"),
@@ -140,14 +142,14 @@ class HoldResource(Resource):
     serializer_class = HoldSerializer
     problems = PROBLEMS
 
-    @operation(needs=OWN, query=HoldQuery, orderings=("asked_at",))
+    @operation(needs=SEEN, query=HoldQuery, orderings=("asked_at",))
     def list(self, request: Request) -> Response:
         """List held calls."""
         asked, rows = self.query_data, Hold.objects.visible_to(self.me)
         rows = _SHOWN[asked["show"]](rows, self.me) if "show" in asked else rows
         return self.page(rows.matching(asked.get("q", "")).order_by("-asked_at", "pk"), HoldQuerySet.with_details)
 
-    @operation(needs=OWN)
+    @operation(needs=SEEN)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a held call."""
         return self.answer(hold_or_404(self.me, pk))
@@ -208,13 +210,13 @@ class AllowanceResource(Resource):
     serializer_class = AllowanceSerializer
     problems: ClassVar[Mapping[type[Exception], Problem]] = PROBLEMS
 
-    @operation(needs=OWN, query=ListQuery, orderings=("ends_at",))
+    @operation(needs=SEEN, query=ListQuery, orderings=("ends_at",))
     def list(self, request: Request) -> Response:
         """List permissions in force."""
         rows = Allowance.objects.visible_to(self.me).live().order_by("ends_at", "pk")
         return self.page(rows, AllowanceQuerySet.with_details)
 
-    @operation(needs=OWN)
+    @operation(needs=SEEN)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get a permission."""
         return self.answer(allowance_or_404(self.me, pk))

@@ -19,7 +19,7 @@ from django.utils.functional import cached_property
 
 from accounts.models import Team, User, WorkspaceSettings
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
 from rules.models import Approvers
@@ -59,6 +59,10 @@ class HoldState(models.TextChoices):
     WITHDRAWN = "withdrawn", "Withdrawn"
 
 
+# Capabilities that let a person see all held calls. The log shows the calls themselves.
+SEES_ALL = (Capability.APPROVALS_DECIDE, Capability.LOGS_READ)
+
+
 class AllowFor(models.TextChoices):
     """Period in which the same agent may call the same tool again without asking."""
 
@@ -83,10 +87,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def visible_to(self, viewer: User) -> HoldQuerySet:
         """Return the holds that `viewer` may see.
 
-        With APPROVALS_DECIDE, these are all holds. Without it, a person sees the holds of their own agents and the
+        With one of SEES_ALL, these are all holds. Without them, a person sees the holds of their own agents and the
         holds that their teams decide, and an API key sees none.
         """
-        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+        if any(map(viewer.has_perm, SEES_ALL)):
             return self
         if viewer.narrowed_to is not None:
             return self.none()
@@ -315,6 +319,14 @@ class Hold(models.Model):
         return self
 
 
+def hold_of(call: Call, viewer: User) -> Hold | None:
+    """Return the hold that stopped a call or whose approval let it run; None if none, or if `viewer` may not see it."""
+    found = (
+        Hold.objects.visible_to(viewer).with_details().filter(pk=call.hold_id) if call.hold_id else Hold.objects.none()
+    )
+    return found.first()
+
+
 class AllowanceQuerySet(models.QuerySet["Allowance"]):
     def live(self) -> AllowanceQuerySet:
         return self.filter(ended_at=None, ends_at__gt=Now())
@@ -323,11 +335,11 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
 
     def visible_to(self, viewer: User) -> AllowanceQuerySet:
-        """Return the permissions of the viewer's agents, or all if `viewer` has APPROVALS_DECIDE.
+        """Return the permissions of the viewer's agents, or all if `viewer` has one of SEES_ALL.
 
-        An API key without APPROVALS_DECIDE sees none.
+        An API key without them sees none.
         """
-        if viewer.has_perm(Capability.APPROVALS_DECIDE):
+        if any(map(viewer.has_perm, SEES_ALL)):
             return self
         return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()
 

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from approvals.arguments import shown_to
 from approvals.forms import DecisionForm, HoldFilter, WaitForm
-from approvals.models import Allowance, AllowanceQuerySet, Hold, HoldQuerySet, HoldRefused
+from approvals.models import SEES_ALL, Allowance, AllowanceQuerySet, Hold, HoldQuerySet, HoldRefused
 from auditlog.models import Call
 from auditlog.remedies import who_can
 from capabilities import NOBODY, Capability, own_resource
@@ -119,7 +119,7 @@ def allowed(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@own_resource(OWN, others=Capability.APPROVALS_DECIDE)
+@own_resource(OWN, others=SEES_ALL)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     """Show a held call: its arguments, who asks, why it is held, and the decision."""
     hold = hold_or_404(request.user, pk)
@@ -221,6 +221,8 @@ def may_change_wait(viewer: User, hold: Hold) -> bool:
 def end_allowance(request: AppRequest, pk: UUID) -> HttpResponse:
     """End a temporary permission."""
     row = allowance_or_404(request.user, pk)
+    if not row.may_be_ended_by(request.user):
+        raise Http404
     return confirmed(
         request,
         lambda: row.end(by=request.user),

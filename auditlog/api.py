@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from auditlog import replica
 from auditlog.actions import Action
+from auditlog.events import about, membership_of
 from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
@@ -35,6 +36,7 @@ from connections import subjects
 from connections.subjects import by_person
 from ui.export import TYPES, file_response
 from ui.operations import File, Query, operation
+from ui.pages import uuid_of
 from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
 # For each query parameter that names an object of a call, the function that makes its serializer field.
@@ -109,7 +111,8 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
     "actor": lambda pks: Q(actor_id__in=pks),
-    "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text),
+    "target_id": lambda pk: about(pk) if uuid_of(pk) else Q(target_id=pk),
+    "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text) | membership_of(text),
 }
 
 
@@ -289,9 +292,16 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     actor = by_person()
     via = serializers.ChoiceField(Via.choices, required=False, help_text="Only actions taken through this interface.")
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
-    target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
+    target_id = serializers.CharField(
+        required=False,
+        help_text="Only events about the object with this id; for a person, also of joining or leaving a team.",
+    )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
-    q = serializers.CharField(required=False, help_text="Text contained in the target's name or the actor's e-mail.")
+    q = serializers.CharField(
+        required=False,
+        help_text="Text contained in the target's name or the actor's e-mail. A person's whole e-mail also finds the "
+        "events with which the person joined or left a team.",
+    )
 
 
 class StopSerializer(serializers.Serializer[Any]):

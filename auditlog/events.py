@@ -200,6 +200,18 @@ def first_of(values: Sequence[str]) -> str:
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
+def membership_of(email: str) -> Q:
+    """Return the condition of events with which the person with this address joined or left a team."""
+    left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
+    return Q(target_type="team") & (left & ~joined | joined & ~left)
+
+
+def about(pk: str) -> Q:
+    """Return the condition of events about the object with this id; for a person, also of joining and leaving teams."""
+    email = User.objects.filter(pk=pk).values_list("email", flat=True).first()
+    return Q(target_id=pk) | membership_of(email) if email else Q(target_id=pk)
+
+
 class EventFilter(forms.Form):
     """The query string of the page as a form; unknown values are ignored."""
 
@@ -248,7 +260,7 @@ class EventFilter(forms.Form):
             condition &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
         if text := self.values["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
-            condition &= Q(target_id=text) if uuid_of(text) else named
+            condition &= about(text) if uuid_of(text) else named | membership_of(text)
         if text := self.values["correlation"]:
             condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
         return condition

@@ -18,6 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from approvals.models import hold_of
 from auditlog.models import ENDINGS, Call, Outcome
 from auditlog.outcomes import reason_of
 from auditlog.paging import Cursor, page
@@ -265,4 +266,5 @@ def one(request: AppRequest, uid: UUID) -> HttpResponse:
     if call.user_id != request.user.pk:
         raise Http404
     [own] = as_own([call])
-    return show(request, "auditlog/own_one.html", {"one": own, "call": call, "detail": Detail(call)})
+    context = {"one": own, "call": call, "detail": Detail(call), "hold": hold_of(call, request.user)}
+    return show(request, "auditlog/own_one.html", context)

@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from accounts.models import User, WorkspaceSettings
+from approvals.models import hold_of
 from auditlog import columns, facets, filters, replica, saved_views
 from auditlog.actions import Action
 from auditlog.charts import histogram
@@ -145,6 +146,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "curl": curl(row, payload=sees_payload),
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
+        "hold": hold_of(row, request.user),
         "recording": _is_recording,
         "is_connected": Connection.objects.live()
         .filter(pk__in=[row.connection_id] if row.connection_id else [])

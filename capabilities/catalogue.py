@@ -153,7 +153,7 @@ class Capability(StrEnum):
         "auditlog.view_call",
         "logs:read",
         "View and export logs",
-        "See the Logs page and the log tabs, and export them.",
+        "See the Logs page, the log tabs and all held calls, and export the log.",
     )
     LOGS_PAYLOADS = (
         "auditlog.view_payload",

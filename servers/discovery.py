@@ -178,9 +178,8 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
         case DiscoveryFailed():
             server.note_health(Health.DOWN, str(outcome))
     if identity:
-        used = {} if isinstance(outcome, NotAsked) else {"last_used_at": timezone.now()}
         error = str(outcome)[:300] if isinstance(outcome, DiscoveryRefused) else ""
-        Identity.objects.filter(pk=identity.pk).update(last_error=error, **used)
+        Identity.objects.filter(pk=identity.pk).update(last_error=error)
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.events import EventRow, target_urls
+from auditlog.events import EventRow, about, target_urls
 from auditlog.models import LONGEST_REASON, Event, giving_reason
 from auditlog.sentences import sentence
 from capabilities import Capability, requires
@@ -35,7 +35,8 @@ type View = Callable[..., HttpResponse]
 def _events(subject: Subject) -> list[Event]:
     if not subject.viewer.has_perm(Capability.AUDIT_READ):
         return []
-    return list(Event.objects.filter(target_type=subject.target_type, target_id=str(subject.row.pk))[:EVENTS])
+    events = Event.objects.filter(about(str(subject.row.pk)), target_type__in=(subject.target_type, "team"))
+    return list(events[:EVENTS])
 
 
 def page(kind: type[Subject]) -> View:

@@ -9,7 +9,7 @@ import pytest
 import time_machine
 from django.test import Client
 
-from accounts.models import Role, User
+from accounts.models import Role, Team, User
 from auditlog.actions import Action
 from auditlog.events import ChangedField, changes_in_words
 from auditlog.models import Event, EventContext, Via, use_context
@@ -159,6 +159,25 @@ def test_the_query_string_narrows_the_list_and_htmx_gets_only_what_changes(
     assert 'id="event-count" hx-swap-oob="true"' in text(part)
     assert "action=host.disabled&amp;format=csv" in text(part)
     assert part["HX-Push-Url"] == f"{PATH}?action=host.disabled"
+
+
+def test_the_history_of_a_person_has_the_teams_they_joined_and_left(
+    chief: User, auditor: User, sign_in: SignIn
+) -> None:
+    ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")
+    team = Team.objects.add(name="Readers", users=[ann], by=chief)
+    team.edit(name="Readers", users=[ann, ben], by=chief)
+    team.edit(name="Writers", users=[ann, ben], by=chief)
+    team.edit(name="Writers", users=[ben], by=chief)
+    client, rest = sign_in(auditor), Rest.of(auditor)
+
+    left, joined = [["ann@example.com", "ben@example.com"], ["ben@example.com"]], [[], ["ann@example.com"]]
+    for query in (f"?target={ann.pk}", "?target=ann@example.com"):
+        rows = [row.event for row in client.get(PATH + query).context["rows"]]
+        assert [event.changes["users"] for event in rows if event.target_type == "team"] == [left, joined]
+    for asked in ({"target_id": ann.pk}, {"q": "ann@example.com"}):
+        found = rest.get("/admin-events", **asked).json()["results"]
+        assert [one["changes"]["users"] for one in found if one["target_type"] == "team"] == [left, joined]
 
 
 @pytest.mark.full

@@ -115,6 +115,20 @@ def test_an_agent_calls_until_it_is_revoked_as_the_page_says(
     assert terminal.run(block(PAGE, "quickstart: echo")) == "hello"
     expect_in_log(page, newcomer, "First bot", newcomer.email, "echo")
 
+    page.goto(f"{newcomer.url}/gateways/quickstart/tools/")
+    steps.row(page, "echo").get_by_role("switch").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
+    expect(page.get_by_role("alertdialog")).to_be_hidden()
+    refused = terminal.run(block(PAGE, "quickstart: echo"))
+    assert refused.startswith('An administrator disabled tool "echo" of server "Quickstart"')
+    expect_in_log(page, newcomer, "First bot", "echo", "denied")
+    steps.row(page, "tools/call").get_by_role("link").first.click()
+    drawer = page.locator("#drawer")
+    expect(drawer).to_contain_text(f"by {newcomer.email}")
+    drawer.get_by_role("button", name="Enable tool").click()
+    expect(page.get_by_role("status")).to_contain_text("enabled")
+    assert terminal.run(block(PAGE, "quickstart: echo")) == "hello"
+
     steps.open_connections(page, newcomer.url, "First bot")
     steps.revoke(page, "Quickstart", newcomer.email)
     assert terminal.run(block(PAGE, "quickstart: revoked")) == "401"

@@ -102,6 +102,7 @@ def test_a_server_that_wants_or_refuses_a_credential_says_so_and_counts_as_up(ru
     identity.refresh_from_db()
     assert server.health == Health.OK
     assert identity.last_error == "answered 401: it refused the credential"
+    assert identity.last_used_at is None  # Only calls count as use.
 
 
 def test_the_tester_s_own_identity_comes_before_a_shared_one_and_no_other_person_s_is_used(
