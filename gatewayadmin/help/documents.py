@@ -143,12 +143,18 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
     """Return the pages that have all words in one section, the best page first, each with its best section."""
-    wanted = [_stem(word) for word in words.lower().split()]
+    wanted = _wanted(words)
     if not wanted:
         return []
     scored = [(score, one) for page in documents().values() if page.path != INDEX for score, one in _best(page, wanted)]
     scored.sort(key=lambda pair: (-pair[0], pair[1].document.path))
     return [one for _, one in scored[:limit]]
+
+
+def _wanted(words: str) -> list[str]:
+    """Return the stems of the words; single characters, such as the 2 of `SOC 2`, only if there is nothing longer."""
+    stems = [_stem(word) for word in words.lower().replace("-", " ").split()]
+    return [stem for stem in stems if len(stem) > 1] or stems
 
 
 def _stem(word: str) -> str:
@@ -176,16 +182,17 @@ def _score(head: str, section: Section, wanted: list[str]) -> float:
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:
-        score = (
-            8 * _begins(word, head)
-            + 5 * _begins(word, title)
-            + min(3, len(re.findall(rf"(?<![^\W_]){re.escape(word)}", text)))
-        )
+        score = 8 * _begins(word, head) + 5 * _begins(word, title) + min(3, len(_at_word(word).findall(text)))
         if not score:
             return 0
         total += score
     phrase = " ".join(wanted)
     return total + (6 if len(wanted) > 1 and phrase in f"{head} {title} {text}" else 0)
+
+
+def _at_word(word: str) -> re.Pattern[str]:
+    """Return the pattern of words that begin with `word`."""
+    return re.compile(rf"(?<![^\W_]){re.escape(word)}", re.IGNORECASE)
 
 
 def _begins(word: str, text: str) -> bool:
@@ -194,9 +201,9 @@ def _begins(word: str, text: str) -> bool:
 
 
 def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
-    """Return the part of the section around the first search word, or the page's summary."""
-    text = section.text
-    at = min((place for word in wanted if (place := text.lower().find(word)) >= 0), default=-1)
+    """Return the prose of the section around the first search word, or the page's summary."""
+    text = section.prose
+    at = min((found.start() for word in wanted if (found := _at_word(word).search(text))), default=-1)
     if at < 0:
         return page.summary[:1].upper() + page.summary[1:]
     begin = text.rfind(". ", 0, at) + 2 if at > 80 else 0

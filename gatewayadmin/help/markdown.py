@@ -31,11 +31,15 @@ _parser = MarkdownIt("commonmark").enable("table")
 
 
 class Section(NamedTuple):
-    """A heading and the text below it. The title of the page is a heading without an anchor."""
+    """A heading and the text below it; `prose` is the text without code blocks.
+
+    The title of the page is a heading without an anchor.
+    """
 
     anchor: str
     title: str
     text: str
+    prose: str
 
 
 def anchor_of(heading: str) -> str:
@@ -102,7 +106,7 @@ def _allowed_html(html: str) -> str:
 
 
 _HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
-_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _RULE = re.compile(r"^\|[ :|-]+\|$", re.MULTILINE)
 
@@ -120,6 +124,11 @@ def sections_of(source: str) -> list[Section]:
     heads = list(_HEADING.finditer(masked))
     ends = [head.start() for head in heads[1:]] + [len(source)]
     return [
-        Section("" if head[1] == "#" else anchor_of(head[2]), plain(head[2]), plain(source[head.end() : end]))
+        Section(
+            "" if head[1] == "#" else anchor_of(head[2]),
+            plain(head[2]),
+            plain(source[head.end() : end]),
+            plain(masked[head.end() : end]),
+        )
         for head, end in zip(heads, ends, strict=True)
     ]

@@ -118,9 +118,27 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
         "siem": "how-to/send-the-logs",
         "disable tools": "how-to/tools",
         "GATEWAY_REPORT_URL": "reference/settings",
+        "audit trail": "how-to/read-the-log",
+        "dormant": "how-to/agents-and-tokens",
+        "attestation": "how-to/review-access",
+        **dict.fromkeys(("joiner mover leaver", "orphaned accounts"), "how-to/people-and-roles"),
+        **dict.fromkeys(("four eyes", "separation of duties", "segregation of duties"), "how-to/approvals"),
+        **dict.fromkeys(("SOC 2", "SOC2", "ISO 27001", "evidence", "entitlement"), "how-to/answer-an-auditor"),
+        **dict.fromkeys(("chain of custody", "hash chain", "log integrity"), "how-to/answer-an-auditor"),
+        **dict.fromkeys(("non-repudiation", "tamper evident"), "how-to/answer-an-auditor"),
     }
     assert {words: search(words)[0].document.path for words in first} == first
     assert search(" ") == search("kill zebra") == []
+
+
+def test_a_result_has_the_section_of_the_words_and_an_excerpt_without_code() -> None:
+    soc, idle = search("SOC 2")[0], search("idle agents last_seen_at")[0]
+
+    assert soc.title == ""  # Not the section "2. Which agents are idle?".
+    assert "compliance" in soc.text
+    assert idle.title == "2. Which agents are idle?"
+    assert idle.text.startswith("Filter Apps & Agents")
+    assert "select(" not in idle.text
 
 
 @pytest.mark.full
