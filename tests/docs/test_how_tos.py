@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,13 @@ from accounts.models import Role, User
 from tokens.api_keys import issue
 role = Role.objects.get(name="Auditor")
 auditor = User.objects.create_user("auditor@example.com", None, role=role)
-print(issue(name="audit", capabilities=role.capabilities, days=7, by=auditor).secret)
+chosen = [one for one in role.granted if one.label in {labels}]
+print(issue(name="audit", capabilities=chosen, days=7, by=auditor).secret)
+"""
+REVOKE = """
+from accounts.models import User
+from tokens.models import Token
+Token.objects.get(pk="{token}").revoke(by=User.objects.get(email="{owner}"))
 """
 
 
@@ -147,8 +154,17 @@ def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
     live.rows(
         "UPDATE tokens_token SET created_at = now() - interval '91 days' WHERE id = %s RETURNING id", issued["id"]
     )
-    key = live.manage("shell", "--verbosity", "0", "-c", MAKE_AUDITOR).strip()
+    ended = live.issue_token(host="Ended bot", gateway="quickstart")
+    assert curl.call_tool(ended["gateway_url"], ended["token"], "echo", text="hello").status == 200
+    live.manage("shell", "--verbosity", "0", "-c", REVOKE.format(token=ended["id"], owner=OWNER))
+    assert curl.call_tool(ended["gateway_url"], ended["token"], "echo", text="hello").status == 401
+    # The key has only the permissions that the page asks for.
+    labels = re.findall(r"\*(View [^*]+)\*", " ".join(page.partition("Start `bash`")[0].split()))
+    assert len(labels) == 8
+    key = live.manage("shell", "--verbosity", "0", "-c", MAKE_AUDITOR.format(labels=labels)).strip()
     for printed, here in (
+        ("2026-06-01T12:00:00Z", (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ("gwa_...", ended["prefix"]),
         ("https://gateway.example.com", live.url),
         ("gwp_...", key),
         ("create_issue", "echo"),
@@ -160,7 +176,11 @@ def test_an_auditor_is_answered_as_printed(live: Serve, tmp_path: Path) -> None:
     said = shell(script, tmp_path).splitlines()
 
     assert any(re.fullmatch(rf"{OWNER}: \d+ calls, \d+ refused", line) for line in said)
+    assert "1" in said  # The ended token's answered call, without the refused one.
     assert "Idle bot: last seen never" in said
+    assert any(re.fullmatch(r"[1-9]\d* idle", line) for line in said)
+    assert any(re.fullmatch(r"[1-9]\d* old", line) for line in said)
+    assert (tmp_path / "credentials.csv").exists()
     assert not any(line.startswith("Audited bot: last seen") for line in said)
     assert any(line.startswith(f"{issued['name']} of {OWNER}: since 20") for line in said)
     assert any(line.endswith(f"{OWNER} created the agent “Audited bot”.") for line in said)
