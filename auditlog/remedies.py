@@ -327,12 +327,14 @@ def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
 def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User) -> dict[str, str]:
     if isinstance(row, Identity) and reason == "identity_unconfirmed":
         may, who = row.may_be_confirmed_by(reader), "" if row.is_shared else _owner_only(remedy, subjects)
-        return _led(remedy, row) if may else {"who": who or who_can(Capability.IDENTITIES_MANAGE, reader)}
+        return (
+            _led(remedy, row) if may else {"who": who or who_can(Capability.IDENTITIES_MANAGE, reader, "change this")}
+        )
     if remedy.needs is None:
         return _own_act(remedy, subjects, reader)
     if (missing := _missing(remedy, row, reader)) is not None:
         asks = reason in ASKABLE and subjects.owner == reader
-        return (_request(row) if asks else {}) or {"who": who_can(missing, reader)}
+        return (_request(row) if asks else {}) or {"who": who_can(missing, reader, "change this")}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
         return {"who": "The object was archived, removed or revoked."}
     if remedy.verb and not (isinstance(row, Feature) and row.enabled):
@@ -362,13 +364,13 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
     return remedy.owner.format(owner=subjects.owner.email if subjects.owner else "its owner")
 
 
-def who_can(needs: Capability, reader: User) -> str:
-    """Return a sentence that names the people with this capability, or the roles if the reader may not see people."""
+def who_can(needs: Capability, reader: User, act: str = "decide") -> str:
+    """Return a sentence that names the people who can `act`, or the roles if the reader may not see people."""
     granting = permissions_of(including([needs]))
     if any(map(reader.has_perm, (Capability.PEOPLE_READ, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
-        return f"{first_names(names)} can." if names else "No active person can do this at present."
+        return f"{first_names(names)} can {act}." if names else "No active person can do this at present."
     roles = Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
     return f"It needs the capability “{needs.label}”, which these roles have: {first_names(list(roles))}."
 

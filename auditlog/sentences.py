@@ -106,7 +106,8 @@ def parts(event: Event) -> list[SentencePart]:
     ]
     if through := _plain(event.changes.get("through")):
         pieces[-2] = SentencePart(pieces[-2].text.removesuffix("."))
-        pieces += [SentencePart(" with the API key "), SentencePart(through, "name"), SentencePart(".")]
+        key = SentencePart(through.removeprefix("API key "), "name")
+        pieces += [SentencePart(" with the API key "), key, SentencePart(".")]
     if file := _plain(event.changes.get("file")):
         pieces[-1 if through else -2] = SentencePart(pieces[-1 if through else -2].text.removesuffix("."))
         pieces += [SentencePart(" by the file "), SentencePart(file, "name"), SentencePart(".")]

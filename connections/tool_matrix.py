@@ -105,7 +105,7 @@ def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
 
 def _all_columns(gateway: Gateway) -> Iterator[MatrixColumn]:
     grants = ToolGrant.objects.live().filter(gateway=gateway.pk)
-    yield MatrixColumn(EVERYBODY, "Everybody")
+    yield MatrixColumn(EVERYBODY, "Everybody with access")
     for team in Team.objects.filter(pk__in=grants.exclude(team=None).values("team")).order_by("name"):
         yield MatrixColumn(TEAM, team.name, team.pk)
     for user in User.objects.filter(pk__in=grants.exclude(user=None).values("user")).order_by("email"):
@@ -188,7 +188,7 @@ def _column(key: str) -> MatrixColumn:
     kind, _, pk = key.partition(":")
     match kind:
         case "everybody":
-            return MatrixColumn(EVERYBODY, "Everybody")
+            return MatrixColumn(EVERYBODY, "Everybody with access")
         case "team":
             return MatrixColumn(TEAM, get_object_or_404(Team, pk=UUID(pk)).name, UUID(pk))
         case "person":

@@ -136,6 +136,8 @@ def test_an_event_is_told_in_one_sentence(sign_in: SignIn) -> None:
         action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
     )
     assert sentence(by_key) == f"{ANA} disabled the agent “CI” with the API key “cron”."
+    by_key.changes = {"through": "API key cron (gwp_0000)"}
+    assert sentence(by_key) == f"{ANA} disabled the agent “CI” with the API key “cron (gwp_0000)”."
 
 
 def test_a_name_stays_one_name() -> None:

@@ -147,7 +147,9 @@ def test_people_who_may_not_end_it_learn_who_can(scene: Scene, sign_in: SignIn, 
             assert needed.label.replace("&", "&amp;") in shown
             assert "Disabled by" not in shown  # The person who disabled it is in the admin events only.
             assert holder.email not in shown
-            assert holder.email in page(sign_in(auditor), call)
+            named = page(sign_in(auditor), call)
+            assert holder.email in named
+            assert " can change this.</small>" in named
             sent = {"reason": reason, "subject": str(thing.pk)}
             assert sign_in(reader).post("/logs/remedy/", sent).status_code == 403
             thing.refresh_from_db()

@@ -276,8 +276,8 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     def cells(**query: str) -> set[str]:
         return {*re.findall(r'aria-label="(docs__[^"]+)"', client.get(url, query).content.decode())}
 
-    get = {f"docs__get, {who}: yes" for who in ("Everybody", "Writers", "CI bot")}
-    drop = {"docs__drop, Everybody: no, not granted", "docs__drop, Writers: yes"}
+    get = {f"docs__get, {who}: yes" for who in ("Everybody with access", "Writers", "CI bot")}
+    drop = {"docs__drop, Everybody with access: no, not granted", "docs__drop, Writers: yes"}
     assert cells() == get | drop | {"docs__drop, CI bot: no, beyond its limit"}
     assert cells(person=ann.email, q="drop") == {f"docs__drop, {ann.email}: yes"}
     assert cells(person=boss.email, q="drop") == {f"docs__drop, {boss.email}: no, not granted"}
