@@ -234,5 +234,6 @@ def _people(user: User, name: str) -> Iterator[Thing]:
             act = _to("accounts:deactivate", person.pk, f"Deactivate {text}", "pause", kind)
         else:
             act = _to("accounts:reactivate", person.pk, f"Reactivate {text}", "play", kind, posts=True)
+        may_act = person.pk != user.pk and user.has_perm(Capability.PEOPLE_MANAGE)
         page = _to("accounts:person", person.pk, text, "user", person.email)
-        yield Thing("People", page, [] if person.pk == user.pk else [act])
+        yield Thing("People", page, [act] if may_act else [])

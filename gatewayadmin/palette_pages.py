@@ -21,10 +21,17 @@ class Offer(NamedTuple):
     words: str = ""  # Further words that find the entry.
     query: str = ""  # The query string of the page's URL, such as a filter of a list.
     key: str = ""  # The letter to type after G to open the page.
+    uses_gateways: bool = False  # Only for people whose role can use gateways.
 
 
 TO_DO = (
-    Offer("Connect an agent", "oauth:connect", "connection", words="client claude cursor vscode new app"),
+    Offer(
+        "Connect an agent",
+        "oauth:connect",
+        "connection",
+        words="client claude cursor vscode new app",
+        uses_gateways=True,
+    ),
     Offer("Add API access token-based host", "hosts:add", "add", Capability.API_TOKENS_MANAGE, "agent bot new"),
     Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
     Offer(
@@ -57,8 +64,8 @@ TO_DO = (
         "recertification attestation certify audit",
     ),
     Offer("Invite somebody", "accounts:invite", "add", Capability.PEOPLE_MANAGE, "add person member user"),
-    Offer("Run a tool", "playground", "play", words="test try call"),
-    Offer("Create a token", "tokens:create", "key", words="new issue api access"),
+    Offer("Run a tool", "playground", "play", words="test try call", uses_gateways=True),
+    Offer("Create a token", "tokens:create", "key", words="new issue api access", uses_gateways=True),
     Offer("Create an API key", "tokens:create_api_key", "key", words="new script rest"),
     Offer("Export calls", "auditlog:calls", "download", Capability.LOGS_READ, "csv json download logs siem"),
     Offer("Export admin events", "auditlog:events", "download", Capability.AUDIT_READ, "csv json download audit"),
@@ -90,7 +97,7 @@ PAGES = (
     ),
     Offer("Tools", "gateways:catalogue", "tool", words="catalogue disable kill switch", key="t"),
     Offer("Rules", "rules:list", "policy", Capability.RULES_READ, "cel conditions arguments guardrails policy refuse"),
-    Offer("Playground", "playground", "play", words="test try", key="y"),
+    Offer("Playground", "playground", "play", words="test try", key="y", uses_gateways=True),
     Offer(
         "Changed definitions", "gateways:changed", "warning", words="prompt injection tool poisoning rug pull approval"
     ),
@@ -180,4 +187,5 @@ LISTS = (
 
 def offered(offers: Iterable[Offer], user: Holder) -> Iterator[Offer]:
     """Yield the offers the user may open."""
-    return (one for one in offers if meets(user, one.needs))
+    uses_gateways = getattr(user, "uses_gateways", True)
+    return (one for one in offers if meets(user, one.needs) and (uses_gateways or not one.uses_gateways))

@@ -22,7 +22,7 @@ import scim.views
 import servers.views
 import sinks.views
 import tokens.rows
-from accounts.models import User
+from accounts.models import Role, User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
@@ -199,6 +199,21 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
     stranger = sign_in(make.user())
     assert set(dict(found(stranger, "nightly"))) <= {"Nightly work"}
     assert found(stranger, "workspace") == []
+
+
+@pytest.mark.django_db
+def test_the_palette_offers_an_auditor_nothing_to_change_and_no_gateway_to_use(sign_in: SignIn) -> None:
+    make.built_in_roles()
+    ben = make.user(email="ben@example.com")
+    auditor = User.objects.create_user("ada@example.com", role=Role.objects.get(name="Auditor"))
+    client = sign_in(auditor)
+
+    assert dict(found(client, "ben@")) == {ben.email: f"/people/{ben.pk}/"}
+    for words in ("run a tool", "playground", "connect an agent", "create a token"):
+        assert found(client, words) == [], words
+    assert "y" not in client.get("/").context["letters"]
+    for path in ("/", "/tools/"):
+        assert not re.findall(r'href="/(?:playground|connect/client)/', client.get(path).content.decode()), path
 
 
 def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
