@@ -81,7 +81,7 @@ LINES = Table(
         Column("reviewer", "Reviewer", 11, priority=5, value="reviewer.email"),
         Column("by", "Answered by", 11, is_extra=True, value="answered_email"),
         Column("at", "Answered", 7, is_extra=True, value="answered_at"),
-        Column("note", "Note", 11, is_extra=True),
+        Column("note", "Note", 9, priority=5),
         Column("answer", "Answer", 15, stays=True, on_phone=True),
     ),
 )

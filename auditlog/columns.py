@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from django.db.models import F, TextField
 from django.db.models.fields.json import KeyTransform
 from django.db.models.functions import Cast, Substr
-from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
@@ -129,11 +128,10 @@ def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *,
     """Return the rows of a page. With `with_arguments`, for people who may see payloads, the rows include arguments."""
     columns, arguments = shown_columns(options), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
-    today = timezone.now().astimezone(zone).date()
     return [
         LogRow(
             call,
-            moment(call.created_at, zone=zone, today=today),
+            moment(call.created_at, zone=zone),
             format_html_join(
                 "",
                 "<td{}>{}",

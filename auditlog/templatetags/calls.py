@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 from uuid import UUID
 
 from django import template
 from django.template.context import RequestContext
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -22,15 +21,12 @@ register = template.Library()
 
 
 @register.simple_tag
-def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """Format a time with milliseconds, and with the date unless it is today; `full` always adds date, year and zone."""
+def moment(at: datetime, full: bool = False, zone: tzinfo = UTC) -> SafeString:
+    """Format date and time with milliseconds; `full` adds year and zone."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
-    text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
-    if today is not None and at.date() == today:
-        return format_html("<time>{}</time>", text)  # In HTML, a plain time needs no datetime attribute.
-    if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
-        text = f"{at:%b} {at.day}, {at.year} {text} {at:%Z}" if full else f"{at:%b} {at.day} {text}"
+    time = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
+    text = f"{at:%b} {at.day}, {at.year} {time} {at:%Z}" if full else f"{at:%b} {at.day} {time}"
     return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted to save bytes in each row.
 
 

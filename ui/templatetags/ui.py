@@ -227,10 +227,11 @@ def day(moment: datetime | None, never: str = "Never") -> str:
 
 
 @register.simple_tag
-def minute(moment: datetime) -> SafeString:
-    """Render a time to the minute, such as "Nov 21, 14:02 UTC"."""
+def minute(moment: datetime, year: bool = False) -> SafeString:
+    """Render a time to the minute, such as "Nov 21, 14:02 UTC", or with `year` "Nov 21, 2026, 14:02 UTC"."""
     exact = moment.astimezone(UTC)
-    return _time(moment, f"{exact:%b} {exact.day}, {exact:%H:%M} UTC")
+    date = _date(exact) if year else f"{exact:%b} {exact.day}"
+    return _time(moment, f"{date}, {exact:%H:%M} UTC")
 
 
 @register.simple_tag
