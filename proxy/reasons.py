@@ -122,7 +122,7 @@ REASONS = {
     "gateway_not_reachable": Reason(
         Step.REACH,
         "The person is in no team of this gateway, or the person's role can only look.",
-        "person's teams do not include the gateway",
+        "person has no access",
         ACCESS,
         status=403,
     ),

@@ -85,7 +85,9 @@ def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
     """Prefetch what a row of a token shows, except the servers of tokens that reach all servers."""
     offered = Assignment.objects.placed()
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
-    return tokens.prefetch_related(Prefetch("connection", _connections().all()), Prefetch("scopes", narrowed))
+    return tokens.prefetch_related(
+        Prefetch("connection", _connections().all()), Prefetch("scopes", narrowed), "revoked_by"
+    )
 
 
 @cache  # Django takes longer to build this query than PostgreSQL to answer it.
@@ -148,6 +150,8 @@ TOKENS = Table(
             value="token.last_used_at",
         ),
         Column("status", "Status", 7.5, on_phone=True, value=lambda row: status_text(row.token.status, row.blocked)),
+        Column("revoked", "Revoked", 7, is_extra=True, value="token.revoked_at"),
+        Column("revoked_by", "Revoked by", 8, is_extra=True, value="token.revoked_by.email"),
         Column("acts", "Actions", 7, kind="acts", said=False),
     ),
     row_id="token.pk",

@@ -1310,7 +1310,7 @@ def _switch_of_connection(ask: Ask) -> set[tuple[bool, str]]:
         return {(True, "app waiting for approval")}
     if HostAtGateway.objects.filter(host=row.host, gateway=row.gateway, allowed=False).exists():
         return {(True, "app or agent not allowed on this gateway")}
-    return {(True, "person's teams do not include the gateway" if row.gateway.enabled else "gateway disabled")}
+    return {(True, "person has no access" if row.gateway.enabled else "gateway disabled")}
 
 
 def _switch_of_feature(ask: Ask) -> set[tuple[bool, str]]:

@@ -43,7 +43,7 @@ from tokens.models import Token
 
 DAY = timedelta(days=1)
 SET = "set"  # The stored password of users who never sign in by password.
-OUT_OF_REACH = "blocked: person's teams do not include the gateway"
+OUT_OF_REACH = "blocked: person has no access"
 WORDS = map("".join, product(ascii_lowercase, repeat=4))
 
 

@@ -105,10 +105,14 @@ def test_a_file_has_what_the_filters_show_in_the_chosen_order_and_formulas_are_t
 @pytest.mark.django_db
 def test_a_file_has_only_what_its_reader_may_see(ana: User, sign_in: SignIn) -> None:
     mine = make.user(Capability.HOSTS_READ)
-    make.token(make.connection(make.agent(by=ana), make.gateway(), ana))
+    token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).token
     client = sign_in(mine)
 
     assert file(client, "/settings/api-tokens") == []
+    token.revoke(by=ana)
+    (revoked,) = file(sign_in(ana), "/settings/api-tokens?status=revoked")
+    assert (bool(revoked["revoked"]), revoked["revoked_by"]) == (True, ana.email)
+    client = sign_in(mine)
     for path in ("/settings/api-tokens?owner=all", "/people/", "/settings/mcp-connections", "/servers/"):
         answer = client.get(path, {"format": "csv", "owner": "all"})
         assert answer.status_code == 403, path
