@@ -345,7 +345,7 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
         "client": chosen,
         "ways": ways,
         "how": how,
-        "click": chosen.click.for_gateway(gateway.url, gateway.slug) if chosen.click and how == "browser" else None,
+        "click": chosen.click_for(gateway.url, gateway.slug) if how == "browser" else None,
         "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
         "call": example_call(gateway, request.user, connection.host if connection else None),
         "may_make_token": may["token"],

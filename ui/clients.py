@@ -36,6 +36,7 @@ class Block:
     text: str
     fill: tuple[tuple[str, str], ...] = ()
     runs: bool = False
+    from_internet: bool = False  # Works only at gateways on the internet, with https.
 
     def for_gateway(self, url: str, name: str, token: str = "") -> str:
         """Return the text for this gateway. A given `token` replaces the placeholder or variable for the token."""
@@ -53,6 +54,7 @@ class OneClick:
     label: str
     where: str
     href: str  # May contain {url}, {name}, {config} (JSON with the URL, in base64) and {server} (JSON for VS Code).
+    from_internet: bool = False  # Works only at gateways on the internet, with https.
 
     def for_gateway(self, url: str, name: str) -> OneClick:
         """Return the link for this gateway."""
@@ -71,11 +73,16 @@ class Client:
     blocks: tuple[Block, ...]
     call: dict[str, str]
     click: OneClick | None = None  # The link for clients that sign in with the browser.
-    from_internet: bool = False  # The client can sign in by browser only at gateways on the internet, with https.
 
     def by(self, way: str) -> Block | None:
         """Return the block for the sign-in method `way`, `browser` or `token`; None if the client has no such block."""
         return next((block for block in self.blocks if block.way == way), None)
+
+    def click_for(self, url: str, name: str) -> OneClick | None:
+        """Return the link for this gateway; None if the client has none, or if it does not work without https."""
+        if self.click is None or (self.click.from_internet and not url.startswith("https:")):
+            return None
+        return self.click.for_gateway(url, name)
 
     @property
     def ways(self) -> str:
@@ -105,16 +112,13 @@ def clients() -> tuple[Client, ...]:
             tuple(_block(**block) for block in entry["block"]),
             entry.get("call", {}),
             OneClick(**entry["click"]) if "click" in entry else None,
-            entry.get("from_internet", False),
         )
         for entry in data["client"]
     )
 
 
-def _block(
-    way: str, where: str, language: str, text: str, fill: Iterable[tuple[str, str]] = (), runs: bool = False
-) -> Block:
-    return Block(way, where, language, text, tuple((before, after) for before, after in fill), runs)
+def _block(fill: Iterable[tuple[str, str]] = (), **fields: Any) -> Block:
+    return Block(fill=tuple((before, after) for before, after in fill), **fields)
 
 
 def client_of(slug: str) -> Client:
@@ -129,7 +133,7 @@ def client_block(client: Client, way: str, *, url: str, name: str, token: str = 
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
     where = block.where
-    if client.from_internet and way == "browser" and url.startswith("http:"):
+    if block.from_internet and url.startswith("http:"):
         where = f"*{client.name} cannot connect to this address, which is not https.* {where}"
     return Shown(client.slug, client.name, where, mark_safe(code))  # noqa: S308  (escaped above)
 

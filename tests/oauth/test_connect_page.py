@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from pytest_django import Settings
 
 from accounts.models import User
 from capabilities import Capability
@@ -112,17 +113,21 @@ def test_without_a_gateway_it_says_whom_to_ask(ann: User, sign_in: SignIn) -> No
 
 
 @pytest.mark.full
-def test_a_client_that_can_is_added_by_one_click(max: User, sign_in: SignIn) -> None:
+def test_a_client_that_can_is_added_by_one_click(max: User, sign_in: SignIn, settings: Settings) -> None:
     gateway = make.gateway(slug="work", name="Work")
     client = sign_in(max)
 
     cursor = text(client.get(PAGE, {"gateway": "work", "client": "cursor", "how": "browser"}))
     code = text(client.get(PAGE, {"gateway": "work", "client": "vs-code", "how": "browser"}))
-    desktop = text(client.get(PAGE, {"gateway": "work", "client": "claude-desktop", "how": "browser"}))
+    plain = text(client.get(PAGE, {"gateway": "work", "client": "claude-desktop", "how": "browser"}))
 
     config = re.findall(r'href="cursor://anysphere.cursor-deeplink/mcp/install\?name=work&amp;config=([^"]*)"', cursor)
     assert json.loads(base64.b64decode(unquote(config[0]))) == {"url": gateway.url}
     server = re.findall(r'href="vscode:mcp/install\?([^"]*)"', code)
     assert json.loads(unquote(server[0])) == {"name": "work", "type": "http", "url": gateway.url}
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    desktop = text(client.get(PAGE, {"gateway": "work", "client": "claude-desktop", "how": "browser"}))
     assert desktop.index("Open Connectors") < desktop.index("claude_desktop_config.json")
+    assert "claude_desktop_config.json" in plain
+    assert "Open Connectors" not in plain, "Connectors refuse an address that is not https"
     assert "cursor://" not in text(client.get(PAGE, {"gateway": "work", "client": "cursor", "how": "token"}))

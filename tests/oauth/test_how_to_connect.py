@@ -24,7 +24,7 @@ def test_how_to_connect_has_its_three_steps_and_the_right_address(ana: User, sig
         "Authorize in the browser when prompted",
     ):
         assert step in page
-    assert '"url": "<mark>http://localhost:8000/mcp/quickstart</mark>"' in page
+    assert '"args": ["-y", "mcp-remote@latest", "<mark>http://localhost:8000/mcp/quickstart</mark>"]' in page
     assert "Authorization: Bearer <mark>&lt;your-api-access-token&gt;</mark>" in page
 
 
