@@ -99,7 +99,11 @@ REASONS = {
         published="Unauthorized",
     ),
     "wrong_gateway": Reason(
-        Step.ADDRESS, "The token belongs to another gateway.", page=TOKENS, status=403, published="Forbidden"
+        Step.ADDRESS,
+        "The token works only on its own gateway, and the call went to another gateway's URL.",
+        page=TOKENS,
+        status=403,
+        published="Forbidden",
     ),
     "ip": Reason(
         Step.ADDRESS,

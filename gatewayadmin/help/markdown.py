@@ -13,6 +13,8 @@ from django.utils.safestring import SafeString
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from proxy.reasons import REASONS
+
 # The only HTML that pages may use; everything else is shown as text.
 _ALLOWED = re.compile(r'</?(?:b|br|details|i|kbd|summary)>|<a id="[\w-]+">|</a>')
 _TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)
@@ -52,7 +54,7 @@ def render(source: str, path: str, url_of: UrlOf) -> SafeString:
     tokens = _parser.parse(source)
     body = tokens[3:] if tokens and tokens[0].tag == "h1" else tokens
     for index, token in enumerate(body):
-        _change(token, body[index + 1 : index + 2], path, url_of)
+        _change(token, body[index + 1 : index + 3], path, url_of)
     html = str(_parser.renderer.render(body, _parser.options, {}))
     return SafeString(html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>"))
 
@@ -60,6 +62,8 @@ def render(source: str, path: str, url_of: UrlOf) -> SafeString:
 def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) -> None:
     if token.type == "heading_open":
         token.attrSet("id", anchor_of(following[0].content))
+    elif token.type == "tr_open":
+        _anchor_reasons(following[-1].children or ())
     elif token.type == "fence":
         is_diagram = token.info == _DIAGRAM
         content = "" if is_diagram else format_html(_COPY, token.info, token.content.rstrip("\n"))
@@ -68,6 +72,13 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
         token.content = _allowed_html(token.content)
     for child in token.children or ():
         _change_inline(child, path, url_of)
+
+
+def _anchor_reasons(cell: Sequence[Token]) -> None:
+    """Give each reason of refusal in the first cell of a row its name as the anchor."""
+    for child in cell:
+        if child.type == "code_inline" and child.content in REASONS:
+            child.attrSet("id", child.content)
 
 
 def _change_inline(token: Token, path: str, url_of: UrlOf) -> None:
