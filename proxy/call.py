@@ -343,12 +343,14 @@ class Endpoint:
 
     async def _rate_limited(self, grant: AccessRow) -> Response | None:
         """Return the refusal of a call above its rate limit (row 11 of the decision order); None if it is allowed."""
-        seconds = await self._parts.limits.wait(grant)
-        if not seconds:
+        if (found := await self._parts.limits.wait(grant)) is None:
             return None
+        limited, seconds = found
         wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
         denied = DENIALS["rate_limited"]
-        body = denied.body(self._public_url)
+        sentence = f"There were more calls than the {limited.kind}'s limit allows: {limited.limit} a minute."
+        text = reasons.message(denied.reason, self._public_url, sentence)
+        body = jsonrpc.error(None, jsonrpc.FORBIDDEN, text, {"reason": denied.reason, "limit": limited.kind})
         return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     # Serve: every request of a known token is a call; its row in the log is committed before its response is sent

@@ -75,8 +75,11 @@ class Limits(GroupCommit[list[RateLimited], None]):
             max_waiting=max_waiting,
         )
 
-    async def wait(self, grant: AccessRow) -> float:
-        """Return the seconds until a retry may succeed; 0 if this call is allowed. Raises DatabaseUnavailable."""
+    async def wait(self, grant: AccessRow) -> tuple[RateLimited, float] | None:
+        """Return the limit that refuses this call, and the seconds until a retry may succeed; None if it is allowed.
+
+        Raises DatabaseUnavailable.
+        """
         limited = subjects(grant)
         while True:
             now, missing = time.monotonic(), []
@@ -84,13 +87,13 @@ class Limits(GroupCommit[list[RateLimited], None]):
                 lease = self._leases.get(subject)
                 if lease is not None and lease.until > now and (lease.left or lease.last):
                     if not lease.left:
-                        return lease.until - now
+                        return subject, lease.until - now
                 else:
                     missing.append(subject)
             if not missing:
                 for subject in limited:
                     self._leases[subject].left -= 1
-                return 0.0
+                return None
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:

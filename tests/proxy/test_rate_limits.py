@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from accounts.models import WorkspaceSettings
-from proxy.access.decision import DENIALS
 from proxy.models import RateCounter
 from tests import curl, make, upstreams
 from tests.conftest import Run
@@ -17,12 +16,14 @@ from tests.proxy.conftest import PUBLIC_URL, Agent, Proxy, Start, sql
 from tests.proxy.test_recording import Relay, relay
 from tests.workspace import Serve
 from tokens.models import Issued
+from wire import jsonrpc
 
 pytestmark = pytest.mark.xdist_group("clients")
 
 __all__ = ["relay"]
 
-TOO_MANY = DENIALS["rate_limited"].body(PUBLIC_URL)
+TEXT = f"There were more calls than the token's limit allows: 2 a minute. {PUBLIC_URL}/settings/calls"
+TOO_MANY = jsonrpc.error(None, jsonrpc.FORBIDDEN, TEXT, {"reason": "rate_limited", "limit": "token"})
 
 
 def a_token(slug: str = "work", url: str = "https://docs.example.com/mcp") -> Issued:

@@ -63,6 +63,7 @@ SWITCHES = {
     "host_not_allowed_here": "UPDATE gateways_gateway SET hosts_allowed = 'listed'",
     "rate_limited": "UPDATE gateways_gateway SET calls_per_minute = 1",
 }
+NAMED = {"rate_limited": "There were more calls than the gateway's limit allows: 1 a minute."}
 
 
 def message_of(agent: Agent, **headers: str) -> str:
@@ -119,7 +120,7 @@ def test_a_refused_request_reads_as_a_sentence_and_a_page(
         sql(statement)
         with subtests.test(str(reason)):
             said = message_of(work.agent)
-            assert said.startswith(REASONS[reason].sentence)
+            assert said.startswith(NAMED.get(reason) or REASONS[reason].sentence)
             opens(page_in(said))
         for model, row in before.items():
             model._default_manager.update(**row)
