@@ -8,7 +8,10 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 
+from gatewayadmin.first_steps import SETS_UP
 from gatewayadmin.help.documents import HelpPage, documents
+
+FOR_MEMBERS = "how-to/for-an-invited-developer"  # For the dashboard of people who set up nothing.
 
 # The keys are URL names. A key that ends with a colon is the name of an app, and is for all other URLs of the app.
 _TOPICS = {
@@ -103,4 +106,7 @@ def guide(request: HttpRequest) -> dict[str, Any]:
 
 def _guide(request: HttpRequest) -> Guide:
     match = request.resolver_match
-    return Guide(topic_of(match.view_name) if match else None, settings.REPORT_URL)
+    page = topic_of(match.view_name) if match else None
+    if match and match.view_name == "overview" and not any(map(request.user.has_perm, SETS_UP)):
+        page = documents()[FOR_MEMBERS]
+    return Guide(page, settings.REPORT_URL)
