@@ -103,7 +103,7 @@ def _advice(credential: str) -> str:
     is_of_an_app = text.startswith(token_text.OAUTH_ACCESS)
     if not is_of_an_app and not token_text.well_formed(text, MCP_TOKEN_KINDS):
         return "This is not a complete token of this gateway. Copy it again, without spaces, or create another."
-    what = "Sign in again in the app" if is_of_an_app else "Create or regenerate one: Settings, API Tokens"
+    what = "Sign in again in the app" if is_of_an_app else "Create a new one: Settings, API Tokens"
     return f"The gateway does not accept this token. It may be unknown, expired or revoked. {what}."
 
 

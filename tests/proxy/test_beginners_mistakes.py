@@ -57,7 +57,7 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
         str(token): "Write the word Bearer and a space before the token.",
         f"Bearer {(token or '')[:30]}": "not a complete token of this gateway. Copy it again",
         f"Bearer {token_text.mint(token_text.PERSONAL)}": "an API key for the REST API. Use an API access token",
-        f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown, expired or revoked. Create or regenerate one",
+        f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown, expired or revoked. Create a new one",
         "Bearer eyJhbGciOiJub25lIn0.e30.": "not a complete token of this gateway",
     }.items():
         answer = asked(world, authorization)
