@@ -139,7 +139,15 @@ TOKENS = Table(
             value="token.created_at",
         ),
         Column("secret", "Secret since", 6.5, sorts=(SECRET_SINCE,), is_extra=True, value="token.secret_since"),
-        Column("expires", "Expiration date", 7.5, sorts=("expires_at",), on_phone=True, value="token.expires_at"),
+        Column(
+            "expires",
+            "Expiration date",
+            7.5,
+            kind="moment",
+            sorts=("expires_at",),
+            on_phone=True,
+            value="token.expires_at",
+        ),
         Column(
             "used",
             "Last used date",
