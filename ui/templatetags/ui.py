@@ -257,9 +257,8 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 @register.simple_tag
 def left(moment: datetime) -> SafeString:
-    """Render the time left until `moment`, such as "2d"; days are rounded to the nearest."""
-    remaining = max(moment - timezone.now(), timedelta())
-    return _time(moment, _rounded(remaining + timedelta(hours=12 if remaining.days else 0)))
+    """Render the time left until `moment`, such as "2d"."""
+    return _time(moment, _rounded(max(moment - timezone.now(), timedelta())))
 
 
 def _rounded(length: timedelta) -> str:
