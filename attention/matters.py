@@ -188,9 +188,7 @@ def _own_tokens(person: User | None) -> OpenMatter:
 def _requests(person: User | None) -> OpenMatter:
     asked = open_requests(MOST_OPEN)
     things = {f"{each.pk}:{capability.slug}": f"{each.email}: {capability.label}" for each, capability, _ in asked}
-    people = {each.pk for each, _, _ in asked}
-    url = reverse("accounts:person", args=[*people]) if len(people) == 1 else f"{reverse('accounts:people')}?asking=1"
-    return OpenMatter(len(asked), things, url)
+    return OpenMatter(len(asked), things, f"{reverse('accounts:people')}?asking=1")
 
 
 def _refusals(person: User | None) -> OpenMatter:

@@ -60,7 +60,7 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     [letter] = mail.outbox
     assert (letter.subject, letter.bcc) == ("1 person asks for a capability", [chief.email])
     assert "dev@example.com: Connect own agents" in letter.body.replace("\u200b", "")
-    assert f"/people/{person.pk}/" in letter.body
+    assert "/people/?asking=1" in letter.body
     assert "asks for" not in text(sign_in(person).get("/"))
     role = make.user(TOKENS).role
     assert role
