@@ -3,11 +3,10 @@
 set -euo pipefail
 umask 077
 
-# The token authenticates its own rotation; the old value works for one more hour.
+# The token authenticates its own rotation; the old value stops working at once.
 NEW_TOKEN=$(curl --silent --fail \
   -X POST "<mark>{{ rotate_url }}</mark>" \
-  -H "Authorization: Bearer ${GATEWAY_TOKEN}" \
-  -H "Content-Type: application/json" -d '{"overlap_hours": 1}' | jq -r '.token')
+  -H "Authorization: Bearer ${GATEWAY_TOKEN}" | jq -r '.token')
 
 # Store the new value before anything else, for example:
 #   gh secret set GATEWAY_TOKEN --body "$NEW_TOKEN"

@@ -61,6 +61,6 @@ def test_the_rotate_script_runs_as_printed(live: Serve, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (done.stdout, new.stat().st_mode & 0o077) == ("", 0)  # Only its owner can read the secret.
     assert curl.list_tools(url, new.read_text()).status == 200
-    assert curl.list_tools(url, token).status == 200  # For one more hour.
+    assert curl.list_tools(url, token).status == 401
     again = run(script, token, tmp_path)
     assert again.returncode == 22  # The old value stops the pipeline.
