@@ -60,7 +60,9 @@ class HoldSerializer(serializers.Serializer[Hold]):
         help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads, or if they "
         "cannot be decrypted."
     )
-    argument_names = serializers.SerializerMethodField(help_text="Paths of the arguments.")
+    argument_names = serializers.SerializerMethodField(
+        help_text="Paths of the arguments; empty if you may not see them."
+    )
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first.")
     team = serializers.CharField(
         source="team.name",

@@ -40,12 +40,16 @@ class ArgumentLine(NamedTuple):
 
 
 class ShownArguments(NamedTuple):
-    """The arguments for one viewer. `text` is their JSON, empty for a viewer who may not read values."""
+    """The arguments for one viewer. `text` is their JSON, empty for a viewer who may not read values.
+
+    With `is_withheld`, the viewer may not even see the names.
+    """
 
     lines: list[ArgumentLine]
     text: str = ""
     is_cut: bool = False
     is_unreadable: bool = False
+    is_withheld: bool = False
     compared: bool = False
 
     @property
@@ -56,8 +60,10 @@ class ShownArguments(NamedTuple):
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
     """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
 
-    A viewer who may not read values gets only names, kinds and sizes.
+    A viewer who may not read values gets only names, kinds and sizes, and a reader of the log gets nothing.
     """
+    if not hold.names_arguments_to(viewer):
+        return ShownArguments([], is_withheld=True)
     arguments = hold.arguments
     if arguments is None:
         return ShownArguments([], is_unreadable=True)

@@ -85,12 +85,16 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that `viewer` may see.
+        """Return the holds that `viewer` may see: all with LOGS_READ, otherwise those that concern the viewer."""
+        return self if viewer.has_perm(Capability.LOGS_READ) else self.concerning(viewer)
 
-        With one of SEES_ALL, these are all holds. Without them, a person sees the holds of their own agents and the
-        holds that their teams decide, and an API key sees none.
+    def concerning(self, viewer: User) -> HoldQuerySet:
+        """Return the holds of which `viewer` may also see the arguments' names.
+
+        With APPROVALS_DECIDE, these are all holds. Without it, they are the holds of a person's own agents and the
+        holds that the person's teams decide. For an API key there are none.
         """
-        if any(map(viewer.has_perm, SEES_ALL)):
+        if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
         if viewer.narrowed_to is not None:
             return self.none()
@@ -255,9 +259,14 @@ class Hold(models.Model):
             return None
         return found
 
+    def names_arguments_to(self, viewer: User) -> bool:
+        """True if `viewer` may see the names and types of the arguments. To read the log is not enough."""
+        decides = viewer.has_perm(Capability.APPROVALS_DECIDE)
+        return decides or Hold.objects.concerning(viewer).filter(pk=self.pk).exists()
+
     def shows_arguments_to(self, viewer: User) -> bool:
         """True if `viewer` may read the values of the arguments; the conditions are those for recorded payloads."""
-        if not viewer.has_perm(Capability.LOGS_PAYLOADS):
+        if not (viewer.has_perm(Capability.LOGS_PAYLOADS) and self.names_arguments_to(viewer)):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
 
@@ -321,10 +330,9 @@ class Hold(models.Model):
 
 def hold_of(call: Call, viewer: User) -> Hold | None:
     """Return the hold that stopped a call or whose approval let it run; None if none, or if `viewer` may not see it."""
-    found = (
-        Hold.objects.visible_to(viewer).with_details().filter(pk=call.hold_id) if call.hold_id else Hold.objects.none()
-    )
-    return found.first()
+    if call.hold_id is None:
+        return None
+    return Hold.objects.visible_to(viewer).with_details().filter(pk=call.hold_id).first()
 
 
 class AllowanceQuerySet(models.QuerySet["Allowance"]):

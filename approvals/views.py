@@ -155,7 +155,7 @@ def _row(uid: UUID | None) -> Call | None:
 @own_resource(OWN, others=Capability.APPROVALS_DECIDE)
 def decide(request: AppRequest, pk: UUID) -> HttpResponse:
     """Approve or deny a held call."""
-    hold = hold_or_404(request.user, pk)
+    hold = get_object_or_404(Hold.objects.concerning(request.user).with_details(), pk=pk)
     form = DecisionForm(request.POST, hold=hold)
     if not form.is_valid():
         return refuse(request, "approvals/hold.html", _context(request.user, hold, form))

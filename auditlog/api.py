@@ -36,7 +36,6 @@ from connections import subjects
 from connections.subjects import by_person
 from ui.export import TYPES, file_response
 from ui.operations import File, Query, operation
-from ui.pages import uuid_of
 from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
 # For each query parameter that names an object of a call, the function that makes its serializer field.
@@ -111,7 +110,7 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
     "actor": lambda pks: Q(actor_id__in=pks),
-    "target_id": lambda pk: about(pk) if uuid_of(pk) else Q(target_id=pk),
+    "target_id": about,
     "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text) | membership_of(text),
 }
 
@@ -294,7 +293,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id; for a person, also of joining or leaving a team.",
+        help_text="Only events about the object with this id; for a person, also of joining or leaving a team with the "
+        "present e-mail.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(

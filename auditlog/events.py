@@ -202,12 +202,18 @@ def first_of(values: Sequence[str]) -> str:
 
 def membership_of(email: str) -> Q:
     """Return the condition of events with which the person with this address joined or left a team."""
+    email = email.strip().lower()
     left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
     return Q(target_type="team") & (left & ~joined | joined & ~left)
 
 
 def about(pk: str) -> Q:
-    """Return the condition of events about the object with this id; for a person, also of joining and leaving teams."""
+    """Return the condition of events about the object with this id.
+
+    For a person, also of joining and leaving teams with the present address.
+    """
+    if not uuid_of(pk):
+        return Q(target_id=pk)
     email = User.objects.filter(pk=pk).values_list("email", flat=True).first()
     return Q(target_id=pk) | membership_of(email) if email else Q(target_id=pk)
 

@@ -133,7 +133,7 @@ def client_block(client: Client, way: str, *, url: str, name: str, token: str = 
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
     where = block.where
-    if block.from_internet and url.startswith("http:"):
+    if block.from_internet and not url.startswith("https:"):
         where = f"*{client.name} cannot connect to this address, which is not https.* {where}"
     return Shown(client.slug, client.name, where, mark_safe(code))  # noqa: S308  (escaped above)
 

@@ -248,21 +248,29 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     hold, waiting = make.hold(link, docs), make.hold(link, docs, arguments={"note": "secret plan"})
     hold.approve(by=ben, allow=AllowFor.HOUR)
     run = make.call(hold_id=hold.pk, user_id=link.user_id)
+    Hold.objects.filter(pk=hold.pk).update(run_call=run.uid)
+    like_it = make.call(hold_id=hold.pk, user_id=link.user_id)
+    outdated = make.hold(link, docs, arguments={}, state=HoldState.WITHDRAWN, sentence="The rule changed.")
+    refused = make.call(hold_id=outdated.pk, user_id=link.user_id, outcome="denied", deny_reason="held")
     auditor = make.user(Capability.LOGS_READ)
     browser, rest = sign_in(auditor), Rest.of(auditor)
 
     assert "ben@example.com" in text(browser.get("/approvals/decided/"))
     page = text(browser.get(f"/approvals/{waiting.pk}/"))
-    assert "note text 11 characters" in page
+    assert "To see the arguments, you need" in page
+    assert "note" not in page
     assert "secret plan" not in page
     told = "The rule Ask first , version 1, held this call. Approved by ben@example.com"
     assert told in text(browser.get(f"/logs/{run.uid}/"))
+    assert "This call ran without being held, after an approval" in text(browser.get(f"/logs/{like_it.uid}/"))
+    assert "held this call. Withdrawn." in text(browser.get(f"/logs/{refused.uid}/"))
     assert told in text(sign_in(link.user).get(f"/settings/calls/{run.uid}/"))
-    assert {one["id"] for one in rest.get("/holds").json()["results"]} == {str(hold.pk), str(waiting.pk)}
+    holds = {one["id"]: one["argument_names"] for one in rest.get("/holds").json()["results"]}
+    assert holds == {str(hold.pk): [], str(waiting.pk): [], str(outdated.pk): []}
     assert "End now" not in text(browser.get("/approvals/allowed/"))
     allowance = Allowance.objects.get()
     assert browser.post(f"/approvals/allowed/{allowance.pk}/end/").status_code == 404
-    assert browser.post(f"/approvals/{waiting.pk}/decide/", {"act": "approve"}).status_code == 422
+    assert browser.post(f"/approvals/{waiting.pk}/decide/", {"act": "approve"}).status_code == 404
     assert rest.post(f"/holds/{waiting.pk}/approve", {}).status_code == 403
     assert rest.post(f"/allowances/{allowance.pk}/end").status_code == 403
     waiting.refresh_from_db()
@@ -270,7 +278,6 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     assert (waiting.state, allowance.ended_at) == (HoldState.WAITING, None)
 
 
-@pytest.mark.full
 def test_what_is_allowed_for_a_while_is_listed_and_ended(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:

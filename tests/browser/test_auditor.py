@@ -196,7 +196,7 @@ def test_an_api_key_gets_all_that_an_auditor_has_with_one_click(live: Serve, pag
     page.get_by_role("button", name="Tick all you have").click()
 
     boxes = page.get_by_role("checkbox")
-    assert boxes.evaluate_all("all => all.every(box => box.checked !== box.disabled)")
+    assert boxes.evaluate_all("all => all.length > 20 && all.every(box => box.checked !== box.disabled)")
 
 
 type Question = Callable[[Mouse, Files], None]

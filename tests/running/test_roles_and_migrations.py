@@ -238,6 +238,7 @@ def test_after_a_rollback_the_newer_version_s_tables_keep_their_rights(roles: Ro
         roles.manage("migrate", "--verbosity", "0")
         assert "version 9.0.0 granted" in roles.manage("grant", roles.name)
         assert "run `grant` of that version" in roles.refusal_of("grant", "postgres")
+        assert "run `grant` of that version" in roles.refusal_of("grant", roles.name, "--print")
         with psycopg.connect(roles.owner) as owner:
             rights = owner.execute(
                 "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl) WHERE grantee::regrole::text = %s"

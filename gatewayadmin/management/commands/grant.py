@@ -27,15 +27,15 @@ class Command(WorkspaceCommand):
         if missing := database.missing():
             raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
         if newer := schema_versions.newer_version():
-            self._leave_to(newer, role)
+            self._leave_to(newer, role, only_print)
         elif only_print:
             self.stdout.write("".join(f"{statement};\n" for statement in grants.statements(role)), ending="")
         else:
             grants.apply(role)
             self.stdout.write(f"{role} may serve: connect as this role, and run `serve --no-migrate`.")
 
-    def _leave_to(self, newer: str, role: str) -> None:
+    def _leave_to(self, newer: str, role: str, only_print: bool) -> None:
         """Report that after a rollback, the rights stay as the newer version granted them."""
-        if role not in grants.serving_roles():
+        if only_print or role not in grants.serving_roles():
             raise CommandError(f"The tables were made by version {newer}: run `grant` of that version.")
         self.stdout.write(f"{role} may serve, with the rights that version {newer} granted.")

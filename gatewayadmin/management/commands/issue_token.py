@@ -9,7 +9,6 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from accounts.models import User
-from auditlog.models import EventContext, use_context
 from connections.models import Connection, ConnectionFault
 from gatewayadmin.management.base import WorkspaceCommand
 from gatewayadmin.serving.start import public_url
@@ -17,8 +16,6 @@ from gateways.models import Gateway
 from hosts.models import Host, HostError, HostKind
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, Issued, Token, TokenError
 from ui.rest import stamp
-
-REASON = "Created by the command issue_token, run on the server"
 
 
 class Command(WorkspaceCommand):
@@ -36,7 +33,7 @@ class Command(WorkspaceCommand):
         )
 
     def handle(self, *args: Any, user: str, host: str, gateway: str, **options: Any) -> None:
-        with use_context(EventContext(reason=REASON)), transaction.atomic():
+        with transaction.atomic():
             issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
         self.stdout.write(json.dumps(_line(issued)))
 
