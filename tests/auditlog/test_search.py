@@ -272,9 +272,10 @@ def test_calls_with_a_label_come_from_the_index_of_labelled_calls() -> None:
     make.call()
     (labelled,) = parameter_criteria(FIELDS["label"], "payments")
     with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL enable_seqscan = off")
+        # In small tables other plans cost the same. In order of time, only this index needs no sorting.
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
 
-    plan = Call.objects.filter(labelled.test).explain()
+    plan = Call.objects.filter(labelled.test).order_by("created_at").explain()
 
     assert re.search(r"(?:using|on) auditlog_call_[\d_]+_created_at_idx", plan), plan
 

@@ -51,8 +51,8 @@ ASKING = {"POST auditlog:what_if", "POST call-what-if", "POST config-plan", "POS
 # The form opens. The model refuses people whom the review does not name as reviewers: tests/access/test_reviews.py.
 OF_REVIEWERS = {"POST access:answer_review", "POST access:close_review", "POST access:reassign_review"}
 # Held calls have arguments, and a program may write payloads. Auditors read decisions in the admin events.
-WITH_PAYLOADS = {"GET allowance-detail", "GET hold-detail", "GET server-standard-error"}
-PAGES_WITH_PAYLOADS = {"approvals:hold", "servers:standard_error"}
+WITH_PAYLOADS = {"GET server-standard-error"}
+PAGES_WITH_PAYLOADS = {"servers:standard_error"}
 INCLUDING_VIEW = {"connections.revoke_connection", "connections.toggle_connection"}
 
 

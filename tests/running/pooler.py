@@ -67,7 +67,7 @@ def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -
         assert process.poll() is None, (home / "out").read_text() + (home / "log").read_text()
         yield pooled
     finally:
-        process.terminate()
+        process.kill()  # From PgBouncer 1.23 on, SIGTERM waits for the clients.
         process.wait(timeout=PATIENCE)
         shutil.rmtree(home, ignore_errors=True)
 
