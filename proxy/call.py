@@ -349,8 +349,7 @@ class Endpoint:
         wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
         denied = DENIALS["rate_limited"]
         sentence = f"There were more calls than the {limited.kind}'s limit allows: {limited.limit} a minute."
-        text = reasons.message(denied.reason, self._public_url, sentence)
-        body = jsonrpc.error(None, jsonrpc.FORBIDDEN, text, {"reason": denied.reason, "limit": limited.kind})
+        body = denied.error(self._public_url, None, sentence, limit=limited.kind)
         return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     # Serve: every request of a known token is a call; its row in the log is committed before its response is sent

@@ -228,10 +228,11 @@ class Denied(NamedTuple):
         """Return the body of the response."""
         return self.published or self.error(public_url, None)
 
-    def error(self, public_url: str, request_id: jsonrpc.Id | None) -> bytes:
-        """Return a JSON-RPC error with the message and the reason."""
+    def error(self, public_url: str, request_id: jsonrpc.Id | None, sentence: str = "", **data: str) -> bytes:
+        """Return a JSON-RPC error with the reason, and with `sentence` instead of the reason's own, if given."""
         code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
-        return jsonrpc.error(request_id, code, reasons.message(self.reason, public_url), {"reason": self.reason})
+        text = reasons.message(self.reason, public_url, sentence)
+        return jsonrpc.error(request_id, code, text, {"reason": self.reason, **data})
 
 
 DENIALS = {

@@ -260,6 +260,8 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     assert "To see the arguments, you need" in page
     assert "note" not in page
     assert "secret plan" not in page
+    with_payloads = make.user(Capability.LOGS_READ, Capability.LOGS_PAYLOADS)
+    assert "secret plan" not in text(sign_in(with_payloads).get(f"/approvals/{waiting.pk}/"))
     told = "The rule Ask first , version 1, held this call. Approved by ben@example.com"
     assert told in text(browser.get(f"/logs/{run.uid}/"))
     assert "This call ran without being held, after an approval" in text(browser.get(f"/logs/{like_it.uid}/"))
