@@ -43,7 +43,7 @@ test: setup ## the quick tests, and slower ones that alone run some lines; the s
 	@$(call PYTEST,$(BIN)/python -m,-m "not full and not image" --hypothesis-profile=few)
 
 test-all: setup ## every test without containers, on the oldest PostgreSQL; before a release
-	@$(call PYTEST,$(BIN)/python -m tests.running.debian $(BIN)/python -m,-m "not image")
+	@$(call PYTEST,$(BIN)/python -m tests.running.debian $(BIN)/python -m,-m "not image and not sample")
 
 test-images: TESTS = tests/deploy
 test-images: setup ## the tests that build images and run containers, as root; before a release

@@ -14,6 +14,11 @@ def full(value: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.full)
 
 
+def sampled(few: Any, every: Any = 1) -> list[Any]:
+    """Return two parameters: `few`, for a part of the cases, in `make test`, and `every` in `make test-all`."""
+    return [pytest.param(few, marks=pytest.mark.sample), full(every)]
+
+
 def first(count: int, values: Iterable[Any]) -> list[Any]:
     """Mark all parameters as `full`, except the first `count`."""
     return [value if number < count else full(value) for number, value in enumerate(values)]

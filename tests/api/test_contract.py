@@ -34,7 +34,7 @@ from gatewayadmin.rest.openapi import description
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment, sufficient
 from tests.api.world import World, build, holder
-from tests.cases import full
+from tests.cases import sampled
 
 pytestmark = pytest.mark.django_db
 
@@ -139,7 +139,7 @@ def test_every_operation_is_asked() -> None:
     assert operations().keys() == set(LABELS)
 
 
-@pytest.mark.parametrize("step", [40, full(1)])
+@pytest.mark.parametrize("step", sampled(40))
 def test_operations_answer_as_described(
     step: int, world: World, credentials: dict[str, Any], record_property: Any, subtests: pytest.Subtests
 ) -> None:

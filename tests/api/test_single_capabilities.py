@@ -24,7 +24,7 @@ from servers.models import Identity
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment
 from tests.api.world import World, build, holder
-from tests.cases import full
+from tests.cases import sampled
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
 from tokens.models import Token
@@ -509,7 +509,7 @@ def rights() -> dict[Any, Any]:
     }
 
 
-@pytest.mark.parametrize("step", [40, full(1)])
+@pytest.mark.parametrize("step", sampled(40))
 @pytest.mark.parametrize("key", [False, True], ids=["session", "API key"])
 def test_one_capability_opens_what_it_says_against_who_holds_no_more(
     key: bool, step: int, stage: tuple[World, Cast], subtests: pytest.Subtests

@@ -1,6 +1,6 @@
-"""axe on the pages that people open first, in light, in dark and on a phone; test_pages.py checks all pages.
+"""axe on the pages before signing in, and meaningful names of the links and buttons that a screen reader lists.
 
-Also checks the links and buttons that a screen reader lists on the main pages: each has a meaningful name.
+test_pages.py checks all other pages with axe.
 """
 
 import re
@@ -15,13 +15,6 @@ from tests.make import unique
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.full
-
-
-@pytest.mark.parametrize("path", ["/", "/logs/", "/gateways/quickstart/tools/"])
-def test_a_page_is_accessible(page: Page, live: Serve, path: str) -> None:
-    page.goto(live.url + path)
-
-    assert faults_of(page, path) == []
 
 
 def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, trouble: Trouble) -> None:

@@ -86,11 +86,13 @@ def test_tab_comes_to_everything_and_shows_where_it_is(page: Page, live: Serve, 
 def walk(page: Page, url: str) -> dict[str, Any]:
     """Press Tab until focus leaves the page; return the focused controls, and the controls that were missed."""
     page.goto(url)
+    # From a control that the page focuses, the second lap begins at the top.
+    laps = 1 if page.evaluate("() => document.activeElement === document.body") else 2
     page.evaluate(WATCH)
     for _ in range(MOST_STEPS // STRIDE):
         for _ in range(STRIDE):
             page.keyboard.press("Tab")
-        if page.evaluate("() => window.left") > 1:  # Focus has passed the end of the page twice.
+        if page.evaluate("() => window.left") >= laps:
             break
     return dict(page.evaluate(MISSED))
 

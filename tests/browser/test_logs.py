@@ -327,7 +327,7 @@ def test_lists_of_many_filters_and_columns_are_accessible_in_every_look(live: Se
     columns = "&".join(f"columns={name}" for name in COLUMNS)
     filters = "&".join(f"not_tool=another-{n}-{unique('x')}" for n in range(8))
 
-    lists = (f"/logs/?{columns}", f"/logs/?{filters}&{columns}", f"/logs/groups/?by=tool&{filters}")
+    lists = (f"/logs/?{filters}&{columns}", f"/logs/groups/?by=tool&{filters}")
     searches = ("/settings/api-tokens?owner=all&q=nothing", "/settings/api-tokens?owner=all&q=token")
 
     for path in (*lists, *searches):

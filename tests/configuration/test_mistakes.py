@@ -13,7 +13,7 @@ from configuration.plan import plan
 from rules.models import Rule
 from servers.models import AuthType
 from tests import make
-from tests.cases import full
+from tests.cases import sampled
 
 pytestmark = pytest.mark.django_db
 
@@ -191,7 +191,7 @@ def owner() -> User:
     return owner
 
 
-@pytest.mark.parametrize("step", [15, full(1)])
+@pytest.mark.parametrize("step", sampled(15))
 def test_a_mistake_is_reported_with_its_place_and_changes_nothing(
     step: int, owner: User, subtests: pytest.Subtests
 ) -> None:

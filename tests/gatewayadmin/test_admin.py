@@ -35,7 +35,7 @@ from sinks.models import ArchivedPartition, Sink
 from sso.models import Account, Provider
 from tests import make
 from tests.accounts.again import confirmed
-from tests.cases import full
+from tests.cases import sampled
 from tests.conftest import SignIn
 from tests.docs.pages import ROOT
 from tokens.models import Token
@@ -187,7 +187,7 @@ def test_no_page_is_made_of_a_secret() -> None:
         assert pages.fields or name in {"auditlog.call", "auditlog.event"}, name
 
 
-@pytest.mark.parametrize("step", [6, full(1)])
+@pytest.mark.parametrize("step", sampled(6))
 def test_no_page_shows_a_secret(boss: Client, step: int) -> None:
     secrets = world(user_of(boss)).secrets
     seen = ""

@@ -25,7 +25,7 @@ from hosts.models import Host, HostError
 from servers.models import AuthType, Identity, Server, ServerError
 from tests import make
 from tests.api.world import holder
-from tests.cases import full
+from tests.cases import full, sampled
 from tests.rest import Rest
 from tokens.models import Token, TokenError
 
@@ -302,7 +302,7 @@ def owners() -> tuple[User, User]:
     return one, other
 
 
-@pytest.mark.parametrize("rounds", [8, full(24)])
+@pytest.mark.parametrize("rounds", sampled(8, 24))
 def test_one_of_two_owners_who_leave_at_once_stays(two: Two, rounds: int) -> None:
     """Both users were loaded as owners before either change begins; afterwards exactly one is still an owner."""
     Role.objects.make_built_in()
@@ -334,7 +334,7 @@ def status(program: Rest, method: str, path: str) -> int:
     return int(program.send(method, path).status_code)
 
 
-@pytest.mark.parametrize("rounds", [2 * len(OVER_HTTP), full(6 * len(OVER_HTTP))])
+@pytest.mark.parametrize("rounds", sampled(2 * len(OVER_HTTP), 6 * len(OVER_HTTP)))
 def test_over_http_the_other_gets_an_answer_too(two: Two, rounds: int) -> None:
     rows = made()
     ids = {name: row.pk for name, row in vars(rows).items()}

@@ -17,7 +17,7 @@ from django.urls import URLPattern, reverse
 from capabilities import Capability
 from gatewayadmin.admin.base import site as staff_site
 from servers import programs
-from tests.cases import full
+from tests.cases import sampled
 from tests.house.doors import ALL, KEEPER, Door, Site, doors
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 from wire.runner import Runner
@@ -55,7 +55,7 @@ def seen(response: Any) -> str:
     return REFUSED if response.status_code in (403, 404) else ENTERED
 
 
-@pytest.mark.parametrize("step", [40, full(1)])
+@pytest.mark.parametrize("step", sampled(40))
 def test_a_page_opens_to_whom_its_rule_names(site: Site, step: int, subtests: pytest.Subtests) -> None:
     """A user may open the page only with the declared capabilities; without a CSRF token, POSTs change nothing."""
     for door in DOORS[::step]:
@@ -210,7 +210,7 @@ def admin_pages() -> Iterator[str]:
                 yield reverse(f"admin:{route.name}", kwargs=taken(route, known))
 
 
-@pytest.mark.parametrize("step", [8, full(1)])
+@pytest.mark.parametrize("step", sampled(8))
 def test_the_django_admin_opens_to_staff_alone(site: Site, step: int) -> None:
     everything = site.holding(ALL)
     asked_who = ("/admin/login/?next=", "/accounts/login/?next=")

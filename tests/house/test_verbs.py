@@ -22,7 +22,7 @@ from servers.oauth_client.models import ClientRegistration
 from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
-from tests.cases import full
+from tests.cases import sampled
 from tests.house.doors import channel_of, session_of
 from tests.house.stage import Stage, outcome
 from tests.house.verbs import INSIDE, VERBS
@@ -157,7 +157,7 @@ def staged() -> Stage:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("step", [40, full(1)])
+@pytest.mark.parametrize("step", sampled(40))
 def test_every_surface_does_the_same(step: int, stage: Stage, subtests: pytest.Subtests) -> None:
     for verb in VERBS[::step]:
         with subtests.test(str(verb)):

@@ -16,7 +16,7 @@ from capabilities import Capability
 from connections.models import Connection
 from servers.models import AuthType
 from tests import make
-from tests.cases import full
+from tests.cases import sampled
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
 from tests.undone import undone
@@ -140,7 +140,7 @@ def clash_of(answer: Any) -> ChangedMeanwhile:
     return found
 
 
-@pytest.mark.parametrize("step", [len(KINDS), full(1)])
+@pytest.mark.parametrize("step", sampled(len(KINDS)))
 def test_the_second_to_save_a_form_is_told_what_changed_and_may_save_on_top(
     boss: User, page: Client, step: int, subtests: pytest.Subtests
 ) -> None:
@@ -174,7 +174,7 @@ def version_of(answer: Any) -> str:
     return f'{version}"'
 
 
-@pytest.mark.parametrize("step", [len(KINDS), full(1)])
+@pytest.mark.parametrize("step", sampled(len(KINDS)))
 def test_a_request_that_names_an_older_version_changes_nothing_and_is_told_what_changed(
     boss: User, step: int, subtests: pytest.Subtests
 ) -> None:
