@@ -62,6 +62,8 @@ REVIEWS = Table(
         ),
         Column("by", "Started by", 11, priority=5, value="started_by.email"),
         Column("state", "State", 7, on_phone=True, value=lambda review: "open" if review.is_open else "closed"),
+        Column("closed", "Closed", 7, kind="moment", is_extra=True, value="closed_at"),
+        Column("closed_by", "Closed by", 11, is_extra=True, value="closed_by.email"),
     ),
     order="-started",
 )

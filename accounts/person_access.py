@@ -43,7 +43,8 @@ def access_of(person: User, viewer: User) -> list[Part]:
     word = urlencode({"q": person.email})
     parts = []
     if viewer.has_perm(Capability.GATEWAYS_READ):
-        reachable = Gateway.objects.reachable_by(person).prefetch_related("teams").order_by("name")
+        usable = Gateway.objects.reachable_by(person) if person.is_active else Gateway.objects.none()
+        reachable = usable.prefetch_related("teams").order_by("name")
         parts.append(_part("gateways", "Gateways", reachable, wrap=lambda row: (row, _reason(row, person))))
         grants = ToolGrant.objects.to(person).select_related("tool_set", "gateway", "team", "user", "given_by")
         grants = grants.filter(gateway__archived_at=None).order_by("-given_at")

@@ -90,8 +90,9 @@ class WorkspaceForm(forms.Form):
         label="Record payloads",
         required=False,
         help_text=(
-            "Records arguments and results of each call, for people who may view recorded payloads. Recognised "
-            "passwords, tokens and credentials are removed first; other private text stays."
+            "Records arguments and results of calls that a known person may send to the gateway. Only people who may "
+            "view recorded payloads see them. Recognised passwords, tokens and credentials are removed first; other "
+            "private text stays."
         ),
     )
     payload_limit_bytes = forms.IntegerField(

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from approvals.arguments import shown_to
 from approvals.forms import DecisionForm, HoldFilter, WaitForm
-from approvals.models import SEES_ALL, Allowance, AllowanceQuerySet, Hold, HoldQuerySet, HoldRefused
+from approvals.models import SEES_ALL, Allowance, AllowanceQuerySet, Hold, HoldQuerySet, HoldRefused, HoldState
 from auditlog.models import Call
 from auditlog.remedies import who_can
 from capabilities import NOBODY, Capability, own_resource
@@ -47,8 +47,9 @@ DECIDED = Table(
     "Decided calls",
     (
         *_CALL,
-        Column("state", "State", 10, on_phone=True, value="current_state"),
+        Column("state", "State", 10, on_phone=True, value=lambda hold: HoldState(hold.current_state).label),
         Column("by", "Decided by", 12, priority=3, value="decided_by.email"),
+        Column("decided", "Decided", 7, kind="moment", is_extra=True, value="decided_at"),
     ),
     order="-at",
 )

@@ -490,7 +490,7 @@ class Action(StrEnum):
 
     UNKNOWN_TOKENS_REFUSED = (
         "proxy.unknown_tokens_refused",
-        "{requests} requests from {target} with unknown tokens were refused.",
+        "Unknown tokens from {target} were refused. Requests: {requests}.",
         "Requests from {target} with unknown tokens were refused.",
     )
 

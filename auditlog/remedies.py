@@ -82,6 +82,15 @@ def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
     return _events(connection.gateway, Q(action=Action.GATEWAY_UPDATED, changes__has_key="hosts_allowed"))
 
 
+def _end_of_token(token: Any) -> QuerySet[Event]:
+    """Return the events that may have revoked the token: its own, or that of its connection, such as in a review."""
+    since = Event.objects.filter(created_at__gte=token.created_at)
+    own = Q(action=Action.TOKEN_REVOKED, target_type="token", target_id=str(token.pk))
+    return since.filter(
+        own | Q(action=Action.CONNECTION_REVOKED, target_type="connection", target_id=str(token.connection_id))
+    )
+
+
 def _at(name: str, field: str = "pk") -> Callable[[Any], str]:
     return lambda row: reverse(name, args=[getattr(row, field)])
 
@@ -174,7 +183,7 @@ REMEDIES = {
     "identity_missing": _OWN_IDENTITY._replace(subject="connection"),
     "identity_sign_in": _OWN_IDENTITY._replace(began=(Action.IDENTITY_SIGN_IN_NEEDED,)),
     "identity_scope": _OWN_IDENTITY,
-    "revoked": Remedy("token", (Action.TOKEN_REVOKED,), owner=_ANOTHER),
+    "revoked": Remedy("token", (Action.TOKEN_REVOKED,), owner=_ANOTHER, causes=_end_of_token),
     "stale_generation": Remedy(
         "connection", (Action.KEY_REGENERATED,), owner="Only {owner} can connect the app again."
     ),

@@ -58,6 +58,9 @@ UNQUOTED = ("user", "address")
 MARKS = (("“", "”"), ("«", "»"))
 NO_ADDRESS = frozenset(' “”«»"')  # Characters that no plain address contains.
 
+# The names of changed fields in sentences, if they are not the key with spaces.
+FIELD_NAMES = {"when": "condition", "expires_at": "expiry", "payload_limit_bytes": "payload limit"}
+
 _ACTIONS = {action.value: action.sentences for action in Action}
 # Actions that only older releases recorded.
 RETIRED: dict[str, tuple[str, ...]] = {
@@ -162,7 +165,7 @@ def _of_changes(event: Event) -> Iterator[tuple[str, SentencePart]]:
         yield "capability", SentencePart(next((one.label for one in Capability if one.slug == slug), slug), "name")
     fields = [name for name in changes if name not in ASIDE]
     if fields:
-        yield "fields", SentencePart(_named([name.replace("_", " ") for name in fields]))
+        yield "fields", SentencePart(_named([FIELD_NAMES.get(name, name.replace("_", " ")) for name in fields]))
         yield "first", SentencePart(fields[0], "name")
     if fields == ["name"] and (before := _before(changes["name"])):
         yield "old_name", SentencePart(str(before), "name")

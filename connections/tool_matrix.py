@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +35,11 @@ class MatrixColumn:
     kind: str
     name: str
     pk: UUID | None = None
+    may_use_gateway: bool = True  # False for a person who may use no tool, whatever the grants are.
+
+    @classmethod
+    def of_person(cls, user: User, gateway: Gateway) -> MatrixColumn:
+        return cls(PERSON, user.email, user.pk, user.is_active and gateway.is_reachable_by(user))
 
     @property
     def key(self) -> str:
@@ -65,13 +71,15 @@ class MatrixCell:
         """`yes`, `no`, `limit` (outside the limit of the app or agent) or `off` (the tool is disabled or blocked)."""
         if not self.feature.enabled or self.feature.blocked:
             return "off"
+        if not self.column.may_use_gateway:
+            return "no"
         return "yes" if self.is_given else "limit" if self.column.kind == AGENT else "no"
 
     @property
     def words(self) -> str:
         return {
             "yes": "yes",
-            "no": "no, not granted",
+            "no": "no, not granted" if self.column.may_use_gateway else "no, without access to the gateway",
             "limit": "no, beyond its limit",
             "off": f"no, {self.feature.blocked or 'tool disabled'}",
         }[self.access]
@@ -95,12 +103,14 @@ class MatrixFilter(ListFilter):
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
     """Return the columns that the filters choose; without a choice, all columns, but at most MOST_COLUMNS."""
     told: Any = filters.values
+    if not any(told.get(name) for name in ("person", "team", "agent")):
+        return [*islice(_all_columns(gateway), MOST_COLUMNS)]
     found: list[MatrixColumn] = []
     if email := told.get("person"):
-        found += [MatrixColumn(PERSON, user.email, user.pk) for user in User.objects.filter(email__iexact=email)]
+        found += [MatrixColumn.of_person(user, gateway) for user in User.objects.filter(email__iexact=email)]
     found += [MatrixColumn(TEAM, team.name, team.pk) for team in Team.objects.filter(pk=told.get("team"))]
     found += [MatrixColumn(AGENT, host.name, host.pk) for host in _limited(gateway).filter(pk=told.get("agent"))]
-    return found or [*_all_columns(gateway)][:MOST_COLUMNS]
+    return found
 
 
 def _all_columns(gateway: Gateway) -> Iterator[MatrixColumn]:
@@ -109,7 +119,7 @@ def _all_columns(gateway: Gateway) -> Iterator[MatrixColumn]:
     for team in Team.objects.filter(pk__in=grants.exclude(team=None).values("team")).order_by("name"):
         yield MatrixColumn(TEAM, team.name, team.pk)
     for user in User.objects.filter(pk__in=grants.exclude(user=None).values("user")).order_by("email"):
-        yield MatrixColumn(PERSON, user.email, user.pk)
+        yield MatrixColumn.of_person(user, gateway)
     for host in _limited(gateway):
         yield MatrixColumn(AGENT, host.name, host.pk)
 
@@ -161,7 +171,7 @@ def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
     tools = features_at(gateway).filter(kind__in=NAMED_KINDS).select_related("assignment__server")
     try:
         feature = get_object_or_404(tools, pk=UUID(text_of(request.GET, "tool")))
-        column = _column(text_of(request.GET, "of"))
+        column = _column(text_of(request.GET, "of"), gateway)
     except ValueError:
         raise Http404 from None
     given = given_tools(gateway, [feature.exposed_name])
@@ -183,7 +193,7 @@ def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def _column(key: str) -> MatrixColumn:
+def _column(key: str, gateway: Gateway) -> MatrixColumn:
     """Return the column with this key. Raises ValueError or Http404."""
     kind, _, pk = key.partition(":")
     match kind:
@@ -192,7 +202,7 @@ def _column(key: str) -> MatrixColumn:
         case "team":
             return MatrixColumn(TEAM, get_object_or_404(Team, pk=UUID(pk)).name, UUID(pk))
         case "person":
-            return MatrixColumn(PERSON, get_object_or_404(User, pk=UUID(pk)).email, UUID(pk))
+            return MatrixColumn.of_person(get_object_or_404(User, pk=UUID(pk)), gateway)
         case "agent":
             return MatrixColumn(AGENT, get_object_or_404(Host.objects.live(), pk=UUID(pk)).name, UUID(pk))
     raise ValueError(key)

@@ -19,6 +19,8 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from accounts.people_forms import matching_words
 from auditlog.filters import ListOptions
+from auditlog.models import span_of_uid
+from auditlog.own_calls import own_calls
 from capabilities import Capability, own_resource
 from gatewayadmin.help.documents import search
 from gatewayadmin.palette_calls import calls_described
@@ -29,7 +31,7 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token, called
 from tokens.rows import ENDING, of_status, tokens_visible_to
-from ui.pages import AppRequest, show, text_of, with_query
+from ui.pages import AppRequest, show, text_of, uuid_of, with_query
 
 SHOWN = 5  # Maximum entries of each kind; a longer search text finds the others.
 VERBS = ("block", "disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
@@ -120,6 +122,9 @@ def _lists(user: User, words: str) -> Iterator[PaletteEntry]:
     """Yield entries for filtered lists: the calls that `words` describe, and the lists whose names match."""
     if user.has_perm(Capability.LOGS_READ) and (found := calls_described(words, ListOptions.of(user.log_look).zone)):
         yield PaletteEntry(found.text, with_query(reverse("auditlog:calls"), found.query), "logs")
+    if uid := uuid_of(words):
+        for call in own_calls(user).filter(uid=uid, created_at__range=span_of_uid(uid)):
+            yield _to("auditlog:own_call", uid, f"Your call of {call.feature_name or call.method}", "logs")
     yield from _matching(LISTS, user, words)
 
 

@@ -186,7 +186,7 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
 def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
     """Show a button for each team that a person is not in. The button adds the person to the team."""
     person = get_object_or_404(User, pk=pk)
-    back = reverse("accounts:person", args=[pk])
+    back = own_path(request.POST.get("back", ""), reverse("accounts:person", args=[pk]))
     if request.method == "GET":
         teams = _counted(Team.objects.exclude(users=person))
         return show(request, "gateways/put_in_team.html", {"person": person, "teams": teams, "back": back})
@@ -210,10 +210,12 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
         with transaction.atomic():
             team = _locked(pk)
             person = get_object_or_404(team.users.all(), pk=user_pk)
-            team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
+            changed = team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
     except Outranked as error:
         return leave(request, back, str(error))
-    return leave(request, back, f"{person.email} was removed from {team.name}")
+    fields = [("team", str(team.pk)), ("back", back)]
+    undo = Undo.if_changed(changed, reverse("gateways:put_in_team", args=[person.pk]), fields)
+    return leave(request, back, f"{person.email} was removed from {team.name}", undo)
 
 
 @require_http_methods(["GET", "POST"])

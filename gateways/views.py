@@ -81,7 +81,7 @@ GATEWAYS = Table(
         Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE, value="connection_count"),
         CALLS,
         CREATED,
-        Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True),
+        Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True, value="reach_text"),
         Column("enabled", "Enabled", 5, kind="switch", value="enabled"),
         Column("acts", "Actions", 4, kind="acts", said=False),
     ),

@@ -103,7 +103,7 @@ LANE_DOWN = Gauge(
 )
 STREAMS = Gauge("gateway_open_streams", "Open event streams to clients", multiprocess_mode="livesum")
 OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker that has the most", multiprocess_mode="livemax")
-OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemin")
+OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemax")
 OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused because of too many open files", ("what",))
 for _what in ("stream", "connection"):
     OPEN_FILES_REFUSED.labels(_what)

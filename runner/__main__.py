@@ -64,7 +64,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "check":
         problems = _problems(file)
         sys.stdout.write(
-            "".join(f"{each}\n" for each in problems) or f"{file.path}: {len(file.entries)} entries, no mistake\n"
+            "".join(f"{each}\n" for each in problems) or f"{file.path}: entries: {len(file.entries)}, no mistake\n"
         )
         return 1 if problems else 0
     return asyncio.run(_serve(file))

@@ -62,7 +62,8 @@ def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
         lock_path = file.path.with_name("runner.lock")
         lock = json.loads(lock_path.read_text()) if lock_path.exists() else {}
         if name not in lock or _installed(folder) != _digest(lock[name]):
-            raise LookupError(f"{name} is not installed. Run gateway-admin-runner install")
+            command = "gateway-admin-runner install (in a clone: .venv/bin/python -m runner install)"
+            raise LookupError(f"{name} is not installed. Run {command}")
         programs = str(folder / ("node_modules/.bin" if name.startswith("npm:") else "venv/bin"))
         places = f"{programs}:{places}"
     found = shutil.which(program, path=places)

@@ -219,9 +219,11 @@ class ServerTrial:
         if self.kind != "bad":
             return []
         parts = urlsplit(self.url)
-        path = next(one for one in USUAL_PATHS if one != parts.path.rstrip("/"))
-        other = parts._replace(path=path, query="").geturl()
-        paths = {"text": "The MCP endpoint is at another path.", "try": other}
+        paths = {"text": "The MCP endpoint is at another path."}
+        if parts.path.rstrip("/") != "/mcp":
+            paths["try"] = parts._replace(path="/mcp", query="").geturl()
+        else:
+            paths |= {"at": "id_url", "label": "Change URL"}
         again = {"text": "The server is starting, or its network does not let the gateway in.", "try": self.url}
         if isinstance(self.outcome, NoEndpoint):
             text = "The server answers only requests that carry a credential."

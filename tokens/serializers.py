@@ -65,6 +65,12 @@ class TokenSerializer(serializers.Serializer[Token]):
     user_email = serializers.CharField(source="connection.user.email", help_text="E-mail address of its owner.")
     rotated_at = UtcDateTimeField(allow_null=True, help_text="When its secret was last replaced; null if never.")
     revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
+    revoked_by = serializers.EmailField(
+        source="revoked_by.email",
+        default=None,
+        allow_null=True,
+        help_text="E-mail address of the person who revoked it; null if nobody.",
+    )
     calls_per_minute = Limit()
     secret_last_used_at = UtcDateTimeField(
         allow_null=True, help_text="When the current secret was last used; null if never."

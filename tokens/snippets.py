@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -11,12 +12,13 @@ from django.urls import reverse
 from accounts.models import User
 from auditlog.own_calls import Wait
 from connections.given_tools import given_to
-from gateways.models import Effect, Feature, Gateway
+from gateways.models import Effect, Feature, Gateway, IdentityScheme
 from hosts.models import Host
 from tokens.models import Issued
 from ui.clients import client_block, clients
 
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
+READS = re.compile(r"(^|[_-])(get|list|search|find|read|show|count|status|whoami|now)", re.IGNORECASE)
 
 
 def new_secret_context(new: Issued) -> dict[str, Any]:
@@ -50,13 +52,24 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
     """Return the simplest call of a non-destructive tool that `user` may use on this gateway, or None."""
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
-    tool = min(tools, key=_example_order, default=None)
+    tool = min(tools.select_related("assignment"), key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 
 
-def _example_order(tool: Feature) -> tuple[bool, bool, int, str]:
-    """Sort key for example tools: a tool named `echo` first, then read-only tools, then few required arguments."""
-    return tool.name != "echo", tool.effect != Effect.READ_ONLY, len(_required(tool.input_schema)), tool.exposed_name
+def _example_order(tool: Feature) -> tuple[bool | int | str, ...]:
+    """Sort key for example tools.
+
+    Tools that need no credential of the person come first, then `echo`, read-only tools, tools whose name sounds like
+    reading, and tools with few required arguments.
+    """
+    return (
+        tool.assignment.identity_scheme == IdentityScheme.PER_USER,
+        tool.name != "echo",
+        tool.effect != Effect.READ_ONLY,
+        not READS.search(tool.name),
+        len(_required(tool.input_schema)),
+        tool.exposed_name,
+    )
 
 
 def _arguments(schema: Any) -> dict[str, Any]:

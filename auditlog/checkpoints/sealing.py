@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from auditlog.models import Call, Checkpoint, CheckpointKey, Event, span_of_uid
 from auditlog.partitions import Dropped, midnight
-from auditlog.replica import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
+from auditlog.replica import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id
 from ui.sealing import cipher
 
 # Merkle trees (RFC 9162, section 2.1), and the leaf of a log row.
@@ -209,7 +209,7 @@ def _make_next() -> Body | None:
             return None
         before = _newest()
         if before is None:
-            return _keep(_first(cursor), _Leaves([], None, None, None))
+            return _make_first(cursor)
         if made := _make_events(cursor, before):
             return made
         body = _late(before) or _near(cursor, before)
@@ -240,17 +240,21 @@ def _oldest_partition() -> str:
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
 
-def _first(cursor: Any) -> Body:
-    """Return the first checkpoint, which covers no rows.
+def _make_first(cursor: Any) -> Body | None:
+    """Make the first checkpoint, which covers no rows.
 
-    The next checkpoints cover all admin events, also existing ones, but only calls recorded after this checkpoint.
+    The next checkpoints cover all existing admin events, and the calls that began up to LATEST ago.
     """
-    now, last = timezone.now(), newest_id(cursor, TABLE)
-    covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
-    state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
+    last = last_id(cursor, TABLE, wait=WRITERS_S)
+    if last is None:
+        return None
+    now, after = timezone.now(), 0 if Call.objects.exists() else last
+    covers = {"from": now - NEAR, "before": None, "after_id": after, "upto_id": after}
+    state = {"near_to": after, "near_at": now, "near_from": now - NEAR, "late_to": after}
     # Calls that began up to LATEST ago may still arrive, even if their partition does not exist yet.
     state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
-    return {"number": 1, "kind": "first", "previous": "", **covers, **state}
+    body = {"number": 1, "kind": "first", "previous": "", **covers, **state}
+    return _keep(body, _Leaves([], None, None, None))
 
 
 def _after(before: Body, kind: str) -> Body:

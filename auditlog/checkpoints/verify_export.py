@@ -351,7 +351,8 @@ class Verification:
 
     def summary(self) -> list[str]:
         calls, events = self.matched["call"], self.matched["event"]
-        said = [f"{calls} calls and {events} admin events match {self.checkpoints} signed checkpoints."]
+        kind = "signed checkpoints" if self.used_keys else "checkpoints that are not signed with the key"
+        said = [f"{calls} calls and {events} admin events match {self.checkpoints} {kind}."]
         if self.first and self.now:
             span = f"{self.first.body['sealed_at'][:19]}Z to {self.now.body['sealed_at'][:19]}Z"
             said.append(f"Checkpoints {self.first.number} to {self.now.number}, signed {span}.")

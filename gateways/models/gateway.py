@@ -302,6 +302,11 @@ class Gateway(Versioned, Switchable):
             if changes:
                 Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
 
+    @property
+    def reach_text(self) -> str:
+        """The reach in words: "Everyone", or the names of the teams."""
+        return "Everyone" if self.reach == Reach.EVERYONE else ", ".join(self.team_names()) or "No team"
+
     def team_names(self) -> list[str]:
         """Return the sorted names of the teams that the gateway is open to, as events store them."""
         return sorted(team.name for team in self.teams.all())

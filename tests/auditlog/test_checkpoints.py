@@ -71,6 +71,16 @@ def test_untouched_log_is_as_it_was_sealed(sealed: list[Call]) -> None:
     assert verify().uncovered == 1
 
 
+def test_calls_before_the_first_checkpoint_are_sealed_too() -> None:
+    first = [call() for _ in range(3)]
+    sealing.keep_up()
+
+    report = verify()
+    assert (report.findings, report.calls, report.uncovered) == ([], len(first), 0)
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", first[0].uid)
+    assert found() == [("removed", first[0].uid)]
+
+
 def test_removed_changed_and_exchanged_rows_are_named(sealed: list[Call], subtests: pytest.Subtests) -> None:
     uid, other = sealed[4].uid, uid_at(timezone.now())
     changes = {

@@ -315,6 +315,14 @@ def test_another_token_of_the_connection_answers_where_it_gets_further(scene: Sc
     assert any("passes the most checks" in note for note in answer["notes"])
 
 
+def test_a_revoked_token_names_who_ended_its_connection(scene: Scene, ana: User, sign_in: SignIn) -> None:
+    scene.link.revoke(by=ana)
+
+    assert f"Revoked by {ana.email}" in page(
+        sign_in(make.user(Capability.LOGS_READ, Capability.AUDIT_READ)), scene.call("revoked")
+    )
+
+
 @pytest.mark.full
 def test_the_address_of_the_call_counts_and_any_other_can_be_asked_about(scene: Scene, viv: User) -> None:
     scene.token.edit(allowed_ips=["192.0.2.0/24"], by=scene.owner)

@@ -144,6 +144,7 @@ def test_a_person_leaves_a_team_and_its_reach(chief: User, sign_in: SignIn) -> N
     again = client.post(f"/people/teams/{support.pk}/remove/{ann.pk}/")
 
     assert "ann@example.com was removed from Support" in text(response)
+    assert "Undo" in text(response)
     assert again.status_code == 404
     assert support.emails() == ["ben@example.com"]
     assert not gateway.is_reachable_by(User.objects.get(pk=ann.pk))

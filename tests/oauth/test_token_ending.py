@@ -139,6 +139,11 @@ def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
 
     assert offered == ["docs__d_read", "docs__b_write", "docs__c_said"]
     assert example_call(gateway, make.user()) is None
+    for name in ("delete_note", "order_status"):
+        features.create(name=name, exposed_name=f"docs__{name}")
+    call = example_call(gateway, make.user())
+    assert call is not None
+    assert call.name == "docs__order_status"
 
 
 def test_the_options_narrow_the_token_of_the_person_signed_in(ana: User, ann: User, sign_in: SignIn) -> None:

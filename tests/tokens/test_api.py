@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 KEYS = {
     *("id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at", "status", "last_used_at", "host"),
-    *("gateway", "connection_id", "user_email", "rotated_at", "revoked_at", "calls_per_minute"),
+    *("gateway", "connection_id", "user_email", "rotated_at", "revoked_at", "revoked_by", "calls_per_minute"),
     *("secret_last_used_at", "previous_secret", "asked_at", "blocked_by", "blocked_reason"),
 }
 
