@@ -61,6 +61,12 @@ def test_each_number_names_its_replica_so_that_two_behind_one_address_stay_apart
     assert told == {f"{socket.gethostname()}:{urlsplit(live.url).port}"}
 
 
+def test_open_files_are_told_with_the_limit_of_a_worker(live: Serve) -> None:
+    told = numbers(live)
+
+    assert 0 < told["gateway_open_files",] < told["gateway_open_files_limit",]
+
+
 def settled(live: Serve) -> Numbers:
     """Return the metrics once all workers have written theirs: unchanged for more than a second."""
     deadline = time.monotonic() + 2 * PATIENCE
