@@ -598,7 +598,7 @@ class Audience:
 
     @property
     def modern(self) -> bool:
-        """True if the client opened the streams by `subscriptions/listen`; False for a session and its calls."""
+        """True if the client opened the streams by `subscriptions/listen`, False if they belong to a session."""
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:

@@ -93,7 +93,7 @@ class Beside(Protocol):
     ) -> None:
         """Pass messages that arrive outside the request's own stream to the callbacks, until `end` is called.
 
-        Awaited before the request is sent in a session.
+        Called before the request is sent, and only if the request belongs to a session.
         """
 
     def end(self) -> None:

@@ -48,8 +48,8 @@ WHEN = Field(
 class RuleKind(Kind):
     name, noun = "rules", "rule"
     about = (
-        "Rules on tool calls, in the order in which they apply. Rules that are not in the list do not move: the third "
-        "of all rules stays third."
+        "Rules on tool calls, in the order in which they apply. A rule that is not in the file keeps its "
+        "position: if it is the third of all rules now, it stays third."
     )
     sees = frozenset({Capability.RULES_READ})
     manages = Capability.RULES_MANAGE

@@ -170,7 +170,7 @@ def _collects(loop: Node) -> bool:
 
 
 def _cost_of_pattern(pattern: str) -> Cost:
-    """Return the highest cost of compiling a pattern (`once`), and of comparing it with one character (`text`)."""
+    """Return the highest cost of a pattern: to compile it (`once`), and for each character of a text (`text`)."""
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):
         number = max(int(least or 1), int(most or 1), 1)
