@@ -307,7 +307,7 @@ def _tokens_with_expiry() -> models.QuerySet[Token]:
 
 def _sign_ins() -> models.QuerySet[Identity]:
     """Return people's sign-ins at servers, except sign-ins that a refresh token renews."""
-    mine = Identity.objects.usable().filter(owner__isnull=False, grant__refresh_ciphertext=None)
+    mine = Identity.objects.usable().filter(owner__isnull=False, grant__isnull=False, grant__refresh_ciphertext=None)
     return mine.annotate(named=F("server__name"), begun=F("updated_at"))
 
 

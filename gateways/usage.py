@@ -154,7 +154,10 @@ class ServerUse:
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
-    """Return the use of each assignment's tools in the last SPAN, in the order of `assignments`."""
+    """Return the tools of each assignment with their last calls in the last SPAN, in the order of `assignments`.
+
+    Denied calls do not count.
+    """
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}

@@ -131,7 +131,10 @@ class SessionCalls:
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Let `drop_idle` forget every session in which no call is running, because access may have been revoked."""
+        """Mark all sessions, because access may have been revoked.
+
+        `drop_idle` forgets a marked session as soon as no call runs in it. A new call removes the mark.
+        """
         for use in self.uses.values():
             use.in_doubt = True
 

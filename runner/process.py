@@ -95,7 +95,7 @@ class ProgramAccount:
 
 
 class Accounts:
-    """Gives each program a user ID and a home. A shared program keeps both when it is started again."""
+    """Gives each program a home and, with isolation `uid`, a user ID. A shared program keeps both if started again."""
 
     def __init__(self, file: RunnerFile) -> None:
         self._homes = file.data / "homes"
