@@ -45,7 +45,7 @@ REVIEWS = Table(
     "Access reviews",
     (
         Column("name", "Review", sorts=("name",)),
-        Column("scope", "Access of", 12, priority=3, on_phone=True, value="get_scope_display"),
+        Column("scope", "Access of", 12, priority=3, on_phone=True, value=lambda review: review.get_scope_display()),
         Column("lines", "Lines", 5, kind="number", priority=4, value="line_count"),
         Column("open", "Open", 5, kind="number", on_phone=True, value="open_count"),
         Column("ended", "Ended", 5, kind="number", priority=3, value="ended_count"),
@@ -117,7 +117,7 @@ def listing(request: AppRequest) -> HttpResponse:
         Review.objects.all(),
         table=REVIEWS,
         filters=ReviewFilter(request.GET, viewer=request.user),
-        detail=lambda rows: rows.with_counts().select_related("started_by"),
+        detail=lambda rows: rows.with_counts().select_related("started_by", "closed_by"),
         may_start=may_start(request.user),
         rail_entry="gateways:access",
     )

@@ -126,7 +126,7 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return how many calls of the last seven days would have been refused if only `teams` could use `gateway`.
+    """Return a sentence: how many calls of seven days would have been refused if only `teams` could use `gateway`.
 
     Empty if the viewer may not read these calls.
     """

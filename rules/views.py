@@ -32,7 +32,7 @@ TABLE = Table(
         Column("position", "Order", 4, kind="number", sorts=("position",), priority=4),
         Column("name", "Rule", sorts=(Lower("name"),)),
         Column("when", "When", 20, priority=3),
-        Column("effect", "Effect", 10, priority=2, on_phone=True, value="get_effect_display"),
+        Column("effect", "Effect", 10, priority=2, on_phone=True, value=lambda rule: rule.get_effect_display()),
         Column("gateway", "Where", 10, priority=4, value=lambda rule: rule.gateway.name if rule.gateway else ""),
         Column("status", "Mode", 8, on_phone=True),
         CREATED,

@@ -212,7 +212,7 @@ class ServerTrial:
 
     @property
     def causes(self) -> list[dict[str, str]]:
-        """The three most likely causes of a failure; empty if `kind` is not `bad`.
+        """The most likely causes of a failure, at most three; empty if `kind` is not `bad`.
 
         `try` is a URL to test next; `at` is the id of the part of the form to change.
         """
@@ -233,7 +233,7 @@ class ServerTrial:
             secure = {"text": "The server answers over https only.", "try": parts._replace(scheme="https").geturl()}
             return [secure, again, paths]
         host = {"text": "The host name or the port is wrong.", "at": "id_url", "label": "Change URL"}
-        return [host, again, paths]
+        return [host, again, paths] if "try" in paths else [host, again]
 
     @property
     def shown(self) -> dict[str, Any]:

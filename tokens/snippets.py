@@ -18,7 +18,7 @@ from tokens.models import Issued
 from ui.clients import client_block, clients
 
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
-READS = re.compile(r"(^|[_-])(get|list|search|find|read|show|count|status|whoami|now)", re.IGNORECASE)
+READS = re.compile(r"^(get|list|search|find|read|show|count|whoami)(?![a-z])|[_-](status|count|whoami|now)$")
 
 
 def new_secret_context(new: Issued) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
 def _example_order(tool: Feature) -> tuple[bool | int | str, ...]:
     """Sort key for example tools.
 
-    Tools that need no credential of the person come first, then `echo`, read-only tools, tools whose name sounds like
-    reading, and tools with few required arguments.
+    A tool named `echo` comes first, then read-only tools, tools whose name sounds like reading, tools that need no
+    credential of the person, and tools with few required arguments.
     """
     return (
-        tool.assignment.identity_scheme == IdentityScheme.PER_USER,
         tool.name != "echo",
         tool.effect != Effect.READ_ONLY,
         not READS.search(tool.name),
+        tool.assignment.identity_scheme == IdentityScheme.PER_USER,
         len(_required(tool.input_schema)),
         tool.exposed_name,
     )

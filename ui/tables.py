@@ -50,8 +50,8 @@ class Column:
     hint: str = ""
     said: bool = True  # If False, the label is for screen readers only.
     needs: str | tuple[str, ...] = ()  # The viewer needs one of these capabilities.
-    # The cell in exports: the path of an attribute or method of the row, such as `role.name`, or a function. If empty,
-    # the attribute with the column's name, or nothing for a column of controls. If None, nothing.
+    # The cell in exports: the path of an attribute of the row, such as `role.name`, or a function. If empty, the
+    # attribute with the column's name, or nothing for a column of controls. If None, nothing.
     value: str | Callable[[Any], Any] | None = ""
 
     @property
@@ -71,12 +71,11 @@ class Column:
         if callable(self.value):
             return _plain(self.value(row))
         try:
-            found = attrgetter(self.value or self.name)(row)
+            return _plain(attrgetter(self.value or self.name)(row))
         except AttributeError:
             if "." not in (self.value or ""):
                 raise
             return None
-        return _plain(found() if callable(found) else found)
 
     def is_for(self, user: Any) -> bool:
         """Return whether the user has a capability that shows the column."""

@@ -73,8 +73,9 @@ class Received:
                 began = -1
             elif began >= 0:
                 first_required_ids[number] = began
-            if began < 0 and log in self.sends[number] and body.get("kind") in kinds:
-                began = int(body[state])
+            # The first checkpoint of a log that had calls is at 0: the sink may be newer than these calls.
+            if began < 0 and log in self.sends[number] and body.get("kind") in kinds and (position := int(body[state])):
+                began = position
             last = number
         return first_required_ids
 

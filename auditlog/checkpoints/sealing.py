@@ -241,18 +241,18 @@ def _oldest_partition() -> str:
 
 
 def _make_first(cursor: Any) -> Body | None:
-    """Make the first checkpoint, which covers no rows.
-
-    The next checkpoints cover all existing admin events, and the calls that began up to LATEST ago.
-    """
+    """Make the first checkpoint, which covers no rows. The next ones cover all existing calls and admin events."""
     last = last_id(cursor, TABLE, wait=WRITERS_S)
     if last is None:
         return None
-    now, after = timezone.now(), 0 if Call.objects.exists() else last
-    covers = {"from": now - NEAR, "before": None, "after_id": after, "upto_id": after}
-    state = {"near_to": after, "near_at": now, "near_from": now - NEAR, "late_to": after}
+    now = timezone.now()
     # Calls that began up to LATEST ago may still arrive, even if their partition does not exist yet.
-    state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
+    kept_from = min(_oldest_partition(), (now - LATEST).isoformat())
+    state: Body = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
+    if Call.objects.exists():
+        state = {"near_to": 0, "near_at": kept_from, "near_from": kept_from, "late_to": 0}
+    covers = {"from": state["near_from"], "before": None, "after_id": state["near_to"], "upto_id": state["near_to"]}
+    state |= {"events_to": 0, "kept_from": kept_from}
     body = {"number": 1, "kind": "first", "previous": "", **covers, **state}
     return _keep(body, _Leaves([], None, None, None))
 

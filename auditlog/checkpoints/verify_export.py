@@ -176,6 +176,7 @@ class Verification:
         self.now: CheckpointLine | None = None
         self.first: CheckpointLine | None = None
         self.used_keys: set[bytes] = set()
+        self.signed = 0  # The checkpoints that are signed with the key.
         self.closed_reviews: list[dict[str, Any]] = []
         self.reviewed = ""
 
@@ -241,6 +242,7 @@ class Verification:
     def checkpoint(self, one: CheckpointLine) -> None:
         self.checkpoints += 1
         if one.is_signed(self.keys):
+            self.signed += 1
             self.used_keys.add(one.key)
         else:
             self.found(f"{one.name} is not signed with the key, or was changed.")
@@ -351,8 +353,12 @@ class Verification:
 
     def summary(self) -> list[str]:
         calls, events = self.matched["call"], self.matched["event"]
-        kind = "signed checkpoints" if self.used_keys else "checkpoints that are not signed with the key"
-        said = [f"{calls} calls and {events} admin events match {self.checkpoints} {kind}."]
+        said = [f"{calls} calls and {events} admin events match {self.checkpoints} signed checkpoints."]
+        if self.signed < self.checkpoints:
+            said = [
+                f"{calls} calls and {events} admin events match {self.checkpoints} checkpoints, of which "
+                f"{self.signed} are signed with the key."
+            ]
         if self.first and self.now:
             span = f"{self.first.body['sealed_at'][:19]}Z to {self.now.body['sealed_at'][:19]}Z"
             said.append(f"Checkpoints {self.first.number} to {self.now.number}, signed {span}.")

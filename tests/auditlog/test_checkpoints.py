@@ -72,7 +72,8 @@ def test_untouched_log_is_as_it_was_sealed(sealed: list[Call]) -> None:
 
 
 def test_calls_before_the_first_checkpoint_are_sealed_too() -> None:
-    first = [call() for _ in range(3)]
+    first = [call(timezone.now() - age) for age in (5 * DAY, 5 * HOUR, HOUR / 60)]
+    sealing.keep_up()
     sealing.keep_up()
 
     report = verify()

@@ -11,7 +11,7 @@ import pytest
 
 from tests import curl, secrecy
 from tests.browser.cast import SECRETS, Cast
-from tests.cases import full
+from tests.cases import sampled
 from tests.make import unique
 from tests.workspace import ROOT
 
@@ -95,7 +95,7 @@ def reason(url: str, token: str) -> object:
     return told["error"]["data"]["reason"] if "error" in told else None
 
 
-@pytest.mark.parametrize("rounds", [FEW, full(MANY)])
+@pytest.mark.parametrize("rounds", sampled(FEW, MANY))
 def test_j5_an_agent_process_serves_two_people_at_once_and_never_mixes_them_up(cast: Cast, rounds: int) -> None:
     people = {name: {"token": cast.tokens[f"{name}s"], "hears": f"Bearer {SECRETS[name]}"} for name in ("ann", "ben")}
     program = ROOT / "tests" / "clients" / "agent_of_two.py"

@@ -41,7 +41,7 @@ def test_a_person_enters_a_key_on_my_identities_and_on_the_way_to_a_token(
     url = f"{live.url}/mcp/{slug}"
 
     page.goto(f"{live.url}/settings/identities?connection={connection}")
-    page.get_by_role("button", name="Add credential").click()
+    page.get_by_role("button", name=f"Add credential for {name}").click()
     dialog = page.get_by_role("dialog")
     enters(dialog, keys[0])
     dialog.get_by_role("button", name="Add", exact=True).click()

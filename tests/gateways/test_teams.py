@@ -149,6 +149,9 @@ def test_a_person_leaves_a_team_and_its_reach(chief: User, sign_in: SignIn) -> N
     assert support.emails() == ["ben@example.com"]
     assert not gateway.is_reachable_by(User.objects.get(pk=ann.pk))
 
+    client.post(f"/people/{ann.pk}/team/", {"team": str(support.pk), "back": f"/people/teams/{support.pk}/"})
+    assert sorted(support.emails()) == ["ann@example.com", "ben@example.com"]
+
 
 # --- Gateways -----------------------------------------------------------------------------------------------------
 
