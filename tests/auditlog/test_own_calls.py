@@ -207,3 +207,14 @@ def test_a_key_reads_them_with_the_capability_for_the_log(link: Connection) -> N
     holding = Rest.bearing(make.api_key(reader, Capability.LOGS_READ).secret).get("/me/calls")
 
     assert (without.status_code, holding.status_code) == (403, 200)
+
+
+def test_the_search_finds_a_call_of_ones_own_by_its_id(max: User, sign_in: SignIn) -> None:
+    own, other = make.call(user_id=max.pk, feature_name="docs__get"), make.call(user_id=make.user().pk)
+    client = sign_in(max)
+
+    found, hidden = (client.get("/find/", {"q": str(call.uid)}).content.decode() for call in (own, other))
+
+    assert f'href="/settings/calls/{own.uid}/"' in found
+    assert f"/settings/calls/{other.uid}/" not in hidden
+    assert "Your call" not in hidden
