@@ -23,6 +23,7 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
+EXPORT = "First run `export TOKEN=...` with your token, in the terminal in which you start the client."
 _HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL while the name is replaced: the URL contains the name.
 
 
@@ -45,6 +46,11 @@ class Block:
             for before, after in self.fill:
                 text = text.replace(before, after.format(token=token))
         return text.replace(EXAMPLE_URL, _HERE).replace(EXAMPLE_NAME, name).replace(_HERE, url)
+
+    def where_for(self, text: str) -> str:
+        """Return where to paste `text`, and how to set the variable TOKEN if the text reads it."""
+        reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
+        return f"{self.where}. {EXPORT}" if reads else self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +135,11 @@ def client_block(client: Client, way: str, *, url: str, name: str, token: str = 
     """Return the client's block for this gateway; None if the client has none for the sign-in method `way`."""
     if (block := client.by(way)) is None:
         return None
-    code = _escaped(block.for_gateway(url, name, token).strip())
+    text = block.for_gateway(url, name, token)
+    code = _escaped(text.strip())
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
-    where = block.where
+    where = block.where_for(text)
     if block.from_internet and not url.startswith("https:"):
         where = f"*{client.name} cannot connect to this address, which is not https.* {where}"
     return Shown(client.slug, client.name, where, mark_safe(code))  # noqa: S308  (escaped above)
@@ -168,7 +175,7 @@ def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str
             text = block.for_gateway(url, gateway)
             call = _LITERAL.sub(lambda found: literals[found[0]], client.call[kind])
             written = text.replace(client.call["instead"].strip("\n"), call).strip()
-            texts.append(CallText(client.slug, client.name, block.where, written))
+            texts.append(CallText(client.slug, client.name, block.where_for(written), written))
     return texts
 
 
