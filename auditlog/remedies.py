@@ -84,11 +84,9 @@ def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
 
 def _end_of_token(token: Any) -> QuerySet[Event]:
     """Return the events that may have revoked the token: its own, or that of its connection, such as in a review."""
-    since = Event.objects.filter(created_at__gte=token.created_at)
-    own = Q(action=Action.TOKEN_REVOKED, target_type="token", target_id=str(token.pk))
-    return since.filter(
-        own | Q(action=Action.CONNECTION_REVOKED, target_type="connection", target_id=str(token.connection_id))
-    )
+    own = _events(token, Q(action=Action.TOKEN_REVOKED))
+    of_connection = _events(token.connection, Q(action=Action.CONNECTION_REVOKED))
+    return (own | of_connection).filter(created_at__gte=token.created_at)
 
 
 def _at(name: str, field: str = "pk") -> Callable[[Any], str]:

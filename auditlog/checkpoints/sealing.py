@@ -248,13 +248,11 @@ def _make_first(cursor: Any) -> Body | None:
     now = timezone.now()
     # Calls that began up to LATEST ago may still arrive, even if their partition does not exist yet.
     kept_from = min(_oldest_partition(), (now - LATEST).isoformat())
-    state: Body = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    if Call.objects.exists():
-        state = {"near_to": 0, "near_at": kept_from, "near_from": kept_from, "late_to": 0}
-    covers = {"from": state["near_from"], "before": None, "after_id": state["near_to"], "upto_id": state["near_to"]}
+    after, at, since = (0, kept_from, kept_from) if Call.objects.exists() else (last, now, now - NEAR)
+    covers = {"from": since, "before": None, "after_id": after, "upto_id": after}
+    state = {"near_to": after, "near_at": at, "near_from": since, "late_to": after}
     state |= {"events_to": 0, "kept_from": kept_from}
-    body = {"number": 1, "kind": "first", "previous": "", **covers, **state}
-    return _keep(body, _Leaves([], None, None, None))
+    return _keep({"number": 1, "kind": "first", "previous": "", **covers, **state}, _Leaves([], None, None, None))
 
 
 def _after(before: Body, kind: str) -> Body:

@@ -353,12 +353,10 @@ class Verification:
 
     def summary(self) -> list[str]:
         calls, events = self.matched["call"], self.matched["event"]
-        said = [f"{calls} calls and {events} admin events match {self.checkpoints} signed checkpoints."]
+        checkpoints = f"{self.checkpoints} signed checkpoints"
         if self.signed < self.checkpoints:
-            said = [
-                f"{calls} calls and {events} admin events match {self.checkpoints} checkpoints, of which "
-                f"{self.signed} are signed with the key."
-            ]
+            checkpoints = f"{self.checkpoints} checkpoints, of which {self.signed} are signed with the key"
+        said = [f"{calls} calls and {events} admin events match {checkpoints}."]
         if self.first and self.now:
             span = f"{self.first.body['sealed_at'][:19]}Z to {self.now.body['sealed_at'][:19]}Z"
             said.append(f"Checkpoints {self.first.number} to {self.now.number}, signed {span}.")
