@@ -149,8 +149,9 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite a person only to a role whose capabilities the key has. It can deactivate people and sign
-    them out, but cannot change or reactivate them, or change their invitations.
+    An API key can invite a person only to a role whose capabilities the key has. It can deactivate and
+    sign out people whose role has no capability that the key lacks, but cannot change or reactivate people, or change
+    their invitations.
     """
 
     problems = PROBLEMS

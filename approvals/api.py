@@ -117,7 +117,10 @@ class DenyBody(RequestBody):
     """The decision to deny."""
 
     sentence = serializers.CharField(
-        max_length=LONGEST_SENTENCE, required=False, allow_blank=True, help_text="Sentence for the agent."
+        max_length=LONGEST_SENTENCE,
+        required=False,
+        allow_blank=True,
+        help_text="Sentence for the agent, which gets it if the call is denied. After an approval, only people see it.",
     )
 
 

@@ -60,7 +60,10 @@ class DecisionForm(forms.Form):
 
     act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
     sentence = forms.CharField(
-        required=False, max_length=LONGEST_SENTENCE, label="Sentence for the agent", help_text="Optional."
+        required=False,
+        max_length=LONGEST_SENTENCE,
+        label="Sentence for the agent",
+        help_text="Optional. The agent gets it if you deny the call. After an approval, only people see it.",
     )
     allow = forms.ChoiceField(required=False, choices=AllowFor.choices, label="Also allow")
     names = forms.MultipleChoiceField(

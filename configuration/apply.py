@@ -13,7 +13,7 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from accounts.rules import PeopleError
 from auditlog.models import current_context, use_context
 from configuration.document import ConfigDocument, ConfigurationError, Mistake
-from configuration.kinds import Act, Change, World
+from configuration.kinds import KINDS, Act, Change, World
 from configuration.models import ManagedObject
 from configuration.plan import Plan, absent, may_claim, plan
 from configuration.words import lacking_lines
@@ -116,8 +116,11 @@ def _claim(made: Plan, by: User, commit: str) -> None:
     entries = [(kind, key) for (kind, key), entry in world.entries.items() if may_claim(entry.kind, by)]
     rows = [row for kind, key in entries if (row := world.row(kind, *key)) is not None]
     ManagedObject.objects.claim(rows, source=document.source, file=document.name, commit=commit)
-    gone = [found.row for kind, _, found in absent(document, world) if may_claim(kind, by)]
-    ManagedObject.objects.release(gone, source=document.source)
+    gone = {(kind.id, key) for kind, key, _ in absent(document, world) if may_claim(kind, by)}
+    # Each with the objects under it, such as the servers of a gateway.
+    under = ((kind, key, found) for kind in KINDS for key, found in world.of(kind.id).items())
+    freed = [found.row for kind, key, found in under if {(kind.id, key), (kind.parent, key[:-1])} & gone]
+    ManagedObject.objects.release(freed, source=document.source)
 
 
 def _one_at_a_time() -> None:

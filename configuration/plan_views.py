@@ -24,7 +24,7 @@ from ui.pages import AppRequest, first_names, leave, show
 
 PAGE = "configuration/plan.html"
 FILE = "pasted.yaml"  # Shown in events and *Managed by*: the page does not get the name of the chosen file.
-MOST_CHARACTERS = 1_000_000  # The commands and REST accept more.
+MOST_CHARACTERS = 1_000_000  # The command accepts more; over REST, the request may have 1 MiB.
 MOST_SHOWN = 1000  # A plan with more changes is not applied here, because nobody could review it.
 MOST_NAMED = 200  # Objects in one sentence.
 COLOURS = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.DISABLE: "revoked"}  # States of badges.

@@ -130,7 +130,7 @@ class DirectoryAddressResource(Resource):
         return self.changed(address, address.enable)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
+    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True, makes=True)
     def regenerate(self, request: Request, pk: UUID) -> Response:
         """Replace an address of the directory; the old one answers 404 from the next request on."""
         address = address_or_404(pk)

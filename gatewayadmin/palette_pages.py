@@ -32,7 +32,13 @@ TO_DO = (
         words="client claude cursor vscode new app",
         uses_gateways=True,
     ),
-    Offer("Add API access token-based host", "hosts:add", "add", Capability.API_TOKENS_MANAGE, "agent bot new"),
+    Offer(
+        "Add API access token-based host",
+        "hosts:add",
+        "add",
+        (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE),
+        "agent bot new",
+    ),
     Offer("Add a gateway", "gateways:add", "add", Capability.GATEWAYS_MANAGE, "new create"),
     Offer(
         "Block an agent on a gateway",

@@ -101,13 +101,16 @@ class RequestForm(forms.Form):
     )
     days = forms.IntegerField(label="For how many days", min_value=1)
 
-    def __init__(self, *args: Any, gateway: Gateway, **options: Any) -> None:
+    def __init__(self, *args: Any, gateway: Gateway, only_sets: bool, **options: Any) -> None:
         super().__init__(*args, **options)
         days = self.fields["days"]
         days.max_value = gateway.most_request_days  # type: ignore[attr-defined]
         days.widget.attrs["max"] = gateway.most_request_days
         days.help_text = f"Counted from the approval; at most {gateway.most_request_days}."
         self.fields["tool_set"].queryset = sets_at(gateway)  # type: ignore[attr-defined]
+        if only_sets:
+            self.fields["tool_set"].empty_label = "Choose a tool set"  # type: ignore[attr-defined]
+            self.fields["tool_set"].required = True
         if gateway.tools_given == ToolsGiven.ALL:
             del self.fields["tool_set"]
 

@@ -194,14 +194,14 @@ def ask(request: AppRequest, slug: str) -> HttpResponse:
     if not found.takes_requests:
         raise Http404
     initial = {"days": found.request_days, "tool_set": uuid_param(request.GET, "set")}
-    form = RequestForm(posted(request), gateway=found, initial=initial)
+    reaches, until = reached_until(found, request.user)
+    form = RequestForm(posted(request), gateway=found, only_sets=reaches and until is None, initial=initial)
     back = reverse("gateways:access_to", args=[slug])
 
     def save() -> HttpResponse:
         made = AccessRequest.objects.ask(found, **form.cleaned_data, by=request.user)
         return leave(request, reverse("gateways:access_request", args=[made.pk]), f"Requested {made.what}")
 
-    _, until = reached_until(found, request.user)
     verb = "Extend" if until else "Request"
     context = {"heading": f"{verb} access to {found.name}", "submit": "Request access", "back": back}
     return form_page(request, "ui/dialog.html", form, save, {TooLong: "days", GatewayError: None}, **context)

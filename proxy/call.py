@@ -32,6 +32,7 @@ from proxy.access.decision import (
     decide,
 )
 from proxy.access.features import (
+    IdentityUnreadable,
     Named,
     OutOfScope,
     Refusal,
@@ -151,6 +152,7 @@ NOT_OF_THE_SERVER = (
     NoMemory,
     Refusal,
     IdentityUnavailable,
+    IdentityUnreadable,
     tasks.UnknownTask,
 )
 

@@ -24,7 +24,16 @@ from proxy.access.decision import (
     ServersNeeded,
     Wanted,
 )
-from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target_for_lists, target_of
+from proxy.access.features import (
+    IdentityUnreadable,
+    Named,
+    Refusal,
+    identity_refusal,
+    is_usable,
+    server_of,
+    target_for_lists,
+    target_of,
+)
 from proxy.handshake import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
@@ -364,7 +373,7 @@ class Lists:
                 if renewed is None:
                     raise
                 listed = await self._list(asked, renewed, grant, trace, seconds)
-        except (Busy, Refusal, IdentityUnavailable):  # The server was not asked.
+        except (Busy, Refusal, IdentityUnavailable, IdentityUnreadable):  # The server was not asked.
             raise
         except UpstreamError as error:
             self._usage.server_contacted(

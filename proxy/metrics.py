@@ -114,7 +114,7 @@ BY_GATEWAY = Counter(
 BY_SERVER = Counter("gateway_calls_by_server", "Calls to one server, by server", ("server", "outcome"))
 GATEWAY_SECONDS = BatchedHistogram(
     "gateway_call_duration_by_gateway_seconds",
-    "Time from the arrival of an MCP request until its row is written",
+    "Time from the arrival of an MCP request until its row is ready",
     ("gateway",),
     buckets=NAME_BUCKETS,
 )
@@ -129,7 +129,7 @@ AT_SERVERS = Gauge(
 )
 SPANS = Counter("gateway_spans", "Spans of traced calls, by result", ("result",))
 
-TOTAL = _durations("call", "Time from the arrival of an MCP request until its row is written")
+TOTAL = _durations("call", "Time from the arrival of an MCP request until its row is ready")
 AUTHORISE = _durations("authorise", "Time of the access decision in the database")
 UPSTREAM = _durations("upstream", "Time a server took for a call")
 RECORD = _durations("record", "Time until the row of a call was committed")

@@ -188,12 +188,13 @@ class RuleResource(Resource):
     @operation(needs=Capability.RULES_MANAGE, body=NewRule, makes=True)
     def create(self, request: Request) -> Response:
         """Create a rule, at the end of the order."""
-        return self._now(Rule.objects.add(**_found(self.body()), by=self.me).pk, HTTPStatus.CREATED)
+        return self._now(Rule.objects.add(**_found(self.body(), Approvers.ANYBODY), by=self.me).pk, HTTPStatus.CREATED)
 
     @operation(needs=Capability.RULES_MANAGE, body=RuleChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Change a rule."""
-        get_object_or_404(Rule, pk=pk).edit(**_found(self.body()), by=self.me, seen=self.seen)
+        rule = get_object_or_404(Rule, pk=pk)
+        rule.edit(**_found(self.body(), rule.approvers), by=self.me, seen=self.seen)
         return self._now(pk)
 
     @operation(needs=Capability.RULES_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
@@ -228,8 +229,13 @@ class RuleResource(Resource):
         return self.answer(get_object_or_404(self.queryset.all(), pk=pk), status)
 
 
-def _found(body: dict[str, Any]) -> dict[str, Any]:
-    """Replace the slugs in `body` by the gateway and servers with these slugs. Raises ValidationError."""
+def _found(body: dict[str, Any], approvers: str) -> dict[str, Any]:
+    """Replace the slugs in `body` by the gateway and servers with these slugs. Raises ValidationError.
+
+    `approvers` are the approvers if the body has none.
+    """
+    if body.get("approver_team") and body.get("approvers", approvers) != Approvers.TEAM:
+        raise serializers.ValidationError({"approver_team": ["A team decides only if approvers is team."]})
     if body.get("gateway"):
         body["gateway"] = _gateway(body["gateway"])
     if "servers" in body:

@@ -382,7 +382,9 @@ class DirectoryPerson(models.Model):
         self.user.end_access(by=by)
         if is_theirs:
             self._note_epoch()
-        self.removed_at, self.user_name = timezone.now(), ""
+        # `external_id` stays: it tells whether the directory later sends the same person or another one.
+        self.removed_at, self.user_name, self.email = timezone.now(), "", ""
+        self.name, self.emails, self.addresses = {}, [], []
         self.save()
         changes = {"removed_at": [None, self.removed_at.isoformat()]}
         Event.objects.record(Action.USER_UPDATED, self.user, by=by, changes=changes)

@@ -30,12 +30,12 @@ from auditlog.partitions import DAY, PartitionDays, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, Objects
+from sinks.receivers import NEEDS_EXTRA
 from wire.outbound import NoAnswer
 
 PART_BYTES = 32 << 20  # Compressed size of a file.
 FETCHED = 200  # Rows fetched at a time.
 REQUEST_S = 120.0
-NEEDS_EXTRA = "The archive needs the extra “archive”: pip install 'gateway-admin[archive]'."
 
 WAITING = Gauge(
     "gateway_partitions_not_archived",
@@ -150,7 +150,7 @@ def archive(name: str, span: PartitionDays) -> bool:
     Raises NotArchived.
     """
     if find_spec("pyarrow") is None:
-        raise NotArchived(NEEDS_EXTRA)
+        raise NotArchived(f"The archive {NEEDS_EXTRA}")
     known = ArchivedPartition.objects.filter(pk=name).exclude(archived_at=None).first()
     if known and known.rows == _count(name):
         return False
@@ -288,18 +288,22 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
         yield from parquet.parquet_rows(data, equal)
 
 
-def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def search_archive(
+    since: datetime, until: datetime, equal: dict[str, Any], absent: list[date]
+) -> Iterator[dict[str, Any]]:
     """Yield the archived calls with these column values, dated `since` or later and before `until`.
 
-    Raises UnreadableArchive.
+    Days of which the archive has nothing are added to `absent`. Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
-        raise UnreadableArchive(NEEDS_EXTRA)
+        raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")
     with open_archive() as store:
         day = since.date()
         while day < until.date() + DAY:
-            seen: set[str] = set()
-            for manifest in _manifests(store, day):
+            seen, manifests = set[str](), [*_manifests(store, day)]
+            if not manifests and midnight(day) < until:
+                absent.append(day)
+            for manifest in manifests:
                 for row in archived_rows(store, manifest, equal):
                     if since <= row["created_at"] < until and row["uid"] not in seen:
                         seen.add(row["uid"])

@@ -397,10 +397,10 @@ class ParquetBucket(Bucket):
         return bytes(parquet.of_lines([line.text for line in lines]))
 
 
-NO_PARQUET = (
-    "Parquet needs the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
-    ".venv/bin/uv pip install -r requirements-archive.lock."
+NEEDS_EXTRA = (
+    "needs the extra “archive”: pip install 'gateway-admin[archive]', or in a clone `make install EXTRAS=archive`."
 )
+NO_PARQUET = f"Parquet {NEEDS_EXTRA}"
 
 
 def _judge(answer: HttpAnswer) -> None:

@@ -40,7 +40,7 @@ class Incomplete(ProviderError):
 
 class NoBreakGlass(ProviderError):
     """Nobody could sign in while the provider is down. First choose an owner who has a password and a second factor.
-    On this owner's page, press “Make break-glass owner”."""
+    On this owner's page, a Super admin then presses “Make break-glass owner”."""
 
     field = "mode"
 

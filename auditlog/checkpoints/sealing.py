@@ -212,7 +212,8 @@ def _make_next() -> Body | None:
             return _make_first(cursor)
         if made := _make_events(cursor, before):
             return made
-        body = _late(before) or _near(cursor, before)
+        last = last_id(cursor, TABLE, wait=WRITERS_S)
+        body = _late(before, last) or _near(cursor, before, last)
         if body is None:
             return None
         rows = _read(cursor, _ROWS, [body["from"], body["before"] or END, body["after_id"], body["upto_id"]])
@@ -262,9 +263,8 @@ def _after(before: Body, kind: str) -> Body:
     return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}
 
 
-def _near(cursor: Any, before: Body) -> Body | None:
-    since, after = datetime.fromisoformat(before["near_from"]), before["near_to"]
-    now, last = timezone.now(), last_id(cursor, TABLE, wait=WRITERS_S)
+def _near(cursor: Any, before: Body, last: int | None) -> Body | None:
+    since, after, now = datetime.fromisoformat(before["near_from"]), before["near_to"], timezone.now()
     if last is None or last <= after:
         return None
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
@@ -276,8 +276,10 @@ def _near(cursor: Any, before: Body) -> Body | None:
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}
 
 
-def _late(before: Body) -> Body | None:
+def _late(before: Body, last: int | None) -> Body | None:
     since, at = datetime.fromisoformat(before["near_from"]), datetime.fromisoformat(before["near_at"])
+    if before["late_to"] < before["near_to"] == last:
+        at = timezone.now()  # The last calls before a quiet time: no newer row would advance `near_at`.
     if since >= at - NEAR - LATE_EVERY:
         return None
     covers = {"from": since - LATEST, "before": since, "after_id": before["late_to"], "upto_id": before["near_to"]}

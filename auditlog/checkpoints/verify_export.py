@@ -346,6 +346,11 @@ class Verification:
                 name, at = event["target_label"], event["created_at"][:19]
                 self.reviewed = f"{len(told)} lines and answers are those of the review {name}, closed {at}Z."
                 return
+        if not self.matched["event"]:
+            self.found(
+                "The export has no admin events, so the review cannot be compared with the event of its closing."
+            )
+            return
         self.found("The review was changed or lacks lines, or the event of its closing is not among the verified rows.")
 
     def found(self, sentence: str) -> None:

@@ -64,7 +64,12 @@ class OrganisationKind(Kind):
         ),
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
-            "default_role", "Role of people whom no rule fits. If empty, they are refused.", 80, "", refers_to="roles"
+            "default_role",
+            "Role of people whom no rule fits. If empty, new people are refused, and others keep their role unless a "
+            "rule has a role.",
+            80,
+            "",
+            refers_to="roles",
         ),
         RULES,
     )

@@ -15,7 +15,7 @@ from accounts import second_factor
 from accounts.models import ApiKey
 from scim.models import ProvisioningKey
 from servers.resealing import SEALED
-from tokens.models import Token
+from tokens.models import Token, TokenKind
 from wire import cipher, token_text
 
 
@@ -33,7 +33,9 @@ class KeyUses(NamedTuple):
 
 def key_uses() -> list[KeyUses]:
     """Return how many rows use each token key and each encryption key."""
-    tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
+    # Nobody has the secret of an app's key: apps send OAuth tokens, which no token key digests.
+    access = Token.objects.live().filter(kind=TokenKind.ACCESS).exclude(digest=None)
+    tokens = _uses(access) + _uses(Token.objects.overlapping(), "previous_key_id")
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
     sealed = second_factor.second_factor_key_uses()

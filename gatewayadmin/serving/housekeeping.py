@@ -295,7 +295,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 
 CHORES: dict[str, Callable[[datetime], int]] = {
-    "retention_shortened": lambda now: WorkspaceSettings.shorten_due_retention(),
+    "retention_shortened": lambda now: int(WorkspaceSettings.shorten_due_retention()),
     "partitions_made": lambda now: len(make_partitions()),
     "partitions_archived": _archive_partitions,
     "partitions_not_archived": lambda now: archive.note_waiting(),

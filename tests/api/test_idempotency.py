@@ -47,7 +47,7 @@ OTHER_POSTS = {
     "channel": "test",
     "config": "apply plan",
     "connection": "disable enable revoke stop",
-    "directoryaddress": "disable enable regenerate",
+    "directoryaddress": "disable enable",
     "feature": "accept quarantine",
     "gateway": "archive disable enable",
     "hold": "approve deny withdraw",

@@ -2,7 +2,7 @@
 
 import io
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from uuid import UUID
 
 import orjson
 import pytest
+import time_machine
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import LazySettings
 from django.core.management import CommandError, call_command
@@ -175,15 +176,32 @@ def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None
     assert [finding.what for finding in verify(trusted).findings] == ["checkpoint"]
 
 
-def test_calls_that_took_long_are_sealed_too() -> None:
+def begin_sealing(at: datetime) -> None:
+    """Make the first checkpoint, as if it had been made at this time."""
     sealing.keep_up()
-    first = Checkpoint.objects.get()
-    body = orjson.loads(first.body)
-    before = timezone.now() - 3 * HOUR  # Simulate three hours passing.
-    body |= {"near_from": before - NEAR, "near_at": before}
+    body = orjson.loads(Checkpoint.objects.get().body) | {"near_from": at - NEAR, "near_at": at}
     text = orjson.dumps(body, option=sealing.CANONICAL)
     signed = sealing.signing_key().sign(text)
     by_hand("UPDATE auditlog_checkpoint SET body = %s, signature = %s", text.decode(), signed)
+
+
+def test_a_call_that_took_long_is_sealed_though_no_call_follows() -> None:
+    begin_sealing(timezone.now())
+    late = call(timezone.now() - 30 * HOUR, recorded_at=timezone.now())
+    sealing.keep_up()
+    with time_machine.travel(timezone.now() + NEAR):
+        for _ in range(3):
+            sealing.keep_up()
+
+    kinds = [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
+    assert kinds == ["first", "near", "late"]
+    assert verify().calls == 1
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", late.uid)
+    assert found() == [("removed", late.uid)]
+
+
+def test_calls_that_took_long_are_sealed_too() -> None:
+    begin_sealing(timezone.now() - 3 * HOUR)
     late, soon = call(timezone.now() - 30 * HOUR, recorded_at=timezone.now()), call()
     sealing.keep_up()
     sealing.keep_up()

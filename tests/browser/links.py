@@ -14,8 +14,12 @@ def kind_of(url: str) -> str:
     # Bars of a chart differ only in their times, and filters can be combined, so neither counts as a new kind of page.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
     query = next(iter(named)) if len(named) == 1 else "several" if named else ""
-    path = IDENTIFIER.sub("*", parts.path)
-    return f"{path}?{query}"
+    return f"{path_of(url)}?{query}"
+
+
+def path_of(url: str) -> str:
+    """Return the path of a page, without identifiers."""
+    return IDENTIFIER.sub("*", urlsplit(url).path)
 
 
 def is_page(url: str) -> bool:

@@ -247,6 +247,21 @@ def test_an_object_moves_to_another_file_once_its_file_no_longer_lists_it(owner:
     assert source_of(Team.objects.get(name="Ops")) == "mine"  # Its list was not in the second file.
 
 
+def test_a_gateway_moves_to_another_file_with_its_servers_and_tool_sets(owner: User) -> None:
+    work = """
+servers: [{slug: docs, name: Docs, url: 'https://93.184.216.34/mcp'}]
+gateways:
+  - {slug: work, name: Work, servers: [{server: docs}], tool_sets: [{name: Common, everyone: true}]}
+"""
+    applied(f"version: 1\nsource: mine{work}", owner)
+    applied("version: 1\nsource: mine\nservers: []\ngateways: []\n", owner)
+
+    applied(f"version: 1\nsource: theirs{work}", owner)
+
+    assert {*ManagedObject.objects.values_list("source", flat=True)} == {"theirs"}
+    assert ManagedObject.objects.count() == 4
+
+
 def test_only_objects_that_the_person_may_manage_are_claimed(owner: User) -> None:
     make.gateway(slug="work", name="Work")
     toggler = make.user(Capability.GATEWAYS_TOGGLE, Capability.PEOPLE_MANAGE)

@@ -174,7 +174,7 @@ def test_three_servers_and_three_people_as_the_page_says(
 
 
 def add(page: Page, newcomer: Newcomer, name: str, url: str) -> None:
-    """Use *Add a server*: check, name, tick Work; with two gateways nothing is ticked at first."""
+    """Use *Add a server*: check, name; Work is ticked, if it is the only gateway without a built-in server."""
     page.goto(f"{newcomer.url}/servers/")
     steps.press(page, "Add a server")
     page.get_by_label("URL").fill(url)

@@ -134,6 +134,11 @@ def test_a_member_asks_and_the_approver_decides_on_pages(
     assert not work.is_reachable_by(ann)
     assert not ToolGrant.objects.to(ann).exists()
 
+    # Now Ann uses the gateway without an end date, so only a set can be missing.
+    work.teams.add(Team.objects.add(name="Desk", users=[ann], by=None))
+    page = text(member.get("/access/gateways/work/request/"))
+    assert ("Choose a tool set" in page, "The gateway only" in page) == (True, False)
+
 
 @pytest.mark.full
 def test_a_grant_begins_with_the_approval_and_extends_without_a_gap(work: Gateway, boss: User, ann: User) -> None:

@@ -16,6 +16,7 @@ from attention import telling
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection, HostAtGateway
+from gatewayadmin.config.key_uses import key_uses
 from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import Binding, Registration
@@ -167,6 +168,7 @@ def test_a_refresh_outlives_switches_and_a_new_key_but_neither_deactivation_nor_
     refresh = app.refresh(refresh).json()["refresh_token"]
     generations = Binding.objects.filter(access_token__isnull=False).values_list("generation", flat=True)
     assert {*generations} >= {1, 2}, "the next access token has the new generation"
+    assert not +key_uses()[0].uses, "no token key digests what an app sends"
 
     member.deactivate(by=None)
     assert app.refresh(refresh).json()["error"] == "invalid_grant"

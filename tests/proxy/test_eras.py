@@ -372,6 +372,7 @@ def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: I
 def test_an_unreadable_secret_and_a_header_that_frames_the_message_are_told_from_a_missing_secret(
     identities: Identities,
 ) -> None:
+    sql("UPDATE servers_server SET health = 'unknown'")
     for name in ("Content-Length", "transfer-encoding", "Host", "X-Key: 1\r\nX-Evil"):
         sql("UPDATE servers_server SET header_name = %s WHERE slug = 'crm'", name)
         assert identities.credential("ana", "crm__which_key") == "identity_unreadable"
@@ -382,6 +383,10 @@ def test_an_unreadable_secret_and_a_header_that_frames_the_message_are_told_from
         'The credential stored for server "github" can no longer be read.', "/settings/identities"
     )
     assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
+    # One person's unreadable credential says nothing about the server, which was not asked.
+    assert identities.credential("ben", "github__whoami") == "Bearer of ben"
+    eventually(lambda: Server.objects.get(slug="github").health == "ok")
+    assert Server.objects.get(slug="crm").health == "unknown"
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from accounts.models import User
+from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from rules.models import MOST_RULES, Rule
@@ -48,6 +48,7 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"when": "x" * 3000}, "when", "2000"),
     ({"effect": "label", "text": "a, b"}, "text", "without a comma"),
     ({"effect": "hold", "approvers": "team"}, "approver_team", "Choose the team"),
+    ({"effect": "hold", "approver_team": "Leads"}, "approver_team", "A team decides only if approvers is team."),
     ({"effect": "hold", "approvers": "person", "somebody_else": True}, "somebody_else", "Somebody else must"),
     ({"effect": "hold", "hold_minutes": 0}, "hold_minutes", "greater than or equal to 1"),
     ({"servers": ["nowhere"]}, "servers", "There is no server nowhere."),
@@ -57,6 +58,7 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
 
 
 def test_what_no_rule_can_be_is_refused_at_its_field(rest: Rest, subtests: pytest.Subtests) -> None:
+    Team.objects.add(name="Leads", users=(), by=None)
     for fields, field, told in WRONG:
         with subtests.test(told):
             answer = rest.post("/rules", {"name": "Made", "effect": "refuse"} | fields)

@@ -13,6 +13,7 @@ from accounts.people_forms import of_status
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
+from scim.models import DirectoryPerson
 from servers.models import AuthType
 from sso.models import Account
 from tests import make
@@ -90,10 +91,13 @@ def test_a_directory_that_says_it_is_somebody_else_is_told_what_to_do(directory:
 
 @pytest.mark.full
 def test_each_deletion_and_each_return_is_an_event(directory: Directory) -> None:
-    pk = directory.make("ben@example.com", active=False)["id"]
+    pk = directory.make("ben@example.com", active=False, name={"familyName": "Berg"}, externalId="00u1")["id"]
 
     directory.ask("DELETE", f"/Users/{pk}")
+    left = DirectoryPerson.objects.values("external_id", "name", "emails", "addresses", "email").get()
     post(directory)
+
+    assert left == {"external_id": "00u1", "name": {}, "emails": [], "addresses": [], "email": ""}
 
     told = [event.changes["removed_at"] for event in Event.objects.filter(target_id=pk, changes__has_key="removed_at")]
     assert len(told) == 2

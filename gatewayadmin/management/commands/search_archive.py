@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import orjson
@@ -26,6 +26,8 @@ COLUMN_OF_OPTION = {
     "token": "token_prefix",
 }
 
+MOST_DAYS_NAMED = 5
+
 
 class Command(BaseCommand):
     help = "Print matching calls of the archive as JSON lines. Needs no database."
@@ -44,9 +46,9 @@ class Command(BaseCommand):
         since: datetime = options["since"]
         until: datetime = options["until"] or since + DAY
         equal = {column: options[name] for name, column in COLUMN_OF_OPTION.items() if options[name] is not None}
-        found = 0
+        found, absent = 0, list[date]()
         try:
-            for row in archive.search_archive(since, until, equal):
+            for row in archive.search_archive(since, until, equal, absent):
                 if found == options["most"]:
                     self.stderr.write(f"There are more than {found}: narrow it down, or give --most.")
                     break
@@ -59,3 +61,6 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"The archive cannot be read ({type(error).__name__}).") from error
         sys.stdout.flush()
+        if absent:
+            days = ", ".join(map(str, absent[:MOST_DAYS_NAMED])) + (", ..." if absent[MOST_DAYS_NAMED:] else "")
+            self.stderr.write(f"The archive has nothing of {len(absent)} of these days: {days}.")
