@@ -15,7 +15,10 @@ SECRET_NAME = re.compile(r"(?i)(token|secret|passw|api_?key|private_?key|credent
 # Matches values that look secret: a long run of letters and digits, like a token, or a URL with a password.
 SECRET_VALUE = re.compile(r"(?=[\w\-+=]*[A-Za-z])(?=[\w\-+=]*\d)[\w\-+=]{20,}|://[^/\s:@]*:[^/\s@]+@")
 REFERENCE = re.compile(r"(env|file):(.+)", re.DOTALL)
-PACKAGE = r"(npm:(@[a-z0-9._-]+/)?[a-z0-9._-]+@|pypi:[A-Za-z0-9._-]+==)\d[A-Za-z0-9.+_-]*"
+PACKAGE = (
+    r"(npm:(@[a-z0-9._-]+/)?[a-z0-9._-]+@\d+\.\d+\.\d+([-+][A-Za-z0-9.+-]+)?|"
+    r"pypi:[A-Za-z0-9._-]+==\d[A-Za-z0-9.+_-]*)"
+)
 NAME = "[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 
 
@@ -51,7 +54,7 @@ LIMITS = {
     "memory_mb": _number(
         "Memory of the program and its children, in MB. Checked each second.", 16, 1_000_000, default=512
     ),
-    "processes": _number("Processes and threads.", 1, 10_000, default=64),
+    "processes": _number("Processes and threads; with `isolation: none`, processes only.", 1, 10_000, default=64),
     "open_files": _number("Open files of each process.", 16, 1_000_000, default=256),
     "cpu_seconds": _number("Seconds of processor time of each process. If missing, there is no limit.", 1, 10_000_000),
     "call_seconds": _number("Seconds until a call ends with an error.", 1, 86_400, default=300),
@@ -359,7 +362,7 @@ def _mistaken_values(name: str, values: dict[str, Any], kind: str) -> Iterator[t
     letters = r"[A-Za-z_][A-Za-z0-9_]*" if kind == "servers" else r"[A-Za-z0-9-]+"
     for variable, value in values.items():
         if not re.fullmatch(letters, variable):
-            yield (variable, None), f"“{variable}” is not a valid name here. Write letters and digits."
+            yield (variable, None), f"“{variable}” is not a valid name here. Write a letter, then letters and digits."
         elif _is_plain_secret(variable, str(value), kind):
             instead = re.sub(r"\W", "_", f"{name}_{variable}").upper()
             yield (variable,), f"This may be a secret. Write env:{instead} or file:PATH."

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel.server import Server
@@ -92,10 +93,11 @@ class SharedClients:
 
     def __init__(self) -> None:
         self.subscriptions: dict[ServerSession, set[str]] = {}
+        self.listened: list[set[str]] = []  # The URIs of each open `subscriptions/listen`.
         self.bus = InMemorySubscriptionBus()
 
     async def on_request(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        text = "Programs can send requests to clients only with “mode: session”."
+        text = "Programs can send requests to clients only in a session, with “mode: session”."
         raise MCPError(METHOD_NOT_FOUND, text, method)
 
     async def on_notification(self, method: str, params: Mapping[str, Any] | None) -> None:
@@ -109,8 +111,9 @@ class SharedClients:
             if uri is None or uri in uris:
                 await session.send_notification(notification)
 
-    def has(self, uri: str) -> bool:
-        return any(uri in uris for uris in self.subscriptions.values())
+    def uris(self) -> set[str]:
+        """Return the URIs that any client subscribes to."""
+        return set().union(*self.subscriptions.values(), *self.listened)
 
 
 class ProgramEndpoint:
@@ -121,6 +124,7 @@ class ProgramEndpoint:
     ) -> None:
         self.entry, self.errors = entry, ErrorLines(entry)
         self.programs: set[RunningProgram] = set()
+        self.processes: set[ProgramProcess] = set()  # Those of `programs`, and of programs that are starting.
         self.restarts, self.error = 0, entry.error
         self.started_at: str | None = None
         self.last_exit: dict[str, Any] | None = None
@@ -137,8 +141,11 @@ class ProgramEndpoint:
         listen = ListenHandler(self._clients.bus) if self._is_shared else None
         server: Server[Any] = Server(entry.name, version=VERSION, on_subscriptions_listen=listen)
         server.middleware.append(self._handle)
+        never = not self._is_shared and not entry.idle_seconds
         self._manager = StreamableHTTPSessionManager(
-            server, max_request_body_size=MESSAGE_BYTES, session_idle_timeout=max(entry.idle_seconds, 1800)
+            server,
+            max_request_body_size=MESSAGE_BYTES,
+            session_idle_timeout=None if never else max(entry.idle_seconds, 1800),
         )
 
     @property
@@ -237,7 +244,7 @@ class ProgramEndpoint:
         uri = str((ctx.params or {}).get("uri", ""))
         if ctx.method == "resources/unsubscribe":
             uris.discard(uri)
-            if self._clients.has(uri):
+            if uri in self._clients.uris():
                 return {}
         program = await self._shared_program()
         result = await program.request(ctx.method, ctx.params, _progress_of(ctx))
@@ -252,10 +259,14 @@ class ProgramEndpoint:
             return await self._discover()
         if ctx.method == "subscriptions/listen" and self._is_shared:
             program = await self._shared_program()
-            for uri in (ctx.params or {}).get("notifications", {}).get("resourceSubscriptions") or []:
-                with contextlib.suppress(MCPError):  # Not every program has subscriptions.
-                    await program.request("resources/subscribe", {"uri": uri})
-            return await call_next(ctx)
+            wanted = (ctx.params or {}).get("notifications", {}).get("resourceSubscriptions") or []
+            uris = {uri for uri in wanted if isinstance(uri, str)}
+            await self._subscribe(program, uris)
+            self._clients.listened.append(uris)
+            try:
+                return await call_next(ctx)
+            finally:
+                self._clients.listened.remove(uris)
         if ctx.method not in MODERN_METHODS:
             raise MCPError(METHOD_NOT_FOUND, "Method not found", ctx.method)
         params = {
@@ -301,7 +312,7 @@ class ProgramEndpoint:
             raise MCPError(
                 INVALID_REQUEST, f"“{self.entry.name}” needs a person: the header X-Gateway-User is missing."
             )
-        return person
+        return unquote(person)
 
     # Programs
 
@@ -311,9 +322,13 @@ class ProgramEndpoint:
                 if self._cleanup:  # After the cleanup, the user and home of the previous program are free.
                     await asyncio.wait([self._cleanup])
                 self._shared = await self._start(self._clients, RUNNER_CLIENT)
-                for uri in {uri for uris in self._clients.subscriptions.values() for uri in uris}:
-                    await self._shared.request("resources/subscribe", {"uri": uri})
+                await self._subscribe(self._shared, self._clients.uris())
             return self._shared
+
+    async def _subscribe(self, program: RunningProgram, uris: set[str]) -> None:
+        for uri in uris:
+            with contextlib.suppress(MCPError):  # Not every program has subscriptions.
+                await program.request("resources/subscribe", {"uri": uri})
 
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""
@@ -366,6 +381,7 @@ class ProgramEndpoint:
         process = None
         try:
             process = await ProgramProcess.start(self.entry, account, self.errors, command, variables)
+            self.processes.add(process)
             program = RunningProgram(process, receiver, self.errors, person=person)
             await program.introduce(params)
             if self._is_ended:
@@ -380,12 +396,14 @@ class ProgramEndpoint:
         if process:
             process.kill("did not start")
             await process.exited.wait()
+            self.processes.discard(process)
             self.last_exit = process.last_exit
         await self._accounts.give_back(account)
 
     async def _after(self, program: RunningProgram) -> None:
         await program.process.exited.wait()
         self.programs.discard(program)
+        self.processes.discard(program.process)
         self.last_exit = program.process.last_exit
         if time.monotonic() - program.started > SHORTEST_STABLE_RUN:
             self._failures = 0
@@ -405,10 +423,10 @@ class ProgramEndpoint:
     def stop_idle(self) -> None:
         """End programs that had no call for longer than the entry allows.
 
-        A shared program is not ended while a session subscribes to one of its resources.
+        A shared program is not ended while a client subscribes to one of its resources.
         """
         seconds = self.entry.idle_seconds
-        if not seconds or (self._is_shared and any(self._clients.subscriptions.values())):
+        if not seconds or (self._is_shared and self._clients.uris()):
             return
         for program in self.programs:
             if not program.calls and time.monotonic() - program.last_used > seconds and not program.process.is_stopped:

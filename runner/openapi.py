@@ -27,6 +27,17 @@ async def _remove_mcp_headers(request: httpx2.Request) -> None:
         del request.headers[name]
 
 
+class _TimedClient(httpx2.AsyncClient):
+    """Limits the time of a whole request; httpx2 limits only each wait."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(self.timeout.read):
+                return await super().send(request, **options)
+        except TimeoutError:
+            raise httpx2.ReadTimeout(f"no whole answer within {self.timeout.read:g} s", request=request) from None
+
+
 class DescriptionUnusable(Exception):
     """The OpenAPI description is too long, has no paths, or lacks an operation that runner.yaml names."""
 
@@ -35,6 +46,7 @@ class OpenApiEndpoint:
     """One OpenAPI description of runner.yaml, and its MCP endpoint."""
 
     programs: Sequence[Any] = ()
+    processes: Sequence[Any] = ()
     restarts, started_at, last_exit = 0, None, None
 
     def __init__(self, entry: RunnerEntry, folder: Path) -> None:
@@ -57,7 +69,7 @@ class OpenApiEndpoint:
                 async with app.router.lifespan_context(app):
                     self._app, self.error = app, ""
                     await stopped.wait()
-            except (DescriptionUnusable, httpx2.HTTPError, OSError, ValueError, yaml.YAMLError) as error:
+            except Exception as error:  # noqa: BLE001  (a malformed description may raise anything)
                 self.error = self.entry.masked(f"{type(error).__name__}: {error}")
                 logger.warning("%s: %s", self.entry.name, self.error)
             self._app = None
@@ -84,13 +96,14 @@ class OpenApiEndpoint:
         allowed = set(fields["operations"])
         known = {
             operation.get("operationId")
-            for methods in description.get("paths", {}).values()
+            for methods in description["paths"].values()
+            if isinstance(methods, dict)
             for operation in methods.values()
             if isinstance(operation, dict)
         }
         if missing := allowed - known:
             raise DescriptionUnusable(f"no operation is called {', '.join(sorted(missing))}")
-        client = httpx2.AsyncClient(
+        client = _TimedClient(
             base_url=fields["url"],
             headers=self.entry.values,
             timeout=fields.get("call_seconds", 30),
@@ -114,6 +127,6 @@ class OpenApiEndpoint:
         if len(text) > MOST_BYTES:
             raise DescriptionUnusable("it is longer than 16 MB")
         found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-        if not isinstance(found, dict) or "paths" not in found:
+        if not isinstance(found, dict) or not isinstance(found.get("paths"), dict):
             raise DescriptionUnusable("it is no OpenAPI description: “paths” is missing")
         return found

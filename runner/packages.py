@@ -28,8 +28,8 @@ class InstallFailed(Exception):
 def install(file: RunnerFile) -> list[str]:
     """Install all packages of the file, and return their names.
 
-    Packages in runner.lock are installed in the locked versions. Other packages are added to runner.lock. Raises
-    InstallFailed.
+    Packages in runner.lock are installed in the locked versions. Other packages are added to runner.lock, and packages
+    that the file no longer names are removed from it. Raises InstallFailed.
     """
     lock_path = file.path.with_name("runner.lock")
     lock: dict[str, Any] = json.loads(lock_path.read_text()) if lock_path.exists() else {}
@@ -70,11 +70,18 @@ def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
     if not found:
         raise LookupError(f"the program {program} is not in {places}")
     if file.value("isolation") == "uid":
-        interpreter = f"{programs}/python" if name and name.startswith("pypi:") else shutil.which("node", path=places)
+        interpreter = _interpreter(program, name or "", programs, places)
         for path in (Path(each) for each in (found, interpreter) if each):
             if closed := closed_above(path):
                 raise LookupError(f"programs cannot run {path.resolve()}: {closed} is closed to other users")
     return [found, *arguments], programs
+
+
+def _interpreter(program: str, package: str, programs: str, places: str) -> str | None:
+    if package.startswith("pypi:"):
+        return f"{programs}/python"
+    needs_node = package or Path(program).name in ("node", "npm", "npx")
+    return shutil.which("node", path=places) if needs_node else None
 
 
 def _folder(file: RunnerFile, name: str) -> Path:

@@ -172,10 +172,14 @@ async def kill_user(uid: int, guard: int) -> bool:
     """Kill all processes of a program's user. Return True if it is certain that all were killed."""
     given = json.dumps({"uid": uid, "guard": guard, "kill": True})
     async with _killing:  # One at a time: killers with the same guard could kill each other.
-        killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
-        if code := await killer.wait():
-            logger.error("The processes of user %d could not be killed.", uid)
-    return code == 0
+        try:
+            killer = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", LAUNCH, given)
+            is_done = await killer.wait() == 0
+        except OSError:
+            is_done = False
+    if not is_done:
+        logger.error("The processes of user %d could not be killed.", uid)
+    return is_done
 
 
 class Pace:
@@ -280,8 +284,10 @@ class ProgramProcess:
         name = signal.Signals(-code).name if code < 0 else None
         reason = self.reason or (f"killed by {name}" if name else f"exit code {code}")
         self.last_exit = {"at": now(), "code": None if name else code, "signal": name, "reason": reason}
-        await self._kill_rest()
-        self.exited.set()
+        try:
+            await self._kill_rest()
+        finally:
+            self.exited.set()
 
     async def _kill_rest(self) -> None:
         if self.account.uid:

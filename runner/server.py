@@ -31,9 +31,11 @@ class RunnerApp:
         self.accounts = Accounts(file)
         self.endpoints: dict[str, Endpoint] = {}
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+        self._changing = asyncio.Lock()
         host, port = file.address
         hosts = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host} - {"0.0.0.0"}  # noqa: S104
-        self._hosts = {f"{each}:{port}" for each in hosts} | set(file.value("hosts") or [])
+        accepted = {f"{each}:{port}" for each in hosts} | set(file.value("hosts") or [])
+        self._hosts = {each.lower() for each in accepted}
 
     @contextlib.asynccontextmanager
     async def serving(self) -> Any:
@@ -45,10 +47,15 @@ class RunnerApp:
             yield
         finally:
             watch.cancel()
-            await asyncio.gather(*(self._end(name) for name in list(self._running)))
+            async with self._changing:
+                await asyncio.gather(*(self._end(name) for name in list(self._running)))
 
     async def reload(self, read: Callable[[], RunnerFile]) -> None:
         """Read the file again. Unchanged programs continue; a file with mistakes changes nothing."""
+        async with self._changing:
+            await self._reload(read)
+
+    async def _reload(self, read: Callable[[], RunnerFile]) -> None:
         try:
             file = read()
         except FileMistakes as error:
@@ -84,16 +91,16 @@ class RunnerApp:
         self.endpoints.pop(name, None)
         stopped, task = self._running.pop(name)
         stopped.set()
-        await task
+        await asyncio.wait([task])  # A task that has failed prevents no change of other entries.
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(1)
             endpoints = list(self.endpoints.values())
-            programs = [program for endpoint in endpoints for program in endpoint.programs]
+            programs = [process for endpoint in endpoints for process in endpoint.processes]
             processes = list(await asyncio.to_thread(lambda: list(running_processes()))) if programs else []
             for program in programs:
-                program.process.check_limits(processes)
+                program.check_limits(processes)
             for endpoint in endpoints:
                 endpoint.stop_idle()
 

@@ -97,7 +97,7 @@ class Beside(Protocol):
         """
 
     def end(self) -> None:
-        """Handle the end of the request. Called even if `begin` was not called."""
+        """Handle the end of a request that got a slot. Called even if `begin` was not called."""
 
 
 class QueueSlot:
@@ -243,9 +243,9 @@ class McpClient:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def list_features(self, target: Target, kind: str, *, seconds: float) -> Listed:
-        """Return all usable features of this kind, within `seconds`; empty if the server does not know the method.
+        """Return the usable features of this kind, within `seconds`; empty if the server does not know the method.
 
-        Raises an UpstreamError.
+        Pages after the first MOST_PAGES are not read. Raises an UpstreamError.
         """
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]

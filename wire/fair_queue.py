@@ -61,7 +61,7 @@ class Claim(NamedTuple):
 
 
 class ByteBudget:
-    """Memory budget for large answers. An answer counts from its first read until its client has received it.
+    """Memory budget for large answers. An answer counts from its `hold` or `take` until its client has received it.
 
     Each person and each server has a share of the budget. Several answers can be in a share if they fit in together. An
     answer larger than the share waits until the share is empty.
@@ -86,7 +86,7 @@ class ByteBudget:
         return len(self._waiting)
 
     async def admit(self, person: str) -> None:
-        """Wait until this person's share has room for another call. Raises QueueFull or TimeoutError."""
+        """Wait until this person's answers do not exceed the person's share. Raises QueueFull or TimeoutError."""
         if self.total:
             async with asyncio.timeout(self._seconds):
                 await self._enter({(PERSON, person): 0})

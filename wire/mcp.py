@@ -219,7 +219,7 @@ class Target(NamedTuple):
     user: str = ""  # The person's e-mail address, which only programs of the runner get.
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every request to this server. Only the trace context is taken from the client."""
+        """Return the headers of every request to this server. Only those in `trace` come from the client's request."""
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
         own |= self.trace
         if self.credential is not None:

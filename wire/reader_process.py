@@ -45,7 +45,7 @@ class UnreadableAnswer(Exception):
 class ReaderProcess:
     """Runs work in a child process for this worker, one piece at a time.
 
-    If several users' work is waiting, the users take turns.
+    If work for several people is waiting, the people take turns.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,10 @@ class ReaderProcess:
         return (await self._order(order, text, person))[1]
 
     async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
-        """Run the function `work` ("module:name") on this text in the process. Raises UnreadableAnswer."""
+        """Run the function `work` ("module:name") on this text in the process.
+
+        Raises UnreadableAnswer, or ValueError if `work` raises it.
+        """
         return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:

@@ -111,8 +111,8 @@ class AssignedServer(NamedTuple):
     # With ServersNeeded.ALL, ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, FeatureRows: those
     # of the matching features and, if a resource is requested, those of all templates.
     features: Sequence[Any] | None
-    # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's URL has changed
-    # since the identity was confirmed.
+    # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's path or header
+    # has changed since the identity was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.
@@ -485,7 +485,7 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
         try:
             fields[_ASSIGNMENTS] = _assigned_servers(fields[_ASSIGNMENTS])
             if fields[_SESSION] is not None:
-                fields[_SESSION] = SessionGrant(**orjson.loads(fields[_SESSION]))
+                fields[_SESSION] = SessionGrant(**_parsed(fields[_SESSION]))
             if fields[_RULES] is not None:
                 fields[_RULES] = _rules(fields[_RULES])
             grants[values[number]] = AccessRow._make(fields)
@@ -518,11 +518,14 @@ def _rules(text: str) -> Rules:
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
     if text is None:
         return ()
+    return tuple(map(_assigned_server, _parsed(text)))
+
+
+def _parsed(text: str) -> Any:
     try:
-        rows = orjson.loads(text)
-    except ValueError:  # A tool's schema may contain an integer too large for orjson.
-        rows = json.loads(text)
-    return tuple(map(_assigned_server, rows))
+        return orjson.loads(text)
+    except ValueError:  # A tool's schema or a client's capabilities may contain an integer too large for orjson.
+        return json.loads(text)
 
 
 # The types of the objects that are fields of an AssignedServer.

@@ -6,9 +6,9 @@
 -- one index look-up each. Otherwise the planner chooses an order by table sizes that may be outdated. Columns are
 -- selected by name, because each further column of a table costs time in every execution.
 --
--- The parts from `/* not for calls */` to `/* end */` are removed for tools and prompts called with API access tokens.
--- Most batches have only such calls, and PostgreSQL sets up each part of a statement again for each execution: without
--- these parts it takes a third less time.
+-- The parts from `/* not for calls */` to `/* end */` are removed if all requests of a batch have API access tokens and
+-- name a tool or prompt, or need no server. Most batches are like this, and PostgreSQL sets up each part of a
+-- statement again for each execution: without these parts it takes a third less time.
 -- The part from `/* token */` to `/* end token */` finds the token and its connection. `query_of_triple.sql` replaces
 -- it for decisions about a host, a gateway and a person without a token.
 --

@@ -1,7 +1,6 @@
 """Short messages between workers, mostly ids, by LISTEN and NOTIFY of PostgreSQL.
 
-Data that must not be lost is in rows. When a lost connection is restored, every handler is called with None and has to
-read its rows.
+Data that must not be lost is in rows. After each connect, every handler is called with None and has to read its rows.
 """
 
 import asyncio
@@ -28,7 +27,7 @@ BEAT_TIMEOUT = 2.0
 LISTEN = f"LISTEN {CHANNEL}".encode()
 NAME = b"SET application_name = 'gateway bus'"
 
-# A handler gets the published text, or None after a lost connection. An async handler runs as a task of its own.
+# A handler gets the published text, or None after a connect. An async handler runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
 
@@ -262,7 +261,10 @@ class PendingRequests:
         )
 
     async def wait(self, uid: str) -> Object:
-        """Wait until a request that this worker has added is answered, and return the answer."""
+        """Wait until a request that this worker has added is answered, and return the answer.
+
+        Raises DatabaseUnavailable if this worker does not have the key of the answer.
+        """
         event = self._bell.listen(uid)
         while True:
             await event.wait()

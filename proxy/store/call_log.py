@@ -384,7 +384,7 @@ def _logged(request: McpRequest) -> Iterator[None]:
 
 
 def credential_parts(request_payload: str) -> list[str]:
-    """Return the texts to redact for the credential in `request_payload`: with and without its scheme.
+    """Return the texts to redact for a credential, given as the value of its header: with and without its scheme.
 
     For Basic, these are also the decoded credential and the password.
     """

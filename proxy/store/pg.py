@@ -114,7 +114,7 @@ class PgConnection:
         return await self._wait_for_result(waiter)
 
     async def query_with_retry(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Call `query`. If it fails, retry once over a new connection, unless the statement timed out."""
+        """Call `query`. If it fails, retry once over a new connection, unless the database did not answer in time."""
         try:
             return await self.query(name, parameters)
         except StatementTimeout:

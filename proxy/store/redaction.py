@@ -349,11 +349,7 @@ def error_text(message: bytes, secrets: Iterable[str]) -> str:
     """Return the redacted error text of a message; empty if the message is not an error."""
     if len(message) > MAX_MESSAGE:
         return ""
-    try:
-        document = orjson.loads(message)
-    except ValueError:
-        return ""
-    return redact_text(_said(document), ERROR_TEXT, secrets).strip()
+    return redact_text(_said(_read(message)), ERROR_TEXT, secrets).strip()
 
 
 def _said(document: Any) -> str:

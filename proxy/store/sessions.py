@@ -121,6 +121,11 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 """
 
 
+def _counted(table: str) -> str:
+    """Return TOLD, with the number of rows of `table` in front of each row. It has a row even if there is no target."""
+    return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
+
+
 LEASE_SECONDS = 30  # A lease ends this long after the worker last asked for it.
 LEASE = f"""
 WITH held AS (
@@ -363,7 +368,7 @@ class SessionKeeper:
         await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
 
     async def subscribe(self, session: str, uri: str) -> bool:
-        """Add `uri` to the session's subscriptions. Return False if there are too many, otherwise True.
+        """Add `uri` to the session's subscriptions. Return False if there are too many or the session has ended.
 
         Raises DatabaseUnavailable.
         """
@@ -388,19 +393,23 @@ class SessionKeeper:
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
 
     async def sweep(self) -> int:
-        """End idle sessions of clients and at servers. Return the number at servers. Raises DatabaseUnavailable."""
+        """End idle sessions of clients and at servers, and return how many. Raises DatabaseUnavailable.
+
+        Sessions at servers that end with a client's session are not counted.
+        """
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
-        rows = await self._state.fetch(f"{END_IDLE}{OF_GONE}{TOLD}", idle)
+        ended = await self._state.fetch(f"{END_IDLE}{OF_GONE}{_counted('gone')}", idle)
         unused = {"seconds": UPSTREAM_IDLE_SECONDS, "most": MOST_AT_A_SWEEP}
-        rows += await self._state.fetch(f"{UNUSED}{TOLD}", unused)
+        dropped = await self._state.fetch(f"{UNUSED}{_counted('taken')}", unused)
         at_once = asyncio.Semaphore(AT_ONCE)
 
         async def end(target: Target) -> None:
             async with at_once:
                 await self._client.end(target)
 
+        rows = [row[1:] for row in (*ended, *dropped) if row[1]]
         await asyncio.gather(*(end(target) for target in self._targets(rows)))
-        return len(rows)
+        return int(ended[0][0] + dropped[0][0])
 
     async def _end_in_background(self, rows: list[tuple[Any, ...]]) -> None:
         for target in self._targets(rows):

@@ -1,6 +1,6 @@
 """Usage noted during calls: last uses, health and descriptions of servers, requests with unknown tokens.
 
-Usage is written in the background, once a second. Unwritten data is lost if the process is killed.
+Usage is written in the background, once a second. Data is lost if writing it fails, or if the process is killed first.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 -- locked by another transaction are skipped; the latest time wins.
 
 -- name: tokens
--- A token may have two valid secrets, distinguished by prefix; `other` is the one used earlier. The previous one may
+-- A token may have two valid secrets, distinguished by prefix; `other` is the one used earlier. The previous secret may
 -- end with the first use of the present one. A token that waits to be collected has no present secret: its prefix is
 -- that of the previous secret. Returns the tokens whose previous secret should have ended, but whose row was locked.
 WITH written AS (
@@ -62,7 +62,8 @@ FROM (
 ) m WHERE t.id = m.id
 
 -- name: server_infos
--- Servers introduce themselves with each new session; only changes are written. Capabilities are stored for each era.
+-- Servers introduce themselves with each new session. Only changes of capabilities and instructions are written.
+-- Capabilities are stored for each era.
 -- Instructions of 2026-07-28 are not replaced by those of sessions.
 INSERT INTO proxy_serverinfo AS t
     (server_id, told_to, version, capabilities, modern_capabilities, instructions, changed_at)

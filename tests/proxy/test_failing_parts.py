@@ -109,13 +109,14 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
 def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_moment(
     agent: Agent, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sweep, failed = SessionKeeper.sweep, [0]
+    sweep, failed, ended = SessionKeeper.sweep, [0], []
 
     async def fails(keeper: SessionKeeper) -> int:
         if failed[0] < 2:
             failed[0] += 1
             raise UNAVAILABLE
-        return await sweep(keeper)
+        ended.append(await sweep(keeper))
+        return ended[-1]
 
     monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(SessionKeeper, "sweep", fails)
@@ -123,6 +124,7 @@ def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_mom
 
     eventually_unused("proxy_session", "90 days", lambda: not Session.objects.exists())
     assert failed == [2]
+    assert 1 in ended  # Also a session without sessions at servers counts.
     assert "idle sessions" in [getattr(record, "task", "") for record in caplog.records]
 
 

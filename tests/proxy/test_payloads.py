@@ -145,6 +145,7 @@ def test_an_error_is_kept_up_to_300_characters_and_a_secret_at_the_cut_is_seen_w
     assert error_text(b"not json", []) == error_text(b"[1]", []) == error_text(b"", []) == ""
     blocks = {"result": {"isError": True, "content": [{"text": "one"}, {"data": 1}, "x", {"text": "two"}]}}
     assert error_text(json.dumps(blocks).encode(), []) == "one\ntwo"
+    assert error_text(rb'{"error": {"message": "lone \ud800"}}', []) == "lone ?"
 
 
 @pytest.mark.parametrize(("length", "times"), [(6000, 1), (2200, 3)])

@@ -281,6 +281,7 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
         "elicitation": {"url": {}, "odd": {}},
         "roots": {"listChanged": True},
         "tasks": {},
+        "experimental": {"number": 10**400},
     }
     client = work.client(told)
     plain = Client(client.agent)

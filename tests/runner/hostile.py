@@ -158,11 +158,18 @@ def handle(message):
         thread = threading.Thread(target=call, args=(message["id"], params), daemon=True)
         thread.start()
         thread.join(60 if params["name"] == "pings" else 0)
+    elif method == "resources/subscribe":
+        sys.stderr.write(f"subscribed {params['uri']}\n")
+        sys.stderr.flush()
+        send({"id": message["id"], "result": {}})
     elif method == "ping" and not stuck():
         send({"id": message["id"], "result": {}})
 
 
 def introduce(number, params):
+    if "hog" in sys.argv:
+        held.append(bytearray(b"x") * 300_000_000)
+        time.sleep(60)
     if "slow" in sys.argv:
         time.sleep(3)
     if "refuse" in sys.argv:

@@ -15,7 +15,10 @@ def test_the_runner_of_a_clone_gets_no_keys_of_the_gateway(tmp_path: Path, monke
     """With `isolation: none`, its programs can read its environment."""
     file, seen = tmp_path / "runner.yaml", tmp_path / "seen"
     file.write_text("servers: [{name: a, command: [a], environment: {B: env:GATEWAY_TOKEN_OF_A}}]")
-    ours = ("GATEWAY_SECRET_KEY", "GATEWAY_RUNNER_SECRET_FILE", "DATABASE_URL", "DATABASE_URL_FILE")
+    ours = [
+        *("GATEWAY_SECRET_KEY", "GATEWAY_RUNNER_SECRET_FILE", "DATABASE_URL", "DATABASE_URL_FILE"),
+        *("DATABASE_READ_URL", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ]
     for name in (*ours, "GATEWAY_RUNNER_URL", "GATEWAY_RUNNER_SECRET", "GATEWAY_TOKEN_OF_A", "OTHER"):
         monkeypatch.setenv(name, "value")
     monkeypatch.setattr(settings, "RUNNER_FILE", file)
@@ -24,7 +27,7 @@ def test_the_runner_of_a_clone_gets_no_keys_of_the_gateway(tmp_path: Path, monke
 
     assert runner_process.start(Runner("http://127.0.0.1:8900", SECRET)).wait(60) == 0
     found = json.loads(seen.read_text())
-    assert {name for name in found if name.startswith(("GATEWAY_", "DATABASE_"))} == {
+    assert {name for name in found if name.startswith(("GATEWAY_", "DATABASE_", "OTEL_EXPORTER_OTLP_HEADERS"))} == {
         "GATEWAY_RUNNER_SECRET",
         "GATEWAY_TOKEN_OF_A",
     }

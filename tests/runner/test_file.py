@@ -40,6 +40,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
         (SERVER + "  - name: files\n    command: [ls]\n", "runner.yaml:5:11: “files” is taken. Write another name."),
         (SERVER + "    command: [cat]\n", "runner.yaml:5:5: “command” is there twice. Remove one of the two."),
         (SERVER + "    package: npm:left-pad\n", 'runner.yaml:5:14: “package” cannot be "npm:left-pad". Package with'),
+        (SERVER + "    package: npm:left-pad@1.x\n", 'runner.yaml:5:14: “package” cannot be "npm:left-pad@1.x".'),
         (SERVER + "    package: npm:left-pad@latest\n", "`npm:NAME@1.2.3` or `pypi:NAME==1.2.3`, an exact version."),
         (SERVER + "    package: pypi:left>=1\n", "runner.yaml:5:14: “package” cannot be"),
         (

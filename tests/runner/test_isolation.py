@@ -181,14 +181,11 @@ def test_a_killer_that_is_not_the_user_of_a_program_kills_nothing(monkeypatch: p
 async def test_a_user_whose_processes_may_run_is_not_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(uid: int, guard: int) -> bool:
-        return False
-
     accounts = Accounts(RunnerFile(tmp_path / "runner.yaml", {"uids": f"{FIRST + 300}-{FIRST + 302}"}, []))
     taken = accounts.take("one", lasting=False)
     await accounts.give_back(taken)
     again = [accounts.take("one", lasting=False) for _ in range(2)]
-    monkeypatch.setattr("runner.process.kill_user", fail)
+    monkeypatch.setattr("runner.process.sys.executable", "/no/such/python")
     await accounts.give_back(again[0])
 
     assert {each.uid for each in again} == {FIRST + 301, FIRST + 302}  # The first is the killer's.

@@ -1,6 +1,8 @@
 """Operations of an HTTP API as tools: only those listed, with the entry's headers and no others."""
 
 import json
+import signal
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -22,13 +24,14 @@ DESCRIPTION = {
         "/tickets": {
             "get": {"operationId": "listTickets", **OPERATION},
             "delete": {"operationId": "deleteTickets", **OPERATION},
-        }
+        },
+        "/slow": {"get": {"operationId": "readSlowly", **OPERATION}},
     },
 }
 
 
 class Api(BaseHTTPRequestHandler):
-    """Describes itself at /openapi.json, and notes the headers of all other requests."""
+    """Describes itself at /openapi.json, answers slowly at /slow, and notes the headers of all other requests."""
 
     seen: ClassVar[list[dict[str, str]]] = []
 
@@ -41,7 +44,9 @@ class Api(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        for part in body.partition(b" "):
+            time.sleep(0.7 if self.path == "/slow" else 0)
+            self.wfile.write(part)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
@@ -60,10 +65,14 @@ def api() -> Iterator[str]:
 def running(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     file = tmp_path_factory.mktemp("openapi") / "tickets.json"
     file.write_text(json.dumps(DESCRIPTION))
+    malformed = file.with_name("malformed.json")
+    malformed.write_text(json.dumps(DESCRIPTION | {"paths": {"/tickets": None}}))
     common = {"url": api, "headers": {"Authorization": "env:TICKETS"}}
     entries = [
         {"name": "tickets", "document": f"{api}/openapi.json", "operations": ["listTickets"], **common},
         {"name": "from-file", "document": str(file), "operations": ["listTickets"], **common},
+        {"name": "slow", "document": str(file), "operations": ["readSlowly"], "call_seconds": 1, **common},
+        {"name": "malformed", "document": str(malformed), "operations": ["listTickets"], **common},
         {"name": "wrong", "document": str(file), "operations": ["noSuch"], **common},
     ]
     with runner([], openapi=entries, environment={"TICKETS": "Bearer of-the-api"}) as found:
@@ -91,3 +100,23 @@ async def test_an_operation_that_is_not_there_is_named(running: Running) -> None
 
     assert running.status("wrong").items() >= {"kind": "openapi", "state": "failing", "path": "/wrong/mcp"}.items()
     assert running.post("wrong", "tools/list").status_code == 503
+
+
+@pytest.mark.full
+async def test_a_request_takes_no_longer_than_its_limit_even_if_parts_of_the_answer_arrive(running: Running) -> None:
+    await until(lambda: running.status("slow")["state"] == "running")
+    async with running.client("slow") as client:
+        result = await client.call_tool("readSlowly", {})
+
+    assert result.is_error
+    assert "timed out" in text(result)
+
+
+async def test_a_malformed_description_prevents_no_change_of_other_entries(running: Running) -> None:
+    await until(lambda: "listTickets" in (running.status("malformed")["error"] or ""))
+    entries = [each for each in running.document["openapi"] if each["name"] != "malformed"]
+    running.write(openapi=[*entries, entries[0] | {"name": "added"}])
+    running.process.send_signal(signal.SIGHUP)
+
+    await until(lambda: "/added/mcp" in running.get("/programs").text)
+    await until(lambda: running.status("added")["state"] == "running")

@@ -44,11 +44,14 @@ def running() -> Iterator[Running]:
         hostile("half", mode="session", person="PERSON", limits={"programs": 4}),
         hostile("crash", "crash"),
         hostile("crash-apart", "crash", mode="session"),
+        hostile("watched", idle_seconds=1),
+        hostile("hog", "hog", limits=QUICK),
         hostile("refuse", "refuse", environment={"TOKEN": "env:TOKEN"}),
         hostile("secretless", environment={"KEY": "env:NOT_THERE"}),
         {"name": "absent", "command": ["no-such-program"]},
     ]
-    with runner(servers, environment={"TOKEN": TOKEN, "OTHER": "of the runner"}) as found:
+    environment = {"TOKEN": TOKEN, "OTHER": "of the runner"}
+    with runner(servers, environment=environment, hosts=["Runner.Example:8900"]) as found:
         yield found
 
 
@@ -89,13 +92,13 @@ async def test_a_shared_program_serves_clients_of_both_eras(running: Running, mo
 async def test_each_session_has_a_program_of_its_own(running: Running) -> None:
     async with (
         running.client("apart", person="ana@example.com") as ana,
-        running.client("apart", person="max@example.com") as max_,
+        running.client("apart", person="m%C3%A4x%25@example.com") as max_,
     ):
         assert text(await ana.call_tool("count", {})).startswith("call 1 of ")
         assert text(await ana.call_tool("count", {})).startswith("call 2 of ")
         assert text(await max_.call_tool("count", {})).startswith("call 1 of ")
         assert text(await ana.call_tool("person", {})) == "ana@example.com"
-        assert text(await max_.call_tool("person", {})) == "max@example.com"
+        assert text(await max_.call_tool("person", {})) == "mäx%@example.com"
         assert running.status("apart")["running"] >= 2
 
     await until(lambda: running.status("apart")["running"] == 0)
@@ -174,6 +177,20 @@ async def test_an_idle_program_is_ended_and_its_session_begins_again(running: Ru
 
 
 @pytest.mark.full
+async def test_a_resource_that_a_client_without_a_session_listens_to_is_subscribed_again(running: Running) -> None:
+    async with (
+        running.client("watched", "2026-07-28") as client,
+        client.listen(resource_subscriptions=["file:///a"]),
+    ):
+        await asyncio.sleep(3)
+        assert running.status("watched")["last_exit"] is None  # It is not idle.
+        await refused(running, "watched", "die", "2026-07-28")
+        await called(running, "watched", "count", "2026-07-28")
+        await until(lambda: running.lines("watched") == ["subscribed file:///a"] * 2)
+    await until(lambda: running.status("watched")["running"] == 0)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -249,6 +266,8 @@ async def test_a_program_that_does_not_start_says_why_and_is_started_less_and_le
     assert running.status("crash")["state"] == "failing"
     assert running.lines("crash")[0] == "cannot start"
     assert "the program no-such-program is not in " in await refused(running, "absent")
+    hog = "The program of “hog” was not started: used more than 200 MB of memory."
+    assert await refused(running, "hog") == hog
 
 
 @pytest.mark.full
@@ -296,6 +315,7 @@ def test_everything_but_health_takes_the_secret(running: Running, path: str, giv
 def test_a_browser_led_here_by_another_site_is_refused(running: Running) -> None:
     assert running.get("/programs", headers=running.headers | {"Host": "evil.example.com"}).status_code == 421
     assert running.get("/programs", headers=running.headers | {"Origin": "http://evil.example.com"}).status_code == 403
+    assert running.get("/programs", headers=running.headers | {"Host": "runner.example:8900"}).status_code == 200
 
 
 def test_the_status_is_as_documented(running: Running) -> None:
