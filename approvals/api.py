@@ -57,11 +57,11 @@ class HoldSerializer(serializers.Serializer[Hold]):
     rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
     state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="State of the held call.")
     arguments: Any = serializers.SerializerMethodField(
-        help_text="Arguments as JSON text without recognisable secrets; null if you may not read payloads, or if they "
-        "cannot be decrypted."
+        help_text="Arguments as JSON text, without recognisable secrets, shortened above 64 KiB; null if you may not "
+        "see their values, or if they cannot be decrypted."
     )
     argument_names = serializers.SerializerMethodField(
-        help_text="Paths of the arguments; empty if you may not see them."
+        help_text="Paths of the arguments, 100 at most; empty if you may not see them."
     )
     approvers = serializers.ChoiceField(Approvers.choices, help_text="Who decides first.")
     team = serializers.CharField(
@@ -137,7 +137,8 @@ class ApproveHoldBody(DenyBody):
         child=serializers.CharField(max_length=200),
         required=False,
         max_length=100,
-        help_text="Arguments that must have the values of this call; if empty, any arguments are allowed.",
+        help_text="With `allow`: arguments that must have the values of this call; if empty, any arguments are "
+        "allowed.",
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from accounts.models import User
 from approvals.models import Hold
 from proxy.store.redaction import redact_message
-from wire import jsonrpc
+from wire import canonical_json, jsonrpc
 
 MOST_BYTES = 64 * 1024  # Longer arguments are cut.
-MOST_LINES = 100
+MOST_LINES = 100  # Further arguments are not shown.
 LONGEST_VALUE = 2_000
 KINDS = {
     str: "text",
@@ -60,7 +61,7 @@ class ShownArguments(NamedTuple):
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
     """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
 
-    A viewer who may not read values gets only names, kinds and sizes, and a reader of the log gets nothing.
+    A viewer who may not read values gets only names, kinds and sizes. A viewer who may only read the log gets nothing.
     """
     if not hold.names_arguments_to(viewer):
         return ShownArguments([], is_withheld=True)
@@ -68,7 +69,8 @@ def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArgu
     if arguments is None:
         return ShownArguments([], is_unreadable=True)
     if not hold.shows_arguments_to(viewer):
-        return ShownArguments([ArgumentLine(path, *_outline(value)) for path, value in _first(arguments)])
+        first, is_cut = _first(arguments)
+        return ShownArguments([ArgumentLine(path, *_outline(value)) for path, value in first], is_cut=is_cut)
     return _compared(arguments, earlier.arguments if earlier is not None else None)
 
 
@@ -78,14 +80,20 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
     raw, raw_old = dict(_leaves(arguments)), dict(_leaves(before or {}))
     shown_old = dict(_leaves(old))
     lines = []
-    for path, value in _first(redacted):
-        differs = before is not None and raw.get(path, ABSENT) != raw_old.get(path, ABSENT)
+    first, has_more = _first(redacted)
+    for path, value in first:
+        differs = before is not None and not _is_same(raw.get(path, ABSENT), raw_old.get(path, ABSENT))
         earlier = _text(shown_old[path]) if path in shown_old else "none"
         lines.append(ArgumentLine(path, KINDS.get(type(value), ""), _text(value), earlier if differs else None))
-    gone = [path for path in shown_old if path not in raw][:MOST_LINES]
-    lines += [ArgumentLine(path, "", "none", _text(shown_old[path])) for path in gone]
+    gone = [path for path in shown_old if path not in raw]
+    lines += [ArgumentLine(path, "", "none", _text(shown_old[path])) for path in gone[:MOST_LINES]]
     text = json.dumps(redacted, indent=2, ensure_ascii=False)
-    return ShownArguments(lines, text, cut or len(lines) >= MOST_LINES, compared=before is not None)
+    return ShownArguments(lines, text, cut or has_more or len(gone) > MOST_LINES, compared=before is not None)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Compare two values as the digest of a call does: 1 is the same as 1.0, but not as true."""
+    return value is other or (value == other and canonical_json.canonical(value) == canonical_json.canonical(other))
 
 
 def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
@@ -96,8 +104,10 @@ def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
     return (value if isinstance(value, dict) else {"arguments": value}), found.cut
 
 
-def _first(value: Any) -> list[tuple[str, Any]]:
-    return [leaf for leaf, _ in zip(_leaves(value), range(MOST_LINES), strict=False)]
+def _first(value: Any) -> tuple[list[tuple[str, Any]], bool]:
+    """Return the first values with their paths, and whether there are more."""
+    leaves = list(islice(_leaves(value), MOST_LINES + 1))
+    return leaves[:MOST_LINES], len(leaves) > MOST_LINES
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:

@@ -50,8 +50,8 @@ class WaitForm(forms.Form):
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="If empty, the gateway starts with 50 for clients that ask for progress, with 4 for others, and then "
-        "adapts the number to how long the client waits.",
+        help_text="If empty, the gateway starts with 50 for clients that ask for progress, with 4 for others, and may "
+        "raise the number. If a client stops waiting earlier, the gateway lowers the number, even one that you set.",
     )
 
 

@@ -111,8 +111,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def decidable_by(self, person: User) -> HoldQuerySet:
         """Return the holds, waiting or not, of which `person` is now an approver.
 
-        With APPROVALS_DECIDE, these include holds whose rule names nobody, and all holds past `fallback_at`. A rule can
-        exclude the person for whom the agent acts.
+        With APPROVALS_DECIDE, these include holds whose rule names nobody, holds whose team was deleted, and all holds
+        past `fallback_at`. A rule can exclude the person for whom the agent acts.
         """
         if not person.is_active:
             return self.none()
@@ -120,7 +120,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         if person.narrowed_to is None:
             mine = Q(Exists(Hold.objects.asking(person).filter(pk=OuterRef("pk"))))
         if person.has_perm(Capability.APPROVALS_DECIDE):
-            mine |= Q(approvers=Approvers.ANYBODY) | Q(fallback_at__lte=Now())
+            is_without_team = Q(approvers=Approvers.TEAM, team=None)
+            mine |= Q(approvers=Approvers.ANYBODY) | is_without_team | Q(fallback_at__lte=Now())
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
@@ -265,7 +266,7 @@ class Hold(models.Model):
         return decides or Hold.objects.concerning(viewer).filter(pk=self.pk).exists()
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer`, who may see their names, may read the arguments' values too, as in recorded payloads."""
+        """True if `viewer` may read the values of the arguments. Does not check who may see their names."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)

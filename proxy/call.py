@@ -93,11 +93,17 @@ from wire.client import McpClient
 from wire.definitions import exposed_name
 from wire.errors import (
     AccessRefused,
+    AddressBlocked,
     AnswersNotTaken,
     BadAnswer,
+    BadUrl,
     Busy,
     CredentialRenewed,
+    EraLeft,
+    Loop,
+    NameNotFound,
     NoMemory,
+    NotConnected,
     NotRecordable,
     SessionEnded,
     TokenBusy,
@@ -109,7 +115,6 @@ from wire.jsonrpc import MalformedMessage, Message, Object
 from wire.mcp import (
     METHODS,
     MODERN,
-    PROMPT,
     RESOURCE,
     SESSION,
     TOOL,
@@ -156,8 +161,12 @@ NOT_OF_THE_SERVER = (
     tasks.UnknownTask,
 )
 
-# Errors raised before the request is sent, unless `may_have_run` is set.
-NEVER_SENT = (Busy, NotRecordable, DatabaseUnavailable)
+# Errors after which the server has not executed the request, unless `may_have_run` is set: the request was not sent, or
+# the server has lost its session.
+NEVER_RUN = (Busy, NotRecordable, DatabaseUnavailable, BadUrl, EraLeft, SessionEnded)
+# The same for requests without a session. In a session, a request that was sent can end with these errors too, when its
+# stream is resumed, or when the session is checked.
+NOT_CONNECTED = (NotConnected, NameNotFound, AddressBlocked, Loop)
 
 # Servers of MCP 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
 # `subscriptions/listen` to such a server.
@@ -423,7 +432,7 @@ class Endpoint:
                 stream.stop_pings()
 
     def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
-        """Return the response to a call that was stopped while it ran: access was lost, or the client cancelled it."""
+        """Return the response to a call that was stopped while it ran: access was lost, or the call was cancelled."""
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
             return self._upstream_error(request, ending.refusal)
@@ -555,6 +564,7 @@ class Endpoint:
     ) -> Response:
         answer = await self._forward(request, grant, message, stream)
         if answer.outcome == "ok" and not await self._parts.handshake.note_subscription(grant, message):
+            await self._forward(request, grant, replace(message, method="resources/unsubscribe"), stream)
             text = "Invalid params: this session is subscribed to too many resources"
             return error_response(request, jsonrpc.INVALID_PARAMS, text)
         return answer
@@ -578,14 +588,13 @@ class Endpoint:
         began = time.perf_counter()
         try:
             answer = await ask_server(request, grant, resolved, message, stream)
-        except NOT_OF_THE_SERVER + NEVER_SENT:
+        except (UpstreamError, NotRecordable, DatabaseUnavailable) as error:
             if request.uses_approval and not request.may_have_run:
                 await self._parts.holds.give_back(request)
-            raise
-        except AccessRefused as refusal:
-            raise await self._after(refusal, request, resolved, grant) from None
-        except UpstreamError as error:
-            usage.server_contacted(assigned, failure_text(error, assigned.url))
+            if isinstance(error, AccessRefused):
+                raise await self._after(error, request, resolved, grant) from None
+            if isinstance(error, UpstreamError) and not isinstance(error, NOT_OF_THE_SERVER):
+                usage.server_contacted(assigned, failure_text(error, assigned.url))
             raise
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
@@ -641,8 +650,9 @@ class Endpoint:
         if not isinstance(resolved, Resolved):
             grant, resolved = await self._find(request, grant, resolved, feature)
         request.set_server(resolved.assigned)
-        if "." in feature.name and feature.kind in (TOOL, PROMPT):  # The log uses one spelling for each name.
-            request.rename(Named(feature.kind, exposed_name(resolved.assigned.alias, resolved.name)), grant)
+        # Rules, holds and the log know a tool only by its exposed name, whatever spelling the client used.
+        if feature.kind != RESOURCE and feature.name != (name := exposed_name(resolved.assigned.alias, resolved.name)):
+            request.rename(Named(feature.kind, name), grant)
         if task is not None and task.assignment_id != resolved.assigned.id:
             raise tasks.UnknownTask
         if resolved.row is not None and task is None:
@@ -903,6 +913,8 @@ class Endpoint:
                 metrics.UNAVAILABLE.labels("access").inc()
                 await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
                 return None
+            except Exception as error:  # noqa: BLE001 - as for a call, the request gets an answer and a row
+                return _failed(request, error, self._public_url)
             else:
                 try:
                     await self._serve_standing(request, standing)
@@ -1258,10 +1270,10 @@ class _Sent:
                 on_request=on_request,
                 beside=beside,
             )
-        except (DatabaseUnavailable, NotRecordable, Busy):
-            raise  # Raised before the request is sent, while its session is looked up or opened.
-        except BaseException:
-            request.may_have_run = True
+        except NEVER_RUN:
+            raise
+        except BaseException as error:
+            request.may_have_run |= not (target.era == MODERN and isinstance(error, NOT_CONNECTED))
             raise
         request.may_have_run = True
         return answer

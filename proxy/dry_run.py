@@ -1,6 +1,7 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
-The functions and the SQL statement are those of real requests. Nothing is sent, logged or counted against a limit.
+It also checks that the credential can be decrypted. The functions and the SQL statement are those of real requests, but
+names without their server's alias are not searched for. Nothing is sent, logged or counted against a limit.
 """
 
 import time
@@ -32,6 +33,7 @@ from proxy.access.features import (
 from proxy.access.rule_checker import ruled_call
 from proxy.access.rules import NO_RULES, REFUSE, DecidingRule, RuleDecision, decide_by_rules, is_target, reads_arguments
 from wire.cipher import Cipher
+from wire.definitions import exposed_name
 from wire.mcp import TOOL
 
 
@@ -119,27 +121,27 @@ def _of_feature(
         except UnknownFeature as unknown:
             return Verdict((*obstacles, Obstacle(unknown.reason)))
         else:
-            found = _resolved(resolved, feature, obstacles, cipher)
-            return _ruled(found, grant, resolved, feature, address, trial)
+            if not isinstance(resolved, Resolved):
+                return Verdict(tuple(obstacles), resolved, unlisted=True)
+            is_held = feature.kind == TOOL and resolved.row is not None and resolved.row.approved is not None
+            found = Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
+            return _with_credential(_ruled(found, grant, resolved, feature, address, trial), cipher)
 
 
-def _resolved(
-    resolved: Resolved | AssignedServer, feature: Named, obstacles: list[Obstacle], cipher: Cipher
-) -> Verdict:
-    if not isinstance(resolved, Resolved):
-        return Verdict(tuple(obstacles), resolved, unlisted=True)
+def _with_credential(found: Verdict, cipher: Cipher) -> Verdict:
+    """Return the verdict `found`, with an obstacle if the credential of its server cannot be read."""
+    assert found.assigned is not None
     try:
-        credential_of(resolved.assigned, cipher)
+        credential_of(found.assigned, cipher)
     except IdentityUnreadable as unreadable:
-        obstacles.append(Obstacle(unreadable.reason, resolved.assigned))
-    is_held = feature.kind == TOOL and resolved.row is not None and resolved.row.approved is not None
-    return Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
+        return found._replace(obstacles=(*found.obstacles, Obstacle(unreadable.reason, found.assigned)))
+    return found
 
 
 def _ruled(
     found: Verdict,
     grant: AccessRow,
-    resolved: Resolved | AssignedServer,
+    resolved: Resolved,
     feature: Named,
     address: str | None,
     trial: CallTrial,
@@ -149,9 +151,10 @@ def _ruled(
     If the arguments of the call are unknown, rules that read arguments are not applied.
     """
     rules = grant.rules
-    if rules is None or not isinstance(resolved, Resolved) or feature.kind != TOOL:
+    if rules is None or feature.kind != TOOL:
         return found
-    called = resolved.assigned, resolved.claims, feature.name, trial.arguments
+    tool = exposed_name(resolved.assigned.alias, resolved.name)  # Whatever spelling was asked about.
+    called = resolved.assigned, resolved.claims, tool, trial.arguments
     call = ruled_call(grant, rules, *called, client=("", address or ""), at=trial.at or time.time())
     unread = tuple(
         rule for rule in rules.rules if trial.arguments is None and is_target(rule, call) and reads_arguments(rule.when)

@@ -424,9 +424,9 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client accepted an answer that came after `seconds`.
+        """Note that the client waited `seconds` for its answer.
 
-        If `seconds` is more than PATIENCE_SHOWN, the next held calls of the connection may wait longer.
+        If this is more than PATIENCE_SHOWN, the next held calls of a connection without a stored time may wait longer.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

@@ -88,7 +88,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with an unknown one")
-UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
+UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503, except for too many open files", ("why",))
 # These series start with the value 0: in a series that begins with 1, Prometheus sees no increase to alert on.
 CALLS.labels("rpc_error", "internal_error")
 for _why in ("access", "not_executed", "record", "sessions"):

@@ -68,10 +68,10 @@ class Session(models.Model):
 
 
 class UpstreamSession(models.Model):
-    """A session at a server, for one client's session, or for a connection whose client has no session."""
+    """A session at a server: for one client's session, for a connection whose clients have no session, or for lists."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    owner_id = models.UUIDField()
+    owner_id = models.UUIDField()  # The client's session, the connection or, for lists, the assignment.
     connection_id = models.UUIDField()
     server_id = models.UUIDField()
     # Made by query.sql: the identity, address and capabilities for which the session may be used.

@@ -125,7 +125,7 @@ REASONS = {
     ),
     "gateway_not_reachable": Reason(
         Step.REACH,
-        "The person is in no team of this gateway, or the person's role can only look.",
+        "The gateway is not open to the person, or the person's role can only look.",
         "person has no access",
         ACCESS,
         status=403,
@@ -188,7 +188,9 @@ REASONS = {
     "held": Reason(
         Step.RULES, "A rule holds this call of {tool} until somebody approves it.", "held by a rule", page=APPROVALS
     ),
-    "hold_denied": Reason(Step.RULES, "Somebody denied this call of {tool}.", "denied by a person", page=APPROVALS),
+    "hold_denied": Reason(
+        Step.RULES, "Somebody denied or withdrew this call of {tool}.", "denied by a person", page=APPROVALS
+    ),
     "hold_expired": Reason(
         Step.RULES, "Nobody decided on this call of {tool} in time.", "not decided in time", page=APPROVALS
     ),

@@ -40,7 +40,7 @@ STORE_PAUSE = 0.5
 
 
 class IdentityUnavailable(UpstreamError):
-    """The issuer of an identity cannot renew the token at the moment."""
+    """No renewed token is available at the moment, for example because the issuer does not answer."""
 
     reason = "identity_unavailable"
     sentence = 'The credential for server "{server}" cannot be renewed at the moment; try again soon.'

@@ -250,10 +250,13 @@ class ServerRequests:
         `again` sends the call with the members of its argument added to the params. Raises an UpstreamError.
         """
         server = asking.server_name
-        for _ in range(MOST_ROUNDS):
+        rounds = 0
+        while True:
             result = answer.document.get("result", {})
             if answer.error is not None or result.get("resultType", "complete") != "input_required":
                 return answer
+            if rounds == MOST_ROUNDS:
+                raise BadAnswer(server, f"it asked for input more than {MOST_ROUNDS} times")
             wanted: Object = {}
             if requests := result.get("inputRequests"):
                 wanted["inputResponses"] = await self._ask_all(asking, requests)
@@ -262,7 +265,7 @@ class ServerRequests:
             if "requestState" in result:
                 wanted["requestState"] = result["requestState"]
             answer = await again(wanted)
-        raise BadAnswer(server, f"it asked for input more than {MOST_ROUNDS} times")
+            rounds += 1
 
     async def _ask_all(self, asking: InteractiveCall, requests: Any) -> Object:
         server = asking.server_name

@@ -1,7 +1,7 @@
 """Running calls and standing streams (long-lived event streams) of this worker.
 
-Their access is checked again every 10 seconds, and at once after any revocation. A call or stream that lost access ends
-with an error.
+Their access is checked again every 10 seconds, and at once after any revocation. Calls and streams that lost access are
+ended.
 """
 
 from __future__ import annotations

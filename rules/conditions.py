@@ -26,7 +26,7 @@ BUILDERS = (
         "Outside office hours",
         "Outside the hours you choose (and at weekends, if ticked), in the workspace's time zone.",
     ),
-    Builder(PRODUCTION, "Production names", "An argument contains prod, production or live."),
+    Builder(PRODUCTION, "Production names", "One argument contains the word prod, production or live."),
     Builder(EXPRESSION, "Expression", "A condition in CEL."),
 )
 # Comparisons by name: the label, and the CEL text that compares `{0}` with the literal `{1}`.
@@ -42,6 +42,8 @@ COMPARISONS = {
     "present": ("is given", "has({0})"),
 }
 OF_NUMBERS = {"greater", "less"}
+# Comparisons with a number or with the same text: how the two are joined.
+JOINED = {"equals": " || ", "differs": " && "}
 PRODUCTION_NAMES = "(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)"
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch
 
@@ -94,8 +96,11 @@ def _compared(values: dict[str, Any]) -> str:
         raise BadChoice("value", "Enter a number.")
     if comparison != "present" and not value:
         raise BadChoice("value", "Enter a value.")
-    is_plain = comparison in OF_NUMBERS or (comparison in ("equals", "differs") and (_NUMBER(value) or value in WORDS))
-    return COMPARISONS[comparison][1].format(argument, value if is_plain else literal(value))
+    compared = COMPARISONS[comparison][1]
+    if comparison in JOINED and _NUMBER(value):  # Agents write numbers as texts, too.
+        return JOINED[comparison].join(compared.format(argument, each) for each in (value, literal(value)))
+    is_plain = comparison in OF_NUMBERS or (comparison in JOINED and value in WORDS)
+    return compared.format(argument, value if is_plain else literal(value))
 
 
 WORDS = ("true", "false", "null")

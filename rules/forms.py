@@ -90,10 +90,10 @@ class CallRuleForm(forms.Form):
 
     name = forms.CharField(max_length=80)
     gateway = forms.ModelChoiceField(
-        Gateway.objects.live().order_by("name"), required=False, empty_label="All gateways", to_field_name="slug"
+        Gateway.objects.order_by("name"), required=False, empty_label="All gateways", to_field_name="slug"
     )
     servers = forms.ModelMultipleChoiceField(
-        Server.objects.live().order_by("name"),
+        Server.objects.order_by("name"),
         required=False,
         widget=forms.CheckboxSelectMultiple,
         help_text="None ticked: all servers.",
@@ -130,8 +130,8 @@ class CallRuleForm(forms.Form):
         label="Sentence or label",
         required=False,
         max_length=LONGEST_TEXT,
-        help_text="The sentence for the agent, or the label. The agent's model reads the sentence, so say in it what "
-        "the agent can do instead of the call.",
+        help_text="For Refuse: the sentence for the agent. The agent's model reads it, so say in it what the agent can "
+        "do instead of the call. For Label: the label. For Hold for approval: not used.",
     )
     approvers = forms.ChoiceField(label="Who decides", choices=Approvers.choices, required=False)
     approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
@@ -160,11 +160,11 @@ class CallRuleForm(forms.Form):
         self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
 
     def _offer_visible(self, viewer: User) -> None:
-        """Offer the gateways and servers that the viewer may see, and those of the rule."""
+        """Offer the live gateways and servers that the viewer may see, and all of the rule, even archived ones."""
         seen = Assignment.objects.seen_by(viewer).values("server")
         gateways, servers = Q(pk__in=self._gateways.order_by().values("pk")), Q(pk__in=seen)
         if viewer.has_perm(Capability.SERVERS_READ):
-            servers = ~Q(pk=None)
+            servers = Q(archived_at=None)
         if self.rule:
             gateways |= Q(pk=self.rule.gateway_id)
             servers |= Q(pk__in=self.rule.servers.values("pk"))

@@ -178,7 +178,7 @@ class Rule(Versioned, Switchable):
     # A condition in CEL; an empty condition is true.
     when = models.TextField(max_length=MOST_CHARACTERS, blank=True, default="")
     effect = models.CharField(max_length=10, choices=RuleEffect)
-    # The sentence of a refusal, or the label.
+    # The sentence of a refusal, or the label. Not used if the rule holds calls.
     text = models.CharField(max_length=LONGEST_TEXT, blank=True, default="")
     # In the mode `watch`, a rule only labels calls with what it would have done.
     mode = models.CharField(max_length=10, choices=RuleMode, default=RuleMode.WATCH)
@@ -230,7 +230,7 @@ class Rule(Versioned, Switchable):
         return values | {"gateway": self.gateway.slug if self.gateway else "", "servers": servers}
 
     def tidy(self) -> None:
-        """Remove blanks, duplicates and unused values from the fields. Raises RuleError if the rule cannot be used."""
+        """Remove blanks and duplicates, and reset unused approval fields. Raises RuleError for an unusable rule."""
         self.name, self.text, self.note = self.name.strip(), self.text.strip(), self.note.strip()
         self.when, self.tools = self.when.strip(), [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
         if self.effect == RuleEffect.LABEL and (not self.text or "," in self.text):
@@ -323,11 +323,13 @@ class Rule(Versioned, Switchable):
     def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
         """Remove the rule; from the next call on, it does not apply. Raises ChangedMeanwhile."""
         with transaction.atomic():
+            rules = list(type(self).objects.select_for_update())
             row: Rule = self.lock()
             row.must_be(seen)
             changes = {name: [value, None] for name, value in row.editable().items() if value}
             Event.objects.record(Action.RULE_REMOVED, row, by=by, changes=changes)
             row.delete()
+            _number([rule for rule in rules if rule.pk != self.pk])
 
 
 def _number(rules: Sequence[Rule]) -> None:

@@ -15,6 +15,7 @@ urlpatterns = [
     path("rules/<uuid:pk>/move/", views.move, name="move"),
     path("rules/<uuid:pk>/names/", views.names, name="names_of"),
     path("rules/<uuid:pk>/remove/", views.remove, name="remove"),
+    path("rules/<uuid:pk>/replay/", views.try_before, name="replay_of"),
     path("rules/<uuid:pk>/turn-on/", views.turn_on, name="turn_on"),
     path("rules/<uuid:pk>/watch/", views.watch, name="watch"),
     path("gateways/<slug:slug>/rules/", views.of_gateway, name="of_gateway"),

@@ -142,16 +142,17 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
-    calls = Call.objects.exclude(labels="").filter(rule_id=rule.pk, labels__contains="rule failed: ")
+    calls = Call.objects.exclude(labels="").filter(labels__contains=f"rule failed: {rule.name} (")
     return {"failure": calls.order_by("-created_at").first()}
 
 
 @require_POST
 @requires(Capability.RULES_MANAGE)
 @requires(Capability.LOGS_READ)
-def try_before(request: AppRequest) -> HttpResponse:
-    """Show the recorded calls that the rule in the form would have touched."""
-    form = CallRuleForm(request.POST, viewer=request.user)
+def try_before(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
+    """Show the recorded calls that the rule in the form would have touched; `pk` is that of a saved rule."""
+    saved = get_object_or_404(Rule, pk=pk) if pk else None
+    form = CallRuleForm(request.POST, viewer=request.user, rule=saved)
     if not form.is_valid():
         return refuse(request, "rules/replay.html", {"form": form})
     rule = deciding(form.unsaved(), form.cleaned_data["servers"])
@@ -171,14 +172,14 @@ def turn_on(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         undo = Undo.if_changed(rule.set_mode(RuleMode.ON, by=request.user), reverse("rules:watch", args=[pk]))
-        return _switched(request, rule, "Rule is on", undo)
+        return _switched(request, rule, "Rule is on" if rule.enabled else "Rule is on once it is enabled", undo)
 
     return confirmed(
         request,
         act,
         back=reverse("rules:list"),
         title="Turn the rule on",
-        text=f'Let "{rule.name}" act from the next call on?',
+        text=f'Let "{rule.name}" act {"from the next call on" if rule.enabled else "once it is enabled"}?',
         more=lambda: cuts(rule, request.user),
         kind="primary",
         target=f"#rule-{rule.pk}",
@@ -191,7 +192,8 @@ def turn_on(request: AppRequest, pk: UUID) -> HttpResponse:
 def watch(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule, pk=pk)
     undo = Undo.if_changed(rule.set_mode(RuleMode.WATCH, by=request.user), reverse("rules:turn_on", args=[pk]))
-    return _switched(request, rule, "Rule only watches", undo)
+    toast = "Rule only watches" if rule.enabled else "Rule only watches once it is enabled"
+    return _switched(request, rule, toast, undo)
 
 
 @require_POST
@@ -229,8 +231,8 @@ def move(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule, pk=pk)
     places = list(Rule.objects.values_list("pk", flat=True))
     place = places.index(rule.pk) + 1
-    rule.move(place - 1 if request.POST.get("to") == "up" else place + 1, by=request.user)
-    return leave(request, reverse("rules:list"), f"{rule.name} moved")
+    is_moved = rule.move(place - 1 if request.POST.get("to") == "up" else place + 1, by=request.user)
+    return leave(request, reverse("rules:list"), f"{rule.name} {'moved' if is_moved else 'has this place already'}")
 
 
 @require_http_methods(["GET", "POST"])

@@ -101,27 +101,32 @@ def test_values_are_for_people_who_may_read_payloads(
         assert "secret plan" not in page
         assert "740" not in page
 
+    whole, cut = (make.hold(link, docs, arguments={f"a{n}": n for n in range(count)}) for count in (100, 101))
+    cut_off = "The arguments are too long to show all of them."
+    assert [cut_off in text(sign_in(viewer).get(f"/approvals/{each.pk}/")) for each in (whole, cut)] == [False, True]
     assert mia.role
     make.grant(mia.role, [Capability.LOGS_PAYLOADS])
     assert "secret plan" in text(sign_in(mia).get(f"/approvals/{hold.pk}/"))
+    assert [cut_off in text(sign_in(mia).get(f"/approvals/{each.pk}/")) for each in (whole, cut)] == [False, True]
 
 
 @pytest.mark.full
 def test_the_page_shows_what_differs_from_the_last_approved_call_and_that_the_same_call_ran(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:
-    first = make.hold(link, docs, arguments={"amount": 49, "to": "Ana", "gone": 1})
+    first = make.hold(link, docs, arguments={"amount": 49, "to": "Ana", "gone": 1, "force": [1]})
     first.approve(by=ben)
-    hold = make.hold(link, docs, arguments={"amount": 740, "to": "Ana"})
+    hold = make.hold(link, docs, arguments={"amount": 740, "to": "Ana", "force": [True]})
 
     page = text(sign_in(ben).get(f"/approvals/{hold.pk}/"))
 
-    assert "2 changed since the last approved call" in page
+    assert "force list [true] last approved: [1]" in page
+    assert "3 changed since the last approved call" in page
     assert "amount number 740 last approved: 49" in page
     assert "gone none last approved: 1" in page
     run = {"state": "used", "used_at": timezone.now(), "run_call": make.call(outcome="ok").uid}
     Hold.objects.filter(pk=first.pk).update(**run)
-    again = make.hold(link, docs, arguments={"amount": 49, "to": "Ana", "gone": 1})
+    again = make.hold(link, docs, arguments={"amount": 49, "to": "Ana", "gone": 1, "force": [1]})
     page = text(sign_in(ben).get(f"/approvals/{again.pk}/"))
     for said in ("The same call ran", "outcome ok", "Run again"):
         assert said in page
@@ -159,6 +164,8 @@ def test_a_team_decides_first_and_others_after_half_the_time(
 
     Hold.objects.update(fallback_at=timezone.now())
     assert [*Hold.objects.to_decide(ben)] == [hold]
+    first_for(hold, "team", team=None)
+    assert [*Hold.objects.to_decide(ben)] == [hold], "the team was deleted"
     hold.approve(by=ben)
 
 
@@ -250,6 +257,7 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     run = make.call(hold_id=hold.pk, user_id=link.user_id)
     Hold.objects.filter(pk=hold.pk).update(run_call=run.uid)
     like_it = make.call(hold_id=hold.pk, user_id=link.user_id)
+    left = make.call(hold_id=hold.pk, user_id=link.user_id, outcome="cancelled")
     outdated = make.hold(link, docs, arguments={}, state=HoldState.WITHDRAWN, sentence="The rule changed.")
     refused = make.call(hold_id=outdated.pk, user_id=link.user_id, outcome="denied", deny_reason="held")
     auditor = make.user(Capability.LOGS_READ)
@@ -265,6 +273,7 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     told = "The rule Ask first , version 1, held this call. Approved by ben@example.com"
     assert told in text(browser.get(f"/logs/{run.uid}/"))
     assert "This call ran without being held, after an approval" in text(browser.get(f"/logs/{like_it.uid}/"))
+    assert "This call ran without" not in text(browser.get(f"/logs/{left.uid}/"))
     assert "held this call. Withdrawn." in text(browser.get(f"/logs/{refused.uid}/"))
     assert told in text(sign_in(link.user).get(f"/settings/calls/{run.uid}/"))
     holds = {one["id"]: one["argument_names"] for one in rest.get("/holds").json()["results"]}

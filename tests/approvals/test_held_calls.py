@@ -17,7 +17,9 @@ from tests.approvals.conftest import TOOL, Desk, counted, text_of
 from tests.eventually import eventually
 from tests.proxy.conftest import PUBLIC_URL, sql
 from tests.proxy.listening import listening
+from tests.proxy.scripted import calling, returning
 from tests.proxy.test_endpoint import modern
+from tests.workspace import free_port
 from ui.sealing import cipher
 
 
@@ -95,6 +97,20 @@ def test_progress_is_reported_while_a_client_waits(desk: Desk) -> None:
     assert "Waiting for approval" in progress["params"]["message"]
     assert 0 < progress["params"]["progress"] < 1
     assert (answer["id"], counted(answer["result"])) == (7, 1)
+
+
+def test_a_call_that_cannot_be_sent_does_not_use_up_its_approval(desk_of: Callable[..., Desk]) -> None:
+    app = calling(returning({"content": [{"type": "text", "text": "done"}]}), modern=True, name="count")
+    desk = desk_of(app=app)
+    hold = desk.held()
+    hold.approve(by=desk.ben)
+    server = hold.server
+    sql("UPDATE servers_server SET url = %s WHERE id = %s", f"http://127.0.0.1:{free_port()}/mcp", server.pk)
+    assert desk.agent.call(TOOL, {}).json()["error"]["data"]["reason"] == "unreachable"
+    sql("UPDATE servers_server SET url = %s WHERE id = %s", server.url, server.pk)
+
+    assert text_of(desk.call()) == "done"
+    assert desk.held().state == HoldState.WAITING
 
 
 @pytest.mark.full

@@ -143,7 +143,10 @@ def wanting(*rounds: Object) -> tuple[App, list[Object]]:
     return calling(call, modern=True), got
 
 
-def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(work: Work) -> None:
+def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_requests.MOST_ROUNDS", 2)
     app, got = wanting({"who": FORM, "where": ROOTS}, {"text": SAMPLE})
     work.put(app)
     person = Person(work.agent()).initialize()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from accounts.models import Team, User
+from approvals.models import Hold
 from auditlog.models import Call
 from auditlog.why import Detail
 from capabilities import Capability
@@ -20,7 +21,7 @@ from tests import make, upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, in_words, sql
-from tests.proxy.scripted import Request, Script
+from tests.proxy.scripted import Request, Script, offering
 from tests.rest import Rest
 
 ON: dict[str, Any] = {"mode": "on", "by": None}
@@ -229,6 +230,25 @@ def test_a_tool_found_only_by_a_new_list_is_ruled_too(world: World, proxy: Proxy
 
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
     assert reason(world.agent.call("echo", {"text": "x"})) == "rule_refused"
+
+
+def test_a_rule_on_a_tool_applies_whatever_spelling_of_its_name_is_called(world: World, proxy: Proxy, run: Run) -> None:
+    long = "x" * 70
+    make.assignment(world.gateway, make.server(slug="crm", url=run(offering("users/delete", "größe", long)).url))
+    delete, size, cut = [name for name in world.agent.tools() if name.startswith("crm__")]
+    refuse = Rule.objects.add(name="None", effect="refuse", tools=["crm__users_*", size, cut], **ON)
+
+    spellings = {"crm__users/delete": delete, "users/delete": delete, "crm__größe": size, f"crm__{long}": cut}
+    for called, name in spellings.items():
+        assert reason(world.agent.call(called)) == "rule_refused", called
+        assert proxy.last().feature_name == name
+
+    refuse.remove(by=None)
+    Rule.objects.add(name="Ask", effect="hold", when=f"tool.name == '{delete}'", **ON)
+    held = [world.agent.call(called).json()["result"]["_meta"]["hold"] for called in (delete, "crm__users/delete")]
+    hold = Hold.objects.get(pk=held[0])
+    assert (held[1], hold.tool) == (held[0], delete)
+    assert hold.definition
 
 
 def test_a_broken_condition_in_the_table_refuses_its_calls_and_no_other(world: World, proxy: Proxy) -> None:

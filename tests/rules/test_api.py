@@ -89,6 +89,8 @@ def test_rules_are_moved_switched_and_removed(rest: Rest) -> None:
     assert rest.delete(f"/rules/{two.pk}").status_code == 204
     assert rest.get(f"/rules/{two.pk}").status_code == 404
     assert Event.objects.get(action="rule.removed").target_label == "two"
+    assert rest.delete(f"/rules/{three.pk}").status_code == 204
+    assert rest.get(f"/rules/{one.pk}").json()["position"] == 1
 
 
 @pytest.mark.full

@@ -7,9 +7,10 @@ from django.test import Client
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gateways.models import Feature
+from gateways.models import Feature, Gateway
 from rules.conditions import BadChoice, expression_of
 from rules.models import NeedsPayloads, Rule
+from servers.models import Server
 from tests import make
 from tests.calls import call
 from tests.rest import Rest, problem
@@ -35,6 +36,8 @@ CHOICES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("always", {}, ""),
     ("argument", {"argument": "to.name", "comparison": "equals", "value": 'a"b'}, 'args.to.name == "a\\"b"'),
     ("argument", {"argument": "größe", "comparison": "greater", "value": "5"}, 'args["größe"] > 5'),
+    ("argument", {"argument": "id", "comparison": "equals", "value": "12"}, 'args.id == 12 || args.id == "12"'),
+    ("argument", {"argument": "id", "comparison": "differs", "value": "12"}, 'args.id != 12 && args.id != "12"'),
     ("argument", {"argument": "a name", "comparison": "contains", "value": "x"}, 'args["a name"].contains("x")'),
     ("argument", {"argument": "force", "comparison": "equals", "value": "true"}, "args.force == true"),
     ("argument", {"argument": "to.name", "comparison": "present"}, "has(args.to.name)"),
@@ -78,8 +81,31 @@ def test_a_rule_is_made_in_the_form_and_shown_in_the_list(client: Client, boss: 
     assert "Large" in page
     assert "args.amount &gt; 500" in page
     label = "rule failed: Large (an argument has a type that the condition does not expect)"
-    call(feature_type="tool", feature_name="a__pay", rule_id=rule.pk, labels=label)
+    call(feature_type="tool", feature_name="a__pay", labels=f"refused by: First, {label}")
+    call(feature_type="tool", feature_name="a__pay", rule_id=rule.pk, labels="rule failed: Larger (divides by zero)")
     assert "an argument has a type" in client.get(f"/rules/{rule.pk}/").content.decode(), "a call without a result"
+
+
+@pytest.mark.parametrize("capabilities", [[*Capability], [Capability.RULES_MANAGE, Capability.LOGS_READ]])
+def test_a_saved_note_keeps_an_archived_gateway_and_server_in_the_rule(
+    client: Client, capabilities: list[Capability]
+) -> None:
+    gateway, server = make.gateway(), make.server()
+    rule = Rule.objects.add(name="Large", effect="refuse", gateway=gateway, servers=[server], by=None)
+    Gateway.objects.update(archived_at=rule.created_at)
+    Server.objects.update(archived_at=rule.created_at)
+    client.force_login(make.user(*capabilities))
+    page = client.get(f"/rules/{rule.pk}/").content.decode()
+    assert f'value="{gateway.slug}" selected' in page
+    own = FORM | {"gateway": gateway.slug, "servers": [str(server.pk)], "note": "Kept.", "version": rule.version}
+
+    tried = client.post(f"/rules/{rule.pk}/replay/", own).content.decode()
+    client.post(f"/rules/{rule.pk}/", own)
+
+    assert "would have been affected" in tried
+    rule.refresh_from_db()
+    assert (rule.note, rule.gateway, [*rule.servers.all()]) == ("Kept.", gateway, [server])
+    assert client.post("/rules/add/", own | {"name": "Other"}).status_code == 422
 
 
 def test_an_error_of_an_expression_names_its_line_and_column_and_is_marked(client: Client) -> None:
