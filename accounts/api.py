@@ -28,6 +28,7 @@ from accounts.rules import (
     LastOwner,
     NameTaken,
     NoOrganisation,
+    NotActive,
     NotBreakGlass,
     RoleInUse,
     RoleLocked,
@@ -45,6 +46,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    NotActive: Problem(HTTPStatus.CONFLICT, "not_active"),
     NotBreakGlass: Problem(HTTPStatus.CONFLICT, "not_break_glass"),
     LastBreakGlass: Problem(HTTPStatus.CONFLICT, "last_break_glass_owner"),
     LastManager: Problem(HTTPStatus.CONFLICT, "last_admin"),
@@ -70,7 +72,9 @@ class UserSerializer(serializers.Serializer[User]):
         "`provisioned` or `deactivated`."
     )
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
-    by_organisation = serializers.BooleanField(help_text="Whether the person signs in through the organisation.")
+    by_organisation = serializers.BooleanField(
+        help_text="Whether the person was linked to an account at the organisation, perhaps at an earlier provider."
+    )
     break_glass = serializers.BooleanField(
         help_text="Whether this owner's password works although sign-in by the organisation is enforced."
     )
@@ -149,9 +153,9 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite a person only to a role whose capabilities the key has. It can deactivate and
-    sign out people whose role has no capability that the key lacks, but cannot change or reactivate people, or change
-    their invitations.
+    An API key can invite a person only to a role whose capabilities the key has, and that lacks `people:manage`. It can
+    deactivate and sign out people whose role has no capability that the key lacks, but cannot change or reactivate
+    people, or change their invitations.
     """
 
     problems = PROBLEMS

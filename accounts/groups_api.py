@@ -108,8 +108,7 @@ class RoleResource(Resource):
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Change a role."""
         role = get_object_or_404(Role, pk=pk)
-        fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
-        role.edit(**fields, by=self.me, seen=self.seen)
+        role.edit(**self.body(), by=self.me, seen=self.seen)
         return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
@@ -192,8 +191,7 @@ class TeamResource(Resource):
         """Change a team."""
         team = get_object_or_404(Team, pk=pk)
         changes = self.body()
-        users = changes.get("user_ids", list(team.users.all()))
-        team.edit(name=changes.get("name", team.name), users=users, by=self.me, seen=self.seen)
+        team.edit(name=changes.get("name"), users=changes.get("user_ids"), by=self.me, seen=self.seen)
         return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)

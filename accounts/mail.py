@@ -8,15 +8,15 @@ import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from ipaddress import ip_network
 
 import httpcore
 from django.conf import settings
-from django.core.cache import cache
 from django.core.mail import EmailMessage, send_mail
 from django.core.mail.backends import smtp
 
-from accounts.models import User, WorkspaceSettings
+from accounts.models import Attempt, User, WorkspaceSettings
 from accounts.queues import released_while_waiting
 from accounts.rules import PeopleError
 from auditlog.actions import Action
@@ -142,9 +142,7 @@ def send_test_mail(*, by: User) -> MailTestResult:
 
 
 def _count(by: User) -> None:
-    key = f"test-mail:{by.pk}"
-    cache.add(key, 0, timeout=WITHIN_S)
-    if cache.incr(key) > AT_MOST:
+    if Attempt.objects.note(f"test-mail:{by.pk}", window=timedelta(seconds=WITHIN_S)) > AT_MOST:
         raise TooManyTestMails(TooManyTestMails.__doc__)
 
 

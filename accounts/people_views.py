@@ -48,6 +48,10 @@ from ui.pages import (
 from ui.tables import Column, Table
 from ui.viewset import Picked, confirmed, end_picked, form_page, list_page
 
+AFTERWARDS = (
+    "Nothing is revoked: after reactivation, everything works as before. Only people who have not joined need a new "
+    "invitation."
+)
 REACTIVATE = "reactivate"  # Value of the field `act` that undoes a deactivation.
 PEOPLE = Table(
     "people",
@@ -131,7 +135,7 @@ def deactivate_picked(request: AppRequest) -> HttpResponse:
         PeopleError,
         lambda _: (
             "All sessions of these people end, and every connection that acts as one of these people stops at its next "
-            "request. Nothing is revoked: after reactivation, everything works as before."
+            f"request. {AFTERWARDS}"
         ),
         icon="pause",
         undo=REACTIVATE,
@@ -319,9 +323,7 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
         title="Deactivate",
         text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its next "
         "request.",
-        more=lambda: sentences(
-            cuts(person, request.user), "Nothing is revoked: after reactivation, everything works as before."
-        ),
+        more=lambda: sentences(cuts(person, request.user), AFTERWARDS),
         icon="pause",
     )
 

@@ -23,7 +23,7 @@ from servers.models import Identity
 from tokens import rows as token_rows
 from tokens.models import Token, TokenKind
 
-SHOWN = 5  # Rows shown in each part; the linked list has all of them.
+SHOWN = 5  # Rows shown in each part. Some parts link to the list of all.
 CALLS_SINCE = timedelta(days=90)
 
 

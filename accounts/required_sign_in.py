@@ -42,6 +42,7 @@ SETS_UP = {
         "mfa_reauthenticate_webauthn",
         "sso:confirm",
     },
+    # Linking stays closed: whoever knows a colleague's password could link an account of their own.
     RequiredSignIn.ORGANISATION: {PAGE},
 }
 DETAILS = {

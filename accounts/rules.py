@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """A provisioning key or sign-in by the organisation gives this role. First choose another role in its settings."""
+    """A provisioning key or sign-in by the organisation gives this role. First revoke the key or change the sign-in."""
 
 
 class NoOrganisation(PeopleError):
@@ -260,6 +260,16 @@ def is_required_somewhere(required: str) -> bool:
     """True if the workspace or a role requires this sign-in."""
     named = ("WorkspaceSettings", "Role")
     return any(apps.get_model("accounts", one).objects.filter(required_sign_in=required).exists() for one in named)
+
+
+def must_sign_in_at_organisation(person: Any) -> bool:
+    """True if sign-in by the organisation is enforced for the person's address, or required by role or workspace."""
+    provider = _offered()
+    if provider is None or person.break_glass:
+        return False
+    workspace: Any = apps.get_model("accounts", "WorkspaceSettings")
+    required = {person.role.required_sign_in if person.role else "", workspace.load().required_sign_in}
+    return RequiredSignIn.ORGANISATION in required or provider.enforces(person.email)
 
 
 def _offered() -> Any:

@@ -13,6 +13,7 @@ from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
 from allauth.mfa.webauthn.views import AddWebAuthnView, ReauthenticateWebAuthnView
+from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
@@ -21,6 +22,7 @@ from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
+from django.views.generic import FormView
 
 from accounts import second_factor
 from accounts.held_forms import send_again
@@ -118,6 +120,11 @@ class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
     def get_success_url(self) -> str:
         return reverse("mfa_index")
 
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        codes = Authenticator.objects.filter(user=self.request.user, type=Authenticator.Type.RECOVERY_CODES).first()
+        # Not allauth's own context: it would fail if the encryption key of the previous codes is gone.
+        return {**FormView.get_context_data(self, **kwargs), "unused_code_count": _left(codes)}
+
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             super().form_valid(form)
@@ -138,6 +145,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
                 must_keep_break_glass()
                 _record(self.request, Action.SECOND_FACTOR_REMOVED)
         except LastBreakGlass as error:
+            list(messages.get_messages(self.request))  # Discards allauth's message that the app is disabled.
             return leave(self.request, reverse("mfa_index"), str(error))
         return response
 

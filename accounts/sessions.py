@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allauth.usersessions.models import UserSession
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, logout
@@ -18,9 +18,11 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
+
+if TYPE_CHECKING:
+    from accounts.models import User  # It imports this module.
 
 # The first match is used: the user agents of Edge and Opera also contain Chrome, those of Chrome also contain Safari,
 # and those of Android also contain Linux.
@@ -58,8 +60,7 @@ class WebSession:
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
     """Return the person's open sessions, the most recently used first; `this` is the key of the current session."""
-    rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
-    good = _good_keys(person, [session.session_key for session in rows])
+    rows = UserSession.objects.select_related("user").filter(user=person).order_by("-last_seen_at")
     return [
         WebSession(
             session.pk,
@@ -69,14 +70,17 @@ def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
             session.last_seen_at,
             session.session_key == this,
         )
-        for session in rows
-        if session.session_key in good
+        for session in still_open(rows)
     ]
 
 
-def _good_keys(person: User, keys: list[str]) -> set[str]:
+def still_open(rows: Iterable[UserSession]) -> list[UserSession]:
+    """Return those of the sessions that still sign their person in."""
+    rows = list(rows)
+    keys = [row.session_key for row in rows]
     stored = Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
-    return {session.session_key for session in stored if _is_good(person, session.get_decoded())}
+    data = {session.session_key: session.get_decoded() for session in stored}
+    return [row for row in rows if row.session_key in data and _is_good(row.user, data[row.session_key])]
 
 
 def _is_good(person: User, data: dict[str, Any]) -> bool:

@@ -38,7 +38,7 @@ THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
 
 
 class ProfileForm(forms.Form):
-    """Name and theme. Only an administrator can change the e-mail."""
+    """Name and theme. An administrator or a directory sets the e-mail."""
 
     display_name = forms.CharField(label="Name", max_length=120, required=False)
     theme = forms.ChoiceField(choices=THEMES, help_text="Saved in this browser only.")
@@ -70,9 +70,11 @@ def profile(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
-    """Ask the people who manage the workspace for a capability that a page reports as missing."""
-    request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
-    return leave(request, own_path(request.POST.get("next", "")), "Asked the people who manage this workspace")
+    """Ask the people who give roles for a capability that a page reports as missing."""
+    asked = request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
+    not_asked = "Not asked: you have this capability, or asked for it or for too many capabilities in the last day"
+    done = "Asked the people who manage this workspace" if asked else not_asked
+    return leave(request, own_path(request.POST.get("next", "")), done)
 
 
 @require_GET

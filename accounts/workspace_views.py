@@ -90,9 +90,9 @@ class WorkspaceForm(forms.Form):
         label="Record payloads",
         required=False,
         help_text=(
-            "Records arguments and results of calls that a known person may send to the gateway. Only people who may "
-            "view recorded payloads see them. Recognised passwords, tokens and credentials are removed first; other "
-            "private text stays."
+            "Records arguments and results of calls, except calls refused because of their token, person, agent, "
+            "gateway or rate limit. Only people who may view recorded payloads see them. Recognised passwords, tokens "
+            "and credentials are removed first; other private text stays."
         ),
     )
     payload_limit_bytes = forms.IntegerField(
@@ -137,8 +137,7 @@ def workspace(request: AppRequest) -> HttpResponse:
         form,
         save,
         {NoOrganisation: "required_sign_in"},
-        **_context(),
-        version=current.version,
+        **_context(current),
     )
 
 
@@ -156,7 +155,8 @@ def keep_logs(request: AppRequest) -> HttpResponse:
 @requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
     """Send a test mail to the signed-in person, and show the result."""
-    context = _context() | {"form": WorkspaceForm(None, workspace=WorkspaceSettings.load())}
+    current = WorkspaceSettings.load()
+    context = _context(current) | {"form": WorkspaceForm(None, workspace=current)}
     try:
         outcome = send_test_mail(by=request.user)
     except PeopleError as error:
@@ -166,11 +166,11 @@ def test_mail(request: AppRequest) -> HttpResponse:
     return show(request, "accounts/workspace.html", context)
 
 
-def _context() -> dict[str, Any]:
-    """Return the workspace, its pending shorter retention, and the settings fixed at startup."""
-    workspace = WorkspaceSettings.load()
+def _context(workspace: WorkspaceSettings) -> dict[str, Any]:
+    """Return the workspace, its version, its pending shorter retention, and the settings fixed at startup."""
     return {
         "workspace": workspace,
+        "version": workspace.version,
         "dropping": workspace.dropping,
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,

@@ -321,7 +321,7 @@ class BuiltIn(NamedTuple):
 
     name: str
     capabilities: frozenset[Capability]
-    locked: bool = False  # If True, the role is reset at every startup.
+    locked: bool = False  # If True, every startup resets the capabilities.
     uses_gateways: bool = True  # If False, people with the role cannot connect to gateways or call through them.
 
 

@@ -14,10 +14,10 @@ from django.db import models, transaction
 from django.db.models import Q
 
 from accounts.models import Role, Team, User
-from accounts.rules import LastManager, LastOwner, one_at_a_time
+from accounts.rules import LastManager, LastOwner, must_sign_in_at_organisation, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
-from sso.errors import AlreadyLinked, BadRules, NeedsPassword, NoEntry
+from sso.errors import AlreadyLinked, BadRules, MustStayLinked, NeedsPassword, NoEntry
 
 MOST_RULES, LONGEST_GROUP = 200, 200
 
@@ -122,7 +122,7 @@ class Admission(models.Model):
                 raise NoEntry("no_role", person)
             if person is None:
                 person = self._made(who, role)
-            if account is None:
+            elif account is None:
                 self._bind(person, who, by=None)
             if not who.says_groups:
                 self._note_silence(person, rules)
@@ -148,8 +148,13 @@ class Admission(models.Model):
                 self._bind(person, who, by=person)
 
     def unlink(self, person: User) -> None:
-        """Unlink the person, who then signs in with a password. Raises NeedsPassword if the person has none."""
+        """Unlink the person, who then signs in with a password. Raises NeedsPassword if the person has none.
+
+        Raises MustStayLinked if the person has to sign in at the organisation.
+        """
         with transaction.atomic(), person.changed_by(person) as present:
+            if must_sign_in_at_organisation(present):
+                raise MustStayLinked(MustStayLinked.__doc__)
             if not present.has_usable_password():
                 raise NeedsPassword(NeedsPassword.__doc__)
             removed, _ = Account.objects.filter(user=person).delete()
@@ -219,14 +224,14 @@ class Admission(models.Model):
         person = User.objects.create_user(who.email, None, display_name=name, role=role, by_organisation=True)
         changes = {"role": [None, role.name if role else None], "through": self.name}
         Event.objects.record(Action.USER_CREATED, person, by=None, changes=changes)
+        Account.objects.create(user=person, issuer=who.issuer, subject=who.subject)
         return person
 
     def _bind(self, person: User, who: Claims, *, by: User | None) -> None:
         Account.objects.create(user=person, issuer=who.issuer, subject=who.subject)
-        if not person.by_organisation:
-            User.objects.filter(pk=person.pk).update(by_organisation=True)
-            person.by_organisation = True
-            Event.objects.record(Action.USER_LINKED, person, by=by, changes={"issuer": [None, who.issuer]})
+        User.objects.filter(pk=person.pk).update(by_organisation=True)
+        person.by_organisation = True
+        Event.objects.record(Action.USER_LINKED, person, by=by, changes={"issuer": [None, who.issuer]})
 
     def _give(self, person: User, role: Role | None) -> None:
         """Give the person this role, unless the workspace would lose its last owner or last manager of people."""

@@ -69,7 +69,9 @@ class CertificateSerializer(serializers.Serializer[Certificate]):
 class OrganisationSerializer(serializers.ModelSerializer[Provider]):
     """The identity provider of the organisation and the rules of its sign-in."""
 
-    has_secret = serializers.BooleanField(help_text="Whether a client secret is saved.")
+    has_secret = serializers.BooleanField(
+        help_text="Whether a client secret is saved; with SAML, a key that signs requests."
+    )
     default_role = Reference(allow_null=True, help_text="Role of people without a matching rule; null refuses them.")
     domains = serializers.ListField(child=serializers.CharField(), help_text="E-mail domains of the organisation.")
     rules = GroupRuleSerializer(many=True, help_text=RULES)

@@ -9,6 +9,7 @@ from django.apps import apps
 from django.db.models import Model, Q
 
 from accounts.rules import Grantor
+from accounts.sessions import still_open
 from auditlog.actions import Action
 from auditlog.models import Event
 
@@ -16,16 +17,18 @@ BROWSER = "organisation"  # Key of the account at the organisation, in the sessi
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
-    """End the sessions matching `of` that began with a password, and return how many were ended.
+    """End the sessions matching `of` that began with a password, and return how many of them were still open.
 
     Call this in the transaction of the change that makes the sessions end.
     """
     sessions = list(UserSession.objects.select_related("user").filter(of).exclude(data__has_key=BROWSER))
+    were_open = still_open(sessions)
     for session in sessions:
         session.end()
+    for session in were_open:
         changes = {"ip": [session.ip, None], "reason": "enforced"}
         Event.objects.record(Action.USER_SESSION_ENDED, session.user, by=by, changes=changes)
-    return len(sessions)
+    return len(were_open)
 
 
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:

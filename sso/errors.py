@@ -87,6 +87,10 @@ class NeedsPassword(ProviderError):
     """You have no password here, so you could no longer sign in. Set a password first."""
 
 
+class MustStayLinked(ProviderError):
+    """You have to sign in at your organisation, so your account there stays linked."""
+
+
 class ProviderDown(ProviderError):
     """The identity provider gave no valid answer; the message says why."""
 

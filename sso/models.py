@@ -17,7 +17,15 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from accounts.rules import Grantor, has_break_glass_owner, must_hold, must_match, one_at_a_time
+from accounts.rules import (
+    Grantor,
+    RequiredSignIn,
+    has_break_glass_owner,
+    is_required_somewhere,
+    must_hold,
+    must_match,
+    one_at_a_time,
+)
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
@@ -205,7 +213,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
         Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
         Raises Outranked for changes of TERMS, of the source of the metadata, or of an existing decryption key, unless
-        `by` has every capability.
+        `by` has every capability and may use gateways.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
@@ -235,6 +243,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 row.secret_ciphertext, row.key_id = None, ""
                 changes["secret_removed"] = True
             row.must_be_sound()
+            row.must_have_break_glass(present)
             if "rules" in changes:
                 row._replace(rules)
             row.save()
@@ -286,7 +295,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
 
     def must_be_sound(self) -> None:
-        """Raise ProviderError if these settings are invalid, incomplete, or could lock everybody out."""
+        """Raise ProviderError if these settings are invalid or incomplete."""
         if "openid" not in self.scopes.split() or not all(map(_scope, self.scopes.split())):
             raise BadScopes(BadScopes.__doc__)
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
@@ -298,11 +307,17 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             raise Incomplete(
                 "There is no key to sign requests with. Disable and enable “Sign our requests” to make one."
             )
-        if self.mode == Mode.ENFORCED:
-            if not self.domains:
-                raise BadDomain(BadDomain.__doc__)
-            if not has_break_glass_owner():
-                raise NoBreakGlass(NoBreakGlass.__doc__)
+        if self.is_enforced and not self.domains:
+            raise BadDomain(BadDomain.__doc__)
+
+    def must_have_break_glass(self, before: Self) -> None:
+        """Raise NoBreakGlass if these settings could lock everybody out; `before` has the present settings."""
+        # While the mode is off, a requirement has no effect, and the last break-glass owner may end. Other changes of
+        # the mode are not refused: an operator without a break-glass owner can end the enforcement.
+        is_turned_on = before.mode == Mode.OFF and self.mode != Mode.OFF
+        is_needed = self.is_enforced or (is_turned_on and is_required_somewhere(RequiredSignIn.ORGANISATION))
+        if is_needed and not has_break_glass_owner():
+            raise NoBreakGlass(NoBreakGlass.__doc__)
 
     def read_metadata_again(self, *, by: Grantor | None) -> None:
         """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.

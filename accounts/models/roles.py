@@ -145,29 +145,30 @@ class Role(Versioned, models.Model):
     def edit(
         self,
         *,
-        name: str,
-        capabilities: Iterable[Capability],
+        name: str | None = None,
+        capabilities: Iterable[Capability] | None = None,
         by: Grantor | None,
         required_sign_in: str | None = None,
         uses_gateways: bool | None = None,
         seen: Seen | None = None,
     ) -> None:
-        """Change the role's fields. People with the role are affected from their next request on.
+        """Change the fields that are not None. People with the role are affected from their next request on.
 
         Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
         NoOrganisation or ChangedMeanwhile. Raises Outranked if the actor `by` lacks a capability of the role. Raises
         BeyondYours if the actor cannot give what the change adds (see `why_withheld`).
         """
-        requested = frozenset(capabilities)
         try:
             with transaction.atomic():
                 one_at_a_time()
                 row = Role.objects.get(pk=self.pk)
                 before = row.capabilities
                 must_match(by, before)
+                requested = before if capabilities is None else frozenset(capabilities)
+                name = row.name if name is None else name.strip()
                 changes = _capability_changes(before, requested)
-                if row.name != name.strip():
-                    changes["name"] = [row.name, name.strip()]
+                if row.name != name:
+                    changes["name"] = [row.name, name]
                 uses = row.uses_gateways if uses_gateways is None else uses_gateways
                 if row.uses_gateways != uses:
                     changes["uses_gateways"] = [row.uses_gateways, uses]
@@ -179,7 +180,7 @@ class Role(Versioned, models.Model):
                     changes["required_sign_in"] = [row.required_sign_in, required]
                 row.must_be(seen, changes)
                 must_hold(by, requested - before, uses_gateways=uses and not row.uses_gateways)
-                self.name, self.required_sign_in, self.uses_gateways = name.strip(), required, uses
+                self.name, self.required_sign_in, self.uses_gateways = name, required, uses
                 self.save(update_fields=["name", "required_sign_in", "uses_gateways"])
                 self.permissions.remove(*permissions_of(before - requested))
                 self.permissions.add(*permissions_of(requested - before))

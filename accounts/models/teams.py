@@ -55,8 +55,15 @@ class Team(Versioned, models.Model):
         """Return the members' e-mail addresses, as recorded in events."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
-    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
-        """Rename the team and set its members; return True if anything changed.
+    def edit(
+        self,
+        *,
+        name: str | None = None,
+        users: Iterable[User] | None = None,
+        by: Grantor | None,
+        seen: Seen | None = None,
+    ) -> bool:
+        """Rename the team and set its members; return True if anything changed. None keeps the present value.
 
         Access changes from the members' next request on. Raises NameTaken or ChangedMeanwhile. Raises Outranked if the
         actor `by` lacks a capability of an added or removed person.
@@ -65,11 +72,12 @@ class Team(Versioned, models.Model):
             with transaction.atomic():
                 row = self.lock()
                 one_at_a_time()  # Otherwise a member removed concurrently would be added back.
-                before, users = row.editable(), list(users)
+                before, users = row.editable(), list(row.users.all() if users is None else users)
+                name = row.name if name is None else name.strip()
                 _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
-                new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
+                new_values = {"name": name, "users": sorted(person.email for person in users)}
                 row.must_be(seen, {field for field in before if before[field] != new_values[field]})
-                self.name = name.strip()
+                self.name = name
                 self.save(update_fields=["name"])
                 self.users.set(users)
                 after = {"name": self.name, "users": self.emails()}
@@ -87,7 +95,7 @@ class Team(Versioned, models.Model):
         with transaction.atomic():
             row = self.lock()
             _must_match_all(by, {*row.users.values_list("pk", flat=True)})
-            for grant in row.tool_grants.live().select_related("tool_set", "gateway", "team"):  # gateways.ToolGrant
+            for grant in row.tool_grants.filter(ended_at=None).select_related("tool_set", "gateway", "team"):
                 grant.end(by=by)
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()

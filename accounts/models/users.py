@@ -89,9 +89,8 @@ class UserManager(BaseUserManager["User"]):
                 changes["teams"] = [[], sorted(team.name for team in rows)]
             Event.objects.record(Action.USER_INVITED, user, by=by, changes=changes)
             for team in rows:
-                before = team.emails()
                 team.users.add(user)
-                Event.objects.record(Action.TEAM_UPDATED, team, by=by, changes={"users": [before, team.emails()]})
+                Event.objects.record(Action.TEAM_UPDATED, team, by=by, changes={"users": [[], [user.email]]})
         return user
 
     def provision(
@@ -183,7 +182,8 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
-    # True if the person is linked to an account at the organisation's provider, and so needs no password here.
+    # True if the person was linked to an account at the organisation, and so needs no password here. The account may be
+    # at an earlier provider.
     by_organisation = models.BooleanField(default=False, db_default=False)
     # True for an owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
@@ -491,7 +491,9 @@ class User(Versioned, AbstractBaseUser):
     def end_sessions(self, *, by: Grantor | None, but: SessionBase | None = None) -> None:
         """Sign this person out everywhere by invalidating all sessions except the session `but`. Raises Outranked."""
         with self.changed_by(by):
-            User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
+            # An inactive person has no sessions; with a new epoch, their directory could not reactivate them.
+            active = User.objects.filter(pk=self.pk, is_active=True)
+            active.update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             action = Action.USER_SIGNED_OUT_EVERYWHERE if but is None else Action.USER_SIGNED_OUT_ELSEWHERE
             Event.objects.record(action, self, by=by)
@@ -566,21 +568,22 @@ class User(Versioned, AbstractBaseUser):
         Raises EmailTaken, ChangedMeanwhile or an error of `changed_by`.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
-        changes = {
-            name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
-        }
+        # Somebody else may have changed the other values since this row was loaded.
+        new_values = {name: value for name, value in new_values.items() if getattr(self, name) != value}
         try:
             # The owner of a new mailbox can reset the password.
-            with self.changed_by(by, gives_access="email" in changes) as present:
+            with self.changed_by(by, gives_access="email" in new_values) as present:
+                before = present.editable()
+                changes = {name: [before[name], value] for name, value in new_values.items() if before[name] != value}
                 present.must_be(seen, changes)
-                User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:
+                    User.objects.filter(pk=self.pk).update(**new_values)
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
                 if "email" in changes:
                     end_where_enforced(self, by=by)
         except IntegrityError:
             raise EmailTaken(EmailTaken.__doc__) from None
-        self.refresh_from_db(fields=list(new_values))
+        self.refresh_from_db(fields=["email", "display_name"])
 
     def lock(self) -> "User":
         """Return the current row, locked until the transaction ends. Calls `one_at_a_time` first."""

@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
                 ('domains', models.JSONField(blank=True, default=list, help_text='Domains of your organisation. A new person needs an address in one of them, or an address that the provider has verified. If sign-in is enforced, saving signs out everyone in these domains who used a password, except break-glass owners.', verbose_name='e-mail domains')),
                 ('links_by_email', models.BooleanField(default=False, help_text='A verified address at the provider links to the person with this address here. Otherwise people link their account in their profile.', verbose_name='link people by a verified e-mail')),
                 ('protocol', models.CharField(choices=[('oidc', 'OpenID Connect'), ('saml', 'SAML 2.0')], db_default='oidc', default='oidc', help_text='Protocol of the provider.', max_length=4)),
-                ('metadata_url', models.CharField(blank=True, db_default='', default='', help_text='Read when you save, and hourly when people sign in, so new certificates are picked up.', max_length=500, verbose_name='address of its metadata')),
+                ('metadata_url', models.CharField(blank=True, db_default='', default='', help_text='Read when you save a new address, and hourly when people sign in, to pick up new certificates.', max_length=500, verbose_name='address of its metadata')),
                 ('metadata_read_at', models.DateTimeField(editable=False, help_text='When the metadata were last read.', null=True)),
                 ('metadata_end_at', models.DateTimeField(editable=False, null=True)),
                 ('sso_url', models.CharField(blank=True, db_default='', default='', editable=False, help_text='Sign-in address from the metadata (SAML).', max_length=1000)),

@@ -105,6 +105,9 @@ def test_a_page_that_refuses_offers_to_ask_for_the_capability_and_programs_ask_b
     assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)
     assert '<button class="button" data-kind="primary">Ask for it</button>' in text(refused)
     assert sent["Location"] == "/people/?q=ann"
+    assert "Not asked: you have this capability" in text(
+        browser.post("/settings/ask-for", {"capability": "people:read", "next": "/settings/"}, follow=True)
+    )
     assert "You asked for this capability." in text(browser.get("/people/"))
     assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
     assert asked() == 1

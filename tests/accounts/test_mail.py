@@ -118,6 +118,7 @@ def test_a_test_mail_goes_to_whoever_asks_and_says_so(chief: User, sign_in: Sign
     words = "Sent to chief@example.com through mail.example.com:587."
     assert words in page
     assert "Send test mail" in page
+    assert 'name="version"' in page
     assert told == {"sent": True, "to": "chief@example.com", "detail": words}
     assert [message.to for message in mail.outbox] == [["chief@example.com"]] * 2
     events = Event.objects.filter(action="workspace.mail_tested")

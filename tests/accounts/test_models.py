@@ -1,12 +1,16 @@
 """People, roles and teams."""
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from accounts.models import Role, Team, User
 from accounts.rules import BeyondYours, Outranked
 from auditlog.models import Event
 from capabilities import Capability
+from gateways.models import ToolGrant, ToolSet
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -54,6 +58,34 @@ def test_deactivating_ends_every_session_and_reactivating_revives_none(chief: Us
     bo.reactivate(by=chief)
     assert browser.get("/").status_code == 302
     assert bo.check_password(make.PASSWORD)
+
+
+def test_a_change_of_one_field_keeps_what_others_changed_meanwhile(chief: User) -> None:
+    bo, role, team = make.user(email="bo@example.com"), make.role(), Team.objects.add(name="Team", users=[], by=chief)
+    same = User.objects.get(pk=bo.pk)
+    bo.edit(email="new@example.com", display_name="", by=chief)
+    Team.objects.get(pk=team.pk).edit(users=[bo], by=chief)
+    Role.objects.get(pk=role.pk).edit(capabilities={Capability.LOGS_READ}, by=chief)
+
+    same.edit(email="bo@example.com", display_name="Bo", by=chief)
+    team.edit(name="Other", by=chief)
+    role.edit(name="Another", by=chief)
+
+    assert (same.email, same.display_name) == ("new@example.com", "Bo")
+    assert (team.name, team.emails()) == ("Other", ["new@example.com"])
+    assert (role.name, role.capabilities) == ("Another", frozenset({Capability.LOGS_READ}))
+
+
+def test_a_team_is_removed_though_a_grant_to_it_is_past_its_end(chief: User) -> None:
+    team = Team.objects.add(name="Team", users=[], by=chief)
+    tools = ToolSet.objects.add(gateway=make.gateway(), name="Tools", by=chief)
+    grant = ToolGrant.objects.give(tools, team=team, ends_at=timezone.now() + timedelta(days=1), by=chief)
+    ToolGrant.objects.filter(pk=grant.pk).update(ends_at=timezone.now())
+
+    team.remove(by=chief)
+
+    grant.refresh_from_db()
+    assert (grant.team, grant.team_name) == (None, "Team")
 
 
 def test_a_team_tells_who_joined_and_who_left(chief: User) -> None:

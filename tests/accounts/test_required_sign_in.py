@@ -15,7 +15,8 @@ from accounts.rules import LastBreakGlass, NoOrganisation, RoleLocked
 from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
-from sso.models import Provider
+from sso.errors import MustStayLinked, NoBreakGlass
+from sso.models import Account, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of, confirm
@@ -150,6 +151,9 @@ def test_people_are_led_to_the_organisation_and_break_glass_owners_are_not(sign_
     assert client.get("/")["Location"] == REQUIRED
     assert "Sign in with Acme" in text(client.get(REQUIRED))
     assert client.get("/settings/second-factor/")["Location"] == REQUIRED
+    assert "Your account there is not linked yet." in text(client.get(REQUIRED))
+    for act in ("link", "unlink"):
+        assert client.post(f"/settings/organisation/{act}/")["Location"] == REQUIRED
     assert Rest.of(ann).get("/me").json()["code"] == "organisation_required"
     assert break_glass.get("/").status_code == 200
     with pytest.raises(LastBreakGlass):
@@ -158,6 +162,25 @@ def test_people_are_led_to_the_organisation_and_break_glass_owners_are_not(sign_
     session["organisation"] = {"issuer": "https://id.example.com"}
     session.save()
     assert client.get("/").status_code == 200
+    Account.objects.create(user=ann, issuer="https://id.example.com", subject="ann")
+    assert ">Unlink</button>" not in text(client.get("/settings/profile"))
+    with pytest.raises(MustStayLinked):
+        Provider.load().unlink(ann)
+
+
+def test_a_requirement_does_not_come_back_without_a_break_glass_owner() -> None:
+    owner = break_glass_owner()
+    provider = {"name": "Acme", "issuer": "https://id.example.com", "client_id": "x"}
+    Provider.objects.update_or_create(pk=1, defaults={"mode": "offered", **provider})
+    WorkspaceSettings.edit(by=None, required_sign_in="organisation")
+    Provider.edit(by=None, mode="off")
+    owner.set_break_glass(False, by=None)
+
+    with pytest.raises(NoBreakGlass):
+        Provider.edit(by=None, mode="offered")
+
+    owner.set_break_glass(True, by=None)
+    assert Provider.edit(by=None, mode="offered").mode == "offered"
 
 
 @pytest.mark.full

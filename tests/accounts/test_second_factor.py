@@ -250,6 +250,7 @@ def test_a_second_factor_that_no_key_opens_stays_lets_nobody_in_and_stops_no_oth
     assert sign_in_by_page(found).post("/accounts/second-factor/", {"code": code_of(secret, 1)}).status_code == 302
     refused = sign_in_by_page(lost).post("/accounts/second-factor/", {"code": code_of(gone, 1)})
     assert "cannot be checked" in text(refused)
+    assert confirm(sign_in(lost), "/settings/second-factor/codes/").status_code == 200
 
 
 # --- Taken off by an administrator --------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from scim.models import (
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
+from tests.rest import Rest, problem
 from tests.scim.conftest import Directory, key_for
 from wire import token_text
 
@@ -153,5 +154,7 @@ def test_the_page_of_a_provisioned_person_says_so_and_offers_what_can_be_done(
     page = text(browser.get(f"/people/{pk}/"))
     assert f"/people/{pk}/reactivate/" in page
     assert "Send a" not in page
+    for path in ("invite", "revoke-invitation"):
+        assert problem(Rest(browser).post(f"/users/{pk}/{path}")) == (409, "not_active")
     refused = browser.post(f"/people/{pk}/invite-again/", follow=True)
     assert User.objects.get(pk=pk).is_active is False, text(refused)

@@ -156,6 +156,7 @@ def test_a_directory_still_describes_people_an_administrator_deactivated(directo
 def test_a_reactivation_by_an_administrator_ends_what_the_directory_may_undo(directory: Directory, ben: User) -> None:
     boss = make.user(*Capability)
     directory.deactivate(ben.pk)
+    User.objects.get(pk=ben.pk).end_sessions(by=boss)
     assert activate(directory, ben).status_code == 204
     directory.deactivate(ben.pk)
     User.objects.get(pk=ben.pk).reactivate(by=boss)

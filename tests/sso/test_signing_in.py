@@ -240,6 +240,16 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
     return Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", groups=said, says_groups=says_groups)
 
 
+def test_each_account_that_is_linked_is_an_event(provider: Provider) -> None:
+    mia = provider.admit(claims_of_mia(provider))
+    Provider.objects.update(links_by_email=True)
+
+    moved = claims_of_mia(provider)._replace(issuer="https://other.example.com")
+    assert Provider.load().admit(moved) == mia
+
+    assert actions(mia) == ["user.created", "user.linked"]
+
+
 @pytest.mark.full
 def test_nobody_gets_more_by_groups_that_are_left_out(provider: Provider, subtests: pytest.Subtests) -> None:
     """Missing groups remove the roles and teams given earlier; a loss without a groups claim is recorded."""
