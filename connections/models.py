@@ -165,7 +165,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
         Raises ConnectionRefused, with a message for the person, if the connection is disabled or not allowed, or if an
-        identity cannot be used.
+        identity does not fit its assignment (`check_identity`).
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -176,9 +176,11 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             )
             if reason := connection.refusal:
                 raise ConnectionRefused(reason)
-            connection.bind(identities)
             if created:
+                connection.bind(identities)
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
+            else:
+                connection.rebind(identities, by=by)
         return connection
 
     def bring_identity(
@@ -239,7 +241,12 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             return self.filter(host=host).revoke_all(by=by)
 
     def archive_host(self, host: Host, *, by: User) -> None:
-        """Archive a disabled host and revoke its connections. Raises StillEnabled."""
+        """Archive a disabled or pending host and revoke its connections.
+
+        Raises StillEnabled, also for the Playground: it would be gone for everybody and could never return.
+        """
+        if host.is_playground:
+            raise StillEnabled("The Playground is part of the gateway and cannot be archived. Disable it instead.")
         self._archive(host, Action.HOST_ARCHIVED, by=by, host=host)
 
     def archive_gateway(self, gateway: Gateway, *, by: User) -> None:
@@ -251,7 +258,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             row = target.lock()
             if row.archived_at:
                 return
-            if row.enabled:
+            if row.is_on if isinstance(row, Host) else row.enabled:
                 raise StillEnabled(StillEnabled.__doc__)
             target.archived_at = timezone.now()
             target.save(update_fields=["archived_at", "updated_at"])
@@ -300,7 +307,7 @@ def _lacking() -> models.QuerySet[Assignment]:
 def host_refusal(host: Host) -> str:
     """Return the reason why this host accepts no connections, in words for the person; empty if it accepts them."""
     if host.archived_at or not host.enabled:
-        return "An administrator has disabled this app."
+        return "An administrator has disabled this app or agent."
     return "This app is waiting for an administrator's approval." if host.is_pending else ""
 
 
@@ -474,7 +481,9 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_on(self) -> bool:
-        return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
+        """True if its secrets may be replaced: all of it is enabled, and its host is approved and allowed."""
+        enabled = self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
+        return enabled and self.is_host_allowed
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
         """Use these identities for the connection.
@@ -499,11 +508,15 @@ class Connection(Versioned, Switchable):
             self.check_identity(assignment, identity)
             if assignment.removed_at or not identity.is_usable:
                 raise ConnectionRefused("This credential cannot be used for this server at present.")
+            self.rebind({assignment: identity}, by=by)
+
+    def rebind(self, identities: Mapping[Assignment, Identity], *, by: User) -> None:
+        """Use these identities as `bind` does, and record each change."""
+        for assignment, identity in identities.items():
             before = self._carried(assignment)
-            if before == identity:
-                return
             self.bind({assignment: identity})
-            self._record_identity(assignment, before, identity, by=by)
+            if before != identity:
+                self._record_identity(assignment, before, identity, by=by)
 
     def drop_identity(self, assignment: Assignment, *, by: User) -> None:
         """Stop using an identity for this server; the identity itself is not changed.

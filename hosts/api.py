@@ -119,9 +119,10 @@ class HostResource(Resource):
         if allow and not host.is_agent:
             raise ValidationError({"allow_enrolment": ["Only agents can allow enrolment; this is an app."]})
         with transaction.atomic():
-            host.lock().must_be(self.seen)
+            row = host.lock()
+            row.must_be(self.seen)
             if changes:
-                host.rename(**{"name": host.name, "description": host.description} | changes, by=self.me)
+                host.rename(**{"name": row.name, "description": row.description} | changes, by=self.me)
             if allow is not None:
                 host.set_enrolment(allow, by=self.me)
         return self.current(host)

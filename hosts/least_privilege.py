@@ -1,4 +1,4 @@
-"""The tab *Least privilege* of an app or agent (a host): what it was allowed to use, and what it used in 30 days.
+"""The tab *Least privilege* of an app or agent (a host): what it may use, and what it used in the last 30 days.
 
 The tab lists the tools that at least one person may use through the host. Hiding a tool hides it from everybody on the
 gateway, so the tab suggests this only for tools that nobody used.
@@ -80,9 +80,10 @@ class LeastPrivilege:
     not_given: Counter[Gateway] = field(default_factory=Counter)  # Number of tools nobody may use through the host.
     used: int = 0  # Connections in use.
     unused: list[Connection] = field(default_factory=list)  # At most MOST_PICKED.
+    unused_count: int = 0  # All of them.
     refused: list[Call] = field(default_factory=list)
     hideable: list[ServerUse] = field(default_factory=list)
-    is_cut: bool = False  # True if there were more calls than MOST_READ.
+    is_cut: bool = False  # True if there were at least MOST_READ calls.
 
     @property
     def used_tools(self) -> list[ToolOfAgent]:
@@ -102,8 +103,9 @@ class LeastPrivilege:
         """Return the LeastPrivilege of `connections`, which are enabled connections of `host`."""
         now = timezone.now()
         in_use = Q(connected_at__gte=now - USED_IN) | Q(last_used_at__gte=now - USED_IN)
-        unused = connections.exclude(in_use).select_related("gateway", "user")[:MOST_PICKED]
-        page = cls(host, used=connections.filter(in_use).count(), unused=list(unused))
+        unused = connections.exclude(in_use).select_related("gateway", "user")
+        page = cls(host, used=connections.filter(in_use).count(), unused=list(unused[:MOST_PICKED]))
+        page.unused_count = unused.count() if len(page.unused) == MOST_PICKED else len(page.unused)
         pks = [one.pk for one in page.unused]
         # Sorted in Python: with ORDER BY, PostgreSQL would read the log backwards from its newest call.
         # `span` ends 30 days ago, because unused connections have no later calls.
@@ -166,7 +168,7 @@ def least_privilege(request: AppRequest, pk: UUID) -> HttpResponse:
         "not_given": page.not_given.most_common(MOST_GATEWAYS),
         "more_not_given": len(page.not_given) - MOST_GATEWAYS,
         "unused": page.unused[:MOST_CONNECTIONS],
-        "more_connections": len(page.unused[MOST_CONNECTIONS:]),
+        "more_connections": page.unused_count - MOST_CONNECTIONS if page.unused[MOST_CONNECTIONS:] else 0,
         "refused": page.refused[:SHOWN],
         "is_more": len(page.refused) == MOST_REFUSED,
         "calls_url": f"{reverse('auditlog:calls')}?{urlencode({'host': host.pk, 'range': '30d'})}",

@@ -69,7 +69,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """Return the host of the OAuth app with this `dedupe_key`; create it if this is the app's first connection."""
+        """Return the host of the OAuth app with this `dedupe_key`, even an archived one; create a missing host."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -159,6 +159,11 @@ class Host(Versioned, Switchable):
     def is_pending(self) -> bool:
         """True if the host still waits for an administrator's approval."""
         return self.needs_approval and self.approved_at is None
+
+    @property
+    def is_on(self) -> bool:
+        """True if the host is enabled and does not wait for approval."""
+        return self.enabled and not self.is_pending
 
     @property
     def status(self) -> str:

@@ -50,6 +50,7 @@ from ui.viewset import (
     switch_picked,
 )
 
+CANNOT_RETURN = "An archived app cannot connect again."
 NOUNS = ("app or agent", "apps or agents")
 HOSTS = Table(
     "hosts",
@@ -232,17 +233,24 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
-    """Archive the selected hosts, except those still enabled."""
+    """Archive the selected hosts, except the Playground and those still enabled."""
 
     def refused(host: Host) -> str:
-        return "still enabled" if host.enabled else ""
+        if host.is_playground:
+            return "part of the gateway"
+        return "still enabled" if host.is_on else ""
+
+    def ends(hosts: list[Host]) -> str:
+        final = "Archived hosts are removed from the list permanently."
+        apps = CANNOT_RETURN if any(host.names_itself for host in hosts) else ""
+        return sentences(final, apps, ended_together(Q(host__in=hosts)))
 
     return end_picked(
         Picked(request, Host.objects.live(), NOUNS, back=reverse("hosts:list"), refused=refused),
         ("Archive", "archived"),
         lambda host: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        lambda hosts: f"Archived hosts are removed from the list permanently. {ended_together(Q(host__in=hosts))}",
+        ends,
         icon="archive",
     )
 
@@ -258,7 +266,8 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
         host,
         lambda: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        more=lambda: archived_with(host),
+        is_refused=host.is_on or host.is_playground,
+        more=lambda: sentences(archived_with(host), CANNOT_RETURN if host.names_itself else ""),
         back=page_url(host),
         to=reverse("hosts:list"),
     )

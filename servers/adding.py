@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -160,7 +160,7 @@ class NewServerForm(Trial, ServerForm):
 class ServerTrial:
     """The outcome of testing a server that is not stored yet."""
 
-    url: str  # The first URL tried that has an MCP endpoint, or the original URL if none has one.
+    url: str  # The first URL tried that may have an MCP endpoint, or the original URL if none may.
     outcome: Discovered | DiscoveryFailed
     with_credential: bool
     needs: Needs | None = None
@@ -317,6 +317,7 @@ def add_server(
     name_is_made: bool = False,
     # The result of listing the features of all kinds with the same credential; None to ask the server.
     outcome: Discovered | DiscoveryFailed | None = None,
+    new_gateway: Callable[[], Gateway] | None = None,  # Called for *A new gateway*. None: it gets the server's name.
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
@@ -324,7 +325,7 @@ def add_server(
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
-        gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, by)]
+        gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, by, new_gateway)]
         identity = _identity(server, form, gateways, by)
         assigned = [_assign(server, gateway, form, identity, by) for gateway in gateways]
         if identity and not identity.is_shared:
@@ -339,10 +340,14 @@ def add_server(
     return server
 
 
-def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
+def _own_gateway(
+    server: Server, form: NewServerForm, by: User, new_gateway: Callable[[], Gateway] | None
+) -> list[Gateway]:
     """Create a new gateway (see `add_gateway`) and return it in a list; [] if the form does not ask for one."""
     if not form.cleaned_data.get("own_gateway"):
         return []
+    if new_gateway:
+        return [new_gateway()]
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
     taken = Gateway.objects.live().filter(name__iexact=server.name).exists()
     name = f"{server.name} ({slug})"[:80] if taken else server.name
@@ -410,6 +415,7 @@ def _store_features(
 # The page: choose a server by URL or tile, test it, and assign it to gateways.
 
 PAGE = "servers/add.html"
+TESTED_FIELDS = ("auth_type", "header_name", "secret", *SIGN_IN_SETTINGS)
 TESTED = "tested_server"  # Session key: the outcome of testing a server before it is added.
 
 
@@ -436,7 +442,7 @@ def add(request: AppRequest) -> HttpResponse:
             form.add_error("name", TAKEN)
         else:
             request.session.pop(TESTED, None)
-            return leave(request, next_page(server, form, request.user), _done(server))
+            return leave(request, next_page(server, form, request.user), _done(server, form))
     return show(request, f"{PAGE}#flow", _context(request, form) | _shown_before(request), status=422)
 
 
@@ -509,12 +515,8 @@ def _asked(request: AppRequest) -> HttpResponse:
         if title := programs.title_of(posted["url"]):
             posted["name"] = title
     checked = NewServerForm(posted | {"name": "-", "slug": "x-check"}, user=request.user)
-    if "url" in checked.errors:
-        context = _choice(request) | {"url": posted.get("url", ""), "url_error": checked.errors["url"][0]}
-        if "name" not in request.POST:
-            return show(request, f"{PAGE}#flow", context, status=422)
-        form = NewServerForm(initial=posted | {"gateways": request.POST.getlist("gateways")}, user=request.user)
-        return show(request, f"{PAGE}#flow", _context(request, form) | {"url_error": context["url_error"]}, status=422)
+    if "url" in checked.errors or any(request.POST.get(name) for name in TESTED_FIELDS if name in checked.errors):
+        return _not_asked(request, posted, checked)
     url, auth_type = checked.cleaned_data["url"], checked.cleaned_data.get("auth_type") or AuthType.NONE
     values = {
         "name": "-",
@@ -534,6 +536,20 @@ def _asked(request: AppRequest) -> HttpResponse:
     kept = {"asked": asked.shown, "redirect_uri": context.get("redirect_uri", "")}
     request.session[TESTED] = {"url": asked.url, **asked.health, "shown": kept}
     return show(request, f"{PAGE}#flow", context)
+
+
+def _not_asked(request: AppRequest, posted: dict[str, str], checked: NewServerForm) -> HttpResponse:
+    """Show the errors of the fields that a test needs, and everything entered so far."""
+    values = posted | {"gateways": request.POST.getlist("gateways")}
+    if "url" not in checked.errors:
+        form = NewServerForm(values, user=request.user)
+        return show(request, f"{PAGE}#flow", _context(request, form) | _shown_before(request), status=422)
+    error = {"url_error": checked.errors["url"][0]}
+    if "name" not in request.POST:
+        context = _choice(request) | {"url": posted.get("url", "")} | error
+        return show(request, f"{PAGE}#flow", context, status=422)
+    form = NewServerForm(initial=values, user=request.user)
+    return show(request, f"{PAGE}#flow", _context(request, form) | error, status=422)
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
@@ -609,6 +625,9 @@ def next_page(server: Server, form: NewServerForm, user: User) -> str:
     return reverse("servers:detail", args=[server.slug])
 
 
-def _done(server: Server) -> str:
+def _done(server: Server, form: NewServerForm) -> str:
     names = ", ".join(server.assignments.live().values_list("gateway__name", flat=True)[:3])
-    return f"{server.name} added" + (f" to {names}" if names else "")
+    done = f"{server.name} added" + (f" to {names}" if names else "")
+    if form.cleaned_data["tools"] != READ_ONLY or Feature.objects.filter(assignment__server=server).exists():
+        return done
+    return f"{done}. Its tools could not be listed yet: enable them by hand" if names else done

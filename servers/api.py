@@ -83,7 +83,7 @@ class ServerSerializer(serializers.Serializer[Server]):
         help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
     )
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
-    health_error = serializers.CharField(help_text="Why it is down, in words; otherwise empty.")
+    health_error = serializers.CharField(help_text="Why it is down or was not asked, in words; otherwise empty.")
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
     protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
@@ -185,7 +185,7 @@ class ClientFile(RequestBody):
         default="", allow_blank=True, help_text="Slug of the gateway to assign the servers to."
     )
     new_gateway = serializers.CharField(
-        default="", allow_blank=True, max_length=80, help_text="Name of a new gateway to assign the servers to."
+        default="", allow_blank=True, max_length=80, help_text="Name of a new gateway, used instead of `gateway`."
     )
     tools = serializers.ChoiceField(
         ["all", "read_only", "none"], default="all", help_text="Which tools of the servers are allowed on the gateway."
@@ -263,7 +263,9 @@ class ServerResource(Resource):
         others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
         if others.exists():
             raise already_exists(NAME_TAKEN)
-        fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
+        cleaned = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
+        # Other fields may have changed meanwhile; only those that follow from the changes are set.
+        fields = {k: v for k, v in cleaned.items() if k in changes or v != getattr(server, k, False)}
         if server.needs_password_for(fields):
             confirm_first(request)
         server.edit(**fields, by=self.me, seen=self.seen)

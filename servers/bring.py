@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from django import forms
 from django.db import IntegrityError
@@ -159,13 +160,14 @@ def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
         trials = list(pool.map(_try, wishes))  # These threads run no SQL.
-    created: list[Gateway] = []  # A new gateway is created when the first server is added.
+    created: list[UUID] = []  # A new gateway is created when the first server is added, in the same transaction.
 
     def gateway() -> Gateway:
-        if not created:
-            name, slug = to.cleaned_data["new_gateway"], to.cleaned_data["slug"]
-            created.append(add_gateway(name, slug, by=by))
-        return created[0]
+        if found := Gateway.objects.filter(pk__in=created).first():
+            return found
+        new = add_gateway(to.cleaned_data["new_gateway"], to.cleaned_data["slug"], by=by)
+        created.append(new.pk)
+        return new
 
     return [_add(wish, trial, to, gateway, by) for wish, trial in zip(wishes, trials, strict=True)]
 
@@ -185,10 +187,9 @@ def _add(
     if not form.is_valid():
         return AddedEntry(wish.name, None, f"Not added: {next(iter(form.errors.values()))[0]}", "bad")
     try:
-        if form.cleaned_data.get("own_gateway"):
-            form.cleaned_data |= {"own_gateway": False, "gateways": [new_gateway()]}
         is_same = bool(form.cleaned_data["secret"]) == trial.with_credential
-        server = add_server(form, by=by, tested=trial.health, outcome=trial.outcome if is_same else None)
+        outcome = trial.outcome if is_same else None
+        server = add_server(form, by=by, tested=trial.health, outcome=outcome, new_gateway=new_gateway)
     except IntegrityError:
         return AddedEntry(wish.name, None, f"Not added: {TAKEN}", "bad")
     except (ServerError, GatewayError) as error:

@@ -239,7 +239,11 @@ def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str,
     shown = without_secrets(url)
     if _variable.search(url) or "<" in url:
         return ClientEntry(name, url=shown, why="Its URL has a variable. Write the value into the file.")
-    if shown != url or any(names_a_secret(key) or "key" in key.lower() for key, _ in parse_qsl(urlsplit(url).query)):
+    try:
+        query = parse_qsl(urlsplit(url).query)
+    except ValueError:
+        return ClientEntry(name, url=shown, why="Its URL is not a URL. Correct it in the file.")
+    if shown != url or any(names_a_secret(key) or "key" in key.lower() for key, _ in query):
         shown = shown.partition("?")[0]
         why = "Its URL contains a credential, and URLs are shown on pages. Give the credential in a header."
         return ClientEntry(name, url=shown, why=why)

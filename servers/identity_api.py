@@ -65,7 +65,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="When the server's path or header was changed, if nobody has confirmed this yet; otherwise null.",
+        help_text="When the server's path, header or auth type changed, if nobody has confirmed this; otherwise null.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")
@@ -77,7 +77,7 @@ class IdentityQuery(ListQuery):
     """Filters of the list of identities."""
 
     scope = serializers.ChoiceField(
-        ["own", "shared", "all"], default="own", help_text="Your own credentials, the shared ones, or all you may see."
+        ["own", "shared", "all"], default="own", help_text="Your own credentials, the shared ones, or everybody's."
     )
     server = by_server()
     user = by_person()
@@ -102,7 +102,7 @@ class NewIdentity(RequestBody):
         ),
     )
     instead_of = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Your credential to replace on your connections; null if none."
+        required=False, allow_null=True, help_text="Your credential that `everywhere` replaces; null if none."
     )
 
     def validate_server_id(self, pk: UUID) -> Server:
@@ -226,7 +226,7 @@ class IdentityResource(Resource):
     def confirm(self, request: Request, pk: UUID) -> Response:
         """Confirm where an identity is sent.
 
-        Needed after the path or the header of its server was changed.
+        Needed after the path, header or auth type of its server was changed.
         """
         identity = _live(self._find(pk))
         return self.changed(identity, identity.confirm)

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError
 from django.db.models import F, Prefetch
 from django.db.models.functions import Lower
@@ -107,7 +108,8 @@ class IdentityRow:
     @property
     def may_sign_in(self) -> bool:
         """True if the viewer may sign in at the identity's issuer again."""
-        return self.may_replace and self.identity.by_oauth and self.identity.revoked_at is None
+        signs_in = self.identity.by_oauth and self.identity.server.auth_type == AuthType.OAUTH
+        return self.may_replace and signs_in and self.identity.revoked_at is None
 
     @property
     def may_confirm(self) -> bool:
@@ -217,6 +219,8 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 @own_resource(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
+    if identity.owner_id not in (request.user.pk, None):
+        raise PermissionDenied("You cannot change another person's credential.")
     if not IdentityRow(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
     back = page_url(request.user, identity)
@@ -276,19 +280,22 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
 
     def act() -> HttpResponse:
+        if request.POST.get("url", identity.server.url) != identity.server.url:
+            return _changed(request, identity, "This server was changed just now. Nothing was confirmed.")
         identity.confirm(by=request.user)
         return _changed(request, identity, "Credential confirmed")
 
     return confirmed(
         request,
         act,
-        faults=IdentityAlreadyRevoked,
+        faults=(IdentityAlreadyRevoked, AnotherPlace),
         refused=lambda why: _changed(request, identity, why),
         title="Confirm credential",
         text=f"Send “{identity.label}” to {identity.server.url}?",
-        more="The path or the header of this server was changed after the credential was added.",
+        more="The path, header or auth type of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",
+        hidden=[("url", identity.server.url)],  # The URL that the person sees.
         target=f"#identity-{pk}",
         back=page_url(request.user, identity),
     )
@@ -325,7 +332,8 @@ def _impact(identity: Identity) -> str:
 def _uses(identity: Identity) -> str:
     """Return how many gateways (if `identity` is shared) or connections use it, as a sentence; empty if none."""
     if identity.is_shared:
-        count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
+        places = identity.assignments.live().filter(gateway__archived_at=None)
+        count, word = places.values("gateway").distinct().count(), "gateway"
     else:
         count, word = identity.connection_identities.filter(connection__revoked_at=None).count(), "connection"
     return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -80,7 +81,10 @@ def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
 
 
 def find_known_server(key: str) -> Tile | None:
-    return next((tile for tile in tiles() if tile.key == key), None)
+    """Return the well-known server with this key; None if there is none, or if the file cannot be used."""
+    with suppress(BadTiles):
+        return next((tile for tile in tiles() if tile.key == key), None)
+    return None
 
 
 def filter_known_servers(words: str, kind: str) -> list[Tile]:

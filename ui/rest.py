@@ -32,6 +32,7 @@ from rest_framework.viewsets import GenericViewSet
 from ui.errors import TryLater
 from ui.operations import Query, operation_of
 from ui.pages import PAGE_SIZE, uuid_of
+from ui.tables import order_of
 from ui.versions import ChangedMeanwhile, Precondition
 
 if TYPE_CHECKING:
@@ -326,8 +327,8 @@ class Resource(GenericViewSet[Any]):
         return ordering
 
     def _ordered(self, rows: Any) -> Any:
-        ordering = self.ordering
-        return rows.order_by(ordering, "pk") if ordering else rows
+        name, most_first = self.ordering.removeprefix("-"), self.ordering.startswith("-")
+        return rows.order_by(order_of(rows, name, most_first), "pk") if name else rows
 
 
 def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:

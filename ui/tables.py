@@ -262,7 +262,7 @@ class TableView:
         column = self.column(self.sort.removeprefix("-"))
         if column is None:
             return rows
-        return rows.order_by(*(_by(rows, field, self.sort.startswith("-")) for field in column.sorts), "pk")
+        return rows.order_by(*(order_of(rows, field, self.sort.startswith("-")) for field in column.sorts), "pk")
 
     def remember(self, response: HttpResponse) -> None:
         """Store requested columns in the cookie, or delete it if they are the default."""
@@ -284,7 +284,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
+def order_of(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
     """Return the ordering. NULLS LAST is used only for nullable fields, because it prevents the use of an index."""
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:

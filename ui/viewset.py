@@ -162,11 +162,13 @@ def archive_page(
     more: Callable[[], str],
     back: str,
     to: str,
+    is_refused: bool | None = None,
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If `archive` raises `faults`, redirect to `back` with the reason.
+    If `archive` raises `faults`, redirect to `back` with the reason. Without `is_refused`, it refuses an enabled row.
     """
+    skips_name = request.method == "POST" and (row.enabled if is_refused is None else is_refused)
     return confirmed(
         request,
         archive,
@@ -174,7 +176,7 @@ def archive_page(
         back=back,
         to=to,
         faults=faults,
-        typed="" if row.enabled and request.method == "POST" else str(row),  # `archive` refuses an enabled row.
+        typed="" if skips_name else str(row),
         title=f"Archive {row._meta.verbose_name}",
         text=f'Archive "{row}"? It is removed from the list. This cannot be undone.',
         more=more,

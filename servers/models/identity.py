@@ -16,7 +16,6 @@ from servers.models.server import (
     CREDENTIAL_TARGET,
     HIDDEN,
     AnotherPlace,
-    AuthType,
     HeldDisabled,
     IdentityAlreadyRevoked,
     IdentityKind,
@@ -87,7 +86,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
             now = server.lock()
             if place_of(now.url) != place_of(server.url):
                 raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Reload the page.")
-            kind = IdentityKind.BEARER if server.auth_type == AuthType.OAUTH else server.auth_type
+            kind = server.identity_kind
             identity = Identity(server=server, owner=owner, label=label, kind=kind, last_error=refusal[:300])
             identity.seal(secret)
             identity.save(force_insert=True)
@@ -110,8 +109,8 @@ class Identity(Versioned, Switchable):
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
-    # Set when the path or header of the identity's server changes. Cleared when somebody agrees to send the secret to
-    # the changed address, or replaces the secret.
+    # Set when the path, header or auth type of the identity's server changes. Cleared when somebody agrees to send the
+    # secret to the changed address, or replaces the secret.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
     # Set only for identities that came from a sign-in at an issuer. They are renewed by their `grant`.
     issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
@@ -226,19 +225,20 @@ class Identity(Versioned, Switchable):
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:
-        """Agree to send the secret to the server's current address.
+        """Agree to send the secret to the server's address, as it is in `self.server`.
 
-        Raises CapabilityRequired or IdentityAlreadyRevoked.
+        Raises CapabilityRequired, IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
         with transaction.atomic():
+            self._lock_server()
             row = self.lock()
             if row.revoked_at:
                 raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             if row.unconfirmed_since:
-                self.unconfirmed_since = None
-                self.save(update_fields=["unconfirmed_since", "updated_at"])
+                self.unconfirmed_since, self.kind = None, self.server.identity_kind
+                self.save(update_fields=["unconfirmed_since", "kind", "updated_at"])
                 Event.objects.record(Action.IDENTITY_CONFIRMED, self, by=by, changes={"url": [None, self.server.url]})
 
     def rename(self, label: str, *, by: User, seen: Seen | None = None) -> None:
@@ -263,19 +263,25 @@ class Identity(Versioned, Switchable):
         server was changed meanwhile.
         """
         with transaction.atomic():
-            now = Server.objects.select_for_update().get(pk=self.server_id)
-            if any(getattr(now, name) != getattr(self.server, name) for name in CREDENTIAL_TARGET):
-                raise AnotherPlace("This server was changed just now. Reload the page.")
+            self._lock_server()
             row = self.lock()
             if row.revoked_at:
                 raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             self.generation = row.generation + 1
             self.unconfirmed_since = None  # The new secret is meant for the server's current address.
+            self.kind = self.server.identity_kind
             self.last_error = refusal[:300]
             self.seal(secret)
-            sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since", "last_error"]
+            sealed = ["secret_ciphertext", "key_id", "secret_hint", "kind"]
+            sealed += ["generation", "unconfirmed_since", "last_error"]
             self.save(update_fields=[*sealed, *self._forget_sign_in(row), "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
+
+    def _lock_server(self) -> None:
+        """Lock the server. Raises AnotherPlace if its URL, header or auth type is not as in `self.server`."""
+        now = self.server.lock()
+        if any(getattr(now, name) != getattr(self.server, name) for name in CREDENTIAL_TARGET):
+            raise AnotherPlace("This server was changed just now. Reload the page.")
 
     def revoke(self, *, by: Actor | None) -> None:
         """Revoke this identity and wipe its secret; cannot be undone. Raises IdentityAlreadyRevoked."""
@@ -285,8 +291,8 @@ class Identity(Versioned, Switchable):
                 raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             row.end_grant()
             self.revoked_at, self.revoked_by_id = timezone.now(), by.pk if by else None
-            self.secret_ciphertext, self.expires_at, self.renew_at = None, None, None
-            fields = ["revoked_at", "revoked_by", "secret_ciphertext", "expires_at", "renew_at"]
+            self.secret_ciphertext, self.secret_hint, self.expires_at, self.renew_at = None, "", None, None
+            fields = ["revoked_at", "revoked_by", "secret_ciphertext", "secret_hint", "expires_at", "renew_at"]
             self.save(update_fields=[*fields, "updated_at"])
             Event.objects.record(Action.IDENTITY_REVOKED, self, by=by, changes=self.sign_in_facts())
 
@@ -297,10 +303,10 @@ class Identity(Versioned, Switchable):
         row.end_grant()
         if hasattr(row, "grant"):
             row.grant.delete()
-        self.kind, self.issuer, self.account = IdentityKind.BEARER, "", ""
+        self.issuer = self.account = ""
         self.expires_at = self.renew_at = self.sign_in_needed_since = None
         self.sign_in_reason = SignInNeeded.NONE
-        return ["kind", "issuer", "account", "expires_at", "renew_at", "sign_in_needed_since", "sign_in_reason"]
+        return ["issuer", "account", "expires_at", "renew_at", "sign_in_needed_since", "sign_in_reason"]
 
     def end_grant(self) -> None:
         """Wipe the refresh token, and revoke it at the issuer after the transaction. The row must be locked."""

@@ -173,7 +173,7 @@ class Server(Versioned, Switchable):
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     # Use PKCE although the issuer's metadata do not list it.
     assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
-    # Sign-ins started since the issuer last redirected a person back.
+    # Sign-ins started since the issuer last redirected a person back, or since the client was reset.
     sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     # Whether the host resolved to a private address when the server was registered, or a person has declared it
     # private; NULL if unknown.
@@ -239,6 +239,11 @@ class Server(Versioned, Switchable):
     def takes_secret(self) -> bool:
         """True if people enter the credential; for OAuth they sign in at the issuer instead."""
         return self.auth_type in (AuthType.BEARER, AuthType.HEADER)
+
+    @property
+    def identity_kind(self) -> str:
+        """The kind of a credential that is entered for this server."""
+        return IdentityKind.HEADER if self.auth_type == AuthType.HEADER else IdentityKind.BEARER
 
     def editable(self) -> dict[str, Any]:
         limits = ("timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")
@@ -307,8 +312,8 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        A change of path or header suspends the server's identities until they are confirmed, or ends their sign-ins. A
-        change of the issuer's endpoints ends the OAuth client that was entered for the old ones. Raises:
+        A change of path, header or auth type suspends the server's identities until they are confirmed, or ends their
+        sign-ins. A change of the issuer's endpoints ends the OAuth client that was entered for the old ones. Raises:
 
         - AnotherPlace if credentials would be sent to another server.
         - WouldEndSignIns if new settings would end sign-ins and `end_sign_ins` is False.

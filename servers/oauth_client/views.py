@@ -25,6 +25,7 @@ from rest_framework.response import Response
 from capabilities import NOBODY, Capability, own_resource, requires
 from capabilities.rest import Own
 from connections.models import Connection
+from gateways.models import Assignment
 from servers.api import ServerReference
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import needs_of
@@ -103,7 +104,9 @@ class SignIns(Resource):
         """
         body = self.body()
         server = self._server(body["server_id"])
-        connection = self._own(Connection.objects.live().own(self.me), body, "connection_id")
+        places = Assignment.objects.per_user().filter(server=server)
+        connections = Connection.objects.live().own(self.me).filter(gateway__in=places.values("gateway"))
+        connection = self._own(connections, body, "connection_id")
         identity = self._own(Identity.objects.live().own(self.me).filter(server=server), body, "identity_id")
         sign_in, url = authorization(
             request,  # type: ignore[arg-type]  # DRF's request passes attributes through.
@@ -129,7 +132,7 @@ class SignIns(Resource):
             return None
         found = rows.filter(pk=body[name]).first()
         if found is None:
-            raise ValidationError({name: ["You have no such connection, or no such credential for this server."]})
+            raise ValidationError({name: ["You have no such connection or credential for this server."]})
         return found
 
 
@@ -194,7 +197,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     return leave(request, back, f"Signed in to {identity.server.name}{who}")
 
 
-FORGOTTEN = "Client forgotten. The next sign-in registers this gateway again"
+FORGOTTEN = "Client forgotten. The next sign-in needs a new registration"
 NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter it again."
 
 

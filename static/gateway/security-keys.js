@@ -1,5 +1,5 @@
-// Security keys (WebAuthn). Browsers offer them to script alone, so this is the one form that does not work without it:
-// sent without what the key says, the server answers that it takes script.
+// Security keys (WebAuthn), which need a script. This is the only form that does not work without one: if it is sent
+// without the key's answer, the server says that a script is needed.
 "use strict";
 
 const asks = {

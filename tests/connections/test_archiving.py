@@ -5,6 +5,7 @@ import pytest
 from accounts.models import User
 from connections.models import Connection
 from gateways.models import Gateway
+from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import text
@@ -77,3 +78,21 @@ def test_a_host_names_the_connections_it_ends_and_is_gone_once_it_is_disabled(
     assert "CI bot" not in text(client.get("/hosts/"))
     assert client.get(page).status_code == 404
     assert client.post(f"{page}enable/").status_code == 404
+
+
+def test_an_app_that_waits_can_be_declined_for_good_and_the_playground_cannot_be_archived(
+    ana: User, ann: User, sign_in: SignIn
+) -> None:
+    client, app = sign_in(ana), make.app(name="Cursor", needs_approval=True)
+    playground = Host.objects.playground(needs_approval=False, by=ann)
+    playground.disable(by=ana)
+
+    assert f"/hosts/{app.pk}/archive/" in text(client.get(f"/hosts/{app.pk}/"))
+    assert "An archived app cannot connect again." in text(client.get(f"/hosts/{app.pk}/archive/"))
+    assert "does not match" in text(client.post(f"/hosts/{app.pk}/archive/")), "its name must be typed"
+    client.post("/archive/hosts/", {"pick": [app.pk, playground.pk], "typed": "1 app or agent"})
+    assert f"/hosts/{playground.pk}/archive/" not in text(client.get(f"/hosts/{playground.pk}/"))
+    refused = client.post(f"/hosts/{playground.pk}/archive/", {"typed": "Playground"}, follow=True)
+
+    assert "The Playground is part of the gateway and cannot be archived." in text(refused)
+    assert list(Host.objects.live()) == [playground]

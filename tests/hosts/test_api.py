@@ -46,6 +46,9 @@ def test_a_list_is_narrowed(ana: User, bot: Host, app: Host) -> None:
 
     bot.disable(by=ana)
     assert found() == {"CI bot", "Claude Desktop"}
+    Host.objects.filter(pk=bot.pk).update(last_seen_at=bot.created_at)
+    names = [host["name"] for host in results(rest.get("/hosts", ordering="-last_seen_at"))]
+    assert names == ["CI bot", "Claude Desktop"], "never seen comes last"
     assert found(kind="token") == found(enabled="false") == found(q="ci") == {"CI bot"}
     assert found(kind="headed") == found(enabled="true") == {"Claude Desktop"}
     assert set(errors(rest.get("/hosts", archived="true"))) == {"archived"}

@@ -135,6 +135,10 @@ def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed
     expected = {"name": "Code", "auth_type": "bearer", "gateways": [work.slug], "who": "shared", "tools": "read_only"}
     assert kept == expected
 
+    wrong = sign_in(ana).post(PATH, values | {"test": "1", "secret": "Bearer ghp_mine"})
+    assert "Leave out the word Bearer" in text(wrong)
+    assert "asked" not in wrong.context, "nothing is tested without the credential"
+
 
 def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
     run: Run, ana: User, sign_in: SignIn
@@ -291,6 +295,8 @@ def test_only_the_tools_that_were_chosen_are_on(run: Run, ana: User, work: Gatew
     for tools, on in (("all", 2), ("read_only", 1), ("none", 0)):
         sign_in(ana).post(PATH, filled(url, name=tools, gateways=[work.slug], tools=tools))
         assert Assignment.objects.get(server__name=tools).features.tools().callable().count() == on
+    values = filled(run(upstreams.github()).url, auth_type="bearer", gateways=[work.slug], tools="read_only")
+    assert "enable them by hand" in text(sign_in(ana).post(PATH, values, follow=True))
 
 
 @pytest.mark.full
@@ -362,6 +368,8 @@ def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_fie
     assert f"{path} is not a valid file of well-known servers" in nonsense
     for page in (missing, nonsense):
         assert 'name="url"' in page
+    assert "is not a valid file" in text(sign_in(ana).post(PATH, {"tile": "github"}))
+    assert "url_error" in sign_in(ana).post(PATH, {"check": "1", "url": "https://"}).context
 
 
 # --- A registry

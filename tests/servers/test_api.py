@@ -83,6 +83,13 @@ def test_a_server_is_edited(ana: User, github: Server) -> None:
     assert rest.patch("/servers/github", {"name": "Old"}).json()["name"] == "Old"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_change_leaves_what_others_change_meanwhile(ana: User, github: Server) -> None:
+    with just_before(lambda: Server.objects.get().edit(key_help="Ask Ben", by=ana)):
+        changed = Rest.of(ana).patch("/servers/github", {"timeout_seconds": 60}).json()
+    assert (changed["timeout_seconds"], changed["key_help"]) == (60, "Ask Ben")
+
+
 @pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(ana: User, github: Server) -> None:

@@ -161,6 +161,7 @@ def test_a_url_with_a_credential_or_a_variable_is_not_usable_and_not_repeated() 
         "https://a.example/mcp?api_key=hunter2",
         "https://a.example/sk-hunter2hunter2hunter2/mcp",
         "https://${HOST}/mcp",
+        "https://[fd00::1/mcp",
     ):
         (entry,) = read_entries(f'{{"mcpServers": {{"one": {{"url": "{url}"}}}}}}')
         assert entry.why, url

@@ -9,6 +9,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
+from connections.models import Connection
 from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server
 from tests import make
@@ -193,7 +194,10 @@ def test_a_concurrent_change_is_reported_while_adding_an_identity_and_the_secret
 @pytest.mark.full
 def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, ana: User, sign_in: SignIn) -> None:
     identity = make.identity(github, label="service")
-    make.assignment(make.gateway(), github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+    for gateway in (make.gateway(), make.gateway()):
+        make.assignment(gateway, github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+    gateway.disable(by=ana)
+    Connection.objects.archive_gateway(gateway, by=ana)
 
     dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/revoke/", headers=HTMX))
     row = text(sign_in(ana).post(f"/identities/{identity.pk}/revoke/", {"typed": "service"}, headers=HTMX))
@@ -204,7 +208,39 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert 'role="switch"' not in row
     assert "was already revoked" in again["HX-Trigger"]
     identity.refresh_from_db()
-    assert identity.secret_ciphertext is None
+    assert (identity.secret_ciphertext, identity.secret_hint) == (None, "")
+
+
+def test_a_confirmation_counts_for_the_url_it_shows_and_the_kind_follows_the_server(
+    github: Server, ana: User, sign_in: SignIn
+) -> None:
+    identity, client = make.identity(github, label="service"), sign_in(ana)
+    path, seen = f"/identities/{identity.pk}/confirm/", f"{github.url}/v2"
+    github.edit(url=seen, auth_type=AuthType.HEADER, header_name="X-Key", by=ana)
+    assert f'name="url" value="{seen}"' in text(client.get(path))
+    github.edit(url=f"{seen}/other", by=ana)
+
+    assert "Nothing was confirmed" in client.post(path, {"url": seen}, headers=HTMX)["HX-Trigger"]
+    identity.refresh_from_db()
+    assert identity.unconfirmed_since is not None
+    client.post(path, {"url": f"{seen}/other"})
+    assert Identity.objects.get(unconfirmed_since=None).kind == "header"
+
+
+def test_a_secret_replaces_a_sign_in_once_the_server_takes_secrets(
+    github: Server, ana: User, ben: User, sign_in: SignIn
+) -> None:
+    identity = make.identity(github, ben)
+    Identity.objects.update(issuer="https://issuer.example.com", kind="oauth")
+    replace, sign_in_again = f"/identities/{identity.pk}/replace/", "Sign in again"
+
+    page = text(sign_in(ben).get("/settings/identities"))
+    refused = sign_in(ana).get(replace)
+    assert (replace in page, sign_in_again in page) == (True, False)
+    assert (refused.status_code, "another person" in text(refused)) == (403, True)
+    Server.objects.update(auth_type=AuthType.OAUTH)
+    page = text(sign_in(ben).get("/settings/identities"))
+    assert (replace in page, sign_in_again in page) == (False, True)
 
 
 @pytest.mark.full

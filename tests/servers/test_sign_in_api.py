@@ -120,6 +120,9 @@ def test_nobody_signs_in_for_another_or_where_nobody_can(github: Server) -> None
     for name, value in bens.items():
         refused = begin(browser(ann), {"server_id": str(github.pk), name: str(value)})
         assert (refused.status_code, list(refused.json()["errors"])) == (400, [name])
+    elsewhere = make.connection(make.agent(by=ann), make.gateway(), ann)
+    refused = begin(browser(ann), {"server_id": str(github.pk), "connection_id": str(elsewhere.pk)})
+    assert refused.json()["errors"].keys() == {"connection_id"}, "its gateway has no such server"
     assert not SignIn.objects.exists()
 
 

@@ -53,7 +53,7 @@ def _silent(name: str) -> SafeString:
 
 @register.simple_tag
 def logo(name: str, size: str = "") -> SafeString:
-    """Render a tile with two letters of the name, in a hue derived from the name."""
+    """Render a tile with one or two letters of the name, in a hue derived from the name."""
     words = [word for word in name.replace("-", " ").split() if word[:1].isalnum()] or ["?"]
     letters = "".join(word[0].upper() for word in words[:2]) if len(words) > 1 else words[0][:2].capitalize()
     large = SafeString(f' data-size="{size}"') if size else ""
