@@ -55,6 +55,11 @@ class ConfigFiles(RequestBody):
         help_text="Whether to disable objects of the files' `source` that are missing from lists in the files.",
     )
 
+    def validate_files(self, files: list[dict[str, str]]) -> list[dict[str, str]]:
+        if len({one["name"] for one in files}) < len(files):
+            raise serializers.ValidationError("Two files have the same name. Give each file another name.")
+        return files
+
 
 class ConfigApply(ConfigFiles):
     """Configuration files to apply."""
@@ -90,7 +95,7 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
         help_text="The people and things that the change cuts off, in words, or a note that these were not counted. "
-        "Empty if the change cuts off nothing, and always empty in the answer of `apply`."
+        "Empty if none are known, and always empty in the answer of `apply`."
     )
 
 

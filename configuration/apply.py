@@ -113,8 +113,8 @@ def _claim(made: Plan, by: User, commit: str) -> None:
     Objects that `by` may not manage are left as they are.
     """
     document, world = made.document, made.world
-    entries = [(kind, key) for (kind, key), entry in world.entries.items() if may_claim(entry.kind, by)]
-    rows = [row for kind, key in entries if (row := world.row(kind, *key)) is not None]
+    entries = [entry for entry in world.entries.values() if may_claim(entry.kind, by)]
+    rows = [row for entry in entries if (row := world.row_of(entry)) is not None]
     ManagedObject.objects.claim(rows, source=document.source, file=document.name, commit=commit)
     gone = {(kind.id, key) for kind, key, _ in absent(document, world) if may_claim(kind, by)}
     # Each with the objects under it, such as the servers of a gateway.
@@ -133,7 +133,7 @@ def _lock_agents(made: Plan) -> None:
 
     Opening a connection takes these locks in the same order, so no deadlock is possible.
     """
-    names = {change.key[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
+    names = {(change.was or change.key)[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
     rows = [row for name in names if (row := made.world.row("agents", name))]
     for row in sorted(rows, key=lambda row: str(row.pk)):
         row.lock()

@@ -24,6 +24,7 @@ from auditlog.models import Event, Via, current_context, use_context
 from configuration.models import ManagedObject, target_of
 from connections.models import HostAtGateway
 from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from hosts.models import Host
 from ui.pages import confirm, in_dialog
 
 ANSWER = "by_hand"  # Field of the confirmation, and key in the session.
@@ -37,7 +38,7 @@ CHANGES = frozenset(action for action in Action if action.rpartition(".")[2] in 
 CHANGES |= {Action.RETENTION_ASKED, Action.RETENTION_REVOKED}
 MEMBERS = {"users"}  # The field that changes if people join or leave a team. Files do not list members.
 NOT_ASKED = "/incident/"
-PARTS = ("assignment", "feature", "toolset", "toolgrant")
+PARTS = ("assignment", "feature", "toolset", "toolgrant", "hostatgateway")
 
 
 class ManagedByFile(Exception):
@@ -93,8 +94,10 @@ def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
 def _parts(row: Model) -> list[UUID]:
     """Return the ids of a gateway's assignments, features, tool sets and tool grants, except grants to one person.
 
-    Returns [] for other rows.
+    For an app or agent, return the ids of its rows on gateways; [] for other rows.
     """
+    if isinstance(row, Host):
+        return [*HostAtGateway.objects.filter(host=row).values_list("pk", flat=True)]
     if not isinstance(row, Gateway):
         return []
     parts = (

@@ -27,7 +27,10 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
     """Yield a mistake for each list of the document that `viewer` may not see."""
     for kind in KINDS:
         if kind.id in listed.lists and (missing := [one for one in kind.sees if not viewer.has_perm(one)]):
-            path = next(path for path in document.key_marks if path and path[-1] == kind.name)
+            names = kind.id.split(".")
+            path = next(
+                path for path in document.key_marks if [part for part in path if isinstance(part, str)] == names
+            )
             labels = ", ".join(f"“{one.label}” ({one.slug})" for one in sorted(missing))
             yield Mistake(document.at_key(path), f"You may not see {kind.name}: {labels} is required. Remove the list.")
 

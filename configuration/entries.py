@@ -23,7 +23,8 @@ class ListedEntries:
     """The entries of a document by kind."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
-    # By kind: the keys of the objects that contain a list of this kind; () is the top level.
+    # By kind: the keys of the objects that contain a list of this kind, with old keys of renamed objects; () is the
+    # top level.
     lists: dict[str, list[Key]] = field(default_factory=dict)
 
 
@@ -44,7 +45,7 @@ class _EntryReader:
         return self._found, self._mistakes
 
     def _read_list(self, kind: Kind, given: Any, parent: Key, path: Path) -> None:
-        self._found.lists.setdefault(kind.id, []).append(parent)
+        self._found.lists.setdefault(kind.id, []).extend({parent, self._old_parent(kind, parent)})
         self._found.entries.setdefault(kind.id, [])
         if kind.is_single:
             self._read_one(kind, given, parent, path)
@@ -67,14 +68,15 @@ class _EntryReader:
                 self._read_list(child, given[child.name], key, (*path, child.name))
 
     def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
-        """Return the object's old key if the document renames the object; otherwise None.
+        """Return the object's old key if the document renames the object or its parent; otherwise None.
 
         It is also None if the object has the new name already, or if `moved` has a mistake.
         """
-        moved = given.get("moved")
+        moved, known, above = given.get("moved"), self._world.of(kind.id), self._old_parent(kind, key[:-1])
         if moved is None:
-            return None
-        old, known = (*key[:-1], moved["from"]), self._world.of(kind.id)
+            old = (*above, *key[-1:])
+            return old if old != key and old in known else None
+        old = (*above, moved["from"])
         where = (*path, "moved")
         if kind.key == "slug":
             self._mistake(where, f"A slug never changes: clients and tool names use it. Write “slug: {moved['from']}”.")
@@ -88,6 +90,11 @@ class _EntryReader:
             self._world.renames[kind.id, moved["from"]] = moved["to"]
             return old
         return None
+
+    def _old_parent(self, kind: Kind, parent: Key) -> Key:
+        """Return the key that the parent has now: the old one if the document renames the parent."""
+        entry = self._world.entries.get((kind.parent, parent))
+        return entry.was if entry and entry.was else parent
 
     def _check_references(self, entry: Entry) -> None:
         for one in entry.kind.fields:

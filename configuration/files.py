@@ -47,15 +47,20 @@ def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
         kind, _, name = reference.partition(":")
         secret = os.environ.get(name) if kind == "env" else _content(folder / name)
         if secret:
+            if len(secret) > LONGEST_SECRET:
+                raise UnreadableFile(f"{reference} has more than {LONGEST_SECRET:,} characters. Use a shorter secret.")
             found[reference] = secret
     return found
 
 
 def _content(path: Path) -> str | None:
-    """Return the text of a file without the line break at its end, or None if there is no such file."""
+    """Return the text of a file without the line break at its end, or None if there is no such file.
+
+    Of a text that is too long for a secret, only the beginning is returned, which is too long, too.
+    """
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(LONGEST_SECRET + 1).removesuffix("\n")
+            return file.read(LONGEST_SECRET + 2).removesuffix("\n")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

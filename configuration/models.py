@@ -38,7 +38,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
 
     def claim(self, rows: Iterable[models.Model], *, source: str, file: str, commit: str) -> None:
         """Record that a file of this source governs these rows, as of now."""
-        terms: dict[str, Any] = {"source": source, "file": file[:300], "commit": commit, "is_listed": True}
+        terms: dict[str, Any] = {"source": source, "file": file[:300], "commit": commit[:100], "is_listed": True}
         terms["applied_at"] = timezone.now()
         targets = map(target_of, rows)
         claimed = [ManagedObject(target_type=kind, target_id=pk, **terms) for kind, pk in targets]

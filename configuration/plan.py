@@ -191,6 +191,6 @@ def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):
-            row = made.world.row(kind, *key)
+            row = made.world.row_of(entry)
             if row is not None and sources.get(target_of(row)) != made.document.source:
                 yield entry.kind.title(key)

@@ -16,7 +16,8 @@ LONGEST = 60
 def as_text(plan: Plan) -> str:
     """Return the plan for a terminal."""
     if not plan.changes:
-        return f"{plan.document.name}: no changes.\n{_claimed(plan)}{_not_in_file(plan)}"
+        digest = f"Digest: {plan.digest}\n" if plan.claimed else ""
+        return f"{plan.document.name}: no changes.\n{_claimed(plan)}{_not_in_file(plan)}{digest}"
     parts = [f"{plan.document.name}: {counted(plan)}.\n"]
     parts += [_change(change) for change in plan.changes]
     parts += [_claimed(plan), _not_in_file(plan), _missing(plan), f"Digest: {plan.digest}\n"]
@@ -39,7 +40,7 @@ def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
 
     Texts, but not lists, are shortened to `longest` characters.
     """
-    lines = [f"renamed, was {change.was[-1]}"] if change.was else []
+    lines = [f"renamed, was {change.was[-1]}"] if change.was and change.was[-1] != change.key[-1] else []
     is_new = change.act is Act.ADD
     for name, (before, after) in change.fields.items():
         if not (is_new and after in (None, "", [])):

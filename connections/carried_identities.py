@@ -105,7 +105,9 @@ class CarriedRow:
         match self.state:
             case "blocked":
                 place = f" on {self.connection.gateway.name}" if self.server.enabled else ""
-                return f"An administrator disabled {name}{place}. Your credential is kept."
+                return (
+                    f"An administrator disabled {name}{place}.{'' if self.is_missing else ' Your credential is kept.'}"
+                )
             case "missing":
                 return f"The tools of {name} are missing from this connection until you add a credential."
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
@@ -279,6 +281,7 @@ def row_url(row: CarriedRow) -> str:
 class BringForm(IdentityForm):
     """Form to choose one of the person's own identities for a server, or to add a new one."""
 
+    otherwise = ""
     everywhere = forms.BooleanField(required=False, initial=True)
 
     def __init__(self, *args: Any, row: CarriedRow, **options: Any) -> None:

@@ -201,7 +201,7 @@ class ConnectionRow:
         """True if the viewer may add a token; only to their own connection, because a token acts as its creator."""
         host = self.connection.host
         may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_CREATE)
-        return self.is_own and host.enabled and may_make_tokens
+        return self.is_own and self.connection.enabled and host.enabled and may_make_tokens
 
 
 class ConnectionFilter(ListFilter):

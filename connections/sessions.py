@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
@@ -109,7 +109,10 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = get_object_or_404(visible(request.user, Capability.CONNECTIONS_TOGGLE), pk=pk)
     if not _may_end(connection, request.user):
         raise CapabilityRequired(Capability.CONNECTIONS_TOGGLE)
-    one = uuid_param(request.POST if request.method == "POST" else request.GET, "session")
+    fields = request.POST if request.method == "POST" else request.GET
+    one = uuid_param(fields, "session")
+    if one is None and fields.get("session"):
+        raise Http404
     sees_hosts = request.user.has_perm(Capability.HOSTS_READ)
     back = reverse("connections:sessions", args=[connection.host_id]) if sees_hosts else reverse("connections:mine")
 

@@ -101,10 +101,10 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the columns that the filters choose; without a choice, all columns, but at most MOST_COLUMNS."""
+    """Return the columns that the filters choose; without a choice, all columns, but at most MOST_COLUMNS + 1."""
     told: Any = filters.values
     if not any(told.get(name) for name in ("person", "team", "agent")):
-        return [*islice(_all_columns(gateway), MOST_COLUMNS)]
+        return [*islice(_all_columns(gateway), MOST_COLUMNS + 1)]
     found: list[MatrixColumn] = []
     if email := told.get("person"):
         found += [MatrixColumn.of_person(user, gateway) for user in User.objects.filter(email__iexact=email)]
@@ -148,10 +148,13 @@ def matrix(request: AppRequest, slug: str) -> HttpResponse:
     page = page_of(request, tools.order_by("exposed_name", "pk").select_related("assignment__server"))
     given = given_tools(gateway, [feature.exposed_name for feature in page])
     columns = _columns(gateway, filters)
+    is_cut = len(columns) > MOST_COLUMNS
+    columns = columns[:MOST_COLUMNS]
     context = {
         "gateway": gateway,
         "tab": "access",
         "columns": columns,
+        "cut": f"Only the first {MOST_COLUMNS} columns are shown. Choose others above." if is_cut else "",
         "page": page,
         "rows": [(feature, [_cell(column, feature, given) for column in columns]) for feature in page],
         "teams": Team.objects.order_by("name"),

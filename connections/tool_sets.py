@@ -40,7 +40,7 @@ from gateways.models import (
 from gateways.views import gateway_or_404
 from hosts.models import Host
 from ui.forms import ExplainedChoice, ListFilter
-from ui.pages import AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version
+from ui.pages import YEARS, AppRequest, Undo, first_names, is_for, leave, number_of, posted, seen_version
 from ui.tables import LIVE, Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
@@ -180,6 +180,12 @@ class GiveForm(forms.Form):
         widget=forms.DateInput(attrs={"type": "date"}),
         help_text="The last day, in UTC. If empty, the grant lasts until somebody ends it.",
     )
+
+    def clean_ends_on(self) -> date | None:
+        day: date | None = self.cleaned_data["ends_on"]
+        if day and day.year not in YEARS:
+            raise ValidationError(f"Choose a day before the year {YEARS.stop}.")
+        return day
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -423,13 +429,16 @@ def give(request: AppRequest, pk: UUID) -> HttpResponse:
     form, back = GiveForm(posted(request), initial={"to": "everyone"}), set_url(tool_set)
 
     def save() -> HttpResponse:
+        whose = {"team": None, "user": None} | form.subject
+        is_longer = ToolGrant.objects.live().filter(tool_set=tool_set, **whose).exists()
         try:
             grant = ToolGrant.objects.give(tool_set, **form.subject, ends_at=form.ends_at, by=request.user)
         except GatewayError as error:
             if isinstance(error, BadEnd):
                 raise
             return leave(request, back, str(error))
-        undo = Undo(reverse("connections:end_grant", args=[grant.pk]))
+        # Ending a grant that replaced an earlier one would take away more than was given.
+        undo = Undo.if_changed(not is_longer, reverse("connections:end_grant", args=[grant.pk]))
         return leave(request, back, f"{tool_set.name} given to {grant.subject}", undo)
 
     errors, heading = {BadEnd: ("ends_on", "Choose today or a later day.")}, f"Give {tool_set.name}"

@@ -201,6 +201,8 @@ def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
+    if not connection.is_live:
+        return changed(request, connection, ConnectionAlreadyRevoked.__doc__ or "")
     return switch_off(
         request,
         connection,
@@ -221,6 +223,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
+    if not connection.is_live:
+        return changed(request, connection, ConnectionAlreadyRevoked.__doc__ or "")
     return switch_on(request, connection, "Connection", reverse("connections:disable", args=[pk]), changed)
 
 

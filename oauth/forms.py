@@ -23,6 +23,7 @@ class IdentityForm(Trial):
 
     identity = forms.ChoiceField(required=False)
     label = forms.CharField(required=False, max_length=80)
+    otherwise = ", or skip this server"  # The end of sentences that ask for a credential.
     secret = forms.CharField(required=False, max_length=4000, strip=True, widget=forms.PasswordInput)
 
     def __init__(self, *args: Any, server: Server, user: User, selected: str | None, **kwargs: Any) -> None:
@@ -70,12 +71,12 @@ class IdentityForm(Trial):
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if cleaned.get("identity") == NEW:
             if not cleaned.get("secret") and "secret" not in self.errors:
-                self.add_error("secret", f"Paste your credential for {self.server.name}, or skip this server.")
+                self.add_error("secret", f"Paste your credential for {self.server.name}{self.otherwise}.")
             cleaned["label"] = cleaned.get("label") or self._free_label()
             if not self.errors:
                 self.judge(refusal_of(self.server, cleaned["secret"]), "secret", self.server.name)
         elif not cleaned.get("identity") and "identity" not in self.errors:
-            self.add_error("identity", "Choose a credential, or skip this server.")
+            self.add_error("identity", f"Choose a credential{self.otherwise}.")
         elif not self.errors and self.chosen.status == "refused":
             self.judge(self._tried_again(), "identity", self.server.name)
         return cleaned

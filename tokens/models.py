@@ -443,8 +443,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
             changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by) | overlapping
             Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
             if by.pk != self.connection.user_id:
-                told = (self.connection.user.email, str(self), by.email, self.previous_ends_at)
-                transaction.on_commit(partial(mails.new_secret_asked_for, *told), robust=True)
+                told = (self.connection.user.email, str(self), by.email, self.previous_works_until)
+                mail = partial(mails.new_secret_asked_for, *told, until_used=self.previous_until_used)
+                transaction.on_commit(mail, robust=True)
 
     def _take_previous_of(self, row: "Token") -> None:
         """Copy the fields of the previous secret from the current `row`."""
@@ -557,7 +558,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the token, and its connection too if the connection has no other token.
+        """Revoke the token, and its connection too if this is its last token (see `is_last`).
 
         Raises TokenAlreadyRevoked, or CapabilityRequired if the person `by` may not revoke the connection.
         """

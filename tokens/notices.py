@@ -1,4 +1,4 @@
-"""Notices: changes that other people made to a user's own tokens and connections. They are shown until dismissed."""
+"""Notices: other people replaced or ended secrets of a user's own tokens and connections. Shown until dismissed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """A change that another person made to the user's token or connection."""
+    """One of the changes in SENTENCES that another person made to the user's token or connection."""
 
     who: str
     sentence: str
@@ -38,7 +38,7 @@ class Notice(NamedTuple):
 
 
 def notices(user: User) -> list[Notice]:
-    """Return other people's actions on this user's objects since the last dismissal, newest first."""
+    """Return the newest notices since the last dismissal, but at most MOST, and none older than LATEST."""
     touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
     if touched is None:
         return []

@@ -64,8 +64,8 @@ def may_create(viewer: User) -> bool:
 def foremost_waiting(owner: User) -> list[Token]:
     """Return up to NOTICES + 1 tokens whose new secret `owner` may collect, the oldest request first."""
     waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
-    asked = waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
-    return list(asked[: NOTICES + 1])
+    asked = waiting.prefetch_related(Prefetch("connection", _connections().all())).select_related("asked_by")
+    return list(asked.order_by("asked_at")[: NOTICES + 1])
 
 
 def of_status(status: str) -> Q:
@@ -236,7 +236,8 @@ class TokenRow:
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
         if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
-        return f"in {remaining.days}d" if remaining.days else f"in {remaining.seconds // 3600}h"
+        hours = remaining.seconds // 3600
+        return f"in {remaining.days}d" if remaining.days else f"in {hours}h" if hours else "in under 1h"
 
     @property
     def blocked(self) -> str:

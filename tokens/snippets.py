@@ -42,14 +42,14 @@ def new_secret_context(new: Issued) -> dict[str, Any]:
 
 
 class ToolCall(NamedTuple):
-    """A tool of the gateway, and arguments the tool accepts, as JSON that fits into a single-quoted shell word."""
+    """A tool of the gateway, and example arguments, as JSON that fits into a single-quoted shell word."""
 
     name: str
     arguments: str
 
 
 def example_call(gateway: Gateway, user: User, host: Host | None = None) -> ToolCall | None:
-    """Return the simplest call of a non-destructive tool that `user` may use on this gateway, or None."""
+    """Return the simplest call that `user` may make on this gateway, of a tool not known to be destructive, or None."""
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
     tool = min(tools.select_related("assignment"), key=_example_order, default=None)

@@ -90,7 +90,10 @@ REGENERATE_TEXT = "Regenerate this API access token? The old token stops working
 REGENERATE_WITH_OVERLAP_TEXT = (
     "Regenerate this API access token? The old token keeps working for the time chosen below."
 )
-OFF = "The gateway or the connection is disabled, or the app or agent is disabled or not approved. Change this first."
+OFF = (
+    "The gateway or the connection is disabled, or the app or agent is disabled, not approved or not allowed at the "
+    "gateway. Change this first."
+)
 
 
 @require_GET

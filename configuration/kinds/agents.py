@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from capabilities import Capability
 from configuration.fields import Field, flag, text
 from configuration.kinds.base import Change, Key, Kind, World
+from connections.given_tools import limited_to, refused_by
 from connections.impact import cuts
 from connections.models import HostAtGateway
+from gateways.models import HostsAllowed
 from hosts.models import Host, HostKind
 
 if TYPE_CHECKING:
@@ -106,7 +108,14 @@ class AgentGatewayKind(Kind):
         change.row.reset(by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        if change.after().get("allowed") is not False:
-            return ""
         host, gateway = world.row("agents", change.key[0]), world.row("gateways", change.key[1])
-        return cuts(HostAtGateway.objects.at(gateway, host), viewer) if host and gateway else ""
+        row = change.row or (HostAtGateway.objects.at(gateway, host) if host and gateway else None)
+        if row is None:
+            return ""
+        only_listed = world.planned("gateways", change.key[1]).get("hosts_allowed") == HostsAllowed.LISTED
+        allowed = change.values.get("allowed")
+        if (allowed is False and row.allowed is not False) or (allowed is None and row.allowed and only_listed):
+            return cuts(row, viewer)
+        limit = change.after().get("tool_set")
+        tool_set = world.row("gateways.tool_sets", change.key[1], limit) if limit else None
+        return refused_by(row.gateway, viewer, limited_to(row.host, tool_set)) if tool_set else ""

@@ -177,7 +177,7 @@ class Kind:
         """Do the work that must follow all changes of this kind, such as arranging the objects in order."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        """Return in words what the change cuts off; empty if it cuts off nothing."""
+        """Return in words what the change cuts off; empty if nothing is known to be cut off."""
         return ""
 
 
@@ -219,6 +219,11 @@ class World:
         """Return the row of an object, or None if there is none."""
         found = self.of(kind).get(key)
         return found.row if found else None
+
+    def row_of(self, entry: Entry) -> Any:
+        """Return the row of an entry's object, even if only its old key is known; None if there is none."""
+        row = self.row(entry.kind.id, *entry.key)
+        return self.row(entry.kind.id, *entry.was) if row is None and entry.was else row
 
     def planned(self, kind: str, *key: str) -> dict[str, Any]:
         """Return the values that an object will have when the plan is applied; empty if there is no such object."""

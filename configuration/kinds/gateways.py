@@ -13,6 +13,7 @@ from capabilities import Capability
 from configuration.fields import Field, choice, flag, limit, long_text, names, number, slug, text
 from configuration.kinds.base import Act, Change, Key, Kind, World
 from configuration.kinds.servers import slug_taken
+from connections.given_tools import asking_grants, refused_by
 from connections.impact import cut_together, cuts, narrowed_to, refused_unlisted
 from gateways.access_forms import MOST_DAYS
 from gateways.models import (
@@ -96,7 +97,10 @@ class GatewayKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.disables:
             return cuts(change.row, viewer)
-        return sentences(self._narrows(change, viewer), self._refuses_unlisted(change, viewer))
+        told = [self._narrows(change, viewer), self._refuses_unlisted(change, viewer)]
+        if change.after().get("tools_given") == ToolsGiven.GRANTED:
+            told.append(refused_by(change.row, viewer, asking_grants))
+        return sentences(*told)
 
     def _narrows(self, change: Change, viewer: User) -> str:
         if change.values["reach"] != Reach.TEAMS or not change.gives("reach", "teams"):

@@ -8,7 +8,7 @@ from typing import Any
 from accounts.models import Team, User
 from capabilities import Capability
 from configuration.fields import Field, flag, names, several, text
-from configuration.kinds.base import Change, Key, Kind, World
+from configuration.kinds.base import Act, Change, Key, Kind, World
 from connections.tool_sets import MOST_PATTERNS
 from gateways.models import STATED_EFFECTS, Assignment, Feature, Gateway, GatewayError, ToolGrant, ToolSet
 from ui.pages import number_of
@@ -89,8 +89,10 @@ class ToolSetKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if not viewer.has_perm(Capability.PEOPLE_READ):
             return ""
-        grants, wanted = _grants(change.row), change.values.get("teams") or ()
-        if change.values.get("everyone") is False and any(grant.everyone for grant in grants):
+        # Only a removal ends grants with an end date.
+        grants = [one for one in _grants(change.row) if one.ends_at is None or change.act is Act.REMOVE]
+        wanted = change.values.get("teams") or ()
+        if not change.values.get("everyone") and any(grant.everyone for grant in grants):
             return "The tools of this set are no longer given to everybody."
         lost = [grant.team for grant in grants if grant.team and grant.team.name not in wanted]
         people = User.objects.filter(teams__in=lost).distinct().count()

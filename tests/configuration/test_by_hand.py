@@ -14,6 +14,7 @@ from configuration import document
 from configuration.apply import apply
 from configuration.by_hand import changed_by_hand
 from configuration.models import ManagedObject
+from connections.models import HostAtGateway
 from gateways.models import Feature, Gateway, ToolSet
 from hosts.models import Host
 from rules.models import Rule
@@ -180,9 +181,12 @@ def test_a_change_of_a_tool_is_shown_until_the_file_is_applied(browser: Client, 
     assert changed.action == "feature.disabled"
     apply_file(owner)
     assert changed_by_hand(gateway, managed(gateway)) is None
+    bot = Host.objects.get()
+    HostAtGateway.objects.at(gateway, bot).block(by=owner)
+    assert changed_by_hand(bot, managed(bot)) is not None
 
 
-def managed(gateway: Gateway) -> ManagedObject:
+def managed(gateway: Gateway | Host) -> ManagedObject:
     found = ManagedObject.objects.of(gateway)
     assert found
     return found

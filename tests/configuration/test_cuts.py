@@ -1,16 +1,21 @@
 """A plan says whom a change cuts off, in the words of the pages."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Team, User
 from capabilities import Capability
 from configuration import document
+from configuration.kinds import Act
 from configuration.plan import NOT_COUNTED, plan
 from configuration.words import as_text
 from connections.impact import cuts
-from gateways.models import Assignment, Feature, Gateway
+from connections.models import HostAtGateway
+from gateways.models import Assignment, Feature, Gateway, ToolGrant, ToolSet
+from hosts.models import Host
 from servers.models import Server
 from tests import make
 from tests.calls import call
@@ -78,6 +83,30 @@ def test_a_narrower_reach_says_what_came_from_outside(owner: User) -> None:
 
     assert [change.title for change in changes] == ["team Sales", "gateway work"]
     assert "of the last 7 days" in changes[1].cuts or "In the last 7 days" in changes[1].cuts
+
+
+def test_what_grants_and_lists_gave_is_counted(owner: User) -> None:
+    gateway, host = Gateway.objects.get(), Host.objects.get()
+    call(gateway_id=gateway.pk, user_id=owner.pk, feature_type="tool", feature_name="docs__drop")
+    assert "1 call of 1 " in said(f"{WORK}    tools_given: granted\n", owner)
+    dated, common = (
+        ToolSet.objects.add(gateway=gateway, name=name, patterns=["*"], by=owner) for name in ("Dated", "Common")
+    )
+    team = Team.objects.create(name="Sales")
+    ToolGrant.objects.give(dated, team=team, ends_at=timezone.now() + timedelta(days=1), by=owner)
+    ToolGrant.objects.give(common, by=owner)
+    kept = "tool_sets: [{name: Dated, patterns: ['*']}"
+
+    narrower = f"{WORK}    {kept.replace('*', 'docs__*')}, {{name: Common, everyone: true}}]\n"
+    assert said(narrower, owner) == ""
+    gone = "The tools of this set are no longer given to everybody."
+    made = plan(document.read({"gateway.yaml": f"{WORK}    {kept}]\n"}), owner)
+    assert [(change.title, change.cuts) for change in made.changes if change.act is Act.REMOVE] == [
+        ("tool set Common on gateway work", gone)
+    ]
+    gateway.edit(hosts_allowed="listed", by=owner)
+    HostAtGateway.objects.at(gateway, host).allow(by=owner)
+    assert said("version: 1\nagents: [{name: CI bot, gateways: []}]\n", owner).startswith("Cuts off 1 app or agent")
 
 
 def test_what_there_is_no_time_for_is_not_counted(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:

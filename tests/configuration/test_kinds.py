@@ -116,6 +116,24 @@ def test_a_rename_keeps_what_belongs_to_the_object(owner: User) -> None:
     assert applied(renamed, owner).changes == []
 
 
+def test_a_renamed_agent_keeps_its_block_and_its_limit(owner: User) -> None:
+    applied(EVERYTHING, owner)
+    row = HostAtGateway.objects.get()
+    row.block(by=owner)
+    work = "gateways: [{gateway: work}]"
+    renamed = f"version: 1\nagents: [{{name: Builder, moved: {{from: CI bot, to: Builder}}, {work}}}]\n"
+
+    made = applied(renamed, owner)
+
+    kept = HostAtGateway.objects.get()
+    assert [change.title for change in made.changes] == ["agent Builder"]
+    assert (kept.host.name, kept.allowed, kept.tool_set) == ("Builder", False, row.tool_set)
+    none_listed = "agents: [{name: Tester, moved: {from: Builder, to: Tester}, gateways: []}]"
+    taken = applied(f"version: 1\n{none_listed}\n", owner)
+    assert [change.act for change in taken.changes] == ["change", "remove"]
+    assert not HostAtGateway.objects.exists()
+
+
 MOVED_TEAM = "  - name: Platform\n    moved: {from: Engineering, to: Platform}\n"
 
 

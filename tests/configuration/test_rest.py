@@ -51,6 +51,8 @@ def test_mistakes_are_reported_with_their_places() -> None:
     answer = rest.post("/config/plan", files("version: 1\nteams: [{}]\n"))
 
     assert errors(answer) == {"files": ["gateway.yaml:2:9: “name” is missing. Add “name: …”."]}
+    twice = rest.post("/config/plan", {"files": files(TEAM)["files"] * 2})
+    assert errors(twice) == {"files": ["Two files have the same name. Give each file another name."]}
 
 
 @pytest.mark.django_db
@@ -84,6 +86,10 @@ def test_a_list_that_a_person_may_not_see_is_refused() -> None:
     assert errors(rest.post("/config/plan", files(TEAM))) == {
         "files": ["gateway.yaml:2:1: You may not see teams: “View people” (people:read) is required. Remove the list."]
     }
+    lists = "version: 1\ngateways: []\nagents:\n  - name: CI bot\n    gateways: []\n"
+    refused = Rest.of(make.user(Capability.GATEWAYS_READ)).post("/config/plan", files(lists))
+    assert "gateway.yaml:3:1: You may not see agents" in errors(refused)["files"][0]
+    assert "gateway.yaml:5:5: You may not see gateways" in errors(refused)["files"][0]
 
 
 @pytest.mark.django_db

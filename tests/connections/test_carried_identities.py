@@ -83,6 +83,9 @@ def test_a_skipped_identity_is_brought_later_without_capability_enrolment_or_ano
     assert not link.tokens.exists()
     told = Event.objects.get(action="connection.identity_changed")
     assert (told.target_id, told.changes) == (str(link.pk), {"GitHub": [None, "later"]})
+    again = make.connection(link.host, link.gateway, ann, [make.identity(place.server, ann, label="other")])
+    told = Event.objects.filter(action="connection.identity_changed").latest("pk")
+    assert (again, told.changes) == (link, {"GitHub": ["later", "other"]})
 
 
 @pytest.mark.full

@@ -150,6 +150,14 @@ def test_a_set_is_given_to_everybody_teams_and_people_and_taken_back(
     assert f"everybody, Writers, {ann.email}" in text(client.get("/gateways/work/access/tools/"))
     undone(client, given)
     assert {grant.subject for grant in live.all()} == {"everybody", "Writers"}
+    brief = {"to": "person", "email": ann.email, "ends_on": "9998-01-01"}
+    late = client.post(f"{base}give/", brief | {"ends_on": "9999-12-31"})
+    assert "Choose a day before the year 9999." in text(late)
+    client.post(f"{base}give/", brief)
+    longer = client.post(f"{base}give/", brief | {"ends_on": ""})
+    message = [*get_messages(longer.wsgi_request)][-1]
+    assert (str(message), undo(message)) == (f"Reading given to {ann.email}", None)
+    live.get(user=ann).end(by=boss)
 
     called(work, ann, "docs__get")
     [everybody] = live.filter(everyone=True)

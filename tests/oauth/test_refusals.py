@@ -60,7 +60,7 @@ def test_objects_disabled_meanwhile_refuse_at_every_step(sign_in: SignIn, subtes
     client = sign_in(person)
     page = options(client, host, gateway)
     acts: list[tuple[Callable[[], object], str]] = [
-        (lambda: host.disable(by=person), "An administrator has disabled this app."),
+        (lambda: host.disable(by=person), "An administrator has disabled this app or agent."),
         (lambda: gateway.disable(by=person), "An administrator has disabled this gateway."),
         (lambda: connection.disable(by=person), "This connection has been disabled by an administrator."),
         (lambda: Gateway.objects.update(reach="teams"), "Your teams do not include this gateway."),

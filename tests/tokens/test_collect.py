@@ -15,7 +15,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, HostAtGateway
 from gatewayadmin.config.key_uses import key_uses
 from gatewayadmin.rest.urls import urlpatterns as api_urls
 from proxy.access.decision import ServersNeeded
@@ -165,10 +165,15 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(
 ) -> None:
     """The end is said first; otherwise somebody would enable the gateway for a token that has ended."""
     path, browser = f"/tokens/{waiting.pk}/collect", sign_in(ann)
-    waiting.connection.gateway.disable(by=boss)
-    assert problem(Rest.of(ann).post(path)) == (403, "disabled")
-    for answer in (browser.get(f"{path}/"), browser.post(f"{path}/", headers=ON_LIST)):
-        assert (answer.status_code, secrets_in(text(answer))) == (403, set())
+    link = waiting.connection
+    here = HostAtGateway.objects.at(link.gateway, link.host)
+    for stop, start in ((link.gateway.disable, link.gateway.enable), (here.block, here.reset)):
+        stop(by=boss)
+        assert f"{path}/" not in text(browser.get("/settings/api-tokens"))
+        assert problem(Rest.of(ann).post(path)) == (403, "disabled")
+        for answer in (browser.get(f"{path}/"), browser.post(f"{path}/", headers=ON_LIST)):
+            assert (answer.status_code, secrets_in(text(answer))) == (403, set())
+        start(by=boss)
     Token.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert problem(Rest.of(ann).post(path)) == (409, "token_expired")
     Token.objects.update(expires_at=None)

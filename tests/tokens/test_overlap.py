@@ -149,13 +149,14 @@ def test_a_new_token_asked_for_with_an_overlap_leaves_the_old_one_until_it_is_co
     slug, path = issued.token.connection.gateway.slug, f"/tokens/{issued.token.pk}/ask-for-new/"
     question = [(issued.secret, slug, ServersNeeded.NONE, "")]
 
+    Token.objects.update(expires_at=timezone.now() + timedelta(hours=1))
     sign_in(boss).post(path, {"overlap_hours": "24"})
     token = Token.objects.get()
 
     assert (token.status, token.previous_prefix) == ("waiting", issued.token.prefix)
     assert token.previous_works_until
     assert None not in ask(question)
-    assert "The old token works until" in mail.outbox[-1].body
+    assert f"The old token works until {token.expires_at:%Y-%m-%d %H:%M} UTC." in mail.outbox[-1].body
     assert "The old one works until" in text(sign_in(ann).get("/"))
 
     new = token.collect(by=ann)
