@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 from django.db.models import Q, QuerySet
 
 from access.models.history import Fact, FactKind, lasted
+from accounts.models import Team
 from connections.models import Connection
 from gateways.models import Assignment, Feature, FeatureQuerySet, GatewayGrant, ToolGrant
 from servers.models import Identity
@@ -61,6 +63,13 @@ def tool_grants_at(moment: datetime | None) -> QuerySet[ToolGrant]:
 
 def _given(moment: datetime) -> Q:
     return lasted(moment, "given_at", "ends_at", "ended_at")
+
+
+def members_at(moment: datetime | None, teams: Sequence[UUID]) -> QuerySet[Any, Any]:
+    """Return the ids of the people who were in one of these teams."""
+    if moment is None:
+        return Team.users.through.objects.filter(team__in=teams).values("user")
+    return Fact.objects.at(moment).filter(kind=FactKind.MEMBER, object__in=teams).order_by().values("subject")
 
 
 def teams_at(moment: datetime | None) -> dict[str, UUID]:

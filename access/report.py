@@ -12,11 +12,11 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from access.as_of import assignments_at, connections_at, tools_at
+from access.as_of import assignments_at, connections_at, members_at, tools_at
 from access.in_force import InForce, Pair, in_force_at, in_force_now, without_new
 from access.lines import AccessLine, Key, LineLoader
 from access.permitted import PermittedUnits
-from accounts.models import Team, User
+from accounts.models import User
 from accounts.people_forms import matching_words
 from connections.models import Connection
 from gateways.models import Feature, FeatureQuerySet
@@ -125,7 +125,7 @@ class AccessReport:
         if self.asked.people:
             people = people.filter(pk__in=self.asked.people)
         if self.asked.teams:
-            people = people.filter(pk__in=Team.users.through.objects.filter(team__in=self.asked.teams).values("user"))
+            people = people.filter(pk__in=members_at(self.moment, self.asked.teams))
         return people
 
     def _features(self) -> FeatureQuerySet | None:

@@ -124,6 +124,8 @@ class ReportFilter(ListFilter):
     def asked(self, side: Side) -> Asked:
         values = self.values
         agent = values.get("agent", "")
+        # On a past day, agents that are archived now may have had connections.
+        hosts = Host.objects.all() if values.get("on") else Host.objects.live()
         return Asked(
             q=values.get("q", ""),
             people=[side.person.pk] if side.person else (),
@@ -131,7 +133,7 @@ class ReportFilter(ListFilter):
             feature=side.feature,
             teams=[UUID(values["team"])] if values.get("team") else (),
             servers=[UUID(values["server"])] if values.get("server") else (),
-            hosts=[*Host.objects.live().matching(agent).values_list("pk", flat=True)] if agent else None,
+            hosts=[*hosts.matching(agent).values_list("pk", flat=True)] if agent else None,
             tool=values.get("tool", ""),
             unused=int(values.get("unused") or 0),
             on=values.get("on"),

@@ -123,6 +123,8 @@ class Parcel:
             self._post(orjson.dumps(BODIES[self.kind](self)))
 
     def _mail(self) -> None:
+        if not settings.MAIL_SERVER:
+            raise Undelivered("No mail server is set.", for_good=True)
         try:
             text = f"{without_links(self.text)}\n\n{self.link}\n"
             EmailMessage(without_links(self.subject), text, bcc=[self.address]).send()

@@ -17,6 +17,7 @@ from hosts.models import Host
 
 HOUR, WEEK, WEEKS = timedelta(hours=1), timedelta(weeks=1), 4
 REFUSED = {"outcome": ENDINGS["denied"]}
+MOST_LISTED = 15  # Agents in the link to the log, so that the link stays short enough to send.
 LEAST = 10  # Fewer refusals are never unusual.
 TIMES = 3  # A number of refusals is unusual if it is more than this many times `Agent.usual`.
 
@@ -34,7 +35,7 @@ class Unusual(NamedTuple):
     """The agents with unusually many refusals, highest number first."""
 
     agents: Sequence[Agent]
-    query: str  # Query string of the Logs page that lists the refused calls of `agents`.
+    query: str  # Query string of the Logs page that lists the refused calls of the first MOST_LISTED agents.
 
     @property
     def refused(self) -> int:
@@ -59,7 +60,7 @@ def unusual() -> Unusual:
     names = dict(Host.objects.filter(pk__in=strange).values_list("pk", "name")) if strange else {}
     agents = [Agent(host, names.get(host, ""), number, usual[host]) for host, number in strange.items()]
     agents.sort(key=lambda agent: (-agent.refused, agent.name))
-    hosts = [("host", agent.host) for agent in agents]
+    hosts = [("host", agent.host) for agent in agents[:MOST_LISTED]]
     return Unusual(agents, urlencode([("q", "refused"), *hosts, ("from", stamp(since)), ("to", stamp(until))]))
 
 

@@ -278,25 +278,27 @@ def tell_endings() -> int:
     A person is notified at most once a day.
     """
     today = timezone.now().date()
-    ending: dict[UUID, list[tuple[datetime, str]]] = {}
-    found = [*_ending(_tokens_with_expiry(), "connection__user"), *_ending(_sign_ins(), "owner")]
+    ending: dict[UUID, list[tuple[datetime, str, str]]] = {}  # Times, names, and pages that list the thing.
+    found = [(reverse("tokens:list"), _ending(_tokens_with_expiry(), "connection__user"))]
+    found += [(reverse("connections:mine"), _ending(_sign_ins(), "owner"))]
     for grants in (GatewayGrant.objects.live(), ToolGrant.objects.live().filter(user__isnull=False)):
-        found += _ending(grants.annotate(named=F("gateway__name"), begun=F("given_at")), "user", "ends_at")
-    for owner, at, name in found:
-        ending.setdefault(owner, []).append((at, name))
+        named = grants.filter(gateway__archived_at=None).annotate(named=F("gateway__name"), begun=F("given_at"))
+        found += [(reverse("gateways:access"), _ending(named, "user", "ends_at"))]
+    for path, things in found:
+        for owner, at, name in things:
+            ending.setdefault(owner, []).append((at, name, path))
     people = User.objects.in_bulk(list(ending))
     number = 0
-    for pk, things in ending.items():
+    for pk, endings in ending.items():
         if (person := people.get(pk)) and person.status == "active":
-            lines = [f"{plain_name(name)}: {at:%Y-%m-%d %H:%M} UTC" for at, name in sorted(things)]
-            first = min(things)[0].date() - today
+            lines = [f"{plain_name(name)}: {at:%Y-%m-%d %H:%M} UTC" for at, name, _ in sorted(endings)]
+            first = min(endings)[0].date() - today
             days = f"{first.days} day{'' if first.days == 1 else 's'}"
             subject = f"{lines[0].rpartition(': ')[0]} ends in {days}" if len(lines) == 1 else ""
             subject = subject or f"{len(lines)} tokens, sign-ins or grants end soon, the first in {days}"
-            path = reverse("tokens:list")
             key = f"{ENDINGS}:{today}"
             if not Notification.objects.filter(channel__owner=person, key=key).exists():
-                number += send_to(person, ENDINGS, subject, "\n".join(lines), path, key=key)
+                number += send_to(person, ENDINGS, subject, "\n".join(lines), min(endings)[2], key=key)
     return number
 
 
@@ -416,6 +418,7 @@ def send_test(channel: Channel, *, by: User) -> str:
             parcel.deliver()
     except Undelivered as failure:
         return str(failure)
+    Channel.objects.filter(pk=channel.pk).update(last_error="", last_sent_at=timezone.now())
     return ""
 
 

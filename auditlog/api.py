@@ -75,7 +75,7 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds that the server took; null if no request was sent to it.",
+    "upstream_ms": "Milliseconds spent asking the server, with its queue; null if the call did not get so far.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",

@@ -158,9 +158,15 @@ def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
     wanted: dict[str, set[UUID]] = defaultdict(set)
     for event in events:
         for kind, pk in ((event.target_type, uuid_of(event.target_id)), ("user", event.actor_id)):
-            if pk and kind in _PAGES and _may_open(_PAGES[kind], viewer):
+            if pk and kind in _PAGES:
                 wanted[kind].add(pk)
-    parts = [_pages_of(kind, pks, viewer) for kind, pks in sorted(wanted.items())]
+    return page_urls(wanted, viewer)
+
+
+def page_urls(wanted: Mapping[str, set[UUID]], viewer: User) -> TargetUrls:
+    """Return the page URLs of objects with these ids, by kind, with one query."""
+    may_open = (kind for kind in sorted(wanted) if _may_open(_PAGES[kind], viewer))
+    parts = [_pages_of(kind, wanted[kind], viewer) for kind in may_open]
     if not parts:
         return TargetUrls({}, viewer)
     rows = parts[0].union(*parts[1:], all=True).order_by()

@@ -22,7 +22,7 @@ class Comparison(Enum):
     ENUM = auto()  # The value is one of a fixed set.
     TEXT = auto()  # Compared without regard to case, unless an index is used.
     LIST = auto()  # The column has several texts, joined by ", ". One of them is compared without regard to case.
-    NAME = auto()  # An object, compared by id or by the object's name at the time of the call.
+    NAME = auto()  # An object: by id, by its present name, or else by its name at the time of the call.
     ID = auto()
     ADDRESS = auto()  # An IP address.
     NUMBER = auto()

@@ -24,7 +24,6 @@ from auditlog.query_language import (
     CONTAINS,
     IS,
     IS_NOT,
-    MAX_LENGTH,
     Condition,
     Either,
     SearchSyntaxError,
@@ -116,9 +115,9 @@ class TimeField(forms.DateTimeField):
 
 
 class Texts(forms.Field):
-    """Form field for several short texts without duplicates. Texts that are too long or contain NUL are left out.
+    """Form field for up to MOST_VALUES short texts without duplicates; further texts are left out.
 
-    With `are_ids`, UUIDs are converted to their usual form.
+    Texts that are too long or contain NUL are left out, too. With `are_ids`, UUIDs are converted to their usual form.
     """
 
     widget = forms.SelectMultiple
@@ -158,13 +157,13 @@ class CallFilter(forms.Form):
     """The filters and display options of the Logs page. Unknown values are ignored.
 
     Several values of one filter are alternatives. Filters such as `not_host` exclude calls. Host, gateway, server and
-    user are names or ids; an id also finds calls from before a rename. If the search text has a syntax error, `error`
-    describes it, and pages show no calls.
+    user are ids or parts of names. If the search text has a syntax error, `error` describes it, and pages show no
+    calls.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
     to = TimeField(required=False)
-    q = forms.CharField(required=False, max_length=MAX_LENGTH)
+    q = forms.CharField(required=False)  # `parse_search` limits its length, and says so.
     live = forms.BooleanField(required=False)
     order = forms.ChoiceField(required=False, choices=[(SLOWEST, "Slowest first")])
     open = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in FACETS])
@@ -256,9 +255,14 @@ class CallFilter(forms.Form):
         return bool(self.values["from"] or self.values["to"])
 
     @property
+    def is_of_all_time(self) -> bool:
+        """True if the range is ignored: a search for one request, trace, session or id has no range."""
+        return any(self.values[name] for name in ("correlation", "trace", "session")) or bool(self.pasted_id)
+
+    @property
     def span(self) -> str:
         if not self.is_between:
-            return RANGES[self.values["range"]][0]
+            return RANGES["all" if self.is_of_all_time else self.values["range"]][0]
         moments = [at.astimezone(self.clock) if at else None for at in (self.values["from"], self.values["to"])]
         since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in moments)
         return f"{since or 'the beginning'} to {until or 'now'}"
@@ -307,11 +311,10 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # A search for one request, trace, session or id ignores the time range.
-        if any(self.values[name] for name in ("correlation", "trace", "session")) or self.pasted_id:
-            return None, None
         if self.is_between:
             return self.values["from"] or None, self.values["to"] or None
+        if self.is_of_all_time:
+            return None, None
         length = RANGES[self.values["range"]][1]
         return (range_start(timezone.now(), length) if length else None), None
 

@@ -178,11 +178,11 @@ class Wait:
         It is the first successful call, or else the first failed, the last denied, or the last hello (see `is_hello`).
         """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
-        came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]
-        arrived = [one for one in came if not one.is_hello]
-        through = [one for one in arrived if not one.is_denied]
+        denied = rows.filter(outcome__in=ENDINGS["denied"]).order_by("-created_at").first()
+        came = [OwnCall(row) for row in rows.exclude(outcome__in=ENDINGS["denied"]).order_by("created_at")[:PAGE_SIZE]]
+        through = [one for one in came if not one.is_hello]
         well = [one for one in through if one.is_ok]
-        return next(iter(well or through), None) or next(reversed(arrived or came), None)
+        return next(iter(well or through), None) or (OwnCall(denied) if denied else next(reversed(came), None))
 
     @property
     def _where(self) -> Q:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,11 @@ class ProofForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         values: dict[str, Any] = super().clean() or self.cleaned_data
-        if values.get("since") and values.get("until") and values["since"] > values["until"]:
-            raise forms.ValidationError("The first day must not be after the last one.")
+        if values.get("since") and values.get("until"):
+            if values["since"] > values["until"]:
+                raise forms.ValidationError("The first day must not be after the last one.")
+            if values["until"] == date.max:
+                raise forms.ValidationError("Choose an earlier last day.")
         return values
 
     @property

@@ -197,7 +197,7 @@ REMEDIES = {
 
 # Texts for the events that cause a refusal. For other actions, the text is derived from the action's name.
 WORDS = {
-    Action.FEATURE_HELD: "Changed by its server",
+    Action.FEATURE_HELD: "New at its server",
     Action.FEATURE_CHANGED: "Changed by its server",
     Action.FEATURE_QUARANTINED: "Put in quarantine",
     Action.GATEWAY_UPDATED: "Limited to listed apps and agents",

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
+from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.http import HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -39,20 +40,26 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the saved views that `user` may open; none for the log tab of a host, gateway or server."""
+    """Return the first MOST_LISTED saved views that `user` may open, own ones first; none for a log tab."""
     if call_filter.scope:
         return []
+    views = SavedView.objects.seen_by(user).order_by(ExpressionWrapper(Q(owner=user), BooleanField()).desc(), "name")
     return [
         ListedView(
             view, with_query(reverse("auditlog:calls"), view.query), view.owner_id == user.pk, view.may_remove(user)
         )
-        for view in SavedView.objects.seen_by(user).select_related("owner")[:MOST_LISTED]
+        for view in views.select_related("owner")[:MOST_LISTED]
     ]
 
 
 def canonical_query(query: str) -> str:
     """Return the query string of the Logs page in canonical form, without unknown parameters."""
     return CallFilter(QueryDict(query.removeprefix("?"))).link(live="")
+
+
+def search_error(query: str) -> str:
+    """Return the sentence that the Logs page says about the search text; empty if it has no syntax error."""
+    return CallFilter(QueryDict(query)).error
 
 
 @require_POST
@@ -66,10 +73,12 @@ def save(request: AppRequest) -> HttpResponse:
         return leave(request, back, f"Not saved: a view needs a name of at most {LONGEST_NAME} characters.")
     if len(query) > LONGEST_QUERY:
         return leave(request, back, "Not saved: the filters are too long for one view.")
+    if refusal := search_error(query):
+        return leave(request, back, f"Not saved. {refusal}")
     try:
         SavedView.objects.add(name=name, query=query, is_shared="is_shared" in request.POST, by=request.user)
-    except PeopleError as refusal:
-        return leave(request, back, f"Not saved. {refusal}")
+    except PeopleError as refused:
+        return leave(request, back, f"Not saved. {refused}")
     return leave(request, back, f"{name} saved")
 
 
@@ -117,6 +126,8 @@ class SavedViewBody(RequestBody):
         if len(written) > LONGEST_QUERY:
             words = f"Encoded for a URL, it has {len(written)} characters; the maximum is {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")
+        if refusal := search_error(written):
+            raise serializers.ValidationError(refusal)
         return written
 
 

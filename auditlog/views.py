@@ -22,6 +22,7 @@ from approvals.models import hold_of
 from auditlog import columns, facets, filters, replica, saved_views
 from auditlog.actions import Action
 from auditlog.charts import histogram
+from auditlog.events import page_urls
 from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS
 from auditlog.filters import RANGES, CallFilter, ListOptions
@@ -135,6 +136,8 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     except Call.DoesNotExist as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
+    ids = {name: getattr(row, f"{name}_id") for name in ("host", "gateway", "server", "connection")}
+    urls = page_urls({name: {pk} for name, pk in ids.items() if pk}, request.user)
     context = {
         "call": row,
         "address": address,
@@ -151,7 +154,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "is_connected": Connection.objects.live()
         .filter(pk__in=[row.connection_id] if row.connection_id else [])
         .exists(),
-        "sees_servers": request.user.has_perm(Capability.SERVERS_READ),
+        "urls": {name: urls.of(name, str(pk)) for name, pk in ids.items()},
     }
     if is_alone:
         response = render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
@@ -259,6 +262,7 @@ def _listed(
         "ranges": filters.RANGES,
         "oldest_call": Call.objects.oldest,  # Queried only if the list is empty.
         "none_matches": bool(count and count.is_none and call_filter.narrowing and call_filter.has_calls()),
+        "whole_time": call_filter.link(**{"range": "all", "from": "", "to": ""}),
         "whole_range": call_filter.link(**dict.fromkeys(call_filter.asked.keys() - {"range", "from", "to"}, "")),
         "span": call_filter.span,
         "query": call_filter.query,
@@ -280,7 +284,7 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
-    """Return template context that explains a call to `reader`: for a denied call, the cause.
+    """Return template context that explains a call to `reader`: for a denied call or an unknown tool, the cause.
 
     With `asks`, it also has the decision that would be made now.
     """
@@ -401,7 +405,7 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
-    """Return the query string that shows the calls of one group; empty if no query string can select them."""
+    """Return the query string that shows the calls of one group; empty for a reason if the search text has `or`."""
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):

@@ -43,7 +43,7 @@ READ = Own(Capability.GATEWAYS_READ)
 
 
 class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
-    """A gateway that you may use or ask for."""
+    """A gateway that you may use, see or ask for."""
 
     id = Id(source="gateway.pk")
     name = serializers.CharField(source="gateway.name", help_text="Name on the pages.")
@@ -71,13 +71,13 @@ class OwnGatewayQuery(ListQuery):
 
 
 class OwnGateways(Resource):
-    """The gateways that you may use or ask for."""
+    """The gateways that you may use, see or ask for."""
 
     serializer_class = CatalogueSerializer
 
     @operation(needs=READ, query=OwnGatewayQuery)
     def list(self, request: Request) -> Response:
-        """List the gateways that you may use or ask for."""
+        """List the gateways that you may use, see or ask for."""
         narrowing = CatalogueAccessFilter(self.query_data, viewer=self.me)
         rows = narrowing.narrow(Gateway.objects.catalogue_of(self.me)).order_by(Lower("name"), "pk")
         return self.page(rows, lambda rows: with_access(rows, self.me))
@@ -105,9 +105,9 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
         source="decided_by.email",
         default=None,
         allow_null=True,
-        help_text="Address of the person who decided; null before the decision.",
+        help_text="Address of the person who decided or withdrew it; null while it waits.",
     )
-    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null before the decision.")
+    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided or withdrawn; null while it waits.")
     answer = serializers.CharField(help_text="Note of the person who decided; may be empty.")
     created_at = UtcDateTimeField(help_text="When it was made.")
 

@@ -49,7 +49,7 @@ from ui.pages import AppRequest, first_names, leave, posted, seen_version, show,
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
 
-MAY_SEE = "lists only gateways that the person may use or that take requests"
+MAY_SEE = "lists only gateways that the person may see or that take requests"
 OWN = "one's own requests, and those on which the person may decide"
 
 GATEWAYS = Table(
@@ -107,6 +107,7 @@ def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     """Annotate each gateway with the viewer's access to it and with its number of tools."""
     without = Gateway.objects.reachable_by(viewer, by_grant=False).filter(pk=OuterRef("pk"))
     own = GatewayGrant.objects.live().filter(gateway=OuterRef("pk"), user=viewer)
+    own = own if viewer.uses_gateways else own.none()
     waiting = AccessRequest.objects.filter(gateway=OuterRef("pk"), user=viewer, state=RequestState.OPEN)
     return rows.annotate(
         reaches_always=Exists(without),  # The viewer may use the gateway without a grant.

@@ -213,7 +213,8 @@ class GatewayResource(Resource):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
         if {*REQUEST_FIELDS} & set(changes):
-            current = gateway.editable()
+            # The stored approvers are not checked again: one of them may have been deactivated.
+            current = gateway.editable() | {"approvers": []}
             changed = {name: changes.get(name, current[name]) for name in REQUEST_FIELDS}
             values = checked(TakesRequestsForm(_asked(changed)))
             fields |= {name: value for name, value in values.items() if name in changes}

@@ -68,11 +68,18 @@ class EffectForm(forms.Form):
     )
 
 
+class Lines(forms.CharField):
+    """Form field for a text of several lines. A line break counts as one character, as in the browser."""
+
+    def to_python(self, value: Any) -> str:
+        return str(super().to_python(value)).replace("\r\n", "\n")
+
+
 class TextsForm(forms.Form):
     """Form in which an administrator states the title and description of a tool for clients."""
 
     title = forms.CharField(max_length=200, required=False, validators=[check_visible])
-    description = forms.CharField(
+    description = Lines(
         max_length=LONGEST_TEXT,
         required=False,
         validators=[check_visible],
@@ -84,9 +91,6 @@ class TextsForm(forms.Form):
         for name, text in (("title", tool.title), ("description", tool.description)):
             said = visible(text[:MOST_SHOWN]) if text else "nothing"
             self.fields[name].help_text = format_html("Leave empty to use the server's text: {}", said)
-
-    def clean_description(self) -> str:
-        return str(self.cleaned_data["description"]).replace("\r\n", "\n")
 
 
 @dataclass(frozen=True)

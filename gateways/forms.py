@@ -33,7 +33,7 @@ from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
 TAKEN = "This name or slug has just been taken. Choose another."
 
 NEW = {
-    OnArrival.APPROVE: "New definitions are shown to clients at once.",
+    OnArrival.APPROVE: "New definitions without hidden characters are shown to clients at once.",
     OnArrival.WAIT: "New definitions are hidden until somebody accepts them.",
 }
 CHANGED = {

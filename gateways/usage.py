@@ -101,7 +101,7 @@ class ToolUse(NamedTuple):
     name: str
     enabled: bool
     last_at: datetime | None
-    listed_bytes: int  # Size of the tool's definition in the lists that clients get; 0 if the tool is not listed.
+    listed_bytes: int  # Size of its definition, without administrators' texts; 0 if clients do not get the tool.
 
     @property
     def tokens(self) -> int:
@@ -193,7 +193,7 @@ def used_tools(assignment: Assignment) -> list[str]:
 
 
 def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
-    """Return a pair: the most frequent callers of the gateway's tools, and whether more calls exist than were read."""
+    """Return a pair: the most frequent callers of the gateway's tools, and whether calls may have been left out."""
     denied = list(ENDINGS["denied"])
     rows = _selected(CALLERS, denied, gateway.pk, *month(), MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ

@@ -200,6 +200,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     numbers = offered_by_kind(gateway)
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
+    context["has_grants"] = gateway.people_given.live().exists  # Queried only for a gateway with reach `teams`.
     if request.user.has_perm(Capability.LOGS_READ):
         where, filters = {"gateway_id": [gateway.pk]}, {"gateway": str(gateway.pk)}
         context["call_plots"] = CallPlots.of(request, where, filters, tops=("tool", "user"))

@@ -106,12 +106,13 @@ def archive_before(limit: date) -> int:
 
     Archives nothing if the archive is disabled. Raises NotArchived at the first partition that cannot be archived.
     """
-    number = 0
+    number, failed = 0, ArchivedPartition.objects.filter(archived_at=None)
     if not archive_enabled():
-        # Forget failed attempts: these partitions will be dropped without being archived.
-        ArchivedPartition.objects.filter(archived_at=None).delete()
+        failed.delete()  # These partitions will be dropped without being archived.
     else:
-        for name, span in Call.partitions.expired(limit):
+        expired = [*Call.partitions.expired(limit)]
+        failed.exclude(pk__in=[name for name, _ in expired]).delete()  # A longer retention keeps these for now.
+        for name, span in expired:
             try:
                 number += archive(name, span)
             except NotArchived as reason:

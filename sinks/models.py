@@ -307,7 +307,7 @@ class Sink(Versioned, Switchable):
         """Set the position to now, or to the oldest row."""
         oldest = Call.objects.oldest() if from_beginning else None
         self.calls_at = oldest or timezone.now()
-        self.near_from = self.calls_at - NEAR
+        self.near_from = oldest or self.calls_at - NEAR
         self.round_to = self.round_began_at = self.round_at = self.round_id = None
         self.calls_to = self.late_calls_to = 0 if from_beginning else _newest(Call)
         self.events_to = 0 if from_beginning else _newest(Event)
@@ -317,8 +317,8 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change the sink, and record what changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
 
-        If a log is newly selected, only its new rows are sent. The receiver is notified first if it will get fewer logs
-        or none.
+        If a log is newly selected, only its new rows are sent. The receiver is notified first if it will get less than
+        before, or nothing.
         """
         if fields.get("address") == self.place:  # The shortened address that people see: the address stays as it is.
             del fields["address"]
@@ -352,7 +352,7 @@ class Sink(Versioned, Switchable):
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
-        """Notify the current receiver before an edit, if the receiver will get fewer logs or none.
+        """Notify the current receiver before an edit, if the receiver will get less than before, or nothing.
 
         An edit that will be refused is not announced.
         """
@@ -365,6 +365,8 @@ class Sink(Versioned, Switchable):
         address, receiver = row.address, row._receiver_if_any()
         row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])
         row.set_up({**fields, "secret": secret}, by)
+        if type(self).objects.filter(name__iexact=row.name).exclude(pk=row.pk).exists():
+            raise SinkNameTaken(SinkNameTaken.__doc__)
         if receiver and (row.address != address or any(was[name] and not getattr(row, name) for name in CONTENT)):
             send_notice(receiver, line, NOTICE_S)
 

@@ -46,7 +46,7 @@ from wire.outbound import HttpAnswer, NoAnswer, OutboundClient, raising_no_answe
 if TYPE_CHECKING:
     from sinks.models import Sink
 
-SECONDS = 10.0  # Timeout of a delivery.
+SECONDS = 10.0  # Timeout of a delivery, except to standard output.
 GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had received all lines."
 MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.

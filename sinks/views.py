@@ -227,7 +227,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=reverse("sinks:list"),
         )
     undo = Undo.if_changed(sink.disable(by=request.user), reverse("sinks:enable", args=[sink.pk]))
-    return _switched(request, sink, "Log sink paused", undo)
+    return _switched(request, sink, "Log sink paused", undo if request.user.has_perms(SENDING) else None)
 
 
 @require_POST

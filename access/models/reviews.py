@@ -154,6 +154,7 @@ class Review(Versioned, models.Model):
         """End the access in the lines. Return a pair: the ended lines, and the other lines with the reasons."""
 
         def end(line: ReviewLine) -> str:
+            line.note = ""  # Not the note of an earlier answer.
             try:
                 with transaction.atomic(), giving_reason(f"Access review {self.name}"):
                     if not end_thing(ThingKind(line.kind), line.thing, line.person, by=by):

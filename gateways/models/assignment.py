@@ -75,7 +75,10 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             assignment.check_identity()
             assignment.check_allowed()
             assignment.save(force_insert=True)
-            changes = {"alias": [None, assignment.alias], "identity_scheme": [None, assignment.identity_scheme]}
+            chosen = assignment.editable()
+            changes = {name: [None, chosen[name]] for name in ("alias", "identity_scheme", "tool_policy")}
+            if assignment.shared_identity:
+                changes["shared_identity"] = [None, chosen["shared_identity"]]
             Event.objects.record(Action.ASSIGNMENT_CREATED, assignment, by=by, changes=changes)
         return assignment
 
@@ -211,18 +214,22 @@ class Assignment(Versioned, Switchable):
     def widen(self, *, by: User) -> list[str]:
         """Undo the last `narrow`, and return the names of the tools that are enabled again. Later changes stay."""
         with transaction.atomic():
-            self.lock()
+            policy = self.lock().tool_policy
             done = self.last_narrowed()
             if done is None:
                 return []
             (before, after), names = done.changes["policy"], done.changes["switched_off"][1]
-            off = self.features.filter(kind="tool", enabled=False, exposed_name__in=names).select_related("assignment")
+            # By id, because a changed alias renames tools: `narrow` recorded these events just before its own.
+            own = [str(pk) for pk in self.features.values_list("pk", flat=True)]
+            made = Event.objects.filter(target_type="feature", target_id__in=own, action=Action.FEATURE_DISABLED)
+            ids = made.filter(pk__lt=done.pk).order_by("-pk").values_list("target_id", flat=True)[: len(names)]
+            off = self.features.filter(pk__in=list(ids), enabled=False).select_related("assignment")
             # Tools that somebody has disabled again since then stay disabled.
             later = Event.objects.filter(target_type="feature", pk__gt=done.pk)
             switched = set(later.filter(action=Action.FEATURE_DISABLED).values_list("target_id", flat=True))
             features = [feature for feature in off.order_by("exposed_name") if str(feature.pk) not in switched]
             self.features.model.switch_all(features, on=True, by=by)
-            if self.tool_policy == after:
+            if policy == after:
                 self.edit(tool_policy=before, by=by)
             names = [feature.exposed_name for feature in features]
             Event.objects.record(Action.ASSIGNMENT_WIDENED, self, by=by, changes={"switched_on": [None, names]})

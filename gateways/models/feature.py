@@ -335,13 +335,15 @@ class Feature(Versioned, Switchable):
             before = {"definition": row.definition_hash[:12] or None, "state": row.state}
             if row.offered is not None:
                 row.take_over(row.offered)
-            row.state = FeatureState.APPROVED
+            # A tool that the server never listed has no definition to approve.
+            row.state = FeatureState.APPROVED if row.approved else FeatureState.NEW
             row.save()
-            version, _ = row.versions.get_or_create(hash=row.definition_hash, defaults={"definition": row.approved})
-            version.approved_at, version.approved_by = timezone.now(), by
-            version.save(update_fields=["approved_at", "approved_by"])
+            if row.approved:
+                version, _ = row.versions.get_or_create(hash=row.definition_hash, defaults={"definition": row.approved})
+                version.approved_at, version.approved_by = timezone.now(), by
+                version.save(update_fields=["approved_at", "approved_by"])
             changes = {
-                "definition": [before["definition"], row.definition_hash[:12]],
+                "definition": [before["definition"], row.definition_hash[:12] or None],
                 "state": [before["state"], row.state],
             }
             Event.objects.record(Action.FEATURE_ACCEPTED, row, by=by, changes=changes)

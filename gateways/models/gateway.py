@@ -113,8 +113,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             gateway = self.create(created_by=by, **fields)
             gateway.teams.set(teams)
             gateway.approvers.set(approvers)
-            named = {"slug": gateway.slug, "reach": gateway.reach, "teams": gateway.team_names()}
-            changes = {name: [None, value] for name, value in named.items() if value}
+            usual = {field.name: field.get_default() for field in Gateway._meta.fields} | {"reach": None}
+            chosen = {"slug": gateway.slug, **gateway.editable()}
+            changes = {n: [None, v] for n, v in chosen.items() if v not in ("", []) and v != usual.get(n)}
             Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes=changes)
         return gateway
 
@@ -127,7 +128,8 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         with transaction.atomic():
             Team.objects.select_for_update().get(pk=team.pk)
             TeamGateways(team).must_be(seen)
-            for gateway in self.live().filter(reach=Reach.TEAMS).prefetch_related("teams").order_by("pk"):
+            rows = self.live().filter(reach=Reach.TEAMS).select_for_update().order_by("pk")
+            for gateway in rows.prefetch_related("teams"):
                 teams = {*gateway.teams.all()}
                 if (gateway.pk in pks) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)

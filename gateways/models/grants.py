@@ -48,7 +48,8 @@ class GrantQuerySet(models.QuerySet[Any]):
         present = self.live().filter(**same).first()
         if present and (present.ends_at is None or (ends_at is not None and ends_at <= present.ends_at)):
             raise AlreadyGiven(AlreadyGiven.__doc__)
-        self.filter(**same, ended_at=None).update(ended_at=timezone.now(), ended_by=by)
+        named = {"team_name": values["team"].name} if values.get("team") else {}
+        self.filter(**same, ended_at=None).update(ended_at=timezone.now(), ended_by=by, **named)
         grant = self.create(**values, ends_at=ends_at, given_by=by)
         until = {"ends_at": [_text(present.ends_at) if present else None, _text(ends_at)]} if ends_at else {}
         Event.objects.record(action, grant, by=by, changes=until)
@@ -225,6 +226,8 @@ class GatewayGrant(DatedGrant):
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:
     """Return a pair: whether `user` may use the gateway now, and when this access ends; None if it has no end date."""
+    if not user.uses_gateways:
+        return False, None
     own = GatewayGrant.objects.live().filter(gateway=gateway, user=user).first()
     if own is None or gateway.reach == Reach.EVERYONE:
         return gateway.is_reachable_by(user), None

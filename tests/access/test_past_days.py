@@ -15,6 +15,7 @@ from access.report import AccessReport, Asked, end_of
 from accounts.models import Role, Team, User
 from auditlog.models import Event
 from capabilities import Capability
+from connections.models import Connection
 from gateways.models import Feature, Gateway, GatewayGrant, Reach, ToolGrant, ToolSet
 from tests import make
 from tests.conftest import SignIn
@@ -65,6 +66,7 @@ def test_a_past_day_has_the_members_and_teams_of_then(ana: User, ann: User, work
     assert [line.through for line in lines(ann, work, 15)] == [["team Support"]]
     assert lines(ann, work, 5) == lines(ann, work, 0) == []
     assert lines(ann, work, 25) == []
+    assert [line.person for line in AccessReport(Asked(teams=[team.pk], gateways=[work.pk], on=ago(15)))] == [ann]
 
 
 def test_a_deleted_team_keeps_its_name_and_its_grants_in_the_past(ana: User, ann: User, work: Gateway) -> None:
@@ -185,6 +187,13 @@ def test_the_page_says_of_which_day_it_is_and_refuses_others(
 ) -> None:
     GatewayGrant.objects.give(work, ann, by=ana)
     moved(9)
+    link = make.connection(make.agent(by=ana, name="Bot"), work, ann)
+    Connection.objects.update(connected_at=timezone.now() - 9 * DAY)
+    link.host.disable(by=ana)
+    Connection.objects.archive_host(link.host, by=ana)
+    everything = make.user(*Capability)
+    page = sign_in(everything).get(f"/access/report/?agent=bot&on={ago(5)}").content.decode()
+    assert f'data-of="access:{ann.pk}:{work.pk}"' in page
     reader = make.user(Capability.GATEWAYS_READ, Capability.PEOPLE_READ)
     client = sign_in(reader)
 

@@ -164,9 +164,10 @@ def test_a_kept_line_can_be_changed_until_the_review_closes_and_an_ended_one_can
     review = of_work(work, boss, grace)
     token, team = of(review, ann).filter(kind="token"), of(review, ann).filter(kind="team")
 
-    review.answer(of(review, ann), Answer.KEEP, by=grace)
+    review.answer(of(review, ann), Answer.KEEP, note="Needed", by=grace)
     review.answer(team, Answer.OPEN, by=grace)
-    review.answer(token, Answer.END, by=grace)
+    review.answer(token, Answer.END, note="Not used", by=grace)
+    assert token.get().note == "Not used"
     kept = review.answer(token, Answer.KEEP, by=grace)
 
     assert team.get().answer == Answer.OPEN

@@ -11,7 +11,10 @@ from django.utils import timezone
 
 from access.models import Review
 from accounts.models import User
+from attention import telling
 from attention.matters import MATTERS, waiting_for
+from attention.models import Notification
+from attention.refusals import LEAST, MOST_LISTED
 from auditlog.models import ENDINGS
 from auditlog.rollups import keeping
 from capabilities import Capability
@@ -192,6 +195,19 @@ def test_refusals_are_unusual_against_the_same_hour_of_four_weeks(boss: User) ->
     [found] = [found for matter, found in waiting_for(boss) if matter.name == "refusals"]
 
     assert (found.number, found.names) == (12, ["Strange: 12, usual: 3"])
+
+
+def test_very_many_refused_agents_are_one_message_with_a_short_link(boss: User) -> None:
+    for n in range(30):
+        host = make.agent(by=boss, name=f"Bot {n}")
+        for _ in range(LEAST):
+            make.call(at=timezone.now() - timedelta(minutes=20), host_id=host.pk, host_name=host.name, outcome="denied")
+    keeping.keep_up(30)
+
+    telling.tell_at_once()
+
+    link = Notification.objects.get(matter="refusals").link
+    assert (link.count("host="), len(link) < 1000) == (MOST_LISTED, True)
 
 
 def test_apps_are_approved_at_once_from_the_list(world: Connection, boss: User, sign_in: SignIn) -> None:

@@ -20,6 +20,7 @@ from attention.delivery import ChannelError
 from attention.models import Channel, Notification
 from auditlog.models import Event
 from capabilities import Capability
+from gatewayadmin.serving import housekeeping
 from servers.models import Health
 from sinks.receivers import signature, signing_key
 from tests import make
@@ -200,6 +201,20 @@ def test_a_failing_receiver_is_tried_again_and_its_channel_says_so_unless_it_ref
     assert telling.drop_old(timezone.now() + timedelta(days=31)) > 0
 
 
+def test_due_messages_are_delivered_although_telling_fails(chief: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.app("Claude", needs_approval=True)
+    telling.tell_at_once()
+
+    def broken() -> int:
+        raise RuntimeError
+
+    monkeypatch.setattr(telling, "tell_at_once", broken)
+    with pytest.raises(RuntimeError):
+        housekeeping._tell()
+
+    assert [one.subject for one in mail.outbox] == ["1 app waits for approval"]
+
+
 def test_quiet_hours_delay_what_is_no_incident_or_approval() -> None:
     channel = Channel(quiet_from=time(22), quiet_until=time(7), zone="Europe/Berlin")
     night, day = datetime(2026, 1, 10, 22, 30, tzinfo=UTC), datetime(2026, 1, 10, 12, tzinfo=UTC)
@@ -314,12 +329,22 @@ def test_people_set_up_their_own_channels_which_never_lead_inside(
 
 
 @pytest.mark.full
-def test_a_channel_moves_only_with_its_secret_and_says_why_its_test_failed(chief: User, hook: Hook) -> None:
+def test_a_channel_moves_only_with_its_secret_and_says_why_its_test_failed(
+    chief: User, hook: Hook, settings: Any
+) -> None:
     channel, client = add(chief, hook), browser(session_of(chief))
     base, fields = f"/settings/notifications/{channel.pk}", {"enabled": "on", "matters": ["apps"]}
 
     hook.status = 500
     assert "It answered 500." in client.post(f"{base}/test", follow=True).content.decode()
+    Channel.objects.filter(pk=channel.pk).update(last_error="It answered 500.")
+    hook.status = 200
+    client.post(f"{base}/test")
+    assert Channel.objects.get(pk=channel.pk).last_error == ""
+    letters = Channel.objects.create(owner=chief, kind="mail")
+    settings.MAIL_SERVER = None
+    page = client.post(f"/settings/notifications/{letters.pk}/test", follow=True).content.decode()
+    assert "Not delivered. No mail server is set." in page
     for wrong in ({"address": f"{hook.url}/other", "zone": "UTC"}, {"zone": "Mars"}):
         assert client.post(base, fields | wrong).status_code == 422
     hours = {"zone": "Europe/Berlin", "quiet_from": "22:00", "quiet_until": "07:00"}

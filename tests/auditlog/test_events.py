@@ -1,7 +1,9 @@
 """The admin events: the page, one event, and the file."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +11,7 @@ import pytest
 import time_machine
 from django.test import Client
 
-from accounts.models import Role, Team, User
+from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.events import ChangedField, changes_in_words
 from auditlog.models import Event, EventContext, Via, use_context
@@ -220,6 +222,10 @@ def test_an_event_has_a_page_and_is_a_drawer_beside_the_list(chief: User, audito
     assert f"{PATH}?via=web" in opened
     assert text(client.get(f"{PATH}?via=web", headers=drawer)).strip() == '<div id="drawer" hidden></div>'
     assert client.get(f"{PATH}{uuid4()}/").status_code == 404
+    of_workspace = Event.objects.record(Action.WORKSPACE_UPDATED, WorkspaceSettings.load(), by=chief)
+    link = re.search(r'href="([^"]*)">All its events<', text(client.get(f"{PATH}{of_workspace.uid}/")))
+    assert link
+    assert labels(client.get(unescape(link[1]))) == {of_workspace.target_label}
 
 
 # --- The file -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gateways.models import ToolPolicy
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
+from ui.pages import PAGE_SIZE
 
 pytestmark = pytest.mark.django_db
 
@@ -116,7 +117,8 @@ def test_the_wait_passes_introductions_and_refusals_and_ends_with_the_call_that_
     before = text(wait(client, "&gateway=work"))
     call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
     hello = text(wait(client, "&gateway=work"))
-    call_of(link, outcome="denied", deny_reason="identity_missing")
+    for _ in range(PAGE_SIZE + 10):
+        call_of(link, outcome="denied", deny_reason="identity_missing")
     denied = text(wait(client, "&gateway=work"))
     call_of(link, client_name="Codex CLI")
     received = text(wait(client, "&gateway=work"))

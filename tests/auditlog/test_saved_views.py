@@ -46,6 +46,14 @@ def test_a_view_is_saved_opened_shared_and_removed_with_an_event_each(ana: User,
     assert list(told) == ["saved_view.created", *["saved_view.updated"] * 2, "saved_view.removed"]
 
 
+def test_own_views_come_before_shared_ones(ana: User, viv: User, sign_in: SignIn) -> None:
+    SavedView.objects.add(name="A", query="", is_shared=True, by=ana)
+    for name in ("Z", "B"):
+        SavedView.objects.add(name=name, query="", by=viv)
+
+    assert names(sign_in(viv).get("/logs/")) == ["B", "Z", "A"]
+
+
 def test_a_shared_view_is_changed_by_its_owner_and_removed_by_who_manages_the_workspace(ana: User, viv: User) -> None:
     view = SavedView.objects.add(name="Slow", query="q=duration+>+500", is_shared=True, by=ana)
     manager = make.user(Capability.LOGS_READ, Capability.WORKSPACE_MANAGE)
@@ -102,6 +110,8 @@ def test_a_query_that_becomes_too_long_as_the_page_writes_it_is_refused_and_save
     rest = Rest.of(ana)
     kept = SavedView.objects.add(name="Kept", query="outcome=ok", by=ana)
 
+    too_long = rest.post("/log-views", {"name": "Long", "query": f"q={'x' * 501}"})
+    assert "A search has at most 500 characters." in str(errors(too_long))
     made = rest.post("/log-views", {"name": "Long", "query": query})
     changed = rest.patch(f"/log-views/{kept.pk}", {"query": query})
     page = sign_in(ana).post("/logs/views/", {"name": "Long", "query": query}, follow=True)

@@ -210,7 +210,9 @@ def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
     three: dict[str, Call], ana: User, sign_in: SignIn
 ) -> None:
     page = text(sign_in(ana).get("/logs/", {"q": "error and colour is <b>red</b>"}))
+    too_long = text(sign_in(ana).get("/logs/", {"q": "x" * 501}))
 
+    assert ("A search has at most 500 characters." in too_long, "row-link" in too_long) == (True, False)
     assert page.count("Position 11: “colour” is not a field.") == 1
     assert "Nothing is listed" in page
     assert "row-link" not in page
@@ -408,7 +410,7 @@ def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call]
 
 def test_no_file_is_made_of_a_question_that_is_none(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
-    for query in ("", "format=xlsx", "format=csv&q=nonsense+is+x"):
+    for query in ("", "format=xlsx", "format=csv&q=nonsense+is+x", f"format=csv&q={'x' * 501}"):
         assert client.get(f"/logs/export/?{query}").status_code == 400, query
     assert not Event.objects.filter(action="logs.exported").exists()
 

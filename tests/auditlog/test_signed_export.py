@@ -291,7 +291,8 @@ def test_the_page_says_what_is_sealed_and_refuses_wrong_days(auditor: Client, si
     page = auditor.get("/logs/proof/").content.decode()
     assert "Sealed since" in page
     assert "BEGIN PUBLIC KEY" in page
-    assert auditor.get("/logs/proof/export/?since=2026-02-30&until=x").status_code == 422
+    for wrong in ("since=2026-02-30&until=x", "since=2026-02-20&until=9999-12-31"):
+        assert auditor.get(f"/logs/proof/export/?{wrong}").status_code == 422
     early = auditor.get("/logs/proof/export/?since=2001-01-01&until=2001-01-02")
     assert (early.status_code, b"No checkpoint was made" in early.content) == (422, True)
     lines = auditor.get(f"/logs/proof/export/?{DAYS}&only=checkpoints").getvalue().splitlines()

@@ -13,6 +13,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Call, Event, Outcome
 from capabilities import Capability
+from connections.models import Connection
 from tests import make
 from tests.conftest import SignIn, wire_size
 from ui.pages import PAGE_SIZE
@@ -199,7 +200,9 @@ def test_a_trace_and_a_request_are_found_whenever_they_were(ana: User, sign_in: 
     drawer = text(browser.get(f"/logs/{old.uid}/", headers=DRAWER))
 
     assert f'<code class="secret">{trace}</code> <a href="/logs/?trace={trace}">' in drawer
-    assert set(shown(browser.get(f"/logs/?trace={trace}"))) == {"old", "new"}
+    whole = browser.get(f"/logs/?trace={trace}")
+    assert (set(shown(whole)), "2 in all time" in text(whole)) == ({"old", "new"}, True)
+    assert shown(browser.get(f"/logs/?trace={trace}&from={ago(days=1):%Y-%m-%dT%H:%MZ}")) == ["new"]
     assert shown(browser.get(f"/logs/?correlation={old.correlation_id}")) == ["old"]
     assert set(shown(browser.get(f"/logs/?q=trace+is+{trace}&range=30d"))) == {"old", "new"}
 
@@ -318,6 +321,23 @@ def test_a_call_has_a_page_and_is_a_drawer_beside_the_list(ana: User, sign_in: S
     assert "<!doctype html>" in restored
     closed = text(client.get("/logs/?outcome=ok", headers=DRAWER))
     assert closed.strip() == '<div id="drawer" hidden></div>'
+
+
+def test_the_summary_links_only_to_what_has_a_page(ana: User, sign_in: SignIn) -> None:
+    link = make.connection(make.agent(by=ana, name="Bot"), make.gateway(slug="work"), ana)
+    where: dict[str, Any] = {"host_id": link.host_id, "gateway_id": link.gateway_id, "connection_id": link.pk}
+    call = make.call(host_name="Bot", gateway_name="Work", **where)
+    paths = (f"/hosts/{link.host_id}/", "/gateways/work/", f"/hosts/{link.host_id}/connections/#connection-{link.pk}")
+    client = sign_in(ana)
+
+    def linked() -> list[bool]:
+        page = text(client.get(f"/logs/{call.uid}/", headers=DRAWER))
+        return [f'href="{path}"' in page for path in paths]
+
+    assert linked() == [True, True, True]
+    link.host.disable(by=ana)
+    Connection.objects.archive_host(link.host, by=ana)
+    assert linked() == [False, True, False]
 
 
 @pytest.mark.full

@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import Role, Team, User
 from attention import telling
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -33,6 +33,7 @@ from gateways.models import (
     TooManyOpen,
 )
 from gateways.models.access_requests import MOST_OPEN
+from gateways.models.grants import reached_until
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
@@ -265,6 +266,8 @@ def test_approvers_are_told_then_the_fallback_and_then_who_asked(work: Gateway, 
     assert messages() == [("Your request for Work was approved", [ann.email])]
     with in_days(30 - 3):  # On this day: at another time it may be the next day already.
         assert ("Work ends in 3 days", [ann.email]) in messages()
+        [letter] = [one for one in mail.outbox if one.subject == "Work ends in 3 days"]
+        assert "/access/\n" in str(letter.body)
 
 
 @pytest.mark.full
@@ -318,6 +321,9 @@ def test_rest_asks_decides_and_ends(work: Gateway, boss: User, lead: User, ann: 
     assert listed["ends_at"] is not None
     assert member.send("post", f"{path}/end").status_code == 200
     assert member.get("/me/gateways", access="yes").json()["results"] == []
+    User.objects.filter(pk=lead.pk).update(is_active=False)
+    closed = Rest(sign_in(boss)).send("patch", "/gateways/work", {"takes_requests": False}).json()
+    assert (closed["takes_requests"], closed["approvers"]) == (False, [lead.email])
 
 
 @pytest.mark.full
@@ -335,6 +341,25 @@ def test_a_set_can_be_given_until_a_day(work: Gateway, boss: User, ann: User, si
         assert not ToolGrant.objects.to(ann).exists()
         client.post(f"/tool-sets/{gets.pk}/give/", give)
         assert ToolGrant.objects.to(ann).get().ends_at is None
+
+
+def test_a_grant_gives_nothing_to_a_role_that_only_looks(work: Gateway, boss: User, ann: User) -> None:
+    GatewayGrant.objects.give(work, ann, by=boss)
+    assert reached_until(work, ann) == (True, None)
+    Role.objects.filter(users=ann).update(uses_gateways=False)
+    looking = User.objects.get(pk=ann.pk)
+
+    assert reached_until(work, looking) == (False, None)
+    assert [one["may_use"] for one in Rest.of(looking).get("/me/gateways").json()["results"]] == [False]
+
+
+def test_an_extended_grant_to_a_team_keeps_the_name_of_the_team(work: Gateway, boss: User) -> None:
+    gets, team = work.tool_sets.get(), Team.objects.add(name="Desk", users=[], by=None)
+    first = ToolGrant.objects.give(gets, team=team, ends_at=timezone.now() + timedelta(days=1), by=boss)
+    ToolGrant.objects.give(gets, team=team, by=boss)
+    team.remove(by=None)
+
+    assert ToolGrant.objects.get(pk=first.pk).subject == "Desk"
 
 
 def test_refusals_lead_to_the_request(work: Gateway, boss: User, ann: User, sign_in: SignIn) -> None:

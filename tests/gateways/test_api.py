@@ -103,9 +103,14 @@ def test_a_gateway_is_made(ana: User) -> None:
     team = Team.objects.create(name="Support")
     rest = Rest.of(ana)
     asked = {"name": "Help desk", "reach": "teams", "team_ids": [str(team.pk)], "new_definitions": "wait"}
+    chosen = {"hosts_allowed": "listed", "tools_given": "granted", "takes_requests": True, "approvers": [ana.email]}
+    limits = {"calls_per_minute": 60, "request_days": 3}
 
-    made = rest.post("/gateways", asked)
+    made = rest.post("/gateways", asked | chosen | limits)
 
+    told = Event.objects.get(action="gateway.created").changes
+    assert {name: told[name] for name in chosen | limits} == {n: [None, v] for n, v in (chosen | limits).items()}
+    assert not {"enabled", "description", "most_request_days"} & told.keys()  # These are as usual.
     assert (made.status_code, made.json()["slug"], made.json()["teams"][0]["name"]) == (201, "help-desk", "Support")
     assert (made.json()["new_definitions"], made.json()["changed_definitions"]) == ("wait", "hold")
     assert problem(rest.post("/gateways", {"name": "HELP desk"})) == (409, "already_exists")

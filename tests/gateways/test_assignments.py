@@ -100,6 +100,8 @@ def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
 
     assert str(Assignment.objects.get(alias="one").shared_identity_id) == shared
     assert Assignment.objects.get(alias="two").shared_identity is None
+    told = Event.objects.filter(action="assignment.created").earliest("pk").changes
+    assert (told["tool_policy"], told["shared_identity"]) == ([None, "allow_all"], [None, identity.label])
 
 
 BAD = (

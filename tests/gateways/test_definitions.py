@@ -414,6 +414,11 @@ def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: 
     client.post(f"/features/{feature.pk}/accept/", {"definition": ""})
     feature.refresh_from_db()
     assert feature.state == FeatureState.APPROVED
+    Feature.objects.expect(docs, ["unlisted"])
+    unlisted = docs.features.get(name="unlisted")
+    unlisted.quarantine(by=ana)
+    unlisted.accept(by=ana)
+    assert (unlisted.state, unlisted.versions.exists()) == (FeatureState.NEW, False)
 
 
 # --- What the gateway does by itself ------------------------------------------------------------------------------

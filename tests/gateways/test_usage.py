@@ -91,7 +91,9 @@ def test_undo_leaves_what_was_switched_since_the_narrowing(docs: Assignment, ana
     docs.refresh_from_db()
     docs.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ana)
 
-    assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
+    docs.edit(alias="manual", by=ana)
+
+    assert docs.widen(by=ana) == ["manual__open", "manual__shut"]
     docs.refresh_from_db()
     assert docs.tool_policy == ToolPolicy.BLOCK_ALL
 

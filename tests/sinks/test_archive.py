@@ -151,6 +151,9 @@ def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(f
     assert "could not be archived" in boss.get("/").content.decode()
     other = browser_of(session_of(make.user(*(set(Capability) - {Capability.SINKS_MANAGE}))))
     assert "could not be archived" not in other.get("/").content.decode()
+    WorkspaceSettings.objects.update(log_retention_days=90)
+    assert chores()["partitions_not_archived"] == 0, "it is not old any more"
+    WorkspaceSettings.objects.update(log_retention_days=30)
 
     (folder / "calls").unlink()
     done = chores()

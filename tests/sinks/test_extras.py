@@ -36,7 +36,7 @@ def test_a_kind_that_is_not_installed_says_so_where_it_is_chosen_and_how_to_inst
     assert '<a href="?kind=s3_parquet">S3, Parquet</a>' in page
     assert "gateway-admin[archive]" not in page, "a webhook's page is not about Parquet"
     assert "gateway-admin[archive]" in followed
-    assert "requirements-archive.lock" in followed
+    assert "make install EXTRAS=archive" in followed
     assert 'name="address"' in page, "the other kinds are offered"
     assert 'name="address"' not in followed, "nobody fills in what cannot be saved"
     address, keys = "https://93.184.216.34/bucket", "AKIDEXAMPLE:a secret key"

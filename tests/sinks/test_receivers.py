@@ -248,7 +248,9 @@ def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
     browser.post("/settings/sinks/add/?kind=webhook", form)
     sink = Sink.objects.get()
     assert "Archive" in browser.get("/settings/sinks/").content.decode()
-    assert "was acknowledged" in browser.post(f"/settings/sinks/{sink.pk}/test/").content.decode()
+    tested = browser.post(f"/settings/sinks/{sink.pk}/test/").content.decode()
+    assert "was acknowledged" in tested
+    assert f'method="post" action="/settings/sinks/{sink.pk}/"' in tested
     browser.post(f"/settings/sinks/{sink.pk}/disable/")
     assert "Paused" in browser.get("/settings/sinks/").content.decode()
     assert SECRET not in browser.get(f"/settings/sinks/{sink.pk}/").content.decode()
@@ -369,6 +371,9 @@ def test_change_that_is_refused_is_not_told_to_the_sink(to_hook: MakeSink, hook:
     rest = Rest.of(make.user(*ALL))
     with pytest.raises(BadSinkAddress):
         sink.edit(address="http://10.0.0.1/", by=None)
+    to_hook(name="Other")
+    with pytest.raises(SinkNameTaken):
+        sink.edit(name="OTHER", sends_events=False, by=None)
     stale = rest.send("delete", f"/sinks/{sink.pk}", None, {"If-Match": '"000000000000"'})
 
     assert stale.status_code == 412
@@ -386,6 +391,16 @@ def test_sink_that_does_not_listen_keeps_nobody_from_pausing_it(
         assert not Sink.objects.get(pk=sink.pk).enabled
         sink.remove(by=None)
     assert not Sink.objects.exists()
+
+
+def test_undo_of_a_pause_is_offered_to_people_who_may_resume(to_hook: MakeSink) -> None:
+    sink, offered = to_hook(), []
+    for person in (make.user(*ALL), make.user(Capability.SINKS_READ, Capability.SINKS_MANAGE)):
+        Sink.objects.update(enabled=True)
+        page = browser_of(session_of(person)).post(f"/settings/sinks/{sink.pk}/disable/", follow=True)
+        offered.append(f"/settings/sinks/{sink.pk}/enable/" in page.content.decode())
+
+    assert offered == [True, False]
 
 
 @pytest.mark.full

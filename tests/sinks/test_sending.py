@@ -469,6 +469,18 @@ def test_partitions_that_somebody_else_dropped_are_told_of(to_hook: MakeSink, ho
     assert len(hook.acknowledged) == 1
 
 
+def test_a_sink_that_begins_with_the_oldest_call_has_lost_none(to_hook: MakeSink, hook: Webhook) -> None:
+    day = (timezone.now() - 8 * DAY).replace(hour=0, minute=1)
+    call(day)
+    Call.partitions.drop_before(day.date())
+    sink = to_hook(from_beginning=True, sends_events=False)
+
+    sending.send_undelivered(sink.pk)
+
+    assert not Event.objects.filter(action="sink.rows_dropped").exists()
+    assert len(hook.acknowledged) == 1
+
+
 def test_sinks_that_hang_or_are_down_keep_no_other_waiting(
     to_hook: MakeSink, hook: Webhook, eventually_sent: Callable[[Sink], None]
 ) -> None:
