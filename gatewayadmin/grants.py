@@ -4,6 +4,7 @@ In the logs, a serving role can only insert and read rows. It cannot delete chec
 triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
 """
 
+import logging
 from collections.abc import Iterator
 
 from django.db import connection, transaction
@@ -13,6 +14,8 @@ from accounts.models import SchemaVersion
 from auditlog.models import Call, Checkpoint, CheckpointKey, Event
 from gatewayadmin.config import schema_versions
 from sinks.models import ArchivedPartition
+
+logger = logging.getLogger(__name__)
 
 MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
@@ -42,13 +45,13 @@ class Ungrantable(Exception):
 
 
 def statements(role: str) -> list[str]:
-    """Return the SQL that grants `role` the rights a serving process needs and revokes all other rights."""
+    """Return the SQL that grants `role` the rights a serving process needs and revokes its other rights on tables."""
     with connection.cursor() as cursor:
         return [statement.as_string(cursor.connection) for statement in _statements(role)]
 
 
 def apply(role: str) -> None:
-    """Grant `role` exactly the rights a serving process needs. Raises Ungrantable."""
+    """Grant `role` the rights a serving process needs, and revoke its other rights on tables. Raises Ungrantable."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_JUDGED, [role, LOGS[0]])
         row = cursor.fetchone()
@@ -70,11 +73,16 @@ def serving_roles() -> list[str]:
 def renew_grants() -> None:
     """Repeat the grants to each serving role, so that they also cover new tables.
 
+    A role that has since become a superuser or an owner of the tables is skipped with a warning.
+
     After a rollback, do nothing: this version does not know which tables of the newer version are logs.
     """
     if Call.partitions.is_owner() and not schema_versions.newer_version():
         for role in serving_roles():
-            apply(role)
+            try:
+                apply(role)
+            except Ungrantable as refusal:
+                logger.warning("a serving role got no rights on new tables", extra={"role": role, "why": str(refusal)})
 
 
 def _statements(role: str) -> Iterator[sql.Composed]:

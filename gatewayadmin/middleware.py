@@ -180,8 +180,10 @@ class OuterMiddleware:
         largest = largest_anonymous_body(scope["path"])
         body = _LimitedBody(receive, partial(self._may_send_more, headers, scope["client"][0]), largest)
         announced = _announced(headers)
-        if announced > LARGEST_BODY or (announced > largest and not self._names_somebody(headers)):
+        if announced > largest and not self._names_somebody(headers):
             app = body.refuse
+        elif announced > LARGEST_BODY:
+            body.largest, app = LARGEST_BODY, body.refuse
         elif announced > largest and not await body.may_grow():
             app = body.refuse if body.is_busy else _unknown_sender
         try:
@@ -238,8 +240,7 @@ class _LimitedBody:
         if self.is_busy:
             answer = busy(scope, RETRY_S)
         else:
-            text = f"The request is larger than {self.largest // 1024} KiB.\n"
-            answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
+            answer = _refusal(scope, 413, "too_large", f"The request is larger than {self.largest // 1024} KiB.")
         answer.headers["Connection"] = "close"
         await answer(scope, receive, send)
 
@@ -261,12 +262,18 @@ async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
 def busy(scope: Scope, seconds: int) -> Response:
     """Return a 429 response for a sender with too many running requests."""
     text = "Too many of your requests are running. Try again in a few seconds."
-    answer = _to_directory(scope, 429, text)
-    if answer is None and scope["path"].startswith("/api/"):
-        answer = JSONResponse({"detail": text, "code": "throttled"}, 429)
-    answer = answer or PlainTextResponse(f"{text}\n", 429)
+    answer = _refusal(scope, 429, "throttled", text)
     answer.headers.update({"Retry-After": str(seconds), "Cache-Control": "no-store"})
     return answer
+
+
+def _refusal(scope: Scope, status: int, code: str, text: str) -> Response:
+    """Return the error in the format of SCIM or REST if the request is for one of them, otherwise as plain text."""
+    if answer := _to_directory(scope, status, text):
+        return answer
+    if scope["path"].startswith("/api/"):
+        return JSONResponse({"detail": text, "code": code}, status)
+    return PlainTextResponse(f"{text}\n", status)
 
 
 def _to_directory(scope: Scope, status: int, text: str) -> Response | None:

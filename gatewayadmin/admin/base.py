@@ -126,6 +126,9 @@ class CapabilityAction:
     label: str = ""
     # Called with each row and the user. None: the row's method with the name `name` is called instead.
     does: Callable[[Any, Any], object] | None = None
+    # Called instead, outside a transaction, because it waits for another server: returns whether the row passed, and
+    # an explanation.
+    tests: Callable[[Any, Any], tuple[bool, str]] | None = None
     asks: bool = True  # If True, the confirmation page is shown.
     grave: bool = False  # If True, the user must have re-authenticated recently.
 
@@ -187,14 +190,24 @@ class CapabilityAction:
         count = 0
         for row in rows:
             try:
-                with transaction.atomic():
-                    self.does(row, request.user) if self.does else getattr(row, self.name)(by=request.user)
-                count += 1
+                passed, detail = self._act(row, request.user)
             except REFUSALS as refusal:
-                pages.message_user(request, f"{row}: {refusal}", messages.ERROR)
+                passed, detail = False, str(refusal)
+            if passed:
+                count += 1
+            else:
+                pages.message_user(request, f"{row}: {detail}", messages.ERROR)
         if count:
             noun = pages.opts.verbose_name if count == 1 else pages.opts.verbose_name_plural
             pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
+
+    def _act(self, row: Any, user: Any) -> tuple[bool, str]:
+        """Act on one row. Return whether a test passed, and its explanation; of other actions, True."""
+        if self.tests:
+            return self.tests(row, user)
+        with transaction.atomic():
+            self.does(row, user) if self.does else getattr(row, self.name)(by=user)
+        return True, ""
 
 
 def switches(needed: Rule, on: Q) -> tuple[CapabilityAction, CapabilityAction]:
@@ -214,7 +227,8 @@ def _list_url(pages: Any, request: HttpRequest) -> str:
 PATTERNS = {"regex", "iregex"}
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
-EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
+LISTS = [ActionLocation.CHANGE_LIST]
+EVERYWHERE = [*LISTS, ActionLocation.CHANGE_FORM]
 
 
 def words(names: str) -> tuple[str, ...]:
@@ -347,7 +361,11 @@ class CapabilityAdmin(ModelPages):
         self, request: HttpRequest, action_location: ActionLocation = ActionLocation.CHANGE_LIST
     ) -> dict[str, Any]:
         allowed = [action for action in self.acts if action.is_open_to(request.user)]
-        return {one.name: AdminAction(one.run, one.name, one.one, one.several, EVERYWHERE) for one in allowed}
+        return {
+            # Django saves forms in a transaction, in which tests must not wait.
+            one.name: AdminAction(one.run, one.name, one.one, one.several, LISTS if one.tests else EVERYWHERE)
+            for one in allowed
+        }
 
     # Model methods record admin events, so Django's admin history stays empty.
 

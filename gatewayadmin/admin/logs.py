@@ -139,7 +139,7 @@ class SinkPages(CapabilityAdmin):
         CapabilityAction(
             "send_now", MANAGE, Q(enabled=True, retry_at__isnull=False), label="Send now to selected", asks=False
         ),
-        CapabilityAction("test", MANAGE, Q(), does=lambda row, by: send_test_line(row, by=by), asks=False),
+        CapabilityAction("test", MANAGE, Q(), tests=lambda row, by: send_test_line(row, by=by), asks=False),
         CapabilityAction("remove", MANAGE, Q(), FINAL, grave=True),
     )
     list_display = words("name kind place status last_delivered_at last_error")

@@ -97,7 +97,7 @@ class UserPages(CapabilityAdmin):
             "cut_off",
             all_of(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             Q(),
-            f"The account is deactivated and every connection that acts as this person is revoked. {FINAL}",
+            f"The account is deactivated; its connections, API keys and sign-ins at servers are revoked. {FINAL}",
             does=lambda user, by: Connection.objects.cut_off(user, by=by),
         ),
     )
@@ -218,7 +218,7 @@ class ProviderPages(CapabilityAdmin):
     """
 
     acts = (
-        CapabilityAction("test", all_of(*SETS_UP), Q(), does=lambda row, by: test_provider(row, by=by), asks=False),
+        CapabilityAction("test", all_of(*SETS_UP), Q(), tests=lambda row, by: test_provider(row, by=by), asks=False),
         CapabilityAction(
             "switch_off",
             EVERYTHING,

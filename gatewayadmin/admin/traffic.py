@@ -9,8 +9,10 @@ from django.contrib.admin import RelatedOnlyFieldListFilter, SimpleListFilter, d
 from django.db.models import Model, Prefetch, Q
 from django.forms import BooleanField
 from django.http import HttpRequest
+from django.urls import reverse
 
 from access.models import Review
+from access.models.rules import SEES
 from accounts.sign_in import must_ask_again
 from approvals.models import Allowance, Hold
 from auditlog.outcomes import in_short
@@ -227,7 +229,7 @@ class RulePages(CapabilityAdmin):
 
 @register(Hold, site=site)
 class HoldPages(CapabilityAdmin):
-    """Read-only: held calls are decided on their page, by the people whom the rule names."""
+    """Read-only: the approvers decide held calls on their page."""
 
     seen_by = (Capability.APPROVALS_DECIDE,)
     page = ("approvals:hold", "pk")
@@ -279,7 +281,10 @@ class GatewayGrantPages(CapabilityAdmin):
     seen_by = (Capability.GATEWAYS_READ,)
     acts = (
         CapabilityAction(
-            "end", any_of(Capability.GATEWAYS_MANAGE), Q(ended_at=None), "Calls are refused from the next request on."
+            "end",
+            any_of(Capability.GATEWAYS_MANAGE),
+            Q(ended_at=None),
+            "The next call needs access from elsewhere, such as a team.",
         ),
     )
     list_display = words("gateway user given_by given_at ends_at ended_at")
@@ -306,7 +311,6 @@ class AccessRequestPages(CapabilityAdmin):
 class ReviewPages(CapabilityAdmin):
     """Read-only: reviews are started and answered on their pages."""
 
-    seen_by = (Capability.PEOPLE_MANAGE,)
     page = ("access:review", "pk")
     list_display = words("name scope due_on unanswered started_by started_at closed_at")
     list_filter = ("scope", "unanswered", "started_at")
@@ -316,6 +320,9 @@ class ReviewPages(CapabilityAdmin):
         "name scope subjects subject_names reviewers fallback due_on unanswered self_review started_by started_at "
         "reminded_at closed_by closed_at checksum"
     )
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return all_of(*SEES)(request.user)
 
 
 @register(Assignment, site=site)
@@ -551,7 +558,6 @@ class StatusFilter(SimpleListFilter):
 @register(Connection, site=site)
 class ConnectionPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
-    page = ("connections:for_host", "host_id")
     acts = (
         *switches(any_of(Capability.CONNECTIONS_TOGGLE), NOT_REVOKED),
         CapabilityAction(
@@ -574,6 +580,9 @@ class ConnectionPages(CapabilityAdmin):
     def own_identities(self, obj: Connection) -> str:
         rows = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
         return ", ".join(f"{row.identity.label} to {row.assignment.server}" for row in rows)
+
+    def view_on_site(self, obj: Connection) -> str:
+        return f"{reverse('connections:mcp')}?type=all"
 
     def get_queryset(self, request: Any) -> Any:
         return Connection.objects.with_reach().select_related("host", "user", "gateway").order_by("-connected_at")

@@ -258,7 +258,7 @@ def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], pla
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"
         report.warnings.append(
             f"{takes}, which grants {most}, and {SPARE} more are needed temporarily: raise "
-            "max_connections, or start fewer workers."
+            "max_connections or the limit of the role or database, or start fewer workers."
         )
 
 

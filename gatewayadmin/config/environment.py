@@ -193,7 +193,7 @@ def set_for_children(name: str, value: str) -> None:
 
 def without_settings(*kept: str) -> dict[str, str]:
     """Return the environment for a child process. Of this gateway's settings, it has only those named in `kept`."""
-    ours = ("GATEWAY_", "DATABASE_URL")
+    ours = ("GATEWAY_", "DATABASE_URL", "DATABASE_READ_URL", "OTEL_EXPORTER_OTLP_HEADERS")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours) or name in kept}
 
 

@@ -27,12 +27,17 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
     """
     if not url:
         return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
-    parts = urlsplit(url)
+    expected = "must be a URL such as smtp+tls://user:password@mail.example.com:587."
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # For example, the password has a "/" that is not percent-encoded.
+        refuse("GATEWAY_EMAIL_URL", expected)
     if parts.scheme not in _PORTS or not parts.hostname:
-        refuse("GATEWAY_EMAIL_URL", "must be a URL such as smtp+tls://user:password@mail.example.com:587.")
+        refuse("GATEWAY_EMAIL_URL", expected)
     options = {
         "host": parts.hostname,
-        "port": parts.port or _PORTS[parts.scheme],
+        "port": port or _PORTS[parts.scheme],
         "username": unquote(parts.username or ""),
         "password": unquote(parts.password or ""),
         "use_tls": parts.scheme == "smtp+tls",

@@ -99,6 +99,11 @@ def _request(user: User) -> AppRequest:
 def _what_to_do(reason: str) -> str:
     if "approval" in reason:
         return "New apps need approval. Approve the app “OAuth doctor” in Apps & Agents, then run the doctor again."
+    if "gateway does not allow" in reason:
+        return (
+            "Allow the app “OAuth doctor” in this gateway's list of apps and agents. If the app is not under Others, "
+            "run the doctor at another gateway first."
+        )
     if "app" in reason:
         return "Enable the app “OAuth doctor” in Apps & Agents, then run the doctor again."
     return (

@@ -142,7 +142,7 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the pages that have all words in one section, the best page first, each with its best section."""
+    """Return the best section of each page whose title, summary and section have all words, the best page first."""
     wanted = _wanted(words)
     if not wanted:
         return []
@@ -166,7 +166,7 @@ def _stem(word: str) -> str:
 
 
 def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
-    """Return the best section of a page with its score; empty if no section has all words."""
+    """Return the best section of a page with its score; empty if none has all words that title and summary lack."""
     head = f"{page.title} {page.summary}".lower()
     scores = [(_score(head, section, wanted), section) for section in page.sections]
     score, section = max(scores, key=lambda pair: pair[0])
@@ -178,7 +178,7 @@ def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
-    """Return the score of a section, in which words in titles count more; 0 if a word is missing."""
+    """Return the score of a section, in which words in titles count more; 0 if section and `head` lack a word."""
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:

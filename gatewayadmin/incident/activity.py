@@ -28,7 +28,8 @@ ODD = 3  # A number is unusual if it is at least this many times the usual numbe
 FEWEST_ODD = 10
 
 CALLS = """
-SELECT tool, host(client_ip), created_at >= %s, denied, count(*), min(created_at), max(created_at), trim(max(client))
+SELECT tool, host(client_ip), created_at >= %s, denied, count(*), min(created_at), max(created_at),
+    trim((array_agg(client ORDER BY created_at DESC))[1])
 FROM (
     SELECT CASE method WHEN 'tools/call' THEN feature_name ELSE '' END AS tool, client_ip,
         outcome = ANY(%s) AS denied, client_name || ' ' || client_version AS client, created_at
@@ -117,6 +118,7 @@ class Activity:
     tools: list[ToolCount] = field(default_factory=list)
     addresses: list[AddressCount] = field(default_factory=list)
     reaches_to: datetime | None = None
+    has_totals: bool = True  # False if `calls` and `refused` too count only the calls since `reaches_to`.
     last_at: datetime | None = None
 
     @property
@@ -144,7 +146,7 @@ class Activity:
         activity.calls, activity.refused = _total(groups, days), _total([g for g in groups if g.denied], days)
         activity._split(groups, days)
         if is_cut:
-            activity._complete(columns)
+            activity.has_totals = activity._complete(columns)
         return activity
 
     def _split(self, groups: list[CallTally], days: int) -> None:
@@ -163,18 +165,20 @@ class Activity:
         self.tools = _recent(self.tools)
         self.addresses = _recent(self.addresses)
 
-    def _complete(self, columns: dict[str, UUID]) -> None:
-        """Take the totals from the roll-ups, if these exist and can be filtered by `columns`."""
+    def _complete(self, columns: dict[str, UUID]) -> bool:
+        """Take the totals from the roll-ups. Return False if there are none, or none for these `columns`."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
-            return
+            return False
         where = {name: [value] for name, value in columns.items()}
         with book() as rollups:
             now = rollups.total(where, self.since, self.until, timed=False)
             before = rollups.total(where, self.since - BEFORE, self.since, timed=False)
-        if now is not None and before is not None:
-            days = _days(self.since, _first_call(columns, self.since))
-            self.calls = Count(now.calls, before.calls, days)
-            self.refused = Count(now.denied, before.denied, days)
+        if now is None or before is None:
+            return False
+        days = _days(self.since, _first_call(columns, self.since))
+        self.calls = Count(now.calls, before.calls, days)
+        self.refused = Count(now.denied, before.denied, days)
+        return True
 
 
 def _days(since: datetime, first: datetime) -> int:

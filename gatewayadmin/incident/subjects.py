@@ -319,10 +319,13 @@ class PersonSubject(Subject):
         return " ".join(filter(None, (signs_out, self.ending, *too, undo)))
 
     def stop(self) -> Stopped:
-        was_on, others = self.row.is_active, self.api_keys + self.sign_ins
+        was_on = self.row.is_active
+        others = [number_of(self.api_keys, "API key")] if self.api_keys else []
+        others += [f"{number_of(self.sign_ins, 'sign-in')} at servers"] if self.sign_ins else []
         revoked = Connection.objects.cut_off(self.row, by=self.viewer)
         words = f"{self.row.email} is deactivated, {number_of(revoked, 'connection')} revoked"
-        return Stopped(words, may_undo=was_on and not revoked and not others)
+        too = f"; {_and(others)} too" if others else ""
+        return Stopped(words + too, may_undo=was_on and not revoked and not others)
 
 
 class ConnectionSubject(Subject):

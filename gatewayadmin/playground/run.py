@@ -149,7 +149,7 @@ class Run:
         body = bytes(self._body)
         message = _parsed(body) if self._size <= LONGEST_ANSWER else None
         uid = self._headers.get(b"x-request-id", b"").decode()
-        left = self._gone.is_set() and not self._status
+        left = self._gone.is_set() and not self._body
         self.answer = AgentResponse(self._status, uid, body, self._size, message, left)
         self._steps.put_nowait(None)
 

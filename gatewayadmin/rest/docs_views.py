@@ -68,13 +68,20 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> dict[str, A
         "fields": [_field(one["name"], one, one["schema"], one.get("required", False)) for one in parameters],
         "body": body and _kind(body["schema"]),
         "answers": [(status, one["description"], _answered(one)) for status, one in operation["responses"].items()],
-        "example": _command(method, path, body),
+        "example": _command(method, path, body, operation["security"]),
     }
 
 
-def _command(method: str, path: str, body: dict[str, Any] | None) -> str:
-    """Return a curl command with the required fields of the body."""
-    lines = [f"curl -X {method} {settings.PUBLIC_URL}{path}", "  -H 'Authorization: Bearer gwp_...'"]
+def _command(method: str, path: str, body: dict[str, Any] | None, security: list[dict[str, Any]]) -> str:
+    """Return a curl command with the required fields of the body, and a session if API keys are not accepted."""
+    lines = [f"curl -X {method} {settings.PUBLIC_URL}{path}"]
+    if any("apiKey" in one for one in security):
+        lines += ["  -H 'Authorization: Bearer gwp_...'"]
+    else:
+        cookies = f"{settings.SESSION_COOKIE_NAME}=...; {settings.CSRF_COOKIE_NAME}=..."
+        lines += [f"  -H 'Cookie: {cookies}'"]
+        if method != "GET":  # Over HTTPS, the token is accepted only with an origin.
+            lines += ["  -H 'X-CSRFToken: ...'", f"  -H 'Origin: {settings.PUBLIC_URL}'"]
     if body:
         schema = _schemas()[_kind(body["schema"])]
         needed = {name: _placeholder(schema["properties"][name]) for name in schema.get("required", ())}

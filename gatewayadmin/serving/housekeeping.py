@@ -139,11 +139,13 @@ def _index() -> None:
 
 def _tell() -> None:
     """Queue immediate notifications (one process at a time), and deliver those that are due."""
-    with databases.direct(), database.held_if_free(Lock.TELLING) as free:
-        if free:
-            telling.tell_at_once()
-            review_messages.tell_reviewers()
-    telling.deliver_due()
+    try:
+        with databases.direct(), database.held_if_free(Lock.TELLING) as free:
+            if free:
+                telling.tell_at_once()
+                review_messages.tell_reviewers()
+    finally:  # A fault in one message must not stop the others.
+        telling.deliver_due()
 
 
 def _end_grants() -> None:
@@ -331,7 +333,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_to_make": lambda now: indexes.missing_indexes(Call.partitions),
 }
 
-# Chores that also run while the clocks differ, because they delete nothing and store no time of this process.
+# Chores that also run while the clocks differ: they delete no calls by age, and times that they store are only shown.
 SAFE_WHEN_CLOCKS_DIFFER = frozenset(
     {
         "partitions_made",

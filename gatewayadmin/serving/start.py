@@ -67,7 +67,7 @@ def _welcome() -> Welcome:
     owner = make_first_owner(settings.ADMIN_EMAIL, password or secret or "")
     if owner is not None:
         return Welcome(owner.email, secret)
-    return Welcome(User.objects.earliest("date_joined").email, None)
+    return Welcome(User.objects.earliest("-is_active", "date_joined").email, None)
 
 
 def _make_quickstart() -> None:

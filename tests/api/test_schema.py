@@ -8,6 +8,7 @@ from django.test import Client
 from drf_spectacular.drainage import GENERATOR_STATS
 
 from accounts.models import User
+from gatewayadmin.rest.docs_views import operations_by_tag
 from gatewayadmin.rest.openapi import description
 from tests import make
 from tests.api.test_matrix import DOORS
@@ -43,6 +44,9 @@ def test_keys_are_ended_by_people_only() -> None:
     item = description()["paths"]["/api/api-keys/{id}/revoke"]["post"]
 
     assert item["security"] == [{"session": [], "csrf": []}]
+    shown = {one["path"]: one["example"] for group in operations_by_tag().values() for one in group["operations"]}
+    assert "X-CSRFToken" in shown["/api/api-keys/{id}/revoke"]
+    assert "gwp_" not in shown["/api/api-keys/{id}/revoke"]
 
 
 def test_an_api_key_reads_the_description(ana: User) -> None:

@@ -98,7 +98,9 @@ def test_the_runner_is_confined_and_its_programs_reach_the_gateway_alone() -> No
     assert (SERVICES["runner"]["tmpfs"], "mem_limit" in SERVICES["runner"]) == (["/tmp:size=256m"], True)
     assert COMPOSE["networks"]["programs"]["internal"] is True
     on_it = {name for name, service in SERVICES.items() if "programs" in service["networks"]}
-    assert on_it == {"gateway", "runner"}
+    # `housekeeping` checks the health of programs, and listens on no port.
+    assert on_it == {"gateway", "housekeeping", "runner"}
+    assert SERVICES["housekeeping"]["command"] == ["housekeeping"]
     assert SERVICES["runner"]["env_file"][0] == SERVICES["gateway"]["env_file"][0]["path"]
     file = read_file(ROOT / "deploy" / "compose" / "runner.yaml", {})
     assert file.address == ("0.0.0.0", 8900)

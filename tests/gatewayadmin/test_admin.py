@@ -18,6 +18,7 @@ from django.urls import reverse
 from django.utils import timezone
 from oauth2_provider.models import Application, Grant
 
+from access.models.rules import SEES
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from capabilities import Capability
@@ -268,6 +269,8 @@ def test_staff_see_the_models_that_their_capabilities_open_and_no_other(sign_in:
     assert "have permission to view or edit anything" in client.get("/admin/").text
     assert opened(client) == set()
     assert opened(staff(sign_in, Capability.LOGS_READ)) == {"auditlog.call", "accounts.savedview"}
+    assert "access.review" not in opened(staff(sign_in, Capability.PEOPLE_MANAGE))
+    assert "access.review" in opened(staff(sign_in, *SEES))
 
 
 @pytest.mark.full
@@ -299,6 +302,19 @@ def test_an_action_says_what_it_cuts_before_it_acts_and_whether_it_was_done(boss
     assert (event.via, event.actor_id, event.target_id) == ("django_admin", user_of(boss).pk, str(host.pk))
     confirmed(boss)
     assert "“End staff” was done for 1 user." in act(boss, "end_staff", make.user(is_staff=True)).text
+
+
+def test_a_test_that_fails_is_said_to_have_failed(boss: Client) -> None:
+    confirmed(boss)
+    Provider.edit(by=None)
+    # An address that the test never connects to.
+    Provider.objects.update(name="Example", issuer="https://127.0.0.1:9", client_id="gateway")
+
+    told = act(boss, "test", Provider.objects.get()).text
+
+    assert Event.objects.get(action="organisation.tested").changes["works"] is False
+    assert 'class="error"' in told
+    assert "was done for" not in told
 
 
 @pytest.mark.full
@@ -440,6 +456,18 @@ def test_the_history_of_a_row_is_its_admin_events(boss: Client) -> None:
 
     assert page.redirect_chain[0][0].startswith("/settings/admin-events/")
     assert "host.created" in page.text
+    assert "historylink" in boss.get(reverse("admin:hosts_host_change", args=[host.pk])).text
+
+
+def test_the_links_of_a_row_open(sign_in: SignIn) -> None:
+    link = make.connection(make.agent(by=make.user()), make.gateway(), make.user())
+    client = staff(sign_in, Capability.MCP_CONNECTIONS_READ)
+
+    page = client.get(reverse("admin:connections_connection_change", args=[link.pk])).text
+    (place,) = re.findall(r'<a href="([^"]+)" class="viewsitelink"', page)
+
+    assert client.get(html.unescape(place)).status_code == 200
+    assert "historylink" not in page
 
 
 def test_signing_out_goes_through_the_one_sign_out(boss: Client) -> None:

@@ -90,6 +90,9 @@ def test_a_body_has_three_mebibytes_at_most_and_is_refused_unread_or_where_it_gr
     assert status_of([b"x" * LARGEST_BODY], length(LARGEST_BODY)) == (200, 0)
     assert status_of([b"x"], length(LARGEST_BODY + 1)) == (413, 1)
     assert status_of([b"x" * (1024 * 1024)] * 6) == (413, 2)
+    told = [answer_to([b"x"], length(LARGEST_BODY + 1), path=path)[0][1]["body"] for path in ("/", "/api/hosts")]
+    assert told[0] == b"The request is larger than 3072 KiB.\n"
+    assert json.loads(told[1]) == {"detail": told[0].decode().strip(), "code": "too_large"}
 
 
 def test_django_stops_reading_a_body_that_grows_too_large() -> None:

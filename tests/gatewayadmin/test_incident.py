@@ -166,6 +166,9 @@ def test_over_rest_an_act_that_revoked_nothing_is_undone_where_its_answer_says(l
         assert undone.status_code == 200, undone.content
         link.refresh_from_db()
         assert (link.host.enabled, link.user.is_active) == (True, True)
+    make.api_key(link.user, Capability.HOSTS_READ)
+    done = api.post(f"/users/{link.user_id}/stop").json()
+    assert done == {"detail": f"{link.user.email} is deactivated, 0 connections revoked; 1 API key too", "undo": None}
 
 
 @pytest.mark.full
@@ -264,8 +267,8 @@ def test_the_page_is_exported_as_a_file_and_that_is_recorded(link: Connection, b
 def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
     link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(6):
-        called(link)
+    for number in range(6):
+        called(link, client_name=f"client {6 - number}")
     called(link, at=timezone.now() - timedelta(days=2))
     keeping.keep_up(30)
     monkeypatch.setattr(reading, "MOST_READ", 4)
@@ -275,4 +278,8 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
 
     assert (activity.calls.now, activity.calls.before, activity.tools[0].now) == (6, 1, 4)
     assert activity.calls.usual == "1"  # The average counts only the days since the first call, not 28 days.
-    assert "Tools and addresses are counted only in the newest calls" in text(page)
+    assert activity.addresses[0].client == "client 1"  # Of the newest call.
+    assert " Tools and addresses are counted only in the newest calls" in text(page)
+    of_connection = sign_in(boss).get(places(link)["connection"])
+    assert of_connection.context["activity"].calls.now == 4
+    assert "Calls, tools and addresses are counted only in the newest calls" in text(of_connection)

@@ -326,6 +326,27 @@ def test_a_run_for_which_there_is_no_place_makes_nothing_and_loses_nothing(
     assert not AccessToken.objects.exists()
 
 
+def test_the_time_limit_is_named_for_a_tool_that_reports_progress_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        progress = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":1}}\n\n'
+        await send({"type": "http.response.body", "body": progress, "more_body": True})
+        await receive()
+
+    async def main() -> list[Any]:
+        return [step async for step in started.steps("secret")]
+
+    monkeypatch.setattr(runs, "RUN_SECONDS", 0.1)
+    monkeypatch.setattr(runs, "_endpoint", slow)
+    started = runs.Run("work", runs.AgentRequest("tool", "s__say", {}), "127.0.0.1", "ann")
+
+    assert asyncio.run(main()) == [{"progress": 1}]
+    assert started.answer
+    assert started.answer.left
+
+
 @pytest.mark.full
 def test_disconnecting_before_the_answer_frees_the_slot(run: Run, member: User) -> None:
     held = Held(run)

@@ -997,6 +997,7 @@ INSIDE = {
     "DirectoryPerson.describe",  # Methods of DirectoryPerson and DirectoryTeam serve directories: tests/scim.
     "DirectoryPerson.remove",
     "DirectoryPerson.set_active",
+    "Connection.rebind",  # By Connection.use_identity, and when a connection is opened again.
     "DirectoryTeam.describe",
     "Event.record",
     "Event.record_all",

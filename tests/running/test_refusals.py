@@ -163,6 +163,7 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
             ),
             ("GATEWAY_OUTBOUND_PROXY", "http://a%3Ab:c@p", "GATEWAY_OUTBOUND_PROXY has a user or a password that"),
             ("GATEWAY_NO_PROXY", "*", "GATEWAY_NO_PROXY must be names such as example.com and networks"),
+            ("GATEWAY_EMAIL_URL", "smtp://me:pass/word@mail.example", "GATEWAY_EMAIL_URL must be a URL such as smtp"),
             ("GATEWAY_ADMIN_EMAIL", "admin", "GATEWAY_ADMIN_EMAIL must be an e-mail address, not 'admin'."),
             ("GATEWAY_ADMIN_PASSWORD", "admin", "GATEWAY_ADMIN_PASSWORD needs at least 12 characters."),
             ("GATEWAY_SECRET_KEY", "short", "GATEWAY_SECRET_KEY has a weak key"),

@@ -238,7 +238,7 @@ def test_the_check_of_the_page_warns_of_too_few_connections_and_of_a_replica_tha
     takes = "1 worker and the chores open up to 16 connections to the database"
     assert re.search(rf"{takes}, \d+ to the replica, and temporarily", said)
     warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
-    assert f"{warning}: raise max_connections, or start fewer workers." in said
+    assert f"{warning}: raise max_connections or the limit of the role or database, or start fewer" in said
     assert f"{READ} does not lead to a replica" in said
 
 

@@ -49,7 +49,7 @@ class Clone:
 
     def start(self, kind: str = "run") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", ".ci/setup", kind],
+            ["bash", ".ci/setup", *kind.split()],
             cwd=self.folder,
             env={
                 "PATH": f"{self.programs}:/usr/bin:/bin",
@@ -214,6 +214,21 @@ def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path],
     assert clone.set_up() != ""
 
     assert clone.works()
+    assert clone.set_up() == ""
+
+
+@pytest.mark.full
+def test_the_extras_of_an_install_stay(clone: Clone) -> None:
+    (clone.folder / "requirements-more.lock").write_text("# more\n")
+    clone.set_up("install more")
+
+    assert clone.set_up() == ""
+    assert "# more" in (clone.venv / "requirements.lock").read_text()
+    no_python(clone.venv)
+    clone.set_up()
+    assert "# more" in (clone.venv / "requirements.lock").read_text()
+    clone.set_up("install")
+    assert "# more" not in (clone.venv / "requirements.lock").read_text()
     assert clone.set_up() == ""
 
 

@@ -9,7 +9,10 @@ from gatewayadmin.serving import housekeeping
 
 
 class Command(WorkspaceCommand):
-    help = "Create log partitions, apply retention, delete expired rows. `serve` does this by itself."
+    help = (
+        "Create log partitions, apply retention if the database role owns the tables, delete expired rows. `serve` "
+        "does this, too."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         counts = housekeeping.do_chores()
