@@ -66,7 +66,7 @@ def _given(moment: datetime) -> Q:
 
 
 def members_at(moment: datetime | None, teams: Sequence[UUID]) -> QuerySet[Any, Any]:
-    """Return the ids of the people who were in one of these teams."""
+    """Return the ids of the people in one of these teams at `moment`, or now if `moment` is None."""
     if moment is None:
         return Team.users.through.objects.filter(team__in=teams).values("user")
     return Fact.objects.at(moment).filter(kind=FactKind.MEMBER, object__in=teams).order_by().values("subject")

@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """A provisioning key or sign-in by the organisation gives this role. First revoke the key or change the sign-in."""
+    """A provisioning key or sign-in by the organisation gives this role. Revoke the key, or change the role there."""
 
 
 class NoOrganisation(PeopleError):

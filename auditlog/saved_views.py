@@ -58,7 +58,7 @@ def canonical_query(query: str) -> str:
 
 
 def search_error(query: str) -> str:
-    """Return the sentence that the Logs page says about the search text; empty if it has no syntax error."""
+    """Return the error that the Logs page shows for the search text; empty if there is none."""
     return CallFilter(QueryDict(query)).error
 
 

@@ -405,7 +405,10 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
-    """Return the query string that shows the calls of one group; empty for a reason if the search text has `or`."""
+    """Return the query string that shows the calls of one group.
+
+    It is empty if the calls are grouped by reason and the search text has `or`.
+    """
     if by != "reason":
         return call_filter.link(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):

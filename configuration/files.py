@@ -56,7 +56,7 @@ def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
 def _content(path: Path) -> str | None:
     """Return the text of a file without the line break at its end, or None if there is no such file.
 
-    Of a text that is too long for a secret, only the beginning is returned, which is too long, too.
+    If the text is too long for a secret, return a beginning that is too long, too.
     """
     try:
         with path.open(encoding="utf-8") as file:

@@ -481,7 +481,10 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_on(self) -> bool:
-        """True if its secrets may be replaced: all of it is enabled, and its host is approved and allowed."""
+        """True if its secrets may be replaced.
+
+        Connection, host and gateway must be enabled, and the host approved and allowed on the gateway.
+        """
         enabled = self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
         return enabled and self.is_host_allowed
 

@@ -1,4 +1,4 @@
-"""Addresses at which clients list gateways without signing in: those open to everyone, or those open to a team."""
+"""Addresses at which clients list, without signing in, the gateways open to everyone or the gateways open to a team."""
 
 from __future__ import annotations
 

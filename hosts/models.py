@@ -69,7 +69,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """Return the host of the OAuth app with this `dedupe_key`, even an archived one; create a missing host."""
+        """Return the host of the OAuth app with this `dedupe_key`, even an archived one; create it if missing."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}

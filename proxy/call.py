@@ -564,7 +564,6 @@ class Endpoint:
     ) -> Response:
         answer = await self._forward(request, grant, message, stream)
         if answer.outcome == "ok" and not await self._parts.handshake.note_subscription(grant, message):
-            await self._forward(request, grant, replace(message, method="resources/unsubscribe"), stream)
             text = "Invalid params: this session is subscribed to too many resources"
             return error_response(request, jsonrpc.INVALID_PARAMS, text)
         return answer

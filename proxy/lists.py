@@ -373,7 +373,10 @@ class Lists:
                 if renewed is None:
                     raise
                 listed = await self._list(asked, renewed, grant, trace, seconds)
-        except (Busy, Refusal, IdentityUnavailable, IdentityUnreadable):  # The server was not asked.
+        except (Busy, Refusal, IdentityUnavailable):  # The server was not asked.
+            raise
+        except IdentityUnreadable as error:  # Nor here, but people are told that these tools cannot be used.
+            await self._write(asked, None, error.reason)
             raise
         except UpstreamError as error:
             self._usage.server_contacted(

@@ -397,7 +397,7 @@ END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
 
 
 class BadState(UpstreamError):
-    """The requestState is not for this request of this connection, is too old or used, or its call cannot continue."""
+    """The requestState belongs to another request or connection, was used, is too old, or its call cannot continue."""
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"

@@ -42,7 +42,7 @@ COMPARISONS = {
     "present": ("is given", "has({0})"),
 }
 OF_NUMBERS = {"greater", "less"}
-# Comparisons with a number or with the same text: how the two are joined.
+# A number is also compared as a text: the operator that joins the two comparisons.
 JOINED = {"equals": " || ", "differs": " && "}
 PRODUCTION_NAMES = "(?i)(^|[^a-z])(prod|production|live)([^a-z]|$)"
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,9})?").fullmatch

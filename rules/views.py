@@ -136,7 +136,7 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return a template context with `failure`: the newest call for which the rule had no result, or None.
+    """Return a template context with `failure`: the newest call for which a rule of this name had no result, or None.
 
     The context is empty if `viewer` may not read the log.
     """

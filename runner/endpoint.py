@@ -326,9 +326,11 @@ class ProgramEndpoint:
             return self._shared
 
     async def _subscribe(self, program: RunningProgram, uris: set[str]) -> None:
-        for uri in uris:
-            with contextlib.suppress(MCPError):  # Not every program has subscriptions.
-                await program.request("resources/subscribe", {"uri": uri})
+        with contextlib.suppress(TimeoutError):  # Calls wait meanwhile.
+            async with asyncio.timeout(self.entry.limit("start_seconds")):
+                for uri in uris:
+                    with contextlib.suppress(MCPError):  # Not every program has subscriptions.
+                        await program.request("resources/subscribe", {"uri": uri})
 
     async def _start(
         self, receiver: SessionClient | SharedClients, params: Mapping[str, Any], *, person: str = ""

@@ -317,7 +317,7 @@ def add_server(
     name_is_made: bool = False,
     # The result of listing the features of all kinds with the same credential; None to ask the server.
     outcome: Discovered | DiscoveryFailed | None = None,
-    new_gateway: Callable[[], Gateway] | None = None,  # Called for *A new gateway*. None: it gets the server's name.
+    new_gateway: Callable[[], Gateway] | None = None,  # Makes *A new gateway*; None: one with the server's name.
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
@@ -343,7 +343,10 @@ def add_server(
 def _own_gateway(
     server: Server, form: NewServerForm, by: User, new_gateway: Callable[[], Gateway] | None
 ) -> list[Gateway]:
-    """Create a new gateway (see `add_gateway`) and return it in a list; [] if the form does not ask for one."""
+    """Return the new gateway that the form asks for, in a list; [] if the form asks for none.
+
+    `new_gateway` makes it. Without this function, `add_gateway` makes one with the server's name.
+    """
     if not form.cleaned_data.get("own_gateway"):
         return []
     if new_gateway:

@@ -163,11 +163,13 @@ class Admission(models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Return the existing person from `_named`; None if a new person may be created. Raises NoEntry."""
+        """Return the existing person for `who`, who has no linked account; None if a new person may be created.
+
+        Raises NoEntry, whose reason does not tell people who would get no role whether an address has an account.
+        """
         try:
             return self._named(who, invited)
         except NoEntry as refused:
-            # People who would get no role must not learn whether an address has an account.
             has_role = who.groups is None or self._role(who, who.groups, None, rules)
             if refused.reason in ("email_taken", "email_not_verified") and not has_role:
                 raise NoEntry("no_role", refused.person) from None

@@ -28,7 +28,10 @@ def sign_in_there(email: str) -> bool:
 
 
 def must_sign_in_there(person: User) -> bool:
-    """True if `person` has to sign in at the organisation; break-glass owners do not."""
+    """True if sign-in at the organisation is enforced for the address of `person`, who is no break-glass owner.
+
+    Does not check what the role or the workspace requires (`must_sign_in_at_organisation`).
+    """
     return not person.break_glass and sign_in_there(person.email)
 
 

@@ -312,8 +312,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     def must_have_break_glass(self, before: Self) -> None:
         """Raise NoBreakGlass if these settings could lock everybody out; `before` has the present settings."""
-        # While the mode is off, a requirement has no effect, and the last break-glass owner may end. Other changes of
-        # the mode are not refused: an operator without a break-glass owner can end the enforcement.
+        # While the mode is off, a requirement has no effect, so the last break-glass owner may have been removed. A
+        # change from enforced to offered is never refused: `rescue` can end the enforcement without such an owner.
         is_turned_on = before.mode == Mode.OFF and self.mode != Mode.OFF
         is_needed = self.is_enforced or (is_turned_on and is_required_somewhere(RequiredSignIn.ORGANISATION))
         if is_needed and not has_break_glass_owner():

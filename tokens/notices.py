@@ -1,4 +1,4 @@
-"""Notices: other people replaced or ended secrets of a user's own tokens and connections. Shown until dismissed."""
+"""Notices that somebody else replaced or ended a secret of a person's own tokens or connections, until dismissed."""
 
 from __future__ import annotations
 

@@ -166,7 +166,8 @@ def archive_page(
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If `archive` raises `faults`, redirect to `back` with the reason. Without `is_refused`, it refuses an enabled row.
+    If `archive` raises `faults`, redirect to `back` with the reason. `is_refused` says that `archive` will refuse the
+    row, so that nobody types the name first; by default, `archive` refuses an enabled row.
     """
     skips_name = request.method == "POST" and (row.enabled if is_refused is None else is_refused)
     return confirmed(

@@ -27,7 +27,7 @@ type Key = tuple[str, ...]
 
 @dataclass(slots=True)
 class Found:
-    """An object of the workspace: its row, and its values as files write them; {} if files cannot contain it."""
+    """An object of the workspace: its row, and its values as in a file; {} if no file can contain this object."""
 
     row: Any
     values: dict[str, Any]
@@ -119,7 +119,7 @@ class Kind:
         return not self.key
 
     def title(self, key: Key) -> str:
-        """Return the name of an object for people."""
+        """Return the name that people see for the object with this key."""
         return f"{self.noun} {key[-1]}" if key else self.noun
 
     def field(self, name: str) -> Field | None:

@@ -28,12 +28,8 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
     if not url:
         return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
     expected = "must be a URL such as smtp+tls://user:password@mail.example.com:587."
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # For example, the password has a "/" that is not percent-encoded.
-        refuse("GATEWAY_EMAIL_URL", expected)
-    if parts.scheme not in _PORTS or not parts.hostname:
+    parts, port = _parts(url)
+    if parts is None or parts.scheme not in _PORTS or not parts.hostname:
         refuse("GATEWAY_EMAIL_URL", expected)
     options = {
         "host": parts.hostname,
@@ -45,6 +41,15 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
         "timeout": 10,
     }
     return {"default": {"BACKEND": "accounts.mail.EmailBackend", "OPTIONS": options}}
+
+
+def _parts(url: str) -> tuple[SplitResult | None, int | None]:
+    """Return the parts and the port of a URL; (None, None) if, for example, its password has a "/"."""
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        return None, None
 
 
 def server_of(mailers: dict[str, dict[str, Any]]) -> str:

@@ -166,7 +166,7 @@ def _stem(word: str) -> str:
 
 
 def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
-    """Return the best section of a page with its score; empty if none has all words that title and summary lack."""
+    """Return the best section of a page with its score; empty if all scores are 0."""
     head = f"{page.title} {page.summary}".lower()
     scores = [(_score(head, section, wanted), section) for section in page.sections]
     score, section = max(scores, key=lambda pair: pair[0])
@@ -178,7 +178,7 @@ def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
-    """Return the score of a section, in which words in titles count more; 0 if section and `head` lack a word."""
+    """Return the score of a section, in which words in titles count more; 0 if section and `head` both lack a word."""
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:

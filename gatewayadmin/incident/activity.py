@@ -118,7 +118,7 @@ class Activity:
     tools: list[ToolCount] = field(default_factory=list)
     addresses: list[AddressCount] = field(default_factory=list)
     reaches_to: datetime | None = None
-    has_totals: bool = True  # False if `calls` and `refused` too count only the calls since `reaches_to`.
+    has_totals: bool = True  # False if `calls` and `refused`, too, count only calls since `reaches_to`.
     last_at: datetime | None = None
 
     @property

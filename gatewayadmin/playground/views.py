@@ -205,7 +205,7 @@ class Chosen:
 
     @property
     def is_destructive(self) -> bool:
-        """True if the server marks the feature as destructive; a run must then be confirmed."""
+        """True if the feature is marked as destructive; a run must then be confirmed."""
         return self.feature is not None and self.feature.effect == Effect.DESTRUCTIVE
 
     def asked(self, form: ArgumentsForm) -> AgentRequest:

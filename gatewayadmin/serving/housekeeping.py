@@ -69,7 +69,10 @@ DONE_AT = Gauge(
 
 
 def do_chores() -> dict[str, int] | None:
-    """Do all chores and return the number of changes by chore; None if another process is doing the chores."""
+    """Do the chores in CHORES, then check servers, and return the number of changes by chore.
+
+    Return None if another process is doing the chores.
+    """
     with databases.direct(), database.without_time_limit(), database.held_if_free(Lock.HOUSEKEEPING) as free:
         counts = _chores(now := databases.database_now()) if free else None
     # Outside the lock: servers may be slow.

@@ -200,7 +200,8 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    A feature without a row is allowed under the policy `allow_all`, but not under `selected`.
+    Without a row, a tool or prompt cannot be called: under `allow_all`, the server's list is requested first, which
+    adds the row. A resource without a row is allowed under `allow_all`, unless access is limited to tool sets.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -126,10 +126,11 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
+            # Gateways first: a change of a gateway's teams locks in this order, too.
+            rows = [*self.live().filter(reach=Reach.TEAMS).select_for_update().order_by("pk").prefetch_related("teams")]
             Team.objects.select_for_update().get(pk=team.pk)
             TeamGateways(team).must_be(seen)
-            rows = self.live().filter(reach=Reach.TEAMS).select_for_update().order_by("pk")
-            for gateway in rows.prefetch_related("teams"):
+            for gateway in rows:
                 teams = {*gateway.teams.all()}
                 if (gateway.pk in pks) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)

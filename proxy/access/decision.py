@@ -111,8 +111,8 @@ class AssignedServer(NamedTuple):
     # With ServersNeeded.ALL, ListedFeatures in the server's order. With OF_FEATURE or BY_OWN_NAME, FeatureRows: those
     # of the matching features and, if a resource is requested, those of all templates.
     features: Sequence[Any] | None
-    # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's path or header
-    # has changed since the identity was confirmed.
+    # `identity_allowed`: this gateway may use the shared identity. `identity_unconfirmed`: the server's path, header or
+    # auth type has changed since the identity was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
     # Key of the session at this server, and the existing session.

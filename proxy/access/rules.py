@@ -167,7 +167,10 @@ def reads_arguments(when: str) -> bool:
 
 
 def facts_of(claims: ToolClaims | None) -> dict[str, Any]:
-    """Return the tool's title and effect as fields. Unset hints are MCP's: destructive, open world, not read-only."""
+    """Return the `tool.` fields for the tool's title and effect.
+
+    Hints that are not set have MCP's defaults: destructive, open world, not read-only.
+    """
     title, said, annotations = claims or ToolClaims("", "", None)
     hints = annotations if isinstance(annotations, dict) else {}
     read_only = said == READ_ONLY if said else hints.get("readOnlyHint") is True

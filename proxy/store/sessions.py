@@ -122,7 +122,10 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return TOLD, with the number of rows of `table` in front of each row. It has a row even if there is no target."""
+    """Return the SQL of TOLD with a column in front: the number of rows of `table`.
+
+    If TOLD has no rows, the result is one row with this number and NULLs.
+    """
     return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
 
 

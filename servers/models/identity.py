@@ -232,8 +232,9 @@ class Identity(Versioned, Switchable):
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
         with transaction.atomic():
-            self._lock_server()
             row = self.lock()
+            # Without a lock: a change of the server that is not committed yet makes the identity unconfirmed again.
+            self._must_be_at(Server.objects.get(pk=self.server_id))
             if row.revoked_at:
                 raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             if row.unconfirmed_since:
@@ -279,7 +280,9 @@ class Identity(Versioned, Switchable):
 
     def _lock_server(self) -> None:
         """Lock the server. Raises AnotherPlace if its URL, header or auth type is not as in `self.server`."""
-        now = self.server.lock()
+        self._must_be_at(self.server.lock())
+
+    def _must_be_at(self, now: Server) -> None:
         if any(getattr(now, name) != getattr(self.server, name) for name in CREDENTIAL_TARGET):
             raise AnotherPlace("This server was changed just now. Reload the page.")
 

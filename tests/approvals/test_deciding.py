@@ -265,7 +265,7 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
 
     assert "ben@example.com" in text(browser.get("/approvals/decided/"))
     page = text(browser.get(f"/approvals/{waiting.pk}/"))
-    assert "To see the arguments, you need" in page
+    assert "To see the names of the arguments, you need" in page
     assert "note" not in page
     assert "secret plan" not in page
     with_payloads = make.user(Capability.LOGS_READ, Capability.LOGS_PAYLOADS)
