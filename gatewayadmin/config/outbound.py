@@ -28,7 +28,7 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
     if not url:
         return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
     expected = "must be a URL such as smtp+tls://user:password@mail.example.com:587."
-    parts, port = _parts(url)
+    parts, port = _mail_parts(url)
     if parts is None or parts.scheme not in _PORTS or not parts.hostname:
         refuse("GATEWAY_EMAIL_URL", expected)
     options = {
@@ -43,7 +43,7 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
     return {"default": {"BACKEND": "accounts.mail.EmailBackend", "OPTIONS": options}}
 
 
-def _parts(url: str) -> tuple[SplitResult | None, int | None]:
+def _mail_parts(url: str) -> tuple[SplitResult | None, int | None]:
     """Return the parts and the port of a URL; (None, None) if, for example, its password has a "/"."""
     try:
         parts = urlsplit(url)
