@@ -48,6 +48,7 @@ from ui.pages import (
     is_for,
     may_follow,
     open_page,
+    open_query,
     page_of,
     seen_version,
     show,
@@ -424,5 +425,11 @@ def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | No
     """Render the part of the page with the on/off switch: the head of the feature's page, or its row in the list."""
     template = "gateways/feature.html#head" if _is_open(request, feature) else "gateways/tools.html#row"
     gateway = feature.assignment.gateway
-    context = {"row": ToolRow(feature, feature.pk in _given([feature], request.user)), "gateway": gateway}
+    # The heading above the rows counts the features of the kind that the page lists.
+    rows, kind = Assignment.objects.filter(pk=feature.assignment_id), listed_kind(open_query(request).get("kind", ""))
+    context = {
+        "row": ToolRow(feature, feature.pk in _given([feature], request.user)),
+        "gateway": gateway,
+        "switched": counted_assignments(rows, kind).first(),
+    }
     return answer(request, template, context, to=_tools_url(gateway), toast=toast, undo=undo)

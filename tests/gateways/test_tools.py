@@ -263,6 +263,7 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
     tool.refresh_from_db()
     assert not tool.enabled
     assert row.lstrip().startswith(f'<tr id="tool-{tool.pk}" data-state="disabled" class="changed">')
+    assert f'id="callable-{docs.pk}" hx-swap-oob="true">0 of 1</span>' in row
 
     assert client.post(f"/tools/{tool.pk}/enable/")["Location"] == "/gateways/work/tools/"
     assert [event.action for event in Event.objects.filter(target_type="feature").order_by("id")] == [
