@@ -214,6 +214,7 @@ def _may(review: Review, viewer: User) -> dict[str, bool]:
         "may_answer": may_answer,
         "may_remind": is_manager,
         "may_reassign": is_manager or may_answer,
+        "may_reassign_all": is_manager,
         "may_close": review.is_open and review.may_be_closed_by(viewer),
     }
 

@@ -18,8 +18,7 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from accounts.models import User, WorkspaceSettings
-from accounts.rules import RequiredSignIn
+from accounts.rules import RequiredSignIn, required_of
 from accounts.second_factor import has_second_factor, is_offered
 from capabilities import own_resource
 from sso.enforcement import is_signed_in_there
@@ -54,7 +53,7 @@ DETAILS = {
 def missing_sign_in(request: Any) -> RequiredSignIn | None:
     """Return the sign-in that the role or the workspace requires and this session lacks, or None."""
     person = request.user
-    required = {person.role.required_sign_in if person.role else "", _of_workspace(person)}
+    required = required_of(person)
     if RequiredSignIn.SECOND_FACTOR in required and not has_second_factor(person):
         return RequiredSignIn.SECOND_FACTOR
     if RequiredSignIn.ORGANISATION in required and not person.break_glass:
@@ -62,12 +61,6 @@ def missing_sign_in(request: Any) -> RequiredSignIn | None:
         if provider and not is_signed_in_there(request, provider):
             return RequiredSignIn.ORGANISATION
     return None
-
-
-def _of_workspace(person: User) -> str:
-    if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
-        return person.required_of_all or ""
-    return WorkspaceSettings.load().required_sign_in
 
 
 class RequiredSignInFirst(LoginRequiredMiddleware):

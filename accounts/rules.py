@@ -262,14 +262,22 @@ def is_required_somewhere(required: str) -> bool:
     return any(apps.get_model("accounts", one).objects.filter(required_sign_in=required).exists() for one in named)
 
 
+def required_of(person: Any) -> set[str]:
+    """Return the sign-ins that the person's role and the workspace require, and perhaps an empty text."""
+    if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
+        of_all = person.required_of_all or ""
+    else:
+        workspace: Any = apps.get_model("accounts", "WorkspaceSettings")
+        of_all = workspace.load().required_sign_in
+    return {person.role.required_sign_in if person.role else "", of_all}
+
+
 def must_sign_in_at_organisation(person: Any) -> bool:
     """True if sign-in by the organisation is enforced for the person's address, or required by role or workspace."""
     provider = _offered()
     if provider is None or person.break_glass:
         return False
-    workspace: Any = apps.get_model("accounts", "WorkspaceSettings")
-    required = {person.role.required_sign_in if person.role else "", workspace.load().required_sign_in}
-    return RequiredSignIn.ORGANISATION in required or provider.enforces(person.email)
+    return RequiredSignIn.ORGANISATION in required_of(person) or provider.enforces(person.email)
 
 
 def _offered() -> Any:

@@ -485,8 +485,7 @@ class Connection(Versioned, Switchable):
 
         Connection, host and gateway must be enabled, and the host approved and allowed on the gateway.
         """
-        enabled = self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
-        return enabled and self.is_host_allowed
+        return self.enabled and self.host.is_on and self.gateway.enabled and self.is_host_allowed
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
         """Use these identities for the connection.

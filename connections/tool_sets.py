@@ -430,7 +430,7 @@ def give(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def save() -> HttpResponse:
         whose = {"team": None, "user": None} | form.subject
-        is_longer = ToolGrant.objects.live().filter(tool_set=tool_set, **whose).exists()
+        replaces = ToolGrant.objects.live().filter(tool_set=tool_set, **whose).exists()
         try:
             grant = ToolGrant.objects.give(tool_set, **form.subject, ends_at=form.ends_at, by=request.user)
         except GatewayError as error:
@@ -438,7 +438,7 @@ def give(request: AppRequest, pk: UUID) -> HttpResponse:
                 raise
             return leave(request, back, str(error))
         # Ending a grant that replaced an earlier one would take away more than was given.
-        undo = Undo.if_changed(not is_longer, reverse("connections:end_grant", args=[grant.pk]))
+        undo = Undo.if_changed(not replaces, reverse("connections:end_grant", args=[grant.pk]))
         return leave(request, back, f"{tool_set.name} given to {grant.subject}", undo)
 
     errors, heading = {BadEnd: ("ends_on", "Choose today or a later day.")}, f"Give {tool_set.name}"

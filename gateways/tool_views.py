@@ -423,13 +423,11 @@ def _is_open(request: AppRequest, feature: Feature) -> bool:
 
 def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | None = None) -> HttpResponse:
     """Render the part of the page with the on/off switch: the head of the feature's page, or its row in the list."""
-    template = "gateways/feature.html#head" if _is_open(request, feature) else "gateways/tools.html#row"
-    gateway = feature.assignment.gateway
-    # The heading above the rows counts the features of the kind that the page lists.
-    rows, kind = Assignment.objects.filter(pk=feature.assignment_id), listed_kind(open_query(request).get("kind", ""))
-    context = {
-        "row": ToolRow(feature, feature.pk in _given([feature], request.user)),
-        "gateway": gateway,
-        "switched": counted_assignments(rows, kind).first(),
-    }
+    template, gateway = "gateways/feature.html#head", feature.assignment.gateway
+    context = {"row": ToolRow(feature, feature.pk in _given([feature], request.user)), "gateway": gateway}
+    if not _is_open(request, feature):
+        template, kind = "gateways/tools.html#row", listed_kind(open_query(request).get("kind", ""))
+        # The heading above the rows counts the features of the kind that the page lists.
+        rows = Assignment.objects.filter(pk=feature.assignment_id)
+        context["switched"] = counted_assignments(rows, kind).first()
     return answer(request, template, context, to=_tools_url(gateway), toast=toast, undo=undo)

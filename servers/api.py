@@ -265,7 +265,9 @@ class ServerResource(Resource):
             raise already_exists(NAME_TAKEN)
         cleaned = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
         # Other fields may have changed meanwhile; only those that follow from the changes are set.
-        fields = {k: v for k, v in cleaned.items() if k in changes or v != getattr(server, k, False)}
+        fields = {
+            name: value for name, value in cleaned.items() if name in changes or value != getattr(server, name, False)
+        }
         if server.needs_password_for(fields):
             confirm_first(request)
         server.edit(**fields, by=self.me, seen=self.seen)

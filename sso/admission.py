@@ -17,7 +17,7 @@ from accounts.models import Role, Team, User
 from accounts.rules import LastManager, LastOwner, must_sign_in_at_organisation, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
-from sso.errors import AlreadyLinked, BadRules, MustStayLinked, NeedsPassword, NoEntry
+from sso.errors import AlreadyLinked, BadRules, MustStayLinked, NeedsPassword, NoEntry, ProviderError
 
 MOST_RULES, LONGEST_GROUP = 200, 200
 
@@ -148,19 +148,21 @@ class Admission(models.Model):
                 self._bind(person, who, by=person)
 
     def unlink(self, person: User) -> None:
-        """Unlink the person, who then signs in with a password. Raises NeedsPassword if the person has none.
-
-        Raises MustStayLinked if the person has to sign in at the organisation.
-        """
+        """Unlink the person, who then signs in with a password. Raises MustStayLinked or NeedsPassword."""
         with transaction.atomic(), person.changed_by(person) as present:
-            if must_sign_in_at_organisation(present):
-                raise MustStayLinked(MustStayLinked.__doc__)
-            if not present.has_usable_password():
-                raise NeedsPassword(NeedsPassword.__doc__)
+            if refusal := self.why_linked(present):
+                raise refusal
             removed, _ = Account.objects.filter(user=person).delete()
             if removed:
                 User.objects.filter(pk=person.pk).update(by_organisation=False)
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
+
+    @staticmethod
+    def why_linked(person: User) -> ProviderError | None:
+        """Return why the person cannot be unlinked: they must sign in there, or have no password. None if they can."""
+        if must_sign_in_at_organisation(person):
+            return MustStayLinked(MustStayLinked.__doc__)
+        return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
         """Return the existing person for `who`, who has no linked account; None if a new person may be created.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from django import template
 
-from accounts.rules import must_sign_in_at_organisation
 from sso.models import Account, Provider
 
 register = template.Library()
@@ -24,6 +23,5 @@ def is_linked(context: template.Context, provider: Provider) -> bool:
 
 @register.simple_tag(takes_context=True)
 def may_unlink(context: template.Context) -> bool:
-    """Return whether the user has a password and does not have to sign in at the provider."""
-    user = context["request"].user
-    return user.has_usable_password() and not must_sign_in_at_organisation(user)
+    """Return whether the user's account at the provider can be unlinked."""
+    return Provider.why_linked(context["request"].user) is None

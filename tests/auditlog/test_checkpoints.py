@@ -176,6 +176,10 @@ def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None
     assert [finding.what for finding in verify(trusted).findings] == ["checkpoint"]
 
 
+def kinds_made() -> list[str]:
+    return [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
+
+
 def begin_sealing(at: datetime) -> None:
     """Make the first checkpoint, as if it had been made at this time."""
     sealing.keep_up()
@@ -193,8 +197,7 @@ def test_a_call_that_took_long_is_sealed_though_no_call_follows() -> None:
         for _ in range(3):
             sealing.keep_up()
 
-    kinds = [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
-    assert kinds == ["first", "near", "late"]
+    assert kinds_made() == ["first", "near", "late"]
     assert verify().calls == 1
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", late.uid)
     assert found() == [("removed", late.uid)]
@@ -206,8 +209,7 @@ def test_calls_that_took_long_are_sealed_too() -> None:
     sealing.keep_up()
     sealing.keep_up()
 
-    kinds = [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
-    assert kinds == ["first", "near", "late"]
+    assert kinds_made() == ["first", "near", "late"]
     assert verify().calls == 2
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", late.uid)
     assert found() == [("removed", late.uid)]
