@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import errno
 import fcntl
+import gc
 import logging
 import mmap
 import os
@@ -125,7 +126,7 @@ class DrainingServer(uvicorn.Server):
         self._all_stop = all_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
+        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  Not before GunicornServer.load.
 
         readiness.drain()
         if sig == signal.SIGTERM and settings.DRAIN_SECONDS and not self._is_asked:
@@ -141,7 +142,7 @@ class DrainingServer(uvicorn.Server):
 
         Open event streams are ended; their clients reconnect to another process.
         """
-        from proxy import streams  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
+        from proxy import streams  # noqa: PLC0415  Not before GunicornServer.load.
 
         streams.end_standing()
         if self._all_stop():  # If only this worker stops, other workers accept new connections.
@@ -200,10 +201,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             self._lock.close()
         super().init_process()
 
-    def load_wsgi(self) -> None:
-        if not self.does_chores:
-            super().load_wsgi()
-
     def run(self) -> None:
         if self.does_chores:
             for each in self.sockets:  # Otherwise they would stay open here, although nobody accepts connections.
@@ -215,7 +212,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     async def _do_chores(self) -> None:
         """Do chores until gunicorn stops this process or is gone."""
-        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  Only in the worker: see GunicornServer.load.
+        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  Not before GunicornServer.load.
 
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -315,13 +312,17 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        from gatewayadmin.asgi import application  # noqa: PLC0415  In the worker: metrics files bear its process id.
+        # Imported here, because they read the environment that `serve` sets.
+        from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
+        from gatewayadmin.asgi import application  # noqa: PLC0415
 
         return application
 
     def run(self) -> None:
         """Serve until stopped, then exit the process."""
         return_large_buffers()  # For the workers too, which are forks.
+        self.wsgi()  # Load the application once: workers start faster, and share its memory.
+        gc.freeze()  # Collections in the workers then do not scan, and thereby copy, what they share.
         _close_database()  # Connections and their pool's threads do not survive a fork.
         OrderlyArbiter(self).run()
 
