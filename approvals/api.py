@@ -153,7 +153,8 @@ class HoldResource(Resource):
         """List held calls."""
         asked, rows = self.query_data, Hold.objects.visible_to(self.me)
         rows = _SHOWN[asked["show"]](rows, self.me) if "show" in asked else rows
-        return self.page(rows.matching(asked.get("q", "")).order_by("-asked_at", "pk"), HoldQuerySet.with_details)
+        rows = rows.matching(asked.get("q", "")).order_by("-asked_at", "pk")
+        return self.page(rows, lambda page: page.with_details(self.me))
 
     @operation(needs=SEEN)
     def retrieve(self, request: Request, pk: UUID) -> Response:

@@ -63,7 +63,7 @@ def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArgu
 
     A viewer who may not read values gets only names, kinds and sizes. A viewer who may only read the log gets nothing.
     """
-    if not hold.names_arguments_to(viewer):
+    if not hold.concerns_viewer:
         return ShownArguments([], is_withheld=True)
     arguments = hold.arguments
     if arguments is None:

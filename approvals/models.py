@@ -80,9 +80,14 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         """Return the holds that no longer wait for a decision, including expired and withdrawn ones."""
         return self.exclude(state=HoldState.WAITING, ends_at__gt=Now())
 
-    def with_details(self) -> HoldQuerySet:
-        """Load everything that a page or answer shows of a hold."""
-        return self.select_related("connection__host", "connection__gateway", "server", "user", "team", "decided_by")
+    def with_details(self, viewer: User) -> HoldQuerySet:
+        """Load everything that a page or answer shows `viewer` of a hold, and `concerns_viewer`."""
+        concerns = Exists(Hold.objects.concerning(viewer).filter(pk=OuterRef("pk")))
+        rows: Any = self.select_related(
+            "connection__host", "connection__gateway", "server", "user", "team", "decided_by"
+        )
+        found: HoldQuerySet = rows.annotate(concerns_viewer=concerns)
+        return found
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
         """Return the holds that `viewer` may see: all with LOGS_READ, otherwise those that concern the viewer."""
@@ -190,6 +195,8 @@ class Hold(models.Model):
     run_call = models.UUIDField(null=True)
     client = models.CharField(max_length=200, blank=True)
 
+    concerns_viewer: bool  # Set by `with_details`: its viewer may see the names and types of the arguments.
+
     objects = HoldQuerySet.as_manager()
 
     class Meta:
@@ -260,11 +267,6 @@ class Hold(models.Model):
             return None
         return found
 
-    def names_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may see the names and types of the arguments. To read the log is not enough."""
-        decides = viewer.has_perm(Capability.APPROVALS_DECIDE)
-        return decides or Hold.objects.concerning(viewer).filter(pk=self.pk).exists()
-
     def shows_arguments_to(self, viewer: User) -> bool:
         """True if `viewer` may read the values of the arguments. Does not check who may see their names."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
@@ -333,7 +335,7 @@ def hold_of(call: Call, viewer: User) -> Hold | None:
     """Return the hold that stopped a call or whose approval let it run; None if none, or if `viewer` may not see it."""
     if call.hold_id is None:
         return None
-    return Hold.objects.visible_to(viewer).with_details().filter(pk=call.hold_id).first()
+    return Hold.objects.visible_to(viewer).with_details(viewer).filter(pk=call.hold_id).first()
 
 
 class AllowanceQuerySet(models.QuerySet["Allowance"]):

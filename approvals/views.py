@@ -13,10 +13,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from approvals.arguments import shown_to
 from approvals.forms import DecisionForm, HoldFilter, WaitForm
-from approvals.models import SEES_ALL, Allowance, AllowanceQuerySet, Hold, HoldQuerySet, HoldRefused, HoldState
+from approvals.models import SEES_ALL, Allowance, AllowanceQuerySet, Hold, HoldRefused, HoldState
 from auditlog.models import Call
 from auditlog.remedies import who_can
 from capabilities import NOBODY, Capability, own_resource
+from connections.models import ConnectionAlreadyRevoked
 from rules.models import Rule
 from ui.pages import AppRequest, leave, posted, refuse, show
 from ui.tables import Column, Table
@@ -71,7 +72,7 @@ ALLOWED = Table(
 
 def hold_or_404(viewer: User, pk: UUID) -> Hold:
     """Return a hold that `viewer` may see. Raises Http404."""
-    return get_object_or_404(Hold.objects.visible_to(viewer).with_details(), pk=pk)
+    return get_object_or_404(Hold.objects.visible_to(viewer).with_details(viewer), pk=pk)
 
 
 def allowance_or_404(viewer: User, pk: UUID) -> Allowance:
@@ -100,7 +101,7 @@ def _list(request: AppRequest, table: Table, *, is_waiting: bool) -> HttpRespons
         Hold.objects.visible_to(request.user),
         table=table,
         filters=HoldFilter(request.GET, viewer=request.user, is_waiting=is_waiting),
-        detail=HoldQuerySet.with_details,
+        detail=lambda rows: rows.with_details(request.user),
         rail_entry="approvals:waiting",
     )
 
@@ -156,7 +157,7 @@ def _row(uid: UUID | None) -> Call | None:
 @own_resource(OWN, others=Capability.APPROVALS_DECIDE)
 def decide(request: AppRequest, pk: UUID) -> HttpResponse:
     """Approve or deny a held call."""
-    hold = get_object_or_404(Hold.objects.concerning(request.user).with_details(), pk=pk)
+    hold = get_object_or_404(Hold.objects.concerning(request.user).with_details(request.user), pk=pk)
     form = DecisionForm(request.POST, hold=hold)
     if not form.is_valid():
         return refuse(request, "approvals/hold.html", _context(request.user, hold, form))
@@ -181,7 +182,7 @@ def _decide(hold: Hold, chosen: dict[str, Any], by: User) -> str:
 @own_resource("calls of one's own agents", others=NOBODY)
 def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
     """Withdraw the request of one's own agent."""
-    hold = get_object_or_404(Hold.objects.filter(user=request.user).with_details(), pk=pk)
+    hold = get_object_or_404(Hold.objects.filter(user=request.user).with_details(request.user), pk=pk)
     return confirmed(
         request,
         lambda: hold.withdraw(by=request.user),
@@ -198,7 +199,7 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource("own connections", others=Capability.CONNECTIONS_TOGGLE)
 def wait(request: AppRequest, pk: UUID) -> HttpResponse:
     """Change how long held calls of the hold's connection keep their requests open."""
-    hold = get_object_or_404(Hold.objects.with_details(), pk=pk)
+    hold = get_object_or_404(Hold.objects.with_details(request.user), pk=pk)
     if not may_change_wait(request.user, hold):
         raise Http404
     connection, back = hold.connection, reverse("approvals:hold", args=[pk])
@@ -209,7 +210,8 @@ def wait(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, back, "Changed")
 
     heading = f"How long held calls of {connection.host.name} wait"
-    return form_page(request, "ui/dialog.html", form, save, heading=heading, back=back)
+    errors = {ConnectionAlreadyRevoked: None}
+    return form_page(request, "ui/dialog.html", form, save, errors, heading=heading, back=back)
 
 
 def may_change_wait(viewer: User, hold: Hold) -> bool:

@@ -84,7 +84,7 @@ from proxy.store.call_log import CallWriter, NotRecorded, PayloadRecorder, new_u
 from proxy.store.pg import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import Resumption, StandingStream, StopReason, Streams, honoured
+from proxy.streams import UPDATED, Resumption, StandingStream, StopReason, Streams, honoured, params_of
 from proxy.upstream_streams import LIST_OF, ServerStreams
 from wire import jsonrpc, rewriting, trace_context, versions
 from wire.background import spawn
@@ -161,12 +161,11 @@ NOT_OF_THE_SERVER = (
     tasks.UnknownTask,
 )
 
+# Errors raised before a request is sent.
+NOT_CONNECTED = (NotConnected, NameNotFound, AddressBlocked, Loop)
 # Errors after which the server has not executed the request, unless `may_have_run` is set: the request was not sent, or
 # the server has lost its session.
-NEVER_RUN = (Busy, NotRecordable, DatabaseUnavailable, BadUrl, EraLeft, SessionEnded)
-# The same for requests without a session. In a session, a request that was sent can end with these errors too, when its
-# stream is resumed, or when the session is checked.
-NOT_CONNECTED = (NotConnected, NameNotFound, AddressBlocked, Loop)
+NEVER_RUN = (Busy, NotRecordable, DatabaseUnavailable, BadUrl, EraLeft, SessionEnded, *NOT_CONNECTED)
 
 # Servers of MCP 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
 # `subscriptions/listen` to such a server.
@@ -1271,8 +1270,8 @@ class _Sent:
             )
         except NEVER_RUN:
             raise
-        except BaseException as error:
-            request.may_have_run |= not (target.era == MODERN and isinstance(error, NOT_CONNECTED))
+        except BaseException:
+            request.may_have_run = True
             raise
         request.may_have_run = True
         return answer
@@ -1285,7 +1284,7 @@ class _Sent:
         """Forward a notification of the server: list changes to all clients of the gateway, others to this client."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
-        elif self.stream is not None:
+        elif self.stream is not None and await self._may_pass_on(notification):
             await message_router.relay(
                 self.request,
                 self.resolved,
@@ -1295,6 +1294,16 @@ class _Sent:
                 self.progress_token,
                 notification,
             )
+
+    async def _may_pass_on(self, notification: Object) -> bool:
+        """Return False for the update of a resource that this client may not read."""
+        uri = params_of(notification).get("uri")
+        if notification.get("method") != UPDATED or not isinstance(uri, str):
+            return True
+        exposed = rewriting.exposed_uri(self.resolved.alias, uri)
+        with suppress(DatabaseUnavailable):
+            return exposed in await self.parts.server_streams.honoured(self.request, [exposed])
+        return False
 
 
 async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:

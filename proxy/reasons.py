@@ -170,7 +170,9 @@ REASONS = {
         Step.IDENTITY, "The shared credential for {server} may no longer be used on this gateway.", page=IDENTITIES
     ),
     "identity_unconfirmed": Reason(
-        Step.IDENTITY, "The path or header of {server} changed; its credential waits to be confirmed.", page=IDENTITIES
+        Step.IDENTITY,
+        "The path, header or auth type of {server} changed; its credential waits to be confirmed.",
+        page=IDENTITIES,
     ),
     "identity_sign_in": Reason(
         Step.IDENTITY, "The sign-in at {server} has ended; a person has to sign in again.", page=IDENTITIES

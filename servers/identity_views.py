@@ -22,6 +22,7 @@ from connections.impact import cuts
 from connections.models import ConnectionIdentity
 from servers.forms import LABEL_TAKEN, SharedIdentityForm, SharedSignInForm, TriedSecretForm
 from servers.models import (
+    CREDENTIAL_TARGET,
     AnotherPlace,
     AuthType,
     HeldDisabled,
@@ -279,8 +280,10 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
     if not identity.may_be_confirmed_by(request.user):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
 
+    now = {name: getattr(identity.server, name) for name in CREDENTIAL_TARGET}
+
     def act() -> HttpResponse:
-        if request.POST.get("url", identity.server.url) != identity.server.url:
+        if any(request.POST.get(name, value) != value for name, value in now.items()):
             return _changed(request, identity, "This server was changed just now. Nothing was confirmed.")
         identity.confirm(by=request.user)
         return _changed(request, identity, "Credential confirmed")
@@ -295,7 +298,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         more="The path, header or auth type of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",
-        hidden=[("url", identity.server.url)],  # The URL that the person sees.
+        hidden=[*now.items()],  # The target that the person agrees to.
         target=f"#identity-{pk}",
         back=page_url(request.user, identity),
     )

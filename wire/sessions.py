@@ -11,9 +11,11 @@ from wire import jsonrpc, trace_context, versions
 from wire.background import Background, spawn
 from wire.cipher import Cipher
 from wire.errors import (
+    AddressBlocked,
     BadAnswer,
     BadSessionId,
     EraLeft,
+    Loop,
     SessionEnded,
     UnknownVersion,
     Unreachable,
@@ -184,7 +186,8 @@ class SessionWire:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
             if not await self._is_lost(session, target):  # Not sent again: the call may have been executed.
-                raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
+                detail = "HTTP 404, and a ping does not show that its session is lost"
+                raise BadAnswer(target.server_name, detail, status=404) from None
             # By MCP 2025-11-25 (Session Management), a 404 means that the request was not processed.
             await self._store.forget(target, session)
             if target.has_own_session:
@@ -242,9 +245,12 @@ class SessionWire:
             self.start_background(self._check(session, target, key))
 
     async def _is_lost(self, session: SessionHandle, target: Target) -> bool:
-        """Return whether the server has lost this session, checked by a ping."""
-        with await self._send("POST", session, target, _request(next_request_id(), "ping", {})) as response:
-            return response.status in (400, 404) and not await _knows_no_ping(response)
+        """Return whether the answer to a ping shows that the server has lost this session."""
+        try:
+            with await self._send("POST", session, target, _request(next_request_id(), "ping", {})) as response:
+                return response.status in (400, 404) and not await _knows_no_ping(response)
+        except UpstreamError:
+            return False
 
     async def _check(self, session: SessionHandle, target: Target, key: Key) -> None:
         try:
@@ -272,7 +278,7 @@ class SessionWire:
             except StreamBroke as again:
                 fruitless = fruitless + 1 if again.place.last_event_id == broke.place.last_event_id else 0
                 broke = again
-            except Unreachable:
+            except (Unreachable, AddressBlocked, Loop):
                 fruitless += 1
             if fruitless >= FRUITLESS_TIMES:
                 break

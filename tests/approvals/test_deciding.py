@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from django.core import mail
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import Team, User
@@ -276,7 +277,9 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
     assert "This call ran without" not in text(browser.get(f"/logs/{left.uid}/"))
     assert "held this call. Withdrawn." in text(browser.get(f"/logs/{refused.uid}/"))
     assert told in text(sign_in(link.user).get(f"/settings/calls/{run.uid}/"))
-    holds = {one["id"]: one["argument_names"] for one in rest.get("/holds").json()["results"]}
+    with CaptureQueriesContext(connection) as queries:
+        holds = {one["id"]: one["argument_names"] for one in rest.get("/holds").json()["results"]}
+    assert len(queries) == 6  # As many as for one hold.
     assert holds == {str(hold.pk): [], str(waiting.pk): [], str(outdated.pk): []}
     assert "End now" not in text(browser.get("/approvals/allowed/"))
     allowance = Allowance.objects.get()

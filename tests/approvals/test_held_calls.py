@@ -14,12 +14,12 @@ from approvals.models import MOST_WAITING, Allowance, AllowFor, Hold, HoldDecide
 from auditlog.models import Call, Event
 from gateways.models import Feature
 from tests.approvals.conftest import TOOL, Desk, counted, text_of
+from tests.asgi_server import running
 from tests.eventually import eventually
 from tests.proxy.conftest import PUBLIC_URL, sql
 from tests.proxy.listening import listening
-from tests.proxy.scripted import calling, returning
+from tests.proxy.scripted import Script, returning, tool
 from tests.proxy.test_endpoint import modern
-from tests.workspace import free_port
 from ui.sealing import cipher
 
 
@@ -99,18 +99,21 @@ def test_progress_is_reported_while_a_client_waits(desk: Desk) -> None:
     assert (answer["id"], counted(answer["result"])) == (7, 1)
 
 
-def test_a_call_that_cannot_be_sent_does_not_use_up_its_approval(desk_of: Callable[..., Desk]) -> None:
-    app = calling(returning({"content": [{"type": "text", "text": "done"}]}), modern=True, name="count")
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "session"])
+def test_a_call_that_cannot_be_sent_does_not_use_up_its_approval(desk_of: Callable[..., Desk], modern: bool) -> None:
+    done = returning({"content": [{"type": "text", "text": "done"}]})
+    app = Script([[tool("count")]], done, modern=modern, sessions=not modern).app()
     desk = desk_of(app=app)
-    hold = desk.held()
-    hold.approve(by=desk.ben)
-    server = hold.server
-    sql("UPDATE servers_server SET url = %s WHERE id = %s", f"http://127.0.0.1:{free_port()}/mcp", server.pk)
+    with running(app) as server:
+        sql("UPDATE servers_server SET url = %s", server.url)
+        for arguments in ({"opens": "the session"}, {}):
+            desk.held(arguments).approve(by=desk.ben)
+        assert text_of(desk.call({"opens": "the session"})) == "done"
     assert desk.agent.call(TOOL, {}).json()["error"]["data"]["reason"] == "unreachable"
-    sql("UPDATE servers_server SET url = %s WHERE id = %s", server.url, server.pk)
 
-    assert text_of(desk.call()) == "done"
-    assert desk.held().state == HoldState.WAITING
+    with running(app, port=server.port):
+        assert text_of(desk.call()) == "done"
+        assert desk.held().state == HoldState.WAITING
 
 
 @pytest.mark.full

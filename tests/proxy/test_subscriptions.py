@@ -19,6 +19,7 @@ from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, pa
 from tests.conformance.counter import MODERN, begin_stream, event, respond
 from tests.conftest import Run
 from tests.eventually import PATIENCE
+from tests.proxy.asking import BOTH
 from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.features import offer
 from tests.proxy.listening import Listener, listening
@@ -95,6 +96,11 @@ class Library:
                 await respond(send, message, {"tools": [{"name": "it", "inputSchema": {"type": "object"}}]})
             case "resources/read":
                 await respond(send, message, {"contents": [{"uri": message["params"]["uri"], "text": ""}]})
+            case "tools/call" if updates := message["params"].get("arguments", {}).get("updates"):
+                told = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": updates}}
+                result = {"jsonrpc": "2.0", "id": message["id"], "result": {"content": []}}
+                await begin_stream(send)
+                await send({"type": "http.response.body", "body": event(told) + event(result)})
             case _ if "id" in message and "method" in message:
                 await respond(send, message, {})
             case _:
@@ -208,9 +214,12 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
 
 @pytest.mark.full
 @pytest.mark.parametrize("work", [False], indirect=True)
-def test_unreadable_resources_cannot_be_subscribed_to(work: LibraryWork) -> None:
+def test_unreadable_resources_cannot_be_subscribed_to_and_no_call_tells_of_them(work: LibraryWork) -> None:
+    agent, call = in_session(work.client), {"name": "docs__it", "arguments": {"updates": URI}}
+    assert MAPPED in agent.ask("tools/call", call, accept=BOTH).text
     offer(URI, "resource", enabled=False)
-    agent = in_session(work.client)
+    answer = agent.ask("tools/call", call, accept=BOTH).text
+    assert (MAPPED in answer, '"content"' in answer) == (False, True)
     refused = subscribe(agent)["error"]
     assert (refused["code"], refused["data"]["reason"]) == (-32003, "resource_disabled")
     body, headers = listen({"resourceSubscriptions": [MAPPED]})

@@ -211,18 +211,21 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert (identity.secret_ciphertext, identity.secret_hint) == (None, "")
 
 
-def test_a_confirmation_counts_for_the_url_it_shows_and_the_kind_follows_the_server(
+def test_a_confirmation_counts_for_the_server_it_was_asked_for_and_the_kind_follows_the_server(
     github: Server, ana: User, sign_in: SignIn
 ) -> None:
     identity, client = make.identity(github, label="service"), sign_in(ana)
     path, seen = f"/identities/{identity.pk}/confirm/", f"{github.url}/v2"
     github.edit(url=seen, auth_type=AuthType.HEADER, header_name="X-Key", by=ana)
-    assert f'name="url" value="{seen}"' in text(client.get(path))
+    shown = {"url": seen, "auth_type": "header", "header_name": "X-Key"}
+    page = text(client.get(path))
+    assert all(f'name="{name}" value="{value}"' in page for name, value in shown.items())
+    for url, header_name in ((f"{seen}/other", "X-Key"), (seen, "X-Other")):
+        github.edit(url=url, header_name=header_name, by=ana)
+        assert "Nothing was confirmed" in client.post(path, shown, headers=HTMX)["HX-Trigger"]
+        identity.refresh_from_db()
+        assert identity.unconfirmed_since is not None
     github.edit(url=f"{seen}/other", by=ana)
-
-    assert "Nothing was confirmed" in client.post(path, {"url": seen}, headers=HTMX)["HX-Trigger"]
-    identity.refresh_from_db()
-    assert identity.unconfirmed_since is not None
     client.post(path, {"url": f"{seen}/other"})
     assert Identity.objects.get(unconfirmed_since=None).kind == "header"
 
