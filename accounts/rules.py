@@ -241,12 +241,15 @@ def has_break_glass_owner() -> bool:
     return owners.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists()
 
 
+def lacks_break_glass(provider: Any) -> bool:
+    """True if some people must sign in at `provider`, but no break-glass owner remains."""
+    is_needed = provider.is_enforced or is_required_somewhere(RequiredSignIn.ORGANISATION)
+    return is_needed and not has_break_glass_owner()
+
+
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass if some people must sign in by the organisation, but no break-glass owner remains."""
-    provider = _offered()
-    if provider is None or has_break_glass_owner():
-        return
-    if provider.is_enforced or is_required_somewhere(RequiredSignIn.ORGANISATION):
+    """Raise LastBreakGlass if the provider that is offered lacks a break-glass owner."""
+    if (provider := _offered()) and lacks_break_glass(provider):
         raise LastBreakGlass(LastBreakGlass.__doc__)
 
 

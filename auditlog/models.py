@@ -480,6 +480,11 @@ class Switchable(models.Model):
     class Meta:
         abstract = True
 
+    @property
+    def may_be_archived(self) -> bool:
+        """True unless the row must be disabled before it can be archived."""
+        return not self.enabled
+
     def disable(self, *, by: Actor | None) -> bool:
         """Disable the row: requests that depend on it are refused. Returns False if the row was disabled already."""
         return self._set_enabled(on=False, by=by)

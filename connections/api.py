@@ -166,7 +166,7 @@ class ConnectionResource(Connections):
     @operation(needs=Own(Capability.CONNECTIONS_TOGGLE), body=ConnectionChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Change a connection's `hold_wait`, the time for which requests of held calls stay open."""
-        connection = self._live(pk)
+        connection = self._find(pk)
         self.must_own(connection.user_id)
         seconds = self.body().get("hold_wait", connection.hold_wait)
         return self.changed(connection, connection.set_hold_wait, seconds=seconds)
@@ -175,14 +175,14 @@ class ConnectionResource(Connections):
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable a connection."""
-        connection = self._live(pk)
+        connection = self._find(pk)
         return self.changed(connection, connection.disable)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable a connection."""
-        connection = self._live(pk)
+        connection = self._find(pk)
         return self.changed(connection, connection.enable)
 
     @action(detail=True, methods=["post"])
@@ -203,12 +203,6 @@ class ConnectionResource(Connections):
 
     def _find(self, pk: UUID) -> Connection:
         return get_object_or_404(self.get_queryset(), pk=pk)
-
-    def _live(self, pk: UUID) -> Connection:
-        connection = self._find(pk)
-        if not connection.is_live:
-            raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
-        return connection
 
 
 class GatewayConnections(Connections):

@@ -258,7 +258,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             row = target.lock()
             if row.archived_at:
                 return
-            if row.is_on if isinstance(row, Host) else row.enabled:
+            if not row.may_be_archived:
                 raise StillEnabled(StillEnabled.__doc__)
             target.archived_at = timezone.now()
             target.save(update_fields=["archived_at", "updated_at"])
@@ -461,10 +461,10 @@ class Connection(Versioned, Switchable):
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
         """Set for how many seconds a held call keeps its request open; None lets the gateway choose.
 
-        Returns False if the value did not change.
+        Returns False if the value did not change. Raises ConnectionAlreadyRevoked.
         """
         with transaction.atomic():
-            before: int | None = self.lock().hold_wait
+            before: int | None = self.lock_live().hold_wait
             if before != seconds:
                 Connection.objects.filter(pk=self.pk).update(hold_wait=seconds)
                 changes = {"hold_wait": [before, seconds]}
@@ -505,8 +505,7 @@ class Connection(Versioned, Switchable):
         Raises ConnectionAlreadyRevoked, or ConnectionRefused if the identity cannot be used for this server.
         """
         with transaction.atomic():
-            if self.lock().revoked_at:
-                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+            self.lock_live()
             self.check_identity(assignment, identity)
             if assignment.removed_at or not identity.is_usable:
                 raise ConnectionRefused("This credential cannot be used for this server at present.")
@@ -526,8 +525,7 @@ class Connection(Versioned, Switchable):
         Raises ConnectionAlreadyRevoked.
         """
         with transaction.atomic():
-            if self.lock().revoked_at:
-                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+            self.lock_live()
             if before := self._carried(assignment):
                 ConnectionIdentity.objects.filter(connection=self, assignment=assignment).delete()
                 self._record_identity(assignment, before, None, by=by)
@@ -577,14 +575,26 @@ class Connection(Versioned, Switchable):
         Raises ConnectionAlreadyRevoked. Reconnecting creates a new row.
         """
         with transaction.atomic():
-            if self.lock().revoked_at:
-                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+            self.lock_live()
             self.revoked_at, self.revoke_reason = timezone.now(), reason
             self.revoked_by_id = by.pk if by else None
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
             ended = {"revoked_at": self.revoked_at, "revoked_by": self.revoked_by_id, "revoke_reason": reason}
             self.tokens.filter(revoked_at=None).update(**ended)
             Event.objects.record(Action.CONNECTION_REVOKED, self, by=by, changes={"reason": [None, reason]})
+
+    def lock_live(self) -> "Connection":
+        """Return the current row, locked until the transaction ends. Raises ConnectionAlreadyRevoked."""
+        row: Connection = self.lock()
+        if row.revoked_at:
+            raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+        return row
+
+    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
+        """Raise ConnectionAlreadyRevoked, or enable or disable the connection."""
+        with transaction.atomic():
+            self.lock_live()
+            return super()._set_enabled(on=on, by=by)
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_at = None if on else timezone.now()

@@ -201,14 +201,14 @@ def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
-    if not connection.is_live:
-        return changed(request, connection, ConnectionAlreadyRevoked.__doc__ or "")
     return switch_off(
         request,
         connection,
         "Connection",
         reverse("connections:enable", args=[pk]),
         changed,
+        faults=ConnectionAlreadyRevoked,
+        refused=lambda reason: changed(request, connection, reason),
         text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
         f"{connection.gateway.name} on the next request.",
         more=lambda: sentences(
@@ -223,9 +223,10 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
-    if not connection.is_live:
-        return changed(request, connection, ConnectionAlreadyRevoked.__doc__ or "")
-    return switch_on(request, connection, "Connection", reverse("connections:disable", args=[pk]), changed)
+    try:
+        return switch_on(request, connection, "Connection", reverse("connections:disable", args=[pk]), changed)
+    except ConnectionAlreadyRevoked as refusal:
+        return changed(request, connection, str(refusal))
 
 
 def _picked(request: AppRequest, opening: Capability, refused: Callable[[Connection], str]) -> Picked:
@@ -238,7 +239,7 @@ def _picked(request: AppRequest, opening: Capability, refused: Callable[[Connect
 def switch(request: AppRequest) -> HttpResponse:
     """Enable or disable the connections selected in the list; revoked ones are not changed."""
     picked = _picked(request, Capability.CONNECTIONS_TOGGLE, lambda row: "" if row.is_live else "revoked")
-    return switch_picked(picked, partial(cut_together, viewer=request.user))
+    return switch_picked(picked, partial(cut_together, viewer=request.user), ConnectionAlreadyRevoked)
 
 
 @require_POST

@@ -166,6 +166,10 @@ class Host(Versioned, Switchable):
         return self.enabled and not self.is_pending
 
     @property
+    def may_be_archived(self) -> bool:
+        return not self.is_on and not self.is_playground
+
+    @property
     def status(self) -> str:
         """`pending`, `enabled` or `disabled`."""
         if self.is_pending:

@@ -266,7 +266,6 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
         host,
         lambda: Connection.objects.archive_host(host, by=request.user),
         StillEnabled,
-        is_refused=host.is_on or host.is_playground,
         more=lambda: sentences(archived_with(host), CANNOT_RETURN if host.names_itself else ""),
         back=page_url(host),
         to=reverse("hosts:list"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -317,7 +317,7 @@ def add_server(
     name_is_made: bool = False,
     # The result of listing the features of all kinds with the same credential; None to ask the server.
     outcome: Discovered | DiscoveryFailed | None = None,
-    new_gateway: Callable[[], Gateway] | None = None,  # Makes *A new gateway*; None: one with the server's name.
+    gateway_name: str = "",  # The name of *A new gateway*; empty: the server's name.
 ) -> Server:
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
@@ -325,7 +325,7 @@ def add_server(
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
-        gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, by, new_gateway)]
+        gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, gateway_name or server.name, by)]
         identity = _identity(server, form, gateways, by)
         assigned = [_assign(server, gateway, form, identity, by) for gateway in gateways]
         if identity and not identity.is_shared:
@@ -340,28 +340,19 @@ def add_server(
     return server
 
 
-def _own_gateway(
-    server: Server, form: NewServerForm, by: User, new_gateway: Callable[[], Gateway] | None
-) -> list[Gateway]:
+def _own_gateway(server: Server, form: NewServerForm, name: str, by: User) -> list[Gateway]:
     """Return the new gateway that the form asks for, in a list; [] if the form asks for none.
 
-    `new_gateway` makes it. Without this function, `add_gateway` makes one with the server's name.
+    It is for the teams of the person `by`, or for everyone if this person is in no team.
     """
     if not form.cleaned_data.get("own_gateway"):
         return []
-    if new_gateway:
-        return [new_gateway()]
-    slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
-    taken = Gateway.objects.live().filter(name__iexact=server.name).exists()
-    name = f"{server.name} ({slug})"[:80] if taken else server.name
-    return [add_gateway(name, slug, by=by)]
-
-
-def add_gateway(name: str, slug: str, *, by: User) -> Gateway:
-    """Create a gateway for the teams of the person `by`, or for everyone if this person is in no team."""
+    slug = suggest(name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
+    taken = Gateway.objects.live().filter(name__iexact=name).exists()
+    name = f"{name} ({slug})"[:80] if taken else name
     teams = list(by.teams.all())
     reach = Reach.TEAMS if teams else Reach.EVERYONE
-    return Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)
+    return [Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)]
 
 
 def _identity(server: Server, form: NewServerForm, gateways: Sequence[Gateway], by: User) -> Identity | None:

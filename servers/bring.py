@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from django import forms
 from django.db import IntegrityError
@@ -15,7 +14,7 @@ from accounts.models import User
 from accounts.queues import released_while_waiting
 from capabilities import Capability
 from gateways.models import FeatureKind, Gateway, GatewayError
-from servers.adding import ALL, OWN, NewServerForm, ServerTrial, add_gateway, add_server, name_of, next_page, try_server
+from servers.adding import ALL, OWN, NewServerForm, ServerTrial, add_server, name_of, next_page, try_server
 from servers.client_files import ClientEntry
 from servers.discovery import DiscoveryRefused
 from servers.forms import TAKEN, suggest
@@ -122,10 +121,9 @@ class PlacementForm(forms.Form):
         if values.get("gateway") != NEW_GATEWAY:
             return values
         name = values.get("new_gateway", "")
-        values["slug"] = suggest(name, Gateway.objects.all(), 40)
         if Gateway.objects.live().filter(name__iexact=name).exists():
             self.add_error("new_gateway", "A gateway with this name already exists.")
-        elif not values["slug"] and "new_gateway" not in self.errors:
+        elif not suggest(name, Gateway.objects.all(), 40) and "new_gateway" not in self.errors:
             self.add_error("new_gateway", "Enter a name with letters or digits for the new gateway.")
         return values
 
@@ -160,16 +158,7 @@ def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
         trials = list(pool.map(_try, wishes))  # These threads run no SQL.
-    created: list[UUID] = []  # A new gateway is created when the first server is added, in the same transaction.
-
-    def gateway() -> Gateway:
-        if found := Gateway.objects.filter(pk__in=created).first():
-            return found
-        new = add_gateway(to.cleaned_data["new_gateway"], to.cleaned_data["slug"], by=by)
-        created.append(new.pk)
-        return new
-
-    return [_add(wish, trial, to, gateway, by) for wish, trial in zip(wishes, trials, strict=True)]
+    return [_add(wish, trial, to, by) for wish, trial in zip(wishes, trials, strict=True)]
 
 
 def _try(wish: ChosenEntry) -> ServerTrial:
@@ -178,9 +167,7 @@ def _try(wish: ChosenEntry) -> ServerTrial:
     return try_server(values, wish.secret, tuple(FeatureKind))
 
 
-def _add(
-    wish: ChosenEntry, trial: ServerTrial, to: PlacementForm, new_gateway: Callable[[], Gateway], by: User
-) -> AddedEntry:
+def _add(wish: ChosenEntry, trial: ServerTrial, to: PlacementForm, by: User) -> AddedEntry:
     if getattr(trial.outcome, "reason", "") == BadAnswer.reason:
         return AddedEntry(wish.name, None, f"Not added: the server {trial.outcome}.", "bad")
     form = NewServerForm(_values(wish, trial, to.cleaned_data), user=by)
@@ -189,11 +176,14 @@ def _add(
     try:
         is_same = bool(form.cleaned_data["secret"]) == trial.with_credential
         outcome = trial.outcome if is_same else None
-        server = add_server(form, by=by, tested=trial.health, outcome=outcome, new_gateway=new_gateway)
+        name = to.cleaned_data.get("new_gateway", "")
+        server = add_server(form, by=by, tested=trial.health, outcome=outcome, gateway_name=name)
     except IntegrityError:
         return AddedEntry(wish.name, None, f"Not added: {TAKEN}", "bad")
     except (ServerError, GatewayError) as error:
         return AddedEntry(wish.name, None, f"Not added: {error}", "bad")
+    if to.cleaned_data.get("gateway") == NEW_GATEWAY:  # The first server made the gateway; the others join it.
+        to.cleaned_data["gateway"] = server.assignments.get().gateway.slug
     text, kind = _said(wish, trial, server)
     return AddedEntry(server.name, server, text, kind, next_page(server, form, by))
 

@@ -17,15 +17,7 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from accounts.rules import (
-    Grantor,
-    RequiredSignIn,
-    has_break_glass_owner,
-    is_required_somewhere,
-    must_hold,
-    must_match,
-    one_at_a_time,
-)
+from accounts.rules import Grantor, lacks_break_glass, must_hold, must_match, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
@@ -315,8 +307,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         # While the mode is off, a requirement has no effect, so the last break-glass owner may have been removed. A
         # change from enforced to offered is never refused: `rescue` can end the enforcement without such an owner.
         is_turned_on = before.mode == Mode.OFF and self.mode != Mode.OFF
-        is_needed = self.is_enforced or (is_turned_on and is_required_somewhere(RequiredSignIn.ORGANISATION))
-        if is_needed and not has_break_glass_owner():
+        if (self.is_enforced or is_turned_on) and lacks_break_glass(self):
             raise NoBreakGlass(NoBreakGlass.__doc__)
 
     def read_metadata_again(self, *, by: Grantor | None) -> None:

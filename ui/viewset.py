@@ -162,14 +162,13 @@ def archive_page(
     more: Callable[[], str],
     back: str,
     to: str,
-    is_refused: bool | None = None,
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If `archive` raises `faults`, redirect to `back` with the reason. `is_refused` says that `archive` will refuse the
-    row, so that nobody types the name first; by default, `archive` refuses an enabled row.
+    If `archive` raises `faults`, redirect to `back` with the reason. Nobody types the name of a row that cannot be
+    archived.
     """
-    skips_name = request.method == "POST" and (row.enabled if is_refused is None else is_refused)
+    skips_name = request.method == "POST" and not row.may_be_archived
     return confirmed(
         request,
         archive,
@@ -231,22 +230,29 @@ class Picked:
         The toast names the rows for which `act` raises one of `faults`. With `undo`, it offers an Undo that posts
         `undo` as the form field "act".
         """
+        changed = self.change(self.open, act, faults)
+        toast = f"{self.number(changed)} {done}" if changed or not self.apart else ""
+        offered = Undo(self.request.path, [("act", undo), *self.fields(changed)]) if undo and changed else None
+        return self.leave(". ".join(filter(None, (toast, self.left_alone))), offered)
+
+    def change(self, rows: Sequence[Any], act: Callable[[Any], object], faults: Fault | tuple[Fault, ...]) -> list[Any]:
+        """Call `act` for each of `rows`, and return the changed ones. Skip the rows for which it raises `faults`."""
         changed = []
-        for row in self.open:
+        for row in rows:
             try:
                 if act(row) is not False:  # False: the row was in the wanted state already.
                     changed.append(row)
             except faults as reason:
                 self.apart.append((row, str(reason)))
-        toast = f"{self.number(changed)} {done}" if changed or not self.apart else ""
-        offered = Undo(self.request.path, [("act", undo), *self.fields(changed)]) if undo and changed else None
-        return self.leave(". ".join(filter(None, (toast, self.left_alone))), offered)
+        return changed
 
     def fields(self, rows: Sequence[Any]) -> list[tuple[str, str]]:
         return [("back", self.back), *(("pick", str(row.pk)) for row in rows)]
 
 
-def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> HttpResponse:
+def switch_picked(
+    picked: Picked, cuts: Callable[[Sequence[Model]], str], faults: Fault | tuple[Fault, ...] = ()
+) -> HttpResponse:
     """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`."""
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"
@@ -263,7 +269,9 @@ def switch_picked(picked: Picked, cuts: Callable[[Sequence[Model]], str]) -> Htt
             back=picked.back,
         )
     # Other people may have changed some of the rows meanwhile. Our Undo must not include these rows.
-    changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
+    changed = picked.change(
+        changing, lambda row: row.enable(by=request.user) if on else row.disable(by=request.user), faults
+    )
     if not changed:
         nothing = f"All of them were {state} already" if picked.rows else "Nothing was selected"
         return picked.leave(picked.left_alone or nothing)

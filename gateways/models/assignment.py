@@ -88,7 +88,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             row = server.lock()
             if row.archived_at:
                 return
-            if row.enabled:
+            if not row.may_be_archived:
                 raise ServerStillEnabled(ServerStillEnabled.__doc__)
             server.archived_at = timezone.now()
             server.save(update_fields=["archived_at", "updated_at"])

@@ -1,5 +1,6 @@
 """/api/connections."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, ConnectionAlreadyRevoked
 from gateways.models import Gateway
 from hosts.models import Host
 from tests import make
@@ -98,6 +99,9 @@ def test_a_connection_is_switched_and_revoked_once_with_its_tokens(ana: User, li
     assert ended["revoked_at"]
     for act in ("enable", "revoke"):
         assert problem(rest.post(f"/connections/{link.pk}/{act}")) == (409, "connection_revoked")
+    for change in (link.enable, link.disable, partial(link.set_hold_wait, 5)):
+        with pytest.raises(ConnectionAlreadyRevoked):
+            change(by=ana)
     actions = Event.objects.filter(action__startswith="connection.", via="api").values_list("action", flat=True)
     assert sorted(actions) == ["connection.disabled", "connection.enabled", "connection.revoked"]
 

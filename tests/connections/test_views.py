@@ -92,7 +92,10 @@ def test_revoking_asks_first_and_ends_the_connection_and_its_tokens_for_good(ana
     assert client.post(f"/connections/{connection.pk}/enable/").status_code == 302
     connection.refresh_from_db()
     assert not connection.is_live
-    assert "already revoked" in client.post(path, headers=HTMX)["HX-Trigger"]
+    for again in (path, f"/connections/{connection.pk}/disable/"):
+        assert "already revoked" in client.post(again, headers=HTMX)["HX-Trigger"]
+    wait = client.post(f"/approvals/{make.hold(connection, make.server()).pk}/wait/", {"seconds": "9"})
+    assert "already revoked" in text(wait)
     assert Event.objects.filter(action="connection.revoked").count() == 1
     without_script = client.post(f"/connections/{a_connection(ana, 'Other').pk}/revoke/", follow=True)
     assert without_script.redirect_chain[0][0].endswith("/connections/")
