@@ -407,7 +407,7 @@ def _words(action: Action) -> str:
 
 
 def _narrowed(reason: str, remedy: Remedy, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
-    yield "q", f"rule is {row.pk}" if remedy.subject == "rule" else f"reason is {reason}"
+    yield "q", f"reason is {reason}{f' and rule is {row.pk}' if remedy.subject == 'rule' else ''}"
     if remedy.narrowed_by:
         yield from ((name, str(getattr(row, f"{name}_id"))) for name in remedy.narrowed_by)
         return

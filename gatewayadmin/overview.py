@@ -40,13 +40,13 @@ from gatewayadmin.first_steps import Setup
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import OURS, PENDING
 from hosts.forms import STATUSES as HOST_STATES
-from hosts.models import Host, HostKind
+from hosts.models import Host
 from servers.models import Health, Identity, Server
 from sinks import archive
 from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
-from tokens.rows import EXPIRES_SOON, TokenRow, foremost_waiting, needing
+from tokens.rows import EXPIRES_SOON, TokenRow, foremost_waiting, hosts_for, needing
 from ui.pages import AppRequest, show, wants_fragment
 
 # Counts in the rail: apps, definitions, servers, access requests and held calls that need the user's attention.
@@ -234,7 +234,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_USE) else _listed(usable, user),
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_USE) else usable.count(),
-        "enrolling": partial(_enrolling, user),
+        "agents": hosts_for(user)[:SHOWN],
         "setup": Setup.of(user),
         "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
         "carried": _carried(user, newest),
@@ -312,11 +312,6 @@ def _refused(user: User) -> list[Identity]:
     """Return identities refused by their servers; only the user's own if the user may not see all connections."""
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
-
-
-def _enrolling(user: User) -> list[Host]:
-    """Return at most SHOWN enabled agents for which every person may create their own token."""
-    return list(Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)[:SHOWN])
 
 
 def _gateway_to_try(user: User) -> Gateway | None:

@@ -199,8 +199,14 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Raise UnusableDatabase unless the database answers, and this version can use it and its tables.
 
-    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too.
+    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too, and an embedded
+    one that does not exist is not created.
     """
+    if tables and is_embedded() and not (settings.DATA_DIR / "postgres" / "PG_VERSION").exists():
+        raise UnusableDatabase(
+            f"There is no database in {settings.DATA_DIR}: set GATEWAY_DATA_DIR to where it is, or start"
+            " `manage.py serve` once to create it."
+        )
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5, autocommit=True) as probe:

@@ -270,7 +270,7 @@ class Feature(Versioned, Switchable):
         )
 
     def __str__(self) -> str:
-        return self.exposed_name
+        return f"{self.exposed_name} on {self.assignment.gateway}"
 
     @property
     def claim(self) -> str:
@@ -403,6 +403,7 @@ class Feature(Versioned, Switchable):
     @classmethod
     def switch_all(cls, rows: Sequence[Self], *, on: bool, by: User | None) -> None:
         """Enable or disable features together. Record an event for each feature whose state changes."""
+        models.prefetch_related_objects(rows, "assignment__gateway")  # Named in each event.
         cls._switch_all(rows, on=on, by=by)
 
     def lock(self) -> Self:
@@ -416,7 +417,7 @@ class Feature(Versioned, Switchable):
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
         """Lock assignments, then features, as the SQL function `gateways_learn` does; return the current features."""
         rows = list(rows)
-        places = Assignment.objects.select_for_update(of=("self",)).order_by("pk")
+        places = Assignment.objects.select_related("gateway").select_for_update(of=("self",)).order_by("pk")
         by_key = places.in_bulk({row.assignment_id for row in rows})
         found = super().lock_all(rows)
         for row in found:

@@ -192,7 +192,8 @@ def test_the_list_is_narrowed_by_the_query_string(ana: User, sign_in: SignIn, su
 @pytest.mark.full
 def test_a_trace_and_a_request_are_found_whenever_they_were(ana: User, sign_in: SignIn) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    old = make.call(at=ago(days=20), feature_name="old", trace_id=trace)
+    then = ago(days=20)
+    old = make.call(at=then, recorded_at=then + timedelta(seconds=1), feature_name="old", trace_id=trace)
     make.call(feature_name="new", trace_id=trace)
     make.call(feature_name="other", trace_id=trace.replace("4b", "5b"))
     browser = sign_in(ana)
@@ -200,6 +201,7 @@ def test_a_trace_and_a_request_are_found_whenever_they_were(ana: User, sign_in: 
     drawer = text(browser.get(f"/logs/{old.uid}/", headers=DRAWER))
 
     assert f'<code class="secret">{trace}</code> <a href="/logs/?trace={trace}">' in drawer
+    assert '>1.5 ms</span> <span class="count">without record</span>' in drawer
     whole = browser.get(f"/logs/?trace={trace}")
     assert (set(shown(whole)), "2 in all time" in text(whole)) == ({"old", "new"}, True)
     assert shown(browser.get(f"/logs/?trace={trace}&from={ago(days=1):%Y-%m-%dT%H:%MZ}")) == ["new"]

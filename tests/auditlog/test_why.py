@@ -174,6 +174,11 @@ def test_decisions_on_other_pages_are_linked_or_named(scene: Scene, sign_in: Sig
         assert words in led
         assert words not in told
         assert f"It needs the capability “{needed.label}”" in told.replace("&amp;", "&")
+    rule = Rule.objects.add(name="Large", effect="refuse", when="args.amount > 500", mode="on", by=None)
+    scene.call(rule_id=str(rule.pk))  # Was approved, after the rule was changed to hold calls.
+    assert "Refused once since" in page(
+        sign_in(make.user(Capability.LOGS_READ)), scene.call("rule_refused", rule_id=str(rule.pk))
+    )
 
 
 @pytest.mark.full

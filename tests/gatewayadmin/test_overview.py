@@ -68,6 +68,7 @@ def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) 
         assert words in page
     for words in ("Secret bot", "not-mine", "hosts.all", "calls.day"):
         assert words not in page
+    assert ">Secret bot</a>" in text(sign_in(make.user(Capability.API_TOKENS_CREATE)).get("/"))
 
 
 @pytest.mark.full

@@ -8,6 +8,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from auditlog.models import Event
+from auditlog.sentences import sentence
 from gateways.feature_refresh import refresh
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from servers.models import AuthType, Health
@@ -266,7 +267,7 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
     assert f'id="callable-{docs.pk}" hx-swap-oob="true">0 of 1</span>' in row
 
     assert client.post(f"/tools/{tool.pk}/enable/")["Location"] == "/gateways/work/tools/"
-    assert [event.action for event in Event.objects.filter(target_type="feature").order_by("id")] == [
-        "feature.disabled",
-        "feature.enabled",
+    assert [sentence(event) for event in Event.objects.filter(target_type="feature").order_by("id")] == [
+        f"{ana.email} disabled “docs__echo on Work”.",
+        f"{ana.email} enabled “docs__echo on Work”.",
     ]

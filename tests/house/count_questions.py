@@ -534,7 +534,7 @@ def _refused_since(ask: Ask) -> str:
     uid, _, reason = ask.pk.partition(":")
     event = Event.objects.get(uid=uid)
     named = {"feature": "feature_name", "assignment": "server_id"}.get(event.target_type, f"{event.target_type}_id")
-    of = event.target_label if event.target_type == "feature" else event.target_id
+    of = event.target_label.partition(" on ")[0] if event.target_type == "feature" else event.target_id
     if event.target_type == "assignment":
         of = str(Assignment.objects.get(pk=event.target_id).server_id)
     since = event.created_at.replace(microsecond=0)

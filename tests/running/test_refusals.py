@@ -89,10 +89,11 @@ def test_unreachable_database(fresh: Path) -> None:
 
 @pytest.mark.full
 def test_command_before_the_first_start(fresh: Path) -> None:
-    assert (
-        refusal(fresh, "keys")
-        == "CommandError: The database is empty: start `manage.py serve` once to create the tables."
+    assert refusal(fresh, "keys") == (
+        f"CommandError: There is no database in {fresh}: set GATEWAY_DATA_DIR to where it is, or start"
+        " `manage.py serve` once to create it."
     )
+    assert not (fresh / "postgres").exists()
 
 
 VERSIONS = {
