@@ -79,7 +79,8 @@ class OwnCall:
         if reason and self.policy and self.call.deny_reason in SWITCHED_OFF:
             return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]
         if self.call.deny_reason == "wrong_gateway":  # The row has the token's gateway, not the one that was called.
-            return f"The token works only on {self.call.gateway_name}, and the call went to another gateway's URL."
+            own = self.call.gateway_name
+            return f"The token works only on {own}, but the URL of the call names another gateway or none."
         return reason.sentence if reason else ""
 
     @property

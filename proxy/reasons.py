@@ -100,7 +100,7 @@ REASONS = {
     ),
     "wrong_gateway": Reason(
         Step.ADDRESS,
-        "The token works only on its own gateway, and the call went to another gateway's URL.",
+        "The token works only on its own gateway, but the URL of the call names another gateway or none.",
         page=TOKENS,
         status=403,
         published="Forbidden",

@@ -205,6 +205,8 @@ class AccessRow(NamedTuple):
     several_servers: bool = False
     # The rules for a call of a tool; None if there are none.
     rules: Rules | None = None
+    # Whether the URL of the request names a gateway.
+    gateway_exists: bool = True
 
     @property
     def owner_id(self) -> str:
@@ -240,7 +242,8 @@ DENIALS = {
     for name, reason in reasons.REASONS.items()
     if reason.status
 }
-# If an app sends an OAuth token of another gateway, the refusal must make the app authorize for this gateway.
+# If an app sends an OAuth token of another gateway, the refusal must make the app authorize for this gateway. If the
+# URL names no gateway, the app would then ask its person to sign in again and again.
 WRONG_AUDIENCE = DENIALS["unknown"]._replace(reason="wrong_gateway")
 
 
@@ -283,7 +286,8 @@ def decide(grant: AccessRow, client_ip: str) -> Denied | None:
     """Return why the token may not be used for this request, or None if it may (rows 4 to 10 of the decision order)."""
     if _token_fields(grant) != _token_allowed:
         reason = _first_failed(grant, TOKEN_CONDITIONS)
-        return WRONG_AUDIENCE if reason == "wrong_gateway" and grant.by_oauth else DENIALS[reason]
+        authorizes_again = reason == "wrong_gateway" and grant.by_oauth and grant.gateway_exists
+        return WRONG_AUDIENCE if authorizes_again else DENIALS[reason]
     if grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
         return DENIALS["ip"]
     if _layer_fields(grant) != _layer_allowed:

@@ -41,6 +41,9 @@ SELECT
     g.name AS gateway_name,
     CASE WHEN q.servers IN (0, 3) THEN g.description ELSE '' END AS gateway_description,
     g.slug = q.slug AND g.archived_at IS NULL AS gateway_matches,
+    CASE WHEN g.slug = q.slug AND g.archived_at IS NULL THEN true ELSE EXISTS (
+        SELECT FROM gateways_gateway WHERE slug = q.slug AND archived_at IS NULL OFFSET 0
+    ) END AS gateway_exists,
     g.enabled AS gateway_enabled,
     h.id::text AS host_id,
     h.name AS host_name,

@@ -112,6 +112,12 @@ def test_an_app_with_a_token_of_another_gateway_is_told_to_get_one_of_this() -> 
     assert denied == ("wrong_gateway", 401, UNAUTHORIZED)
 
 
+def test_an_app_whose_url_names_no_gateway_is_not_sent_to_sign_in_again() -> None:
+    denied = decide(GOOD._replace(by_oauth=True, gateway_matches=False, gateway_exists=False), "127.0.0.1")
+
+    assert denied == ("wrong_gateway", 403, FORBIDDEN)
+
+
 def test_every_dead_credential_gets_the_same_body() -> None:
     dead = ("unknown", "revoked", "stale_generation", "connection_revoked", "expired", "user_inactive")
 
@@ -493,6 +499,9 @@ def test_an_apps_token_stands_for_the_key_of_its_connection_and_dies_with_it(app
     assert grant.host_name == "Claude Desktop"
     assert app_token.reason() is None
     assert app_token.reason("elsewhere") == "wrong_gateway"
+    make.gateway(slug="other")
+    asked = [(app_token.secret, slug, ServersNeeded.NONE, "") for slug in ("other", "elsewhere")]
+    assert [found and found.gateway_exists for found in ask(asked)] == [True, False]
 
     Token.objects.renew_key(app_token.connection, by=user)
     assert app_token.reason() == "stale_generation"
