@@ -158,24 +158,36 @@ class Action(StrEnum):
 
     EVENTS_EXPORTED = "events.exported", "{actor} exported the admin events."
 
-    FEATURE_ACCEPTED = "feature.accepted", "{actor} accepted the definition of {target}."
+    FEATURE_ACCEPTED = (
+        "feature.accepted",
+        "{actor} accepted the definition of {feature} on {gateway}.",
+        "{actor} accepted the definition of {target}.",
+    )
     FEATURE_CHANGED = (
         "feature.changed",
         "{more} more definitions changed on {target}; they are not listed here.",
         "The definition of {target} was changed by its server.",
     )
-    FEATURE_DISABLED = "feature.disabled", "{actor} disabled {target}."
+    FEATURE_DISABLED = "feature.disabled", "{actor} disabled {feature} on {gateway}.", "{actor} disabled {target}."
     FEATURE_EFFECT_SAID = (
         "feature.effect_said",
+        "{actor} set the effect of {feature} on {gateway} to {effect}.",
         "{actor} set the effect of {target} to {effect}.",
+        "{actor} reset the effect of {feature} on {gateway} to what its server claims.",
         "{actor} reset the effect of {target} to what its server claims.",
     )
-    FEATURE_ENABLED = "feature.enabled", "{actor} enabled {target}."
+    FEATURE_ENABLED = "feature.enabled", "{actor} enabled {feature} on {gateway}.", "{actor} enabled {target}."
     FEATURE_HELD = "feature.held", "{target} is new at its server and waits for a decision."
-    FEATURE_QUARANTINED = "feature.quarantined", "{actor} put {target} in quarantine."
+    FEATURE_QUARANTINED = (
+        "feature.quarantined",
+        "{actor} put {feature} on {gateway} in quarantine.",
+        "{actor} put {target} in quarantine.",
+    )
     FEATURE_TEXTS_SAID = (
         "feature.texts_said",
+        "{actor} changed the {fields} that clients see for {feature} on {gateway}.",
         "{actor} changed the {fields} that clients see for {target}.",
+        "{actor} changed the texts that clients see for {feature} on {gateway}.",
         "{actor} changed the texts that clients see for {target}.",
     )
 

@@ -482,7 +482,7 @@ class Switchable(models.Model):
 
     @property
     def may_be_archived(self) -> bool:
-        """True unless the row must be disabled before it can be archived."""
+        """True if the row may be archived now; a row in use must be disabled first."""
         return not self.enabled
 
     def disable(self, *, by: Actor | None) -> bool:

@@ -45,6 +45,7 @@ STATED = {
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "accessrequest": (" / ", ("gateway", "user")),
     "assignment": (" on ", ("server", "gateway")),
+    "feature": (" on ", ("feature", "gateway")),
     "hostatgateway": (" on ", ("host", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
     "hold": (" / ", ("tool", "host", "gateway")),

@@ -30,7 +30,7 @@ def main() -> None:
 
     try:
         django.setup()
-        gc.freeze()  # Keeps forked workers from scanning, and thereby copying, shared memory.
+        gc.freeze()  # Later collections need not scan what was loaded.
         gc.enable()
         execute_from_command_line(sys.argv)
     except KeyboardInterrupt:

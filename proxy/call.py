@@ -161,11 +161,12 @@ NOT_OF_THE_SERVER = (
     tasks.UnknownTask,
 )
 
-# Errors raised before a request is sent.
-NOT_CONNECTED = (NotConnected, NameNotFound, AddressBlocked, Loop)
 # Errors after which the server has not executed the request, unless `may_have_run` is set: the request was not sent, or
 # the server has lost its session.
-NEVER_RUN = (Busy, NotRecordable, DatabaseUnavailable, BadUrl, EraLeft, SessionEnded, *NOT_CONNECTED)
+NEVER_RUN = (
+    *(Busy, NotRecordable, DatabaseUnavailable, BadUrl, EraLeft, SessionEnded),
+    *(NotConnected, NameNotFound, AddressBlocked, Loop),
+)
 
 # Servers of MCP 2026-07-28 do not have these methods. Instead, the worker that has the client's stream sends
 # `subscriptions/listen` to such a server.
@@ -1296,9 +1297,9 @@ class _Sent:
             )
 
     async def _may_pass_on(self, notification: Object) -> bool:
-        """Return False for the update of a resource that this client may not read."""
+        """Return False for the update of a resource to which this client could not subscribe."""
         uri = params_of(notification).get("uri")
-        if notification.get("method") != UPDATED or not isinstance(uri, str):
+        if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
             return True
         exposed = rewriting.exposed_uri(self.resolved.alias, uri)
         with suppress(DatabaseUnavailable):

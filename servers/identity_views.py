@@ -280,7 +280,9 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
     if not identity.may_be_confirmed_by(request.user):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
 
-    now = {name: getattr(identity.server, name) for name in CREDENTIAL_TARGET}
+    server = identity.server
+    now = {name: getattr(server, name) for name in CREDENTIAL_TARGET}
+    how = f"in the header {server.header_name}" if server.auth_type == AuthType.HEADER else "as a bearer token"
 
     def act() -> HttpResponse:
         if any(request.POST.get(name, value) != value for name, value in now.items()):
@@ -294,7 +296,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=(IdentityAlreadyRevoked, AnotherPlace),
         refused=lambda why: _changed(request, identity, why),
         title="Confirm credential",
-        text=f"Send “{identity.label}” to {identity.server.url}?",
+        text=f"Send “{identity.label}” to {server.url} {how}?",
         more="The path, header or auth type of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",

@@ -27,7 +27,7 @@ from auditlog.checkpoints import sealing
 from auditlog.models import Call, Event
 from auditlog.partitions import PartitionDays
 from auditlog.rollups import keeping
-from gatewayadmin.config import database, environment
+from gatewayadmin.config import database
 from gatewayadmin.config.database import Lock
 from gatewayadmin.serving.start import make_partitions
 from gateways.models import GatewayGrant, ToolGrant
@@ -95,7 +95,6 @@ async def _pause(least: float, most: float) -> None:
 
 def start_alone(background: Background) -> None:
     """Start the loops in the chores process."""
-    guard.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
     database.limit_statements()
     start(background)
 

@@ -126,7 +126,7 @@ class DrainingServer(uvicorn.Server):
         self._all_stop = all_stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  Not before GunicornServer.load.
+        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  See load_application.
 
         readiness.drain()
         if sig == signal.SIGTERM and settings.DRAIN_SECONDS and not self._is_asked:
@@ -142,7 +142,7 @@ class DrainingServer(uvicorn.Server):
 
         Open event streams are ended; their clients reconnect to another process.
         """
-        from proxy import streams  # noqa: PLC0415  Not before GunicornServer.load.
+        from proxy import streams  # noqa: PLC0415  See load_application.
 
         streams.end_standing()
         if self._all_stop():  # If only this worker stops, other workers accept new connections.
@@ -212,7 +212,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     async def _do_chores(self) -> None:
         """Do chores until gunicorn stops this process or is gone."""
-        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  Not before GunicornServer.load.
+        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  See load_application.
 
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -312,19 +312,25 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        # Imported here, because they read the environment that `serve` sets.
-        from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
-        from gatewayadmin.asgi import application  # noqa: PLC0415
-
-        return application
+        return load_application()
 
     def run(self) -> None:
         """Serve until stopped, then exit the process."""
         return_large_buffers()  # For the workers too, which are forks.
-        self.wsgi()  # Load the application once: workers start faster, and share its memory.
-        gc.freeze()  # Collections in the workers then do not scan, and thereby copy, what they share.
         _close_database()  # Connections and their pool's threads do not survive a fork.
         OrderlyArbiter(self).run()
+
+
+def load_application() -> Any:
+    """Return the ASGI application. Called before the workers are forked, so that they share its memory.
+
+    It reads the environment that `serve` sets, so no module of it can be imported earlier.
+    """
+    from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
+    from gatewayadmin.asgi import application  # noqa: PLC0415
+
+    gc.freeze()  # Collections in the workers do not scan, and thereby copy, what they share.
+    return application
 
 
 def metrics_folder(data_dir: Path) -> Path:

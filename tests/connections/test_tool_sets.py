@@ -260,7 +260,7 @@ def test_what_an_administrator_says_of_a_tool_counts_in_sets(
     assert "No call of the last 7 days would have been refused." in harmless
     assert "1 call of 1 person used tools that this takes away" in asked
     assert (names(reading), names(breaking)) == ([], ["drop", "get"])
-    assert told() == "boss@example.com set the effect of “docs__get on Work” to destructive."
+    assert told() == "boss@example.com set the effect of “docs__get” on “Work” to destructive."
     assert "The server claims: Read only" in client.get(f"/features/{get.pk}/").content.decode()
     undone(client, said)
     assert (names(reading), names(breaking)) == (["get"], ["drop"])
@@ -421,7 +421,7 @@ def test_texts_for_clients_are_stated_taken_back_and_never_hidden(work: Gateway,
     assert "Kept" in hidden.content.decode()
     get.refresh_from_db()
     assert (get.said_title, get.said_description, get.title) == ("Read a page", "Reads\none page.", "Get")
-    assert told() == "boss@example.com changed the title and description that clients see for “docs__get on Work”."
+    assert told() == "boss@example.com changed the title and description that clients see for “docs__get” on “Work”."
     page = text(client.get(f"/features/{get.pk}/"))
     assert "Read a page An administrator wrote this title. The title from the server: Get" in page
     assert "The server's description, not shown to clients Gets it." in page

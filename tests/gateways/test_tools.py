@@ -268,6 +268,6 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
 
     assert client.post(f"/tools/{tool.pk}/enable/")["Location"] == "/gateways/work/tools/"
     assert [sentence(event) for event in Event.objects.filter(target_type="feature").order_by("id")] == [
-        f"{ana.email} disabled “docs__echo on Work”.",
-        f"{ana.email} enabled “docs__echo on Work”.",
+        f"{ana.email} disabled “docs__echo” on “Work”.",
+        f"{ana.email} enabled “docs__echo” on “Work”.",
     ]

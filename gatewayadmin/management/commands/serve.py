@@ -12,7 +12,7 @@ from gatewayadmin.config.checks import DatabaseReport, default_workers
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
 from gatewayadmin.serving import runner_process
-from gatewayadmin.serving.server import GunicornServer, PortTaken, metrics_folder, reserve
+from gatewayadmin.serving.server import GunicornServer, PortTaken, load_application, metrics_folder, reserve
 from gatewayadmin.serving.start import Welcome, prepare
 from wire import versions
 
@@ -66,6 +66,7 @@ class Command(BaseCommand):
         processes = workers or default_workers()
         # Workers share each server's limit of concurrent calls, so each worker needs the number of workers.
         environment.set_for_children("GATEWAY_WORKERS", str(processes))
+        load_application()
         runner = runner_process.start(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
         GunicornServer(
             listener,
