@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import NamedTuple
 
 from django.conf import settings
 from django.urls import reverse
+from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString
 
 from gatewayadmin.help.markdown import Section, plain, render, sections_of
 
 FOUND = 20  # Largest number of results of a search.
+FILLERS = frozenset({"a", "an", "and", "for", "how", "in", "is", "my", "of", "on", "or", "the", "to", "with"})
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 INDEX = "index"
 KINDS = {
@@ -23,7 +26,7 @@ KINDS = {
     "explanation": "Explanation",
     "decisions": "Decision",
 }
-_WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.3}
+_WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.04}  # Decisions come last.
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ class Group(NamedTuple):
 
 
 class FoundPage(NamedTuple):
-    """A search result: a page, its best section, and an excerpt (`text`) with the words of the search."""
+    """A search result: a page, its best section, and an excerpt (`text`) with the words of the search marked."""
 
     document: HelpPage
     title: str
     url: str
-    text: str
+    text: SafeString
 
 
 def url_of(path: str) -> str | None:
@@ -152,9 +155,9 @@ def search(words: str, limit: int = FOUND) -> list[FoundPage]:
 
 
 def _wanted(words: str) -> list[str]:
-    """Return the stems of the words; single characters, such as the 2 of `SOC 2`, only if there is nothing longer."""
+    """Return the stems of the words; fillers and single characters, as in `SOC 2`, only if there is nothing else."""
     stems = [_stem(word) for word in words.lower().replace("-", " ").split()]
-    return [stem for stem in stems if len(stem) > 1] or stems
+    return [stem for stem in stems if len(stem) > 1 and stem not in FILLERS] or stems
 
 
 def _stem(word: str) -> str:
@@ -174,7 +177,7 @@ def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
         return []
     url = f"{page.url}#{section.anchor}" if section.anchor else page.url
     title = section.title if section.anchor else ""
-    return [(score * page.weight, FoundPage(page, title, url, _excerpt(page, section, wanted)))]
+    return [(score * page.weight, FoundPage(page, title, url, _marked(_excerpt(page, section, wanted), wanted)))]
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
@@ -206,6 +209,12 @@ def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
     at = min((found.start() for word in wanted if (found := _at_word(word).search(text))), default=-1)
     if at < 0:
         return page.summary[:1].upper() + page.summary[1:]
-    begin = text.rfind(". ", 0, at) + 2 if at > 80 else 0
-    begin = max(begin, at - 80)
-    return ("… " if begin and text[begin - 2] != "." else "") + text[begin : begin + 180]
+    begin = max(text.rfind(". ", 0, at) + 2, text.find(" ", at - 80) + 1) if at > 80 else 0
+    return ("… " if begin and text[begin - 2] != "." else "") + textwrap.shorten(text[begin:], 180, placeholder=" …")
+
+
+def _marked(text: str, wanted: list[str]) -> SafeString:
+    """Return the text as HTML, with <mark> around the words that begin with a search word."""
+    parts = re.split(rf"(?<![^\W_])((?:{'|'.join(map(re.escape, wanted))})\w*)", text, flags=re.IGNORECASE)
+    marks = [format_html("<mark>{}</mark>", part) if number % 2 else escape(part) for number, part in enumerate(parts)]
+    return SafeString("".join(marks))

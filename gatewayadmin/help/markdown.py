@@ -18,6 +18,7 @@ from proxy.reasons import REASONS
 # The only HTML that pages may use; everything else is shown as text.
 _ALLOWED = re.compile(r'</?(?:b|br|details|i|kbd|summary)>|<a id="[\w-]+">|</a>')
 _TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)
+_LEFT_OUT = re.compile(rf"<!--.*?-->|{_ALLOWED.pattern}", re.DOTALL)
 _ANCHOR = re.compile(r"[^\w\- ]")
 _COPY = (
     '<figure class="code"><figcaption><span>{}</span><button class="button" type="button" data-kind="quiet"'
@@ -119,13 +120,16 @@ def _allowed_html(html: str) -> str:
 _HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
 _FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-_RULE = re.compile(r"^\|[ :|-]+\|$", re.MULTILINE)
+_TABLE_HEAD = re.compile(r"^ *\|.*\|\n *\|[ :|-]+\|$", re.MULTILINE)
+_ROW = re.compile(r"^ *\| (.*?)\.? \|$", re.MULTILINE)
+_EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
 def plain(markdown: str) -> str:
-    """Return the text of Markdown without tags, link targets and marks."""
-    text = _RULE.sub("", _LINK.sub(r"\1", _TAG.sub("", markdown)))
-    return " ".join(text.replace("|", " ").replace("**", "").replace("`", "").split())
+    """Return the text of Markdown without tags, link targets and marks; the cells of a table row become a sentence."""
+    rows = _ROW.sub(r"\1.", _TABLE_HEAD.sub("", _LINK.sub(r"\1", _LEFT_OUT.sub("", markdown))))
+    text = rows.replace(" | ", ": ").replace("**", "").replace("`", "")
+    return " ".join(_EMPHASIS.sub(r"\1", text).split())
 
 
 def sections_of(source: str) -> list[Section]:

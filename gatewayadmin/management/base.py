@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database
 from gatewayadmin.config.database import UnusableDatabase
+from gateways.models import Gateway
 
 
 class WorkspaceCommand(BaseCommand):
@@ -44,6 +45,14 @@ class RefusedCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         raise CommandError(self.instead)
+
+
+def gateway_named(slug: str) -> Gateway:
+    """Return the gateway; raises CommandError, which names the gateways that exist."""
+    if (gateway := Gateway.objects.live().filter(slug=slug).first()) is None:
+        slugs = ", ".join(Gateway.objects.live().order_by("slug").values_list("slug", flat=True)[:20])
+        raise CommandError(f"There is no gateway {slug}. There are: {slugs or 'none'}.")
+    return gateway
 
 
 def moment(text: str) -> datetime:

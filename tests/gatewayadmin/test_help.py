@@ -25,6 +25,8 @@ def test_every_page_is_served_and_every_link_on_it_leads_to_a_page_and_a_heading
     for page in by_url.values():
         answer = client.get(page.url)
         assert answer.status_code == 200, page.path
+        # A numbered step without a blank line above it becomes a part of the paragraph.
+        assert not re.search(r"\n\d\. ", re.sub(r"<pre.*?</pre>", "", page.html, flags=re.DOTALL)), page.path
         for link in re.findall(r'(?:href|src)="(/[^"]*)"', page.html):
             url, _, anchor = link.partition("#")
             if url.startswith("/help/files/"):
@@ -126,9 +128,15 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
         **dict.fromkeys(("SOC 2", "SOC2", "ISO 27001", "evidence", "entitlement"), "how-to/answer-an-auditor"),
         **dict.fromkeys(("chain of custody", "hash chain", "log integrity"), "how-to/answer-an-auditor"),
         **dict.fromkeys(("non-repudiation", "tamper evident"), "how-to/answer-an-auditor"),
+        **dict.fromkeys(("mcp.json", "Cursor", "VS Code", "python", "OAuth"), "how-to/connect-a-client"),
+        **dict.fromkeys(("proxy in my company", "company proxy", "HTTP_PROXY"), "how-to/connect-a-client"),
+        **dict.fromkeys(("403", "forbidden"), "how-to/for-an-invited-developer"),
+        **dict.fromkeys(("timeout", "misspelt"), "how-to/troubleshoot"),
     }
     assert {words: search(words)[0].document.path for words in first} == first
     assert search(" ") == search("kill zebra") == []
+    kinds = [one.document.kind for one in search("OAuth")]
+    assert kinds == sorted(kinds, key="Decision".__eq__)  # Decisions come last.
 
 
 def test_a_result_has_the_section_of_the_words_and_an_excerpt_without_code() -> None:
@@ -137,8 +145,13 @@ def test_a_result_has_the_section_of_the_words_and_an_excerpt_without_code() -> 
     assert soc.title == ""  # Not the section "2. Which agents are idle?".
     assert "compliance" in soc.text
     assert idle.title == "2. Which agents are idle?"
-    assert idle.text.startswith("Filter Apps & Agents")
+    assert idle.text.startswith("Filter Apps &amp; <mark>Agents</mark> by <mark>Idle</mark>")
     assert "select(" not in idle.text
+    cell, cut = search("mcp-remote hangs")[0], search("keep anyway")[0]
+    assert "a client <mark>hangs</mark> after its connection was revoked: restart the client" in cell.text
+    assert cell.text.endswith(" …")
+    assert cut.text.startswith("… server answers")
+    assert "tick <mark>Keep</mark> it <mark>anyway</mark> (" in cut.text
 
 
 @pytest.mark.full

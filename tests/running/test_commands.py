@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -101,10 +102,10 @@ def test_issue_token_says_what_is_wrong() -> None:
 
     assert refusal("nobody@example.com", gateway.slug) == "There is no active user nobody@example.com."
     assert refusal(gone.email, gateway.slug) == f"There is no active user {gone.email}."
-    assert (
-        refusal(user.email, "nowhere")
-        == f"There is no gateway nowhere. There are: {', '.join(sorted((gateway.slug, shut.slug)))}."
-    )
+    nowhere = f"There is no gateway nowhere. There are: {', '.join(sorted((gateway.slug, shut.slug)))}."
+    assert refusal(user.email, "nowhere") == nowhere
+    with pytest.raises(CommandError, match=re.escape(nowhere)):
+        call_command("doctor", "--gateway", "nowhere")
     expiry = refusal(user.email, gateway.slug, "--expires-in-days", "91")
     assert "--expires-in-days" in expiry
     assert "7, 30, 90" in expiry

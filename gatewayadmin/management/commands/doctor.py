@@ -11,7 +11,7 @@ from gatewayadmin.config import checks
 from gatewayadmin.config.checks import default_workers
 from gatewayadmin.doctor import CheckStep, OAuthCheck, passed
 from gatewayadmin.doctor.http_probe import StepState
-from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.management.base import WorkspaceCommand, gateway_named
 from gatewayadmin.serving.start import public_url
 from gateways.models import Gateway
 
@@ -39,9 +39,10 @@ class Command(WorkspaceCommand):
 
 
 def _gateway(slug: str | None) -> Gateway:
-    gateways = Gateway.objects.live().filter(**({"slug": slug} if slug else {"enabled": True}))
-    if (gateway := gateways.order_by("created_at", "pk").first()) is None:
-        raise CommandError(f"There is no gateway {slug}." if slug else "There is no enabled gateway.")
+    if slug:
+        return gateway_named(slug)
+    if (gateway := Gateway.objects.live().filter(enabled=True).order_by("created_at", "pk").first()) is None:
+        raise CommandError("There is no enabled gateway.")
     return gateway
 
 

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from accounts.models import User
 from connections.models import Connection, ConnectionFault
-from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.management.base import WorkspaceCommand, gateway_named
 from gatewayadmin.serving.start import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, HostKind
@@ -34,7 +34,7 @@ class Command(WorkspaceCommand):
 
     def handle(self, *args: Any, user: str, host: str, gateway: str, **options: Any) -> None:
         with transaction.atomic():
-            issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
+            issued = _issue(_user(user), host, gateway_named(gateway), options["name"], options["expires_in_days"])
         self.stdout.write(json.dumps(_line(issued)))
 
 
@@ -43,14 +43,6 @@ def _user(email: str) -> User:
     if user is None or not user.is_active:
         raise CommandError(f"There is no active user {email}.")
     return user
-
-
-def _gateway(slug: str) -> Gateway:
-    gateway = Gateway.objects.live().filter(slug=slug).first()
-    if gateway is None:
-        slugs = ", ".join(Gateway.objects.live().order_by("slug").values_list("slug", flat=True)[:20])
-        raise CommandError(f"There is no gateway {slug}. There are: {slugs or 'none'}.")
-    return gateway
 
 
 def _issue(user: User, host_name: str, gateway: Gateway, name: str, days: int) -> Issued:
