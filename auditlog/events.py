@@ -207,7 +207,7 @@ def first_of(values: Sequence[str]) -> str:
 
 
 def membership_of(email: str) -> Q:
-    """Return the condition of events with which the person with this address joined or left a team."""
+    """Return a filter for the events that say that the person with this address joined or left a team."""
     email = email.strip().lower()
     left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
     return Q(target_type="team") & (left & ~joined | joined & ~left)

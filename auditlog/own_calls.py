@@ -39,7 +39,15 @@ SWITCHED_OFF = {
     "resource_disabled": "This resource or its template is disabled on this gateway.",
 }
 # Methods that clients send to introduce themselves or to discover features, not to call anything.
-HELLOS = ("initialize", "ping", "server/discover")
+HELLOS = ("initialize", "ping", "server/discover", "GET")
+# The filters of My calls: the value in the URL, the label, and the condition.
+FILTERS = {
+    "": ("All", Q()),
+    "tools": ("Tool calls", Q(method="tools/call")),
+    "refused": ("Refused", Q(outcome__in=ENDINGS["denied"])),
+    "failed": ("Failed", Q(outcome__in=ENDINGS["error"])),
+    "ok": ("OK", Q(outcome__in=ENDINGS["ok"])),
+}
 
 
 def own_calls(user: User) -> QuerySet[Call]:
@@ -254,8 +262,13 @@ def waiting(request: AppRequest) -> HttpResponse:
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
     """List the person's own calls, newest first, with the reason of each refusal."""
-    found = page(listed_calls(request.user), Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
-    return show(request, "auditlog/own.html", {"page": found, "rows": as_own(found.rows)})
+    show_only = text_of(request.GET, "show")
+    chosen = show_only if show_only in FILTERS else ""
+    calls = listed_calls(request.user).filter(FILTERS[chosen][1])
+    found = page(calls, Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
+    filters = [(value, label) for value, (label, _) in FILTERS.items()]
+    context = {"page": found, "rows": as_own(found.rows), "filters": filters, "chosen": chosen}
+    return show(request, "auditlog/own.html", context)
 
 
 @require_GET

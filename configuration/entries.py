@@ -92,7 +92,7 @@ class _EntryReader:
         return None
 
     def _old_parent(self, kind: Kind, parent: Key) -> Key:
-        """Return the key that the parent has now: the old one if the document renames the parent."""
+        """Return the key that the parent has before the document is applied, which may rename the parent."""
         entry = self._world.entries.get((kind.parent, parent))
         return entry.was if entry and entry.was else parent
 

@@ -298,7 +298,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Stop listing or blocking an app or agent on a gateway. Its limit to a tool set does not change."""
+        """Remove the decision on an app or agent (allowed or blocked) from a gateway. Its limit to a tool set stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 

@@ -75,10 +75,10 @@ GATEWAYS = Table(
     (
         Column("pick", "Pick", 2, kind="pick", needs=Capability.GATEWAYS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
-        Column("url", "Gateway URL", 20, priority=2),
+        Column("url", "Gateway URL", 20, priority=2, on_phone=True),
         Column("servers", "Servers", 5, priority=3, kind="number", value="server_count"),
         Column("tools", "Tools", 4, priority=3, kind="number", value="tool_count"),
-        Column("connections", "Connections", 6, priority=3, kind="number", hint=LIVE, value="connection_count"),
+        Column("connections", "Connections", 7, priority=3, kind="number", hint=LIVE, value="connection_count"),
         CALLS,
         CREATED,
         Column("reach", "Reach", 7, priority=3, sorts=("reach", Lower("name")), on_phone=True, value="reach_text"),

@@ -62,7 +62,15 @@ HOSTS = Table(
             "type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True, value=Host.get_kind_display
         ),
         Column("connections", "Connections", 7, priority=2, kind="number", hint=LIVE, value="connection_count"),
-        Column("users", "Users", 5, priority=3, kind="number", value="user_count"),
+        Column(
+            "users",
+            "Users",
+            5,
+            priority=3,
+            kind="number",
+            needs=Capability.MCP_CONNECTIONS_READ,
+            value="user_count",
+        ),
         CALLS,
         Column(
             "seen",

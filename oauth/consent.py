@@ -110,4 +110,4 @@ def _identity_words(assignment: Assignment, identities: dict[Assignment, Identit
             if assignment in identities
             else "with the credential you chose before, if any"
         )
-    return "shared credential" if assignment.identity_scheme == "shared" else "no credential"
+    return "shared credential" if assignment.identity_scheme == "shared" else "needs no credential"

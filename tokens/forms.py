@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
+from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -28,7 +29,10 @@ from ui.forms import LimitField
 NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
 MOST_UNTIL_USED = 24  # Hours after which the old secret ends, even if the new one was not used.
-LIMIT = "Empty: only the limits of the workspace and the gateway apply."
+LIMIT = (
+    "Empty: only the limits of the workspace and the gateway apply. Raising or removing a limit later needs "
+    f"“{Capability.API_TOKENS_MANAGE.label}”."
+)
 
 
 @dataclass(frozen=True)

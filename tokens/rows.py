@@ -126,7 +126,7 @@ TOKENS = Table(
         Column("owner", "Owner", 8, is_extra=True, value="token.connection.user.email"),
         Column("prefix", "Prefix", 7, priority=2, on_phone=True, value="token.prefix"),
         Column("host", "Host", 6.5, on_phone=True, value="token.connection.host.name"),
-        Column("gateway", "Gateway", 5.5, priority=3, value="token.connection.gateway.name"),
+        Column("gateway", "Gateway", 5.5, priority=3, on_phone=True, value="token.connection.gateway.name"),
         Column("servers", "Servers", 5, priority=3),
         Column(
             "created",

@@ -105,6 +105,7 @@ class Shown:
     name: str
     where: str
     code: SafeString
+    problem: str = ""  # The reason why the client cannot connect to this gateway; empty if it can.
 
 
 @cache
@@ -132,17 +133,16 @@ def client_of(slug: str) -> Client:
 
 
 def client_block(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
-    """Return the client's block for this gateway; None if the client has none for the sign-in method `way`."""
+    """Return the text that connects the client to this gateway; None if there is none for the sign-in method `way`."""
     if (block := client.by(way)) is None:
         return None
     text = block.for_gateway(url, name, token)
     code = _escaped(text.strip())
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
-    where = block.where_for(text)
-    if block.from_internet and not url.startswith("https:"):
-        where = f"*{client.name} cannot connect to this address, which is not https.* {where}"
-    return Shown(client.slug, client.name, where, mark_safe(code))  # noqa: S308  (escaped above)
+    far = block.from_internet and not url.startswith("https:")
+    problem = f"{client.name} cannot connect to this gateway while its address is not https." if far else ""
+    return Shown(client.slug, client.name, block.where_for(text), mark_safe(code), problem)  # noqa: S308  (escaped above)
 
 
 class CallText(NamedTuple):

@@ -54,7 +54,7 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Without `annotated`, header annotations are not checked: use this only if there are none, or if they are valid.
+    With `annotated=False`, header annotations are not checked: the definitions have none, or were checked before.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:

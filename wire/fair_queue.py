@@ -152,7 +152,7 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers, in the order of their arrival in each account."""
+        """Give room to waiting calls and answers. Those of one account get it in the order in which they arrived."""
         blocked: set[Account] = set()  # Accounts for which an earlier call or answer waits.
         for turn, claim in list(self._waiting.items()):
             if turn.done():

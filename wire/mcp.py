@@ -634,7 +634,7 @@ def has_sound_annotations(schema: Any) -> bool:
 
 
 def without_annotations(value: Any) -> Any:
-    """Return the schema without header annotations: the gateway computes the headers from the arguments."""
+    """Return the schema without header annotations. Clients need none, because the gateway computes the headers."""
     if isinstance(value, dict):
         return {key: without_annotations(inner) for key, inner in value.items() if key != ANNOTATION}
     return [without_annotations(inner) for inner in value] if isinstance(value, list) else value

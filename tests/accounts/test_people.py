@@ -362,6 +362,8 @@ def test_joining_is_told_in_words_and_events_of_its_own(chief: User, sign_in: Si
     done = client.post("/accounts/join/", form, follow=True)
 
     key = path.rstrip("/").rpartition("/")[2]
+    (focused,) = re.findall(r"<input[^>]* autofocus[^>]*>", text(mismatch))
+    assert 'name="password2"' in focused, "the field with the error"
     assert opened["Location"] == "/accounts/join/"
     assert key not in page
     assert mismatch.status_code == 422

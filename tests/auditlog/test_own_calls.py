@@ -58,6 +58,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     call_of(link, feature_name="", method="GET", outcome="not_offered")
 
     page, home = text(client.get("/settings/calls")), text(client.get("/"))
+    refused, failed = (text(client.get(f"/settings/calls?show={show}")) for show in ("refused", "failed"))
 
     assert "No calls made as you yet." in empty
     assert 'href="/connect/client/"' in empty
@@ -66,6 +67,8 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     assert f'/settings/identities?connection={link.pk}">Add your credential' in page
     assert "/logs/" not in page
     assert "not offered" not in page + home, "probes of clients are not listed"
+    assert [f">{name}</a>" in refused for name in ("good", "bad", "lacking", "anns")] == [False, True, True, False]
+    assert "No call matches." in failed
 
 
 @pytest.mark.full
@@ -115,7 +118,8 @@ def test_the_wait_passes_introductions_and_refusals_and_ends_with_the_call_that_
 ) -> None:
     client = sign_in(max)
     before = text(wait(client, "&gateway=work"))
-    call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
+    for method in ("initialize", "GET"):
+        call_of(link, method=method, feature_name="", client_name="Codex CLI")
     hello = text(wait(client, "&gateway=work"))
     for _ in range(PAGE_SIZE + 10):
         call_of(link, outcome="denied", deny_reason="identity_missing")

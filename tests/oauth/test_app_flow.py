@@ -375,7 +375,7 @@ def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> N
     page = client.get(client.post(second, {"skip": "1"})["Location"]).content.decode()
 
     for server, words in (
-        ("Handbook", "no credential"),
+        ("Handbook", "needs no credential"),
         (brought.name, "as ann-work"),
         (skipped.name, "with the credential you chose before, if any"),
     ):

@@ -38,6 +38,7 @@ def test_every_client_is_there_with_the_tested_text_for_the_chosen_gateway(max: 
             code = client_block(one, block.way, url=gateway.url, name="work")
             assert code
             assert code.code in page
+            assert ("cannot connect to this gateway while its address is not https" in page) == block.from_internet
             assert not re.search(r"[*`]", code.where) or code.where not in page, "its marks are for the documents"
             assert len(re.findall(r'aria-current="true"><span class="logo"', page)) == 1
     assert all(f"client={one.slug}" in page for one in clients())
@@ -89,6 +90,7 @@ def test_it_says_what_the_role_or_the_connection_lacks(ann: User, sign_in: SignI
     assert "Authorize in the browser when prompted" not in browser
     assert "To create one, you need the capability" in token
     assert "needs your credential for Notion" in token
+    assert "Ask your client" not in token, "curl only lists the tools"
     both_ways = text(sign_in(make.user(Capability.API_TOKENS_MANAGE)).get(PAGE, {"client": "claude-code"}))
     assert 'value="token" checked' in both_ways, "the way that is open to them"
     maker = text(sign_in(make.user(Capability.API_TOKENS_MANAGE)).get(PAGE, {"client": "curl"}))

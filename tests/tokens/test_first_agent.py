@@ -113,6 +113,7 @@ def test_where_there_are_agents_one_is_chosen_and_the_rest_goes_along(work: Gate
     shown = text(maker.get(PAGE, CHOSEN))
 
     assert "Name your agent" not in shown
+    assert f'href="{MAKING}?gateway=work&amp;client=python">New agent</a>' in shown
     assert shown.count('<input type="hidden" name="client" value="python">') == 2  # In both forms: search and continue.
 
 

@@ -387,6 +387,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
     """Render a form field with label, control, help and error.
 
     Other keyword arguments become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
+    In a form with invalid fields, the first of them has the focus.
     """
     widget = bound.field.widget
     many = isinstance(widget, (RadioSelect, CheckboxSelectMultiple))
@@ -395,6 +396,8 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
     attributes = {names.get(name, name.replace("_", "-")): value for name, value in attrs.items()}
     if not many and not check:
         attributes["class"] = "input"
+    if invalid := next((name for name in bound.form.fields if name in bound.form.errors), None):
+        attributes["autofocus"] = bound.name == invalid
     return {
         "field": bound,
         "control": "" if many else bound.as_widget(attrs=attributes),  # `choices` are rendered one by one.
