@@ -304,7 +304,7 @@ def test_the_matrix_says_of_each_cell_whether_and_why(work: Gateway, boss: User,
     User.objects.filter(pk=ann.pk).update(is_active=False)
     assert cells(person=ann.email, q="drop") == {f"docs__drop, {ann.email}: no, without access to the gateway"}
     why = text(client.get(url, {"tool": dropping, "of": f"person:{ann.pk}"}))
-    assert "Not allowed no, without access to the gateway This person cannot use the gateway: deactivated" in why
+    assert "Not allowed no, without access to the gateway This person cannot use the gateway. Possible reasons" in why
     assert cells(person="nobody@example.com") == set()
     assert "No person, team or agent matches." in text(client.get(url, {"person": "nobody@example.com"}))
 
