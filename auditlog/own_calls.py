@@ -23,6 +23,7 @@ from auditlog.models import ENDINGS, Call, Outcome
 from auditlog.outcomes import reason_of
 from auditlog.paging import Cursor, page
 from auditlog.remedies import ASKABLE
+from auditlog.search import SEARCH_LIMIT
 from auditlog.why import Detail
 from capabilities import NOBODY, own_resource
 from connections.models import Connection
@@ -40,7 +41,7 @@ SWITCHED_OFF = {
 }
 # Methods that clients send to introduce themselves or to discover features, not to call anything.
 HELLOS = ("initialize", "ping", "server/discover", "GET")
-# The filters of My calls: the value in the URL, the label, and the condition.
+# The filters of My calls, on the newest SEARCH_LIMIT calls: the value in the URL, the label, and the condition.
 FILTERS = {
     "": ("All", Q()),
     "tools": ("Tool calls", Q(method="tools/call")),
@@ -264,8 +265,10 @@ def listing(request: AppRequest) -> HttpResponse:
     """List the person's own calls, newest first, with the reason of each refusal."""
     show_only = text_of(request.GET, "show")
     chosen = show_only if show_only in FILTERS else ""
-    calls = listed_calls(request.user).filter(FILTERS[chosen][1])
-    found = page(calls, Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
+    calls = listed_calls(request.user)
+    if chosen and (floor := calls.order_by("-created_at").values_list("created_at", flat=True)[SEARCH_LIMIT:].first()):
+        calls = calls.filter(created_at__gt=floor)  # The cost does not grow with the log.
+    found = page(calls.filter(FILTERS[chosen][1]), Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     filters = [(value, label) for value, (label, _) in FILTERS.items()]
     context = {"page": found, "rows": as_own(found.rows), "filters": filters, "chosen": chosen}
     return show(request, "auditlog/own.html", context)

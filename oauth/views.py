@@ -123,6 +123,7 @@ def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
         "offered": [(gateway, questions[gateway.pk]) for gateway in offered],
         "chosen": flow.gateway or next(iter(offered), None),
         "has_identities": any(questions.values()),
+        "names_none": flow.kind == Ending.OAUTH and not flow.is_locked,
         "error": error,
     }
     return render(request, "oauth/gateway.html", context, status=422 if error else 200)

@@ -282,7 +282,9 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 
     server = identity.server
     now = {name: getattr(server, name) for name in CREDENTIAL_TARGET}
-    how = f"in the header {server.header_name}" if server.auth_type == AuthType.HEADER else "as a bearer token"
+    how = {AuthType.HEADER: f" in the header {server.header_name}", AuthType.NONE: ""}.get(
+        AuthType(server.auth_type), " as a bearer token"
+    )
 
     def act() -> HttpResponse:
         if any(request.POST.get(name, value) != value for name, value in now.items()):
@@ -296,7 +298,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         faults=(IdentityAlreadyRevoked, AnotherPlace),
         refused=lambda why: _changed(request, identity, why),
         title="Confirm credential",
-        text=f"Send “{identity.label}” to {server.url} {how}?",
+        text=f"Send “{identity.label}” to {server.url}{how}?",
         more="The path, header or auth type of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",

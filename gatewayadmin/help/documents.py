@@ -149,9 +149,9 @@ def search(words: str, limit: int = FOUND) -> list[FoundPage]:
     wanted = _wanted(words)
     if not wanted:
         return []
-    scored = [(score, one) for page in documents().values() if page.path != INDEX for score, one in _best(page, wanted)]
-    scored.sort(key=lambda pair: (-pair[0], pair[1].document.path))
-    return [one for _, one in scored[:limit]]
+    best = [_best(page, wanted) for page in documents().values() if page.path != INDEX]
+    best.sort(key=lambda one: (-one[0], one[1].path))
+    return [_found(page, section, wanted) for score, page, section in best[:limit] if score]
 
 
 def _wanted(words: str) -> list[str]:
@@ -168,16 +168,18 @@ def _stem(word: str) -> str:
     return word
 
 
-def _best(page: HelpPage, wanted: list[str]) -> list[tuple[float, FoundPage]]:
-    """Return the best section of a page with its score; empty if all scores are 0."""
+def _best(page: HelpPage, wanted: list[str]) -> tuple[float, HelpPage, Section]:
+    """Return the best section of a page with its score, which may be 0."""
     head = f"{page.title} {page.summary}".lower()
     scores = [(_score(head, section, wanted), section) for section in page.sections]
     score, section = max(scores, key=lambda pair: pair[0])
-    if not score:
-        return []
+    return score * page.weight, page, section
+
+
+def _found(page: HelpPage, section: Section, wanted: list[str]) -> FoundPage:
     url = f"{page.url}#{section.anchor}" if section.anchor else page.url
     title = section.title if section.anchor else ""
-    return [(score * page.weight, FoundPage(page, title, url, _marked(_excerpt(page, section, wanted), wanted)))]
+    return FoundPage(page, title, url, _marked(_excerpt(page, section, wanted), wanted))
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
@@ -193,9 +195,12 @@ def _score(head: str, section: Section, wanted: list[str]) -> float:
     return total + (6 if len(wanted) > 1 and phrase in f"{head} {title} {text}" else 0)
 
 
+_BOUNDARY = r"(?<![^\W_])"  # Before the first letter or digit of a word.
+
+
 def _at_word(word: str) -> re.Pattern[str]:
     """Return the pattern of words that begin with `word`."""
-    return re.compile(rf"(?<![^\W_]){re.escape(word)}", re.IGNORECASE)
+    return re.compile(rf"{_BOUNDARY}{re.escape(word)}", re.IGNORECASE)
 
 
 def _begins(word: str, text: str) -> bool:
@@ -209,12 +214,13 @@ def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
     at = min((found.start() for word in wanted if (found := _at_word(word).search(text))), default=-1)
     if at < 0:
         return page.summary[:1].upper() + page.summary[1:]
-    begin = max(text.rfind(". ", 0, at) + 2, text.find(" ", at - 80) + 1) if at > 80 else 0
-    return ("… " if begin and text[begin - 2] != "." else "") + textwrap.shorten(text[begin:], 180, placeholder=" …")
+    begin = max(text.rfind(". ", 0, at) + 2, text.find(" ", at - 80, at) + 1) if at > 80 else 0
+    excerpt = textwrap.shorten(text[begin : begin + 300], 180, placeholder=" …")
+    return f"… {excerpt}" if begin and text[begin - 2] != "." else excerpt
 
 
 def _marked(text: str, wanted: list[str]) -> SafeString:
     """Return the text as HTML, with <mark> around the words that begin with a search word."""
-    parts = re.split(rf"(?<![^\W_])((?:{'|'.join(map(re.escape, wanted))})\w*)", text, flags=re.IGNORECASE)
+    parts = re.split(rf"{_BOUNDARY}((?:{'|'.join(map(re.escape, wanted))})\w*)", text, flags=re.IGNORECASE)
     marks = [format_html("<mark>{}</mark>", part) if number % 2 else escape(part) for number, part in enumerate(parts)]
     return SafeString("".join(marks))

@@ -120,16 +120,23 @@ def _allowed_html(html: str) -> str:
 _HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
 _FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-_TABLE_HEAD = re.compile(r"^ *\|.*\|\n *\|[ :|-]+\|$", re.MULTILINE)
-_ROW = re.compile(r"^ *\| (.*?)\.? \|$", re.MULTILINE)
+_RULE = re.compile(r"^ *\|[ :|-]+\|$", re.MULTILINE)
+_ROW = re.compile(r"^ *\|(.*)\|$", re.MULTILINE)
+_CELL = re.compile(r"(?<!\\)\|")
 _EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
 def plain(markdown: str) -> str:
     """Return the text of Markdown without tags, link targets and marks; the cells of a table row become a sentence."""
-    rows = _ROW.sub(r"\1.", _TABLE_HEAD.sub("", _LINK.sub(r"\1", _LEFT_OUT.sub("", markdown))))
-    text = rows.replace(" | ", ": ").replace("**", "").replace("`", "")
+    rows = _ROW.sub(_sentence, _RULE.sub("", _LINK.sub(r"\1", _LEFT_OUT.sub("", markdown))))
+    text = rows.replace("\\|", "|").replace("**", "").replace("`", "")
     return " ".join(_EMPHASIS.sub(r"\1", text).split())
+
+
+def _sentence(row: re.Match[str]) -> str:
+    """Return the cells of a table row, as in "cell: cell."."""
+    cells = [cell.strip() for cell in _CELL.split(row[1])]
+    return f"{': '.join(filter(None, cells)).removesuffix('.')}."
 
 
 def sections_of(source: str) -> list[Section]:

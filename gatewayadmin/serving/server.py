@@ -269,6 +269,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
     def __init__(
         self,
+        application: Any,
         listener: socket.socket,
         *,
         workers: int,
@@ -276,6 +277,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         say_hello: Callable[[], None],
         say_goodbye: Callable[[], None] | None = None,
     ) -> None:
+        self._application = application
         self.chores_lock = metrics / "chores.lock"
         self._stops = mmap.mmap(-1, 1)  # Shared with the workers.
         open_files.raise_limit()
@@ -312,7 +314,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return load_application()
+        return self._application
 
     def run(self) -> None:
         """Serve until stopped, then exit the process."""
@@ -324,7 +326,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 def load_application() -> Any:
     """Return the ASGI application. Called before the workers are forked, so that they share its memory.
 
-    It reads the environment that `serve` sets, so no module of it can be imported earlier.
+    It reads the environment that `serve` sets, so it cannot be imported earlier.
     """
     from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
     from gatewayadmin.asgi import application  # noqa: PLC0415

@@ -47,7 +47,7 @@ def since(**ago: int) -> str:
 
 @pytest.mark.full
 def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
-    link: Connection, max: User, ann: User, sign_in: SignIn
+    link: Connection, max: User, ann: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = sign_in(max)
     empty = text(client.get("/settings/calls"))
@@ -59,6 +59,8 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
 
     page, home = text(client.get("/settings/calls")), text(client.get("/"))
     refused, failed = (text(client.get(f"/settings/calls?show={show}")) for show in ("refused", "failed"))
+    monkeypatch.setattr("auditlog.own_calls.SEARCH_LIMIT", 1)
+    newest = text(client.get("/settings/calls?show=refused"))
 
     assert "No calls made as you yet." in empty
     assert 'href="/connect/client/"' in empty
@@ -69,6 +71,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     assert "not offered" not in page + home, "probes of clients are not listed"
     assert [f">{name}</a>" in refused for name in ("good", "bad", "lacking", "anns")] == [False, True, True, False]
     assert "No call matches." in failed
+    assert [f">{name}</a>" in newest for name in ("bad", "lacking")] == [False, True]
 
 
 @pytest.mark.full

@@ -92,7 +92,7 @@ def test_connections_of_others_are_counted_for_those_who_see_or_end_them(ann: Us
     for path in ("/hosts/", f"/hosts/{bot.pk}/", "/gateways/", f"/gateways/{connection.gateway.slug}/"):
         assert "none of yours" in text(viewer.get(path)), path
     for path in (f"/hosts/{bot.pk}/", f"/gateways/{connection.gateway.slug}/"):
-        assert "none of yours live" in text(viewer.get(path)), path
+        assert "<dt>Live connections</dt>" in text(viewer.get(path)), path
     assert ">Users</th>" not in text(viewer.get("/hosts/"))
     for tab in tabs:
         assert "You have no connections here" in text(viewer.get(tab))

@@ -382,22 +382,25 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     }
 
 
+GROUPS = (RadioSelect, CheckboxSelectMultiple)
+
+
 @register.inclusion_tag("ui/field.html")
 def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
     """Render a form field with label, control, help and error.
 
     Other keyword arguments become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
-    In a form with invalid fields, the first of them has the focus.
+    In a form with invalid fields, the first of them has the focus. Groups of choices never have it.
     """
     widget = bound.field.widget
-    many = isinstance(widget, (RadioSelect, CheckboxSelectMultiple))
+    many = isinstance(widget, GROUPS)
     check = isinstance(widget, CheckboxInput)
     names = {"mono": "data-mono"}
     attributes = {names.get(name, name.replace("_", "-")): value for name, value in attrs.items()}
     if not many and not check:
         attributes["class"] = "input"
-    if invalid := next((name for name in bound.form.fields if name in bound.form.errors), None):
-        attributes["autofocus"] = bound.name == invalid
+    if invalid := next((one for one in bound.form if one.errors and not isinstance(one.field.widget, GROUPS)), None):
+        attributes["autofocus"] = bound.name == invalid.name
     return {
         "field": bound,
         "control": "" if many else bound.as_widget(attrs=attributes),  # `choices` are rendered one by one.

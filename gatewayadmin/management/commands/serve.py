@@ -66,9 +66,10 @@ class Command(BaseCommand):
         processes = workers or default_workers()
         # Workers share each server's limit of concurrent calls, so each worker needs the number of workers.
         environment.set_for_children("GATEWAY_WORKERS", str(processes))
-        load_application()
+        application = load_application()
         runner = runner_process.start(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
         GunicornServer(
+            application,
             listener,
             workers=processes,
             metrics=metrics,
