@@ -75,7 +75,7 @@ class PermittedUnits:
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return, for each person in `pairs`, all units of the gateways paired with them, as bits of an integer."""
+        """Return, by person, all access units (AccessUnit) of the gateways paired with the person, as bits."""
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:
             found[person] |= self._at.get(gateway, 0)

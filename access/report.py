@@ -105,7 +105,7 @@ class AccessReport:
 
     @cached_property
     def _found(self) -> list[tuple[UUID, int]]:
-        """The people who have lines, in the order of the report, each with an integer that has a bit for each line."""
+        """The people who have lines, in the order of the report, each with the access units of their lines as bits."""
         where, used = self._where(), self._unused()
         found = []
         for person in self.known.people:
@@ -163,10 +163,10 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that takes a person's id and units (as bits), and returns the unused units as bits.
+        """Return a function that takes a person's id and access units, and returns the unused ones, both as bits.
 
         A unit is unused if the person could use it more than `asked.unused` days ago, and has not used its gateway
-        since that time. Without this filter, or for a past moment, all units are returned.
+        since that time. If `asked.unused` is not set, or for a past moment, all units are returned.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -153,8 +153,8 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite a person only to a role whose capabilities the key has, and that lacks `people:manage`. It can
-    deactivate and sign out people whose role has no capability that the key lacks, but cannot change or reactivate
+    An API key can invite a person only to a role whose capabilities the key has, and never to one with `people:manage`.
+    It can deactivate and sign out people only if it has all capabilities of their role. It cannot change or reactivate
     people, or change their invitations.
     """
 

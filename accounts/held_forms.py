@@ -1,7 +1,7 @@
-"""Store a form that is submitted when a password confirmation is required, and resubmit it after the confirmation.
+"""Store a submitted form if it first requires a password confirmation, and resubmit it after the confirmation.
 
-The session stores the form, encrypted, for one person and one URL. The parameter `next` has the form's key as the
-fragment of its URL. After the confirmation, the browser posts this key instead of the form, so no secret appears in a
+The session stores the form, encrypted, for one person and one URL. The URL in the parameter `next` has the form's key
+as its fragment. After the confirmation, the browser posts this key instead of the form, so no secret appears in a
 page, a URL or a log. All checks are made again.
 """
 

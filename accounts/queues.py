@@ -1,4 +1,4 @@
-"""Queues for work that people who are not signed in can cause: sign-in pages and argon2id password hashes.
+"""Queues for work that people can cause without signing in: sign-in pages and argon2id password hashes.
 
 A hash takes 100 MiB and as much processor time as several pages. Therefore, each process makes only one hash at a time
 and serves only one sign-in page at a time. This leaves time for other pages.

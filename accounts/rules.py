@@ -115,7 +115,7 @@ class RoleInUse(PeopleError):
 
 
 class RoleGiven(RoleInUse):
-    """A provisioning key or sign-in by the organisation gives this role. Revoke the key, or change the role there."""
+    """A provisioning key or “Sign-in by your organisation” gives this role. Revoke the key, or change that setting."""
 
 
 class NoOrganisation(PeopleError):
@@ -248,7 +248,7 @@ def lacks_break_glass(provider: Any) -> bool:
 
 
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass if the provider that is offered lacks a break-glass owner."""
+    """Raise LastBreakGlass if some people must sign in at the provider, but no break-glass owner remains."""
     if (provider := _offered()) and lacks_break_glass(provider):
         raise LastBreakGlass(LastBreakGlass.__doc__)
 
@@ -266,7 +266,7 @@ def is_required_somewhere(required: str) -> bool:
 
 
 def required_of(person: Any) -> set[str]:
-    """Return the sign-ins that the person's role and the workspace require, and perhaps an empty text."""
+    """Return the RequiredSignIn of the person's role and of the workspace; "" if the role or the setting is missing."""
     if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
         of_all = person.required_of_all or ""
     else:

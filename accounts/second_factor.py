@@ -248,7 +248,7 @@ def _server() -> Fido2Server:
 
 
 def keys_of(person: User) -> list[Any]:
-    """Return this person's keys, oldest first."""
+    """Return this person's security keys, oldest first."""
     return list(Authenticator.objects.filter(user=person, type=Authenticator.Type.WEBAUTHN).order_by("pk"))
 
 

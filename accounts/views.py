@@ -70,7 +70,7 @@ def profile(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
-    """Ask the people who give roles for a capability that a page reports as missing."""
+    """Request a capability that a page reports as missing. People with PEOPLE_MANAGE are notified."""
     asked = request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
     not_asked = "Not asked: you have this capability, or asked for it or for too many capabilities in the last day"
     done = "Asked the people who manage this workspace" if asked else not_asked

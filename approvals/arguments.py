@@ -61,7 +61,7 @@ class ShownArguments(NamedTuple):
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
     """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
 
-    A viewer who may not read values gets only names, kinds and sizes. A viewer who may only read the log gets nothing.
+    A viewer whom the hold does not concern gets nothing; one who may not read values gets names, kinds and sizes.
     """
     if not hold.concerns_viewer:
         return ShownArguments([], is_withheld=True)

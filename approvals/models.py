@@ -81,7 +81,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.exclude(state=HoldState.WAITING, ends_at__gt=Now())
 
     def with_details(self, viewer: User) -> HoldQuerySet:
-        """Load everything that a page or answer shows `viewer` of a hold, and `concerns_viewer`."""
+        """Load what pages and answers show of each hold, and `concerns_viewer`: whether it concerns `viewer`."""
         concerns = Exists(Hold.objects.concerning(viewer).filter(pk=OuterRef("pk")))
         rows: Any = self.select_related(
             "connection__host", "connection__gateway", "server", "user", "team", "decided_by"
@@ -130,7 +130,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds whose rule makes `person` an approver: as a member of its team or the owner of the agent."""
+        """Return the holds that have `person` as an approver: a member of the rule's team, or the agent's owner."""
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
@@ -346,9 +346,9 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
 
     def visible_to(self, viewer: User) -> AllowanceQuerySet:
-        """Return the permissions of the viewer's agents, or all if `viewer` has one of SEES_ALL.
+        """Return the allowances of the viewer's connections, or all if `viewer` has a capability of SEES_ALL.
 
-        An API key without them sees none.
+        An API key without such a capability sees none.
         """
         if any(map(viewer.has_perm, SEES_ALL)):
             return self

@@ -215,7 +215,7 @@ def wait(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def may_change_wait(viewer: User, hold: Hold) -> bool:
-    """True if the hold's connection is live, and the viewer's own or the viewer has CONNECTIONS_TOGGLE."""
+    """True if the hold's connection is live, and `viewer` owns it or has CONNECTIONS_TOGGLE."""
     is_open = viewer.pk == hold.user_id or viewer.has_perm(Capability.CONNECTIONS_TOGGLE)
     return is_open and hold.connection.is_live
 

@@ -1,7 +1,7 @@
 """Kinds of things that need attention ("matters"), for the page, the rail, mails, webhooks and chats.
 
-To add a matter, add it to MATTERS. Its `find` must return an OpenMatter that counts the rows of the list at its `link`
-and names the first of them. For refusals, it counts the rows and names the agents.
+To add a matter, add it to MATTERS. Its `find` returns an OpenMatter: `link` is the URL of a list, `number` counts the
+rows of this list, and `things` names the first rows. For refusals, the rows are calls, and `things` names the agents.
 """
 
 from __future__ import annotations

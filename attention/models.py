@@ -140,7 +140,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the address (`origin`) in the form of an event's `changes`; {} if `origin` is empty."""
+        """Return the shown part of the channel's address (`origin`) as `changes` of an event; {} if it is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

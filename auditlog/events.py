@@ -214,9 +214,9 @@ def membership_of(email: str) -> Q:
 
 
 def about(pk: str) -> Q:
-    """Return the condition of events about the object with this id.
+    """Return the condition for events about the object with this id.
 
-    For a person, also of joining and leaving teams with the present address.
+    For a person, events in which the person's present address joined or left a team match too.
     """
     if not uuid_of(pk):
         return Q(target_id=pk)

@@ -239,9 +239,9 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows that existed when counting began are counted newest first; those dated `counted_from` or later are done. Rows
-    added later are counted by id: up to `late_counted_to` if they are dated before `near_from`, otherwise up to
-    `counted_to`.
+    Rows that existed when counting began are counted newest first: they are done back to the time `counted_from`. Rows
+    added later are counted by id: those dated before `near_from` are done up to the id `late_counted_to`, all others up
+    to `counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -185,7 +185,7 @@ class Wait:
     def found(self) -> OwnCall | None:
         """Return the call to show; None if there is none.
 
-        It is the first successful call, or else the first failed, the last denied, or the last hello (see `is_hello`).
+        In order of preference: first successful call, first failed call, last denied call, last hello (see `is_hello`).
         """
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         denied = rows.filter(outcome__in=ENDINGS["denied"]).order_by("-created_at").first()
@@ -252,7 +252,7 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """Render the state of a Wait for the person's first call; return 204 if the page shows this state already."""
+    """Render whether the person's first call has arrived; return 204 if the page shows this state already."""
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)

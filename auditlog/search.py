@@ -154,8 +154,8 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
     """Return a criterion that matches calls of the objects named `text` now, or of the object with the id `text`.
 
-    With `part`, the name only has to contain `text`. If no object or too many objects have the name, calls that were
-    recorded with the name match.
+    With `part`, the name only has to contain `text`. If no object or too many objects have the name, the
+    criterion compares the names recorded with the calls.
     """
     pks = uuids([text]) or names.ids_named(field.name, text, part=part)
     if pks and len(pks) <= names.MAX_IDS:

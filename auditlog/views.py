@@ -284,9 +284,9 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
-    """Return template context that explains a call to `reader`: for a denied call or an unknown tool, the cause.
+    """Return template context that shows `reader` the cause, if the call was denied or its tool is unknown.
 
-    With `asks`, it also has the decision that would be made now.
+    With `asks`, the context also has the decision that would be made now.
     """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
@@ -310,7 +310,7 @@ def _is_recording() -> bool:
 
 
 def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
-    """Return the call before or after `row` in the list (`way` is OLDER or NEWER), or None."""
+    """Return the call next to `row` in the direction `way` (OLDER or NEWER), or None."""
     if call_filter.error:
         return None
     rows = call_filter.search().page(Cursor(way, row.created_at, row.pk), 1).page.rows

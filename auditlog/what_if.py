@@ -199,7 +199,7 @@ class WhatIfQuery(Query):
 
 
 class WhatIfBody(RequestBody, WhatIfQuery):
-    """A what-if question with arguments of the tool, which rules can check."""
+    """A what-if question that may give the arguments of the tool, so that rules can check them."""
 
     arguments = serializers.JSONField(
         required=False,

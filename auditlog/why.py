@@ -53,7 +53,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of a timing bar. `start` and `width` are percentages, but from 0 to waterfall.WIDTH in a waterfall."""
+    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, 0 to waterfall.WIDTH."""
 
     name: str
     label: str
@@ -155,7 +155,7 @@ class Detail:
         yield Step.UPSTREAM, self._upstream()
 
     def _stopped(self, reason: Reason) -> str:
-        """Return why a check stopped the call. If a rule did, add the call's labels, which name the rule."""
+        """Return why a check stopped the call; if the check was a rule, add the call's labels, which name the rule."""
         named = reason.step == Step.RULES and self.call.labels
         return f"{reason.sentence} {_capitalized(self.call.labels)}." if named else reason.sentence
 

@@ -74,7 +74,7 @@ class ConfigDocument:
 
     @property
     def source(self) -> str:
-        """The owner that the files name in the field `source`; empty if they have no such field."""
+        """The owner of the files, from their field `source`; empty if they have no such field."""
         return str(self.data.get("source", ""))
 
     def at(self, path: Path) -> Mark:

@@ -56,7 +56,7 @@ def resolve(wanted: Iterable[str], folder: Path) -> dict[str, str]:
 def _content(path: Path) -> str | None:
     """Return the text of a file without the line break at its end, or None if there is no such file.
 
-    If the text is too long for a secret, return a beginning that is too long, too.
+    Only LONGEST_SECRET + 2 characters are read: enough for the caller to notice that the text is too long.
     """
     try:
         with path.open(encoding="utf-8") as file:

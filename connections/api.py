@@ -254,7 +254,7 @@ class HostAtGatewayBody(RequestBody):
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that are listed, blocked or limited on a gateway.
+    """The apps and agents that a gateway allows by its list, blocks or limits.
 
     The gateway's `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
     """

@@ -190,6 +190,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return the change after which the set has exactly these features (see `refused_by`)."""
+    """Return the change that gives the set exactly these features, as a function for `refused_by`."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

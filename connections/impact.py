@@ -200,7 +200,7 @@ def _of_identity(identity: Identity) -> tuple[Q, Where]:
 
 
 def _through(**assigned: models.Model) -> Q:
-    """Match connections to gateways that have a live assignment with these values."""
+    """Match connections whose gateway has a live assignment with these values."""
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 

@@ -481,7 +481,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_on(self) -> bool:
-        """True if its secrets may be replaced.
+        """True if secrets of the connection may be replaced.
 
         Connection, host and gateway must be enabled, and the host approved and allowed on the gateway.
         """

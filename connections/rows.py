@@ -126,7 +126,8 @@ class ConnectionRow:
     def status_text(self) -> str:
         """The status in words.
 
-        Instead of "expired", the text is "new token not collected" or "no active token" if one of these is the reason.
+        "expired" becomes "new token not collected" if a token waits to be collected, or "no active token" if all tokens
+        are revoked.
         """
         if self.status != "expired":
             return self.status

@@ -30,7 +30,7 @@ EVERYBODY, TEAM, PERSON, AGENT = "everybody", "team", "person", "agent"
 
 @dataclass(frozen=True)
 class MatrixColumn:
-    """A column: everybody, a team, a person, or an app or agent with a limit."""
+    """A column: everybody, a team or a person; or an app or agent that is limited to a tool set."""
 
     kind: str
     name: str
@@ -88,8 +88,8 @@ class MatrixCell:
 class MatrixFilter(ListFilter):
     """The filters of the matrix.
 
-    `q` selects tools by name, title or description. `person`, `team` and `agent` select columns. Apps and agents
-    without a limit on the gateway have no column.
+    `q` selects tools by name, title or description. `person`, `team` and `agent` select columns. An app
+    or agent has a column only if a tool set limits it on the gateway.
     """
 
     person = forms.EmailField(required=False)

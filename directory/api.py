@@ -175,7 +175,7 @@ class OwnDirectory(Resource):
 
     @operation(needs=READ, query=RegistryQuery, answer=RegistryListSerializer)
     def servers(self, request: Request) -> Response:
-        """List the gateways that you may use, in the form of servers of a registry."""
+        """List the gateways that you may use, as servers of an MCP registry."""
         try:
             return Response(registry.server_list(self._gateways(), request.query_params))
         except registry.BadQuery as bad:

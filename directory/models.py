@@ -1,4 +1,4 @@
-"""Addresses at which clients list, without signing in, the gateways open to everyone or the gateways open to a team."""
+"""Addresses where clients can read, without signing in, which gateways are open to everyone or to a team."""
 
 from __future__ import annotations
 

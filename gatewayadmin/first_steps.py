@@ -133,7 +133,7 @@ class Setup:
 def _facts(viewer: User) -> dict[str, Exists]:
     """Return annotations for a query of WorkspaceSettings.
 
-    Each says whether the database has what one step creates, such as a server.
+    Each is True if the result of one step exists, such as a server.
     """
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.

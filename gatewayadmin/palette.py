@@ -139,7 +139,7 @@ def _help(words: str) -> Iterator[PaletteEntry]:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object found by name: the entry of its page, and its actions."""
+    """An object found by name: the entry that opens its page, and the entries for its actions."""
 
     kind: str
     entry: PaletteEntry
@@ -162,7 +162,7 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry to disable a thing that is enabled (`on`), or to enable one that is disabled.
 
-    `is_known` is False for an app that chose its own name.
+    If `is_known` is False (the app chose its own name), the entry to enable only opens the app's page.
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)

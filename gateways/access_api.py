@@ -129,7 +129,7 @@ class AccessRequestQuery(ListQuery):
 
 
 class AccessRequestBody(RequestBody):
-    """A request to make."""
+    """A new access request."""
 
     gateway_id = serializers.UUIDField(help_text="The gateway.")
     tool_set_id = serializers.UUIDField(

@@ -31,7 +31,7 @@ class DiffPart(NamedTuple):
 
 
 class DiffLine(NamedTuple):
-    """A line that is in both versions, only in the old one or only in the new one; or the number of omitted lines."""
+    """A line of both versions, of the old one or of the new one; with the mark `gap`, the number of omitted lines."""
 
     mark: Mark
     parts: Sequence[DiffPart]

@@ -64,7 +64,7 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
     """Return False if each person needs an identity and `identity` is None.
 
-    The server is then asked without one, but neither the request nor its failure is stored for the Tools tab.
+    The server is then asked without one; the Tools tab shows neither this request nor its failure.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -223,7 +223,7 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a feature, or set a tool's effect, and its title and description for clients."""
+        """Enable or disable a feature, or change the effect, title or description of a tool."""
         feature = self._find(slug, pk)
         return self.changed(feature, partial(_change, feature, self.body()))
 

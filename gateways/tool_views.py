@@ -305,7 +305,7 @@ def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
 
 
 def _given(features: list[Feature], viewer: User) -> set[UUID]:
-    """Return the ids of those `features` that are given to `viewer`."""
+    """Return the ids of those `features` for which `viewer` needs no grant, or has one."""
     asked = Feature.objects.filter(pk__in=[feature.pk for feature in features])
     pairs = {(feature.assignment.gateway_id, viewer.pk) for feature in features}
     return {*given_to(asked, pairs).values_list("pk", flat=True)}

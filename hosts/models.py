@@ -79,7 +79,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def playground(self, *, needs_approval: bool, by: User) -> "Host":
-        """Return the app that runs tools from the pages, created on first use like every app."""
+        """Return the playground: the app for running tools on the web pages. Create it if it does not exist yet."""
         return self.appear(name="Playground", dedupe_key=PLAYGROUND, needs_approval=needs_approval, by=by)
 
 

@@ -104,7 +104,7 @@ def _bad_request(request: AppRequest, reason: str, *, redirect_uri: str = "") ->
 
 
 def send_back(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:
-    """Redirect to the app with `answer`, the `state` that the app sent, and our issuer (RFC 9207)."""
+    """Redirect to the app, with our issuer (RFC 9207), the app's `state`, and `answer` as parameters."""
     return SentBack(answer_url(parameters, answer))
 
 

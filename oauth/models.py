@@ -69,7 +69,7 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 class Binding(models.Model):
     """The connection to which a grant, access token or refresh token of Django OAuth Toolkit belongs.
 
-    A binding is written in the transaction that creates the toolkit's row. Without it there is no access.
+    A binding is written in the transaction that creates the toolkit's row. Without a binding, there is no access.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""Django OAuth Toolkit's validator with our rules: every credential belongs to one live connection."""
+"""Django OAuth Toolkit's validator with our rules: every code and token belongs to one live connection."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Return whether this refresh token may be used now.
 
-        Using a token again later than GRACE after its first use revokes the whole family.
+        If a token is used again, more than GRACE after its first use, its whole token family is revoked.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):

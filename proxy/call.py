@@ -894,7 +894,7 @@ class Endpoint:
     # Standing streams (long-lived event streams): one row in the log when they begin, another when they end
 
     async def _stand(self, request: McpRequest, grant: AccessRow) -> Response | None:
-        """Serve a standing stream until it ends. Return the refusal to send, or None if a response was sent."""
+        """Serve a standing stream until it ends. Return the error response to send; None if a response was sent."""
         if not request.parsed_headers.accepted.stream:
             return bad_request(406, "The Accept header must allow text/event-stream")
         try:
@@ -1073,7 +1073,7 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Return the refusal of a request that names a feature, if its params are malformed; otherwise None.
+    """Check the params of a request that names a feature. Return its refusal, or None if they are well-formed.
 
     Raises UnknownTask.
     """

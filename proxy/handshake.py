@@ -1,4 +1,4 @@
-"""Answers to `initialize` and `server/discover`, the end of clients' sessions, and probes for the eras of servers."""
+"""Answer `initialize` and `server/discover`, end clients' sessions, and find the eras of MCP that servers speak."""
 
 import asyncio
 import time

@@ -118,9 +118,9 @@ class HeldCall:
     client_left: bool = False
 
     def waits(self, patience: int | None) -> float:
-        """Return how many seconds the request stays open.
+        """Return how many seconds the request stays open: `patience`, or a default if it is None.
 
-        `patience` is this time for the connection, as learned from earlier calls; None if nothing was learned.
+        `patience` was learned from earlier calls of the connection.
         """
         if patience is not None:
             return patience
@@ -426,7 +426,7 @@ class Holds:
     def note_answered(self, request: McpRequest, seconds: float) -> None:
         """Note that the client waited `seconds` for its answer.
 
-        If this is more than PATIENCE_SHOWN, the next held calls of a connection without a stored time may wait longer.
+        After more than PATIENCE_SHOWN, store PATIENT as the connection's `hold_wait`, unless it already has one.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

@@ -61,7 +61,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Register the call. If the session gets a stream at the server, wait until this stream is open."""
+        """Register the call, and wait a short time for the session's stream from the server to open."""
         self.end()
         if not session.id or not session.row:
             return
@@ -574,8 +574,8 @@ class Carrier:
     def _put(self, heard: Heard, message: Object) -> None:
         """Rewrite a notification for the client, and send it on the client's standing stream.
 
-        Without such a stream, store the notification for the client's session. In this case, updates of resources are
-        dropped, and so are all notifications for a client without a session.
+        Without such a stream, store the notification for the client's session; but drop it if it is an update of a
+        resource, or if the client has no session.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)

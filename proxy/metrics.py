@@ -25,7 +25,7 @@ OTHER = "other"
 class Names:
     """The names of gateways or servers that have label values of their own; others count as `other`.
 
-    Names are admitted while there is room. None is removed before `serve` restarts, because counters never decrease.
+    A name is admitted if there is room, and then stays until `serve` restarts, because counters never decrease.
     """
 
     def __init__(self, kind: str) -> None:
@@ -181,10 +181,10 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """Give label values of their own to at most `most` gateways and at most `most` servers.
+    """Let at most `most` gateways and at most `most` servers have their own label values.
 
     The names in `gateways` and `servers` get label values now, and other names when they are first counted. Workers
-    share the names in `folder`, unless it is None.
+    share the names through files in `folder`, unless it is None.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)

@@ -247,7 +247,7 @@ class ServerRequests:
     ) -> RpcResponse:
         """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
-        `again` sends the call with the members of its argument added to the params. Raises an UpstreamError.
+        `again(more)` sends the call with the members of `more` added to the params. Raises an UpstreamError.
         """
         server = asking.server_name
         rounds = 0
@@ -646,7 +646,7 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id of the suspended call, and the turn of the message's requestState; the first turn is 0.
+        """Return, from the requestState, the id of the suspended call and its turn: the number of earlier retries.
 
         Raises BadState if the requestState is not valid for this request.
         """

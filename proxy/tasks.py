@@ -1,4 +1,4 @@
-"""Tasks: calls that a server answers with a task, whose state and result the client requests later.
+"""Tasks: a server may answer a call with a task, and the client requests the task's state and result later.
 
 A client never gets a server's own task id, but an encrypted text with all that is needed to route a request about the
 task. Such a request needs the same access as a call of the tool.

@@ -156,7 +156,8 @@ class ServerStreams:
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
         """Open the server streams that owners now need, and close the server streams that are no longer needed.
 
-        Only some owners are checked: the owners in `changed`, and the owners that `_due` returns.
+        An owner is a client's session or, without sessions, its connection. Only the owners in `changed`, and those
+        that `_due` returns, are checked.
         """
         began = time.monotonic()
         standing = self.streams.standing()
@@ -357,7 +358,7 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams this worker may open only for calls (`is_for_calls`). It may be negative."""
+        """Return how many more streams with `is_for_calls` this worker may open. It may be negative."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
@@ -570,7 +571,7 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: SessionUse) -> Source:
-    """Return the source for a server's stream that calls need, but no client stream needs."""
+    """Return the source for a server's stream that is needed only for calls, not for client streams."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
 

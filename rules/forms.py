@@ -160,7 +160,7 @@ class CallRuleForm(forms.Form):
         self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
 
     def _offer_visible(self, viewer: User) -> None:
-        """Offer the live gateways and servers that the viewer may see, and all of the rule, even archived ones."""
+        """Offer live gateways and servers that the viewer may see, and those of the rule, even if archived."""
         seen = Assignment.objects.seen_by(viewer).values("server")
         gateways, servers = Q(pk__in=self._gateways.order_by().values("pk")), Q(pk__in=seen)
         if viewer.has_perm(Capability.SERVERS_READ):

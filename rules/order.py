@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now` with the items of `chosen` in the order of `chosen`, in the places that they occupy in `now`.
+    """Return `now`, with the places of the items of `chosen` refilled in the order of `chosen`.
 
     All other items keep their places. Items of `chosen` for which no place is left come at the end.
     """

@@ -158,7 +158,13 @@ def bring(wishes: Sequence[ChosenEntry], *, to: PlacementForm, by: User) -> list
     """
     with ThreadPoolExecutor(AT_ONCE) as pool, released_while_waiting():
         trials = list(pool.map(_try, wishes))  # These threads run no SQL.
-    return [_add(wish, trial, to, by) for wish, trial in zip(wishes, trials, strict=True)]
+    added, placement = [], to.cleaned_data
+    for wish, trial in zip(wishes, trials, strict=True):
+        added.append(_add(wish, trial, placement, by))
+        if (server := added[-1].server) and placement.get("gateway") == NEW_GATEWAY:
+            # The first server has made the gateway; the others join it.
+            placement = {**placement, "gateway": server.assignments.get().gateway.slug}
+    return added
 
 
 def _try(wish: ChosenEntry) -> ServerTrial:
@@ -167,30 +173,28 @@ def _try(wish: ChosenEntry) -> ServerTrial:
     return try_server(values, wish.secret, tuple(FeatureKind))
 
 
-def _add(wish: ChosenEntry, trial: ServerTrial, to: PlacementForm, by: User) -> AddedEntry:
+def _add(wish: ChosenEntry, trial: ServerTrial, placement: dict[str, Any], by: User) -> AddedEntry:
     if getattr(trial.outcome, "reason", "") == BadAnswer.reason:
         return AddedEntry(wish.name, None, f"Not added: the server {trial.outcome}.", "bad")
-    form = NewServerForm(_values(wish, trial, to.cleaned_data), user=by)
+    form = NewServerForm(_values(wish, trial, placement), user=by)
     if not form.is_valid():
         return AddedEntry(wish.name, None, f"Not added: {next(iter(form.errors.values()))[0]}", "bad")
     try:
         is_same = bool(form.cleaned_data["secret"]) == trial.with_credential
         outcome = trial.outcome if is_same else None
-        name = to.cleaned_data.get("new_gateway", "")
+        name = placement.get("new_gateway", "")
         server = add_server(form, by=by, tested=trial.health, outcome=outcome, gateway_name=name)
     except IntegrityError:
         return AddedEntry(wish.name, None, f"Not added: {TAKEN}", "bad")
     except (ServerError, GatewayError) as error:
         return AddedEntry(wish.name, None, f"Not added: {error}", "bad")
-    if to.cleaned_data.get("gateway") == NEW_GATEWAY:  # The first server made the gateway; the others join it.
-        to.cleaned_data["gateway"] = server.assignments.get().gateway.slug
     text, kind = _said(wish, trial, server)
     return AddedEntry(server.name, server, text, kind, next_page(server, form, by))
 
 
-def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[str, Any]:
+def _values(wish: ChosenEntry, trial: ServerTrial, placement: dict[str, Any]) -> dict[str, Any]:
     """Return the data for NewServerForm. If the server refused the credential, the data do not contain it."""
-    entry, gateway, refused = wish.entry, to.get("gateway", ""), isinstance(trial.outcome, DiscoveryRefused)
+    entry, gateway, refused = wish.entry, placement.get("gateway", ""), isinstance(trial.outcome, DiscoveryRefused)
     auth_type = entry.auth_type
     if auth_type == AuthType.NONE and refused:
         auth_type = AuthType.OAUTH if trial.signs_in else AuthType.BEARER
@@ -202,8 +206,8 @@ def _values(wish: ChosenEntry, trial: ServerTrial, to: dict[str, Any]) -> dict[s
         "auth_type": auth_type,
         "header_name": entry.header_name,
         "secret": "" if refused else wish.secret,
-        "who": to.get("who") or OWN,
-        "tools": to.get("tools") or ALL,
+        "who": placement.get("who") or OWN,
+        "tools": placement.get("tools") or ALL,
         "gateways": [gateway] if gateway not in ("", NEW_GATEWAY) else [],
         "own_gateway": "on" if gateway == NEW_GATEWAY else "",
         "timeout_seconds": 30,

@@ -170,7 +170,7 @@ class _Json:
 
 
 def _servers(data: Any) -> dict[str, Any]:
-    """Return the servers of the file by name, for the formats of all known clients. Raises Unreadable."""
+    """Return the servers in a file of any known client, by name. Raises Unreadable."""
     if not isinstance(data, dict):
         raise Unreadable(1, 1, f"The file is not an object. {WHICH}")
     nested = data.get("mcp")  # In the settings of VS Code.

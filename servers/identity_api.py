@@ -228,7 +228,8 @@ class IdentityResource(Resource):
 
         Needed after the path, header or auth type of its server was changed.
         """
-        identity = _live(self._find(pk))
+        identity = self._find(pk)
+        identity.must_be_live()
         return self.changed(identity, identity.confirm)
 
     @action(detail=True, methods=["post"])
@@ -254,7 +255,8 @@ class IdentityResource(Resource):
         """Return the identity. Raise an error if it is revoked or the person may not disable, enable and revoke it."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
-        return _live(identity)
+        identity.must_be_live()
+        return identity
 
     def _replaceable(self, pk: UUID) -> Identity:
         """Return the identity. Raise an error if it is revoked, or if the person may not replace its secret."""
@@ -263,10 +265,5 @@ class IdentityResource(Resource):
             must_hold(self.me, Capability.SERVERS_MANAGE)
         if identity.owner_id not in (self.me.pk, None):
             raise PermissionDenied("You cannot change another person's credential.", code="not_yours")
-        return _live(identity)
-
-
-def _live(identity: Identity) -> Identity:
-    if identity.revoked_at:
-        raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
-    return identity
+        identity.must_be_live()
+        return identity

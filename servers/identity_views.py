@@ -255,6 +255,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         "Identity",
         reverse("servers:enable_identity", args=[pk]),
         _changed,
+        faults=IdentityAlreadyRevoked,
+        refused=lambda reason: _changed(request, identity, reason),
         text=f"Disable this credential? {_impact(identity)}. {NOTHING_IS_DELETED}",
         more=lambda: sentences(_uses(identity), cuts(identity, request.user)),
         target=f"#identity-{pk}",
@@ -268,6 +270,8 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = identity_to_change(request, pk)
     try:
         return switch_on(request, identity, "Identity", reverse("servers:disable_identity", args=[pk]), _changed)
+    except IdentityAlreadyRevoked as refusal:
+        return _changed(request, identity, str(refusal))
     except HeldDisabled:  # An administrator had disabled the identity.
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
 

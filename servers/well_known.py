@@ -1,4 +1,4 @@
-"""Find well-known servers for *Add a server*, in a file, and in a registry if one is configured.
+"""Find well-known servers for the page *Add a server*: in a file and, if one is configured, in a registry.
 
 A registry does not prove who owns a server, so its data only prefill a form that an administrator reviews.
 """

@@ -196,7 +196,7 @@ def _manifest_name(day: date, number: int) -> str:
 
 
 def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
-    """Write the rows of a day, and their manifest unless an equal one exists; return the manifest."""
+    """Write the rows and the manifest of a day, and return the manifest. An equal manifest is not written again."""
     made = _written(store, partition, day)
     _compare(store, made)
     for number in count(1):

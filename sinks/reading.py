@@ -1,8 +1,8 @@
 """Read the logs for a sink in batches, and store the acknowledged position.
 
-A round consists of the rows from the sink's position to an id up to which the log is complete (auditlog.replica). Rows
-of long calls, which began before the sink's `near_from`, are read in separate rounds. Only the process that has the
-lease (`claim`) can advance the position.
+A round reads the rows after the sink's position, up to the newest id. It begins once all rows up to this id can be read
+(auditlog.replica). Rows of long calls, which began before the sink's `near_from`, are read in separate rounds. Only the
+process that has the lease (`claim`) can advance the position.
 """
 
 from __future__ import annotations

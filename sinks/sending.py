@@ -266,7 +266,7 @@ def drop_before(limit: date) -> int:
 
 
 def _note_gap(sink: Sink) -> None:
-    """Record that the sink has lost calls, if their partitions were dropped and `drop_before` was not called first."""
+    """Record the calls that the sink lost because their partitions were dropped without calling `drop_before`."""
     starts = Call.partitions.starts()
     if sink.sends_calls and starts and sink.near_from < (begin := midnight(starts[0])):
         _skip(sink, begin, None)

@@ -159,15 +159,15 @@ class Admission(models.Model):
 
     @staticmethod
     def why_linked(person: User) -> ProviderError | None:
-        """Return why the person cannot be unlinked: they must sign in there, or have no password. None if they can."""
+        """Return why the person cannot be unlinked: they have no password, or must sign in there. None if they can."""
         if must_sign_in_at_organisation(person):
             return MustStayLinked(MustStayLinked.__doc__)
         return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Return the existing person for `who`, who has no linked account; None if a new person may be created.
+        """Return the existing person for the unlinked account `who`; None if a new person may be created.
 
-        Raises NoEntry, whose reason does not tell people who would get no role whether an address has an account.
+        Raises NoEntry. If the person would get no role, its reason does not disclose whether an address is in use.
         """
         try:
             return self._named(who, invited)

@@ -303,7 +303,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             raise BadDomain(BadDomain.__doc__)
 
     def must_have_break_glass(self, before: Self) -> None:
-        """Raise NoBreakGlass if these settings could lock everybody out; `before` has the present settings."""
+        """Raise NoBreakGlass if these new settings could lock everybody out; `before` has the stored settings."""
         # While the mode is off, a requirement has no effect, so the last break-glass owner may have been removed. A
         # change from enforced to offered is never refused: `rescue` can end the enforcement without such an owner.
         is_turned_on = before.mode == Mode.OFF and self.mode != Mode.OFF
@@ -333,7 +333,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Read the metadata again if they are older than `age` and have a URL, and return the current provider.
+        """Return the current provider. If there is a metadata URL, first read metadata older than `age` again.
 
         The known metadata stay if new ones cannot be read, or if reading was tried in the last 30 seconds.
         """

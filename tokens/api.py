@@ -192,8 +192,8 @@ class TokenResource(Resource):
 
         Only the owner can collect the new secret. From this request on, the present secret stays valid for
         `overlap_hours` hours. With `until_used` it ends earlier, when the new secret is first used. Without a body, the
-        present secret ends at once. Until the owner has collected the new secret, a further request ends the replaced
-        secret at once if `overlap_hours` is missing or 0; otherwise it has no effect.
+        present secret ends at once. A second request, before the owner has collected the new secret, changes nothing,
+        except that the present secret ends at once if `overlap_hours` is 0 or missing.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))

@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None, *, until_used: bool) -> None:
     """Tell the owner by mail that the person `by` requested a new secret for `token`, to be collected by the owner.
 
-    `works_until` is when the old secret ends, at the latest if `until_used`; None if it has already ended.
+    `works_until` is the end of the old secret; None if it has ended. With `until_used`, it may end earlier: when the
+    new secret is first used.
     """
     until = f"{works_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if works_until else ""
     # The mail does not contain the secret, and its link requires a sign-in.

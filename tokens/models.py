@@ -1,4 +1,4 @@
-"""API tokens of agents, and connection keys, which are never shown. OAuth tokens of apps belong to such a key."""
+"""API tokens of agents, and keys of apps' connections. A key is never shown; the app's OAuth tokens belong to it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -199,9 +199,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
-        """Regenerate the key of an app's connection: the app's OAuth access tokens become invalid at commit.
+        """Regenerate the key behind an app's OAuth tokens. Its access tokens become invalid at commit.
 
-        The refresh token stays valid. Raises TokenAlreadyRevoked.
+        Its refresh token stays valid. Raises TokenAlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
@@ -553,7 +553,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def is_last(self) -> bool:
         """True if the connection has no other unrevoked, unexpired token.
 
-        A token whose new secret is not collected yet counts too.
+        Other tokens count even if their new secret is not collected yet.
         """
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 

@@ -1,4 +1,4 @@
-"""Notices that somebody else replaced or ended a secret of a person's own tokens or connections, until dismissed."""
+"""Notices to the owner of a token or connection, until dismissed: somebody else replaced or ended its secret."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """One of the changes in SENTENCES that another person made to the user's token or connection."""
+    """Another person's change to one of the user's tokens or connections, as a sentence of SENTENCES."""
 
     who: str
     sentence: str

@@ -315,7 +315,7 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Return the conditions by which the cards count active tokens; the keys are those of CARES."""
+    """Return, by key of CARES, the condition for an active token to be counted on that card."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),

@@ -479,7 +479,7 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return a sentence about calls of the last 7 days that would have been refused without these tokens.
+    """Return a sentence about the calls of the last 7 days that used these tokens, and would be refused without them.
 
     Empty if the viewer may not read these calls.
     """

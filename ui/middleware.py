@@ -1,4 +1,4 @@
-"""Middleware for compression, Python's call stack, htmx redirects, and the errors 404 (static files), 405 and 429."""
+"""Middleware for compression, a larger Python stack, htmx redirects, and the errors 404 (static files), 405 and 429."""
 
 from __future__ import annotations
 

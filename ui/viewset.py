@@ -165,7 +165,7 @@ def archive_page(
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If `archive` raises `faults`, redirect to `back` with the reason. Nobody types the name of a row that cannot be
+    If `archive` raises `faults`, redirect to `back` with the reason. The name is not checked if `row` cannot be
     archived.
     """
     skips_name = request.method == "POST" and not row.may_be_archived
@@ -292,8 +292,8 @@ def end_picked(
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
     `end` may refuse a row with one of `faults`. `ends` returns the consequences as a sentence. To confirm, the user
-    types the number and noun of the rows, such as "2 hosts". If the action can be reversed, `undo` is the value of the
-    form field "act" that reverses it: then one click confirms, and the toast offers an Undo.
+    types the number and noun of the rows, such as "2 hosts". With `undo`, one click confirms, and the toast
+    offers an Undo that posts `undo` as the form field "act".
     """
     act, done = verb
     ending = picked.open

@@ -9,7 +9,7 @@ MAX_QUOTED = 200  # Characters of a server's own text that are shown to administ
 
 
 class UpstreamError(Exception):
-    """Base of the errors for which a call is answered with a JSON-RPC error of the gateway, usually in HTTP 200."""
+    """Base of the errors that a client gets as a JSON-RPC error of the gateway, usually with HTTP status 200."""
 
     code = jsonrpc.INTERNAL_ERROR
     outcome = "upstream_error"  # For the log.

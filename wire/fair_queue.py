@@ -63,8 +63,8 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its `hold` or `take` until its client has received it.
 
-    Each person and each server has a share of the budget. Several answers can be in a share if they fit in together. An
-    answer larger than the share waits until the share is empty.
+    Each person and each server has a share of the budget. `hold` waits until an answer fits into what is left of its
+    shares. For an answer larger than a share, it waits until this share is empty.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -381,7 +381,7 @@ class TimeLimit:
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """Pause the idle limit until each `hold` was undone by a `go_on`."""
+        """Pause the idle limit until `go_on` has been called as often as `hold`."""
         self._held += 1
 
     def go_on(self) -> None:

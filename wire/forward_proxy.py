@@ -64,7 +64,7 @@ NO_PLACES = HostSet()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels. It gets checked addresses, or, for hosts in `resolved`, the host name."""
+    """An HTTP proxy that opens tunnels to addresses. For hosts in `resolved`, it gets the host name instead."""
 
     host: str
     port: int

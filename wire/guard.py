@@ -156,7 +156,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Return whether this path, decoded and normalised as a reverse proxy may do it, is that of a gateway (`/mcp`)."""
+    """Return whether this path is `/mcp` or below it, once decoded and normalised as a reverse proxy may do."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -224,9 +224,9 @@ class Guard:
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """Return a copy of this guard for hosts that a server or an issuer names.
+        """Return a copy of this guard for host names that a server or an issuer sends.
 
-        With the copy, the proxy resolves only the listed names (GATEWAY_PROXY_RESOLVES), and not their subdomains.
+        With the copy, the outbound proxy resolves the names in GATEWAY_PROXY_RESOLVES, but not their subdomains.
         """
         # A third party could name an internal host below a listed domain, and the proxy would resolve it unchecked.
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
@@ -472,7 +472,7 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 class GuardedTransport(httpx.BaseTransport):
     """A transport over guarded sockets, for `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`.
 
-    `trust_env=False` makes httpx ignore proxies from the environment; by default, it follows no redirects. A refused
+    `trust_env=False` makes httpx ignore proxies from the environment; by default, httpx follows no redirects. A refused
     address raises AddressRefused. After `deadline` every wait times out.
     """
 

@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 as MCP uses it: parse messages, build answers, error codes, and limits of JSON texts."""
+"""JSON-RPC 2.0 as MCP uses it: error codes, limits of JSON texts, and functions to parse messages and build answers."""
 
 import json
 import math

@@ -116,9 +116,9 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return the declared `capabilities` that the gateway serves, and the extensions.
+    """Return the members of the declared `capabilities` that the gateway serves, including `extensions`.
 
-    Of each capability, the result has only known members that are true, such as `listChanged`.
+    A capability keeps only its known members that are true, such as `listChanged`.
     """
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
@@ -558,8 +558,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
-    Raises UnknownVersion if the server speaks no version we know, or another UpstreamError if its versions remain
-    unknown.
+    Raises UnknownVersion if the server names only versions we do not know, or another UpstreamError if the request
+    fails, such as Unreachable or AccessRefused.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

@@ -38,7 +38,7 @@ def is_header_name(text: str) -> bool:
 
 
 def may_carry(header: str) -> bool:
-    """Return whether a header of this name may carry a credential: a valid name that the gateway does not set."""
+    """Return whether this header may carry a credential: its name is valid, and the gateway does not set the header."""
     return is_header_name(header) and _ours(header) is None
 
 

@@ -220,7 +220,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 
 def _decoded(text: str) -> str:
-    """Percent-decode `text`, except in parentheses, which enclose template expressions. Remove the parentheses."""
+    """Percent-decode `text`, but not the values in parentheses (see `exposed_template`). Remove the parentheses."""
     # Values that the client has percent-encoded in an expression stay encoded.
     if "(" not in text:
         return unquote(text, errors="surrogatepass")

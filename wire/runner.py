@@ -1,7 +1,7 @@
 """The runner of programs (gateway-admin-runner): its address and secret, and the MCP endpoints of its programs.
 
-Of the requests to servers, only those to exactly `/NAME/mcp` of the runner's origin carry the secret and the person's
-e-mail address. Needs no Django.
+A request to a server carries the secret and the person's e-mail address only if its URL is exactly `/NAME/mcp` at the
+runner's origin. Needs no Django.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stored bearer secrets: prefix and digest of the current secret, and of the previous one while it is still valid.
 
-The models declare the columns.
+Each model that inherits from these classes declares the columns itself.
 """
 
 from datetime import timedelta

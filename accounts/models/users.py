@@ -343,10 +343,10 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass, which permits a password although sign-in by the organisation is enforced.
+        """Set or clear break-glass, which permits password sign-in although the organisation's is enforced.
 
-        Clearing ends password sessions where that sign-in is enforced. Raises NotOwner, NotBreakGlass (see
-        `can_break_glass`), LastBreakGlass or Outranked.
+        Clearing ends password sessions if sign-in by the organisation is enforced for the person. Raises NotOwner,
+        NotBreakGlass (see `can_break_glass`), LastBreakGlass or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -554,7 +554,7 @@ class User(Versioned, AbstractBaseUser):
     def granted(self) -> frozenset[Capability]:
         """Return the capabilities of this person's role (all for a superuser), even while the person is inactive.
 
-        Capabilities that these include are returned too.
+        Includes the capabilities that are included in these.
         """
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 

@@ -59,10 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id by checkpoint number.
-
-        All rows of `log` that the checkpoint covers and that have a higher id must be in the file.
-        """
+        """Return, by checkpoint number, the id above which the file must have every row of `log` in the checkpoint."""
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

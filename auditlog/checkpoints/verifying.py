@@ -308,7 +308,7 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the time from which calls must still exist, according to the checkpoints or else to the partitions."""
+    """Return the time from which calls must exist: as checkpoints state it, or else the oldest partition's start."""
     # Checkpoints of earlier releases do not state this time.
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()

@@ -155,7 +155,7 @@ class Kind:
         return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
 
     def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
-        """Return, by present key, the old and new position of each object that moves; {} if order does not matter."""
+        """Return the old and new position of each object that moves, by its old key; {} if order does not matter."""
         return {}
 
     def secret_of(self, row: Any, name: str) -> str:

@@ -82,7 +82,7 @@ class UnusableDatabase(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Return Django's settings for the default database, with a pool of at most `web_connections` per process.
 
-    They connect to `direct_url` if it is given, otherwise to `url`. If `url` is empty, the database is the embedded
+    Django connects to `direct_url` if it is given, otherwise to `url`. If `url` is empty, the database is the embedded
     one, and the variables of libpq (PGPORT, ...) are removed from the environment.
     """
     pool = {**POOL, "max_size": web_connections}

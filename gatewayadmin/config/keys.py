@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the names of the environment variables that lack a key from their key file in `folder`.
+    """Return the names of the environment variables whose value does not contain all keys in their file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """

@@ -78,7 +78,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return the system user that runs the server if we are root; create this user if needed. Raises ClusterError."""
+    """Return the system user for PostgreSQL if the gateway runs as root. Create it if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]

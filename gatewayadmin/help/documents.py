@@ -145,7 +145,7 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the best section of each page whose title, summary and section have all words, the best page first."""
+    """Return the best section of each page, best page first; every word is in the section, page title or summary."""
     wanted = _wanted(words)
     if not wanted:
         return []
@@ -155,7 +155,7 @@ def search(words: str, limit: int = FOUND) -> list[FoundPage]:
 
 
 def _wanted(words: str) -> list[str]:
-    """Return the stems of the words; fillers and single characters, as in `SOC 2`, only if there is nothing else."""
+    """Return the stems of the words without fillers and single characters; all stems if none remain."""
     stems = [_stem(word) for word in words.lower().replace("-", " ").split()]
     return [stem for stem in stems if len(stem) > 1 and stem not in FILLERS] or stems
 

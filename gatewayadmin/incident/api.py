@@ -77,7 +77,8 @@ class Stops(Resource):
     def user(self, request: Request, pk: UUID) -> Response:
         """Stop a person.
 
-        Deactivates the person and revokes all their connections, API keys and sign-ins at servers, as `cut-off` does.
+        Deactivates the person and revokes all their connections, API keys and sign-ins at servers. The operation
+        `cut-off` has the same effect.
         """
         return self._stop(PersonSubject, PersonSubject.find(self.me, pk))
 

@@ -1,4 +1,4 @@
-"""URLs of incidents: for each kind of subject, its page, and the page that stops it."""
+"""URLs of incidents: for each kind of subject, the page about a subject and the page that stops it."""
 
 from django.urls import path
 

@@ -81,7 +81,7 @@ class AgentResponse(NamedTuple):
 
 
 def _take_place(person: object) -> object:
-    """Count another run of `person`, and return the key of the run in `_running`. Raises TooManyRuns."""
+    """Count another run of `person`, and return the run's key in `_running`. Raises TooManyRuns."""
     with _lock:
         if list(_running.values()).count(person) >= MOST_RUNS_OF_ONE:
             raise TooManyRuns(

@@ -146,7 +146,7 @@ class Chosen:
 
     @cached_property
     def not_given(self) -> int:
-        """The number of features that are not in the list, because they are not given to the user."""
+        """The number of features not listed: no grant gives them to the user, or the Playground cannot use them."""
         return self.listed.count() - self._given(self.listed).count()
 
     @property

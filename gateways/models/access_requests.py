@@ -160,7 +160,7 @@ def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) 
 
 
 class AccessRequest(Versioned, models.Model):
-    """A person's request to use a gateway, and one of its tool sets unless `tool_set` is None."""
+    """A person's request to use a gateway and, if `tool_set` is given, the tools of this set."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="access_requests")

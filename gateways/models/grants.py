@@ -203,7 +203,7 @@ class GatewayGrantQuerySet(GrantQuerySet):
 
 
 class GatewayGrant(DatedGrant):
-    """A grant that lets one person use a gateway of reach `teams`, whatever the person's teams."""
+    """A grant that lets one person use a gateway that is open to teams only, even if the person is in none of them."""
 
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="people_given")
     user = models.ForeignKey(User, models.PROTECT, related_name="gateways_given")

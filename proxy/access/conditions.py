@@ -94,7 +94,7 @@ class Conditions:
         return seconds if seconds < self._left else program.cost.seconds(*size_of(self._named(program.arguments)))
 
     def _spend(self, seconds: float) -> None:
-        """Subtract the estimate of an evaluation from the time left. Raises NotEvaluated if too little is left."""
+        """Subtract the estimated `seconds` from the time left. Raises NotEvaluated if too little is left."""
         if seconds > MOST_SECONDS:
             raise NotEvaluated(TOO_LARGE)
         self._left -= seconds

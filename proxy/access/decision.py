@@ -231,7 +231,7 @@ class Denied(NamedTuple):
         return self.published or self.error(public_url, None)
 
     def error(self, public_url: str, request_id: jsonrpc.Id | None, sentence: str = "", **data: str) -> bytes:
-        """Return a JSON-RPC error with the reason, and with `sentence` instead of the reason's own, if given."""
+        """Return a JSON-RPC error with the reason. Its message has `sentence`, by default the reason's sentence."""
         code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
         text = reasons.message(self.reason, public_url, sentence)
         return jsonrpc.error(request_id, code, text, {"reason": self.reason, **data})
@@ -560,7 +560,7 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement, each the text of a PostgreSQL array.
 
-    Each query gives every array one element for each pair of digest and checksum in its TokenDigests.
+    The arrays are the columns of a table. A query has a row for each pair of digest and checksum of its token.
     """
     rows = [
         (n, query, digest, checksum)

@@ -204,8 +204,8 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`, and is the circuit breaker of calls (see `may_begin`).
 
-    The breaker opens when a commit fails, hangs for a second (also in another process) or loses its connection. The
-    breaker closes once a test row was written. `observe` gets the size of each batch; `bus` tells other processes of a
+    The breaker opens when a commit fails, loses its connection, or takes more than a second (in any process). The
+    breaker closes when it can write a test row. `observe` gets the size of each batch; `bus` tells other processes of a
     hang.
     """
 
@@ -383,13 +383,13 @@ def _logged(request: McpRequest) -> Iterator[None]:
         logger.exception("the payloads of a call were not recorded", extra={"request_id": request.uid})
 
 
-def credential_parts(request_payload: str) -> list[str]:
-    """Return the texts to redact for a credential, given as the value of its header: with and without its scheme.
+def credential_parts(header_value: str) -> list[str]:
+    """Return the texts to redact for the credential in `header_value`: with and without its scheme.
 
-    For Basic, these are also the decoded credential and the password.
+    For Basic, also return the decoded credential and the password.
     """
-    scheme, _, value = request_payload.rpartition(" ")
-    parts = [value, request_payload] if scheme else [value]
+    scheme, _, value = header_value.rpartition(" ")
+    parts = [value, header_value] if scheme else [value]
     if scheme.lower() != "basic":
         return parts
     try:

@@ -396,7 +396,7 @@ class SessionKeeper:
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
 
     async def sweep(self) -> int:
-        """End idle sessions of clients and at servers, and return how many. Raises DatabaseUnavailable.
+        """End idle client sessions and idle sessions at servers, and return their number. Raises DatabaseUnavailable.
 
         Sessions at servers that end with a client's session are not counted.
         """

@@ -202,16 +202,27 @@ class Identity(Versioned, Switchable):
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
-    def enable(self, *, by: Actor | None) -> bool:
-        """Enable the identity; return False if it was enabled already.
+    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
+        """Enable or disable the identity; return False if nothing changed.
 
-        Raises HeldDisabled if the person `by` may not enable it (see `may_be_enabled_by`).
+        Raises IdentityAlreadyRevoked, or HeldDisabled if the person `by` may not enable it (see `may_be_enabled_by`).
         """
         with transaction.atomic():
-            row = self.lock()
-            if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
+            row = self.lock_live()
+            if on and isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
                 raise HeldDisabled(HeldDisabled.__doc__)
-            return super().enable(by=by)
+            return super()._set_enabled(on=on, by=by)
+
+    def must_be_live(self) -> None:
+        """Raise IdentityAlreadyRevoked if the identity is revoked."""
+        if self.revoked_at:
+            raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
+
+    def lock_live(self) -> "Identity":
+        """Return the current row, locked until the transaction ends. Raises IdentityAlreadyRevoked."""
+        row: Identity = self.lock()
+        row.must_be_live()
+        return row
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_by_id = None if on or by is None else by.pk
@@ -232,11 +243,9 @@ class Identity(Versioned, Switchable):
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
         with transaction.atomic():
-            row = self.lock()
+            row = self.lock_live()
             # Without a lock: a change of the server that is not committed yet makes the identity unconfirmed again.
             self._must_be_at(Server.objects.get(pk=self.server_id))
-            if row.revoked_at:
-                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             if row.unconfirmed_since:
                 self.unconfirmed_since, self.kind = None, self.server.identity_kind
                 self.save(update_fields=["unconfirmed_since", "kind", "updated_at"])
@@ -265,9 +274,7 @@ class Identity(Versioned, Switchable):
         """
         with transaction.atomic():
             self._lock_server()
-            row = self.lock()
-            if row.revoked_at:
-                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
+            row = self.lock_live()
             self.generation = row.generation + 1
             self.unconfirmed_since = None  # The new secret is meant for the server's current address.
             self.kind = self.server.identity_kind
@@ -289,9 +296,7 @@ class Identity(Versioned, Switchable):
     def revoke(self, *, by: Actor | None) -> None:
         """Revoke this identity and wipe its secret; cannot be undone. Raises IdentityAlreadyRevoked."""
         with transaction.atomic():
-            row = self.lock()
-            if row.revoked_at:
-                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
+            row = self.lock_live()
             row.end_grant()
             self.revoked_at, self.revoked_by_id = timezone.now(), by.pk if by else None
             self.secret_ciphertext, self.secret_hint, self.expires_at, self.renew_at = None, "", None, None

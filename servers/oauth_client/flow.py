@@ -449,7 +449,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use a person's own identity on the connection it was made for, and on the person's connections that need one."""
+    """Use a personal identity on the connection it was made for, and on its owner's connections without a live one."""
     if identity.is_shared:
         return
     with suppress(ConnectionFault):  # The connection or the identity may have been revoked meanwhile.

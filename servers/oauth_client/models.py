@@ -179,10 +179,10 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return how many sign-ins at this server seem abandoned since `reset`, or since the issuer sent a person back.
+    """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    For each person with a sign-in that has not expired, one sign-in is not counted. Return 0 if fewer than
-    MANY_UNFINISHED were begun.
+    Counting starts again at `reset`, and when the issuer sends a person back. A person with an unexpired sign-in may
+    still come back: one of their sign-ins is not counted.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:

@@ -57,8 +57,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    This URI is for issuers that read our metadata document, which must name themselves in answers (RFC 9207), and for
-    clients that an administrator registered with an earlier release of this gateway.
+    It is for issuers that read our metadata document and name themselves in answers (RFC 9207), and for clients that an
+    administrator registered with an earlier release of this gateway.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -148,9 +148,9 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if only some of this issuer's URLs are at another issuer's origins (RFC 9700 section 4.4).
+    """Raise NotRegistered if some, but not all, URLs of this issuer are at another issuer's origins (RFC 9700, 4.4).
 
-    These URLs are the issuer identifier and the endpoints.
+    The URLs of an issuer are its identifier and its endpoints.
     """
     # Without this check, codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)

@@ -37,7 +37,7 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    Document types are refused. Comments are refused too; with `comments`, they are removed.
+    A DOCTYPE is refused. Comments are refused too, or removed with `comments`.
     """
     try:
         text = document.decode("utf-8-sig")

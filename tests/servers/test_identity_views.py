@@ -247,7 +247,7 @@ def test_a_secret_replaces_a_sign_in_once_the_server_takes_secrets(
 
 
 @pytest.mark.full
-def test_a_revoked_identity_is_neither_confirmed_nor_replaced_and_its_label_is_free(
+def test_a_revoked_identity_is_neither_confirmed_nor_replaced_nor_switched_and_its_label_is_free(
     github: Server, ana: User, sign_in: SignIn
 ) -> None:
     identity, client = make.identity(github, label="service"), sign_in(ana)
@@ -256,9 +256,11 @@ def test_a_revoked_identity_is_neither_confirmed_nor_replaced_and_its_label_is_f
 
     confirmed = client.post(f"/identities/{identity.pk}/confirm/", headers=HTMX)
     replaced = client.post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True)
+    switched = [client.post(f"/identities/{identity.pk}/{verb}/", headers=HTMX) for verb in ("disable", "enable")]
     client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
 
-    assert "This identity is already revoked." in confirmed["HX-Trigger"]
+    for refused in (confirmed, *switched):
+        assert "This identity is already revoked." in refused["HX-Trigger"]
     assert "This credential has been revoked. Add a new one." in text(replaced)
     assert not Event.objects.filter(action="identity.confirmed").exists()
     identity.refresh_from_db()

@@ -100,7 +100,7 @@ def test_people_who_may_not_add_agents_learn_who_can(work: Gateway, sign_in: Sig
 
     shown = text(client.get(PAGE, CHOSEN))
 
-    assert "You need the capability <i>Connect own agents</i>, or an agent that allows enrolment" in shown
+    assert "You need the capability <i>Connect own agents</i>, or an agent with <i>Allow enrolment</i> ticked" in shown
     assert "Ask for it" in shown
     assert "Name your agent" not in shown
     assert client.post(MAKING, {"name": "CI bot"} | CHOSEN).status_code == 403

@@ -35,7 +35,10 @@ class Command(WorkspaceCommand):
             self.stdout.write(f"{role} may serve: connect as this role, and run `serve --no-migrate`.")
 
     def _leave_to(self, newer: str, role: str, only_print: bool) -> None:
-        """Report that after a rollback, the rights stay as the newer version granted them."""
+        """Report that `role` keeps the rights that version `newer` granted.
+
+        Raises CommandError if `role` has none, or with `only_print`.
+        """
         if only_print or role not in grants.serving_roles():
             raise CommandError(f"The tables were made by version {newer}: run `grant` of that version.")
         self.stdout.write(f"{role} may serve, with the rights that version {newer} granted.")
