@@ -1,4 +1,4 @@
-"""The lines of an access report. A line has one person, one gateway, and the sources and the use of the access."""
+"""The lines of an access report: for each person and gateway, the reasons for the access, and how it is used."""
 
 from __future__ import annotations
 

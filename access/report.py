@@ -163,9 +163,9 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that takes a person's id and access units, and returns the unused ones, both as bits.
+        """Return a function that takes a person's id and access units as bits, and returns the unused units as bits.
 
-        A unit is unused if the person could use it more than `asked.unused` days ago, and has not used its gateway
+        A unit is unused if the person could already use it `asked.unused` days ago, and has not used its gateway
         since that time. If `asked.unused` is not set, or for a past moment, all units are returned.
         """
         if not self.asked.unused or self.moment:

@@ -31,7 +31,7 @@ REQUIRED_SIGN_IN = "How people must sign in with a browser: `none` (in any way),
 
 
 class RoleSerializer(serializers.Serializer[Role]):
-    """A role, with its capabilities by slug."""
+    """A role, with the slugs of its capabilities."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")

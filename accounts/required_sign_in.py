@@ -64,7 +64,7 @@ def missing_sign_in(request: Any) -> RequiredSignIn | None:
 
 
 class RequiredSignInFirst(LoginRequiredMiddleware):
-    """Redirects people who lack the required sign-in to the view `required`, except on the pages in SETS_UP."""
+    """Redirects to the view `required` if the person lacks the required sign-in, except on the pages in SETS_UP."""
 
     def process_view(
         self, request: HttpRequest, view_func: Callable[..., Any], view_args: Any, view_kwargs: Any

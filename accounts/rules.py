@@ -184,8 +184,8 @@ def must_give(by: Grantor | None, role: Any) -> None:
 def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses_gateways: bool) -> str:
     """Return the reason why the actor `by` cannot give a role with these capabilities, or an empty string.
 
-    There are two possible reasons. First, the actor lacks one of the capabilities. Second, the role uses gateways, but
-    the actor's own role can only look.
+    There are two possible reasons. First, the actor lacks one of the capabilities. Second, people with the role
+    can use gateways, but the actor cannot.
     """
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
@@ -254,7 +254,7 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is sign-in by the organisation, and this cannot be required yet."""
+    """Raise NoOrganisation if `required` is ORGANISATION, but it is not offered or no break-glass owner exists."""
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
 
@@ -266,7 +266,7 @@ def is_required_somewhere(required: str) -> bool:
 
 
 def required_of(person: Any) -> set[str]:
-    """Return the RequiredSignIn of the person's role and of the workspace; "" if the role or the setting is missing."""
+    """Return what role and workspace require, as values of RequiredSignIn; "" for a missing role or setting."""
     if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
         of_all = person.required_of_all or ""
     else:

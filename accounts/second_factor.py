@@ -78,7 +78,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Takes the first code of a new authenticator app. Until then the app's encrypted secret is in the session."""
+    """Checks the first code of a new authenticator app with the app's encrypted secret, still kept in the session."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")
@@ -135,13 +135,13 @@ class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
 
 
 def has_second_factor(person: User) -> bool:
-    """True if this person has a second factor: an app or a security key."""
+    """True if this person has a second factor: an authenticator app or a security key."""
     on: bool = Authenticator.objects.filter(user=person, type__in=SECOND_FACTORS).exists()
     return on
 
 
 def remove(person: User, *, by: Grantor | None) -> None:
-    """Remove the app, security keys and recovery codes of a person who lost their second factor.
+    """Remove the authenticator app, security keys and recovery codes of a person who lost their second factor.
 
     Raises Outranked or LastBreakGlass (see `User.changed_by`).
     """

@@ -135,7 +135,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Return False in the first minutes after a sign-in (SIGNED_IN_AT), which counts as a confirmation."""
+        """Return False in the first minutes after a sign-in (SIGNED_IN_AT): the sign-in counts as a confirmation."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
@@ -244,7 +244,7 @@ type View = Callable[..., HttpResponse]
 
 
 def ask_again(view: View) -> View:
-    """Require confirmation for submitted forms, which are stored and resubmitted afterwards (accounts.held_forms)."""
+    """Require confirmation when a form is submitted; accounts.held_forms stores the form, then resubmits it."""
     return _asking(view, free=("GET",))
 
 

@@ -64,7 +64,7 @@ class Tries:
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count an attempt of the kind `action` (a key of MOST) by the address, account or browser `of`.
+        """Count an attempt of the kind `action` (a key of MOST). `of` identifies the address, account or browser.
 
         Raises TooManyTries if there are now too many.
         """

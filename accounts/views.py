@@ -115,7 +115,7 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware that, for a submitted form, leads back to the page with the form after the sign-in."""
+    """LoginRequiredMiddleware that, for a submitted form, makes the sign-in lead back to the form's page."""
 
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]

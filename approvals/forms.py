@@ -56,7 +56,7 @@ class WaitForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
-    """The decision on one hold: approve or deny, a sentence for the agent, and whether it may repeat the call."""
+    """The decision on one hold: approve or deny, a sentence for the agent, and which later calls are also allowed."""
 
     act = forms.ChoiceField(choices=[("approve", "Approve"), ("deny", "Deny")])
     sentence = forms.CharField(

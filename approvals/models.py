@@ -94,10 +94,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self if viewer.has_perm(Capability.LOGS_READ) else self.concerning(viewer)
 
     def concerning(self, viewer: User) -> HoldQuerySet:
-        """Return the holds of which `viewer` may also see the arguments' names.
+        """Return the holds that concern `viewer`, who may also see the names of their arguments.
 
-        With APPROVALS_DECIDE, these are all holds. Without it, they are the holds of a person's own agents and the
-        holds that the person's teams decide. For an API key there are none.
+        With APPROVALS_DECIDE, these are all holds. Without it, an API key gets none, and a person gets the holds of
+        their own agents and the holds that their teams decide.
         """
         if viewer.has_perm(Capability.APPROVALS_DECIDE):
             return self
@@ -332,7 +332,7 @@ class Hold(models.Model):
 
 
 def hold_of(call: Call, viewer: User) -> Hold | None:
-    """Return the hold that stopped a call or whose approval let it run; None if none, or if `viewer` may not see it."""
+    """Return the hold that stopped the call, or was approved for it; None if none exists or `viewer` may not see it."""
     if call.hold_id is None:
         return None
     return Hold.objects.visible_to(viewer).with_details(viewer).filter(pk=call.hold_id).first()

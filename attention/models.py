@@ -29,7 +29,7 @@ MOST_CHANNELS = 5  # Per person, and for the workspace.
 
 
 class ChannelKind(models.TextChoices):
-    """The form of a channel's messages."""
+    """The service through which a channel sends its messages."""
 
     MAIL = "mail", "Mail"
     WEBHOOK = "webhook", "Webhook"

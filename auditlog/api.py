@@ -271,8 +271,8 @@ class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most.
 
     `counted_since` is null if all matching calls were counted. Otherwise calls older than `counted_since` were not
-    counted, because a search reads at most 10,000 rows of the log for each filter. A search usually has no such limit
-    if it uses only these filters: host, gateway, server, user, method, outcome, reason, and tools that `q` names.
+    counted, because a search reads a limited number of rows. Usually all calls are counted if a search uses only these
+    filters: host, gateway, server, user, method, outcome, reason, and tools that `q` names.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")

@@ -164,7 +164,7 @@ def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
 
 
 def page_urls(wanted: Mapping[str, set[UUID]], viewer: User) -> TargetUrls:
-    """Return the page URLs of objects with these ids, by kind, with one query."""
+    """Return the page URLs of the objects in `wanted`, which has ids by kind, with one query."""
     may_open = (kind for kind in sorted(wanted) if _may_open(_PAGES[kind], viewer))
     parts = [_pages_of(kind, wanted[kind], viewer) for kind in may_open]
     if not parts:
@@ -216,7 +216,7 @@ def membership_of(email: str) -> Q:
 def about(pk: str) -> Q:
     """Return the condition for events about the object with this id.
 
-    For a person, events in which the person's present address joined or left a team match too.
+    For a person, this includes events in which their current e-mail address joined or left a team.
     """
     if not uuid_of(pk):
         return Q(target_id=pk)

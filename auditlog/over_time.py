@@ -1,7 +1,7 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
 Up to MOST_READ calls are counted exactly in the log, by caller. If there are more, the roll-ups give an approximate
-total, where they can select the same calls.
+total, provided that they have the columns of all conditions.
 """
 
 from __future__ import annotations

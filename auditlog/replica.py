@@ -166,7 +166,7 @@ class Gauging:
             own.close()
 
     def _measured(self) -> tuple[str, float]:
-        """Return a pair: the reason why the replica may not be used, empty if it may, and the lag in seconds."""
+        """Return the reason why the replica may not be used (empty if it may), and its lag in seconds."""
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
             position, now, timeline, *primary = cursor.fetchone()

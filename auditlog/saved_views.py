@@ -40,7 +40,7 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the first MOST_LISTED saved views that `user` may open, own ones first; none for a log tab."""
+    """Return the first MOST_LISTED saved views that `user` may open, own ones first; none on an object's log tab."""
     if call_filter.scope:
         return []
     views = SavedView.objects.seen_by(user).order_by(ExpressionWrapper(Q(owner=user), BooleanField()).desc(), "name")

@@ -58,7 +58,7 @@ class Criterion:
 
     @property
     def is_indexed(self) -> bool:
-        """True if indexes find the rows. Indexes contain neither the most common value of a column nor empty values."""
+        """True if indexes find the rows; False with an empty or most common value, which indexes do not contain."""
         return self.values is not None and all(
             column in INDEXES and not {COMMON.get(column), ""} & {*values} for column, values in self.values.items()
         )
@@ -242,7 +242,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page of calls. `looked_to` is the time in the log where the search stopped at its limit; None if it did not."""
+    """A page of calls. If the search stopped at its limit, `looked_to` is the time in the log that it had reached."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -269,7 +269,7 @@ class Search:
 
     @cached_property
     def floor(self) -> datetime | None:
-        """Return the time before which the first page reads no rows; None if it reads the whole range."""
+        """Return the earliest time from which the first page reads rows; None if it reads the whole range."""
         return self._reach(None)
 
     def newest(self) -> QuerySet[Call]:
@@ -290,7 +290,7 @@ class Search:
         return SearchPage(replace(page, older=Cursor(paging.OLDER, reach, 0)), reach)
 
     def latest(self, size: int) -> Sequence[Call]:
-        """Return the newest `size` calls. Use only if an index covers all conditions: the rows read are not limited."""
+        """Return the newest `size` calls. Needs an index that covers all conditions: it may read any number of rows."""
         return self._nearest(paging.beyond(self.rows(), None), size)
 
     def slowest(self, size: int) -> SearchPage:
@@ -350,7 +350,7 @@ class Search:
         return list(Call.objects.raw(f"{statement} ORDER BY {order} LIMIT %s", [*parameters, size]))
 
     def _reach(self, cursor: Cursor | None) -> datetime | None:
-        """Return the `created_at` up to which the page at `cursor` may read rows; None if it may read all rows."""
+        """Return the `created_at` where the page at `cursor` must stop reading rows; None if it may read all rows."""
         rows = paging.beyond(self._between(), cursor)
         recent = (cursor.at if cursor else timezone.now()) - RECENT
         if not is_newer(cursor) and (self.since is None or self.since < recent):

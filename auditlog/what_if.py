@@ -44,7 +44,7 @@ class TrailLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Trail:
-    """The current decision (`answer`) as shown to `reader`: the checks, further obstacles, and similar tool names."""
+    """The current decision (`answer`) for `reader`: checks to the first stop, other stops, and similar tool names."""
 
     answer: CurrentDecision
     reader: User
@@ -308,7 +308,7 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the form's texts for user, gateway and host of the answered question; {} if there is no answer."""
+    """Return the texts that name the answered question's user, gateway and host in the form; {} without an answer."""
     if trail is None:
         return {}
     question = trail.answer.question

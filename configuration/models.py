@@ -21,7 +21,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
         return self.filter(target_type=target_type, target_id=target_id, is_listed=True).first()
 
     def sources(self) -> dict[tuple[str, str], str]:
-        """Return the source of each object that a file still lists, by model name and id."""
+        """Return the source of each object that a file governs, by model name and id."""
         rows = self.filter(is_listed=True).values_list("target_type", "target_id", "source")
         return {(target_type, target_id): source for target_type, target_id, source in rows}
 

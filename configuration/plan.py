@@ -61,8 +61,8 @@ def plan(
     """Return the changes that applying `document` as `viewer` would make.
 
     `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that have
-    the document's source but are missing from its lists. With `cuts`, each change says what it cuts off. Raises
-    ConfigurationError with all mistakes of the first failing check.
+    the document's source but are missing from its lists. With `cuts`, each change says which access it ends.
+    Raises ConfigurationError with all mistakes of the first failing check.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})

@@ -113,7 +113,7 @@ class HostsAllowedForm(forms.Form):
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
-    """Annotate the hosts with the decision of `gateway`, and with their use by connections that `viewer` may see."""
+    """Annotate each host with the decision about it on `gateway`, and its connections there that `viewer` may see."""
     decided = HostAtGateway.objects.filter(gateway=gateway, host=OuterRef("pk"))
     links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
     people = links.order_by().values("host").annotate(number=Count("user", distinct=True)).values("number")

@@ -243,7 +243,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def archive_host(self, host: Host, *, by: User) -> None:
         """Archive a disabled or pending host and revoke its connections.
 
-        Raises StillEnabled, also for the Playground: it would be gone for everybody and could never return.
+        Raises StillEnabled for any other host, and always for the Playground, which could never return.
         """
         if host.is_playground:
             raise StillEnabled("The Playground is part of the gateway and cannot be archived. Disable it instead.")
@@ -428,7 +428,10 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_by(self) -> str:
-        """The cause that blocks this connection: `host`, `gateway`, `user` or `reach`; empty if it is not blocked."""
+        """The cause that blocks this connection: `host`, `gateway`, `user` or `reach`; empty if it is not blocked.
+
+        `reach` means that the user may not use the gateway.
+        """
         return LAYERS.get(self.blocked_reason, "")
 
     @property

@@ -327,7 +327,7 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """Render a row to send with another fragment. It needs a template element: browsers drop a bare table row."""
+    """Render a row to send with another fragment, in a template element: browsers drop a bare table row."""
     row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
     return f"<template>{row}</template>"
 

@@ -1,4 +1,4 @@
-"""App configuration of the directory of gateways for clients."""
+"""Django configuration of the directory, where clients find gateways."""
 
 from django.apps import AppConfig
 

@@ -91,7 +91,7 @@ class DirectoryAddress(Versioned, Switchable):
 
     @property
     def url(self) -> str:
-        """The address to enter in clients, to which they add `/v0.1/servers`."""
+        """The address to enter in clients. A client adds `/v0.1/servers` to it."""
         return f"{settings.PUBLIC_URL}/directory/{self.token}"
 
     @property

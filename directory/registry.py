@@ -172,7 +172,7 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Return a view without sign-in that answers with `answer(gateways, request, ...)`, or with 404 if that is None."""
+    """Return a view without sign-in: the result of `answer(gateways, request, ...)`, or 404 if the result is None."""
 
     @login_not_required
     @wraps(answer)

@@ -1,4 +1,4 @@
-"""Grants the rights of a serving role: the database role of a gateway whose tables are owned by another role.
+"""Grants a serving role its rights. A gateway connects as this role if another role owns the gateway's tables.
 
 In the logs, a serving role can only insert and read rows. It cannot delete checkpoints or their signing key, drop the
 triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
@@ -64,7 +64,7 @@ def apply(role: str) -> None:
 
 
 def serving_roles() -> list[str]:
-    """Return the roles that `grant` was run for."""
+    """Return the database roles for which `grant` was run."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         return [name for (name,) in cursor.fetchall()]

@@ -401,9 +401,9 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    Up to MOST_WAITING further requests of the sender wait. Any more get 429 at once, and so does a request that has
-    waited for LONGEST_WAIT_S. Paths below `free` are not limited. Of each sender, only one heavy request is in `app` at
-    a time. A request is heavy if its path matches `heavy`, or if it asks for a file (`?format=`).
+    Up to MOST_WAITING further requests of the sender wait. Any more get 429 immediately, and so does a request that
+    has waited for LONGEST_WAIT_S. Paths below `free` are not limited. Of each sender, only one heavy request is in
+    `app` at a time. A request is heavy if its path matches `heavy`, or if it asks for a file (`?format=`).
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:

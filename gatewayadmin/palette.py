@@ -69,7 +69,7 @@ def palette(request: AppRequest) -> HttpResponse:
 
 
 def matching_entries(user: User, words: str) -> list[PaletteGroup]:
-    """Return the entries that match `words`; empty `words` match only the pages and the actions of TO_DO."""
+    """Return the entries that match `words`; empty `words` match only the entries of PAGES and of TO_DO."""
     verb, name = _verb(words)
     things = _things(user, name)
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]

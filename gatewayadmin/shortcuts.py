@@ -23,7 +23,7 @@ def letters(request: HttpRequest) -> dict[str, Any]:
 @require_GET
 @own_resource("lists pages the user may open")
 def keys(request: AppRequest) -> HttpResponse:
-    """List the keys, in a dialog or as a page."""
+    """List the keyboard shortcuts, in a dialog or as a page."""
     return show(request, "ui/keys.html", {"pages": _with_key(request)})
 
 

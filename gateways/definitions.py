@@ -31,7 +31,7 @@ class DiffPart(NamedTuple):
 
 
 class DiffLine(NamedTuple):
-    """A line of both versions, of the old one or of the new one; with the mark `gap`, the number of omitted lines."""
+    """A line of the old version, the new version or both; with the mark `gap`, a note on how many lines are omitted."""
 
     mark: Mark
     parts: Sequence[DiffPart]

@@ -76,7 +76,7 @@ class Lines(forms.CharField):
 
 
 class TextsForm(forms.Form):
-    """Form in which an administrator states the title and description of a tool for clients."""
+    """Form for the title and description of a tool that clients see instead of the server's."""
 
     title = forms.CharField(max_length=200, required=False, validators=[check_visible])
     description = Lines(

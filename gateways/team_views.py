@@ -86,7 +86,7 @@ class PeopleForm(forms.Form):
 
 
 class TeamGatewaysForm(forms.Form):
-    """Form to choose which of the gateways with reach `teams` are open to `team`."""
+    """Form to choose the gateways of `team`, among the gateways that only some teams may use."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways for teams"

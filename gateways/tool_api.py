@@ -178,7 +178,7 @@ class ToolResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Enable or disable a tool, or set its effect, and its title and description for clients."""
+        """Enable or disable a tool, or set its effect, title or description."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
         return self.changed(tool, partial(_change, tool, self.body()))
 

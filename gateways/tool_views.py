@@ -122,7 +122,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
-    """Return whether counting calls takes long: the page needs the numbers, and `viewer` sees many assigned servers."""
+    """Return True if the page needs numbers of calls, and `viewer` sees so many servers that counting takes long."""
     if not (tools.joins_use or (tools.tells_use and any(map(table.shows, BY_USE)))):
         return False
     return Assignment.objects.seen_by(viewer).count() > COUNTED_AT_ONCE
@@ -208,7 +208,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True if the server has never answered, and none of the last requests failed (see also `is_lost`)."""
+        """True while the first answer is awaited: no request has been answered or has failed (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property

@@ -110,7 +110,7 @@ class ToolUse(NamedTuple):
 
 
 class GatewayCaller(NamedTuple):
-    """A caller of a gateway's tools: a host and user, with the numbers of different tools used and of calls."""
+    """A caller of a gateway's tools: a host and user, with the number of tools used and the number of calls."""
 
     host: str
     email: str

@@ -347,9 +347,9 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 def counted_assignments(
     assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL
 ) -> AssignmentQuerySet:
-    """Annotate live assignments with their numbers of offered and of callable features, and `is_known`.
+    """Annotate live assignments with the numbers of their offered and callable features.
 
-    `kind` is the kind of feature to count, None for all kinds.
+    `is_known` is False while these numbers are unknown. `kind` is the kind of feature to count, None for all kinds.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)

@@ -69,7 +69,7 @@ class ToolOfAgent(NamedTuple):
 
 @dataclass
 class LeastPrivilege:
-    """The tools and connections that `host` used or did not use in the last 30 days.
+    """The tools and connections of `host`, divided into those used in the last 30 days and the others.
 
     `refused` are calls that the `unused` connections made 30 to 90 days ago. These calls would have been refused if the
     connections had been disabled at that time.

@@ -92,7 +92,7 @@ def check_document_url(client_id: str) -> None:
 
 
 def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
-    """Return the document at `url` within `seconds`, which includes waiting for a thread.
+    """Return the document at `url`. `seconds` limits the whole wait, including the wait for a thread.
 
     Raises UnreadableDocument or DocumentTooSlow.
     """

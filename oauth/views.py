@@ -243,7 +243,7 @@ def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> Ht
 
 
 def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None = None) -> HttpResponse:
-    """Show the end of the flow. The secret is only in the response to the request that created it."""
+    """Show the end of the flow. The page has the token's secret only if this request issued the token."""
     token = issued.token if issued else Token.objects.filter(pk=flow.parameters.get("token")).first()
     if token is None:
         raise Http404

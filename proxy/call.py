@@ -685,7 +685,7 @@ class Endpoint:
     async def _look_again(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
     ) -> tuple[AccessRow, Resolved]:
-        """Request the server's list. Return the re-read grant and the resolved feature.
+        """Request the server's list of tools, prompts or resources. Return the re-read grant and the resolved feature.
 
         Raises OutOfScope or UpstreamError.
         """
@@ -1096,7 +1096,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Return the result of `resolve_call`; None for an unknown name that may be a server's own name, without alias.
+    """Return the result of `resolve_call`; None if the unknown name may be a server's own, without the alias.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -1297,7 +1297,7 @@ class _Sent:
             )
 
     async def _may_pass_on(self, notification: Object) -> bool:
-        """Return False for the update of a resource to which this client could not subscribe."""
+        """Return False for the update of a resource that a client of the session era may not subscribe to."""
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
             return True

@@ -1,7 +1,7 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
 It also checks that the credential can be decrypted. The functions and the SQL statement are those of real requests, but
-names without their server's alias are not searched for. Nothing is sent, logged or counted against a limit.
+if a name lacks its server's alias, the alias is not added. Nothing is sent, logged or counted against a limit.
 """
 
 import time

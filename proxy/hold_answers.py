@@ -37,7 +37,7 @@ class FoundHold(NamedTuple):
 
 
 class HoldAnswer(NamedTuple):
-    """The answer to a call that was not sent."""
+    """A kind of answer to a call that is not sent to its server because a rule holds it."""
 
     reason: str  # For the log.
     state: str  # Of the hold; empty if the call has none.

@@ -1,8 +1,9 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments; it outlives the request. `approvals_ask` uses the approval of a
-hold. If there is none, it finds the current hold or makes a new one. It does this in one transaction, so each approval
-is used only once. While a hold waits, the request stays open for some time, without a database connection.
+A hold is a row for one connection, tool and arguments; it outlives the request. The database function `approvals_ask`
+uses the approval of a hold. Without an approval, it finds the current hold or makes a new one. All this is one
+transaction, so each approval is used only once. While a hold waits, the request stays open for some time, without a
+database connection.
 """
 
 import asyncio

@@ -241,7 +241,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Re-read the grant, with each server's feature that is named `feature.name` at the server (without alias)."""
+        """Return the grant, re-read with the feature that each server itself calls `feature.name` (without alias)."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )

@@ -175,7 +175,7 @@ class Heard(NamedTuple):
 
 
 class Bid(NamedTuple):
-    """A worker's offer to take a session's messages: the worker's number of calls, and its kinds of client streams."""
+    """A worker's offer to take a session's messages: its number of calls in the session, and which streams it has."""
 
     calls: int
     has_stream: bool
@@ -358,7 +358,7 @@ async def relay(
 
 
 def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
-    """Return whether a notification of the session era is for the client of this request."""
+    """Return whether the client of this request gets this notification. For clients of MCP versions with sessions."""
     if method == tasks.STATUS:
         return request.mcp_task is not None and params.get("taskId") == request.mcp_task.own_id
     return method in PASSED_ON
@@ -375,7 +375,7 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
     """Return the client's log level, to send to the server; empty if none is set.
 
-    For clients of the session era, it is also empty if the server cannot log.
+    For clients of MCP versions with sessions, it is also empty if the server cannot log.
     """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
@@ -489,8 +489,8 @@ class Carrier:
     async def tell(self, held: OpenServerStream, message: Object) -> None:
         """Forward a server's notification to the client, here or through another worker.
 
-        Progress goes to the call that has the progress token. Other notifications go to the session's only call if this
-        call has a stream, otherwise to a standing stream.
+        Progress goes to the call that has the progress token. Another notification goes to the session's
+        call if there is only one and it has a stream, otherwise to a standing stream.
         """
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)

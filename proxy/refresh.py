@@ -92,7 +92,7 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """Renew the token that this server refused, and return the server with it; None if that cannot help.
+        """Renew the token that this server refused, and return the server with the new token; None if that cannot help.
 
         Raises Refusal if a person has to sign in again, or IdentityUnavailable.
         """

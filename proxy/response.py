@@ -216,7 +216,7 @@ class Stream:
 
     @property
     def client_left(self) -> bool:
-        """True if the client of a session has disconnected from this stream."""
+        """True if the client has disconnected from this stream; always False without a session."""
         return self._history is not None and self._history.away
 
     async def begin(self) -> None:

@@ -65,7 +65,7 @@ class StreamOver(Exception):
 
 
 class InteractiveCall(NamedTuple):
-    """A call during which the client may be asked: what the client can do, and its stream, if any."""
+    """A call in which the server may send requests to the client: the client's capabilities, and its stream, if any."""
 
     request: McpRequest
     grant: AccessRow

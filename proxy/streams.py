@@ -618,7 +618,7 @@ class Resumption:
         self._repeats: Repeats = {}
 
     async def standing(self, request: McpRequest, grant: AccessRow) -> StandingStream:
-        """Return the stream with which to answer this GET in a session. Raises DatabaseUnavailable."""
+        """Return the stream that answers this GET of a session. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
         if name is not None and name.kind == CALL:

@@ -31,7 +31,7 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """The task id is not valid for this connection and era.
+    """The task id is not valid for this connection and era (docs/reference/protocol.md).
 
     This is also raised if the tool has moved to another server, or if the server no longer speaks the task's era.
     """

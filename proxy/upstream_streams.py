@@ -227,10 +227,10 @@ class ServerStreams:
     # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Open a session at each of these servers, and subscribe it to the resources that the audience wants.
+        """Open the missing sessions at these servers, and subscribe each to the resources that its audience wants.
 
         `owners` are the client sessions and connections that this round checks. The recorded sessions of other
-        owners do not change.
+        owners stay as they are.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -452,7 +452,7 @@ class ServerStreams:
             await self._renew(held)
 
     async def _renew(self, held: OpenServerStream) -> None:
-        """Read the session's target again before its stream is reopened, because the credential may be new."""
+        """Read the session's target again before the stream is reopened, because the credential may be new."""
         if held.source.target.session is None:
             return
         with suppress(DatabaseUnavailable):

@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now`, with the places of the items of `chosen` refilled in the order of `chosen`.
+    """Return `now` in a new order: the places of items that are in `chosen` are filled with `chosen`, in its order.
 
     All other items keep their places. Items of `chosen` for which no place is left come at the end.
     """

@@ -85,7 +85,7 @@ def may_replay(when: str, viewer: User) -> bool:
 
 
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
-    """Return a sentence about the calls of the last seven days that the rule would have touched.
+    """Return a sentence about the calls of the last seven days that the rule would have affected.
 
     Return "" if the viewer may not replay the rule. `servers` are those of a rule that is not saved.
     """

@@ -70,7 +70,7 @@ def _as_call(tool: TargetTool) -> RuledCall:
 
 
 def claims_of(tool: Feature | TargetTool) -> ToolClaims:
-    """Return a tool's claims. They must equal the claims that proxy/access/query.sql returns for calls."""
+    """Return a tool's title, stated effect and annotations, which must equal those of proxy/access/query.sql."""
     return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 

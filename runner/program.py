@@ -116,7 +116,7 @@ class RunningProgram:
             self.process.kill("closed its standard output")
 
     async def _next_line(self, stdout: asyncio.StreamReader) -> bytes:
-        """Return the next line that is not blank; b"" at the end, or if a line is too long, which kills the program."""
+        """Return the next non-blank line; b"" at the end. If a line is too long, kill the program and return b""."""
         try:
             while line := await stdout.readuntil(b"\n"):
                 if line.strip():

@@ -71,7 +71,7 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
 
 
 class NewProvisioningKey(NamedCapabilities):
-    """A key for a directory: the role of the people it creates, and which people it may change."""
+    """A key for a directory: the role of the people created with the key, and which people it may change."""
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")
 

@@ -79,7 +79,7 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """The actor of changes that a directory makes with a provisioning key. It can be an accounts.rules.Grantor."""
+    """The actor of changes that a directory makes with a provisioning key. The actor is an accounts.rules.Grantor."""
 
     is_directory = True
 

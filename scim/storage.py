@@ -169,7 +169,7 @@ LONGEST_FILTER = 10_000
 
 
 class Service(ScimService):
-    """The SCIM protocol for one request, which reads and changes `storage`."""
+    """The SCIM protocol for one request; reads and changes `storage`."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(provider())

@@ -1,4 +1,4 @@
-"""The endpoint of directories, and the pages of their keys: *Settings, Provisioning*."""
+"""The SCIM endpoint that directories call, and the pages of their keys: *Settings, Provisioning*."""
 
 from __future__ import annotations
 

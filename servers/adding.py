@@ -343,7 +343,7 @@ def add_server(
 def _own_gateway(server: Server, form: NewServerForm, name: str, by: User) -> list[Gateway]:
     """Return the new gateway that the form asks for, in a list; [] if the form asks for none.
 
-    It is for the teams of the person `by`, or for everyone if this person is in no team.
+    The gateway is open to the teams of the person `by`, or to everyone if this person is in no team.
     """
     if not form.cleaned_data.get("own_gateway"):
         return []

@@ -72,7 +72,7 @@ class DiscoveryRefused(DiscoveryFailed):
 
 
 class NotAsked(DiscoveryRefused):
-    """The gateway sent nothing, because the URL is its own or the credential cannot be decrypted or sent."""
+    """Nothing was sent: the URL is an address of this gateway, or the credential cannot be decrypted or sent."""
 
     wants_credential = False
 

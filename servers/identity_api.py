@@ -115,7 +115,7 @@ class NewIdentity(RequestBody):
 
 
 class Label(RequestBody):
-    """Another label for an identity."""
+    """A new label for an identity."""
 
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
 
@@ -252,7 +252,7 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return the identity. Raise an error if it is revoked or the person may not disable, enable and revoke it."""
+        """Return the identity. Raise an error if it is revoked, or the person may not disable, enable or revoke it."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         identity.must_be_live()

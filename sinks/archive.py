@@ -123,7 +123,7 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """Return the day before which calls may be dropped.
+    """Return the first day whose calls must be kept.
 
     This day is `limit`, or the first day of the oldest expired partition that still has to be archived.
     """

@@ -234,7 +234,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def place(self) -> str:
-        """The address as lists and the API show it: without the path, which may contain a token."""
+        """The address for display in lists and the API: without the path, which may contain a token."""
         origin = shown_origin(self.address)
         return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
 

@@ -204,7 +204,7 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret is too short or too regular for LEAST_SECRET random bytes; empty if it is not."""
+    """Return why a secret cannot hold LEAST_SECRET random bytes: too short, or too regular. Empty if it can."""
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False

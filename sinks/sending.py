@@ -281,7 +281,7 @@ def _skip(sink: Sink, begin: datetime, number: int | None) -> None:
 
 
 def _lacking(sink: Sink, before: datetime) -> int:
-    """Return the number of calls before this date that the sink has not acknowledged, without late calls."""
+    """Return the number of calls from `sink.near_from` up to `before` that the sink has not acknowledged."""
     rows = Call.objects.filter(created_at__gte=sink.near_from, created_at__lt=before, pk__gt=sink.calls_to).order_by()
     if sink.round_to is not None and sink.round_at is not None:
         after = Q(created_at__gt=sink.round_at) | Q(created_at=sink.round_at, pk__gt=sink.round_id)

@@ -159,7 +159,7 @@ class Admission(models.Model):
 
     @staticmethod
     def why_linked(person: User) -> ProviderError | None:
-        """Return why the person cannot be unlinked: they have no password, or must sign in there. None if they can."""
+        """Return why unlinking is refused: no password, or sign-in at the provider is required. None if allowed."""
         if must_sign_in_at_organisation(person):
             return MustStayLinked(MustStayLinked.__doc__)
         return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)
@@ -167,7 +167,7 @@ class Admission(models.Model):
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
         """Return the existing person for the unlinked account `who`; None if a new person may be created.
 
-        Raises NoEntry. If the person would get no role, its reason does not disclose whether an address is in use.
+        Raises NoEntry. For a person who would get no role, the error does not disclose whether the address is in use.
         """
         try:
             return self._named(who, invited)

@@ -30,7 +30,7 @@ def sign_in_there(email: str) -> bool:
 def must_sign_in_there(person: User) -> bool:
     """True if sign-in at the organisation is enforced for this person's address. False for break-glass owners.
 
-    Does not check what the role or the workspace requires (`must_sign_in_at_organisation`).
+    Ignores what the role or the workspace requires; `must_sign_in_at_organisation` checks that too.
     """
     return not person.break_glass and sign_in_there(person.email)
 

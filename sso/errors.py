@@ -84,7 +84,7 @@ class AlreadyLinked(ProviderError):
 
 
 class NeedsPassword(ProviderError):
-    """You have no password here, so you could no longer sign in. Set a password first."""
+    """You have no password here, so you could not sign in after unlinking. Set a password first."""
 
 
 class MustStayLinked(ProviderError):

@@ -152,7 +152,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
 
     def usable(name: str, *, needed: bool = True) -> str:
-        """Return the URL in the metadata field `name`. If unusable, raise ProviderDown if `needed`, or return ""."""
+        """Return the URL in the metadata field `name`, or "" if unusable. If `needed`, raise ProviderDown instead."""
         value = document.get(name)
         if isinstance(value, str) and is_https(value, like=provider.issuer):
             return value

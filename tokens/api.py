@@ -418,7 +418,7 @@ class Regenerate(Connections):
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """Rotate the only active token of an agent; for another person's agent, ask its owner to collect the secret."""
+        """Rotate the connection's only active token. If it is another person's, ask them to collect the new secret."""
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):

@@ -1,4 +1,4 @@
-"""Bearer credentials at the REST API: API keys, and API access tokens, which may only rotate themselves."""
+"""Bearer credentials at the REST API: API keys and API access tokens. A token may only rotate itself there."""
 
 from dataclasses import dataclass
 from typing import ClassVar

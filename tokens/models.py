@@ -1,4 +1,4 @@
-"""API tokens of agents, and keys of apps' connections. A key is never shown; the app's OAuth tokens belong to it."""
+"""API tokens of agents, and keys of apps' connections. A key is never shown; an app's OAuth tokens belong to a key."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Notices to the owner of a token or connection, until dismissed: somebody else replaced or ended its secret."""
+"""Notices to a person, shown until dismissed, that somebody else replaced or ended a secret of theirs."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Return, by key of CARES, the condition for an active token to be counted on that card."""
+    """Return, for each key of CARES, the condition under which its card counts an active token."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),

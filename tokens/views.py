@@ -638,9 +638,9 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 
 def extra_token(request: AppRequest, token: Token) -> str:
-    """Return the HTML that updates the token on the page behind the dialog that shows a secret.
+    """Return the updated token as HTML for the page behind the dialog with the secret.
 
-    Empty if the page behind does not show the token.
+    Empty if that page does not show the token.
     """
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""

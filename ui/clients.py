@@ -85,7 +85,7 @@ class Client:
         return next((block for block in self.blocks if block.way == way), None)
 
     def click_for(self, url: str, name: str) -> OneClick | None:
-        """Return the link for this gateway; None if the client has none, or if it does not work without https."""
+        """Return the link for this gateway; None if there is none, or if it needs https and `url` does not have it."""
         if self.click is None or (self.click.from_internet and not url.startswith("https:")):
             return None
         return self.click.for_gateway(url, name)

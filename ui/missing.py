@@ -1,4 +1,4 @@
-"""A migration operation for databases that were created before the initial migration was complete."""
+"""A migration operation for databases that were created with an older, shorter initial migration."""
 
 from typing import Any
 

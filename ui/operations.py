@@ -178,7 +178,7 @@ class InProgress(APIException):
 
 
 class KeyReused(APIException):
-    """The key was used for another request."""
+    """The Idempotency-Key was used for another request."""
 
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
     default_detail = "This Idempotency-Key was used for another request. Use a new key for each object to create."

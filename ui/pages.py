@@ -256,7 +256,7 @@ def switch_target(request: HttpRequest, kind: str, key: object) -> str:
 
 
 def was_typed(request: HttpRequest, name: str) -> bool:
-    """Return whether the name requested by `confirm` was typed, ignoring case and surrounding blanks."""
+    """Return whether the person typed `name`, as `confirm` asks. Case and surrounding blanks are ignored."""
     return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()
 
 

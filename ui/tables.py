@@ -258,7 +258,7 @@ class TableView:
         return self.chosen == usual
 
     def ordered[M: Model](self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Sort the rows as requested. In descending order, NULLs of the rows' own columns are last."""
+        """Sort the rows as requested. In descending order, NULLs in the model's fields and annotations are last."""
         column = self.column(self.sort.removeprefix("-"))
         if column is None:
             return rows

@@ -45,7 +45,7 @@ class Seen(Protocol):
 class FormSeen(NamedTuple):
     """The version that a form was opened with.
 
-    A later change conflicts only if it is to a field that this form would change.
+    Later changes conflict only in fields that this form would change.
     """
 
     version: str

@@ -457,7 +457,7 @@ def _page(answer: RpcResponse, target: Target, catalogue: ListMethod) -> Object:
 
 
 class Discovery(NamedTuple):
-    """The eras a server speaks, and its features by kind. Kinds that could not be listed are missing."""
+    """The eras of MCP that a server speaks, and its features by kind. Kinds that could not be listed are missing."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]

@@ -64,7 +64,7 @@ class ByteBudget:
     """Memory budget for large answers. An answer counts from its `hold` or `take` until its client has received it.
 
     Each person and each server has a share of the budget. `hold` waits until an answer fits into what is left of its
-    shares. For an answer larger than a share, it waits until this share is empty.
+    shares. For an answer larger than a share, it waits until nothing of this share is in use.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:

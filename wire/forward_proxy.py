@@ -47,7 +47,7 @@ class HostSet:
     below: bool = True
 
     def has_name(self, host: str) -> bool:
-        """Return whether `host` is one of the names, or a subdomain of one if `below`."""
+        """Return whether `host` is one of the names or, if `below` is set, a subdomain of one of them."""
         name = spelled(host)
         if not name or not self.below:
             return name in self.names
@@ -64,7 +64,7 @@ NO_PLACES = HostSet()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels to addresses. For hosts in `resolved`, it gets the host name instead."""
+    """An HTTP proxy that opens tunnels to IP addresses. It gets the names of hosts in `resolved`, and resolves them."""
 
     host: str
     port: int
@@ -89,7 +89,7 @@ class OutboundProxy:
     def for_hosts_of_others(self) -> OutboundProxy:
         """Return a copy for hosts that no administrator entered.
 
-        With the copy, the proxy resolves the names in `resolved`, but not their subdomains.
+        In the copy, `resolved` has the same names, but does not include their subdomains.
         """
         return replace(self, resolved=replace(self.resolved, below=False))
 

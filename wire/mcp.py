@@ -144,7 +144,7 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the part of the session era's capability `tasks` that the gateway supports: running calls as tasks."""
+    """Return what the gateway supports of `tasks` in the session era: tool calls as tasks, and cancelling tasks."""
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
     tools = requests.get("tools") if isinstance(requests, dict) else None
@@ -164,7 +164,7 @@ class ServerDescription(NamedTuple):
 
     @property
     def era(self) -> str:
-        """The era of the protocol version."""
+        """MODERN for MCP 2026-07-28, SESSION for the versions with sessions."""
         return MODERN if self.version == versions.MODERN else SESSION
 
     @classmethod
@@ -448,7 +448,7 @@ async def _read_large(
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
     """Parse a large message, while no other large message is parsed.
 
-    Raises TooLarge if the message has too many values, or BadAnswer.
+    Raises BadAnswer, or TooLarge if the message has too many values.
     """
     # Count the values first: a message with too many values is refused without parsing.
     async with response.alone():
@@ -641,7 +641,7 @@ def without_annotations(value: Any) -> Any:
 
 
 def _annotated(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], jsonrpc.Object]]:
-    """Yield the annotated properties of a schema, each with the names of the properties that lead to it."""
+    """Yield the path and the schema of each property that has a header annotation."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if not isinstance(properties, dict):
         return

@@ -159,7 +159,7 @@ def issuer_host(issuer: str) -> str:
 
 
 def covers(resource: str, url: str) -> bool:
-    """Return whether metadata of `resource` applies to `url`: origins are equal, and the path is equal or a parent."""
+    """Return whether metadata of `resource` applies to `url`: same origin, and the path of `url` is equal or below."""
     if not resource.isprintable() or urlsplit(resource).fragment:
         return False
     try:

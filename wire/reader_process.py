@@ -1,7 +1,7 @@
 """A child process that parses and rewrites large answers, so that they do not block the event loop.
 
 Parsing 30 MB takes half a second and holds the interpreter lock, even in a thread. The process has no state: if it
-dies, the current order is repeated in a new process.
+dies, a new process repeats the current piece of work.
 """
 
 import asyncio

@@ -264,7 +264,8 @@ class SessionWire:
     ) -> RpcResponse:
         """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
-        Raises the last StreamBroke if the server refuses, or after MOST_TIMES or FRUITLESS_TIMES tries.
+        Raises the last StreamBroke if the server refuses, after MOST_TIMES tries, or after FRUITLESS_TIMES tries in a
+        row without a new event.
         """
         # A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP).
         fruitless = 0

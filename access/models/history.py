@@ -1,6 +1,7 @@
 """The history of facts that decide who may use gateways: teams, roles, and whom a gateway is open to.
 
-Triggers write it (migrations/0001_history.py), also for changes by older releases. Grants store their own dates.
+Triggers write it (migrations/0001_history.py), also for changes by older releases. Grants are not in it:
+they store their own dates.
 """
 
 from datetime import datetime

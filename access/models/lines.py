@@ -46,7 +46,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
         """Return the lines of open reviews that `reviewer` may answer, also as fallback reviewer.
 
-        Ended lines are left out, and lines about the reviewer's own access if the review does not allow self-review.
+        Leaves out ended lines and, if the review does not allow self-review, lines about the reviewer's own access.
         """
         theirs = Q(reviewer=reviewer) | Q(review__fallback=reviewer)
         own = Q(person=reviewer, review__self_review=False)

@@ -85,7 +85,7 @@ class ReviewedThing:
 
 
 def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
-    """Return the things in the lines of an access report, sorted. For each person, a thing is returned only once."""
+    """Return the things in the lines of an access report, sorted. Each thing of a person is returned once."""
     found: dict[Any, ReviewedThing] = {}
     for line in lines:
         for thing in _things(line):

@@ -52,7 +52,7 @@ class Team(Versioned, models.Model):
         return {"name": self.name, "users": self.emails()}
 
     def emails(self) -> list[str]:
-        """Return the members' e-mail addresses, as recorded in events."""
+        """Return the members' e-mail addresses, sorted. Events store them in this form."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
     def edit(

@@ -295,7 +295,7 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def uses_gateways(self) -> bool:
-        """False if the person's role can only look. Their apps and agents then cannot call a gateway."""
+        """False if the person's role forbids the use of gateways. Then their apps and agents cannot call a gateway."""
         return self.role is None or self.role.uses_gateways
 
     @property
@@ -343,7 +343,7 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass, which permits password sign-in although the organisation's is enforced.
+        """Set or clear break-glass, which permits password sign-in even if sign-in by the organisation is enforced.
 
         Clearing ends password sessions if sign-in by the organisation is enforced for the person. Raises NotOwner,
         NotBreakGlass (see `can_break_glass`), LastBreakGlass or Outranked.
@@ -554,7 +554,7 @@ class User(Versioned, AbstractBaseUser):
     def granted(self) -> frozenset[Capability]:
         """Return the capabilities of this person's role (all for a superuser), even while the person is inactive.
 
-        Includes the capabilities that are included in these.
+        Capabilities that these include (see `Capability.includes`) are also returned.
         """
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 

@@ -26,7 +26,7 @@ def check_zone(name: str) -> None:
 
 
 class Dropping(NamedTuple):
-    """A pending shorter retention."""
+    """A shortened retention that has not taken effect yet."""
 
     days: int
     at: datetime  # When it takes effect.

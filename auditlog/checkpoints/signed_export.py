@@ -92,7 +92,7 @@ class SignedExport(Export):
             yield some
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield each checkpoint, and the rows that it covers. No cursor is open between two lines."""
+        """Yield a line per checkpoint and per row that it covers. No database cursor is open between two lines."""
         for number in range(self._first_number, self._last_number + 1):
             one = Checkpoint.objects.filter(pk=number).first()
             if one is None:
@@ -135,7 +135,7 @@ def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID])
 def _row(log: str, row: dict[str, Any], digests: Mapping[UUID, bytes]) -> dict[str, Any]:
     """Return the line for a row.
 
-    A row with payloads is compared with its digest here, because the reader gets the row without its payloads.
+    A row with payloads is compared with its digest here, because the export omits the payloads.
     """
     without = [name for name in ("request_payload", "response_payload") if row.get(name) is not None]
     if not without:

@@ -27,7 +27,7 @@ type Key = tuple[str, ...]
 
 @dataclass(slots=True)
 class Found:
-    """An object of the workspace: its row, and its values as in a file; {} if no file can contain this object."""
+    """An object of the workspace: its row, and its values as in a file, which are {} if no file can contain it."""
 
     row: Any
     values: dict[str, Any]
@@ -91,7 +91,7 @@ class Change:
 
 
 class Kind:
-    """A kind of object in files."""
+    """A kind of object in configuration files."""
 
     name: ClassVar[str]  # The name of the list in files.
     noun: ClassVar[str]

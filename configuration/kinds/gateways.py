@@ -252,7 +252,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return whether each tool is enabled, by the assignment's id and then by the tool's name at the server."""
+    """Return, by assignment id and then by the tool's name at the server, whether the tool is enabled."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):

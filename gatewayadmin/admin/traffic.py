@@ -229,7 +229,7 @@ class RulePages(CapabilityAdmin):
 
 @register(Hold, site=site)
 class HoldPages(CapabilityAdmin):
-    """Read-only: the approvers decide held calls on their page."""
+    """Read-only: approvers decide each held call on its own page."""
 
     seen_by = (Capability.APPROVALS_DECIDE,)
     page = ("approvals:hold", "pk")

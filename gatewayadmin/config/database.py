@@ -107,7 +107,7 @@ def require_url(url: str, direct_url: str, read_url: str) -> None:
 
 
 def pages(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Return Django's settings with which pages and REST connect through a pooler.
+    """Return Django's database settings for pages and REST, which connect through a pooler.
 
     Server-side cursors are disabled, because they do not work with a pooler in transaction mode.
     """
@@ -153,7 +153,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """Configure this process to serve pages: through PAGES_DATABASE if it is set, and with time limits."""
+    """Configure this process to serve pages: set time limits, and use PAGES_DATABASE if it is set."""
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:

@@ -94,7 +94,7 @@ def share(name: str, default: float) -> float:
 
 
 def file(name: str) -> Path | None:
-    """Return the path of an existing file; None if the variable is unset."""
+    """Return the value of a variable as the path of an existing file; None if the variable is unset."""
     value = text(name)
     path = Path(value).expanduser()
     if value and not path.is_file():

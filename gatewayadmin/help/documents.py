@@ -183,7 +183,7 @@ def _found(page: HelpPage, section: Section, wanted: list[str]) -> FoundPage:
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
-    """Return the score of a section, in which words in titles count more; 0 if section and `head` both lack a word."""
+    """Score a section for the `wanted` words; titles count more. 0 if a word is in neither the section nor `head`."""
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:
@@ -209,7 +209,7 @@ def _begins(word: str, text: str) -> bool:
 
 
 def _excerpt(page: HelpPage, section: Section, wanted: list[str]) -> str:
-    """Return the prose of the section around the first search word, or the page's summary."""
+    """Return the section's prose around the first match; without a match, the page's summary."""
     text = section.prose
     at = min((found.start() for word in wanted if (found := _at_word(word).search(text))), default=-1)
     if at < 0:

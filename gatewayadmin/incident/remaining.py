@@ -39,8 +39,8 @@ class Reached(NamedTuple):
 def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
     """Return the remaining access: an item for each live connection of `subject`, at most `most` items.
 
-    Blocked connections are included, without tools. If the subject is a server, return an item for each gateway that
-    still offers it instead, regardless of `most`.
+    Blocked connections are included, without tools. For a server, return instead an item for each gateway
+    that still offers the server; `most` does not apply.
     """
     if subject.kind == "server":
         assignments = list(subject.assignments)

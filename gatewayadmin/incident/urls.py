@@ -1,4 +1,4 @@
-"""URLs of incidents: for each kind of subject, the page about a subject and the page that stops it."""
+"""URLs of incidents: for each kind in SUBJECTS, the page about an object, and the page that stops this object."""
 
 from django.urls import path
 

@@ -175,7 +175,7 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the method's docstring after its first paragraph, followed by the required capabilities."""
+        """Return the method's docstring without its first paragraph, and then the required capabilities."""
         # If nothing is left, the docstring of the view's class replaces it.
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
@@ -217,7 +217,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the ETag header of 304, of 412, and of responses whose body is the object."""
+        """Return the ETag header of responses with status 304 or 412, or whose body is the object."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}

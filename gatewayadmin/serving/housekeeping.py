@@ -140,7 +140,7 @@ def _index() -> None:
 
 
 def _tell() -> None:
-    """Queue immediate notifications (one process at a time), and deliver those that are due."""
+    """Queue immediate notifications (one process at a time), and deliver all notifications that are due."""
     try:
         with databases.direct(), database.held_if_free(Lock.TELLING) as free:
             if free:

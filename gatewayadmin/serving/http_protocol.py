@@ -1,7 +1,7 @@
 """The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
-The faster one serves POST requests to `/mcp/<slug>`. It writes answers itself: uvicorn takes as long for this as an
-access check takes. It does not parse headers that repeat those of the previous request on the connection.
+The faster one serves POST requests to `/mcp/<slug>`. It writes answers itself to save time: uvicorn needs as long for
+this as an access check takes. It does not parse headers that repeat those of the previous request on the connection.
 """
 
 import asyncio

@@ -326,7 +326,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 def load_application() -> Any:
     """Return the ASGI application. Called before the workers are forked, so that they share its memory.
 
-    It reads the environment that `serve` sets, so it cannot be imported earlier.
+    The application is imported only here, because its import reads the environment that `serve` sets.
     """
     from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
     from gatewayadmin.asgi import application  # noqa: PLC0415

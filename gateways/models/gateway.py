@@ -173,7 +173,7 @@ def allow_identity(
     """Let exactly the gateways in `wanted` use the shared `identity`, from the next request on.
 
     `by` is None for the system. Raises CapabilityRequired if the person `by` may not manage identities. Raises
-    ChangedMeanwhile if the gateways are not those in `seen`.
+    ChangedMeanwhile if the present gateways of the identity differ from those in `seen`.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)

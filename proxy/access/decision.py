@@ -382,9 +382,9 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """The values by which a token is looked up: two tuples of the same length.
+    """The values by which a token is looked up: its digests or, for an OAuth token, its checksum.
 
-    At each index, at least one of the tuples has None.
+    Both tuples have the same length; the one that is not used has only None.
     """
 
     digests: tuple[bytes | None, ...]  # One for each token key.

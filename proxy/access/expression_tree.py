@@ -63,7 +63,7 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
 
 
 def _message(data: bytes) -> dict[int, list[Any]]:
-    """Return the fields of a protobuf message by number. Values are integers, or the bytes of any other type."""
+    """Return the fields of a protobuf message by number. A value is an integer or, for any other type, bytes."""
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(data):
@@ -119,7 +119,7 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 
 
 def needed_by(tree: Node) -> frozenset[str]:
-    """Return arguments without which a call cannot meet a condition.
+    """Return arguments that a call must have to meet the condition.
 
     The set may be incomplete, because the condition is not evaluated here.
     """

@@ -210,7 +210,7 @@ def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | No
 
 
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
-    """Return the server whose alias begins the name `exposed`, or else the server without an alias, or else None."""
+    """Return the server whose alias is the prefix of `exposed`; otherwise the server without an alias, if any."""
     # The tools that servers list are ignored: otherwise one server could take over the names of another.
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
@@ -392,7 +392,7 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a new tool of this server could be called after the gateway has listed and stored it."""
+    """Return whether a tool that is not stored yet could be called once the gateway has listed this server."""
     # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 

@@ -98,7 +98,7 @@ class Match(NamedTuple):
 
 
 def decide_by_rules(rules: Iterable[DecidingRule], call: RuledCall) -> RuleDecision:
-    """Apply these rules in order, and return their decision about a call."""
+    """Return the decision of these rules about a call. Rules that refuse have precedence over rules that hold."""
     matches = matching(rules, call)
     deciding = _first(matches, REFUSE) or _first(matches, HOLD)
     failed = next((each for each in matches if each.error), None)

@@ -99,7 +99,7 @@ class EventId(NamedTuple):
         return cls(kind, str(UUID(stream)), int(number), _request_id(spelled) if spelled else None)
 
     def text(self) -> bytes:
-        """Return the event id as text for clients, without its request id if this is too long."""
+        """Return the event id as text for clients. A request id that is too long is left out."""
         spelled = jsonrpc.dumps(self.request_id) if self.request_id is not None else b""
         named = b"-" + base64.urlsafe_b64encode(spelled) if 0 < len(spelled) <= LONGEST_REQUEST_ID else b""
         return b"%b-%b-%d%b" % (self.kind.encode(), UUID(self.stream).hex.encode(), self.number, named)
@@ -193,7 +193,7 @@ class StreamHistory:
             self._events.drop(self)
 
     def leave(self) -> None:
-        """After the client has disconnected, write the recent events to rows now, and later events as they occur."""
+        """Write the recent events to rows now, and later events as they occur, because the client has disconnected."""
         if not self.away:
             self.away = True
             self._pending, self._recent = [*self._recent], deque()

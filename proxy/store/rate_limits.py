@@ -134,7 +134,7 @@ def parameters(wanted: Iterable[tuple[RateLimited, int]], seconds: float) -> lis
 
 
 def rows(result: PGresult, wanted: Iterable[RateLimited]) -> list[tuple[RateLimited, int, float]]:
-    """Return the calls leased for each subject, and the seconds until its period ends."""
+    """Return, for each subject, the number of calls leased and the seconds until the period of its limit ends."""
     future = {(subject.kind, subject.id): subject for subject in wanted}
     taken_rows = []
     for row in range(result.ntuples):

@@ -122,7 +122,7 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return the SQL of TOLD with a column in front: the number of rows of `table`.
+    """Return SQL that selects the number of rows of `table`, then the columns of TOLD.
 
     If TOLD has no rows, the result is one row with this number and NULLs.
     """
@@ -286,7 +286,7 @@ class StoredSessions:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session, but not a newer one for the target. The client's session, if any, is marked as lost.
+        """Delete this session, not a newer one for the target. If a client's session owns it, mark that one as lost.
 
         Raises DatabaseUnavailable.
         """
@@ -294,7 +294,7 @@ class StoredSessions:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
-        """Return an empty list, because stored sessions do not end with this process."""
+        """Return an empty list: no stored session has to end with this process."""
         return []
 
 

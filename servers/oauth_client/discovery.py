@@ -46,7 +46,7 @@ class Http:
     """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
 
     The client ignores redirects and cookies. Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called.
-    `entered` are URLs that an administrator entered.
+    `entered` are URLs from an administrator; for other hosts, see `Guard.for_hosts_of_others`.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:

@@ -114,8 +114,9 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    The tokens of the sign-in are for `identity`, or for a new identity: the person's own, bound to `connection`, or a
-    shared one. `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
+    The tokens are stored in `identity`. If it is None, they are stored in a new identity: a shared one if `shared`,
+    otherwise a personal one. A personal identity is then used on `connection`. `refused_scope` is not requested.
+    Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -449,7 +450,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use a personal identity on the connection it was made for, and on its owner's connections without a live one."""
+    """Use a personal identity on the sign-in's connection, and on its owner's connections without a live identity."""
     if identity.is_shared:
         return
     with suppress(ConnectionFault):  # The connection or the identity may have been revoked meanwhile.

@@ -35,7 +35,7 @@ class NoSignIn(ServerError):
 
 
 class RegistrationMethod(models.TextChoices):
-    """The method by which this gateway became a client of an issuer."""
+    """The method by which this installation became a client of an issuer."""
 
     MANUAL = "manual", "Entered by an administrator"
     DOCUMENT = "document", "Described by a document of this gateway"
@@ -43,7 +43,7 @@ class RegistrationMethod(models.TextChoices):
 
 
 class ClientRegistration(models.Model):
-    """The registration of this gateway as a client of one issuer."""
+    """The registration of this installation as a client of one issuer."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
@@ -138,7 +138,7 @@ class SignIn(models.Model):
 
     @property
     def private(self) -> bool:
-        """True if the issuer may be at a private address."""
+        """True if the gateway is allowed to call the issuer at a private address."""
         return bool(self.endpoints.get("private"))
 
     def must_be_as_set(self) -> None:
@@ -181,8 +181,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    Counting starts again at `reset`, and when the issuer sends a person back. A person with an unexpired sign-in may
-    still come back: one of their sign-ins is not counted.
+    Counting starts again at `reset`, and when the issuer sends a person back. One sign-in is left out for
+    each person who has an unexpired sign-in, because that person may still come back.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:

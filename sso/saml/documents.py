@@ -37,7 +37,7 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    A DOCTYPE is refused. Comments are refused too, or removed with `comments`.
+    A DOCTYPE is refused. If `comments` is True, comments are removed; otherwise they are refused too.
     """
     try:
         text = document.decode("utf-8-sig")

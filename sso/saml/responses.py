@@ -150,7 +150,7 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """Verify the signature of the response itself. Raises ResponseRefused. An unsigned response passes."""
+    """Verify the signature of the response itself, if it has one. Raises ResponseRefused."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 

@@ -1,4 +1,4 @@
-"""Gives a database role the rights that a serving process needs, if the role owns no tables."""
+"""Gives a database role the rights that a serving process needs. An owner of the tables is refused."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -31,9 +31,9 @@ NOT_INDEXED = "The gateway can start without the indexes. Run this command again
 
 
 class Command(migrate.Command):
-    """Migrate with short lock timeouts and retries, then create everything else a server needs.
+    """Migrate with short lock timeouts and retries, then create everything else that `serve` needs.
 
-    Indexes of the log are created last; servers can start without them.
+    Indexes of the log are created last; `serve` can start without them.
     """
 
     def add_arguments(self, parser: CommandParser) -> None:
