@@ -487,27 +487,27 @@ class Switchable(models.Model):
 
     def disable(self, *, by: Actor | None) -> bool:
         """Disable the row: requests that depend on it are refused. Returns False if the row was disabled already."""
-        return self._set_enabled(on=False, by=by)
+        return bool(self._switch_all([self], on=False, by=by))
 
     def enable(self, *, by: Actor | None) -> bool:
         """Enable the row again. Returns False if the row was enabled already."""
-        return self._set_enabled(on=True, by=by)
-
-    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
-        return bool(self._switch_all([self], on=on, by=by))
+        return bool(self._switch_all([self], on=True, by=by))
 
     @classmethod
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
         """Enable or disable `rows` in one statement. Record an event for each row that changed, and return these rows.
 
-        Raises DoesNotExist if a row was deleted meanwhile.
+        Raises DoesNotExist if a row was deleted meanwhile, or the error of `_check_switch`.
         """
         if not rows:
             return []
         with transaction.atomic():
-            was = {row.pk: row.enabled for row in cls.lock_all(rows)}
+            current = cls.lock_all(rows)
+            was = {row.pk: row.enabled for row in current}
             if was.keys() != {row.pk for row in rows}:
                 raise cls.DoesNotExist
+            for row in current:
+                row._check_switch(on, by)  # noqa: SLF001 - of this class
             if changed := [row for row in rows if was[row.pk] != on]:
                 columns = [row._further_columns(on, by) for row in changed][-1]  # noqa: SLF001 - of this class
                 cls._default_manager.filter(pk__in=[row.pk for row in changed]).update(enabled=on, **columns)
@@ -516,6 +516,9 @@ class Switchable(models.Model):
         for row in rows:
             row.enabled = on
         return changed
+
+    def _check_switch(self, on: bool, by: Actor | None) -> None:
+        """Raise an error if `by` may not enable or disable this row, which is current and locked."""
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         return {}

@@ -589,15 +589,17 @@ class Connection(Versioned, Switchable):
     def lock_live(self) -> "Connection":
         """Return the current row, locked until the transaction ends. Raises ConnectionAlreadyRevoked."""
         row: Connection = self.lock()
-        if row.revoked_at:
-            raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+        row.must_be_live()
         return row
 
-    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
-        """Raise ConnectionAlreadyRevoked, or enable or disable the connection."""
-        with transaction.atomic():
-            self.lock_live()
-            return super()._set_enabled(on=on, by=by)
+    def must_be_live(self) -> None:
+        """Raise ConnectionAlreadyRevoked if the connection is revoked."""
+        if self.revoked_at:
+            raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+
+    def _check_switch(self, on: bool, by: Actor | None) -> None:
+        """Raise ConnectionAlreadyRevoked if the connection is revoked."""
+        self.must_be_live()
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_at = None if on else timezone.now()

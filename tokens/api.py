@@ -27,7 +27,7 @@ from capabilities import NOBODY, Capability
 from capabilities.rest import Own, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
 from connections.api import Connections, ConnectionSerializer
-from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
+from connections.models import Connection, ConnectionRefused
 from connections.subjects import by_person
 from tokens.api_key_views import STATUSES, keys_known_to
 from tokens.authentication import Presented
@@ -442,6 +442,5 @@ class Regenerate(Connections):
 
 def _must_regenerate(connection: Connection) -> None:
     """Raise ConnectionAlreadyRevoked if the connection is revoked, and ApiError if it is not on (see `must_be_on`)."""
-    if not connection.is_live:
-        raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+    connection.must_be_live()
     must_be_on(connection)

@@ -202,16 +202,14 @@ class Identity(Versioned, Switchable):
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
-    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
-        """Enable or disable the identity; return False if nothing changed.
+    def _check_switch(self, on: bool, by: Actor | None) -> None:
+        """Raise IdentityAlreadyRevoked, or HeldDisabled if the person `by` may not enable the identity.
 
-        Raises IdentityAlreadyRevoked, or HeldDisabled if the person `by` may not enable it (see `may_be_enabled_by`).
+        See `may_be_enabled_by`.
         """
-        with transaction.atomic():
-            row = self.lock_live()
-            if on and isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
-                raise HeldDisabled(HeldDisabled.__doc__)
-            return super()._set_enabled(on=on, by=by)
+        self.must_be_live()
+        if on and isinstance(by, User) and not (self.enabled or self.may_be_enabled_by(by)):
+            raise HeldDisabled(HeldDisabled.__doc__)
 
     def must_be_live(self) -> None:
         """Raise IdentityAlreadyRevoked if the identity is revoked."""
