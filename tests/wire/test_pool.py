@@ -89,7 +89,7 @@ async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, by
 
 def test_idle_connections_end_before_usual_servers_close_them() -> None:
     """A call that meets a closing connection fails, because it cannot be sent again."""
-    assert uvicorn.Config("").timeout_keep_alive > IDLE_SECONDS
+    assert uvicorn.Config("", log_config=None).timeout_keep_alive > IDLE_SECONDS
 
 
 async def test_idle_connections_end_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
