@@ -1,4 +1,4 @@
-"""Notices to a person, shown until dismissed, that somebody else replaced or ended a secret of theirs."""
+"""Notices about tokens: a person learns that somebody else replaced or ended one of their secrets."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     monkeypatch.setattr("auditlog.own_calls.SEARCH_LIMIT", 1)
     newest = text(client.get("/settings/calls?show=refused"))
 
-    assert "No calls made as you yet." in empty
+    assert "Your apps and agents have made no calls yet." in empty
     assert 'href="/connect/client/"' in empty
     assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
     assert "An administrator disabled this app or agent." in page
