@@ -132,7 +132,7 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Treat hashes in this block as those of an unknown client, which may use only a part of the queue."""
+    """Within the block, queue password hashing as for an unknown client, which may use only a part of the queue."""
     before = _for_a_stranger.set(True)
     try:
         yield

@@ -74,7 +74,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the calls that `refused` counts.
+    """Return a sentence about the number of calls from `refused()`.
 
     Empty if the viewer may not read the log, unless the calls are the viewer's own (`is_own`).
     """
