@@ -216,8 +216,8 @@ def test_resets_are_asked_for_three_times_an_hour_for_one_account_and_twenty_tim
     assert len(mail.outbox) == 3
 
 
-def test_the_page_on_security_tells_every_limit() -> None:
-    page = (settings.BASE_DIR / "docs/explanation/security-model.md").read_text()
+def test_the_page_on_signing_in_tells_every_limit() -> None:
+    page = (settings.BASE_DIR / "docs/explanation/signing-in.md").read_text()
 
     for what, (most, window) in MOST.items():
         assert f"| {what} | {most} | {'minute' if window < timedelta(hours=1) else 'hour'} |" in page
