@@ -87,7 +87,7 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 def held(request: HttpRequest) -> str:
     """Store the posted form, and return the URL to open after the confirmation.
 
-    The URL's fragment is the key of the form. There is none without a form, or if the form is too large.
+    The URL's fragment is the form's key. If no form was posted, or if the form is too large, there is no fragment.
     """
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()

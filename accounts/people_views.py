@@ -301,7 +301,7 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
         act,
         title="Decline request",
         text=f"Decline the request of {person.email} for “{capability.label}”?",
-        more="The person sees that the request was declined, and can ask again one day after it was made.",
+        more="The person sees that the request was declined, and can ask again one day after making it.",
         kind="primary",
         hidden=[("capability", capability.slug)],
     )

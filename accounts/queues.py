@@ -96,7 +96,7 @@ class HashingBusy(TryLater):
 class Queue:
     """A queue that admits `at_once` callers at a time, and lets `waiting` others wait.
 
-    At most `at_once + of_strangers` of the admitted and waiting callers may be strangers (see `for_a_stranger`). `turn`
+    Of all callers admitted or waiting, at most `at_once + of_strangers` may be strangers (see `for_a_stranger`). `turn`
     raises HashingBusy if the queue has no room for the caller, or if the caller has waited for `seconds`.
     """
 

@@ -78,7 +78,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Checks the first code of a new authenticator app with the app's encrypted secret, still kept in the session."""
+    """Checks the first code of a new authenticator app. Until then, only the session keeps the encrypted secret."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")

@@ -1,4 +1,4 @@
-"""Limits on attempts with passwords and codes, and known browsers (docs/explanation/signing-in.md).
+"""Known browsers, and limits on attempts with passwords and codes (docs/explanation/signing-in.md).
 
 An attempt is counted before anything is checked, and subtracted again after a success. Wrong passwords never lock an
 account: attackers use up only the attempts of their own address, and known browsers are counted separately.

@@ -94,7 +94,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self if viewer.has_perm(Capability.LOGS_READ) else self.concerning(viewer)
 
     def concerning(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that concern `viewer`, who may also see the names of their arguments.
+        """Return the holds that concern `viewer`. The viewer may also see the names of the arguments of these holds.
 
         With APPROVALS_DECIDE, these are all holds. Without it, an API key gets none, and a person gets the holds of
         their own agents and the holds that their teams decide.
@@ -246,7 +246,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The last hold of the same call (connection, tool, arguments) that ran before this call was held; or None."""
+        """The last hold of the same call (connection, tool, arguments) that was used before this one began; or None."""
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()

@@ -1,4 +1,4 @@
-"""Delivery of messages: a mail, or a guarded POST in the form of a webhook, Slack or Microsoft Teams.
+"""Delivery of messages: by mail, or by a POST to a webhook, Slack or Microsoft Teams, if a Guard allows the address.
 
 A new kind of channel needs a member of ChannelKind, and a function for its messages in BODIES.
 """

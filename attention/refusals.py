@@ -1,4 +1,4 @@
-"""Agents with unusually many refusals in the last hour, compared with this hour of the week in the last four weeks."""
+"""Agents with unusually many refusals in the last hour, compared with this weekday and hour in the last four weeks."""
 
 from __future__ import annotations
 

@@ -293,8 +293,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id; for a person, also of joining or leaving a team with the "
-        "present e-mail.",
+        help_text="Only events about the object with this id. For a person, also events with which the person joined "
+        "or left a team under the present e-mail.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(

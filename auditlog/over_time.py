@@ -102,8 +102,8 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Return the number of calls by caller, reading at most MOST_READ + 1 calls.
 
-    The caller is a person if `where` selects an app or agent, and an app or agent if it selects a person. Otherwise, a
-    call through an app counts for the person, and a call by an agent for the agent.
+    If `where` selects an app or agent, calls count for their person. If it selects a person, calls count for their app
+    or agent. Otherwise, a call through an app counts for the person, and a call by an agent for the agent.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])

@@ -1,7 +1,8 @@
 """Optimistic locking of editable rows: a save based on an outdated version fails, and the error lists the changes.
 
 A version has a digest of each value of `editable()`. Forms submit the version they were opened with, and the API
-returns it as the ETag (RFC 9110, section 8.8.3). The method that writes compares it while the row is locked.
+returns it as the ETag (RFC 9110, section 8.8.3). The method that writes the row compares this version with the current
+one while the row is locked.
 """
 
 from __future__ import annotations

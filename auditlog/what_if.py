@@ -44,7 +44,11 @@ class TrailLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Trail:
-    """The current decision (`answer`) for `reader`: checks to the first stop, other stops, and similar tool names."""
+    """The current decision (`answer`), as shown to `reader`.
+
+    `lines` has the checks up to the first that stops the call, `further` the other checks that stop it, and `near` the
+    names of similar tools.
+    """
 
     answer: CurrentDecision
     reader: User

@@ -2,8 +2,8 @@
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
 dashboard. Every half second the rows on each page are read. A line for each rate says how many calls were recorded. A
-line for each page says how many of these calls it left out, and how many of those were left out without a notice such
-as "80 new calls arrived together: the newest 50 are shown". The line of a page also has its smallest numbers of nodes
+line for each page says how many of these calls the page left out in all, and how many without a notice such as "80 new
+calls arrived together: the newest 50 are shown". The line of a page also has its smallest numbers of nodes
 and listeners and its least memory in each third of the time. The smallest values count, because a page that replaces
 its rows has old and new ones for a moment.
 

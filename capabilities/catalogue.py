@@ -29,7 +29,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, add connections; edit and revoke all tokens, ask owners to collect new ones.",
+        "Create and rename agents, add connections. Edit and revoke all tokens, ask owners to collect new secrets.",
     )
     API_TOKENS_READ = (
         "tokens.view_token",

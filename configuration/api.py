@@ -47,8 +47,8 @@ class ConfigFiles(RequestBody):
         child=serializers.CharField(max_length=LONGEST_SECRET, trim_whitespace=False),
         default=dict,
         write_only=True,
-        help_text="The secrets that the files refer to, by reference, such as `env:SIEM_TOKEN`. The gateway does not "
-        "look them up itself.",
+        help_text="The secrets that the files refer to. Each key is a reference in the files, such as "
+        "`env:SIEM_TOKEN`, and its value is the secret. The gateway does not look up secrets itself.",
     )
     prune = serializers.BooleanField(
         default=False,

@@ -243,7 +243,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def archive_host(self, host: Host, *, by: User) -> None:
         """Archive a disabled or pending host and revoke its connections.
 
-        Raises StillEnabled for any other host, and always for the Playground, which could never return.
+        Raises StillEnabled for any other host, and always for the Playground, which could not be created again.
         """
         if host.is_playground:
             raise StillEnabled("The Playground is part of the gateway and cannot be archived. Disable it instead.")

@@ -27,9 +27,9 @@ class Walk:
     def periods(self, gone):
         """Yield each fact with its begin and end. The begin is None if unknown, the end is None if the fact is true now.
 
-        `steps` must be in order of time. Some facts are no longer true although no step says when they ended. Such a
-        fact ended when its team was deleted (`gone` has the times). If no team was deleted, the time of the next step
-        is used.
+        `steps` must be in order of time. If a fact is no longer true, but no step says when it ended, its end is the
+        time when its team was deleted (from `gone`). If no team was deleted, its end is the time of the next step,
+        even if that step is about another fact.
         """
         true, later = dict.fromkeys(self.present), None
         for at, ended, began in reversed(self.steps):

@@ -1,4 +1,7 @@
-"""The function by which the proxy uses, finds or makes the hold of a call, and the notification of decisions."""
+"""The function by which the proxy uses, finds or makes the hold of a call.
+
+A trigger notifies the workers when the state of a hold changes, for example by a decision.
+"""
 
 from django.db import migrations
 

@@ -59,7 +59,7 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return ids by checkpoint number: the file must have the checkpoint's rows of `log` that are above the id."""
+        """Return, by checkpoint number, the id above which the file must have all of the checkpoint's rows of `log`."""
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people whom no rule fits. If empty, new people are refused, and others keep their role unless a "
-            "rule has a role.",
+            "Role of people to whom no rule gives one. If empty, they are refused. If no rule at all has a role, "
+            "people with an account keep theirs.",
             80,
             "",
             refers_to="roles",

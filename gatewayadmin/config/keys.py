@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the name of each environment variable whose value lacks a key of the variable's file in `folder`.
+    """Return the names of the environment variables that lack a key from their key file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """
