@@ -305,7 +305,7 @@ class PlaceSerializer(serializers.Serializer[Place]):
 class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
-    id = Id(source="feature.pk", help_text="Id of the tool on the first matching gateway that had it.")
+    id = Id(source="feature.pk", help_text="Id of the tool on the matching gateway where it was first seen.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()
@@ -333,7 +333,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):
-    """A tool of a server, with its definition on the first gateway that had it."""
+    """A tool of a server, with its definition on the gateway where it was first seen."""
 
     description = serializers.CharField(
         source="feature.description", allow_blank=True, help_text="Description given by its server."

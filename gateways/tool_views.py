@@ -208,7 +208,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True while the first answer is awaited: no request has been answered or has failed (see also `is_lost`)."""
+        """True while the first answer is awaited: no request was answered, and none has failed (see also `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property

@@ -1096,7 +1096,7 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Return the result of `resolve_call`; None if the unknown name may be a server's own, without the alias.
+    """Return the result of `resolve_call`; None for an unknown name that may be a server's own name, without the alias.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -1297,7 +1297,7 @@ class _Sent:
             )
 
     async def _may_pass_on(self, notification: Object) -> bool:
-        """Return False for the update of a resource that a client of the session era may not subscribe to."""
+        """Return False if a client of the session era would get an update of a resource it may not subscribe to."""
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
             return True

@@ -241,7 +241,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Return the grant, re-read with the feature that each server itself calls `feature.name` (without alias)."""
+        """Return the re-read grant, with each server's feature whose own name, without alias, is `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )

@@ -1,8 +1,8 @@
 """Keep track of the calls that run in sessions at servers, and forward the servers' messages to the clients.
 
-During a call, a server may send a request to the client on the session's standing stream. One worker reads this stream,
-and passes each message to the worker that runs the call or has the client's standing stream. Messages are passed in
-encrypted rows; the bus carries only ids, names, flags and digests.
+During a call, a server may send a request to the client on the standing stream of the gateway's session at the server.
+One worker reads this stream, and passes each message to the worker that runs the call or has the client's standing
+stream. Messages are passed in encrypted rows; the bus carries only ids, names, flags and digests.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """Return the parsed headers. If `scope` has SAME_HEAD, requests with equal headers share them."""
+        """Return the parsed headers. Requests with the same SAME_HEAD in `scope` share one result of parsing."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)
@@ -311,7 +311,7 @@ class McpRequest:
     async def read(self, limit: int) -> bool:
         """Read the body and return True; return False if it is larger than `limit` bytes. Raises ClientLeft.
 
-        After False, a call with a higher `limit` continues.
+        After False, `read` may be called again with a higher `limit`, and then continues.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:

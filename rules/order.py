@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 
 
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
-    """Return `now` in a new order: the places of items that are in `chosen` are filled with `chosen`, in its order.
+    """Return `now` with the items of `chosen` in the order of `chosen`, in the places that these items have in `now`.
 
     All other items keep their places. Items of `chosen` for which no place is left come at the end.
     """

@@ -162,7 +162,7 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove the paths that match the find(1) conditions `matching`; by default, `paths` themselves."""
+    """Remove what find(1) finds at `paths` with the conditions `matching`; by default, `paths` themselves."""
     # shutil cannot remove folders that are nested too deep.
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603

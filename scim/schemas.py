@@ -118,10 +118,7 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a condition that every matching row meets, and whether the condition is exact.
-
-    Rows that do not match the filter may meet an inexact condition too.
-    """
+    """Return a condition that all rows matching the filter meet, and whether it is exact: no other rows meet it."""
     match node:
         case Comparison() if node.op == CompareOperator.eq:
             path = node.attr_path

@@ -51,7 +51,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     slug = serializers.CharField(help_text="Name in addresses, and default alias at gateways; never changes.")
     url = serializers.CharField(help_text="Address of its MCP endpoint.")
     auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
-    header_name = serializers.CharField(help_text="Header of the credential, for `auth_type` `header`.")
+    header_name = serializers.CharField(help_text="Header of the credential, if `auth_type` is `header`.")
     timeout_seconds = serializers.IntegerField(help_text="Maximum seconds without data during a call.")
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
@@ -70,7 +70,7 @@ class ServerSerializer(serializers.Serializer[Server]):
             "(`fixed_resource`)."
         )
     )
-    fixed_resource = serializers.CharField(help_text="The `resource` to send, for `resource_sent` `fixed`.")
+    fixed_resource = serializers.CharField(help_text="The `resource` to send, if `resource_sent` is `fixed`.")
     fixed_scopes = serializers.CharField(help_text="Scopes to request instead of those that the server names.")
     authorization_endpoint = serializers.CharField(help_text="Set only for an issuer without metadata.")
     token_endpoint = serializers.CharField(help_text="Set if and only if `authorization_endpoint` is set.")

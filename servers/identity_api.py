@@ -97,8 +97,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on those of your connections that have none for the server or that use "
-            "`instead_of`. Ignored for shared identities."
+            "Whether to use the credential on your connections: on those without one for the server, and on those that "
+            "use `instead_of`. Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(

@@ -82,9 +82,8 @@ class Admission(models.Model):
         "link people by a verified e-mail",
         default=False,
         help_text=(
-            "A verified address at the provider links to the person with this address here. Otherwise people link "
-            "their "
-            "account in their profile."
+            "An account with a verified address is linked to the person with the same address here. In all other "
+            "cases, people link their account in their profile."
         ),
     )
 

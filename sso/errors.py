@@ -39,8 +39,9 @@ class Incomplete(ProviderError):
 
 
 class NoBreakGlass(ProviderError):
-    """Nobody could sign in while the provider is down. First choose an owner who has a password and a second factor.
-    On this owner's page, a Super admin then presses “Make break-glass owner”."""
+    """With these settings, nobody could sign in while the provider is down.
+    First choose an owner who has a password and a second factor. On this owner's page, a Super admin then presses
+    “Make break-glass owner”."""
 
     field = "mode"
 

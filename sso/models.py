@@ -250,9 +250,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Delete all decryption keys if the settings do not allow encryption. Otherwise add `pair`, if given.
+        """Delete all decryption keys if the settings do not allow encryption.
 
-        Return the changes to record. `replaced` is the fingerprint of the key before this change. Raises ChangedThere.
+        Otherwise add the new key and certificate in `pair`, if given. Return the changes to record. `replaced` is the
+        fingerprint of the key before this change. Raises ChangedThere.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -333,7 +334,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Return the current provider. If there is a metadata URL, first read metadata older than `age` again.
+        """Return the current provider, after reading its metadata again if they have a URL and are older than `age`.
 
         The known metadata stay if new ones cannot be read, or if reading was tried in the last 30 seconds.
         """

@@ -311,7 +311,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
         help_text="Slugs of its capabilities. Capabilities that its owner no longer has do not work.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
-    blocked_by = CauseField(help_text="What blocks it: `user`; null if nothing does.")
+    blocked_by = CauseField(help_text="`user` if it is blocked because its owner is deactivated; otherwise null.")
     blocked_reason = CauseField(help_text="Reason that blocks it, as a code; null if nothing does.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")

@@ -1,4 +1,7 @@
-"""Bearer credentials at the REST API: API keys and API access tokens. A token may only rotate itself there."""
+"""Bearer credentials at the REST API: API keys and API access tokens.
+
+The only operation that accepts an API access token is the token's own rotation.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,7 @@
-"""The MCP client: sends requests to each server in the era it speaks, within the server's limits of calls and time."""
+"""The MCP client: sends requests to servers within their limits of calls and time, in an era that each server speaks.
+
+An era is a group of MCP versions: the versions with sessions, or the stateless 2026-07-28.
+"""
 
 import asyncio
 import time
@@ -70,7 +73,7 @@ class Listed(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, its ServerDescription in each, and the evidence as text."""
+    """The eras a server speaks, its ServerDescription in each, and the results of the probes as text (`evidence`)."""
 
     eras: str
     evidence: str
@@ -80,8 +83,10 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store. `known` are the eras stored until now, or empty."""
-        # An uncertain result must not remove an era that is stored.
+        """Return the eras to store in place of `known`, the eras stored until now (may be empty).
+
+        If this result is uncertain and `known` differs, return BOTH, so that no stored era is removed.
+        """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 

@@ -286,7 +286,7 @@ class FairQueue:
         return False
 
     def _took_turn(self, person: str, connection: str) -> None:
-        """Put the person and the connection of a started call last; remove each if no more of its calls wait."""
+        """Move a started call's person and connection to the end of the queue; remove each that has no waiting call."""
         self._waiting_count -= 1
         connections = self._waiting.pop(person)
         turns = connections.pop(connection)

@@ -64,7 +64,10 @@ NO_PLACES = HostSet()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels to IP addresses. It gets the names of hosts in `resolved`, and resolves them."""
+    """An HTTP proxy that opens tunnels to IP addresses.
+
+    For hosts in `resolved`, the proxy gets the name instead of the address, and resolves it itself.
+    """
 
     host: str
     port: int

@@ -176,7 +176,10 @@ _MOST_DIGITS = 9
 
 
 class HeaderCache[Read]:
-    """A parsed header block: the bytes before and after the digits of Content-Length, and the parsed result `read`."""
+    """A parsed header block, reused for messages that differ only in Content-Length and body.
+
+    Stores the bytes before and after the digits of Content-Length, and the parsed result `read`.
+    """
 
     __slots__ = ("_after", "_before", "read")
 
@@ -405,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
     def discard(self) -> None:
         """Close the connection and drop all data.
 
-        Otherwise the parser and the failure, which refer back to this object, would delay its garbage collection.
+        If kept, the parser and the stored error would delay garbage collection, because both refer back to this object.
         """
         self.close()
         self._parser = self._body = self._failure = self.held = None

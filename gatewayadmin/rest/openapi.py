@@ -217,7 +217,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the ETag header of responses with status 304 or 412, or whose body is the object."""
+        """Return the ETag header of responses that contain the object or have status 304 or 412."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}

@@ -560,7 +560,8 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement, each the text of a PostgreSQL array.
 
-    The arrays are the columns of a table. A query has a row for each pair of digest and checksum of its token.
+    The arrays are the columns of a table, in which a query has a row for each digest of its token, or one row for its
+    token's checksum.
     """
     rows = [
         (n, query, digest, checksum)

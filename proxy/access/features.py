@@ -392,7 +392,7 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a tool that is not stored yet could be called once the gateway has listed this server."""
+    """Return whether a tool that is not stored yet could be called once the gateway has requested the server's list."""
     # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 

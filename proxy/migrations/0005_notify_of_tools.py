@@ -1,6 +1,6 @@
-"""Triggers that databases made by the first commit of release 1.0.0 lack.
+"""Create the triggers that are missing in a database made by the first commit of release 1.0.0.
 
-0002_notify_workers has them since the models of tool sets and grants were added to the initial migrations.
+0002_notify_workers has had them since the models of tool sets and grants were added to the initial migrations.
 """
 
 from importlib import import_module

@@ -286,7 +286,7 @@ class StoredSessions:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session, not a newer one for the target. If a client's session owns it, mark that one as lost.
+        """Delete this session, not a newer one for the target. Mark the client's session that owns it, if any, as lost.
 
         Raises DatabaseUnavailable.
         """

@@ -70,8 +70,8 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text=(
-            "Unfinished sign-ins in a row at this server, 0 if fewer than 3 were started; from 3 on, its issuer may "
-            "have forgotten this gateway."
+            "Unfinished sign-ins in a row at this server; 0 if fewer than 3 were started. If 3 or more are unfinished, "
+            "the issuer may have forgotten this gateway."
         )
     )
 

@@ -1,7 +1,7 @@
 """Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-All values are read from the signed element that the verification returns. The rest of the document can only be a reason
-for a refusal. Needs the extra `saml`.
+All values are read from the signed element that the verification returns. Anything else in the document can only cause
+a refusal. Needs the extra `saml`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ class SamlSettings(models.Model):
         blank=True,
         default="",
         db_default="",
-        help_text="Read when you save a new address, and hourly when people sign in, to pick up new certificates.",
+        help_text=(
+            "The metadata are read when you save a new address, and hourly when people sign in, to pick up new "
+            "certificates."
+        ),
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
     metadata_end_at = models.DateTimeField(null=True, editable=False)  # The validUntil of the metadata.

@@ -1,4 +1,4 @@
-"""Names the permission to connect own agents."""
+"""Declare the permission `create_own_token` with the name "Connect own agents"."""
 
 from django.db import migrations
 

@@ -1,4 +1,4 @@
-"""Counts unclear refusals of a grant's refresh apart from requests without an answer."""
+"""Counts a grant's unclear refusals (refused refreshes without a final error code) separately from missing answers."""
 
 from django.db import migrations, models
 
