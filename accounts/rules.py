@@ -146,7 +146,7 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Return the actor as stored now, limited to the API key of the request, if any.
+    """Return the actor as stored now; for a request with an API key, with only the key's permissions.
 
     Return None if `by` is None, which means the system.
     """

@@ -236,7 +236,9 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
         )
     if not provider.proves_presence:
         raise SignInFailed(
-            "Requests are not signed, so it is not known whether the provider asked for a credential.", NOT_ASKED
+            "The gateway's requests to the provider are not signed, so they do not prove that the provider asked for a "
+            "credential.",
+            NOT_ASKED,
         )
     # Check the time: in the browser, people can remove the requirement of a credential from the URL.
     if who.authenticated_at is None:

@@ -141,7 +141,7 @@ def _read(event, walks, names, uses_all):
 
 
 def _store(apps, walks, names, gone):
-    """Store the periods. If no event has the begin of a fact, use the time when the fact's subject was created."""
+    """Store the periods. If no event says when a fact began, it begins when its subject was created."""
     fact = apps.get_model("access", "Fact")
     began = {str(pk): at for pk, at in apps.get_model("accounts", "User").objects.values_list("pk", "date_joined")}
     first = min(began.values(), default=timezone.now())

@@ -48,7 +48,11 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"when": "x" * 3000}, "when", "2000"),
     ({"effect": "label", "text": "a, b"}, "text", "without a comma"),
     ({"effect": "hold", "approvers": "team"}, "approver_team", "Choose the team"),
-    ({"effect": "hold", "approver_team": "Leads"}, "approver_team", "A team decides only if approvers is team."),
+    (
+        {"effect": "hold", "approver_team": "Leads"},
+        "approver_team",
+        "Give an approver_team only if approvers is `team`.",
+    ),
     ({"effect": "hold", "approvers": "person", "somebody_else": True}, "somebody_else", "Somebody else must"),
     ({"effect": "hold", "hold_minutes": 0}, "hold_minutes", "greater than or equal to 1"),
     ({"servers": ["nowhere"]}, "servers", "There is no server nowhere."),
