@@ -129,8 +129,8 @@ class AccessResource(Resource):
     def list(self, request: Request) -> Response:
         """List who may use which gateways and tools.
 
-        The filters `host` and `unused`, and sorting by `used`, also require `api-keys:read`. More than 1,000 lines are
-        always sorted by person.
+        The filters `host` and `unused`, and sorting by `used`, also require `api-keys:read`. A report of more than
+        1,000 lines is always sorted by person.
         """
         asked = self.query_data
         if "host" in asked or "unused" in asked or self.ordering.endswith("used"):

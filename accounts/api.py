@@ -73,7 +73,7 @@ class UserSerializer(serializers.Serializer[User]):
     )
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
     by_organisation = serializers.BooleanField(
-        help_text="Whether the person was linked to an account at the organisation, perhaps at an earlier provider."
+        help_text="Whether the person is linked to an account at the organisation, even if only at an earlier provider."
     )
     break_glass = serializers.BooleanField(
         help_text="Whether this owner's password works although sign-in by the organisation is enforced."

@@ -78,7 +78,10 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Checks the first code of a new authenticator app. Until then, only the session keeps the encrypted secret."""
+    """Checks the first code of a new authenticator app.
+
+    Until a code is correct, only the session keeps the app's encrypted secret.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")

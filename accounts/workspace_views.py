@@ -83,7 +83,7 @@ class WorkspaceForm(forms.Form):
         help_text=(
             "Days, from 1 to 3650. Calls are deleted one whole day at a time. If you keep them for more than 100 days, "
             "they are deleted one week at a time; for more than 730 days, one month at a time. Admin events are kept "
-            "for ever. A shorter time takes effect after a day."
+            "for ever. If you shorten the time, the change takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(

@@ -397,7 +397,7 @@ class Action(StrEnum):
     SIGN_IN_REFUSED = (
         "user.sign_in_refused",
         "The security key {security_key} of {target} was refused: it may have been copied.",
-        "The organisation's sign-in as {email} was refused: {reason}.",
+        "A sign-in at the organisation as {email} was refused: {reason}.",
         "An answer of the organisation's identity provider was refused: {reason}.",
         "Too many passwords were tried for {email}; further attempts were refused.",
         "Too many passwords were tried; further attempts were refused.",

@@ -75,7 +75,7 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds spent asking the server, with its queue; null if the call did not get so far.",
+    "upstream_ms": "Milliseconds spent asking the server, and waiting to ask it; null if the call did not get so far.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",
@@ -293,8 +293,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id. For a person, also events with which the person joined "
-        "or left a team under the present e-mail.",
+        help_text="Only events about the object with this id. For a person, also the events of joining or leaving a "
+        "team that name the person's present e-mail.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(

@@ -58,7 +58,10 @@ class Criterion:
 
     @property
     def is_indexed(self) -> bool:
-        """True if indexes find the rows; False with an empty or most common value, which indexes do not contain."""
+        """True if indexes find the rows; False if indexes leave out one of the values.
+
+        They leave out empty values and, in the columns of COMMON, the most common value.
+        """
         return self.values is not None and all(
             column in INDEXES and not {COMMON.get(column), ""} & {*values} for column, values in self.values.items()
         )
@@ -290,7 +293,7 @@ class Search:
         return SearchPage(replace(page, older=Cursor(paging.OLDER, reach, 0)), reach)
 
     def latest(self, size: int) -> Sequence[Call]:
-        """Return the newest `size` calls. Needs an index that covers all conditions: it may read any number of rows."""
+        """Return the newest `size` calls. If no index covers all conditions, this may read any number of rows."""
         return self._nearest(paging.beyond(self.rows(), None), size)
 
     def slowest(self, size: int) -> SearchPage:

@@ -43,7 +43,7 @@ class Agents:
 
 @dataclass
 class Balanced(Agents):
-    """Calls ready gateways in a thread, until the block ends."""
+    """Sends calls to ready gateways, in a thread, until the block ends."""
 
     token: str
     slug: str

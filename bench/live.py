@@ -78,7 +78,7 @@ class Followed:
             self.said_so.append(time.time())
 
     def measure(self) -> None:
-        """Store the size of the page after a garbage collection in `sizes`."""
+        """Collect garbage in the page, then append the page's size to `sizes`."""
         self.cdp.send("HeapProfiler.collectGarbage")
         metrics = {one["name"]: one["value"] for one in self.cdp.send("Performance.getMetrics")["metrics"]}
         self.sizes.append({name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})

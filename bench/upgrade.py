@@ -291,7 +291,7 @@ class Upgrade:
             parts.extend(timed(self._new, self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
-        """Replace a process like an orchestrator: start a new process, and when that is ready, end the old process."""
+        """Replace a process as an orchestrator does: start a new process, and when it is ready, end the old process."""
         load.ports.append(self._start(code))
         until = time.monotonic() + 30
         while load.ports[-1] not in load.ready:

@@ -92,9 +92,10 @@ def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
 
 
 def _parts(row: Model) -> list[UUID]:
-    """Return the ids of a gateway's assignments, features, tool sets and tool grants, except grants to one person.
+    """Return the ids of the parts of `row`; [] if `row` is not a gateway, app or agent.
 
-    For an app or agent, return the ids of its rows on gateways; [] for other rows.
+    The parts of a gateway are its assignments, features, tool sets and tool grants, except grants to one person. The
+    parts of an app or agent are its HostAtGateway rows.
     """
     if isinstance(row, Host):
         return [*HostAtGateway.objects.filter(host=row).values_list("pk", flat=True)]

@@ -72,7 +72,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         help_text="`active`, `blocked`, `disabled`, `expired` (no valid token or key) or `revoked`."
     )
     enabled = serializers.BooleanField(
-        source="connection.enabled", help_text="Whether it is enabled itself; see `blocked_by`."
+        source="connection.enabled", help_text="Whether the connection itself is enabled; see also `blocked_by`."
     )
     blocked_by = CauseField(
         source="connection.blocked_by",
@@ -80,7 +80,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     )
     blocked_reason = CauseField(
         source="connection.blocked_reason",
-        help_text="Why it is blocked, as an error code of the log; null if it is not blocked, even if it is disabled.",
+        help_text="Why it is blocked, as an error code of the log; null if nothing blocks it. Ignores `enabled`.",
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
@@ -254,7 +254,7 @@ class HostAtGatewayBody(RequestBody):
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that a gateway allows by its list, blocks or limits.
+    """The apps and agents that a gateway lists as allowed, blocks, or limits to a tool set.
 
     The gateway's `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
     """

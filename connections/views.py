@@ -343,7 +343,7 @@ def back_url(request: AppRequest, connection: Connection) -> str:
 
 
 class Carried(NamedTuple):
-    """A server that needs a person's own identity, and its state."""
+    """A server that needs a person's own identity, and the status of this identity, or `missing`."""
 
     server: str
     state: str

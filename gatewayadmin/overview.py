@@ -175,7 +175,11 @@ class ServerTraffic:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """Pairs of a state and an SVG path: "none" is the ground line, "ok" and "down" are bars of hours with calls."""
+        """Pairs of a state and an SVG path.
+
+        "none" is the ground line. "ok" has a bar for each hour with calls but no failure, "down"
+        one for each with failures.
+        """
         paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
             if hour.called or hour.failed:
@@ -303,7 +307,7 @@ def _newest(links: list[Any]) -> list[Connection]:
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
-    """Return the identities that these connections carry, starting with those that need action."""
+    """Return rows for the servers that need the user's identity on these connections; first those that need action."""
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
 

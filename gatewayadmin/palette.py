@@ -162,7 +162,7 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry to disable a thing that is enabled (`on`), or to enable one that is disabled.
 
-    If `is_known` is False (the app chose its own name), the entry to enable the app opens its page instead.
+    An entry to enable acts at once, but opens the app's page if `is_known` is False (the app chose its own name).
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)

@@ -47,7 +47,7 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
 
     id = Id(source="gateway.pk")
     name = serializers.CharField(source="gateway.name", help_text="Name on the pages.")
-    slug = serializers.CharField(source="gateway.slug", help_text="Name in addresses; never changes.")
+    slug = serializers.CharField(source="gateway.slug", help_text="Name in URLs; never changes.")
     description = serializers.CharField(source="gateway.description", help_text="Text for people.")
     enabled = serializers.BooleanField(source="gateway.enabled", help_text="Whether it is enabled.")
     tools_count = serializers.IntegerField(source="gateway.tool_count", help_text="Number of tools it offers.")

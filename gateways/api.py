@@ -61,7 +61,7 @@ REQUEST_FIELDS = ("takes_requests", "request_days", "most_request_days", "approv
 class GatewayReference(Reference):
     """A gateway, by id, name and slug, with its address for clients."""
 
-    slug = serializers.CharField(help_text="Name in addresses; never changes.")
+    slug = serializers.CharField(help_text="Name in URLs; never changes.")
     url = serializers.CharField(help_text="Address for clients.")
 
 
@@ -70,7 +70,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    slug = serializers.CharField(help_text="Name in addresses; never changes.")
+    slug = serializers.CharField(help_text="Name in URLs; never changes.")
     url = serializers.CharField(help_text="Address for clients.")
     description = serializers.CharField(help_text="Text for people.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")

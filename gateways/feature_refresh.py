@@ -62,9 +62,9 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return False if each person needs an identity and `identity` is None.
+    """Return False if the server takes each person's own identity and `identity` is None, otherwise True.
 
-    The server is then asked without one; the Tools tab shows neither this request nor its failure.
+    If False, the server is asked without an identity, and the Tools tab shows neither this request nor its failure.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -76,7 +76,7 @@ class Lines(forms.CharField):
 
 
 class TextsForm(forms.Form):
-    """Form for the title and description of a tool that clients see instead of the server's."""
+    """Form for the title and description that clients see for a tool instead of the server's."""
 
     title = forms.CharField(max_length=200, required=False, validators=[check_visible])
     description = Lines(

@@ -57,7 +57,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """Open the allowed connection, and provide the key behind its OAuth tokens. The caller must open a transaction."""
+    """Open the allowed connection, with the key that its OAuth tokens belong to. The caller must open a transaction."""
     assert flow.application
     assert flow.gateway
     flow.host = host_of_app(flow.application, by=request.user)

@@ -66,7 +66,7 @@ class RuleSerializer(serializers.Serializer[Rule]):
     tool_effect = serializers.ChoiceField(ToolEffect.choices, help_text="Only tools of this effect; empty means any.")
     when = serializers.CharField(help_text="Condition in CEL; empty means every call.")
     effect = serializers.ChoiceField(RuleEffect.choices, help_text="What the rule does with a call.")
-    text = serializers.CharField(help_text="Sentence of a refusal, or the label.")
+    text = serializers.CharField(help_text="For `refuse`, the sentence for the agent; for `label`, the label.")
     mode = serializers.ChoiceField(
         RuleMode.choices, help_text="`watch` only labels calls with what the rule would have done; `on` acts."
     )
@@ -232,7 +232,7 @@ class RuleResource(Resource):
 def _found(body: dict[str, Any], approvers: str) -> dict[str, Any]:
     """Replace the slugs in `body` by the gateway and servers with these slugs. Raises ValidationError.
 
-    `approvers` are the approvers if the body has none.
+    If the body has no field `approvers`, the argument `approvers` is used instead.
     """
     if body.get("approver_team") and body.get("approvers", approvers) != Approvers.TEAM:
         raise serializers.ValidationError({"approver_team": ["Give an approver_team only if approvers is `team`."]})

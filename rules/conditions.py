@@ -109,6 +109,6 @@ WORDS = ("true", "false", "null")
 def _outside(values: dict[str, Any]) -> str:
     begin, end = values.get("opens"), values.get("closes")
     if begin is None or end is None or not 0 <= begin < end <= 24:
-        raise BadChoice("closes", "Enter two hours from 0 to 24, the later one last.")
+        raise BadChoice("closes", "Enter hours from 0 to 24. Office hours must end after they begin.")
     outside = f"now.hour < {begin} || now.hour >= {end}"
     return f"{outside} || now.weekday > 5" if values.get("weekends") else outside

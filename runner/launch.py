@@ -66,7 +66,10 @@ def become(uid: int, prctl: Any, real: int) -> None:
 
 
 def kill_all_of(uid: int, guard: int) -> None:
-    """Kill all processes of user `uid`. This process must have `uid` as effective, `guard` as real and saved user."""
+    """Kill all processes of user `uid`.
+
+    The effective user of this process must be `uid`; its real and saved user must be `guard`.
+    """
     if os.getresuid() != (guard, uid, guard) or 0 in (uid, guard):
         sys.exit("runner: this process does not run as the user of a program")
     with contextlib.suppress(ProcessLookupError):  # There is no other process in this container.

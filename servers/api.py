@@ -40,7 +40,7 @@ NAME_TAKEN = "A server with this name or slug already exists."
 class ServerReference(Reference):
     """A server, by id, name and slug."""
 
-    slug = serializers.CharField(help_text="Name in addresses, and default alias at gateways; never changes.")
+    slug = serializers.CharField(help_text="Name in URLs, and default alias at gateways; never changes.")
 
 
 class ServerSerializer(serializers.Serializer[Server]):
@@ -48,7 +48,7 @@ class ServerSerializer(serializers.Serializer[Server]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    slug = serializers.CharField(help_text="Name in addresses, and default alias at gateways; never changes.")
+    slug = serializers.CharField(help_text="Name in URLs, and default alias at gateways; never changes.")
     url = serializers.CharField(help_text="Address of its MCP endpoint.")
     auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
     header_name = serializers.CharField(help_text="Header of the credential, if `auth_type` is `header`.")

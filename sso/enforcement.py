@@ -77,7 +77,7 @@ def keep(request: HttpRequest) -> bool:
 def note_sign_in(request: HttpRequest, person: User) -> None:
     """Store the identity-provider account of this sign-in, if any.
 
-    If the person used a password that only break-glass permits, record a use of break-glass.
+    If the person signed in with a password and may do so only as a break-glass owner, record a use of break-glass.
     """
     if keep(request):
         return

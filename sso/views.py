@@ -236,8 +236,8 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
         )
     if not provider.proves_presence:
         raise SignInFailed(
-            "The gateway's requests to the provider are not signed, so they do not prove that the provider asked for a "
-            "credential.",
+            "The gateway's requests to the provider are not signed. People can change them, so an answer does not "
+            "prove that the provider asked for a credential.",
             NOT_ASKED,
         )
     # Check the time: in the browser, people can remove the requirement of a credential from the URL.

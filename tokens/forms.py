@@ -132,7 +132,7 @@ class TokenForm(forms.Form):
         return name
 
     def clean_expires_in_days(self) -> int | None:
-        """Return a number of days, or None for no expiry; an empty value is the default."""
+        """Return a number of days, or None for no expiry. For an empty value, return the default lifetime."""
         value: str = self.cleaned_data["expires_in_days"] or str(DEFAULT_LIFETIME)
         return None if value == NEVER else int(value)
 

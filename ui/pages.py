@@ -238,7 +238,7 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
 
 
 def uuid_of(text: str) -> UUID | None:
-    """Return `text` as an id, or None if it is not an id, but for example a name."""
+    """Return `text` as an id, or None if it is something else, for example a name."""
     try:
         return UUID(text)
     except ValueError:

@@ -1,6 +1,7 @@
-"""The MCP client: sends requests to servers within their limits of calls and time, in an era that each server speaks.
+"""The MCP client: sends requests to servers within their limits of calls and time.
 
-An era is a group of MCP versions: the versions with sessions, or the stateless 2026-07-28.
+MCP versions form two eras: the versions with sessions, and the stateless 2026-07-28. Each request is sent in an era
+that its server speaks.
 """
 
 import asyncio
@@ -85,7 +86,8 @@ class Spoken(NamedTuple):
     def eras_beside(self, known: str) -> str:
         """Return the eras to store in place of `known`, the eras stored until now (may be empty).
 
-        If this result is uncertain and `known` differs, return BOTH, so that no stored era is removed.
+        If `is_certain` is false, and `known` is set and differs from `eras`, return BOTH, so that no stored era is
+        removed.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 

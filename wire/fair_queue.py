@@ -63,8 +63,8 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its `hold` or `take` until its client has received it.
 
-    Each person and each server has a share of the budget. `hold` waits until an answer fits into what is left of its
-    shares. For an answer larger than a share, it waits until nothing of this share is in use.
+    Each person and each server has a share of the budget. `hold` waits until an answer fits into the unused part of
+    its person's share and of its server's share. An answer larger than a share waits until that share is unused.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -152,7 +152,7 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers. Those of one account get it in the order in which they arrived."""
+        """Give room to waiting calls and answers; those that wait for the same account get room in order of arrival."""
         blocked: set[Account] = set()  # Accounts for which an earlier call or answer waits.
         for turn, claim in list(self._waiting.items()):
             if turn.done():

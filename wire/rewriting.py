@@ -144,7 +144,7 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
     """Return whether `uri` can be an expansion of `template`.
 
     With `narrowly`, simple expressions match within one segment only. A template that has too many expressions or
-    exceeds the budget matches everything, or with `narrowly` nothing.
+    exceeds the budget matches nothing with `narrowly`, otherwise everything.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:

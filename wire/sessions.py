@@ -176,8 +176,9 @@ class SessionWire:
     ) -> RpcResponse:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
-        If the server lost the session, the request is sent again in a new session, or SessionEnded is raised if the
-        client has its own session. Raises EraLeft if there is no version in common, or another UpstreamError.
+        If the server lost the session, the request is sent again in a new session. But if the client has its own
+        session with the gateway, SessionEnded is raised. Raises EraLeft if there is no version in common, or another
+        UpstreamError.
         """
         session = target.session or await self._session(target)
         if on_session is not None:

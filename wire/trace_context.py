@@ -27,7 +27,7 @@ type Trace = Mapping[str, str]
 
 
 class TooManyHops(UpstreamError):
-    """The request has passed too many gateways, so it is in a loop. `{server}` in the sentence is their number."""
+    """The request passed too many gateways, so it is in a loop. `{server}` in `sentence` is the number of gateways."""
 
     reason = "loop"
     sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."

@@ -1,4 +1,4 @@
-"""The history of memberships, roles and the reach of gateways, and the triggers that write it."""
+"""The history of team members, roles and whom gateways are open to, and the triggers that write it."""
 
 from django.db import migrations, models
 from django.db.models import Q
@@ -142,7 +142,7 @@ KINDS = [
     ("role", "The person has the role."),
     ("superuser", "The person is a superuser."),
     ("inactive", "The person is deactivated."),
-    ("only_looks", "People with the role only look."),
+    ("only_looks", "People with the role cannot use gateways."),
     ("uses_all", "People with the role use all gateways."),
 ]
 

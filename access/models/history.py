@@ -21,7 +21,7 @@ class FactKind(models.TextChoices):
     ROLE = "role", "The person has the role."
     SUPERUSER = "superuser", "The person is a superuser."
     INACTIVE = "inactive", "The person is deactivated."
-    ONLY_LOOKS = "only_looks", "People with the role only look."
+    ONLY_LOOKS = "only_looks", "People with the role cannot use gateways."
     USES_ALL = "uses_all", "People with the role use all gateways."
 
 

@@ -53,7 +53,7 @@ def split(apps, schema_editor):
 
 
 def permission(apps, name):
-    """Return the permission, which Django would create only after all migrations."""
+    """Return the permission. Create it if it is missing: Django creates permissions only after all migrations."""
     app_label, codename = name.split(".")
     model = MODELS.get(codename) or codename.partition("_")[2]
     of_model, _ = apps.get_model("contenttypes", "ContentType").objects.get_or_create(app_label=app_label, model=model)

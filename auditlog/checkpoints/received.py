@@ -59,7 +59,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id above which the file must have all of the checkpoint's rows of `log`."""
+        """Return, for each checkpoint number, the last id of `log` that may be missing from the file.
+
+        The file must have all rows of the checkpoint with a greater id.
+        """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}

@@ -182,7 +182,10 @@ class Kind:
 
 
 class World:
-    """The objects of the workspace, or only the top-level object with the key `only`; read when first needed."""
+    """The objects of the workspace, read when first needed.
+
+    If `only` is given, it is the key of a top-level object, and only this object and its children are read.
+    """
 
     def __init__(
         self, kinds: Iterable[Kind], secrets: Mapping[str, str] | None = None, *, only: str | None = None

@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people to whom no rule gives one. If empty, they are refused. If no rule at all has a role, "
-            "people with an account keep theirs.",
+            "Role of people to whom no rule gives a role. If empty, their sign-in is refused. But if none of the rules "
+            "has a role, people with an account keep their role.",
             80,
             "",
             refers_to="roles",

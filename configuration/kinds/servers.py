@@ -32,7 +32,7 @@ class ServerKind(Kind):
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
     fields = (
-        slug("slug", "Name in addresses, and default alias at gateways; never changes.", 16),
+        slug("slug", "Name in URLs, and default alias at gateways; never changes.", 16),
         text("name", "Name on the pages.", 80),
         text("url", "Address of its MCP endpoint.", 500),
         flag("enabled", "Whether it is enabled.", True),

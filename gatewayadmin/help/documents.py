@@ -145,7 +145,10 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the best section of each page, best page first; every word is in the section, page title or summary."""
+    """Return the best section of each page, best page first.
+
+    A section counts only if each word is in the section, or in the title or summary of its page.
+    """
     wanted = _wanted(words)
     if not wanted:
         return []

@@ -76,7 +76,7 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
 
 
 def _anchor_reasons(cell: Sequence[Token]) -> None:
-    """Give each reason of refusal in the first cell of a row its own text as id, so that links can point to it."""
+    """Set the id of each reason of refusal in the first cell of a row to the reason, so that links can point to it."""
     for child in cell:
         if child.type == "code_inline" and child.content in REASONS:
             child.attrSet("id", child.content)

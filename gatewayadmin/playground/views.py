@@ -194,7 +194,10 @@ class Chosen:
 
     @property
     def schema(self) -> Any:
-        """The schema of the arguments; None if the feature is unknown. An approved schema keeps its members' order."""
+        """The schema of the arguments; None if the feature is unknown.
+
+        Its members are in the server's order if the definition was approved, otherwise in the order of the database.
+        """
         if self.feature is None:
             return None
         approved = definitions.definition_in(self.feature.approved).value if self.feature.approved else {}

@@ -1,7 +1,7 @@
 """MCP servers that are part of this process, such as Quickstart.
 
-They are stateless and speak both eras of MCP. The gateway calls them over the network. Each request must have a secret,
-which is generated at each start and which only our own proxy has.
+They are stateless and speak both eras of MCP: the session era and 2026-07-28. The gateway calls them over the network.
+Each request must have a secret, which is generated at each start and which only our own proxy has.
 """
 
 import hmac

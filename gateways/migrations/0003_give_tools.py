@@ -1,4 +1,7 @@
-"""Database functions that return the features in tool sets, and those given to people. Fields for texts for clients."""
+"""Database functions that return the features in tool sets, and those given to people.
+
+Adds the fields for the titles and descriptions that clients see instead of the server's.
+"""
 
 from importlib import import_module
 

@@ -228,7 +228,7 @@ class AccessRequest(Versioned, models.Model):
     def may_be_decided_by(self, person: User) -> bool:
         """True if `person` is an approver or has GATEWAYS_MANAGE, and is not the person who asked.
 
-        An API key needs GATEWAYS_MANAGE.
+        If `person` uses an API key without GATEWAYS_MANAGE, being an approver is not enough.
         """
         if person.pk == self.user_id:
             return False

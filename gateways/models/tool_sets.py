@@ -1,7 +1,7 @@
 """Sets of tools on a gateway. Grants (gateways/models/grants.py) give them to everybody, to teams and to people.
 
 A set contains the tools, prompts and resources that somebody chose or that fit its patterns and effects. Database
-functions (gateways/migrations/0003_give_tools.py) decide this.
+functions (gateways/migrations/0003_give_tools.py) find these features.
 """
 
 from collections.abc import Iterable

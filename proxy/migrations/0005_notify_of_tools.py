@@ -1,6 +1,7 @@
 """Create the triggers that are missing in a database made by the first commit of release 1.0.0.
 
-0002_notify_workers has had them since the models of tool sets and grants were added to the initial migrations.
+Newer databases get them from 0002_notify_workers, to which they were added when the initial migrations got the
+models of tool sets and grants.
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""Lets provisioning keys act on people with the capabilities that `gateways:read` was split into."""
+"""Adds `gateways:use` to provisioning keys with `gateways:read`, which was split into these two.
+
+Without it, a key could no longer change people who have `gateways:use`.
+"""
 
 from django.db import migrations
 

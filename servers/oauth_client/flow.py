@@ -66,8 +66,8 @@ LASTING = "offline_access"  # The scope for a refresh token; some issuers advert
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Unfinished sign-ins per person; older ones are deleted.
 UNNAMED = (
-    "The issuer names itself in its answer, but nobody has entered the expected issuer of {server}. An administrator "
-    "can enter it in the settings of the server."
+    "The answer contains the name of its issuer. This gateway cannot check the name, because nobody has entered the "
+    "expected issuer of {server}. An administrator can enter it in the settings of the server."
 )
 BROWSER = "sign_in_browser"
 ANY_BROWSER = b""  # For a sign-in started with an API key: the person may continue in any browser.

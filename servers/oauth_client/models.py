@@ -181,8 +181,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    Counting starts again at `reset`, and when the issuer sends a person back. One sign-in is left out for
-    each person who has an unexpired sign-in, because that person may still come back.
+    The count is set to 0 by `registration.reset`, and whenever the issuer sends a person back. One sign-in is left
+    out for each person who has an unexpired sign-in, because that person may still come back.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:

@@ -89,8 +89,8 @@ class SamlSettings(models.Model):
         default="",
         db_default="",
         help_text=(
-            "The metadata are read when you save a new address, and hourly when people sign in, to pick up new "
-            "certificates."
+            "The metadata are read when you save a new address, and again at a sign-in if they are older than an hour, "
+            "to pick up new certificates."
         ),
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
@@ -127,7 +127,8 @@ class SamlSettings(models.Model):
         db_default=False,
         help_text=(
             "The certificate is in our metadata. People can confirm sensitive changes at the provider only if our "
-            "requests are signed and it refuses unsigned ones. Disabling and enabling creates a new key."
+            "requests are signed. The provider must then refuse unsigned requests. Disabling and enabling creates a "
+            "new key."
         ),
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
