@@ -101,9 +101,9 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     owner = next(text for text in re.findall(r"```bash\n(.*?)```", DEPLOY, re.DOTALL) if "manage.py grant" in text)
     assert "gateway_run" in owner
     run(mine(owner), tmp_path, **settings)
-    chores = block(DEPLOY, "0 3 * * *  cd /srv/gateway-admin && DATABASE_URL", "crontab").split("  ", 1)[1]
-    chores = chores.replace("postgresql://gateway:secret@...", OWNER_URL).replace("cd /srv/gateway-admin && ", "")
-    assert "partitions_dropped" in run(mine(chores), tmp_path, **settings)
+    url, chores = block(DEPLOY, "DATABASE_URL=postgresql", "crontab").strip().splitlines()
+    chores = chores.split("  ", 1)[1].replace("cd /srv/gateway-admin && ", "")
+    assert "partitions_dropped" in run(mine(f"export {url}\n{chores}"), tmp_path, **settings)
 
     port = free_port()
     with shell(

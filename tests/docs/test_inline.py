@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from functools import cache
@@ -50,6 +51,8 @@ RUN_BY = {
 }
 # Commands that no test runs, with the reason.
 NOT_RUN = {
+    "docker save gateway-admin": "the image takes minutes to build; tests in tests/deploy build it",
+    "docker load": "the image takes minutes to build; tests in tests/deploy build it",
     ".ci/release name": "it writes into the checkout; tests in tests/deploy fail if it leaves a file out",
     "systemctl status": "systemd does not run where the tests do, as process 1",
 }
@@ -134,6 +137,14 @@ def of_pip(command: str) -> None:
         assert what in {one for extra in PROJECT["optional-dependencies"].values() for one in extra}
 
 
+def of_git(command: str) -> None:
+    """Run the command in a clone of a repository that has a release."""
+    with tempfile.TemporaryDirectory() as folder:
+        release = "git -c user.name=a -c user.email=a commit -q --allow-empty -m a && git tag v1.1.0"
+        script = f"git init -q a && (cd a && {release}) && git clone -q a b && cd b && {command}"
+        subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True)
+
+
 def of_pytest(command: str) -> None:
     assert (ROOT / command.split()[1]).exists()
 
@@ -142,6 +153,7 @@ JUDGES: dict[str, Callable[[str], object]] = {
     r"(\.venv/bin/python |python )?manage\.py": of_manage,
     r"serve ": of_manage,
     r"make ": of_make,
+    r"git ": of_git,
     r"(\.venv/bin/)?python -m ": of_a_module,
     r"(\.venv/bin/)?(uv )?pip install ": of_pip,
     r"\.venv/bin/pytest ": of_pytest,
