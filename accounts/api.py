@@ -34,6 +34,7 @@ from accounts.rules import (
     RoleLocked,
     one_at_a_time,
 )
+from accounts.second_factor import has_second_factor, with_second_factor
 from accounts.sign_in import ConfirmPasswordForm
 from accounts.sign_in_limits import try_as
 from capabilities import Capability
@@ -78,8 +79,16 @@ class UserSerializer(serializers.Serializer[User]):
     break_glass = serializers.BooleanField(
         help_text="Whether this owner's password works although sign-in by the organisation is enforced."
     )
+    second_factor = serializers.SerializerMethodField(
+        help_text="Whether the person has a second factor here: an authenticator app or a security key."
+    )
     date_joined = UtcDateTimeField(help_text="When the person was added, for example by an invitation.")
     last_login = UtcDateTimeField(allow_null=True, help_text="When the person last signed in; null if never.")
+
+    def get_second_factor(self, person: User) -> bool:
+        # Lists load it for all their people at once.
+        loaded: bool | None = getattr(person, "second_factor", None)
+        return has_second_factor(person) if loaded is None else loaded
 
 
 class InvitationSerializer(serializers.Serializer[Any]):
@@ -178,7 +187,9 @@ class UserResource(Resource):
             people = people.filter(teams__in=team).distinct()
         if words := self.query_data.get("q"):
             people = people.filter(matching_words(words))
-        return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
+        return self.page(
+            people, lambda people: with_second_factor(people.select_related("role").prefetch_related("teams"))
+        )
 
     @operation(needs=Capability.PEOPLE_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:

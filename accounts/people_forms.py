@@ -64,7 +64,7 @@ def with_last_call(people: QuerySet[User]) -> QuerySet[User]:
 
 
 class PeopleFilter(ListFilter):
-    """The filters of the list of people. The filtered queryset needs `with_last_call`."""
+    """The filters of the list of people. The filtered queryset needs `with_last_call` and `with_second_factor`."""
 
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
     asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.
@@ -72,7 +72,8 @@ class PeopleFilter(ListFilter):
     idle = forms.ChoiceField(
         required=False, label="No call", choices=[(days, f"For {days} days") for days in IDLE_DAYS]
     )
-    radios = ("idle",)
+    second_factor = forms.ChoiceField(required=False, choices=[("with", "With"), ("without", "Without")])
+    radios = ("idle", "second_factor")
 
     def narrow(self, rows: QuerySet[User]) -> QuerySet[User]:
         if words := self.values.get("q"):
@@ -85,6 +86,8 @@ class PeopleFilter(ListFilter):
             rows = rows.filter(reduce(or_, map(of_status, statuses)))
         if days := self.values.get("idle"):
             rows = rows.filter(unused_for(int(days), "last_call_at", "date_joined"))
+        if having := self.values.get("second_factor"):
+            rows = rows.filter(Q(second_factor=having == "with"))
         return rows
 
 

@@ -84,6 +84,9 @@ PEOPLE = Table(
             is_extra=True,
             value="last_call_at",
         ),
+        Column("second_factor", "Second factor", 7, is_extra=True),
+        Column("staff", "Staff", 5, is_extra=True, value="is_staff"),
+        Column("break_glass", "Break-glass", 7, is_extra=True),
         Column("acts", "Invitation", 11, kind="acts", said=False),
     ),
     order="email",
@@ -111,7 +114,9 @@ def _acted(
 @require_GET
 @requires(Capability.PEOPLE_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    people = with_last_call(User.objects.select_related("role").prefetch_related("teams"))
+    people = second_factor.with_second_factor(
+        with_last_call(User.objects.select_related("role").prefetch_related("teams"))
+    )
     filters = PeopleFilter(request.GET)
     return list_page(request, "accounts/people.html", people, table=PEOPLE, filters=filters, tab="users")
 

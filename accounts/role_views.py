@@ -36,6 +36,8 @@ ROLES = Table(
             on_phone=True,
             value=lambda role: sorted(capability.slug for capability in role.capabilities),
         ),
+        Column("required_sign_in", "Required sign-in", 10, is_extra=True),
+        Column("uses_gateways", "Uses gateways", 8, is_extra=True),
         Column("acts", "Actions", 6, kind="acts", said=False),
     ),
 )

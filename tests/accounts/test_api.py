@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
 from django.core import mail
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Role, Team, User
 from accounts.sign_in import RecentPassword
@@ -166,6 +168,27 @@ def test_people_are_found(boss: User, ann: User, ben: User) -> None:
     assert found() == [ann.email, ben.email, boss.email]
     assert found(q="ANN") == found(team="Support") == found(role="Member", active="true") == [ann.email]
     assert found(active="false") == [ben.email]
+
+
+def test_an_auditor_reads_who_has_a_second_factor_in_one_query_for_all(boss: User, ann: User, ben: User) -> None:
+    for person, kind in ((ann, "totp"), (ann, "webauthn"), (ben, "recovery_codes")):
+        Authenticator.objects.create(user=person, type=kind, data={"secret": "sealed"})
+    rest = Rest.of(make.user(Capability.PEOPLE_READ, email="auditor@example.com"))
+
+    with CaptureQueriesContext(connection) as few:
+        answer = rest.get("/users")
+    found = {person["email"]: person["second_factor"] for person in results(answer)}
+    for _ in range(10):
+        make.user()
+    with CaptureQueriesContext(connection) as many:
+        assert len(results(rest.get("/users"))) == 14
+
+    assert found == {ann.email: True, ben.email: False, boss.email: False, "auditor@example.com": False}
+    assert "sealed" not in answer.content.decode()
+    assert len(many) <= len(few)
+    assert rest.get(f"/users/{ann.pk}").json()["second_factor"] is True
+    assert Rest.of(ben).get("/me").json()["second_factor"] is False
+    assert set(errors(Rest.of(boss).patch(f"/users/{ben.pk}", {"second_factor": True}))) == {"second_factor"}
 
 
 def test_a_person_is_changed(boss: User, ann: User) -> None:

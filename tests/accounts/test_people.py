@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import time_machine
+from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.core import mail
 from django.core.cache import cache
@@ -121,7 +122,10 @@ def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
 def test_the_query_string_narrows_the_list(chief: User, sign_in: SignIn) -> None:
     role, client = make.role(), sign_in(chief)
     User.objects.invite(email="bo@example.com", display_name="Bo Berg", role=role, by=chief)
-    make.user(email="gone@example.com", is_active=False)
+    gone = make.user(email="gone@example.com", is_active=False)
+    Authenticator.objects.create(user=chief, type="webauthn", data={})
+    Authenticator.objects.create(user=chief, type="totp", data={})
+    Authenticator.objects.create(user=gone, type="recovery_codes", data={})
 
     for query, names in (
         ("", {"chief", "bo", "gone"}),
@@ -131,7 +135,9 @@ def test_the_query_string_narrows_the_list(chief: User, sign_in: SignIn) -> None
         ("?status=invited&status=deactivated", {"bo", "gone"}),
         (f"?role={role.pk}", {"bo"}),
         (f"?role={role.pk}&status=active", set()),
-        ("?role=nonsense&status=nonsense&page=nonsense", {"chief", "bo", "gone"}),
+        ("?second_factor=with", {"chief"}),
+        ("?second_factor=without", {"bo", "gone"}),
+        ("?role=nonsense&status=nonsense&second_factor=nonsense&page=nonsense", {"chief", "bo", "gone"}),
         ("?q=%00", {"chief", "bo", "gone"}),
     ):
         page = client.get(f"/people/{query}").context["page"]

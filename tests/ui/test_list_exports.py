@@ -6,10 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
 from django.test import Client
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Role, User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -189,6 +190,23 @@ def test_idle_agents_old_tokens_people_without_a_call_and_unused_grants_are_foun
     assert names("/tool-grants/?idle=60", "given_to") == set()
     assert file(client, "/tool-grants/?sort=-used")[0]["given_to"] == caller.email
     assert b"Older than 90 days" in client.get("/settings/api-tokens/numbers?owner=all").content
+
+
+@pytest.mark.django_db
+def test_an_auditor_exports_who_has_a_second_factor_is_staff_or_owner_and_what_roles_require(
+    boss: User, sign_in: SignIn
+) -> None:
+    User.objects.filter(pk=boss.pk).update(is_staff=True, break_glass=True)
+    Authenticator.objects.create(user=boss, type="totp", data={"secret": "sealed"})
+    auditor = make.user(Capability.PEOPLE_READ)
+    Role.objects.filter(users=auditor).update(uses_gateways=False, required_sign_in="organisation")
+    client = sign_in(auditor)
+
+    told = [(row["email"], row["second_factor"], row["staff"], row["break_glass"]) for row in file(client, "/people/")]
+    assert {*told} >= {(boss.email, True, True, True), (auditor.email, False, False, False)}
+    assert boss.email not in {row["email"] for row in file(client, "/people/?second_factor=without", "csv")}
+    roles = {row["id"]: (row["required_sign_in"], row["uses_gateways"]) for row in file(client, "/people/roles/")}
+    assert (roles[str(auditor.role_id)], roles[str(boss.role_id)]) == (("organisation", False), ("none", True))
 
 
 @pytest.mark.django_db
