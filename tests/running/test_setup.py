@@ -232,6 +232,25 @@ def test_the_extras_of_an_install_stay(clone: Clone) -> None:
     assert clone.set_up() == ""
 
 
+@pytest.mark.full
+def test_other_accounts_can_read_the_packages_whatever_the_umask(clone: Clone) -> None:
+    """As root, the gateway starts PostgreSQL as another account."""
+    clone.set_up()
+    cache = clone.folder.with_name("cache")
+    subprocess.run(["chmod", "-R", "go=", str(cache)], check=True)  # As if uv had filled it under this umask.
+    shutil.rmtree(clone.venv)
+    before = os.umask(0o077)
+    try:
+        clone.set_up()
+    finally:
+        os.umask(before)
+
+    module = next(clone.venv.glob("lib/python*/site-packages/thing.py"))
+    assert module.stat().st_mode & 0o044 == 0o044
+    folders = [path for path in module.parents if path.is_relative_to(clone.venv)]
+    assert {path.stat().st_mode & 0o055 for path in folders} == {0o055}
+
+
 def test_an_unknown_word_changes_nothing(clone: Clone) -> None:
     process = clone.start("--help")
 
