@@ -95,12 +95,12 @@ def _as_account() -> dict[str, Any]:
     return {"user": account().pw_uid, "group": account().pw_gid, "extra_groups": []}
 
 
-def make_traversable(path: Path) -> None:
-    """Let other system users pass through the folders above `path`, but not list these folders."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
+def make_traversable(path: Path) -> list[Path]:
+    """Let other system users pass through the folders above `path`, but not list them. Return the changed folders."""
+    closed = [folder for folder in path.parents if not folder.stat().st_mode & 0o001]
+    for folder in closed:
+        folder.chmod(folder.stat().st_mode | 0o001)
+    return closed
 
 
 logger = logging.getLogger(__name__)
@@ -267,12 +267,16 @@ class Cluster:
             raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
 
     def _open_path(self) -> None:
-        """Give the server's system user access to its folder, socket and programs."""
+        """Give the server's system user access to its folder, socket and programs; log which other folders it opens."""
         if self.socket_folder != self.folder:
             self._own_socket_folder()
         if os.geteuid() == 0:
-            for path in (self.folder, self.socket_folder, binaries()):
-                make_traversable(path)
+            opened = [one for path in (self.folder, self.socket_folder, binaries()) for one in make_traversable(path)]
+            if others := [str(folder) for folder in opened if folder != self.folder.parent]:
+                logger.warning(
+                    "other accounts can now pass through folders, because the embedded PostgreSQL cannot run as root",
+                    extra={"account": ACCOUNT, "folders": others},
+                )
 
     def _own_socket_folder(self) -> None:
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,18 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     path.write_text("")
 
     assert f"GATEWAY_DATA_DIR: cannot write to {path}" in refusal(path)
+
+
+@pytest.mark.full
+def test_root_reads_which_folders_other_accounts_can_pass_from_now_on(fresh: Path) -> None:
+    """PostgreSQL cannot run as root, so another account must reach its data."""
+    fresh.parent.chmod(0o700)
+
+    told = manage(fresh, "migrate").stderr
+
+    as_root = os.geteuid() == 0
+    assert ("other accounts can now pass through folders" in told) is (f'["{fresh.parent}"]' in told) is as_root
+    assert (stat.S_IMODE(fresh.parent.stat().st_mode) == 0o701) is as_root
 
 
 @pytest.mark.full
