@@ -231,6 +231,10 @@ class Hold(models.Model):
         return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
 
     @property
+    def owner_email(self) -> str:
+        return self.user.email
+
+    @property
     def current_state(self) -> str:
         """The state. A hold whose time passed without a decision counts as EXPIRED, even while `state` is WAITING."""
         is_over = self.state == HoldState.WAITING and self.ends_at <= timezone.now()
@@ -425,6 +429,10 @@ class Allowance(models.Model):
 
     def __str__(self) -> str:
         return f"{self.tool} / {self.connection.host} / {self.connection.gateway}"
+
+    @property
+    def owner_email(self) -> str:
+        return self.connection.owner_email
 
     def may_be_ended_by(self, person: User) -> bool:
         """True if `person` may end the permission: with APPROVALS_DECIDE, or if the agent acts for them."""

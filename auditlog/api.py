@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.events import about, membership_of
+from auditlog.events import about, naming
 from auditlog.export import LogExport
 from auditlog.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.groups import BY, SORTS, as_rows, group_calls
@@ -111,7 +111,7 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "to": lambda at: Q(created_at__lt=at),
     "actor": lambda pks: Q(actor_id__in=pks),
     "target_id": about,
-    "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text) | membership_of(text),
+    "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text) | naming(text),
 }
 
 
@@ -293,14 +293,14 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id. For a person, also the events of joining or leaving a "
-        "team that name the person's present e-mail.",
+        help_text="Only events about the object with this id. For a person, also the events that name the person's "
+        "present e-mail: about what belongs to the person, such as tokens, and of joining or leaving a team.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the target's name or the actor's e-mail. A person's whole e-mail also finds the "
-        "events with which the person joined or left a team.",
+        help_text="Text contained in the target's name or the actor's e-mail. A person's whole e-mail also finds "
+        "events about what belongs to the person, such as tokens, and of joining or leaving a team.",
     )
 
 

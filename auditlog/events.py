@@ -206,22 +206,25 @@ def first_of(values: Sequence[str]) -> str:
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
-def membership_of(email: str) -> Q:
-    """Return a filter for the events that say that the person with this address joined or left a team."""
+def naming(email: str) -> Q:
+    """Return a filter for the events whose changes name the person with this address.
+
+    The person owns the target, or joined or left a team.
+    """
     email = email.strip().lower()
     left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
-    return Q(target_type="team") & (left & ~joined | joined & ~left)
+    return Q(changes__owner=email) | Q(target_type="team") & (left & ~joined | joined & ~left)
 
 
 def about(pk: str) -> Q:
     """Return the condition for events about the object with this id.
 
-    For a person, this includes events in which their current e-mail address joined or left a team.
+    For a person, this includes events that name their current e-mail address (see `naming`).
     """
     if not uuid_of(pk):
         return Q(target_id=pk)
     email = User.objects.filter(pk=pk).values_list("email", flat=True).first()
-    return Q(target_id=pk) | membership_of(email) if email else Q(target_id=pk)
+    return Q(target_id=pk) | naming(email) if email else Q(target_id=pk)
 
 
 class EventFilter(forms.Form):
@@ -272,7 +275,7 @@ class EventFilter(forms.Form):
             condition &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
         if text := self.values["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
-            condition &= about(text) if uuid_of(text) else named | membership_of(text)
+            condition &= about(text) if uuid_of(text) else named | naming(text)
         if text := self.values["correlation"]:
             condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
         return condition

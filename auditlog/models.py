@@ -400,7 +400,8 @@ class EventManager(models.Manager["Event"]):
         """Record that the person `by` did `action` to `target`. A `by` of None is the system.
 
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
-        SECRET_FIELDS are masked. `actor` names an actor that is not a person, such as a token.
+        SECRET_FIELDS are masked. `actor` names an actor that is not a person, such as a token. If the target has an
+        `owner_email`, the event names this owner.
         """
         self.check_allowed(action, [target], changes or {})
         event = self._unsaved(action, target, by, changes or {}, actor)
@@ -426,7 +427,8 @@ class EventManager(models.Manager["Event"]):
         self, action: Action, target: models.Model, by: Actor | None, changes: dict[str, Any], actor: str = ""
     ) -> "Event":
         context = current_context()
-        aside = {"through": context.through, "because": context.reason, "file": context.file}
+        owner = getattr(target, "owner_email", "")
+        aside = {"owner": owner, "through": context.through, "because": context.reason, "file": context.file}
         return Event(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),

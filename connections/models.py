@@ -396,6 +396,10 @@ class Connection(Versioned, Switchable):
         return f"{self.host} / {self.user} / {self.gateway}"
 
     @property
+    def owner_email(self) -> str:
+        return self.user.email
+
+    @property
     def is_live(self) -> bool:
         return self.revoked_at is None
 

@@ -88,7 +88,7 @@ WITH mine AS (
     UPDATE servers_identity i SET
         sign_in_needed_since = statement_timestamp(), sign_in_reason = %(reason)s::text, last_error = %(detail)s::text
     FROM mine WHERE i.id = mine.id
-    RETURNING i.id, i.label, i.account, i.issuer, i.server_id
+    RETURNING i.id, i.label, i.account, i.issuer, i.server_id, i.owner_id
 )
 INSERT INTO auditlog_event (
     uid, created_at, actor_id, actor_email, via, ip, action, target_type, target_id, target_label, changes,
@@ -99,8 +99,8 @@ SELECT gen_random_uuid(), statement_timestamp(), NULL, 'system', 'system', NULL,
     jsonb_build_object(
         'account', jsonb_build_array(NULL, i.account), 'issuer', jsonb_build_array(NULL, i.issuer),
         'reason', jsonb_build_array(NULL, %(reason)s::text)
-    ), gen_random_uuid()
-FROM identities i JOIN servers_server s ON s.id = i.server_id
+    ) || jsonb_strip_nulls(jsonb_build_object('owner', u.email)), gen_random_uuid()
+FROM identities i JOIN servers_server s ON s.id = i.server_id LEFT JOIN accounts_user u ON u.id = i.owner_id
 RETURNING true
 
 -- name: more_scope

@@ -336,6 +336,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return f"{self.name} ({self.prefix})"
 
     @property
+    def owner_email(self) -> str:
+        return self.connection.owner_email
+
+    @property
     def status(self) -> str:
         """`revoked`, `expired`, `waiting` for its owner to collect a new secret, or `active`."""
         if self.revoked_at:
@@ -440,7 +444,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             overlapping = self._overlap(row, lasting, until_used=until_used)
             self.asked_at, self.asked_by, self.secret_last_used_at = timezone.now(), by, None
             self.save(update_fields=[*SECRET, "asked_at", "asked_by"])
-            changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by) | overlapping
+            changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._note_for(by) | overlapping
             Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
             if by.pk != self.connection.user_id:
                 told = (self.connection.user.email, str(self), by.email, self.previous_works_until)
@@ -478,7 +482,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def _end_previous(self, row: "Token", *, by: User) -> None:
         self.forget_previous()
         self.save(update_fields=PREVIOUS)
-        changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
+        changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._note_for(by)
         Event.objects.record(Action.TOKEN_PREVIOUS_ENDED, self, by=by, changes=changes)
 
     @contextmanager
@@ -500,14 +504,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.set_secret(secret)
         self.save(update_fields=[*SECRET, "generation", "rotated_at", "asked_at", "asked_by"])
         Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
-        details = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
+        details = {"prefix": [row.prefix, self.prefix]} | (changes or {})
         Event.objects.record(action, self, by=by, changes=details, actor=actor)
         return Issued(self, secret)
 
-    def _owner_for(self, by: User) -> dict[str, str]:
-        """Return the event fields that name the owner, with a note if the person `by` is not the owner."""
-        owner = {"owner": self.connection.user.email}
-        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHER_OWNER}
+    def _note_for(self, by: User) -> dict[str, str]:
+        """Return a note for the event if the person `by` is not the owner."""
+        return {} if by.pk == self.connection.user_id else {"note": ANOTHER_OWNER}
 
     def editable(self) -> dict[str, Any]:
         names = ("name", "expires_at", "allowed_ips", "calls_per_minute")

@@ -126,6 +126,10 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix})"
 
+    @property
+    def owner_email(self) -> str:
+        return self.user.email
+
     def editable(self) -> dict[str, Any]:
         return {"reason": self.revoke_reason or None}
 
@@ -179,5 +183,4 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
         self.revoked_at, self.revoke_reason = timezone.now(), reason
         self.revoked_by_id = by.pk if by else None
         self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
-        changes = {"reason": [None, reason], "owner": self.user.email}
-        Event.objects.record(Action.API_KEY_REVOKED, self, by=by, changes=changes)
+        Event.objects.record(Action.API_KEY_REVOKED, self, by=by, changes={"reason": [None, reason]})

@@ -198,6 +198,10 @@ class AccessRequest(Versioned, models.Model):
         return f"{self.gateway} / {self.user.email}"
 
     @property
+    def owner_email(self) -> str:
+        return self.user.email
+
+    @property
     def what(self) -> str:
         """The names of the tool set and the gateway, or only of the gateway if no set was requested."""
         return f"{self.tool_set.name} on {self.gateway.name}" if self.tool_set else self.gateway.name

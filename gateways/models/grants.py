@@ -174,7 +174,12 @@ class ToolGrant(DatedGrant):
         """The text `everybody`, the name of the team, or the person's e-mail address."""
         if self.everyone:
             return "everybody"
-        return self.user.email if self.user else self.team.name if self.team else self.team_name
+        return self.owner_email or (self.team.name if self.team else self.team_name)
+
+    @property
+    def owner_email(self) -> str:
+        """The e-mail address of the person who has the grant; empty if a team or everybody has it."""
+        return self.user.email if self.user else ""
 
     def end(self, *, by: Actor | None) -> bool:
         with transaction.atomic():
@@ -222,6 +227,10 @@ class GatewayGrant(DatedGrant):
 
     def __str__(self) -> str:
         return f"{self.gateway} / {self.user.email}"
+
+    @property
+    def owner_email(self) -> str:
+        return self.user.email
 
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:

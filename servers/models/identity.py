@@ -149,6 +149,11 @@ class Identity(Versioned, Switchable):
         return f"{self.label} ({self.server})"
 
     @property
+    def owner_email(self) -> str:
+        """The e-mail address of the owner; empty for a shared identity."""
+        return self.owner.email if self.owner else ""
+
+    @property
     def is_shared(self) -> bool:
         return self.owner_id is None
 

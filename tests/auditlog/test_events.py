@@ -11,11 +11,14 @@ import pytest
 import time_machine
 from django.test import Client
 
-from accounts.models import Role, Team, User, WorkspaceSettings
+from accounts.models import KeyEnd, Role, Team, User, WorkspaceSettings
+from approvals.models import AllowFor
 from auditlog.actions import Action
 from auditlog.events import ChangedField, changes_in_words
 from auditlog.models import Event, EventContext, Via, use_context
 from capabilities import Capability
+from gateways.models import GatewayGrant, ToolGrant, ToolSet
+from servers.models import AuthType, Server
 from tests import make
 from tests.conftest import SignIn, wire_size
 from tests.exported import rows_of
@@ -180,6 +183,55 @@ def test_the_history_of_a_person_has_the_teams_they_joined_and_left(
     for asked in ({"target_id": ann.pk}, {"q": "ann@example.com"}):
         found = rest.get("/admin-events", **asked).json()["results"]
         assert [one["changes"]["users"] for one in found if one["target_type"] == "team"] == [left, joined]
+
+
+def things_of(person: User, server: Server, *, by: User) -> None:
+    """Let `by` give things to `person`, change them and end them."""
+    gateway, identity = make.gateway(server, by=by), make.identity(server, person)
+    tools = ToolSet.objects.add(gateway=gateway, name="All", patterns=["*"], by=by)
+    grants = (
+        ToolGrant.objects.give(tools, user=person, by=by),
+        GatewayGrant.objects.give(gateway, person, by=by),
+    )
+    link = make.connection(make.agent(by=by), gateway, person)
+    make.hold(link, server).approve(by=by, allow=AllowFor.HOUR)
+    make.hold(link, server, arguments={}).deny(by=by)
+    token = make.token(link).token
+    token.edit(by=by, calls_per_minute=5)
+    token.ask_for_new(by=by)
+    token.revoke(by=by)
+    for thing in (identity, link):
+        thing.disable(by=by)
+        thing.revoke(by=by)
+    for grant in grants:
+        grant.end(by=by)
+    make.api_key(person, Capability.OAUTH_CONNECT).key.end(by=by, reason=KeyEnd.MANUAL)
+
+
+def test_the_history_of_a_person_has_what_others_did_with_what_belongs_to_them(
+    chief: User, auditor: User, sign_in: SignIn, subtests: pytest.Subtests
+) -> None:
+    ann, ben = (make.user(Capability.OAUTH_CONNECT, email=f"{name}@example.com") for name in ("ann", "ben"))
+    server = make.server(auth_type=AuthType.BEARER)
+    for person in (ann, ben):
+        things_of(person, server, by=chief)
+    make.identity(server).disable(by=chief)  # A shared credential belongs to nobody.
+    client, rest = sign_in(auditor), Rest.of(auditor)
+
+    actions = {
+        *("allowance.given", "api_key.created", "api_key.revoked", "connection.opened", "connection.disabled"),
+        *("connection.revoked", "gateway_grant.given", "gateway_grant.ended", "hold.approved", "hold.denied"),
+        *("identity.created", "identity.disabled", "identity.revoked", "token.asked_for_new", "token.issued"),
+        *("token.revoked", "token.updated", "tool_grant.given", "tool_grant.ended"),
+    }
+    for query in (f"?target={ann.pk}", "?target=Ann@example.com"):
+        with subtests.test(query):
+            rows = [row.event for row in client.get(PATH + query).context["rows"]]
+            assert {one.action for one in rows} >= actions
+            assert {one.changes["owner"] for one in rows if one.action in actions} == {ann.email}
+    for asked in ({"target_id": ann.pk}, {"q": ann.email}):
+        with subtests.test(str(asked)):
+            assert {one["action"] for one in rest.get("/admin-events", **asked).json()["results"]} >= actions
 
 
 @pytest.mark.full

@@ -311,7 +311,8 @@ def _tells(agent: Agent, person: User, told: str, reason: str) -> None:
         assert error["data"]["reason"] == told
         assert error["data"]["url"].split("#")[0].endswith(f"/settings/identities?connection={row.connection_id}")
         assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", reason)
-        assert events.get().changes["reason"] == [None, reason]
+        changes = events.get().changes
+        assert (changes["reason"], changes["owner"]) == ([None, reason], person.email)
         assert (row.outcome, row.deny_reason) == ("denied", told)
         assert identity.sign_in_words in html.unescape(browser(person).get(NEXT).content.decode())
     else:

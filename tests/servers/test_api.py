@@ -206,7 +206,8 @@ def test_a_label_is_taken_once_and_changed(ann: User, github: Server) -> None:
     assert problem(rest.patch(f"/identities/{other.pk}", {"label": "work"})) == (409, "already_exists")
     for same in ({"label": "home"}, {"label": " home "}, {}):
         assert rest.patch(f"/identities/{other.pk}", same).json()["label"] == "home"
-    assert Event.objects.get(action="identity.updated").changes == {"label": [other.label, "home"]}
+    changes = Event.objects.get(action="identity.updated").changes
+    assert changes == {"label": [other.label, "home"], "owner": ann.email}
 
 
 @pytest.mark.full

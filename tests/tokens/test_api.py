@@ -241,7 +241,8 @@ def test_an_owner_tightens_a_limit_and_a_manager_takes_it_off(ana: User, ann: Us
     assert Token.objects.get(pk=token.pk).name == token.name
     assert own.patch(path, {"calls_per_minute": 60}).json()["calls_per_minute"] == 60
     assert rest.patch(path, {"calls_per_minute": None}).json()["calls_per_minute"] is None
-    assert Event.objects.filter(action="token.updated").latest("id").changes == {"calls_per_minute": [60, None]}
+    changes = Event.objects.filter(action="token.updated").latest("id").changes
+    assert changes == {"calls_per_minute": [60, None], "owner": ann.email}
     for wrong in (0, -1, 1_000_001, "many"):
         assert set(errors(rest.patch(path, {"calls_per_minute": wrong}))) == {"calls_per_minute"}
     assert rest.post("/tokens", wanted(bot, work, calls_per_minute=600)).json()["calls_per_minute"] == 600
