@@ -531,6 +531,8 @@ def _door(path: str) -> Via:
         return Via.API
     if path.startswith("/scim/"):
         return Via.SCIM
+    if path.startswith("/oauth/"):
+        return Via.OAUTH
     return Via.DJANGO_ADMIN if path.startswith("/admin/") else Via.WEB
 
 

@@ -91,7 +91,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
     assert app.exchange(code).json()["error"] == "invalid_grant"
     assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
     ended = Event.objects.get(action="oauth.family_ended")
-    assert ended.changes == {"reason": [None, "code used again"], "owner": member.email}
+    assert (ended.via, ended.changes) == ("oauth", {"reason": [None, "code used again"], "owner": member.email})
 
 
 @pytest.mark.full
