@@ -51,6 +51,8 @@ DECIDED = Table(
         Column("state", "State", 10, on_phone=True, value=lambda hold: HoldState(hold.current_state).label),
         Column("by", "Decided by", 12, priority=3, value="decided_by.email"),
         Column("decided", "Decided", 7, kind="moment", is_extra=True, value="decided_at"),
+        Column("sentence", "Sentence", 14, is_extra=True),
+        Column("run", "Call that ran", 12, is_extra=True, value="run_call"),
     ),
     order="-at",
 )

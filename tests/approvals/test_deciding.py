@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core import mail
@@ -20,6 +21,7 @@ from connections.models import Connection
 from servers.models import Server
 from tests import make
 from tests.conftest import SignIn
+from tests.exported import rows_of
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -354,6 +356,24 @@ def test_expired_holds_are_marked_and_dropped_with_the_log(link: Connection, doc
     assert hold.state == HoldState.EXPIRED
     assert Hold.objects.drop_before(now - timedelta(days=1)) == 1
     assert [*Hold.objects.all()] == [waiting]
+
+
+def test_the_file_of_decided_calls_has_the_sentence_and_the_call_that_ran_but_no_arguments(
+    link: Connection, docs: Server, ben: User, sign_in: SignIn
+) -> None:
+    denied, ran = make.hold(link, docs, arguments={"amount": 1234}), uuid4()
+    denied.deny(by=ben, sentence="Ask finance.")
+    make.hold(link, docs, asked_at=timezone.now() + LATER, state=HoldState.USED, decided_by=ben, run_call=ran)
+
+    answer = sign_in(ben).get("/approvals/decided/?format=jsonl")
+    lines = "".join(piece.decode() for piece in answer.streaming_content)  # type: ignore[attr-defined]
+
+    told = [(one["decided_by"], one["sentence"], one["call_that_ran"]) for one in rows_of(lines)]
+    assert told == [(ben.email, "", str(ran)), (ben.email, "Ask finance.", None)]
+    assert "1234" not in lines
+    page = sign_in(ben).get("/approvals/decided/?columns=sentence&columns=run").content.decode()
+    assert "Ask finance." in page
+    assert str(ran) in page
 
 
 def test_rest_lists_and_decides(link: Connection, docs: Server, ben: User) -> None:
