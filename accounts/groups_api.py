@@ -21,6 +21,7 @@ from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD, check_zone
 from accounts.rules import NoOrganisation, RequiredSignIn
 from capabilities import Capability
+from sinks.archive import archive_place
 from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
@@ -239,7 +240,7 @@ class WorkspaceChanges(RequestBody):
 
 
 class WorkspaceSerializer(WorkspaceChanges):
-    """All settings; `public_url` and `private_upstreams` come from the environment."""
+    """All settings; `public_url`, `private_upstreams` and `archive` come from the environment."""
 
     shorter_retention_days = serializers.IntegerField(
         allow_null=True, help_text="Requested shorter retention; null if none is pending."
@@ -252,6 +253,9 @@ class WorkspaceSerializer(WorkspaceChanges):
     )
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")
+    archive = serializers.SerializerMethodField(
+        help_text="Folder or bucket of calls older than the retention, as set for this process; null means none."
+    )
 
     def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:
         dropping = workspace.dropping
@@ -262,6 +266,9 @@ class WorkspaceSerializer(WorkspaceChanges):
 
     def get_private_upstreams(self, workspace: Any) -> list[str]:
         return [str(network) for network in settings.PRIVATE_UPSTREAMS]
+
+    def get_archive(self, workspace: Any) -> str | None:
+        return archive_place()
 
 
 class MailOutcomeSerializer(serializers.Serializer[MailTestResult]):

@@ -17,6 +17,7 @@ from accounts.rules import NoOrganisation, PeopleError, RequiredSignIn
 from accounts.sign_in import ask_again
 from auditlog.models import Call
 from capabilities import Capability, requires
+from sinks.archive import archive_place
 from ui.forms import LimitField
 from ui.pages import AppRequest, leave, posted, seen_version, show
 from ui.viewset import form_page
@@ -175,6 +176,7 @@ def _context(workspace: WorkspaceSettings) -> dict[str, Any]:
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,
         "public_url": settings.PUBLIC_URL,
+        "archive": archive_place(),
         "mail_server": settings.MAIL_SERVER,
         "mail_from": settings.DEFAULT_FROM_EMAIL,
     }

@@ -93,6 +93,12 @@ def archive_enabled() -> bool:
     return bool(settings.ARCHIVE)
 
 
+def archive_place() -> str | None:
+    """Return where this process archives calls: a folder, or the URL of a bucket; None if the archive is disabled."""
+    place: str = settings.ARCHIVE
+    return (place if place.startswith("/") else place.partition("?")[0]) or None
+
+
 def open_archive() -> Objects:
     """Return the archive that the settings name."""
     place: str = settings.ARCHIVE

@@ -14,6 +14,7 @@ from tests import make
 from tests.accounts.again import confirm, confirmed, onward
 from tests.calls import call
 from tests.conftest import SignIn
+from tests.rest import Rest
 from tokens.validation import BadLifetime, expiry
 
 pytestmark = pytest.mark.django_db
@@ -113,6 +114,21 @@ def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: 
     for words in ("10.1.0.0/16", "fd00::/8", "GATEWAY_PRIVATE_UPSTREAMS"):
         assert words in page
     assert 'name="private_upstreams"' not in page
+
+
+def test_the_page_and_rest_say_where_old_calls_are_archived(keeper: User, sign_in: SignIn, settings: Any) -> None:
+    client, rest = sign_in(keeper), Rest.of(keeper)
+    settings.ARCHIVE = ""
+    assert "None: calls older than the retention are deleted" in text(client.get(PATH))
+    assert rest.get("/workspace").json()["archive"] is None
+
+    for place, shown in (
+        ("/srv/gateway-archive", "/srv/gateway-archive"),
+        ("https://s3.example.com/logs/calls?region=eu", "https://s3.example.com/logs/calls"),
+    ):
+        settings.ARCHIVE = place
+        assert f">{shown}<" in text(client.get(PATH))
+        assert rest.get("/workspace").json()["archive"] == shown
 
 
 @pytest.mark.full
