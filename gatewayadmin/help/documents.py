@@ -1,4 +1,4 @@
-"""The pages of docs/: their order and summaries from docs/index.md, their titles and HTML, and a search."""
+"""The pages of docs/ and two files beside it: order and summaries from docs/index.md, titles, HTML, and a search."""
 
 from __future__ import annotations
 
@@ -25,24 +25,33 @@ KINDS = {
     "reference": "Reference",
     "explanation": "Explanation",
     "decisions": "Decision",
+    "CHANGELOG": "Reference",
+    "SECURITY": "Explanation",
 }
-_WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "decisions": 0.04}  # Decisions come last.
+BESIDE = ("CHANGELOG", "SECURITY")  # Pages in the folder of docs/, not below docs/.
+# Decisions come last. The changelog mentions everything, so pages about one thing come before it.
+_WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "CHANGELOG": 0.3, "decisions": 0.04}
 
 
 @dataclass(frozen=True)
 class HelpPage:
-    """One page of the documentation. `path` is the path of its file below docs/, without `.md`."""
+    """One page of the documentation. `path` is the path of its file below docs/ (or beside it), without `.md`."""
 
     path: str
     summary: str = ""
 
+    @property
+    def file(self) -> str:
+        """The path of its file in the folder of docs/."""
+        return f"{self.path}.md" if self.path in BESIDE else f"docs/{self.path}.md"
+
     @cached_property
     def source(self) -> str:
-        return (settings.DOCS / f"{self.path}.md").read_text(encoding="utf-8")
+        return (settings.DOCS.parent / self.file).read_text(encoding="utf-8")
 
     @cached_property
     def html(self) -> SafeString:
-        return render(self.source, self.path, url_of)
+        return render(self.source, self.file, url_of)
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -81,11 +90,11 @@ class FoundPage(NamedTuple):
     text: SafeString
 
 
-def url_of(path: str) -> str | None:
-    """Return the URL of a file below docs/; None if nothing is served for it."""
-    stem, _, ending = path.rpartition(".")
-    if ending == "md":
-        return _page_url(stem) if stem in documents() else None
+def url_of(file: str) -> str | None:
+    """Return the URL of a file in the folder of docs/; None if nothing is served for it."""
+    if page := _by_file().get(file):
+        return page.url
+    path = file.removeprefix("docs/")
     return reverse("help_file", args=[path]) if image(path) else None
 
 
@@ -111,7 +120,12 @@ def documents() -> dict[str, HelpPage]:
     """Return all pages by path."""
     summaries = {path: summary for _, entries in _index() for path, summary in entries}
     paths = (file.relative_to(settings.DOCS).as_posix().removesuffix(".md") for file in settings.DOCS.rglob("*.md"))
-    return {path: HelpPage(path, summaries.get(path, "")) for path in sorted(paths)}
+    return {path: HelpPage(path, summaries.get(path, "")) for path in sorted([*paths, *BESIDE])}
+
+
+@cache
+def _by_file() -> dict[str, HelpPage]:
+    return {page.file: page for page in documents().values()}
 
 
 def document(path: str) -> HelpPage | None:
@@ -125,7 +139,7 @@ def groups() -> list[Group]:
     return [Group(title, [documents()[path] for path, _ in entries]) for title, entries in _index() if entries]
 
 
-_LINKED = re.compile(r"\]\(([\w/-]+)\.md\)")
+_LINKED = re.compile(r"\]\((?:\.\./)?([\w/-]+)\.md\)")
 
 
 @cache

@@ -27,7 +27,7 @@ _COPY = (
 )
 _DIAGRAM = "mermaid"  # Diagrams are left out: drawing them needs a script of another origin.
 
-# Returns the URL of a path below docs/, or None if nothing is served there.
+# Returns the URL of a file in the folder of docs/, or None if nothing is served for it.
 type UrlOf = Callable[[str], str | None]
 
 _parser = MarkdownIt("commonmark").enable("table")
@@ -51,7 +51,7 @@ def anchor_of(heading: str) -> str:
 
 
 def render(source: str, path: str, url_of: UrlOf) -> SafeString:
-    """Render Markdown without its title. `path` is the page's path below docs/; relative links are resolved from it."""
+    """Render Markdown without its title. Relative links are resolved from `path`, the file in the folder of docs/."""
     tokens = _parser.parse(source)
     body = tokens[3:] if tokens and tokens[0].tag == "h1" else tokens
     for index, token in enumerate(body):

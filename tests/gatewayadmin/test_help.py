@@ -36,7 +36,8 @@ def test_every_page_is_served_and_every_link_on_it_leads_to_a_page_and_a_heading
                 continue
             target = by_url[url]
             assert not anchor or f'id="{anchor}"' in target.html, (page.path, link)
-            assert not anchor or anchor in anchors(ROOT / "docs" / f"{target.path}.md")
+            assert not anchor or anchor in anchors(ROOT / target.file)
+        assert "<a>" not in page.html, (page.path, "a link leads to a file that is not served")
 
 
 def test_a_page_has_its_own_tags_only() -> None:
@@ -45,7 +46,7 @@ def test_a_page_has_its_own_tags_only() -> None:
     )
     source += "\n```bash\n</code><script>\n```\n\n[out](../../SECURITY.md) [page](tools.md#here)\n"
 
-    html = render(source, "how-to/x", {"how-to/tools.md": "/help/how-to/tools/"}.get)
+    html = render(source, "docs/how-to/x.md", {"docs/how-to/tools.md": "/help/how-to/tools/"}.get)
 
     assert "<script" not in html
     assert "javascript:" not in re.sub(r"\[x\]\(javascript:alert\(1\)\)", "", html)
@@ -79,6 +80,8 @@ def test_the_index_for_assistants_links_to_markdown(ann: User, sign_in: SignIn) 
     assert answer["Content-Type"] == "text/plain; charset=utf-8"
     assert len(urls) > 25
     assert client.get(urls[0]).content.decode() == (ROOT / "docs" / "quickstart.md").read_text()
+    assert client.get("/help/SECURITY.md").content.decode() == (ROOT / "SECURITY.md").read_text()
+    assert {"/help/SECURITY.md", "/help/CHANGELOG.md"} <= {*urls}
 
 
 @pytest.mark.full
@@ -132,6 +135,8 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
         **dict.fromkeys(("proxy in my company", "company proxy", "HTTP_PROXY"), "how-to/connect-a-client"),
         **dict.fromkeys(("403", "forbidden"), "how-to/for-an-invited-developer"),
         **dict.fromkeys(("timeout", "misspelt"), "how-to/troubleshoot"),
+        **dict.fromkeys(("changelog", "release notes"), "CHANGELOG"),
+        **dict.fromkeys(("vulnerability", "CVE", "SBOM", "licences", "licenses", "dependencies"), "SECURITY"),
         "anonymize": "how-to/people-and-roles",  # Only in the head of a table.
     }
     assert {words: search(words)[0].document.path for words in first} == first
@@ -141,6 +146,9 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
 
 
 def test_a_result_has_the_section_of_the_words_and_an_excerpt_without_code() -> None:
+    titles = {words: search(words)[0].title for words in ("vulnerability", "SBOM")}
+    assert [*titles.values()] == ["Report a vulnerability", "Dependencies"]
+
     soc, idle = search("SOC 2")[0], search("idle agents last_seen_at")[0]
 
     assert soc.title == ""  # Not the section "2. Which agents are idle?".

@@ -23,7 +23,8 @@ from wire.versions import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-APART = {"docs", "static", "templates"}  # Top-level in a checkout; in a package when installed.
+# Top-level in a checkout; in a package when installed.
+APART = {*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]}
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,9 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
 
     assert names == expected
     assert {
+        "gatewayadmin/CHANGELOG.md",
+        "gatewayadmin/SECURITY.md",
+        "gatewayadmin/docs/index.md",
         "gatewayadmin/templates/base.html",
         "gatewayadmin/static/gateway/app.css",
         "proxy/access/query.sql",
