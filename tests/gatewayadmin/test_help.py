@@ -135,6 +135,7 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
         **dict.fromkeys(("proxy in my company", "company proxy", "HTTP_PROXY"), "how-to/connect-a-client"),
         **dict.fromkeys(("403", "forbidden"), "how-to/for-an-invited-developer"),
         **dict.fromkeys(("timeout", "misspelt"), "how-to/troubleshoot"),
+        **dict.fromkeys(("change management", "privileged access"), "how-to/answer-an-auditor"),
         **dict.fromkeys(("changelog", "release notes"), "CHANGELOG"),
         **dict.fromkeys(("vulnerability", "CVE", "SBOM", "licences", "licenses", "dependencies"), "SECURITY"),
         "anonymize": "how-to/people-and-roles",  # Only in the head of a table.
@@ -146,8 +147,12 @@ def test_a_search_puts_the_page_about_it_first_or_finds_nothing() -> None:
 
 
 def test_a_result_has_the_section_of_the_words_and_an_excerpt_without_code() -> None:
-    titles = {words: search(words)[0].title for words in ("vulnerability", "SBOM")}
-    assert [*titles.values()] == ["Report a vulnerability", "Dependencies"]
+    titles = {words: search(words)[0].title for words in ("vulnerability", "SBOM", "change management")}
+    assert [*titles.values()] == ["Report a vulnerability", "Dependencies", "6. What changed?"]
+    assert "Who has <mark>privileged</mark> <mark>access</mark>?" in search("privileged access")[0].text
+    for words in ("segregation of duties", "SoD", "four eyes"):
+        (honest,) = (found for found in search(words) if found.document.path == "how-to/answer-an-auditor")
+        assert "Does a change need a second person" in honest.text
 
     soc, idle = search("SOC 2")[0], search("idle agents last_seen_at")[0]
 
