@@ -298,7 +298,9 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
     if slug and not (gateway and gateway.slug == slug):
         context["out_of_reach"] = Gateway.objects.catalogue_of(request.user).filter(slug=slug).first()
     if gateway:
-        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
+        client = client_of(request.GET.get("client", ""))
+        call = example_call(gateway, request.user)
+        place: dict[str, Any] = {"url": gateway.url, "name": gateway.slug, "call": call}
         context |= {"clients": clients(), "client": client}
         context |= {
             "browser": client_block(client, "browser", **place),
@@ -341,14 +343,15 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
     how = how if how in ways else next((way for way in ways if may[way]), ways[0])
+    call = example_call(gateway, request.user, connection.host if connection else None)
     return {
         "clients": clients(),
         "client": chosen,
         "ways": ways,
         "how": how,
         "click": chosen.click_for(gateway.url, gateway.slug) if how == "browser" else None,
-        "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
-        "call": example_call(gateway, request.user, connection.host if connection else None),
+        "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug, call=call),
+        "call": call,
         "may_make_token": may["token"],
     }
 

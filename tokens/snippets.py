@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.conf import settings
 from django.urls import reverse
@@ -15,7 +14,7 @@ from connections.given_tools import given_to
 from gateways.models import Effect, Feature, Gateway, IdentityScheme
 from hosts.models import Host
 from tokens.models import Issued
-from ui.clients import client_block, clients
+from ui.clients import ToolCall, client_block, clients
 
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
 READS = re.compile(r"^(get|list|search|find|read|show|count|whoami)(?![a-z])|[_-](status|count|whoami|now)$")
@@ -25,27 +24,18 @@ def new_secret_context(new: Issued) -> dict[str, Any]:
     """Return the context of tokens/once.html. Use it only in the response to the request that made the secret."""
     connection = new.token.connection
     gateway = connection.gateway
+    call = example_call(gateway, connection.user, connection.host)
+    place: dict[str, Any] = {"url": gateway.url, "name": gateway.slug, "token": new.secret, "call": call}
     return {
         "token": new.token,
         "secret": new.secret,
         "url": gateway.url,
         "name": gateway.slug,
-        "call": example_call(gateway, connection.user, connection.host),
-        "clients": [
-            block
-            for client in clients()
-            if (block := client_block(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
-        ],
+        "call": call,
+        "clients": [block for client in clients() if (block := client_block(client, "token", **place))],
         "wait": Wait.begin(connection.user, connection=connection, apart=True),
         "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),
     }
-
-
-class ToolCall(NamedTuple):
-    """A tool of the gateway, and example arguments, as JSON that fits into a single-quoted shell word."""
-
-    name: str
-    arguments: str
 
 
 def example_call(gateway: Gateway, user: User, host: Host | None = None) -> ToolCall | None:
@@ -53,7 +43,7 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
     tool = min(tools.select_related("assignment"), key=_example_order, default=None)
-    return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
+    return ToolCall(tool.exposed_name, _arguments(tool.input_schema)) if tool else None
 
 
 def _example_order(tool: Feature) -> tuple[bool | int | str, ...]:
@@ -95,7 +85,3 @@ def _example(schema: Any) -> Any:
         return schema["enum"][0]
     kind = schema.get("type")
     return EXAMPLES.get(kind[0] if isinstance(kind, list) and kind else str(kind), "hello")
-
-
-def _shell(value: dict[str, Any]) -> str:
-    return json.dumps(value).replace("'", "'\\''")

@@ -23,8 +23,20 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-EXPORT = "First run `export TOKEN=...` with your token, in the terminal in which you start the client."
+EXAMPLE_TOOL, EXAMPLE_ARGUMENTS = '"<tool>"', '{"<argument>": "<value>"}'
 _HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL while the name is replaced: the URL contains the name.
+
+
+class ToolCall(NamedTuple):
+    """A tool of the gateway, and example values for its required arguments."""
+
+    name: str
+    values: dict[str, Any]
+
+    @property
+    def arguments(self) -> str:
+        """The values as JSON that fits into a single-quoted shell word."""
+        return json.dumps(self.values).replace("'", "'\\''")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +51,26 @@ class Block:
     runs: bool = False
     from_internet: bool = False  # Works only at gateways on the internet, with https.
 
-    def for_gateway(self, url: str, name: str, token: str = "") -> str:
-        """Return the text for this gateway. A given `token` replaces the placeholder or variable for the token."""
+    def for_gateway(self, url: str, name: str, token: str = "", call: ToolCall | None = None) -> str:
+        """Return the text for this gateway.
+
+        A given `token` replaces the placeholder or variable for the token, and a given `call` the example call.
+        """
         text = self.text
         if token:
             for before, after in self.fill:
                 text = text.replace(before, after.format(token=token))
-        return text.replace(EXAMPLE_URL, _HERE).replace(EXAMPLE_NAME, name).replace(_HERE, url)
+        text = text.replace(EXAMPLE_URL, _HERE).replace(EXAMPLE_NAME, name).replace(_HERE, url)
+        if call is None:
+            return text
+        literal = repr if self.language == "python" else json.dumps  # The name and the values are untrusted.
+        return text.replace(EXAMPLE_TOOL, literal(call.name)).replace(EXAMPLE_ARGUMENTS, literal(call.values))
 
     def where_for(self, text: str) -> str:
         """Return where to paste `text`, and how to set the variable TOKEN if the text reads it."""
         reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
-        return f"{self.where}. {EXPORT}" if reads else self.where
+        terminal = "the terminal where you " + ("run this command" if self.language == "bash" else "start the client")
+        return f"{self.where}. First run `export TOKEN=...` with your token in {terminal}." if reads else self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +152,13 @@ def client_of(slug: str) -> Client:
     return next((client for client in clients() if client.slug == slug), clients()[0])
 
 
-def client_block(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
+def client_block(
+    client: Client, way: str, *, url: str, name: str, token: str = "", call: ToolCall | None = None
+) -> Shown | None:
     """Return the text that connects the client to this gateway; None if there is none for the sign-in method `way`."""
     if (block := client.by(way)) is None:
         return None
-    text = block.for_gateway(url, name, token)
+    text = block.for_gateway(url, name, token, call)
     code = _escaped(text.strip())
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")

@@ -16,7 +16,7 @@ from tests.clients.fixtures import FOLDER, MODULES, Npm
 from tests.clients.person import Person
 from tests.docs.client_section import TEXTS, written
 from tests.workspace import Serve
-from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, call_texts, clients
+from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, ToolCall, call_texts, client_of, clients
 
 pytestmark = pytest.mark.xdist_group("clients")
 
@@ -58,6 +58,35 @@ def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_
                 assert TOKEN in filled
                 assert "environ" not in filled.replace("import os", "")
             assert EXAMPLE_NAME in block.text
+
+
+def test_the_text_of_claude_code_adds_the_gateway_whether_an_earlier_entry_exists_or_not() -> None:
+    block = client_of("claude-code").by("token")
+    assert block
+    for fails in ("true", "false"):  # `claude mcp remove` fails if there is no entry of this name.
+        claude = f'claude() {{ printf "%s\\n" "${{*@Q}}"; [ "$2" != remove ] || {fails}; }}\n'
+        done = run("bash", claude + block.for_gateway(LONG, "some-name", TOKEN), {})
+
+        removed, added = done.stdout.splitlines()
+        assert done.returncode == 0
+        assert removed == "'mcp' 'remove' 'some-name'"
+        assert added.startswith(f"'mcp' 'add' '--transport' 'http' 'some-name' '{LONG}'")
+        assert TOKEN in added
+    assert "in the terminal where you run this command." in block.where_for(block.text)
+
+
+@pytest.mark.usefixtures("npm")
+def test_the_texts_of_libraries_name_a_tool_of_the_gateway() -> None:
+    call = ToolCall(ODD, {ODD: [ODD, None, True, "\n"]})
+    for name, block in BLOCKS.items():
+        text = block.for_gateway(LONG, "some-name", TOKEN, call)
+        assert list(placed(block.language, text)) == list(placed(block.language, block.for_gateway(LONG, "some-name")))
+        assert text.count("\n") == block.for_gateway(LONG, "some-name", TOKEN).count("\n"), name
+        assert "<tool>" not in text
+        assert "<argument>" not in text
+    for slug in ("python-token", "fastmcp-token", "typescript-token"):
+        assert "Call a tool: " in BLOCKS[slug].text
+        assert BLOCKS[slug].text.count("<tool>") == 1
 
 
 def placed(language: str, text: str) -> Iterator[str]:
