@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.actions import Action
@@ -27,12 +27,13 @@ MOST_OPEN = 500
 
 
 def requests(of: Any = None) -> QuerySet[Event]:
-    """Return the events of the last week that request or decline a capability, newest first.
+    """Return the events of the last week that request, decline or grant a capability, newest first.
 
     With `of`, return only the events about this person.
     """
-    actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
-    events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
+    actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED, Action.USER_ROLE_CHANGED)
+    is_meant = ~Q(action=Action.USER_ROLE_CHANGED) | Q(changes__has_key="granted")
+    events = Event.objects.filter(is_meant, action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
     return events.filter(target_type="user", target_id=str(of.pk)) if of else events
 
 
@@ -43,7 +44,7 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
     """
     since = timezone.now() - ASK_AGAIN
     asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
-    return {_slug(event) for event in asked}
+    return {slug for event in asked for slug in _slugs(event)}
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
@@ -51,26 +52,26 @@ def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, dat
 
     `events` is the result of `requests(of=person)`.
     """
-    of_it = [event for event in events if _slug(event) == capability.slug]
+    of_it = [event for event in events if capability.slug in _slugs(event)]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
     return bool(asked_lately(of_it)), of_it[0].created_at if declined else None
 
 
 def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
-    """Yield the requests in `events` that were not declined, as (person, capability, time)."""
+    """Yield the requests in `events` that were neither declined nor granted, as (person, capability, time)."""
     met: set[tuple[str, str]] = set()
     for event in events:
-        slug = _slug(event)
-        if (event.target_id, slug) not in met and event.action == Action.USER_ASKED_FOR_CAPABILITY:
-            for capability in Capability.named([slug]):
+        new = [slug for slug in _slugs(event) if (event.target_id, slug) not in met]
+        if event.action == Action.USER_ASKED_FOR_CAPABILITY:
+            for capability in Capability.named(new):
                 yield UUID(event.target_id), capability, event.created_at
-        met.add((event.target_id, slug))
+        met |= {(event.target_id, slug) for slug in new}
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
     """Return each active person's newest open request as (person, capability, time), at most `most`.
 
-    A request is open for a week, unless it was declined or the person has the capability.
+    A request is open for a week, unless it was declined or granted, or the person has the capability.
     """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)
@@ -83,6 +84,7 @@ def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
     return [(person, capability, at) for person, (capability, at) in found.items()][:most]
 
 
-def _slug(event: Event) -> str:
-    """Return the slug of the requested or declined capability."""
-    return str(next(filter(None, event.changes["capability"])))
+def _slugs(event: Event) -> list[str]:
+    """Return the slugs of the requested, declined or granted capabilities."""
+    of_role = event.changes.get("granted")  # [[], slugs], see `User.give_role`.
+    return list(of_role[1]) if of_role else [str(next(filter(None, event.changes["capability"])))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from email import utils
 from email.utils import getaddresses
 from functools import reduce
@@ -92,31 +92,42 @@ class PeopleFilter(ListFilter):
 
 
 class RoleRadios(forms.RadioSelect):
-    """Radio buttons for roles. The roles in `withheld` are disabled, and their tooltips show the reason."""
+    """Radio buttons for roles, with `notes` on some. The roles in `withheld` are disabled, with the reason as note."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.withheld: Mapping[str, str] = {}
+        self.notes: Mapping[str, str] = {}
 
     def create_option(self, name: str, value: Any, *args: Any, **options: Any) -> dict[str, Any]:
         option: dict[str, Any] = super().create_option(name, value, *args, **options)
         if reason := self.withheld.get(str(value)):
             option["attrs"] |= {"disabled": True, "title": reason}
+        elif note := self.notes.get(str(value)):
+            option["attrs"]["title"] = note
         return option
 
 
 class RoleChoice(forms.Form):
-    """Choice of a person's role. Roles that the person `grantor` cannot give are disabled."""
+    """Choice of a person's role. Roles that the person `grantor` cannot give are disabled.
+
+    The form marks the roles that include some of the capabilities in `asked`.
+    """
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
 
-    def __init__(self, *args: Any, grantor: User, **options: Any) -> None:
+    def __init__(self, *args: Any, grantor: User, asked: Sequence[Capability] = (), **options: Any) -> None:
         super().__init__(*args, **options)
         roles = list(Role.objects.with_capabilities())
         field = self.fields["role"]
         field.queryset = Role.objects.all()  # type: ignore[attr-defined]
         field.choices = [(role.pk, role.name) for role in roles]  # type: ignore[attr-defined]
         field.widget.withheld = _withheld(roles, grantor)
+        field.widget.notes = {
+            str(role.pk): f"Includes {', '.join(labels)}"
+            for role in roles
+            if (labels := [one.label for one in asked if one in role.granted])
+        }
 
 
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:

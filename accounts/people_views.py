@@ -278,14 +278,16 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     person = person_or_404(pk)
-    form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
+    requests = person.open_requests()
+    asked = [capability for capability, _ in requests]
+    form = RoleChoice(posted(request), grantor=request.user, asked=asked, initial={"role": person.role_id})
 
     def save() -> HttpResponse:
         person.give_role(form.cleaned_data["role"], by=request.user, seen=seen_version(request))
         return leave(request, page_url(person), "Role changed")
 
     context = {"person": person, "heading": "Change role", "back": page_url(person), "version": person.version}
-    context["requests"] = person.open_requests()
+    context["requests"] = requests
     return form_page(request, "accounts/person_form.html", form, save, {PeopleError: "role"}, **context)
 
 

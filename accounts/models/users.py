@@ -314,6 +314,9 @@ class User(Versioned, AbstractBaseUser):
             if before != role:
                 must_give(by, role)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
+            asked = present.open_requests() if before != role else []
+            if granted := [capability.slug for capability, _ in asked if capability in role.granted]:
+                changes["granted"] = [[], granted]  # Closes these requests, even if the person later loses the role.
             if present.is_superuser:  # Set by Django's createsuperuser; the role replaces it.
                 changes["is_superuser"] = [True, False]
             breaks = present.break_glass and role.is_owners
@@ -538,7 +541,7 @@ class User(Versioned, AbstractBaseUser):
     def open_requests(self) -> list[tuple[Capability, datetime]]:
         """Return the capabilities that this person requested in the last week and still lacks, with the time of each.
 
-        Declined requests are left out.
+        Declined requests, and requests that an earlier change of role granted, are left out.
         """
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]

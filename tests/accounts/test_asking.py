@@ -1,5 +1,6 @@
 """People ask for a capability on a page that reports it missing, and those who assign roles are notified."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -64,8 +65,29 @@ def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until
     assert "asks for" not in text(sign_in(person).get("/"))
     role = make.user(TOKENS).role
     assert role
+    earlier = person.role
+    assert earlier
     person.give_role(role, by=chief)
     assert open_requests(8) == []
+    person.give_role(earlier, by=chief)
+    assert open_requests(8) == []
+    assert "Asks for" not in text(sign_in(chief).get(f"/people/{person.pk}/"))
+
+
+def test_a_change_of_role_closes_only_the_requests_that_it_grants(chief: User) -> None:
+    person = make.user()
+    earlier, role = person.role, make.role(TOKENS)
+    assert earlier
+    assert person.ask_for(TOKENS)
+    assert person.ask_for(Capability.OAUTH_CONNECT)
+
+    person.give_role(role, by=chief)
+    person.give_role(earlier, by=chief)
+
+    assert [capability for capability, _ in person.open_requests()] == [Capability.OAUTH_CONNECT]
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=25), tick=False):
+        assert person.ask_for(TOKENS)
+        assert {capability for capability, _ in person.open_requests()} == {TOKENS, Capability.OAUTH_CONNECT}
 
 
 def test_the_same_is_asked_for_once_a_day(chief: User) -> None:
@@ -128,6 +150,8 @@ def test_a_request_is_shown_where_roles_are_given_and_can_be_declined_there(chie
     declined = [manager.post(url, {"capability": TOKENS.slug}).status_code for _ in range(2)]
 
     assert all("Asks for" in page and TOKENS.label in page for page in shown)
+    marked = re.findall(r"<b>([^<]+)</b><small>Includes Connect own agents</small>", shown[1])
+    assert marked == [chief.role and chief.role.name]
     assert "Decline" in text(question)
     assert declined == [302, 302]
     [event] = Event.objects.filter(action=Action.USER_REQUEST_DECLINED)
