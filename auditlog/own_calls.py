@@ -90,6 +90,9 @@ class OwnCall:
         if self.call.deny_reason == "wrong_gateway":  # The row has the token's gateway, not the one that was called.
             own = self.call.gateway_name
             return f"The token works only on {own}, but the URL of the call names another gateway or none."
+        if self.call.deny_reason == "gateway_not_reachable":
+            ask = "" if self.asks_at else " An administrator can add you to a team of this gateway."
+            return f"{self.call.gateway_name} is not open to you, or your role can only look.{ask}"
         return reason.sentence if reason else ""
 
     @property

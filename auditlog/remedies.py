@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from django.db.models import Model, Q, QuerySet
 from django.http import QueryDict
 from django.urls import reverse
+from django.utils.text import get_text_list
 
 from accounts.models import Role, User, permissions_of
 from auditlog.actions import Action
@@ -27,7 +28,7 @@ from proxy.dry_run import Obstacle
 from rules.models import Rule
 from servers.models import HeldDisabled, Identity, Server
 from tokens.models import Token
-from ui.pages import first_names
+from ui.pages import NAMED_FIRST, first_names
 
 MOST_NAMED = 50
 ASKABLE = ("gateway_not_reachable", "tool_not_granted")  # Refusals that a request for access can end.
@@ -378,8 +379,11 @@ def who_can(needs: Capability, reader: User, act: str = "decide") -> str:
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
         names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
         return f"{first_names(names)} can {act}." if names else "No active person can do this at present."
-    roles = Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
-    return f"It needs the capability “{needs.label}”, which these roles have: {first_names(list(roles))}."
+    roles = list(
+        Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
+    )
+    named = roles if len(roles) <= NAMED_FIRST else [*roles[:NAMED_FIRST], "another"]
+    return f"People with the role {get_text_list(named, 'or')} can {act}."
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:

@@ -127,7 +127,6 @@ REASONS = {
         Step.REACH,
         "The gateway is not open to the person, or the person's role can only look.",
         "person has no access",
-        ACCESS,
         status=403,
     ),
     "host_not_allowed_here": Reason(
