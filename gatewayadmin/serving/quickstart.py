@@ -19,7 +19,8 @@ PATH = f"{guard.FOLDER}quickstart"
 INFO = {"name": "Quickstart", "version": "1.0"}
 GUIDE = "quickstart://guide"
 GUIDE_TEXT = """This server is part of Gateway Admin. Its tools are harmless: echo, add,
-current_time, slow (with progress) and fail. Call one, then look at the Logs page.
+current_time, slow (with progress) and fail. Call one, then look at Logs, or at
+Settings, My calls.
 """
 STEPS = 5
 
