@@ -21,7 +21,16 @@ from capabilities import Capability
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.access.rule_checker import ruled_call
-from proxy.access.rules import DecidingRule, RuledCall, Rules, ToolClaims, is_target, matching, reads_arguments
+from proxy.access.rules import (
+    DecidingRule,
+    RuledCall,
+    Rules,
+    ToolClaims,
+    is_marked,
+    is_target,
+    matching,
+    reads_arguments,
+)
 from proxy.reasons import REASONS, Step
 from rules.models import Rule
 from rules.targets import claims_of, deciding
@@ -38,6 +47,7 @@ EARLIER = [name for name, reason in REASONS.items() if reason.step < Step.RULES]
 _READ = (
     *("id", "uid", "created_at", "feature_name", "host_id", "host_name", "gateway_id", "gateway_name", "server_id"),
     *("server_name", "user_id", "user_email", "client_name", "client_ip", "request_payload", "payload_truncated"),
+    "labels",
 )
 
 
@@ -50,9 +60,15 @@ class Replay:
     looked: int = 0  # Calls that were read from the log, back to `since`.
     count: int = 0  # Calls that match.
     failed: int = 0  # Calls that match only because the condition has no result for them.
-    unknown: int = 0  # Calls of the rule's tools whose arguments were not recorded completely.
+    judged: int = 0  # Calls of the rule's tools that the condition was applied to.
+    unknown: int = 0  # Calls of the rule's tools without complete recorded arguments, and without the rule's label.
     agents: dict[UUID | None, str] = field(default_factory=dict)
     examples: list[Call] = field(default_factory=list)
+
+    @property
+    def is_blind(self) -> bool:
+        """True if there are calls of the rule's tools, but nothing is known about any of them."""
+        return bool(self.unknown) and not self.judged and not self.count
 
     def add(self, call: Call, *, failed: bool) -> None:
         self.count += 1
@@ -62,13 +78,24 @@ class Replay:
             self.examples.append(call)
 
 
-def replay(rule: DecidingRule, gateway: Gateway | None, *, days: int = DAYS, seconds: float = SECONDS) -> Replay:
-    """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds."""
+def replay(
+    rule: DecidingRule,
+    gateway: Gateway | None,
+    *,
+    labels_from: datetime | None = None,
+    days: int = DAYS,
+    seconds: float = SECONDS,
+) -> Replay:
+    """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
+
+    Calls since `labels_from` that have the rule's label match even if their arguments were not recorded. None: the rule
+    is new or changed, so labels with its name do not count.
+    """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
     for batch in _batches(_calls(gateway, days, with_arguments=reads)):
         for call in batch:
-            _judge(rule, call, facts, found, reads=reads)
+            _judge(rule, call, facts, found, reads=reads, labels_from=labels_from)
         found.looked += len(batch)
         found.since = batch[-1].created_at
         if time.monotonic() > ends:
@@ -84,18 +111,21 @@ def may_replay(when: str, viewer: User) -> bool:
     return may_read and viewer.has_perm(Capability.LOGS_READ)
 
 
-def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None) -> str:
+def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None, *, labels_from: datetime | None = None) -> str:
     """Return a sentence about the calls of the last seven days that the rule would have affected.
 
-    Return "" if the viewer may not replay the rule. `servers` are those of a rule that is not saved.
+    Return "" if the viewer may not replay the rule. `servers` are those of a rule that is not saved. See `replay` for
+    `labels_from`.
     """
     if not may_replay(rule.when, viewer):
         return ""
-    found = replay(deciding(rule, servers), rule.gateway, days=7, seconds=LATELY_S)
+    found = replay(deciding(rule, servers), rule.gateway, labels_from=labels_from, days=7, seconds=LATELY_S)
     calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
     so_far = "" if found.is_complete else " (not all calls could be checked in time)"
     unknown = f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged."
     touched = f"The rule would have affected {calls} of {agents} in the last 7 days{so_far}."
+    if found.is_blind:
+        return f"Which calls of the last 7 days the rule would have affected is not known{so_far}: {unknown}"
     return sentences(touched, unknown if found.unknown else "")
 
 
@@ -124,13 +154,20 @@ def _batches(calls: QuerySet[Call]) -> Iterator[list[Call]]:
         place = batch[-1].created_at, batch[-1].pk
 
 
-def _judge(rule: DecidingRule, call: Call, facts: CallFacts, found: Replay, *, reads: bool) -> None:
+def _judge(
+    rule: DecidingRule, call: Call, facts: CallFacts, found: Replay, *, reads: bool, labels_from: datetime | None
+) -> None:
     ruled = facts.ruled(call, arguments_of(call) if reads else None)
     if not is_target(rule, ruled):
         return
     if reads and ruled.arguments is None:
-        found.unknown += 1
+        is_current = labels_from is not None and call.created_at >= labels_from
+        if is_current and is_marked(rule, call.labels):
+            found.add(call, failed=f"rule failed: {rule.name} (" in call.labels)
+        else:
+            found.unknown += 1
         return
+    found.judged += 1
     for match in matching([rule], ruled):
         if not match.error or rule.effect != "label":
             found.add(call, failed=bool(match.error))

@@ -161,7 +161,9 @@ def try_before(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
             None, f"To try a condition on arguments, you need the permission {Capability.LOGS_PAYLOADS.label}."
         )
         return refuse(request, "rules/replay.html", {"form": form})
-    found = replay(rule, form.cleaned_data["gateway"])
+    is_same = saved and deciding(saved) == rule._replace(id=str(saved.pk), version=saved.revision)
+    labels_from = saved.updated_at if saved and is_same else None
+    found = replay(rule, form.cleaned_data["gateway"], labels_from=labels_from)
     return show(request, "rules/replay.html", {"replay": found})
 
 
@@ -172,17 +174,17 @@ def turn_on(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         undo = Undo.if_changed(rule.set_mode(RuleMode.ON, by=request.user), reverse("rules:watch", args=[pk]))
-        return _switched(request, rule, "Rule is on" if rule.enabled else "Rule is on once it is enabled", undo)
+        toast = "Rule is on" if rule.enabled else "Rule is on once it is enabled"
+        return leave(request, reverse("rules:edit", args=[pk]), toast, undo)
 
     return confirmed(
         request,
         act,
-        back=reverse("rules:list"),
+        back=reverse("rules:edit", args=[pk]),
         title="Turn the rule on",
         text=f'Let "{rule.name}" act {"from the next call on" if rule.enabled else "once it is enabled"}?',
-        more=lambda: cuts(rule, request.user),
+        more=lambda: cuts(rule, request.user, labels_from=rule.updated_at),
         kind="primary",
-        target=f"#rule-{rule.pk}",
         submit="Turn on",
     )
 
@@ -193,7 +195,7 @@ def watch(request: AppRequest, pk: UUID) -> HttpResponse:
     rule = get_object_or_404(Rule, pk=pk)
     undo = Undo.if_changed(rule.set_mode(RuleMode.WATCH, by=request.user), reverse("rules:turn_on", args=[pk]))
     toast = "Rule only watches" if rule.enabled else "Rule only watches once it is enabled"
-    return _switched(request, rule, toast, undo)
+    return leave(request, reverse("rules:edit", args=[pk]), toast, undo)
 
 
 @require_POST

@@ -130,13 +130,14 @@ class RuleKind(Kind):
         before = world.of(self.id)[change.was or change.key].values if change.row else {}
         if not _stops(change.values):
             return NO_LONGER_REFUSES if _stops(before) else ""
-        if change.row and _stops(before) and not change.after("gateway", "servers", "tools", "tool_effect", "when"):
+        is_same = change.row and not change.after("gateway", "servers", "tools", "tool_effect", "when")
+        if is_same and _stops(before):
             return ""
         values = _related(change.settings, world)
         if None in values["servers"] or (change.values["gateway"] and values["gateway"] is None):
             return ""  # The server or gateway is new and has no calls.
         servers = values.pop("servers")
-        return cuts(Rule(**values), viewer, servers)
+        return cuts(Rule(**values), viewer, servers, labels_from=change.row.updated_at if is_same else None)
 
 
 _OWN = [one.name for one in RuleKind.fields if not one.refers_to and one.name != "enabled"]

@@ -131,6 +131,17 @@ def _label(match: Match) -> str:
     return f"would {rule.effect}: {rule.name}"
 
 
+def is_marked(rule: DecidingRule, labels: str) -> bool:
+    """Return whether the labels of a logged call say that the rule refused or held it, or would have done so.
+
+    Always False for rules that only label, because several rules can have the same label.
+    """
+    if rule.effect == LABEL:
+        return False
+    marks = (f"{PAST[rule.effect]}: {rule.name}", f"would {rule.effect}: {rule.name}")
+    return any(f", {mark}, " in f", {labels}, " for mark in marks)
+
+
 def matching(rules: Iterable[DecidingRule], call: RuledCall) -> list[Match]:
     """Return the rules that match a call, and those whose condition has no result."""
     targets = [rule for rule in rules if is_target(rule, call)]

@@ -7,7 +7,7 @@ import yaml
 
 from accounts.models import Team, User, WorkspaceSettings
 from accounts.workspace_views import WorkspaceForm
-from auditlog.models import Event
+from auditlog.models import Call, Event
 from capabilities import Capability
 from configuration import document
 from configuration.apply import Lacking, apply
@@ -155,6 +155,9 @@ def test_rules_need_their_own_permission(owner: User) -> None:
     assert not Rule.objects.exists()
 
 
+OF_TOOL = ("gateway_id", "server_id", "user_id", "feature_name", "feature_type")
+
+
 @pytest.fixture
 def called(owner: User) -> User:
     """A person whose agent called the tool of a server on the gateway `work`."""
@@ -186,6 +189,21 @@ def test_a_plan_says_which_calls_a_rule_would_have_touched(called: User) -> None
         (change,) = plan(document.read({"gateway.yaml": rules_file("A", **fields)}), called).changes
         assert change.cuts.startswith(told)
         assert bool(change.cuts) == bool(told)
+
+
+def test_a_plan_counts_the_calls_that_the_unchanged_rule_labelled_while_watching(called: User) -> None:
+    small, large = "args.amount > 5", "args.amount > 500"
+    applied(rules_file("A", when=small), called)
+    seen = Call.objects.get()
+    call(labels="would refuse: A", **{name: getattr(seen, name) for name in ("host_id", *OF_TOOL)})
+
+    kept, changed = (
+        plan(document.read({"gateway.yaml": rules_file("A", when=when, mode="on")}), called).changes[0].cuts
+        for when in (small, large)
+    )
+
+    assert kept.startswith("The rule would have affected 1 call of 1 agent in the last 7 days. 1 call without")
+    assert changed.endswith("is not known: 2 calls without recorded arguments cannot be judged.")
 
 
 def test_a_plan_says_that_a_rule_does_not_refuse_any_more(called: User) -> None:

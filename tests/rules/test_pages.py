@@ -263,13 +263,36 @@ def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
     assert client.post("/rules/add/", FORM | {"condition": "expression", "when": "now.hour > 3"}).status_code == 302
 
 
+def test_turning_on_counts_the_calls_labelled_while_watching_and_says_if_none_can_be_judged(client: Client) -> None:
+    on_arguments = FORM | {"condition": "expression", "when": "args.amount > 500"}
+    client.post("/rules/add/", on_arguments)
+    rule = Rule.objects.get()
+    unrecorded: dict[str, Any] = {"feature_type": "tool", "feature_name": "a__pay", "server_id": make.server().pk}
+    call(**unrecorded)
+
+    def told() -> tuple[str, str]:
+        tried = client.post(f"/rules/{rule.pk}/replay/", on_arguments)
+        return client.get(f"/rules/{rule.pk}/turn-on/").content.decode(), tried.content.decode()
+
+    asked, tried = told()
+    assert "0 agents" not in asked + tried
+    assert "is not known: 1 call without recorded arguments cannot be judged." in asked
+    assert "Which calls would have been affected is not known." in tried
+
+    call(labels="would refuse: Large", **unrecorded)
+    asked, tried = told()
+    assert "affected 1 call of 1 agent in the last 7 days. 1 call without recorded arguments cannot" in asked
+    assert "<b>1 call</b> of 1 agent would have been affected" in tried
+
+
 def test_turning_on_says_what_it_cuts(client: Client) -> None:
     rule = Rule.objects.add(name="All", effect="refuse", by=None)
     call(feature_type="tool", feature_name="a__pay", server_id=make.server().pk)
 
     asked = client.get(f"/rules/{rule.pk}/turn-on/").content.decode()
-    client.post(f"/rules/{rule.pk}/turn-on/")
+    done = client.post(f"/rules/{rule.pk}/turn-on/")
 
+    assert done["Location"] == f"/rules/{rule.pk}/"
     assert "The rule would have affected 1 call of 1 agent in the last 7 days." in asked
     rule.refresh_from_db()
     assert rule.mode == "on"

@@ -1,5 +1,6 @@
 """A replay judges a recorded call as the call itself was judged, and says what it cannot judge."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -51,6 +52,20 @@ def test_a_replay_counts_calls_agents_and_what_nobody_can_tell(docs: Server) -> 
     assert (found.looked, found.count, found.failed, found.unknown) == (7, 3, 1, 2)
     assert found.is_complete
     assert len(found.examples) == 3
+
+
+def test_a_call_without_recorded_arguments_counts_if_it_has_the_label_of_the_unchanged_rule(docs: Server) -> None:
+    tried = rule(name="Trial", when="args.amount > 500")
+    unrecorded: dict[str, Any] = {"feature_type": "tool", "feature_name": "docs__echo", "server_id": docs.pk}
+    for labels in ("would refuse: Trial", "seen, refused by: Trial", "would refuse: Trial 2", ""):
+        call(labels=labels, **unrecorded)
+    call(at=tried.updated_at - timedelta(minutes=1), labels="would refuse: Trial", **unrecorded)
+
+    found = replay(deciding(tried), None, labels_from=tried.updated_at)
+    changed = replay(deciding(tried), None)
+
+    assert (found.count, found.unknown, found.is_blind) == (2, 3, False)
+    assert (changed.count, changed.unknown, changed.is_blind) == (0, 5, True)
 
 
 def test_a_condition_without_arguments_needs_no_recorded_ones_and_refused_calls_are_left_out(docs: Server) -> None:
