@@ -1,4 +1,7 @@
-"""Agents with unusually many refusals in the last hour, compared with this weekday and hour in the last four weeks."""
+"""Agents with unusually many refusals in the last hour, compared with this weekday and hour in the last four weeks.
+
+Calls that wait for approval are logged as refused, but are not counted here.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from auditlog.filters import stamp
 from auditlog.models import ENDINGS
 from auditlog.rollups.reading import Bars, Book, book
 from hosts.models import Host
+from proxy.reasons import REASONS
 
 HOUR, WEEK, WEEKS = timedelta(hours=1), timedelta(weeks=1), 4
-REFUSED = {"outcome": ENDINGS["denied"]}
+REFUSED = {"outcome": ENDINGS["denied"], "deny_reason": ["", *(name for name in REASONS if name != "held")]}
+QUERY = "refused and reason is not held"  # Finds the same calls in the log as REFUSED.
 MOST_LISTED = 15  # Agents in the link to the log, so that the link stays short enough to send.
 LEAST = 10  # Fewer refusals are never unusual.
 TIMES = 3  # A number of refusals is unusual if it is more than this many times `Agent.usual`.
@@ -61,7 +66,7 @@ def unusual() -> Unusual:
     agents = [Agent(host, names.get(host, ""), number, usual[host]) for host, number in strange.items()]
     agents.sort(key=lambda agent: (-agent.refused, agent.name))
     hosts = [("host", agent.host) for agent in agents[:MOST_LISTED]]
-    return Unusual(agents, urlencode([("q", "refused"), *hosts, ("from", stamp(since)), ("to", stamp(until))]))
+    return Unusual(agents, urlencode([("q", QUERY), *hosts, ("from", stamp(since)), ("to", stamp(until))]))
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:

@@ -122,10 +122,10 @@ def _number(words: str) -> int:
     return int(re.findall(r"[\d,]+", words)[0].replace(",", ""))
 
 
-def refused_calls(host: Host, number: int, *, ago: timedelta = timedelta(minutes=20)) -> None:
+def refused_calls(host: Host, number: int, *, ago: timedelta = timedelta(minutes=20), reason: str = "") -> None:
     kinds = ENDINGS["denied"]
     for n in range(number):
-        made = {"host_id": host.pk, "host_name": host.name, "outcome": kinds[n % len(kinds)]}
+        made = {"host_id": host.pk, "host_name": host.name, "outcome": kinds[n % len(kinds)], "deny_reason": reason}
         make.call(at=timezone.now() - ago, **made)
     keeping.keep_up(30)
 
@@ -133,6 +133,7 @@ def refused_calls(host: Host, number: int, *, ago: timedelta = timedelta(minutes
 @pytest.mark.full
 def test_each_line_leads_to_a_list_with_the_same_number(world: Connection, boss: User, sign_in: SignIn) -> None:
     refused_calls(world.host, 13)
+    refused_calls(world.host, 4, reason="held")
     client = sign_in(boss)
 
     shown = lines(client)
@@ -191,10 +192,12 @@ def test_refusals_are_unusual_against_the_same_hour_of_four_weeks(boss: User) ->
     refused_calls(strange, 3, ago=timedelta(weeks=2, minutes=20))
     refused_calls(strange, 12, ago=timedelta(weeks=2, hours=3))
     refused_calls(few, 9)
+    for held, reason in ((few, "held"), (strange, "held"), (strange, "hold_denied")):
+        refused_calls(held, 3, reason=reason)
 
     [found] = [found for matter, found in waiting_for(boss) if matter.name == "refusals"]
 
-    assert (found.number, found.names) == (12, ["Strange: 12, usual: 3"])
+    assert (found.number, found.names) == (15, ["Strange: 15, usual: 3"])
 
 
 def test_very_many_refused_agents_are_one_message_with_a_short_link(boss: User) -> None:
