@@ -86,6 +86,9 @@ def test_a_call_is_approved_on_its_page(link: Connection, docs: Server, ben: Use
         " held by the rule “Ask first”."
     )
     assert "Approved, not used" in text(browser.get("/approvals/decided/"))
+    who_may = re.compile("can decide|It needs the capability “Decide on held calls”")
+    assert who_may.search(text(page))
+    assert not who_may.search(text(browser.get(f"/approvals/{hold.pk}/")))
     again = browser.post(f"/approvals/{hold.pk}/decide/", {"act": "deny"})
     assert (again.status_code, "does not wait for a decision" in text(again)) == (422, True)
 

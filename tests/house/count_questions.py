@@ -1047,7 +1047,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateway.consent": lambda ask: (_servers_on(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
     "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
     "own.gateways": lambda ask: Gateway.objects.filter(reach="everyone", enabled=True, **STILL).count(),
-    "own.gateway.tools": lambda ask: f"{_usable(ask, 'tool', assignment__gateway=ask.pk)} usable tools",
+    "own.gateway.tools": lambda ask: f"{_usable(ask, 'tool', assignment__gateway=ask.pk)} tools open to you",
     "setup.done": _first_steps,
     "own.identities": lambda ask: Identity.objects.filter(owner=ask.viewer).count(),
     "own.recovery_codes": lambda ask: "0 of 10 left",
