@@ -307,8 +307,10 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         return Fragment("connections/mcp.html#row", {"row": row, **listed})
     side = "gateway" if page.startswith("/gateways/") else "host"
     most_tokens = _most_tokens(request.user, side, ConnectionFilter(open_query(request)))
-    row = ConnectionRow(row.connection, request.user, most_tokens)
-    return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
+    shown = {"row": ConnectionRow(row.connection, request.user, most_tokens), "side": side}
+    if page.startswith("/hosts/"):  # The button above the tabs says how many connections it revokes.
+        shown["host"] = host_or_404(request.user, connection.host_id)
+    return Fragment("connections/table.html#row", {**shown, "table": TABS[side].seen(request)})
 
 
 def changed(

@@ -9,6 +9,20 @@ from tests.workspace import Serve
 
 
 @pytest.mark.full
+def test_the_button_that_stops_the_agent_counts_the_connections_that_are_left(live: Serve, page: Page) -> None:
+    name = unique("Stopped bot")
+    live.issue_token(host=name, gateway="quickstart")
+    steps.open_connections(page, live.url, name)
+
+    expect(page.get_by_role("button", name="Disable and revoke 1")).to_be_visible()
+    page.get_by_role("button", name="Revoke (delete) this connection").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="OK", exact=True).click()
+
+    expect(page.get_by_role("row").filter(has_text="Revoked")).to_be_visible()
+    expect(page.get_by_role("button", name="Disable and revoke")).to_be_hidden()
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("side", ["host", "gateway"])
 def test_a_switch_leaves_the_questions_of_its_row_at_work(live: Serve, page: Page, side: str) -> None:
     name = unique("Switched bot")
