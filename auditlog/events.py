@@ -32,7 +32,7 @@ from auditlog.filters import RANGES
 from auditlog.models import Event, Via, masked
 from auditlog.paging import Cursor, page
 from auditlog.search import count_rows
-from auditlog.sentences import parts
+from auditlog.sentences import ASIDE, parts
 from capabilities import Capability, requires
 from connections.models import Connection, HostAtGateway
 from gateways.models import AccessRequest, Assignment, Feature, Gateway, GatewayGrant, ToolGrant, ToolSet
@@ -312,8 +312,12 @@ class ChangedField(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
-    """Return the changes in an event, one per field. Changes between values with the same text are left out."""
-    changed = [_change(name, value) for name, value in masked(changes).items()]  # Older events were stored unmasked.
+    """Return the changes in an event, one per field; values that are not changes, such as the owner, are last.
+
+    Changes between values with the same text are left out.
+    """
+    told = sorted(masked(changes).items(), key=lambda one: one[0] in ASIDE)  # Older events were stored unmasked.
+    changed = [_change(name, value) for name, value in told]
     return [one for one in changed if one.before != one.after]
 
 

@@ -229,6 +229,8 @@ def test_the_history_of_a_person_has_what_others_did_with_what_belongs_to_them(
             rows = [row.event for row in client.get(PATH + query).context["rows"]]
             assert {one.action for one in rows} >= actions
             assert {one.changes["owner"] for one in rows if one.action in actions} == {ann.email}
+            [edited] = [one for one in rows if one.action == "token.updated"]
+            assert [one.field for one in changes_in_words(edited.changes)] == ["calls per minute", "owner"]
     for asked in ({"target_id": ann.pk}, {"q": ann.email}):
         with subtests.test(str(asked)):
             assert {one["action"] for one in rest.get("/admin-events", **asked).json()["results"]} >= actions
