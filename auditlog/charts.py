@@ -199,7 +199,7 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar: `until` if the search has this end, otherwise the end of the current minute."""
+    """Return the end of the last bar: `until` if the search sets this end, otherwise the end of the current minute."""
     # The whole minute lets the bar's link include new calls.
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 

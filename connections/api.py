@@ -265,7 +265,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_READ, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
-        """List the apps and agents that are listed, blocked or limited on a gateway."""
+        """List the apps and agents that a gateway lists as allowed, blocks, or limits to a tool set."""
         rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
         if words := self.query_data.get("q"):
             rows = rows.filter(host__in=Host.objects.matching(words).values("pk"))

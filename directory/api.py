@@ -42,8 +42,8 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     enabled = serializers.BooleanField(help_text="Whether the address is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(
         allow_null=True,
-        help_text="Time of the last read, or of a read up to 1 minute before it; null if there was no read since the "
-        "address was created or regenerated.",
+        help_text="Time of the last read; may be up to 1 minute too early. Null if there was no read since the address "
+        "was created or regenerated.",
     )
     read_by = serializers.CharField(help_text="Client (`User-Agent`) of the last read; may be empty.")
     regenerated_at = UtcDateTimeField(allow_null=True, help_text="Time of the last regeneration; null if none.")

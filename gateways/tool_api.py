@@ -307,7 +307,8 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
     id = Id(
         source="feature.pk",
-        help_text="Id of the tool on the gateway where it was first seen, among those where it matches the filters.",
+        help_text="Id of the tool on one gateway: of the gateways where it matches the filters, the one where it was "
+        "first seen.",
     )
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
