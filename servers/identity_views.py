@@ -43,6 +43,7 @@ from ui.pages import (
     answer,
     leave,
     open_page,
+    own_path,
     posted,
     refuse,
     sentences,
@@ -284,7 +285,9 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
     if not identity.may_be_confirmed_by(request.user):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
 
-    server = identity.server
+    # The dashboard and two pages ask this, and each shows more than the identity's row.
+    asked_on = request.POST.get("back") or request.htmx.current_url_abs_path or ""
+    back, server = own_path(asked_on, page_url(request.user, identity)), identity.server
     now = {name: getattr(server, name) for name in CREDENTIAL_TARGET}
     how = {AuthType.HEADER: f" in the header {server.header_name}", AuthType.NONE: ""}.get(
         AuthType(server.auth_type), " as a bearer token"
@@ -292,23 +295,21 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 
     def act() -> HttpResponse:
         if any(request.POST.get(name, value) != value for name, value in now.items()):
-            return _changed(request, identity, "This server was changed just now. Nothing was confirmed.")
+            return leave(request, back, "This server was changed just now. Nothing was confirmed.")
         identity.confirm(by=request.user)
-        return _changed(request, identity, "Credential confirmed")
+        return leave(request, back, "Credential confirmed")
 
     return confirmed(
         request,
         act,
         faults=(IdentityAlreadyRevoked, AnotherPlace),
-        refused=lambda why: _changed(request, identity, why),
         title="Confirm credential",
         text=f"Send “{identity.label}” to {server.url}{how}?",
         more="The path, header or auth type of this server was changed after the credential was added.",
         icon="identity",
         kind="primary",
-        hidden=[*now.items()],  # The target that the person agrees to.
-        target=f"#identity-{pk}",
-        back=page_url(request.user, identity),
+        hidden=[*now.items(), ("back", back)],  # `now` is the target that the person agrees to.
+        back=back,
     )
 
 

@@ -1,15 +1,21 @@
 """Confirmations: irreversible actions are red, and those with a large impact must be typed."""
 
+import re
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from django.urls import resolve
+from django.utils import timezone
 
 from capabilities import Capability
+from servers.models import Identity
 from tests.house.doors import Door, doors
 from tests.house.every_state import World
 from tests.house.stage import _rows
 from tests.house.test_counts import Walk, world
+from tests.undone import undone
 
 __all__ = ["world"]
 pytestmark = pytest.mark.django_db
@@ -171,3 +177,37 @@ def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     changed = {key for key in before if before[key] != after.get(key)}
 
     assert {model for model, _ in changed} <= {"User"}  # Only `last_seen` changes.
+
+
+OPENED = re.compile(
+    r'(?:<form class="opens" action|hx-get)="([^"]+)"(?:[^>]* hx-target="#dialog"|>((?:<input[^>]+>)*))'
+)
+FIELD = re.compile(r'name="([^"]+)" value="([^"]*)"')
+REPLACED = re.compile(r'<form[^>]* hx-post="[^"]+" hx-target="#([^"]+)"')
+
+
+def dialogs(walk: Walk) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each page with each dialog that it opens: the page's name, its HTML, and the dialog's name and HTML."""
+    seen = set()
+    for view, address, html in walk.open_pages():
+        here = {"HX-Request": "true", "HX-Current-URL": f"http://testserver{address}"}
+        for link, fields in OPENED.findall(html):
+            name = resolve(unescape(link).partition("?")[0]).view_name
+            if (view, name) not in seen:
+                seen.add((view, name))
+                sent = {key: unescape(value) for key, value in FIELD.findall(fields)}
+                opened = walk.client.get(unescape(link), sent or None, headers=here)
+                yield view, html, name, opened.content.decode()
+
+
+@pytest.mark.full
+def test_a_dialog_replaces_an_element_of_the_page_that_opens_it(world: World) -> None:
+    """If the page lacks the element, the dialog's button does nothing."""
+    with undone():
+        walk = Walk(world, frozenset(Capability))
+        Identity.objects.filter(pk=walk.identity.pk).update(unconfirmed_since=timezone.now())
+
+        found = [(view, name, REPLACED.findall(dialog), html + dialog) for view, html, name, dialog in dialogs(walk)]
+
+    assert {"rules:turn_on", "servers:confirm_identity"} <= {name for _, name, _, _ in found}
+    assert [each[:3] for each in found if not all(f'id="{one}"' in each[3] for one in each[2])] == []

@@ -222,7 +222,7 @@ def test_a_confirmation_counts_for_the_server_it_was_asked_for_and_the_kind_foll
     assert all(f'name="{name}" value="{value}"' in page for name, value in shown.items())
     for url, header_name in ((f"{seen}/other", "X-Key"), (seen, "X-Other")):
         github.edit(url=url, header_name=header_name, by=ana)
-        assert "Nothing was confirmed" in client.post(path, shown, headers=HTMX)["HX-Trigger"]
+        assert "Nothing was confirmed" in text(client.post(path, shown, follow=True))
         identity.refresh_from_db()
         assert identity.unconfirmed_since is not None
     github.edit(url=f"{seen}/other", by=ana)
@@ -254,13 +254,14 @@ def test_a_revoked_identity_is_neither_confirmed_nor_replaced_nor_switched_and_i
     github.edit(url=f"{github.url}/v2", by=ana)
     Identity.objects.get().revoke(by=ana)
 
-    confirmed = client.post(f"/identities/{identity.pk}/confirm/", headers=HTMX)
+    confirmed = client.post(f"/identities/{identity.pk}/confirm/", follow=True)
     replaced = client.post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True)
     switched = [client.post(f"/identities/{identity.pk}/{verb}/", headers=HTMX) for verb in ("disable", "enable")]
     client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
 
-    for refused in (confirmed, *switched):
+    for refused in switched:
         assert "This identity is already revoked." in refused["HX-Trigger"]
+    assert "This identity is already revoked." in text(confirmed)
     assert "This credential has been revoked. Add a new one." in text(replaced)
     assert not Event.objects.filter(action="identity.confirmed").exists()
     identity.refresh_from_db()
