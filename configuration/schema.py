@@ -26,7 +26,7 @@ SOURCE = {
     "minLength": 1,
     "maxLength": 80,
     "pattern": ONE_LINE,
-    "description": "Name of the owner of this file. Each object has one source.",
+    "description": "Name of this file's owner, such as “platform-team”. No object of the workspace has two sources.",
     "x-instead": "Write the name of the file's owner, such as “platform-team”.",
 }
 MOVED = {

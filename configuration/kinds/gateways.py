@@ -137,7 +137,12 @@ class AssignmentKind(Kind):
         text("shared_identity", "Label of the shared credential, for `identity_scheme` `shared`.", 80, ""),
         choice("tool_policy", "Which tools may be called.", ToolPolicy, ToolPolicy.ALLOW_ALL),
         names("enabled_tools", "All enabled tools, by their name at the server.", MOST_TOOL_NAME, default=None),
-        names("disabled_tools", "All disabled tools, instead of `enabled_tools`.", MOST_TOOL_NAME, default=None),
+        names(
+            "disabled_tools",
+            "All disabled tools. Give this list or `enabled_tools`, not both.",
+            MOST_TOOL_NAME,
+            default=None,
+        ),
     )
 
     def title(self, key: Key) -> str:

@@ -73,7 +73,12 @@ class RuleKind(Kind):
         choice("mode", "With `watch`, the rule only labels calls with what it would do.", RuleMode, RuleMode.WATCH),
         flag("enabled", "Whether it is enabled.", True),
         text("note", "Note for administrators.", 500, ""),
-        choice("approvers", f"Who decides first, {FOR_HOLD}.", Approvers, Approvers.ANYBODY),
+        choice(
+            "approvers",
+            f"Who decides first, {FOR_HOLD}. After half of `hold_minutes`, also everybody with `approvals:decide`.",
+            Approvers,
+            Approvers.ANYBODY,
+        ),
         text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
         flag("somebody_else", "If true, people cannot decide on calls of agents that act for them.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import schemathesis
 from django.conf import settings as django_settings
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished, request_started
-from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections
 from django.test import Client
 from hypothesis import HealthCheck, Phase, given, settings
@@ -55,7 +55,8 @@ BY_ADDRESS = {(door.method, door.template): door for door in DOORS}
 
 def api() -> Any:
     schema = schemathesis.openapi.from_dict(exact(deepcopy(description())))
-    schema.app = get_wsgi_application()
+    # get_wsgi_application() would set up logging again, to the captured stderr of this test, which is closed after it.
+    schema.app = WSGIHandler()
     schema.config.update(base_url=django_settings.PUBLIC_URL)
     return schema
 

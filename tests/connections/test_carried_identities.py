@@ -82,10 +82,13 @@ def test_a_skipped_identity_is_brought_later_without_capability_enrolment_or_ano
     assert "ghp_brought_later" not in text(done)
     assert not link.tokens.exists()
     told = Event.objects.get(action="connection.identity_changed")
-    assert (told.target_id, told.changes) == (str(link.pk), {"GitHub": [None, "later"]})
+    assert (told.target_id, told.changes) == (
+        str(link.pk),
+        {"owner": ann.email, "GitHub": [None, "later"]},
+    )
     again = make.connection(link.host, link.gateway, ann, [make.identity(place.server, ann, label="other")])
     told = Event.objects.filter(action="connection.identity_changed").latest("pk")
-    assert (again, told.changes) == (link, {"GitHub": ["later", "other"]})
+    assert (again, told.changes) == (link, {"owner": ann.email, "GitHub": ["later", "other"]})
 
 
 @pytest.mark.full

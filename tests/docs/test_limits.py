@@ -39,7 +39,7 @@ LIMITS = {
     "of these, MiB for one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
     "of these, MiB arriving from one server; one answer is always allowed": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second a large answer must reach while another waits for memory, or be cut off": fair_queue.LEAST_PACE >> 10,
+    "KiB a second below which a large answer is cut off while another waits for memory": fair_queue.LEAST_PACE >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or its rest if that is less": int(
         LimitedHttpProtocol.untaken_seconds
     ),
@@ -54,10 +54,10 @@ LIMITS = {
     "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
     "requests a server may make in one round": server_requests.MOST_ASKED,
     "seconds a client has to answer a server": settings.ANSWER_SECONDS,
-    "hours a session lives without use": settings.SESSION_HOURS,
+    "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of these messages together": streams.MOST_PENDING_BYTES >> 20,
-    "servers' standing streams that only calls need, in each worker": upstream_streams.MOST_FOR_CALLS,
+    "servers' standing streams kept only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
