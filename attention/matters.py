@@ -143,7 +143,7 @@ def _access(person: User | None) -> OpenMatter:
 
 
 def _hold_approvers() -> QuerySet[User]:
-    """Return the active people whom a waiting hold has as approvers (see `HoldQuerySet.asking`)."""
+    """Return the active people who are approvers of a waiting hold (see `HoldQuerySet.asking`)."""
     return User.objects.filter(Exists(Hold.objects.waiting().asking(OuterRef("pk"))), is_active=True)
 
 

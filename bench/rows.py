@@ -114,7 +114,7 @@ def give(sets: int, gateways: list[str]) -> int:
 
 
 def store(sessions: int) -> int:
-    """Store this many client sessions, a hundred per connection. Each has one session at a server."""
+    """Store this many client sessions, a hundred per connection. Each client session has one session at a server."""
     from django.db import connection  # noqa: PLC0415
 
     from bench.many import Size, grow, key, series  # noqa: PLC0415 - older checkouts have another version

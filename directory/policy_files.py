@@ -94,8 +94,8 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Cursor",
             "mcp.json",
             "~/.cursor/ of each person",
-            "Cursor adds these gateways. It reads no policy file for MCP and no directory: its allow list is in the "
-            "dashboard of a Cursor Enterprise team.",
+            "With this file, Cursor connects to these gateways, but also allows other servers. Cursor reads no policy "
+            "file for MCP and no directory: its allow list is in the dashboard of a Cursor Enterprise team.",
             "application/json",
             _json(_cursor(gateways)),
         ),
