@@ -1,4 +1,4 @@
-"""/api/logs, /api/me/calls and /api/admin-events: the two logs, read-only."""
+"""/api/logs, /api/me/calls and /api/admin-events: the log of calls, your own calls, and admin events; read-only."""
 
 from __future__ import annotations
 
@@ -293,8 +293,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id. For a person, also the events that name the person's "
-        "present e-mail: about what belongs to the person, such as tokens, and of joining or leaving a team.",
+        help_text="Only events about the object with this id. For a person, also events that name the person's present "
+        "e-mail: about what the person owns, such as tokens, and about the person joining or leaving a team.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(

@@ -296,7 +296,7 @@ class Plot:
 
 
 class PlotBar(NamedTuple):
-    """One bar, for the table behind the plots."""
+    """The numbers of one period: a point of each plot's lines, and a row of the table under the plots."""
 
     at: datetime
     numbers: Numbers

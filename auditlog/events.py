@@ -209,7 +209,7 @@ def first_of(values: Sequence[str]) -> str:
 def naming(email: str) -> Q:
     """Return a filter for the events whose changes name the person with this address.
 
-    The person owns the target, or joined or left a team.
+    The changes name them as the owner of the target, or as somebody who joined or left a team.
     """
     email = email.strip().lower()
     left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])

@@ -182,10 +182,10 @@ def _of_anything(pk: UUID) -> Criterion:
 
 
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
-    """Return criteria that match calls in which `field` is exactly `value`; `field` has an API parameter.
+    """Return criteria that match calls in which `field` is exactly `value`. Pass only fields with an API parameter.
 
-    If `value` is a list, `field` must be one of its items. For Comparison.NAME, `value` is always a list of ids. For
-    Comparison.LIST, `field` is a list that must have the item `value`.
+    If `value` is a list, the criteria match calls in which the field is one of its items. For Comparison.NAME, `value`
+    is always a list of ids. For Comparison.LIST, the field is a list, and they match calls whose list has `value`.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]

@@ -8,7 +8,7 @@ checkout, alternating with this one, to compare a change with the code before th
 calls the tool of a server with sessions, in a client session; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
-Each of these five options measures one more gateway. `--stored-sessions N` first stores N further sessions.
+Each of the following five options measures one more gateway. `--stored-sessions N` first stores N further sessions.
 `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this share of
 calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions. `--sets N` grants
 the tools of each gateway by N tool sets, through teams.

@@ -71,7 +71,9 @@ class ConfigApply(ConfigFiles):
         "digest, any plan is applied.",
     )
     commit = serializers.CharField(
-        required=False, max_length=100, help_text="Version of the files, for the admin events."
+        required=False,
+        max_length=100,
+        help_text="Version of the files, such as a Git commit. Admin events name it.",
     )
 
 

@@ -242,7 +242,9 @@ class HostAtGatewayQuery(ListQuery):
 class HostAtGatewayBody(RequestBody):
     """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
-    allowed = serializers.BooleanField(required=False, help_text="True lists it, false blocks it.")
+    allowed = serializers.BooleanField(
+        required=False, help_text="True puts it on the list of allowed ones, false blocks it."
+    )
     tool_set_id = serializers.UUIDField(
         required=False, allow_null=True, help_text="The set of tools to limit it to; null lifts the limit."
     )

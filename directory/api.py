@@ -54,7 +54,10 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
 class DirectoryAddressQuery(ListQuery):
     """Filters of the list."""
 
-    q = serializers.CharField(required=False, help_text="Text contained in the name of the team, or in `Everyone`.")
+    q = serializers.CharField(
+        required=False,
+        help_text="Text contained in the name of the team; the address for everyone has the name `Everyone`.",
+    )
     enabled = serializers.BooleanField(
         required=False, help_text="`true` for only enabled addresses, `false` for only disabled ones."
     )

@@ -83,7 +83,8 @@ class Setup:
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(
-                "connection", "Connect an app or agent", "Any MCP client, in the browser or with a token.",
+                "connection", "Connect an app or agent",
+                "Any MCP client: authorize it in the browser, or give it a token.",
                 facts.has_connection, reverse("oauth:client"), "Connect a client",
             ),
             SetupStep(

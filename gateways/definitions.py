@@ -31,7 +31,10 @@ class DiffPart(NamedTuple):
 
 
 class DiffLine(NamedTuple):
-    """A line of the old version, the new version or both; with the mark `gap`, a note on how many lines are omitted."""
+    """A line of the old version, of the new version or of both.
+
+    With the mark `gap`, it is not such a line, but a note on how many lines are omitted.
+    """
 
     mark: Mark
     parts: Sequence[DiffPart]

@@ -1,4 +1,4 @@
-"""The Gateways pages: the list, the page of a gateway with its log and servers, and the gateways of an identity."""
+"""The Gateways pages: the list, a gateway with its log and servers, and where a shared credential may be used."""
 
 from __future__ import annotations
 

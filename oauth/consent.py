@@ -57,7 +57,10 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """Open the allowed connection, with the key that its OAuth tokens belong to. The caller must open a transaction."""
+    """Return the connection that the person allowed; create it, and the key behind its OAuth tokens, if missing.
+
+    The caller must open a transaction.
+    """
     assert flow.application
     assert flow.gateway
     flow.host = host_of_app(flow.application, by=request.user)

@@ -433,7 +433,7 @@ class Holds:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 
     def _note_limit(self, call: HeldCall) -> None:
-        """Note that the client stopped waiting, so that its next held calls are answered earlier."""
+        """Record that the client stopped waiting, so that its connection's next held calls are answered earlier."""
         seconds = max(WITHOUT_PROGRESS, int(call.waited * 0.8))
         self._in_background(LEARN_LIMIT, PATIENT, seconds, call.request.row.grant.connection_id)
 

@@ -138,7 +138,7 @@ REASONS = {
     ),
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows.", status=429),
     "out_of_scope": Reason(
-        Step.SERVER, "The token does not reach {server}.", page=TOKENS, status=403, published="Forbidden"
+        Step.SERVER, "The token's scope does not include {server}.", page=TOKENS, status=403, published="Forbidden"
     ),
     "unknown_tool": Reason(
         Step.TOOL, "No server of this gateway, or more than one, has a tool, prompt or resource of this name."

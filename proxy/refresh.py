@@ -107,7 +107,7 @@ class Refresher:
         return None
 
     async def give_up(self, assigned: AssignedServer) -> Refusal:
-        """Note that the server refuses a newly renewed token, and return the error for the caller."""
+        """Record that the server refuses a newly renewed token, and return the error for the caller."""
         parameters = {
             "identity": assigned.identity_id,
             "ciphertext": assigned.ciphertext,

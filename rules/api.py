@@ -235,7 +235,7 @@ def _found(body: dict[str, Any], approvers: str) -> dict[str, Any]:
     If the body has no field `approvers`, the argument `approvers` is used instead.
     """
     if body.get("approver_team") and body.get("approvers", approvers) != Approvers.TEAM:
-        raise serializers.ValidationError({"approver_team": ["Give an approver_team only if approvers is `team`."]})
+        raise serializers.ValidationError({"approver_team": ["Set `approver_team` only if `approvers` is `team`."]})
     if body.get("gateway"):
         body["gateway"] = _gateway(body["gateway"])
     if "servers" in body:

@@ -112,7 +112,7 @@ class CallRuleForm(forms.Form):
     argument = forms.CharField(
         required=False,
         max_length=100,
-        help_text="Such as amount. For a member of an argument, write both names: to.name.",
+        help_text="Such as amount. For a member of an argument, join both names with a dot: recipient.name.",
     )
     comparison = forms.ChoiceField(required=False, choices=[(name, label) for name, (label, _) in COMPARISONS.items()])
     value = forms.CharField(required=False, max_length=500)

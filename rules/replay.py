@@ -88,8 +88,9 @@ def replay(
 ) -> Replay:
     """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
 
-    Calls since `labels_from` that have the rule's label match even if their arguments were not recorded. None: the rule
-    is new or changed, so labels with its name do not count.
+    If the condition reads arguments, a call without complete recorded arguments matches if it was made since
+    `labels_from` and has the rule's label. If `labels_from` is None, the rule is new or changed, so labels with its
+    name do not count.
     """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)

@@ -158,7 +158,7 @@ class Admission(models.Model):
 
     @staticmethod
     def why_linked(person: User) -> ProviderError | None:
-        """Return why unlinking is refused: no password, or sign-in at the provider is required. None if allowed."""
+        """Return why unlinking is refused: sign-in at the provider is required, or there is no password; else None."""
         if must_sign_in_at_organisation(person):
             return MustStayLinked(MustStayLinked.__doc__)
         return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)

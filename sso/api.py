@@ -117,7 +117,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
         max_length=MOST_BYTES,
         write_only=True,
         allow_blank=True,
-        help_text="SAML metadata as XML, if they have no address; only the values that are used are stored.",
+        help_text="SAML metadata as XML, for metadata without a URL; only the values that are used are stored.",
     )
     new_decryption_key = serializers.BooleanField(
         write_only=True, help_text="Whether to create a new key for encrypted assertions (SAML)."

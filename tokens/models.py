@@ -400,7 +400,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
         # The secret acts as the owner.
         if presented is None and (by is None or by.pk != self.connection.user_id):
             raise NotYourToken(
-                "Only the owner may see a token's secret. People who may end tokens can ask for a new one."
+                "Only the owner may see a token's secret. People who may end tokens can ask the owner to collect a "
+                "new secret."
             )
         with self._locked() as row:
             if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
@@ -425,8 +426,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If the owner still has to collect a secret, nothing changes, except that `overlap_hours` 0 ends the previous
-        secret at once.
+        If an earlier request is still open, nothing changes, except that with `overlap_hours=0` the previous secret
+        ends at once.
         Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)

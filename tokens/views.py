@@ -499,7 +499,8 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
         raise PermissionDenied(
-            "Only the owner may see a token's secret. People who may end tokens can ask for a new one."
+            "Only the owner may see a token's secret. People who may end tokens can ask the owner to collect a new "
+            "secret."
         )
     return token
 

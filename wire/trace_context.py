@@ -27,7 +27,10 @@ type Trace = Mapping[str, str]
 
 
 class TooManyHops(UpstreamError):
-    """The request passed too many gateways, so it is in a loop. `{server}` in `sentence` is the number of gateways."""
+    """The request passed too many gateways, so it is in a loop.
+
+    In `sentence`, `{server}` is replaced by the number of gateways, not by the name of a server.
+    """
 
     reason = "loop"
     sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."

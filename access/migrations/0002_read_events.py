@@ -81,7 +81,7 @@ def begin(apps, schema_editor):
 
 
 def _present(apps):
-    """Return what is true now, by kind, as pairs of subject and object."""
+    """Return the present facts by kind, as pairs of subject and object."""
     user, team, role = (apps.get_model("accounts", name) for name in ("User", "Team", "Role"))
     gateway = apps.get_model("gateways", "Gateway")
     all_gateways = {"permissions__codename": "view_gateway", "permissions__content_type__app_label": "gateways"}

@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, for each checkpoint number, the last id of `log` that may be missing from the file.
+        """Return, by checkpoint number, the id of `log` above which the file must have all rows of the checkpoint.
 
-        The file must have all rows of the checkpoint with a greater id.
+        Rows up to this id may be missing.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]

@@ -1,6 +1,7 @@
-"""A connection has only identities of its own user, for the server of an assignment of its own gateway.
+"""Let a connection have only identities of its user, each for a server that is assigned to its gateway.
 
-The proxy's statement checks this too; the trigger keeps wrong rows out altogether.
+The identity and the assignment must have the same server. The proxy's statement checks all this too; the trigger keeps
+wrong rows out altogether.
 """
 
 from django.db import migrations

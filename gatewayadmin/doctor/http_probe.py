@@ -182,8 +182,8 @@ def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
     if answer.status == 404:
         return StepFailed(
             f"404: {path} does not arrive at the gateway.",
-            "Let the proxy forward /mcp/, /oauth/, /.well-known/oauth-* and the pages with their paths unchanged, at "
-            "the root of the host name. Certificate tools often answer /.well-known/ themselves.",
+            "Let the proxy forward /mcp/, /oauth/, /.well-known/oauth-* and the pages at the root of the host name, "
+            "with their paths unchanged. Certificate tools often answer /.well-known/ themselves.",
         )
     if answer.status in UNAVAILABLE:
         return StepFailed(

@@ -267,7 +267,10 @@ class Cluster:
             raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
 
     def _open_path(self) -> None:
-        """Give the server's system user access to its folder, socket and programs; log which other folders it opens."""
+        """Give the server's system user access to its folder, socket and programs.
+
+        Log which other folders all system users can now pass through because of this.
+        """
         if self.socket_folder != self.folder:
             self._own_socket_folder()
         if os.geteuid() == 0:

@@ -320,7 +320,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Return a help text for a field that declares none; None if there is none to derive."""
+        """Derive the help text of a field that declares none. Returns None if that is not possible."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         # A request field has the help text of the response field of the same name.

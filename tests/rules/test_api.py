@@ -51,7 +51,7 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"effect": "hold", "approver_team": "Leads"},
         "approver_team",
-        "Give an approver_team only if approvers is `team`.",
+        "Set `approver_team` only if `approvers` is `team`.",
     ),
     ({"effect": "hold", "approvers": "person", "somebody_else": True}, "somebody_else", "Somebody else must"),
     ({"effect": "hold", "hold_minutes": 0}, "hold_minutes", "greater than or equal to 1"),
