@@ -40,11 +40,15 @@ def requests(of: Any = None) -> QuerySet[Event]:
 def asked_lately(events: Iterable[Event]) -> set[str]:
     """Return the slugs of the capabilities that one person requested in the last day, even if a request was declined.
 
-    `events` is the result of `requests(of=person)`.
+    Requests that were granted since then are left out. `events` is the result of `requests(of=person)`.
     """
-    since = timezone.now() - ASK_AGAIN
-    asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
-    return {slug for event in asked for slug in _slugs(event)}
+    since, asked, granted = timezone.now() - ASK_AGAIN, set[str](), set[str]()
+    for event in events:
+        if event.action == Action.USER_ROLE_CHANGED:
+            granted.update(_slugs(event))
+        elif event.action == Action.USER_ASKED_FOR_CAPABILITY and event.created_at >= since:
+            asked.update({*_slugs(event)} - granted)
+    return asked
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:

@@ -83,7 +83,7 @@ class NotActive(PeopleError):
 
 
 class LastOwner(PeopleError):
-    """The last active Super admin must remain one. Make somebody else a Super admin first."""
+    """This is the last active Super admin, and there must be one. Make somebody else a Super admin first."""
 
 
 class NotByDirectory(PeopleError):

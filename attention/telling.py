@@ -53,7 +53,6 @@ URGENT_PAUSE, MOST_URGENT_A_DAY = timedelta(minutes=1), 100
 MOST_A_DAY = 8  # Messages of one matter to one channel within 24 hours; further ones wait.
 STAGES = (14, 3, 1)  # Days before something ends.
 RECENT = timedelta(hours=1)  # Older events are not reported.
-ASKED_WITHIN = timedelta(days=7)  # A change of role may answer requests up to this age.
 KEPT = timedelta(days=30)
 LEASE = timedelta(minutes=2)  # After this time, another process may try to deliver the message again.
 AT_ONCE, THREADS = 16, 4  # Messages that one run delivers, and the number of threads that deliver them.
@@ -176,8 +175,7 @@ def tell_outcomes() -> int:
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
     since = timezone.now() - RECENT
     # Thousands of people may get another role at once, but only those who asked for a capability are notified.
-    asking = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since - ASKED_WITHIN)
-    is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(target_id__in=asking.values("target_id"))
+    is_told = ~Q(action=Action.USER_ROLE_CHANGED) | Q(changes__has_key="granted")
     events = Event.objects.filter(is_told, action__in=list(answers), created_at__gte=since).order_by("id")
     by_key = {f"event:{event.uid}": event for event in events}
     told = set(Notification.objects.filter(key__in=by_key).values_list("key", flat=True))
@@ -219,17 +217,11 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the message to a person whose new role has a capability that they asked for in the last week.
-
-    Return None if there is no such capability.
-    """
+    """Return the message to a person whose new role has capabilities that they asked for; None if they lost them."""
     person = _other_than_actor(event, event.target_id)
-    if person is None:
-        return None
-    asked = Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, target_id=event.target_id)
-    slugs = [one.changes["capability"][1] for one in asked.filter(created_at__gte=event.created_at - ASKED_WITHIN)]
-    labels = [one.label for one in Capability.named(slugs) if person.has_perm(one)]
-    if not labels:
+    granted = Capability.named(event.changes["granted"][1])
+    labels = [one.label for one in granted if person and person.has_perm(one)]
+    if person is None or not labels:
         return None
     text = f"{event.actor_email} gave you a role with: {', '.join(sorted(labels))}."
     return person, "Your request was granted", text, reverse("overview")

@@ -251,7 +251,9 @@ class GroupQuery(CallFilters):
 class CallGroupSerializer(serializers.Serializer[Any]):
     """The calls of one host, person, gateway, server, tool or reason."""
 
-    value = serializers.CharField(help_text="Id of the object; for a tool its name, for a reason its error code.")
+    value = serializers.CharField(
+        help_text="Id of the object. In groups by tool, the tool's name; in groups by reason, the error code."
+    )
     name = serializers.CharField(help_text="Name in the newest call; equal to `value` for a tool or reason.")
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
@@ -300,7 +302,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     q = serializers.CharField(
         required=False,
         help_text="Text contained in the target's name or the actor's e-mail. A person's whole e-mail also finds "
-        "events about what belongs to the person, such as tokens, and of joining or leaving a team.",
+        "events about objects that the person owns, such as tokens, and about the person joining or leaving a team.",
     )
 
 

@@ -206,14 +206,19 @@ def first_of(values: Sequence[str]) -> str:
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
+def membership_of(email: str) -> Q:
+    """Return a filter for the events that say that the person with this address joined or left a team."""
+    email = email.strip().lower()
+    left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
+    return Q(target_type="team") & (left & ~joined | joined & ~left)
+
+
 def naming(email: str) -> Q:
     """Return a filter for the events whose changes name the person with this address.
 
     The changes name them as the owner of the target, or as somebody who joined or left a team.
     """
-    email = email.strip().lower()
-    left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
-    return Q(changes__owner=email) | Q(target_type="team") & (left & ~joined | joined & ~left)
+    return Q(changes__owner=email.strip().lower()) | membership_of(email)
 
 
 def about(pk: str) -> Q:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 from uuid import UUID, uuid4
 
 from django.db import models, transaction
+from django.db.models.fields.json import KeyTransform
 
 from auditlog.actions import Action
 from auditlog.partitions import Partitions
@@ -468,6 +469,7 @@ class Event(models.Model):
         indexes = (
             models.Index(fields=("target_type", "target_id"), name="event_by_target"),
             models.Index(fields=("action", "created_at"), name="event_by_action"),  # For `accounts.asking`.
+            models.Index(KeyTransform("owner", "changes"), name="event_by_owner"),
         )
 
     def __str__(self) -> str:

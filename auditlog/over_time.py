@@ -1,7 +1,7 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
 Up to MOST_READ calls are counted exactly in the log, by caller. If there are more, the roll-ups give an approximate
-total, provided that they have every column by which the calls are selected, and that no people are left out.
+total, but only if they have every column by which the calls are selected, and no people are excluded.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class OwnCall:
             own = self.call.gateway_name
             return f"The token works only on {own}, but the URL of the call names another gateway or none."
         if self.call.deny_reason == "gateway_not_reachable":
-            ask = "" if self.asks_at else " An administrator can add you to a team of this gateway."
+            ask = "" if self.asks_at else " Ask an administrator."
             return f"{self.call.gateway_name} is not open to you, or your role can only look.{ask}"
         return reason.sentence if reason else ""
 

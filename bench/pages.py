@@ -70,7 +70,10 @@ class Pace:
 
 @dataclass
 class Measured:
-    """Measurements of one address: milliseconds of this process and of the database, at the best pace."""
+    """Measurements of one address, with times converted to the processor's best pace.
+
+    `here` has the milliseconds of this process, `there` those of the database.
+    """
 
     here: list[float] = field(default_factory=list)
     there: list[float] = field(default_factory=list)

@@ -95,8 +95,8 @@ def give(sets: int, gateways: list[str]) -> int:
     """Let people use only granted tools on these gateways, and create this many sets on each.
 
     In every ten sets, the first has a pattern that matches every tool; the other nine have patterns of their own. The
-    sets are given to 20 teams in turn. The owner is in the first two teams, and so has a tenth of the sets. The first
-    team gets only sets that match every tool, because it gets every twentieth set, beginning with the first.
+    sets are given to 20 teams in turn, so the first team gets sets 1, 21, 41 and so on, which all match every tool. The
+    owner is in the first two teams, and so has a tenth of the sets.
     """
     from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
 

@@ -11,9 +11,9 @@ upstream servers and the median duration of a call.
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
 after the first third of the time.
 
-Clients act faster on an idle machine, which creates more rows. So the number of rows is compared with the number of
-client actions in the last five minutes: unused rows are deleted after that time. Memory and files are compared by their
-maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third covers these five.
+Clients act faster on an idle machine, which creates more rows. Unused rows are deleted after five minutes. So the
+number of rows is compared with the number of client actions in the last five minutes. Memory and files are compared by
+their maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third has five minutes.
 """
 
 import argparse
@@ -363,7 +363,7 @@ class Site:
 
 @contextmanager
 def real_targets(site: Site) -> Iterator[dict[str, Any]]:
-    """Yield, by client of the compatibility table, the client's targets. The servers run during the block."""
+    """Yield the targets of each client in the compatibility table, by client. The servers run during the block."""
     real_servers.install()
     with tempfile.TemporaryDirectory(prefix="gateway-soak-real-") as home, ExitStack() as stack:
         urls = {}
@@ -491,8 +491,8 @@ def print_line(sample: Sample, counted: Counted) -> None:
 def what_grew(samples: list[Sample]) -> Iterator[str]:
     """Yield a sentence for each value that grew.
 
-    Memory and files count as grown if they grew from the second third of the time to the last third, and also during
-    the last third. For the numbers of rows and sessions, one of the two is enough.
+    Two growths are checked: from the second third of the time to the last third, and within the last third. Memory
+    and files count as grown only if they show both; numbers of rows and sessions, if they show either.
     """
     if len(samples) < 6:
         yield "Too short to tell."

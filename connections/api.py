@@ -414,7 +414,7 @@ class IdentityToCarry(RequestBody):
 class ConnectionIdentities(Resource):
     """Identities that a connection uses at servers where each person has their own.
 
-    Changing them creates no new token, and needs no capability except with an API key.
+    Changing them creates no new token. The owner needs no capability for it, but an API key needs `servers:manage`.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

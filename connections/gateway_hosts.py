@@ -107,7 +107,7 @@ class HostsAllowedForm(forms.Form):
         label="List those that have connections now",
         required=False,
         initial=True,
-        help_text="For “Only these”. Blocked ones stay blocked.",
+        help_text="Applies only to the choice “Only these”. Blocked apps and agents stay blocked.",
     )
     unlist = forms.DateTimeField(required=False, widget=forms.HiddenInput)  # Sent only by the Undo button.
 

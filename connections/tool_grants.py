@@ -21,7 +21,7 @@ from ui.pages import AppRequest
 from ui.tables import Column, Table
 from ui.viewset import Picked, end_picked, list_page
 
-USED = "Last use of the gateway, with any of its tools, by a person who has the set."
+USED = "Last use of the gateway by a person who has the set, even with tools outside the set."
 GRANTS = Table(
     "grants",
     "Grants",

@@ -133,7 +133,7 @@ class AccessRequestBody(RequestBody):
 
     gateway_id = serializers.UUIDField(help_text="The gateway.")
     tool_set_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="A tool set of the gateway; null: the gateway only."
+        required=False, allow_null=True, help_text="Tool set of the gateway to ask for; null asks for the gateway only."
     )
     reason = serializers.CharField(max_length=500, help_text="What you need the access for.")
     days = serializers.IntegerField(

@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server, with all its features: each gateway with the tool has a separate feature for it."""
+    """One tool of a server, with its features: one for each assignment of the server that has the tool."""
 
     feature: Feature  # The oldest of `found`.
     calls: int = 0  # Calls of the features in `found`.

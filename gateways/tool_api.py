@@ -307,8 +307,8 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
     id = Id(
         source="feature.pk",
-        help_text="Id of the tool on one gateway: of the gateways where it matches the filters, the one where it was "
-        "first seen.",
+        help_text="Id of the tool on the gateway where it was first seen, among the gateways where it matches the "
+        "filters.",
     )
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
@@ -320,8 +320,8 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     )
     places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(
-        help_text="Calls in the last `counted_seconds`, on the gateways where it matches the filters; null if you may "
-        "not read the log."
+        help_text="Calls of the tool in the last `counted_seconds`, on the gateways where the tool matches the "
+        "filters; null if you may not read the log."
     )
     last_used_at = UtcDateTimeField(
         allow_null=True, help_text="When it was last called in the counted period; null if it was not."

@@ -36,7 +36,7 @@ from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
 from tokens.rows import may_create
 from tokens.snippets import example_call, new_secret_context
-from ui.clients import client_block, client_of, clients
+from ui.clients import EXAMPLE_TOOL, client_block, client_of, clients
 from ui.pages import AppRequest, moment_of, page_of, posted, show, text_of
 
 type Step = Callable[..., HttpResponse]
@@ -299,7 +299,9 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
         context["out_of_reach"] = Gateway.objects.catalogue_of(request.user).filter(slug=slug).first()
     if gateway:
         client = client_of(request.GET.get("client", ""))
-        call = example_call(gateway, request.user)
+        blocks = [block for way in ("browser", "token") if (block := client.by(way))]
+        has_call = any(EXAMPLE_TOOL in block.text for block in blocks)
+        call = example_call(gateway, request.user) if has_call else None
         place: dict[str, Any] = {"url": gateway.url, "name": gateway.slug, "call": call}
         context |= {"clients": clients(), "client": client}
         context |= {

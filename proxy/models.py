@@ -68,7 +68,10 @@ class Session(models.Model):
 
 
 class UpstreamSession(models.Model):
-    """A session at a server, for a client's session, a connection's sessionless clients, or an assignment's lists."""
+    """A session at a server.
+
+    Its owner is a client's session, a connection (for clients without a session), or an assignment (for lists).
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner_id = models.UUIDField()  # The client's session, the connection or, for lists, the assignment.

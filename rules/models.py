@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """Somebody else must decide, so the approver cannot be the person the agent acts for."""
+    """If somebody else must decide, the approver cannot be the person the agent acts for."""
 
     field = "somebody_else"
 

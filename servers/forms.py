@@ -108,7 +108,7 @@ class SignInSettings:
         if not resource:
             raise ValidationError("Enter the value to send, such as https://mcp.example.com/mcp.")
         if not is_https(resource, like="http://") or "#" in resource:
-            raise ValidationError("Enter a URL that begins with https:// or http://, without # and anything after it.")
+            raise ValidationError("Enter a URL that begins with https:// or http:// and contains no #.")
         return resource
 
     def clean_fixed_scopes(self) -> str:
@@ -138,7 +138,7 @@ class SignInSettings:
         """Return an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2)."""
         url = str(self.cleaned_data[name])
         if url and (not is_https(url, like=self.server_url) or "#" in url):
-            raise ValidationError("An endpoint is a URL that begins with https://, without # and anything after it.")
+            raise ValidationError("An endpoint is a URL that begins with https:// and contains no #.")
         try:
             if url:
                 upstream_guard().check_url(url)
@@ -255,8 +255,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "The URL's host name may resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from the "
-            "URL; tick it if the server later moved to such a network."
+            "Allow the URL's host name to resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from "
+            "the URL; tick it if the server later moved to such a network."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)

@@ -65,7 +65,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="Since when a change of the server's path, header or auth type must be confirmed; otherwise null.",
+        help_text="When the server's path, header or auth type changed, if this is not confirmed yet; otherwise null.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")

@@ -191,7 +191,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the lines of the next calls, and date and row id of the last one; both None with the last batch."""
+        """Return the lines of the next calls, and the date and row id of the last of them.
+
+        Date and row id are None if no calls are left for another batch.
+        """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None

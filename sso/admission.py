@@ -51,7 +51,8 @@ class Admission(models.Model):
     issuer = models.CharField(
         max_length=500,
         blank=True,
-        help_text="The provider's issuer URL or entity ID. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+        help_text="The provider's issuer URL or entity ID. The URL may start with http:// only if its address is in "
+        "GATEWAY_PRIVATE_UPSTREAMS.",
     )
     groups_claim = models.CharField(
         "groups claim or attribute",

@@ -229,15 +229,17 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     """Continue the action that waited for confirmation, if the signed-in person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
-        raise SignInFailed("The account that confirmed is not linked to the person signed in here.", OTHER_ACCOUNT)
+        raise SignInFailed(
+            "The provider confirmed an account that is not linked to the person signed in here.", OTHER_ACCOUNT
+        )
     if not confirms_there(request.user):
         raise SignInFailed(
             "People who have a password or a second factor here must confirm with one of them.", CONFIRM_HERE
         )
     if not provider.proves_presence:
         raise SignInFailed(
-            "The gateway's requests to the provider are not signed. People can change them, so an answer does not "
-            "prove that the provider asked for a credential.",
+            "The gateway's requests to the provider are not signed, and people can change them in their browser. So an "
+            "answer does not prove that the provider asked for a credential.",
             NOT_ASKED,
         )
     # Check the time: in the browser, people can remove the requirement of a credential from the URL.

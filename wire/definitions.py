@@ -16,7 +16,7 @@ from wire.mcp import PROMPT, RESOURCE, TEMPLATE, TOOL
 
 
 class ListMethod(NamedTuple):
-    """The list method for a kind of feature, the result's member with the list, and the key that names a feature."""
+    """The method that lists a kind of feature; `member` of its result is the list, `key` of an item its name or URI."""
 
     method: str
     member: str

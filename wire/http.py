@@ -691,7 +691,7 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Set this answer's memory reservation to `size`, the bytes read, and return it; None for a small answer."""
+        """Resize this answer's memory reservation to the `size` bytes read, and return it; None for a small answer."""
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held

@@ -58,6 +58,10 @@ class SavedView(Versioned, models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def owner_email(self) -> str:
+        return self.owner.email
+
     def editable(self) -> dict[str, Any]:
         return {"name": self.name, "query": self.query, "is_shared": self.is_shared}
 
@@ -90,5 +94,5 @@ class SavedView(Versioned, models.Model):
         with transaction.atomic():
             if not self.lock().may_remove(by):
                 raise NotYourView(NotYourView.__doc__)
-            Event.objects.record(Action.SAVED_VIEW_REMOVED, self, by=by, changes={"owner": [self.owner.email, None]})
+            Event.objects.record(Action.SAVED_VIEW_REMOVED, self, by=by)
             self.delete()

@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people to whom no rule gives a role; if empty, their sign-in is refused. If none of the rules has "
-            "a role, this holds only for new people: people with an account keep their role.",
+            "Role of people to whom no rule gives a role; if empty, their sign-in is refused. If no rule at all names "
+            "a role, this field applies only to new people, and people with an account keep their role.",
             80,
             "",
             refers_to="roles",

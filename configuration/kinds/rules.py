@@ -68,7 +68,10 @@ class RuleKind(Kind):
         WHEN,
         choice("effect", "What the rule does with a call.", RuleEffect),
         text(
-            "text", "Sentence for the agent when a call is refused; for `effect` `label`, the label.", LONGEST_TEXT, ""
+            "text",
+            "Sentence for the agent when a call is refused; if `effect` is `label`, the label.",
+            LONGEST_TEXT,
+            "",
         ),
         choice("mode", "With `watch`, the rule only labels calls with what it would do.", RuleMode, RuleMode.WATCH),
         flag("enabled", "Whether it is enabled.", True),
@@ -79,7 +82,7 @@ class RuleKind(Kind):
             Approvers,
             Approvers.ANYBODY,
         ),
-        text("approver_team", "Team that decides, for `approvers` `team`.", 80, "", refers_to="teams"),
+        text("approver_team", "Team that decides, if the field `approvers` is `team`.", 80, "", refers_to="teams"),
         flag("somebody_else", "If true, people cannot decide on calls of agents that act for them.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )

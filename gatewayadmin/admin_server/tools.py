@@ -304,7 +304,11 @@ def _tools() -> Iterator[Tool]:
         {
             **_BY_NAME,
             "team": _text("Team, by name or id.", "Support"),
-            "tool": _text("Text contained in a tool's name for clients. Each line is then about one tool.", "delete"),
+            "tool": _text(
+                "Text contained in the name of a tool, as clients see it. With this filter, each line of the answer is "
+                "about one tool.",
+                "delete",
+            ),
             "on": _text("A past day. The answer has the access at the end of this day (UTC).", "2026-10-31"),
             **_PAGE,
         },

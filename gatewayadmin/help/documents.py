@@ -1,4 +1,7 @@
-"""The pages of docs/ and two files beside it: order and summaries from docs/index.md, titles, HTML, and a search."""
+"""The pages of docs/ and two files beside it, with titles, HTML and a search.
+
+Their order and summaries come from docs/index.md.
+"""
 
 from __future__ import annotations
 

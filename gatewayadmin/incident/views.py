@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.db.models import Q
 from django.http import HttpResponse
 from django.utils import timezone
 from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_http_methods
 
+from accounts.models import User
 from auditlog import replica
 from auditlog.actions import Action
-from auditlog.events import EventRow, about, target_urls
+from auditlog.events import EventRow, membership_of, target_urls
 from auditlog.models import LONGEST_REASON, Event, giving_reason
 from auditlog.sentences import sentence
 from capabilities import Capability, requires
@@ -35,8 +37,10 @@ type View = Callable[..., HttpResponse]
 def _events(subject: Subject) -> list[Event]:
     if not subject.viewer.has_perm(Capability.AUDIT_READ):
         return []
-    events = Event.objects.filter(about(str(subject.row.pk)), target_type__in=(subject.target_type, "team"))
-    return list(events[:EVENTS])
+    is_named = Q(target_type=subject.target_type, target_id=str(subject.row.pk))
+    if isinstance(subject.row, User):
+        is_named |= membership_of(subject.row.email)
+    return list(Event.objects.filter(is_named)[:EVENTS])
 
 
 def page(kind: type[Subject]) -> View:

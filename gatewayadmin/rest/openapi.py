@@ -354,7 +354,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Authentication by an API key, or by an API access token, which can only rotate itself."""
+    """Authentication by an API key, or by an API access token, which is accepted only for its own rotation."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012
@@ -362,7 +362,11 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     def get_security_definition(self, auto_schema: AutoSchema) -> Any:
         return [
             {"type": "http", "scheme": "bearer", "description": "A person's API key, `gwp_...`."},
-            {"type": "http", "scheme": "bearer", "description": "An API access token, `gwa_...`, to rotate itself."},
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "An API access token, `gwa_...`. It can only rotate itself.",
+            },
         ]
 
 

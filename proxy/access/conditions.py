@@ -79,7 +79,7 @@ class Conditions:
         return chosen if all_of_them.is_false(values) else ()
 
     def _with_arguments(self) -> tuple[str, ...]:
-        """Return the valid conditions whose named arguments are all present in the call.
+        """Return the valid conditions that name only arguments present in the call.
 
         A condition that names an absent argument may leave the combined program without a result.
         """

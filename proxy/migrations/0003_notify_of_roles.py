@@ -1,4 +1,4 @@
-"""A trigger notifies the workers when people with a role may no longer use gateways."""
+"""A trigger notifies the workers when a role starts or stops letting people use gateways."""
 
 from django.db import migrations
 

@@ -66,7 +66,7 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
 
     server = ServerReference()
     issuer = serializers.CharField(help_text="Issuer where the person signs in.")
-    expires_at = UtcDateTimeField(help_text="When the sign-in must be finished.")
+    expires_at = UtcDateTimeField(help_text="Time by which the sign-in must be finished.")
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text=(

@@ -45,7 +45,7 @@ class Migration(migrations.Migration):
             name='Provider',
             fields=[
                 ('name', models.CharField(blank=True, help_text='Name on the sign-in button.', max_length=60)),
-                ('issuer', models.CharField(blank=True, help_text="The provider's issuer URL or entity ID. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.", max_length=500)),
+                ('issuer', models.CharField(blank=True, help_text="The provider's issuer URL or entity ID. The URL may start with http:// only if its address is in GATEWAY_PRIVATE_UPSTREAMS.", max_length=500)),
                 ('groups_claim', models.CharField(default='groups', help_text="Claim or attribute with a person's groups. A dot selects a member of a claim: realm_access.roles.", max_length=100, verbose_name='groups claim or attribute')),
                 ('domains', models.JSONField(blank=True, default=list, help_text='Domains of your organisation. A new person needs an address in one of them, or an address that the provider has verified. If sign-in is enforced, saving signs out everyone in these domains who used a password, except break-glass owners.', verbose_name='e-mail domains')),
                 ('links_by_email', models.BooleanField(default=False, help_text='An account with a verified address is linked to the person with the same address here. In all other cases, people link their account in their profile.', verbose_name='link people by a verified e-mail')),

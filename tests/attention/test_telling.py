@@ -252,6 +252,7 @@ def test_who_asked_is_told_the_outcome_once(chief: User) -> None:
     assert role
     person.give_role(role, by=chief)
     told()
+    person.give_role(make.role(Capability.LOGS_READ, Capability.AUDIT_READ), by=chief)
     told()
 
     assert [(one.subject, one.bcc) for one in mail.outbox] == [

@@ -42,8 +42,9 @@ def test_a_view_is_saved_opened_shared_and_removed_with_an_event_each(ana: User,
     assert names(other.get("/logs/")) == []
     client.post(f"/logs/views/{view.pk}/", {"act": "remove"})
     assert names(client.get("/logs/")) == []
-    told = Event.objects.filter(target_id=str(view.pk)).order_by("pk").values_list("action", flat=True)
-    assert list(told) == ["saved_view.created", *["saved_view.updated"] * 2, "saved_view.removed"]
+    told = Event.objects.filter(target_id=str(view.pk)).order_by("pk")
+    assert [event.action for event in told] == ["saved_view.created", *["saved_view.updated"] * 2, "saved_view.removed"]
+    assert {event.changes["owner"] for event in told} == {view.owner.email}
 
 
 def test_own_views_come_before_shared_ones(ana: User, viv: User, sign_in: SignIn) -> None:

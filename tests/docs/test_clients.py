@@ -69,7 +69,7 @@ def test_the_text_of_claude_code_adds_the_gateway_whether_an_earlier_entry_exist
 
         removed, added = done.stdout.splitlines()
         assert done.returncode == 0
-        assert removed == "'mcp' 'remove' 'some-name'"
+        assert removed == "'mcp' 'remove' '--scope' 'local' 'some-name'"
         assert added.startswith(f"'mcp' 'add' '--transport' 'http' 'some-name' '{LONG}'")
         assert TOKEN in added
     assert "in the terminal where you run this command." in block.where_for(block.text)

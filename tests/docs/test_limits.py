@@ -39,7 +39,8 @@ LIMITS = {
     "of these, MiB for one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
     "of these, MiB arriving from one server; one answer is always allowed": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second below which a large answer is cut off while another waits for memory": fair_queue.LEAST_PACE >> 10,
+    "KiB a second of a large answer; slower ones are cut off while another waits for memory": fair_queue.LEAST_PACE
+    >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or its rest if that is less": int(
         LimitedHttpProtocol.untaken_seconds
     ),

@@ -371,10 +371,10 @@ def test_refusals_lead_to_the_request(work: Gateway, boss: User, ann: User, sign
     own = client.get(reverse("auditlog:own_call", args=[call.uid])).content.decode()
     assert link in own
     assert "is not open to you, or your role can only look." in own
-    assert "An administrator can add you" not in own
+    assert "Ask an administrator." not in own
     make.gateway()
     assert link in client.get(f"{reverse('oauth:help')}?gateway=work").content.decode()
     work.edit(takes_requests=False, by=boss)
     own = client.get(reverse("auditlog:own_call", args=[call.uid])).content.decode()
     assert link not in own
-    assert "An administrator can add you to a team of this gateway." in own
+    assert "Ask an administrator." in own

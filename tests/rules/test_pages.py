@@ -277,7 +277,7 @@ def test_turning_on_counts_the_calls_labelled_while_watching_and_says_if_none_ca
     asked, tried = told()
     assert "0 agents" not in asked + tried
     assert "is not known: 1 call without recorded arguments cannot be judged." in asked
-    assert "Which calls would have been affected is not known." in tried
+    assert "It is not known which calls would have been affected." in tried
 
     call(labels="would refuse: Large", **unrecorded)
     asked, tried = told()
