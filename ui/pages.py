@@ -198,7 +198,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 ) -> HttpResponse:
     """Render a confirmation, whose button `submit` posts to `action`.
 
-    Actions that end many objects for good, or an object that everybody depends on, require typing a name (`was_typed`).
+    If the action permanently ends many objects, or one that everybody depends on, people must type a name
+    (`was_typed`).
     """
     context = {
         "title": title,

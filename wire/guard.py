@@ -211,7 +211,7 @@ class Guard:
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """Return the proxy if it resolves this host itself, so that no address is checked here; None if not.
+        """Return the proxy if it resolves this host's name itself, otherwise None. With it, no address is checked here.
 
         Call this only for TLS, which authenticates the host.
         """

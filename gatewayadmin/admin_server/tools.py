@@ -328,7 +328,7 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "list_waiting",
         "List what waits",
-        "List what needs the attention of the person you act for, worst first, as the page Needs attention does: "
+        "List what needs the attention of the person you act for, worst first, as the page “Needs attention” does: "
         f"servers down, held calls, requests, changed definitions, expiring tokens. {UNTRUSTED}",
         _list_waiting,
         {},
