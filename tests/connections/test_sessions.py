@@ -80,7 +80,7 @@ def test_one_session_ends_with_its_sessions_at_servers_or_all_of_the_connection(
     told = Event.objects.latest("pk")
     assert (told.action, told.changes) == (
         "connection.sessions_ended",
-        {"sessions": [1, 0], "clients": [["Claude"], None]},
+        {"owner": connection.user.email, "sessions": [1, 0], "clients": [["Claude"], None]},
     )
     client.post(address, {"session": str(other.pk)})
     for _ in range(2):

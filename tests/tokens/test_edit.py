@@ -73,7 +73,7 @@ def test_name_expiration_and_allowlist_change_and_are_recorded(ana: User, sign_i
     assert token.allowed_ips == ["198.51.100.7/32", "10.0.0.0/8"]
     assert "ci-next" in row(answer, token)
     assert '"toast": {"value": "Token saved"}' in answer["HX-Trigger"]
-    assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
+    assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips", "owner"}
 
 
 @pytest.mark.full
