@@ -26,6 +26,7 @@ from proxy.access.rules import (
     RuledCall,
     Rules,
     ToolClaims,
+    failure_mark,
     is_marked,
     is_target,
     matching,
@@ -164,7 +165,7 @@ def _judge(
     if reads and ruled.arguments is None:
         is_current = labels_from is not None and call.created_at >= labels_from
         if is_current and is_marked(rule, call.labels):
-            found.add(call, failed=f"rule failed: {rule.name} (" in call.labels)
+            found.add(call, failed=failure_mark(rule.name) in call.labels)
         else:
             found.unknown += 1
         return

@@ -17,6 +17,7 @@ from capabilities import Capability, requires
 from gateways.models import Gateway
 from gateways.views import gateway_or_404
 from proxy.access.expression_text import FIELDS
+from proxy.access.rules import failure_mark
 from rules.forms import CallRuleForm, RuleFilter
 from rules.models import Rule, RuleError, RuleMode, RuleNameTaken, TooManyRules
 from rules.replay import NO_LONGER_REFUSES, cuts, may_replay, replay
@@ -142,7 +143,7 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
-    calls = Call.objects.exclude(labels="").filter(labels__contains=f"rule failed: {rule.name} (")
+    calls = Call.objects.exclude(labels="").filter(labels__contains=failure_mark(rule.name))
     return {"failure": calls.order_by("-created_at").first()}
 
 

@@ -105,8 +105,8 @@ def decide_by_rules(rules: Iterable[DecidingRule], call: RuledCall) -> RuleDecis
     found = deciding or failed
     labels = tuple(_label(each) for each in matches if _labels(each))
     if deciding:
-        labels = (f"{PAST[deciding.rule.effect]}: {deciding.rule.name}", *labels)
-    errors = tuple(f"rule failed: {each.rule.name} ({each.error})" for each in matches if each.error)
+        labels = (_decided(deciding.rule), *labels)
+    errors = tuple(f"{failure_mark(each.rule.name)}{each.error})" for each in matches if each.error)
     if found is None:
         return RuleDecision(labels=labels)
     return RuleDecision(deciding.rule.effect if deciding else "", found.rule, (*labels, *errors), found.error)
@@ -128,7 +128,20 @@ def _label(match: Match) -> str:
     rule = match.rule
     if rule.effect == LABEL:
         return f"would label: {rule.text}" if rule.mode == WATCH else rule.text
+    return _watched(rule)
+
+
+def _decided(rule: DecidingRule) -> str:
+    return f"{PAST[rule.effect]}: {rule.name}"
+
+
+def _watched(rule: DecidingRule) -> str:
     return f"would {rule.effect}: {rule.name}"
+
+
+def failure_mark(name: str) -> str:
+    """Return how the label begins that says that the condition of the rule with this name had no result."""
+    return f"rule failed: {name} ("
 
 
 def is_marked(rule: DecidingRule, labels: str) -> bool:
@@ -138,8 +151,7 @@ def is_marked(rule: DecidingRule, labels: str) -> bool:
     """
     if rule.effect == LABEL:
         return False
-    marks = (f"{PAST[rule.effect]}: {rule.name}", f"would {rule.effect}: {rule.name}")
-    return any(f", {mark}, " in f", {labels}, " for mark in marks)
+    return any(f", {mark}, " in f", {labels}, " for mark in (_decided(rule), _watched(rule)))
 
 
 def matching(rules: Iterable[DecidingRule], call: RuledCall) -> list[Match]:
