@@ -52,7 +52,7 @@ class ConfigFiles(RequestBody):
     )
     prune = serializers.BooleanField(
         default=False,
-        help_text="Whether to disable objects of the files' `source` that are missing from lists in the files.",
+        help_text="Whether to disable objects that have the files' `source` but are missing from the files' lists.",
     )
 
     def validate_files(self, files: list[dict[str, str]]) -> list[dict[str, str]]:

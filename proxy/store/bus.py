@@ -261,7 +261,7 @@ class PendingRequests:
         )
 
     async def wait(self, uid: str) -> Object:
-        """Wait until a request that this worker has added is answered, and return the answer.
+        """Wait for the answer to a request that this worker has added, and return it.
 
         Raises DatabaseUnavailable if this worker does not have the key of the answer.
         """

@@ -1,4 +1,7 @@
-"""Counts a grant's unclear refusals (refused refreshes without a final error code) separately from missing answers."""
+"""Counts a grant's unclear refusals separately from missing answers.
+
+A refusal is unclear if its error code does not say that the grant has ended.
+"""
 
 from django.db import migrations, models
 
