@@ -10,7 +10,7 @@ import psutil
 import pytest
 from django.conf import settings
 
-from tests.eventually import PROCESS_PATIENCE
+from tests.eventually import PROCESS_PATIENCE, eventually
 from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import Started, manage, password_of, serving, signs_in, start
 from wire.versions import with_commit
@@ -100,6 +100,19 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
         for started in (one, other):
             if started.process.poll() is None:
                 started.kill()
+
+
+@pytest.mark.full
+def test_a_start_ended_during_its_migrations_leaves_no_database_running(fresh: Path) -> None:
+    started = start(fresh)
+    eventually(lambda: postmaster(fresh), PROCESS_PATIENCE)
+    try:
+        assert started.stop() == 128 + signal.SIGTERM, started.log()
+        assert postmaster(fresh) is None
+        assert "Traceback" not in started.log()
+    finally:
+        if started.process.poll() is None:
+            started.kill()
 
 
 @pytest.mark.full
