@@ -65,7 +65,7 @@ compat: setup ## the newest uvicorn, Django and others whose private interfaces 
 matrix: setup ## real clients at real servers through the gateway; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.matrix
 
-lists: setup ## the reference and the JSON Schema of configuration files
+lists: setup ## the reference of configuration files and of the log, and a JSON Schema
 	@$(BIN)/python -m tests.configuration.published
 
 readme: setup ## the names of clients in README.md and connect-a-client.md

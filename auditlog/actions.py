@@ -112,6 +112,8 @@ class Action(StrEnum):
     )
     CHANNEL_REMOVED = "channel.removed", "{actor} removed the notification channel {target}."
 
+    CONFIGURATION_EXPORTED = "configuration.exported", "{actor} exported the configuration."
+
     CONNECTION_DISABLED = (
         "connection.disabled",
         "{actor} disabled the connection of {host} to the gateway {gateway} as {user}.",
@@ -597,6 +599,7 @@ class Action(StrEnum):
         "{actor} changed the account of {target}.",
     )
 
+    SECRETS_REENCRYPTED = "workspace.reencrypted", "{actor} re-encrypted stored secrets with the newest encryption key."
     WORKSPACE_MAIL_TESTED = (
         "workspace.mail_tested",
         "{actor} sent a test mail to {to}{sent}.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from auditlog.actions import Action
+from auditlog.models import Event
 from configuration.document import write
 from configuration.kinds import KINDS, Key, Kind, World
 from configuration.schema import VERSION
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def export(viewer: User) -> str:
-    """Return everything that files can contain and `viewer` may see, always in the same order."""
+    """Return everything that files can contain and `viewer` may see, always in the same order. Records an event."""
+    Event.objects.record(Action.CONFIGURATION_EXPORTED, viewer, by=viewer)
     world = World(KINDS)
     tops = [kind for kind in KINDS if not kind.parent and may_see(kind, viewer)]
     return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})

@@ -1,4 +1,4 @@
-"""Write the reference page and the JSON Schema of configuration files: `python -m tests.configuration.published`."""
+"""Write the generated reference pages, and the JSON Schema of configuration files (`make lists`)."""
 
 import json
 import os
@@ -6,15 +6,20 @@ from pathlib import Path
 
 from tests.workspace import ROOT
 
-PAGE, SCHEMA = ROOT / "docs" / "reference" / "configuration.md", ROOT / "static" / "configuration.schema.json"
+REFERENCE, SCHEMA = ROOT / "docs" / "reference", ROOT / "static" / "configuration.schema.json"
 
 
 def texts() -> dict[str, str]:
-    """Return the page and the schema as they have to be, by path."""
+    """Return the pages and the schema as they have to be, by path."""
+    from auditlog import reference as log
     from configuration import reference, schema
 
     written = json.dumps(schema.schema(), indent=1, ensure_ascii=False)
-    return {str(PAGE): reference.page(), str(SCHEMA): f"{written}\n"}
+    return {
+        str(REFERENCE / "configuration.md"): reference.page(),
+        str(REFERENCE / "log-fields.md"): log.page(),
+        str(SCHEMA): f"{written}\n",
+    }
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Team, User
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
 from configuration.export import export, export_one
@@ -41,7 +44,9 @@ def test_people_see_what_they_may_see(owner: User) -> None:
     make.gateway(make.server())
 
     assert "\nservers:" not in export(make.user(Capability.PEOPLE_READ))
-    assert export(make.user()) == "version: 1\n"
+    assert export(nobody := make.user()) == "version: 1\n"
+    event = Event.objects.filter(action=Action.CONFIGURATION_EXPORTED).latest("pk")
+    assert sentence(event) == f"{nobody.email} exported the configuration."
 
 
 @pytest.mark.full

@@ -13,6 +13,8 @@ from django.core.management import CommandError, call_command
 from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
 
+from auditlog.actions import Action
+from auditlog.models import Event
 from gatewayadmin.config.key_uses import key_uses
 from proxy.models import UpstreamSession
 from servers.models import Identity
@@ -84,6 +86,8 @@ def test_every_secret_moves_once_nothing_else_changes_and_the_old_key_may_go(key
     assert "identities 2 resealed upstream clients 1 resealed" in printed("reencrypt")
 
     assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
+    event = Event.objects.get(action=Action.SECRETS_REENCRYPTED)
+    assert (event.actor_email, event.changes) == ("system", {"secrets": 3, "key": encryption_key_id(NEW)})
     assert Identity.objects.filter(pk=first.pk).values(*kept).get() == before
     resealed = Identity.objects.filter(pk=first.pk).values().get()
     assert "identities 0 resealed" in printed("reencrypt")

@@ -5,8 +5,12 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from accounts import second_factor
+from accounts.models import WorkspaceSettings
+from auditlog.actions import Action
+from auditlog.models import Event
 from gatewayadmin.management.base import WorkspaceCommand
 from servers import resealing
+from ui.sealing import cipher
 
 
 class Command(WorkspaceCommand):
@@ -14,6 +18,9 @@ class Command(WorkspaceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
+        if moved := sum(result.moved for result in resealed.values()):
+            changes = {"secrets": moved, "key": cipher().key_id}
+            Event.objects.record(Action.SECRETS_REENCRYPTED, WorkspaceSettings.load(), by=None, changes=changes)
         for what, (moved, unreadable) in resealed.items():
             self.stdout.write(f"{what:<20}  {moved:>6}  resealed")
             if unreadable:

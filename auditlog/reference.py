@@ -1,0 +1,56 @@
+"""The reference page of the log and of admin events (docs/reference/log-fields.md)."""
+
+import re
+from collections.abc import Iterable
+
+from auditlog.actions import Action
+from auditlog.api import CALL_HELP, EVENT_HELP
+from auditlog.fields import EVENT_EXPORT_COLUMNS, EXPORT_COLUMNS
+from auditlog.sentences import FACTS
+
+BEGIN = """# Fields of the log, and admin events
+
+The fields of a line in an [export](../how-to/read-the-log.md#export) or [sink](../how-to/send-the-logs.md#lines), and
+all admin events. `make lists` writes this page.
+"""
+ALERTS = """## Admin events
+
+Consider an alert in your SIEM for `user.break_glass_used`, `user.sign_in_refused`, `user.rescued`,
+`user.second_factor_removed`, `user.staff_changed`, `role.updated`, `organisation.updated`, `workspace.updated`,
+`workspace.shorter_retention_asked`, `sink.disabled` and `sink.removed`. An older release may have recorded
+`tool.disabled` and `tool.enabled`.
+"""
+# Actions whose sentences have different meanings; those of other actions only name more or fewer objects.
+SEVERAL = {
+    *(Action.SIGN_IN_REFUSED, Action.USER_BREAK_GLASS_CHANGED, Action.USER_STAFF_CHANGED, Action.WORKSPACE_MAIL_TESTED)
+}
+MORE_HELP = {"uid": "Id of the row.", "created_at": "When it happened."}
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    calls = _table("field", "meaning", ((name, _help(column)) for name, column in EXPORT_COLUMNS.items()))
+    events = _table("field", "meaning", ((name, _help(column)) for name, column in EVENT_EXPORT_COLUMNS.items()))
+    actions = _table("action", "meaning", sorted((action.value, _meaning(action)) for action in Action))
+    return f"{BEGIN}\n## Fields of a call\n\n{calls}\n## Fields of an admin event\n\n{events}\n{ALERTS}\n{actions}"
+
+
+def _table(first: str, second: str, rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join([f"| {first} | {second} |", "| --- | --- |", *(f"| `{a}` | {b} |" for a, b in rows), ""])
+
+
+def _help(column: str) -> str:
+    return MORE_HELP.get(column) or (CALL_HELP | EVENT_HELP)[column]
+
+
+def _meaning(action: Action) -> str:
+    """Return the action's shortest sentence, or all if each has another meaning, with an ellipsis for each name."""
+    words = action.sentences if action in SEVERAL else action.sentences[-1:]
+    return " / ".join(_shortened(one) for one in words)
+
+
+def _shortened(sentence: str) -> str:
+    """Return a sentence without the actor."""
+    facts = "|".join(f"{{{fact}}}" for fact in FACTS)
+    text = re.sub(r"\{\w+\}", "…", re.sub(facts, "", sentence).removeprefix("{actor} ")).removesuffix(".")
+    return text[0].upper() + text[1:]
