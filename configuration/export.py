@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def export(viewer: User) -> str:
-    """Return everything that files can contain and `viewer` may see, always in the same order. Records an event."""
-    Event.objects.record(Action.CONFIGURATION_EXPORTED, viewer, by=viewer)
+    """Return everything that files can contain and `viewer` may see, always in the same order."""
     world = World(KINDS)
     tops = [kind for kind in KINDS if not kind.parent and may_see(kind, viewer)]
     return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})
+
+
+def hand_out(viewer: User) -> str:
+    """Return the `export` for a person who asked for it, and record that."""
+    Event.objects.record(Action.CONFIGURATION_EXPORTED, viewer, by=viewer)
+    return export(viewer)
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:

@@ -11,7 +11,7 @@ from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
-from configuration.export import export, export_one
+from configuration.export import export, export_one, hand_out
 from configuration.plan import plan
 from gateways.models import Feature, ToolSet
 from tests import make
@@ -44,7 +44,7 @@ def test_people_see_what_they_may_see(owner: User) -> None:
     make.gateway(make.server())
 
     assert "\nservers:" not in export(make.user(Capability.PEOPLE_READ))
-    assert export(nobody := make.user()) == "version: 1\n"
+    assert hand_out(nobody := make.user()) == "version: 1\n"
     event = Event.objects.filter(action=Action.CONFIGURATION_EXPORTED).latest("pk")
     assert sentence(event) == f"{nobody.email} exported the configuration."
 
