@@ -40,9 +40,12 @@ RUN_BY = {
     "docker compose up --detach --scale gateway=3": ("deploy/test_containers.py", "docker compose up --detach --scale"),
     "docker compose build": ("deploy/test_containers.py", 'block(UPGRADE, "docker compose build")'),
     "docker compose up --detach": ("deploy/test_containers.py", 'host.run("docker compose up --detach")'),
+    "docker compose exec gateway gateway-admin": ("deploy/test_containers.py", "docker compose exec --no-TTY gateway"),
+    "docker compose run --rm housekeeping": ("deploy/test_containers.py", 'block(BACK_UP, "docker compose stop nginx'),
     "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
     "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
+    "kubectl --namespace gateway-admin rollout restart": ("deploy/test_kubectl.py", "kubectl rollout restart"),
     "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),
     # The images are built in this format.
     "podman build --format docker": ("deploy/images.py", '"--format", "docker"'),
@@ -56,6 +59,7 @@ NOT_RUN = {
     ".ci/release name": "it writes into the checkout; tests in tests/deploy fail if it leaves a file out",
     "uvx pip-audit": "it asks PyPI for vulnerabilities, and its answer changes",
     **dict.fromkeys(("uvx pip-licenses", "uvx --from cyclonedx-bom"), "it installs the newest release of a tool"),
+    "kubectl --namespace gateway-admin exec": "the cluster of the tests has no nodes, so no pod runs",
     "systemctl status": "systemd does not run where the tests do, as process 1",
 }
 

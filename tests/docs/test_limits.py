@@ -25,12 +25,13 @@ from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.export import MAX_EXPORTS
 from ui.pages import PAGE_SIZE
-from wire import client, definitions, fair_queue, jsonrpc, sse, trace_context
+from wire import client, definitions, errors, fair_queue, jsonrpc, sse, trace_context
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
 SECONDS: Any = ServerForm.base_fields
 LIMITS = {
+    "seconds to connect to a server (timeout)": int(errors.CONNECT_SECONDS),
     "seconds without data from the server during a call": SECONDS["timeout_seconds"].max_value,
     "seconds of a whole call": SECONDS["total_seconds"].max_value,
     "a request at `/mcp`, MiB": settings.BODY_MIB,
