@@ -137,8 +137,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
-    Unanswered.END: "The access in these lines ends a day after the due date. If you cannot end some of it "
-    "at that time, it stays, and the result lists it.",
+    Unanswered.END: "The access in these lines ends a day after the due date. Access that you may not end at "
+    "that time stays, and the result lists it.",
 }
 
 

@@ -43,8 +43,7 @@ class WorkspaceForm(forms.Form):
     required_sign_in = forms.ChoiceField(
         label="Required of everybody",
         choices=RequiredSignIn.choices,
-        help_text="Pages ask for this sign-in first. Tokens and API keys work without it. Roles can "
-        "require a sign-in too.",
+        help_text="Pages ask for it before they open. Tokens and API keys work without it. A role can require it, too.",
     )
     zone = forms.CharField(
         label="Time zone",

@@ -54,7 +54,8 @@ class Block:
     def for_gateway(self, url: str, name: str, token: str = "", call: ToolCall | None = None) -> str:
         """Return the text for this gateway.
 
-        A given `token` replaces the placeholder or variable for the token, and a given `call` the example call.
+        If `token` is given, it replaces the placeholder or variable for the token. If `call` is given, it replaces the
+        example call.
         """
         text = self.text
         if token:
