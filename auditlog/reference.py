@@ -6,23 +6,26 @@ from collections.abc import Iterable
 from auditlog.actions import Action
 from auditlog.api import CALL_HELP, EVENT_HELP
 from auditlog.fields import EVENT_EXPORT_COLUMNS, EXPORT_COLUMNS
-from auditlog.sentences import FACTS
+from auditlog.sentences import FACTS, RETIRED
 
 BEGIN = """# Fields of the log, and admin events
 
 The fields of a line in an [export](../how-to/read-the-log.md#export) or [sink](../how-to/send-the-logs.md#lines), and
 all admin events. `make lists` writes this page.
 """
-ALERTS = """## Admin events
+EVENTS = f"""## Admin events
 
-Consider an alert in your SIEM for `user.break_glass_used`, `user.sign_in_refused`, `user.rescued`,
-`user.second_factor_removed`, `user.staff_changed`, `role.updated`, `organisation.updated`, `workspace.updated`,
-`workspace.shorter_retention_asked`, `sink.disabled` and `sink.removed`. An older release may have recorded
-`tool.disabled` and `tool.enabled`.
+Consider an alert in your SIEM for `user.break_glass_used`, `user.break_glass_changed`, `user.sign_in_refused`,
+`user.rescued`, `user.role_changed`, `user.password_link_made`, `user.second_factor_removed`, `user.staff_changed`,
+`role.updated`, `api_key.created`, `provisioning_key.created`, `organisation.updated`, `workspace.updated`,
+`workspace.shorter_retention_asked`, `sink.updated`, `sink.disabled` and `sink.removed`.
+
+Only older releases recorded {" and ".join(f"`{action}`" for action in RETIRED)}.
 """
 # Actions whose sentences have different meanings; those of other actions only name more or fewer objects.
 SEVERAL = {
-    *(Action.SIGN_IN_REFUSED, Action.USER_BREAK_GLASS_CHANGED, Action.USER_STAFF_CHANGED, Action.WORKSPACE_MAIL_TESTED)
+    *(Action.FEATURE_CHANGED, Action.FEATURE_EFFECT_SAID, Action.SIGN_IN_REFUSED, Action.USER_BREAK_GLASS_CHANGED),
+    *(Action.USER_STAFF_CHANGED, Action.WORKSPACE_MAIL_TESTED),
 }
 MORE_HELP = {"uid": "Id of the row.", "created_at": "When it happened."}
 
@@ -32,7 +35,7 @@ def page() -> str:
     calls = _table("field", "meaning", ((name, _help(column)) for name, column in EXPORT_COLUMNS.items()))
     events = _table("field", "meaning", ((name, _help(column)) for name, column in EVENT_EXPORT_COLUMNS.items()))
     actions = _table("action", "meaning", sorted((action.value, _meaning(action)) for action in Action))
-    return f"{BEGIN}\n## Fields of a call\n\n{calls}\n## Fields of an admin event\n\n{events}\n{ALERTS}\n{actions}"
+    return f"{BEGIN}\n## Fields of a call\n\n{calls}\n## Fields of an admin event\n\n{events}\n{EVENTS}\n{actions}"
 
 
 def _table(first: str, second: str, rows: Iterable[tuple[str, str]]) -> str:
@@ -44,13 +47,13 @@ def _help(column: str) -> str:
 
 
 def _meaning(action: Action) -> str:
-    """Return the action's shortest sentence, or all if each has another meaning, with an ellipsis for each name."""
+    """Return the action's last and most general sentence; or all, if they have different meanings."""
     words = action.sentences if action in SEVERAL else action.sentences[-1:]
     return " / ".join(_shortened(one) for one in words)
 
 
 def _shortened(sentence: str) -> str:
-    """Return a sentence without the actor."""
+    """Return a sentence without the actor, and with an ellipsis for each name."""
     facts = "|".join(f"{{{fact}}}" for fact in FACTS)
     text = re.sub(r"\{\w+\}", "…", re.sub(facts, "", sentence).removeprefix("{actor} ")).removesuffix(".")
     return text[0].upper() + text[1:]

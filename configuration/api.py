@@ -15,7 +15,7 @@ from capabilities.catalogue import SEES_CONFIGURATION
 from configuration import document
 from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError
-from configuration.export import hand_out
+from configuration.export import export_recorded
 from configuration.files import LONGEST_SECRET
 from configuration.kinds import CHANGING
 from configuration.plan import plan
@@ -144,7 +144,7 @@ class ConfigurationResource(Resource):
 
         The file has only what you may see, and no people, tokens or secrets.
         """
-        return HttpResponse(hand_out(self.me), content_type=f"{YAML}; charset=utf-8")
+        return HttpResponse(export_recorded(self.me), content_type=f"{YAML}; charset=utf-8")
 
     @operation(needs=SEES_CONFIGURATION, body=ConfigFiles)
     def plan(self, request: Request) -> Response:

@@ -21,10 +21,11 @@ def export(viewer: User) -> str:
     return write({"version": VERSION} | {kind.name: _listed(kind, (), world, viewer) for kind in tops})
 
 
-def hand_out(viewer: User) -> str:
-    """Return the `export` for a person who asked for it, and record that."""
+def export_recorded(viewer: User) -> str:
+    """Return the `export` for this person, and record that they got it."""
+    text = export(viewer)
     Event.objects.record(Action.CONFIGURATION_EXPORTED, viewer, by=viewer)
-    return export(viewer)
+    return text
 
 
 def export_one(name: str, key: str, viewer: User) -> str | None:

@@ -17,7 +17,7 @@ from capabilities.catalogue import SEES_CONFIGURATION
 from configuration import document, words
 from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
 from configuration.document import ConfigDocument, ConfigurationError, Mark, Mistake
-from configuration.export import hand_out
+from configuration.export import export_recorded
 from configuration.kinds import CHANGING, Act
 from configuration.plan import Plan, plan
 from ui.pages import AppRequest, first_names, leave, show
@@ -62,7 +62,7 @@ def apply_page(request: AppRequest) -> HttpResponse:
 def export_file(request: AppRequest) -> HttpResponse:
     """Download the configuration with everything that the person may see."""
     headers = {"Content-Disposition": 'attachment; filename="gateway.yaml"'}
-    return HttpResponse(hand_out(request.user), content_type="application/yaml; charset=utf-8", headers=headers)
+    return HttpResponse(export_recorded(request.user), content_type="application/yaml; charset=utf-8", headers=headers)
 
 
 def _plan_response(request: AppRequest, fault: str = "") -> HttpResponse:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -12,8 +11,6 @@ from wire import versions
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
-    # SIGTERM's default action would skip the exit handlers, and leave the embedded PostgreSQL running.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, commit, set_for_children
 

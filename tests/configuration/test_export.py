@@ -1,7 +1,10 @@
 """An export is complete, has the same bytes each time, and its plan is empty."""
 
+from io import StringIO
+
 import pytest
 import yaml
+from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -11,10 +14,11 @@ from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
-from configuration.export import export, export_one, hand_out
+from configuration.export import export, export_one
 from configuration.plan import plan
 from gateways.models import Feature, ToolSet
 from tests import make
+from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
 
@@ -44,9 +48,17 @@ def test_people_see_what_they_may_see(owner: User) -> None:
     make.gateway(make.server())
 
     assert "\nservers:" not in export(make.user(Capability.PEOPLE_READ))
-    assert hand_out(nobody := make.user()) == "version: 1\n"
-    event = Event.objects.filter(action=Action.CONFIGURATION_EXPORTED).latest("pk")
-    assert sentence(event) == f"{nobody.email} exported the configuration."
+    assert export(make.user()) == "version: 1\n"
+
+
+def test_pages_rest_and_commands_record_an_export(owner: User, sign_in: SignIn) -> None:
+    browser, told = sign_in(owner), StringIO()
+    call_command("export", user=owner.email, stdout=told)
+    answers = [browser.get(path).text for path in ("/settings/configuration/export/", "/api/config/export")]
+
+    assert answers == [told.getvalue()] * 2
+    events = Event.objects.filter(action=Action.CONFIGURATION_EXPORTED)
+    assert [sentence(event) for event in events] == [f"{owner.email} exported the configuration."] * 3
 
 
 @pytest.mark.full

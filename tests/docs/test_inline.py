@@ -32,7 +32,21 @@ PROGRAMS = (
         "openssl",
         "tar",
     ),
-    *("systemctl", "make", "python", "git", r"manage\.py", "serve", "apt", "apt-get", r"deploy/\S+", r"\.ci/\S+"),
+    *(
+        "systemctl",
+        "systemd-run",
+        "ssh",
+        "trivy",
+        "make",
+        "python",
+        "git",
+        r"manage\.py",
+        "serve",
+        "apt",
+        "apt-get",
+        r"deploy/\S+",
+        r"\.ci/\S+",
+    ),
 )
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .+")
 # The module that runs each command, and a text of the command in that module.
@@ -44,7 +58,6 @@ RUN_BY = {
     "docker compose run --rm housekeeping": ("deploy/test_containers.py", 'block(BACK_UP, "docker compose stop nginx'),
     "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
-    "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
     "kubectl --namespace gateway-admin rollout restart": ("deploy/test_kubectl.py", "kubectl rollout restart"),
     "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),
     # The images are built in this format.
@@ -60,7 +73,9 @@ NOT_RUN = {
     "uvx pip-audit": "it asks PyPI for vulnerabilities, and its answer changes",
     **dict.fromkeys(("uvx pip-licenses", "uvx --from cyclonedx-bom"), "it installs the newest release of a tool"),
     "kubectl --namespace gateway-admin exec": "the cluster of the tests has no nodes, so no pod runs",
-    "systemctl status": "systemd does not run where the tests do, as process 1",
+    **dict.fromkeys(("systemctl status", "systemd-run"), "systemd does not run where the tests do, as process 1"),
+    "ssh -L": "it needs a second machine",
+    "trivy image": "it downloads a database of vulnerabilities, and its answer changes",
 }
 
 

@@ -64,9 +64,8 @@ def finish() -> Path:
         if missing:
             shutil.rmtree(home.parent, ignore_errors=True)
             home.parent.mkdir()
-            home.parent.parent.chmod(
-                0o711
-            )  # A start by root opens closed folders above the data directory, and logs that.
+            # A start by root opens closed folders above the data directory, and logs that.
+            home.parent.parent.chmod(0o711)
             with serving(home, FOREIGN) as served:
                 printed = password_of(served.greeting())
                 signed_in = printed is not None and signs_in(served.url, *printed)

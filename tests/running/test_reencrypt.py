@@ -87,7 +87,8 @@ def test_every_secret_moves_once_nothing_else_changes_and_the_old_key_may_go(key
 
     assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
     event = Event.objects.get(action=Action.SECRETS_REENCRYPTED)
-    assert (event.actor_email, event.changes) == ("system", {"secrets": 3, "key": encryption_key_id(NEW)})
+    changes = {"secrets": 3, "unreadable": 0, "key": encryption_key_id(NEW)}
+    assert (event.actor_email, event.changes) == ("system", changes)
     assert Identity.objects.filter(pk=first.pk).values(*kept).get() == before
     resealed = Identity.objects.filter(pk=first.pk).values().get()
     assert "identities 0 resealed" in printed("reencrypt")

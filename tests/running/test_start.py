@@ -103,7 +103,7 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_start_ended_during_its_migrations_leaves_no_database_running(fresh: Path) -> None:
+def test_a_start_ended_before_it_serves_leaves_no_database_running(fresh: Path) -> None:
     started = start(fresh)
     eventually(lambda: postmaster(fresh), PROCESS_PATIENCE)
     try:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configuration.export import hand_out
+from configuration.export import export_recorded
 from gatewayadmin.management.configuration import ConfigurationCommand, acting, remote
 
 
@@ -11,4 +11,4 @@ class Command(ConfigurationCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         far = remote(options["url"], options["key_file"]) if options["url"] else None
-        self.stdout.write(far.export() if far else hand_out(acting(options["user"])), ending="")
+        self.stdout.write(far.export() if far else export_recorded(acting(options["user"])), ending="")

@@ -18,8 +18,9 @@ class Command(WorkspaceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
-        if moved := sum(result.moved for result in resealed.values()):
-            changes = {"secrets": moved, "key": cipher().key_id}
+        moved, unreadable = (sum(column) for column in zip(*resealed.values(), strict=True))
+        if moved:
+            changes = {"secrets": moved, "unreadable": unreadable, "key": cipher().key_id}
             Event.objects.record(Action.SECRETS_REENCRYPTED, WorkspaceSettings.load(), by=None, changes=changes)
         for what, (moved, unreadable) in resealed.items():
             self.stdout.write(f"{what:<20}  {moved:>6}  resealed")

@@ -1,6 +1,8 @@
 """Prepares the database and starts the server."""
 
 import secrets
+import signal
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -39,6 +41,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, host: str, port: int, workers: int, migrate: bool, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, _end)  # Until gunicorn sets its own handler.
         try:
             listener = reserve(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
@@ -98,6 +101,12 @@ class Command(BaseCommand):
         rule = "=" * max(map(len, lines))
         self.stdout.write("\n".join(["", rule, *lines, rule, "", ""]))
         self.stdout.flush()
+
+
+def _end(number: int, _: object) -> None:
+    """Exit with the exit handlers, which stop the embedded PostgreSQL; a signal's default action skips them."""
+    signal.signal(number, signal.SIG_IGN)  # A second signal would interrupt the exit handlers.
+    sys.exit(128 + number)
 
 
 def _reachable(host: str) -> str:
