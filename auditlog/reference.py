@@ -27,7 +27,7 @@ SEVERAL = {
     *(Action.FEATURE_CHANGED, Action.FEATURE_EFFECT_SAID, Action.SIGN_IN_REFUSED, Action.USER_BREAK_GLASS_CHANGED),
     *(Action.USER_STAFF_CHANGED, Action.WORKSPACE_MAIL_TESTED),
 }
-MORE_HELP = {"uid": "Id of the row.", "created_at": "When it happened."}
+MORE_HELP = {"uid": "Id of the row.", "created_at": "When it happened (UTC)."}
 
 
 def page() -> str:
