@@ -161,9 +161,9 @@ def test_production_is_installed_and_upgraded_as_printed(cluster: Kubernetes, re
     images = {one["image"] for pod in pods(cluster.all("gateway-admin")) for one in pod.containers}
     assert images == {"images.example.com/gateway-admin:99.1.0"}
 
-    (restart,) = re.findall(r"`(kubectl rollout restart deployment/gateway-admin)`", ROTATE)
+    (restart,) = re.findall(r"`(kubectl --namespace gateway-admin rollout restart deployment/gateway-admin)`", ROTATE)
     (look,) = re.findall(r"`(kubectl --namespace nginx-ingress get pods --output wide)`", PAGE)
-    assert "restarted" in reader.run(f"kubectl config set-context --current --namespace gateway-admin\n{restart}")
+    assert "restarted" in reader.run(restart)
     assert "No resources found in nginx-ingress namespace" in reader.run(look)
 
 

@@ -58,7 +58,10 @@ RUN_BY = {
     "docker compose run --rm housekeeping": ("deploy/test_containers.py", 'block(BACK_UP, "docker compose stop nginx'),
     "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The block's first line.
     "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
-    "kubectl --namespace gateway-admin rollout restart": ("deploy/test_kubectl.py", "kubectl rollout restart"),
+    "kubectl --namespace gateway-admin rollout restart": (
+        "deploy/test_kubectl.py",
+        "kubectl --namespace gateway-admin rollout restart",
+    ),
     "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),
     # The images are built in this format.
     "podman build --format docker": ("deploy/images.py", '"--format", "docker"'),

@@ -175,12 +175,7 @@ def test_three_servers_and_three_people_as_the_page_says(
 
 def add(page: Page, newcomer: Newcomer, name: str, url: str) -> None:
     """Use *Add a server*: check, name; Work is ticked, if it is the only gateway without a built-in server."""
-    page.goto(f"{newcomer.url}/servers/")
-    steps.press(page, "Add a server")
-    page.get_by_label("URL").fill(url)
-    steps.press(page, "Check")
-    flow = page.locator("#add-form")
-    expect(flow.get_by_role("status")).to_contain_text("tool")
+    flow = steps.check_server(page, newcomer.url, url)
     flow.get_by_label("Name", exact=True).fill(name)
     expect(flow.get_by_role("checkbox", name="Quickstart")).not_to_be_checked()
     flow.get_by_role("checkbox", name="Work").check()
