@@ -29,7 +29,7 @@ http_access deny CONNECT !tls
 http_access deny banned
 http_access allow known
 http_access deny all
-cache_peer 127.0.0.1 parent {parent} 0 no-query no-digest default
+cache_peer 127.0.0.1 parent {parent} 0 no-query no-digest no-netdb-exchange default
 never_direct allow all
 """
 
