@@ -66,7 +66,7 @@ matrix: setup ## real clients at real servers through the gateway; writes docs/r
 	@$(BIN)/python -m tests.matrix
 
 lists: setup ## the reference of configuration files and of the log, and a JSON Schema
-	@$(BIN)/python -m tests.configuration.published
+	@$(BIN)/python -m tests.docs.published
 
 readme: setup ## the names of clients in README.md and connect-a-client.md
 	@$(BIN)/python -m tests.docs.client_section

@@ -166,8 +166,8 @@ class AccessReport:
         """Return a function that takes a person's id and access units as bits, and returns the unused units as bits.
 
         A unit is unused if the person could already use it `asked.unused` days ago, and has not used its gateway
-        since that time. If `asked.unused` is not set, or the report is about a past moment, the
-        function returns all units.
+        since that time. If `asked.unused` is not set, or the report is about a past moment, the function returns all
+        units.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -146,6 +146,7 @@ def check_server(page: Page, url: str, address: str) -> Locator:
 def add_server(page: Page, url: str, name: str, address: str) -> None:
     """Add a server after its check succeeded, without assigning it to a gateway."""
     flow = check_server(page, url, address)
+    expect(flow.get_by_role("status")).to_contain_text("tools")
     flow.get_by_label("Name", exact=True).fill(name)
     for box in flow.get_by_role("checkbox").all():
         box.uncheck()

@@ -10,7 +10,7 @@ from capabilities import Capability
 from configuration.export import export
 from configuration.schema import schema
 from tests import make
-from tests.configuration.published import texts
+from tests.docs.published import texts
 
 
 def test_the_published_texts_are_those_of_the_code() -> None:

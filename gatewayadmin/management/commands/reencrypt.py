@@ -18,13 +18,13 @@ class Command(WorkspaceCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
-        moved, unreadable = (sum(column) for column in zip(*resealed.values(), strict=True))
-        if moved:
-            changes = {"secrets": moved, "unreadable": unreadable, "key": cipher().key_id}
+        secrets, unreadable = (sum(column) for column in zip(*resealed.values(), strict=True))
+        if secrets:
+            changes = {"secrets": secrets, "unreadable": unreadable, "key": cipher().key_id}
             Event.objects.record(Action.SECRETS_REENCRYPTED, WorkspaceSettings.load(), by=None, changes=changes)
-        for what, (moved, unreadable) in resealed.items():
-            self.stdout.write(f"{what:<20}  {moved:>6}  resealed")
-            if unreadable:
-                self.stdout.write(f"{what:<20}  {unreadable:>6}  UNREADABLE: no configured key decrypts them")
-        if any(unreadable for _, unreadable in resealed.values()):
+        for what, column in resealed.items():
+            self.stdout.write(f"{what:<20}  {column.moved:>6}  resealed")
+            if column.unreadable:
+                self.stdout.write(f"{what:<20}  {column.unreadable:>6}  UNREADABLE: no configured key decrypts them")
+        if unreadable:
             raise CommandError("Some secrets were not changed. Configure the key that `manage.py keys` calls MISSING.")
